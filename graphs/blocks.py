@@ -1,0 +1,133 @@
+"""The two transformer blocks of Z-Image: with and without modulation by the timestep.
+
+    modulated: x + gate · norm2(attention(norm1(x) · scale)), then the same around the feed-forward layer
+    context:   x + norm2(attention(norm1(x))), then the same around the feed-forward layer
+
+Reference: diffusers models/transformers/transformer_z_image.py, ZImageTransformerBlock.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from max.dtype import DType
+from max.experimental import functional as F
+from max.experimental.nn import Linear, Module
+from max.experimental.nn.norm import RMSNorm
+from max.experimental.tensor import Tensor
+
+from graphs.attention import attention
+from graphs.rope import rotate_interleaved
+
+_QK_NORM_EPS = 1e-5  # fixed in the reference, whatever norm_eps says
+
+
+class BlockShape(Protocol):
+    """What a block needs to know of the transformer."""
+
+    @property
+    def dim(self) -> int:
+        """Width of a token."""
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the feed-forward layer."""
+
+    @property
+    def norm_eps(self) -> float:
+        """Added to the mean square of every RMSNorm but those of queries and keys."""
+
+
+class ModulatedBlock(Module[..., Tensor]):
+    """Block whose branches are scaled and gated by the timestep."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        self.attention = Attention(shape)
+        self.feed_forward = SwiGLU(shape.dim, shape.ffn_dim)
+        self.attention_norm1 = RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.attention_norm2 = RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.ffn_norm1 = RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.ffn_norm2 = RMSNorm(shape.dim, eps=shape.norm_eps)
+
+    def forward(self, x: Tensor, rope: Tensor, valid_length: Tensor | None, modulation: Tensor) -> Tensor:
+        """One block.
+
+        Args:
+            x: [items, length, dim] in the model's dtype.
+            rope: float32 [items, length, head_dim/2, 2].
+            valid_length: uint32 [items], or None where every position exists.
+            modulation: float32 [4, dim]: 1 + scale and tanh(gate) of attention, then of the feed-forward layer.
+
+        Returns:
+            Like `x`.
+        """
+        scale_attention, gate_attention, scale_ffn, gate_ffn = (modulation[i] for i in range(4))
+        mixed = self.attention(_times(self.attention_norm1(x), scale_attention), rope, valid_length)
+        x = x + _times(self.attention_norm2(mixed), gate_attention)
+        fed = self.feed_forward(_times(self.ffn_norm1(x), scale_ffn))
+        return x + _times(self.ffn_norm2(fed), gate_ffn)
+
+
+class ContextBlock(Module[..., Tensor]):
+    """Block of the context refiner: the timestep has no part in it."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        self.attention = Attention(shape)
+        self.feed_forward = SwiGLU(shape.dim, shape.ffn_dim)
+        self.attention_norm1 = RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.attention_norm2 = RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.ffn_norm1 = RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.ffn_norm2 = RMSNorm(shape.dim, eps=shape.norm_eps)
+
+    def forward(self, x: Tensor, rope: Tensor, valid_length: Tensor) -> Tensor:
+        """One block; arguments as in `ModulatedBlock.forward`."""
+        x = x + self.attention_norm2(self.attention(self.attention_norm1(x), rope, valid_length))
+        return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+
+
+class Attention(Module[..., Tensor]):
+    """Bidirectional attention, RMSNorm of queries and keys per head, interleaved RoPE, one matrix for query, key and value."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        self.num_heads, self.head_dim = shape.num_heads, shape.head_dim
+        self.qkv = Linear(shape.dim, 3 * shape.dim, bias=False)
+        self.out = Linear(shape.dim, shape.dim, bias=False)
+        self.q_norm = RMSNorm(shape.head_dim, eps=_QK_NORM_EPS)
+        self.k_norm = RMSNorm(shape.head_dim, eps=_QK_NORM_EPS)
+
+    def forward(self, x: Tensor, rope: Tensor, valid_length: Tensor | None) -> Tensor:
+        """[items, length, dim] -> the same."""
+        items, length, dim = x.shape
+        qkv = F.reshape(self.qkv(x), [items, length, 3 * self.num_heads, self.head_dim])
+        query, key, value = F.split(qkv, [self.num_heads] * 3, axis=2)
+        query = rotate_interleaved(self.q_norm(query), rope)
+        key = rotate_interleaved(self.k_norm(key), rope)
+        mixed = attention(query, key, value, scale=self.head_dim**-0.5, valid_length=valid_length)
+        return self.out(F.reshape(mixed, [items, length, dim]))
+
+
+class SwiGLU(Module[[Tensor], Tensor]):
+    """w2(silu(w1 x) · w3 x), with w1 and w3 fused into one matrix product."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        self.hidden_dim = hidden_dim
+        self.w13 = Linear(dim, 2 * hidden_dim, bias=False)
+        self.w2 = Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., dim]."""
+        gate, up = F.split(self.w13(x), [self.hidden_dim] * 2, axis=-1)
+        return self.w2(F.silu(gate) * up)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x · factor in float32, back in x's dtype: the modulation keeps its precision at no cost in a fused pass."""
+    return (x.cast(DType.float32) * factor).cast(x.dtype)

@@ -1,0 +1,23 @@
+"""Names of the symbolic dimensions, shared so that one name means one size in every graph.
+
+`batch` counts pictures, `items` counts rows of the transformer's batch (pictures times guidance branches) and `prompts` counts
+distinct captions. Token counts that end in `_padded` are rounded up to a multiple of `TOKEN_MULTIPLE`.
+
+Reference: diffusers models/transformers/transformer_z_image.py, SEQ_MULTI_OF.
+"""
+
+from __future__ import annotations
+
+BATCH = "batch"
+ITEMS = "items"
+PROMPTS = "prompts"
+IMAGE_TOKENS = "image_tokens"
+IMAGE_PADDED = "image_padded"
+CAPTION_PADDED = "caption_padded"
+STEPS = "steps"
+
+TOKEN_MULTIPLE = 32
+"""Captions and images are each padded to a multiple of this with their learned pad token."""
+
+PATCH = 2
+"""Side of the square of latent pixels that makes one image token."""

@@ -1,0 +1,150 @@
+"""Z-Image's diffusion transformer for one timestep: noisy image tokens and refined captions in, velocity out.
+
+    latents -> embed -> (+ image pad tokens) -> [modulated block] x refiner layers --+
+                                              refined caption tokens (+ batch padding) --+-> [modulated block] x layers -> final layer
+
+Tokens stand in the order [image, caption], so that the padding of captions of unequal length is at the end of each row and a valid length
+says what is attended. The pad tokens that round the image and each caption up to a multiple of 32 are learned and attended.
+
+Everything that depends on the timestep alone arrives as `modulation` and `final_scale` (see `graphs.conditioning`): 1 + scale and tanh(gate)
+are already applied.
+
+Reference: diffusers models/transformers/transformer_z_image.py, ZImageTransformer2DModel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from max.dtype import DType
+from max.experimental import functional as F
+from max.experimental.nn import Linear, Module
+from max.experimental.nn.sequential import ModuleList
+from max.experimental.tensor import Tensor
+
+from graphs.blocks import ModulatedBlock
+from graphs.dims import PATCH
+
+_FINAL_NORM_EPS = 1e-6  # the reference's LayerNorm before the last projection; not part of the configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSpec:
+    """Shape of a Z-Image transformer.
+
+    Raises:
+        ValueError: If the head dimension does not equal the sum of the RoPE axes, or an axis is odd.
+    """
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    num_refiner_layers: int
+    in_channels: int
+    caption_dim: int
+    norm_eps: float
+    rope_theta: float
+    axes_dims: tuple[int, int, int]
+    axes_lens: tuple[int, int, int]
+    t_scale: float
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise ValueError(f"transformer: dim {self.dim} is not a multiple of n_heads {self.num_heads}")
+        if self.head_dim != sum(self.axes_dims):
+            raise ValueError(
+                f"transformer: the head dimension {self.head_dim} (dim {self.dim} / n_heads {self.num_heads}) must equal the sum of "
+                f"axes_dims {self.axes_dims}, which is {sum(self.axes_dims)}"
+            )
+        if any(axis % 2 for axis in self.axes_dims):
+            raise ValueError(f"transformer: every entry of axes_dims must be even, got {self.axes_dims}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the feed-forward layers."""
+        return int(self.dim / 3 * 8)
+
+    @property
+    def adaln_dim(self) -> int:
+        """Width of the timestep embedding."""
+        return min(self.dim, 256)
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one image token of the latents."""
+        return PATCH * PATCH * self.in_channels
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the timestep modulates: noise refiner and main layers."""
+        return self.num_refiner_layers + self.num_layers
+
+
+class Transformer(Module[..., Tensor]):
+    """The part of Z-Image that runs once a step."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        self.spec = spec
+        self.x_embedder = Linear(spec.patch_dim, spec.dim)
+        self.x_pad_token = Tensor.zeros([1, spec.dim])
+        self.noise_refiner = ModuleList(ModulatedBlock(spec) for _ in range(spec.num_refiner_layers))
+        self.layers = ModuleList(ModulatedBlock(spec) for _ in range(spec.num_layers))
+        self.final_layer = FinalLayer(spec)
+
+    def forward(
+        self,
+        latents: Tensor,
+        caption_tokens: Tensor,
+        rope: Tensor,
+        valid_length: Tensor,
+        modulation: Tensor,
+        final_scale: Tensor,
+    ) -> Tensor:
+        """Velocity of every image token.
+
+        Args:
+            latents: float32 [items, image_tokens, patch_dim].
+            caption_tokens: [items, caption_padded, dim] in the model's dtype, refined.
+            rope: float32 [items, image_padded + caption_padded, head_dim/2, 2].
+            valid_length: uint32 [items], image_padded plus the item's own padded caption length.
+            modulation: float32 [num_blocks, 4, dim] of this timestep.
+            final_scale: float32 [dim] of this timestep.
+
+        Returns:
+            float32 [items, image_tokens, patch_dim].
+        """
+        image_tokens, refined = latents.shape[1], self.spec.num_refiner_layers
+        image_padded = rope.shape[1] - caption_tokens.shape[1]
+        image_rope = rope[:, :image_padded]
+
+        image = self._embed(latents.cast(caption_tokens.dtype), image_padded)
+        for index, block in enumerate(self.noise_refiner):
+            image = block(image, image_rope, None, modulation[index])
+        tokens = F.concat([image, caption_tokens], axis=1)
+        for index, block in enumerate(self.layers):
+            tokens = block(tokens, rope, valid_length, modulation[refined + index])
+        return self.final_layer(tokens[:, :image_tokens], final_scale).cast(DType.float32)
+
+    def _embed(self, latents: Tensor, image_padded: object) -> Tensor:
+        """Project to the model's width and append pad tokens up to the padded length."""
+        items, image_tokens = latents.shape[0], latents.shape[1]
+        pads = F.broadcast_to(F.unsqueeze(self.x_pad_token, 0), [items, image_padded - image_tokens, self.spec.dim])
+        return F.rebind(F.concat([self.x_embedder(latents), pads], axis=1), [items, image_padded, self.spec.dim])
+
+
+class FinalLayer(Module[[Tensor, Tensor], Tensor]):
+    """LayerNorm without weights, scaled by the timestep, projected to latent patches."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        self.linear = Linear(spec.dim, spec.patch_dim)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """[items, tokens, dim] and float32 [dim] -> [items, tokens, patch_dim]."""
+        offset = F.broadcast_to(F.constant(0.0, DType.float32, device=x.device), scale.shape)
+        normed = F.layer_norm(x.cast(DType.float32), scale, offset, _FINAL_NORM_EPS)
+        return self.linear(normed.cast(x.dtype))
