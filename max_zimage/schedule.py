@@ -1,11 +1,18 @@
-"""The flow-matching noise schedule as pure numpy.
+"""The flow-matching noise schedule as pure numpy: sigmas, model timesteps, Euler step lengths, guidance a step.
 
-Reference: diffusers `FlowMatchEulerDiscreteScheduler.set_timesteps` with a static shift, and `ZImagePipeline.__call__`.
+Every number equals, bit for bit, what diffusers computes in float32. Reference: diffusers `ZImagePipeline.__call__`
+and `FlowMatchEulerDiscreteScheduler.set_timesteps` with a static shift.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +26,126 @@ class ScheduleSpec:
 
     shift: float
     num_train_timesteps: int
+
+    def __post_init__(self) -> None:
+        """Refuse values no schedule can be built from."""
+        if not (np.isfinite(self.shift) and self.shift > 0):
+            raise ValueError(f"the scheduler's shift must be a finite number above 0, got {self.shift}")
+        if self.num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps must be at least 1, got {self.num_train_timesteps}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Schedule:
+    """One request's way from noise to picture; N steps are N evaluations of the model.
+
+    Attributes:
+        sigmas: float32 [N + 1], noise levels from high to low, the last one 0.
+        timesteps: float32 [N], 1 - sigma as the transformer gets it (0 is pure noise, 1 is clean).
+        deltas: float32 [N], next sigma - sigma, all below 0.
+    """
+
+    sigmas: FloatArray
+    timesteps: FloatArray
+    deltas: FloatArray
+
+    @property
+    def num_steps(self) -> int:
+        """Number of evaluations of the model."""
+        return len(self.timesteps)
+
+
+def default_sigmas(steps: int) -> FloatArray:
+    """Return the unshifted noise levels 1 ... 1/steps.
+
+    Args:
+        steps: Number of denoising steps, at least 1.
+
+    Returns:
+        float32 [steps], evenly spaced. The reference spaces them with a float32 `linspace` that works from both ends
+        with one rounding a value; float64 holds its products exactly, so it is repeated here and rounded once.
+
+    Raises:
+        ValueError: If there is no step.
+    """
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least 1 step, got {steps}")
+    if steps == 1:
+        return np.ones(1, np.float32)
+    last = np.float32(1 / steps)
+    spacing = np.float64((last - np.float32(1)) / np.float32(steps - 1))
+    index = np.arange(steps)
+    from_first = 1.0 + spacing * index
+    from_last = np.float64(last) - spacing * (steps - 1 - index)
+    return np.where(index < steps // 2, from_first, from_last).astype(np.float32)
+
+
+def shifted(sigmas: Sequence[float] | FloatArray, shift: float) -> FloatArray:
+    """Move noise levels towards 1: `shift * s / (1 + (shift - 1) * s)`, in float32.
+
+    Args:
+        sigmas: Noise levels in (0, 1].
+        shift: Static shift above 0; 1 changes nothing.
+
+    Returns:
+        float32, as many values as given.
+    """
+    values = np.asarray(sigmas, dtype=np.float32)
+    factor, rest = np.float32(shift), np.float32(shift - 1)
+    moved: FloatArray = factor * values / (np.float32(1) + rest * values)
+    return moved
+
+
+def schedule(
+    spec: ScheduleSpec,
+    *,
+    steps: int | None = None,
+    sigmas: Sequence[float] | None = None,
+    shift: float | None = None,
+) -> Schedule:
+    """Build the schedule of one request.
+
+    Args:
+        spec: The checkpoint's scheduler.
+        steps: Number of denoising steps, spaced evenly before the shift. Give this or `sigmas`.
+        sigmas: Noise levels in (0, 1], strictly decreasing and without the final 0. They are shifted too, as the
+            reference shifts them.
+        shift: Takes the place of the checkpoint's shift.
+
+    Returns:
+        The schedule. Timesteps repeat the reference's float32 rounding, `(1000 - 1000 * sigma) / 1000`.
+
+    Raises:
+        ValueError: If neither or both of `steps` and `sigmas` are given, or a step would have no length.
+    """
+    if (steps is None) == (sigmas is None):
+        raise ValueError(f"give either steps or sigmas, got steps={steps} and sigmas={sigmas}")
+    start = np.asarray(sigmas, np.float32) if sigmas is not None else default_sigmas(steps or 0)
+    levels = shifted(start, spec.shift if shift is None else shift)
+    with_end = np.append(levels, np.float32(0))
+    deltas = np.diff(with_end)
+    if not np.all(deltas < 0):
+        position = int(np.argmin(deltas < 0))
+        raise ValueError(
+            f"sigmas must fall at every step in float32 after the shift: sigma {with_end[position]} at step {position} "
+            f"is followed by {with_end[position + 1]}; use fewer steps or values further apart"
+        )
+    scale = np.float32(spec.num_train_timesteps)
+    timesteps = (scale - levels * scale) / scale
+    return Schedule(sigmas=with_end, timesteps=timesteps, deltas=deltas)
+
+
+def guidance_by_step(plan: Schedule, guidance_scale: float, cfg_truncation: float) -> FloatArray:
+    """Return the guidance scale of every step.
+
+    Args:
+        plan: The request's schedule.
+        guidance_scale: Classifier-free guidance scale, 0 for none.
+        cfg_truncation: Steps whose timestep (1 - sigma) is above this run without guidance. Above 1 nothing is cut.
+
+    Returns:
+        float32 [N]; 0 marks a step that needs the positive branch only.
+    """
+    guidance = np.full(plan.num_steps, guidance_scale, np.float32)
+    # float64, as the reference compares Python floats: in float32 a threshold such as 0.1 would move across a step.
+    return np.where(plan.timesteps.astype(np.float64) > cfg_truncation, np.float32(0), guidance)
