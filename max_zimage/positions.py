@@ -1,0 +1,209 @@
+"""Padding to 32, position ids and rotary tables, as pure numpy.
+
+A sequence is [image, image padding, caption, caption padding]. Both parts are padded to a multiple of 32 with learned
+tokens that are attended; a batch then pads shorter captions at the end, and those rows are masked.
+
+| token | position (frame, row, column) |
+|---|---|
+| caption token i, padding to 32 included | (i + 1, 0, 0) |
+| image token | (padded caption length + 1, row, column) |
+| image padding | (0, 0, 0) |
+| batch padding (masked) | (0, 0, 0) |
+
+Reference: diffusers `transformer_z_image.py`, `RopeEmbedder` and `patchify_and_embed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+SEQUENCE_MULTIPLE = 32
+"""Captions and images are padded to a multiple of this many tokens."""
+
+PIXELS_PER_TOKEN = 16
+"""Side of an image token in pixels: 8 of the autoencoder times 2 of a patch."""
+
+FloatArray = npt.NDArray[np.float32]
+IdArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """The rotary embedding of a checkpoint's transformer.
+
+    Attributes:
+        axes_dims: Width of each axis (frame, row, column) in a head; even, their sum is the head dimension.
+        axes_lens: Number of positions on each axis; a hard limit on captions and image sizes.
+        theta: Base of the frequencies.
+    """
+
+    axes_dims: tuple[int, int, int]
+    axes_lens: tuple[int, int, int]
+    theta: float
+
+    def __post_init__(self) -> None:
+        """Refuse widths that cannot be rotated in pairs and axes too short for any picture."""
+        if any(dim < 2 or dim % 2 for dim in self.axes_dims):
+            raise ValueError(f"axes_dims must be even numbers of at least 2, got {self.axes_dims}")
+        if self.axes_lens[0] < SEQUENCE_MULTIPLE + 2 or min(self.axes_lens) < 1:
+            raise ValueError(f"axes_lens must hold one caption of 32 tokens and one image token, got {self.axes_lens}")
+
+    @property
+    def pairs(self) -> int:
+        """Rotated pairs in a head, half of the head dimension."""
+        return sum(self.axes_dims) // 2
+
+
+def padded(length: int) -> int:
+    """Return the smallest multiple of 32 that holds `length` tokens."""
+    return -(-length // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
+
+
+def max_caption_tokens(axes_lens: Sequence[int]) -> int:
+    """Return the longest caption in tokens: padded, it must leave a frame position for the image behind it."""
+    return (axes_lens[0] - 2) // SEQUENCE_MULTIPLE * SEQUENCE_MULTIPLE
+
+
+def max_image_side(axes_lens: Sequence[int]) -> tuple[int, int]:
+    """Return the largest (height, width) in pixels."""
+    return axes_lens[1] * PIXELS_PER_TOKEN, axes_lens[2] * PIXELS_PER_TOKEN
+
+
+def caption_ids(length: int) -> IdArray:
+    """Return the positions of a caption of `length` tokens, int32 [padded(length), 3]."""
+    ids = np.zeros((padded(length), 3), np.int32)
+    ids[:, 0] = np.arange(1, len(ids) + 1)
+    return ids
+
+
+def image_ids(rows: int, columns: int, caption_length: int) -> IdArray:
+    """Return the positions of an image that follows a caption.
+
+    Args:
+        rows: Height in tokens.
+        columns: Width in tokens.
+        caption_length: Caption tokens, unpadded.
+
+    Returns:
+        int32 [padded(rows * columns), 3], row by row.
+    """
+    ids = np.zeros((padded(rows * columns), 3), np.int32)
+    image = ids[: rows * columns].reshape(rows, columns, 3)
+    image[..., 0] = padded(caption_length) + 1
+    image[..., 1] = np.arange(rows)[:, None]
+    image[..., 2] = np.arange(columns)
+    return ids
+
+
+def rope_table(spec: RopeSpec, ids: IdArray) -> FloatArray:
+    """Return the rotation of every pair at given positions.
+
+    Args:
+        spec: The transformer's rotary embedding.
+        ids: Integer positions [..., 3], each within `spec.axes_lens`.
+
+    Returns:
+        float32 [..., pairs, 2], (cos, sin); the pairs of the frame axis first, then rows, then columns.
+
+    Raises:
+        ValueError: If a position is outside its axis.
+    """
+    parts = []
+    for axis, (dim, length) in enumerate(zip(spec.axes_dims, spec.axes_lens, strict=True)):
+        position = ids[..., axis]
+        if position.size and not 0 <= position.min() <= position.max() < length:
+            raise ValueError(
+                f"positions of axis {axis} must lie in 0 to {length - 1} (axes_lens {spec.axes_lens}), "
+                f"got {position.min()} to {position.max()}"
+            )
+        parts.append(_axis_table(dim, length, spec.theta)[position])
+    return np.concatenate(parts, axis=-2)
+
+
+@lru_cache(maxsize=8)
+def _axis_table(dim: int, length: int, theta: float) -> FloatArray:
+    """Return (cos, sin) of one axis, float32 [length, dim / 2, 2], read-only."""
+    frequencies = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    # The reference rounds the angle to float32 before the cosine: at large positions that moves the value by far more
+    # than the rounding of the cosine itself, so it is part of what the weights were trained with.
+    angles = np.outer(np.arange(length, dtype=np.float64), frequencies).astype(np.float32).astype(np.float64)
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+    table.flags.writeable = False
+    return table
+
+
+@lru_cache(maxsize=16)
+def caption_rope(spec: RopeSpec, caption_lengths: tuple[int, ...]) -> FloatArray:
+    """Return the rotary table of a batch of captions alone, as the context refiner needs it.
+
+    Args:
+        spec: The transformer's rotary embedding.
+        caption_lengths: Unpadded tokens of each caption.
+
+    Returns:
+        float32 [N, padded longest caption, pairs, 2], read-only. Rows behind an item's own padding hold position 0.
+
+    Raises:
+        ValueError: If a caption is empty or too long for the table.
+    """
+    longest = _longest_padded(spec, caption_lengths)
+    ids = np.zeros((len(caption_lengths), longest, 3), np.int32)
+    for item, length in zip(ids, caption_lengths, strict=True):
+        item[: padded(length)] = caption_ids(length)
+    return _read_only(rope_table(spec, ids))
+
+
+@lru_cache(maxsize=8)
+def sequence_rope(spec: RopeSpec, rows: int, columns: int, caption_lengths: tuple[int, ...]) -> FloatArray:
+    """Return the rotary table of a batch of [image, caption] sequences.
+
+    Args:
+        spec: The transformer's rotary embedding.
+        rows: Image height in tokens, pixels / 16.
+        columns: Image width in tokens, pixels / 16.
+        caption_lengths: Unpadded tokens of each item's caption; an item's image stands at the frame behind its own
+            padded caption, so items of unequal captions have unequal image tables.
+
+    Returns:
+        float32 [N, padded(rows * columns) + padded longest caption, pairs, 2], read-only.
+
+    Raises:
+        ValueError: If the image or a caption is empty or outside the limits of `spec.axes_lens`.
+    """
+    for name, size, limit in (("rows", rows, spec.axes_lens[1]), ("columns", columns, spec.axes_lens[2])):
+        if not 1 <= size <= limit:
+            raise ValueError(
+                f"the image must have 1 to {limit} token {name} (up to {limit * PIXELS_PER_TOKEN} pixels), got {size}"
+            )
+    captions = caption_rope(spec, caption_lengths)
+    images = {length: rope_table(spec, image_ids(rows, columns, length)) for length in set(caption_lengths)}
+    batch = np.stack([images[length] for length in caption_lengths])
+    return _read_only(np.concatenate([batch, captions], axis=1))
+
+
+def sequence_lengths(rows: int, columns: int, caption_lengths: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """Return the attended tokens of every [image, caption] sequence, uint32 [N]; only batch padding lies behind."""
+    return np.asarray([padded(rows * columns) + padded(length) for length in caption_lengths], np.uint32)
+
+
+def _longest_padded(spec: RopeSpec, caption_lengths: Sequence[int]) -> int:
+    limit = max_caption_tokens(spec.axes_lens)
+    if not caption_lengths:
+        raise ValueError("a batch needs at least one caption, got none")
+    for index, length in enumerate(caption_lengths):
+        if not 1 <= length <= limit:
+            raise ValueError(
+                f"caption {index} must have 1 to {limit} tokens (axes_lens {spec.axes_lens}), got {length}"
+            )
+    return padded(max(caption_lengths))
+
+
+def _read_only(table: FloatArray) -> FloatArray:
+    # Cached tables are shared between requests.
+    table.flags.writeable = False
+    return table
