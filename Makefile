@@ -1,0 +1,75 @@
+# The one list of tasks. pixi.toml holds the same names and the same commands, and a test keeps them equal.
+# Wanted on the machine: Python 3.11 and make. Everything else goes into $(VENV), at the pinned versions.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+# A prompt may hold quotes, dollars and anything else: it reaches the command through the environment, unexpanded.
+override PROMPT := $(value PROMPT)
+export PROMPT
+
+##@ Pictures
+.PHONY: generate serve compile info
+generate: $(VENV)/.runtime ## draw PROMPT="a red star on a blue background"; more flags in ARGS="--seed 3"
+	max-zimage generate $(if $(PROMPT),"$$PROMPT") $(ARGS)
+
+# /v1/responses is off unless the API types name it; no telemetry leaves the machine.
+serve: $(VENV)/.runtime ## the embedded model behind an HTTP API on port 8000
+	MAX_SERVE_API_TYPES='["openai","responses"]' OTEL_SDK_DISABLED=true max serve --custom-architectures max_zimage --model max_zimage/assets/tiny-zimage --served-model-name tiny-zimage --quantization-encoding bfloat16 --devices cpu $(ARGS)
+
+compile: $(VENV)/.runtime ## every graph for ARGS="--target cuda:sm_90a", with or without that GPU here
+	max-zimage compile $(ARGS)
+
+info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
+	max-zimage info $(ARGS)
+
+##@ Work on the code
+.PHONY: fmt lint types test bench size wheel-check
+fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
+	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
+
+lint: $(VENV)/.test ## what fmt would change, and spelling
+	ruff check . && ruff format --check . && mblack --check --quiet -l 120 --include '\.mojo' kernels && typos
+
+types: $(VENV)/.test ## mypy, strict
+	mypy
+
+test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"
+	pytest $(ARGS)
+
+bench: $(VENV)/.test ## seconds, rates and quality against diffusers
+	python -m benchmarks $(ARGS)
+
+size: $(VENV)/.runtime ## lines a file and a function
+	python -m benchmarks.size $(ARGS)
+
+wheel-check: $(VENV)/.test ## build the wheel, install it in an empty environment elsewhere, draw a picture
+	python tests/check_wheel.py $(ARGS)
+
+##@ Set up (the tasks above do this by themselves)
+.PHONY: help clean
+$(VENV)/bin/pip: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@# The pip that Python 3.11 brings gives up on MAX together with diffusers (ResolutionImpossible).
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt pip
+	@touch $@
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+clean: ## remove the environment, caches and builds
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
