@@ -1,0 +1,217 @@
+"""What one call of the pipeline asks for, validated once, on the host."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from max_zimage import request_checks as checks
+from max_zimage.limits import Limits, RequestDefaults
+from max_zimage.noise import fresh_seed
+from max_zimage.request_checks import OutputType, Problems, RequestError
+
+__all__ = ["GenerationRequest", "Limits", "RequestDefaults", "RequestError"]
+
+FloatArray = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GenerationRequest:
+    """One request; made by `create`, which validates it.
+
+    Attributes:
+        prompts: The prompts; empty where `prompt_embeds` stand in for them.
+        negative_prompts: One a prompt; empty without guidance or with `negative_prompt_embeds`.
+        height: Pixels, a multiple of 16.
+        width: Pixels, a multiple of 16.
+        num_inference_steps: Evaluations of the model.
+        sigmas: Noise levels before the shift, without the final 0; None spaces them evenly.
+        shift: Takes the place of the checkpoint's shift.
+        guidance_scale: Guidance is on above 0: prediction = positive + scale * (positive - negative).
+        cfg_normalization: Limit of the guided prediction's norm as a factor of the positive one's; 0 is off.
+        cfg_truncation: Steps whose timestep (1 - sigma) is above this run without guidance.
+        num_images_per_prompt: Pictures of every prompt.
+        seed: Seed of the first picture, picture k has seed + k; None where `latents` are given.
+        max_sequence_length: Tokens a prompt may have, chat template included.
+        latents: float32 [num_images, channels, height / 8, width / 8], the starting noise.
+        prompt_embeds: float32 [tokens, caption_dim] a prompt.
+        negative_prompt_embeds: float32 [tokens, caption_dim] a prompt.
+        output_type: "pil" pictures, "np" uint8 [num_images, height, width, 3], or "latent" float32 latents.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    height: int
+    width: int
+    num_inference_steps: int
+    sigmas: tuple[float, ...] | None
+    shift: float | None
+    guidance_scale: float
+    cfg_normalization: float
+    cfg_truncation: float
+    num_images_per_prompt: int
+    seed: int | None
+    max_sequence_length: int
+    latents: FloatArray | None
+    prompt_embeds: tuple[FloatArray, ...] | None
+    negative_prompt_embeds: tuple[FloatArray, ...] | None
+    output_type: OutputType
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts, given as text or as features."""
+        return len(self.prompts if self.prompt_embeds is None else self.prompt_embeds)
+
+    @property
+    def num_images(self) -> int:
+        """Pictures; picture p * num_images_per_prompt + j is copy j of prompt p."""
+        return self.num_prompts * self.num_images_per_prompt
+
+    @property
+    def use_guidance(self) -> bool:
+        """Whether any step may run the negative branch."""
+        return self.guidance_scale > 0
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        limits: Limits,
+        defaults: RequestDefaults,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        shift: float | None = None,
+        guidance_scale: float | None = None,
+        cfg_normalization: bool | float = False,
+        cfg_truncation: float | None = 1.0,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        max_sequence_length: int | None = None,
+        latents: FloatArray | None = None,
+        prompt_embeds: Sequence[FloatArray] | None = None,
+        negative_prompt_embeds: Sequence[FloatArray] | None = None,
+        output_type: str = "pil",
+    ) -> GenerationRequest:
+        """Validate the arguments of diffusers' `ZImagePipeline.__call__`, with `seed` in place of a generator.
+
+        Raises:
+            RequestError: With every problem found: what was given, what is allowed, what to do.
+        """
+        problems = Problems()
+        check, optional = problems.check, problems.optional
+        prompts = check((), _prompts, prompt, prompt_embeds, limits)
+        negative_embeds = optional(checks.embeddings, "negative_prompt_embeds", negative_prompt_embeds, limits)
+        guidance = check(0.0, checks.number, "guidance_scale", _or(guidance_scale, defaults.guidance_scale))
+        levels = optional(checks.sigmas, "sigmas", sigmas, limits.max_steps)
+        tokens = _or(max_sequence_length, limits.default_tokens)
+        request = cls(
+            prompts=prompts,
+            negative_prompts=check((), _negatives, negative_prompt, prompts, negative_embeds, guidance, limits),
+            height=check(16, checks.side, "height", _or(height, defaults.height), limits.max_height),
+            width=check(16, checks.side, "width", _or(width, defaults.width), limits.max_width),
+            num_inference_steps=check(1, _steps, num_inference_steps, levels, defaults, limits),
+            sigmas=levels,
+            shift=optional(checks.positive, "shift", shift),
+            guidance_scale=guidance,
+            cfg_normalization=check(0.0, checks.normalization, cfg_normalization),
+            cfg_truncation=check(1.0, checks.number, "cfg_truncation", _or(cfg_truncation, 1.0)),
+            num_images_per_prompt=check(
+                1, checks.count, "num_images_per_prompt", num_images_per_prompt, limits.max_images
+            ),
+            seed=check(0, _seed, seed, latents),
+            max_sequence_length=check(1, checks.count, "max_sequence_length", tokens, limits.max_tokens),
+            latents=latents,
+            prompt_embeds=optional(checks.embeddings, "prompt_embeds", prompt_embeds, limits),
+            negative_prompt_embeds=negative_embeds,
+            output_type=check("pil", checks.output_type, output_type),
+        )
+        problems.raise_if_any()
+        _check_together(request, limits)
+        _warn_of_unused(request, negative_prompt)
+        return request
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
+    if prompt is not None and embeds is not None:
+        raise RequestError("prompt and prompt_embeds exclude each other, got both; leave one out")
+    if prompt is None and embeds is None:
+        raise RequestError("prompt is missing; give a string, a list of strings, or prompt_embeds")
+    return checks.texts("prompt", prompt, limits.max_images) if embeds is None else ()
+
+
+def _negatives(
+    negative: object, prompts: tuple[str, ...], embeds: object, guidance: float, limits: Limits
+) -> tuple[str, ...]:
+    """The negative prompts by prompt; the empty prompt where none is named. None without guidance."""
+    given = None if negative is None else checks.texts("negative_prompt", negative, limits.max_images)
+    if given is not None and embeds is not None:
+        raise RequestError("negative_prompt and negative_prompt_embeds exclude each other, got both; leave one out")
+    if guidance == 0 or embeds is not None:
+        return ()
+    if given is None or isinstance(negative, str):
+        return (negative if isinstance(negative, str) else "",) * len(prompts)
+    if prompts and len(given) != len(prompts):
+        raise RequestError(
+            f"negative_prompt must be one string or as many as prompts ({len(prompts)}), got {len(given)}"
+        )
+    return given
+
+
+def _steps(value: object, levels: tuple[float, ...] | None, defaults: RequestDefaults, limits: Limits) -> int:
+    if value is None:
+        return len(levels) if levels else defaults.num_inference_steps
+    steps = checks.whole_number("num_inference_steps", value, low=1, high=limits.max_steps)
+    if levels is not None and steps != len(levels):
+        raise RequestError(
+            f"num_inference_steps must equal the number of sigmas ({len(levels)}), got {steps}; leave it out"
+        )
+    return steps
+
+
+def _seed(value: object, latents: object) -> int | None:
+    if latents is not None and value is not None:
+        raise RequestError("seed and latents exclude each other, got both; the seed only draws the latents")
+    if latents is not None:
+        return None
+    return fresh_seed() if value is None else checks.seed(value)
+
+
+def _warn_of_unused(request: GenerationRequest, negative_prompt: str | Sequence[str] | None) -> None:
+    # The reference takes a negative prompt without guidance and leaves it aside; taking it in silence would mislead.
+    if not request.use_guidance and (request.negative_prompt_embeds or any(negative_prompt or ())):
+        warnings.warn("guidance_scale is 0: the negative prompt has no effect", stacklevel=3)
+
+
+def _check_together(request: GenerationRequest, limits: Limits) -> None:
+    """What depends on several arguments, each of them right by itself."""
+    if request.num_images > limits.max_images:
+        raise RequestError(
+            f"a request may make {limits.max_images} pictures, got {request.num_prompts} prompts with "
+            f"{request.num_images_per_prompt} each; make several requests"
+        )
+    negatives = request.negative_prompt_embeds
+    if request.use_guidance and negatives is None and request.prompt_embeds is not None:
+        raise RequestError(
+            "prompt_embeds with guidance need negative_prompt_embeds too; give them, or set guidance_scale to 0"
+        )
+    if negatives is not None and len(negatives) != request.num_prompts:
+        raise RequestError(
+            f"negative_prompt_embeds must hold one array a prompt ({request.num_prompts}), got {len(negatives)}"
+        )
+    if request.latents is not None:
+        shape = (request.num_images, limits.latent_channels, request.height // 8, request.width // 8)
+        checks.array("latents", request.latents, shape, f"[images, channels, height / 8, width / 8] = {list(shape)}")
