@@ -10,7 +10,8 @@ tokens that are attended; a batch then pads shorter captions at the end, and tho
 | image padding | (0, 0, 0) |
 | batch padding (masked) | (0, 0, 0) |
 
-Reference: diffusers `transformer_z_image.py`, `RopeEmbedder` and `patchify_and_embed`.
+Reference: diffusers `transformer_z_image.py`, `RopeEmbedder` and `patchify_and_embed`; transformers
+`modeling_qwen3.py`, `Qwen3RotaryEmbedding`.
 """
 
 from __future__ import annotations
@@ -184,6 +185,25 @@ def sequence_rope(spec: RopeSpec, rows: int, columns: int, caption_lengths: tupl
     images = {length: rope_table(spec, image_ids(rows, columns, length)) for length in set(caption_lengths)}
     batch = np.stack([images[length] for length in caption_lengths])
     return _read_only(np.concatenate([batch, captions], axis=1))
+
+
+@lru_cache(maxsize=16)
+def text_rope(head_dim: int, theta: float, length: int) -> FloatArray:
+    """Return the rotary table of the text encoder.
+
+    Args:
+        head_dim: Width of a head.
+        theta: Base of the frequencies.
+        length: Positions, from 0.
+
+    Returns:
+        float32 [length, head_dim / 2, 2], (cos, sin), read-only. Frequencies and angles are rounded to float32 as the
+        reference rounds them; in float64 the angles of long prompts would move by 1e-4.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
+    angles = (np.arange(length, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+    return _read_only(np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32))
 
 
 def sequence_lengths(rows: int, columns: int, caption_lengths: Sequence[int]) -> npt.NDArray[np.uint32]:

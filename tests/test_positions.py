@@ -9,6 +9,8 @@ import pytest
 import torch
 from diffusers import ZImageTransformer2DModel
 from diffusers.models.transformers.transformer_z_image import RopeEmbedder
+from transformers import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from max_zimage.positions import (
     RopeSpec,
@@ -21,6 +23,7 @@ from max_zimage.positions import (
     rope_table,
     sequence_lengths,
     sequence_rope,
+    text_rope,
 )
 
 SPEC = RopeSpec(axes_dims=(32, 48, 48), axes_lens=(1536, 512, 512), theta=256.0)
@@ -148,3 +151,14 @@ def test_odd_axis_widths_are_refused() -> None:
 def test_cached_tables_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="read-only"):
         caption_rope(SPEC, (5,))[0, 0, 0] = 0
+
+
+@pytest.mark.parametrize(("head_dim", "theta"), [(128, 1e6), (64, 1e6), (64, 1e4)])
+def test_the_text_encoders_table_equals_transformers(head_dim: int, theta: float) -> None:
+    config = Qwen3Config(head_dim=head_dim, rope_parameters={"rope_theta": theta, "rope_type": "default"})
+    cosine, sine = Qwen3RotaryEmbedding(config)(torch.zeros(1, 1, 1), torch.arange(1536)[None])
+    expected = torch.stack([cosine, sine], dim=-1)[0, :, : head_dim // 2].numpy()
+    actual = text_rope(head_dim, theta, 1536)
+    assert actual.dtype == np.float32
+    # One unit in the last place of a value near 1; torch's float32 power may miss a frequency by its last bit too.
+    np.testing.assert_allclose(actual, expected, atol=1.2e-7, rtol=0)
