@@ -1,0 +1,113 @@
+"""The parameters a picture was drawn with, as the JSON object that travels inside the picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+PROGRAM = "max_zimage"
+"""The mark that tells these parameters from those of other programs."""
+
+_FORMAT_VERSION = 1
+
+
+class ImageFileError(ValueError):
+    """A picture cannot be written where asked, or cannot be read, or holds no parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationParameters:
+    """What it takes to draw one picture again.
+
+    Attributes:
+        prompt: What was asked for.
+        negative_prompt: What to keep away from; empty for none.
+        height: Pixels.
+        width: Pixels.
+        num_inference_steps: Denoising steps.
+        sigmas: Noise levels before the shift; None for evenly spaced ones.
+        shift: Flow shift; None for the checkpoint's own.
+        guidance_scale: Guidance scale, 0 for none.
+        cfg_normalization: Limit of the guided prediction's norm, 0 for none.
+        cfg_truncation: Timestep above which steps run without guidance.
+        max_sequence_length: Tokens the prompt was allowed.
+        seed: The seed of this picture, not that of the first of its request.
+        model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
+        dtype: "bfloat16" or "float32".
+        version: Version of max_zimage.
+    """
+
+    prompt: str
+    negative_prompt: str
+    height: int
+    width: int
+    num_inference_steps: int
+    sigmas: tuple[float, ...] | None
+    shift: float | None
+    guidance_scale: float
+    cfg_normalization: float
+    cfg_truncation: float
+    max_sequence_length: int
+    seed: int
+    model: str
+    dtype: str
+    version: str
+
+    def to_json(self) -> str:
+        """Return one JSON object, marked with the program and the version of the layout."""
+        marked = {"program": PROGRAM, "format_version": _FORMAT_VERSION, **asdict(self)}
+        return json.dumps(marked, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> GenerationParameters:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ImageFileError: If the text comes from another program or version, or fields are missing, unknown or of
+                the wrong type.
+        """
+        values = _marked_object(text)
+        expected = {field.name: str(field.type) for field in fields(cls)}
+        problems = [f"{name} is missing" for name in expected if name not in values]
+        problems += [f"{name} is unknown" for name in values if name not in expected]
+        problems += [
+            f"{name} must be {kind}, got {values[name]!r}"
+            for name, kind in expected.items()
+            if name in values and not _is_kind(values[name], kind)
+        ]
+        if problems:
+            raise ImageFileError(f"the parameters are damaged: {'; '.join(problems)}")
+        if values["sigmas"] is not None:
+            values["sigmas"] = tuple(float(sigma) for sigma in values["sigmas"])
+        for name, kind in expected.items():
+            if kind.startswith("float") and values[name] is not None:
+                values[name] = float(values[name])
+        return cls(**values)
+
+
+def _marked_object(text: str) -> dict[str, Any]:
+    """The JSON object without its marks, once these name this program and this layout."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or values.pop("program", None) != PROGRAM:
+        raise ImageFileError("the parameters were written by another program; only those of max_zimage can be read")
+    version = values.pop("format_version", None)
+    if version != _FORMAT_VERSION:
+        raise ImageFileError(
+            f"the parameters have format {version!r}, this max_zimage reads {_FORMAT_VERSION}; install a newer one"
+        )
+    return values
+
+
+def _is_kind(value: object, kind: str) -> bool:
+    """Whether a JSON value fits a field's annotation; true and false are no numbers."""
+    if value is None:
+        return kind.endswith("| None")
+    base = kind.removesuffix(" | None")
+    if base == "tuple[float, ...]":
+        return isinstance(value, list) and all(_is_kind(item, "float") for item in value)
+    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    return isinstance(value, types[base]) and not isinstance(value, bool)
