@@ -1,0 +1,132 @@
+"""How long the files and functions are: `make size` prints the table, a test holds the limits.
+
+Short files and functions are what lets a newcomer find a feature by its name and read it in one go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDERS = ("max_zimage", "graphs", "kernels", "tests", "benchmarks")
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = {".py": 60, ".mojo": 150}
+TABLES = frozenset({"max_zimage/weight_names.py"})
+"""Files that are one literal table, which is read by looking things up: free of the limit on lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Function:
+    """One function, from its first decorator or `def` to its last line."""
+
+    name: str
+    line: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One source file; `name` is its path from the root with slashes."""
+
+    name: str
+    lines: int
+    functions: tuple[Function, ...]
+
+
+def measure(root: Path, folder: str) -> list[SourceFile]:
+    """Measure the Python and Mojo files below a folder, longest first."""
+    paths = [path for path in (root / folder).rglob("*") if path.suffix in MAX_FUNCTION_LINES]
+    files = [_measure_file(root, path) for path in paths]
+    return sorted(files, key=lambda file: (-file.lines, file.name))
+
+
+def excesses(files: Sequence[SourceFile]) -> list[str]:
+    """Say what is over its limit, one line each."""
+    found = [
+        f"{file.name}: {file.lines} lines, at most {MAX_FILE_LINES}"
+        for file in files
+        if file.lines > MAX_FILE_LINES and file.name not in TABLES
+    ]
+    for file in files:
+        limit = MAX_FUNCTION_LINES[Path(file.name).suffix]
+        found += [
+            f"{file.name}:{function.line} {function.name}: {function.length} lines, at most {limit}"
+            for function in file.functions
+            if function.length > limit
+        ]
+    return found
+
+
+def _measure_file(root: Path, path: Path) -> SourceFile:
+    text = path.read_text(encoding="utf-8")
+    functions = _python_functions(text) if path.suffix == ".py" else _mojo_functions(text)
+    return SourceFile(name=path.relative_to(root).as_posix(), lines=len(text.splitlines()), functions=tuple(functions))
+
+
+def _python_functions(text: str) -> Iterator[Function]:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            last = node.end_lineno or node.lineno
+            yield Function(name=node.name, line=node.lineno, length=last - node.lineno + 1)
+
+
+def _mojo_functions(text: str) -> Iterator[Function]:
+    """By indentation, which Mojo uses as Python does: a function ends before the next line as far left as its `def`."""
+    lines = text.splitlines()
+    for index, line in enumerate(lines):
+        words = line.replace("(", " ").replace("[", " ").split()
+        if len(words) < 2 or words[0] != "def":
+            continue
+        indent = _indent(line)
+        last, in_signature = index, not line.rstrip().endswith(":")
+        for offset, other in enumerate(lines[index + 1 :], index + 1):
+            if other.strip() and _indent(other) <= indent and not in_signature:
+                break
+            in_signature = in_signature and not other.rstrip().endswith(":")
+            last = offset if other.strip() else last
+        yield Function(name=words[1], line=index + 1, length=last - index + 1)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _row(folder: str, files: Sequence[SourceFile]) -> str:
+    lengths = sorted(function.length for file in files for function in file.functions)
+    median = statistics.median(lengths) if lengths else 0
+    p90 = lengths[int(0.9 * (len(lengths) - 1))] if lengths else 0
+    longest = files[0] if files else None
+    return (
+        f"| {folder} | {len(files)} | {sum(file.lines for file in files)} "
+        f"| {f'{longest.lines} {longest.name}' if longest else '-'} "
+        f"| {len(lengths)} | {median:g} / {p90} / {lengths[-1] if lengths else 0} |"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and what is over its limit; 1 if anything is."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.size")
+    parser.add_argument("--files", action="store_true", help="also list every file")
+    options = parser.parse_args(arguments)
+    root = Path(__file__).resolve().parent.parent
+    measured = {folder: measure(root, folder) for folder in FOLDERS}
+    print("| folder | files | lines | longest file | functions | lines a function: median / p90 / max |")
+    print("|---|---|---|---|---|---|")
+    for folder, files in measured.items():
+        print(_row(folder, files))
+    everything = [file for files in measured.values() for file in files]
+    if options.files:
+        print()
+        for file in everything:
+            print(f"{file.lines:6} {max((item.length for item in file.functions), default=0):4} {file.name}")
+    problems = excesses(everything)
+    print("\n" + "\n".join(problems or ["Nothing is over its limit."]))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
