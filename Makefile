@@ -43,7 +43,7 @@ test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"
 	pytest $(ARGS)
 
 bench: $(VENV)/.test ## seconds, rates and quality against diffusers
-	python -m benchmarks $(ARGS)
+	PYTHONPATH=tests python -m benchmarks $(ARGS)
 
 size: $(VENV)/.runtime ## lines a file and a function
 	python -m benchmarks.size $(ARGS)
