@@ -1,11 +1,34 @@
-"""AutoencoderKL (the Flux layout): latents to pixels and pixels to latents.
+"""AutoencoderKL as Flux and Z-Image use it: latents to pixels and pixels to latents.
 
-Reference: diffusers models/autoencoders/autoencoder_kl.py and vae.py, Encoder and Decoder.
+    decode: tokens -> latents / scaling + shift -> conv -> middle block -> [residual blocks, 2x larger] -> norm, silu, conv -> uint8
+    encode: uint8 -> conv -> [residual blocks, 2x smaller] -> middle block -> norm, silu, conv -> mean + std · noise -> latents
+
+Each is one graph for every batch and size. The affine maps, the posterior and the quantization are float32 whatever the model's dtype is.
+
+Reference: diffusers models/autoencoders/autoencoder_kl.py and vae.py (Encoder, Decoder, DiagonalGaussianDistribution),
+image_processor.py (VaeImageProcessor).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from max.dtype import DType
+from max.experimental import functional as F
+from max.experimental.nn import Module
+from max.experimental.nn.sequential import ModuleList
+from max.experimental.tensor import Tensor
+from max.graph import DeviceRef, Dim, TensorType
+
+from graphs.dims import BATCH
+from graphs.latents import denormalize, normalize, token_squares, unpack
+from graphs.vae_blocks import Conv, Downsampler, GroupNorm, MiddleBlock, Upsampler, resnet_block
+
+RGB = 3
+LATENT_ROWS = "latent_rows"
+LATENT_COLUMNS = "latent_columns"
+
+_LOGVAR_MIN, _LOGVAR_MAX = -30.0, 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +63,160 @@ class VaeSpec:
     def downscale(self) -> int:
         """Side of the square of pixels that one latent pixel stands for."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+class DecodeLatents(Module[[Tensor], Tensor]):
+    """Image tokens to pictures."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        self.spec = spec
+        self.decoder = Decoder(spec)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            tokens: float32 [batch, token_rows, token_columns, 2, 2, latent_channels], a view of the packed latents.
+
+        Returns:
+            uint8 [batch, rows, columns, 3]; halves are rounded to even, as numpy does.
+        """
+        unit = F.clamp(decode_float(self.spec, self.decoder, tokens) / 2.0 + 0.5, 0.0, 1.0)
+        return F.round(unit * 255.0).cast(DType.uint8)
+
+    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        return (token_squares(self.spec.latent_channels, device),)
+
+
+class DecodeImage(Module[[Tensor], Tensor]):
+    """Image tokens to pictures as the decoder leaves them, neither clamped nor quantized."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        self.spec = spec
+        self.decoder = Decoder(spec)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Decode; the argument is that of `DecodeLatents`, the result float32 [batch, rows, columns, 3], black at -1, white at 1."""
+        return decode_float(self.spec, self.decoder, tokens)
+
+    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        return (token_squares(self.spec.latent_channels, device),)
+
+
+def decode_float(spec: VaeSpec, decoder: Decoder, tokens: Tensor) -> Tensor:
+    """Image tokens, float32 [batch, token_rows, token_columns, 2, 2, channels], to float32 [batch, rows, columns, 3] around [-1, 1]."""
+    latents = denormalize(unpack(tokens), spec.scaling_factor, spec.shift_factor)
+    return decoder(latents.cast(decoder.conv_in.weight.dtype)).cast(DType.float32)
+
+
+class EncodeImage(Module[[Tensor, Tensor], Tensor]):
+    """Pictures to latents that the transformer can start from."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        self.spec = spec
+        self.encoder = Encoder(spec)
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        """Encode, and draw from the posterior.
+
+        Args:
+            image: uint8 [batch, downscale·latent_rows, downscale·latent_columns, 3].
+            noise: float32 [batch, latent_channels, latent_rows, latent_columns], standard normal; zeros give the posterior's mode.
+
+        Returns:
+            float32, like `noise`.
+        """
+        pixels = image.cast(DType.float32) / 127.5 - 1.0
+        moments = self.encoder(pixels.cast(self.encoder.conv_in.weight.dtype)).cast(DType.float32)
+        mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [self.spec.latent_channels] * 2, axis=1)
+        deviation = F.exp(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX) * 0.5)
+        sample = mean + deviation * noise
+        return normalize(sample, self.spec.scaling_factor, self.spec.shift_factor)
+
+    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        spec = self.spec
+        rows, columns = Dim(LATENT_ROWS), Dim(LATENT_COLUMNS)
+        return (
+            TensorType(DType.uint8, [BATCH, rows * spec.downscale, columns * spec.downscale, RGB], device),
+            TensorType(DType.float32, [BATCH, spec.latent_channels, rows, columns], device),
+        )
+
+
+class Decoder(Module[[Tensor], Tensor]):
+    """Latents to a picture; the first width is the last of `block_out_channels`."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        widths = tuple(reversed(spec.block_out_channels))
+        last = len(widths) - 1
+        self.conv_in = Conv(spec.latent_channels, widths[0])
+        self.mid_block = MiddleBlock(widths[0], spec.norm_num_groups)
+        self.up_blocks = ModuleList(
+            UpBlock(spec, widths[max(i - 1, 0)], width, upsamplers=int(i < last)) for i, width in enumerate(widths)
+        )
+        self.conv_norm_out = GroupNorm(widths[-1], spec.norm_num_groups)
+        self.conv_out = Conv(widths[-1], RGB)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """[batch, latent_rows, latent_columns, latent_channels] -> [batch, rows, columns, 3]."""
+        x = self.mid_block(self.conv_in(latents))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Encoder(Module[[Tensor], Tensor]):
+    """A picture to the mean and the log variance of its latents."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        widths = spec.block_out_channels
+        last = len(widths) - 1
+        self.conv_in = Conv(RGB, widths[0])
+        self.down_blocks = ModuleList(
+            DownBlock(spec, widths[max(i - 1, 0)], width, downsamplers=int(i < last)) for i, width in enumerate(widths)
+        )
+        self.mid_block = MiddleBlock(widths[-1], spec.norm_num_groups)
+        self.conv_norm_out = GroupNorm(widths[-1], spec.norm_num_groups)
+        self.conv_out = Conv(widths[-1], 2 * spec.latent_channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[batch, rows, columns, 3] -> [batch, latent_rows, latent_columns, 2·latent_channels]."""
+        x = self.conv_in(pixels)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class UpBlock(Module[[Tensor], Tensor]):
+    """Residual blocks of one width, then twice the size in all but the last block."""
+
+    def __init__(self, spec: VaeSpec, in_channels: int, out_channels: int, *, upsamplers: int) -> None:
+        self.resnets = ModuleList(
+            resnet_block(in_channels if i == 0 else out_channels, out_channels, spec.norm_num_groups)
+            for i in range(spec.layers_per_block + 1)
+        )
+        self.upsamplers = ModuleList(Upsampler(out_channels) for _ in range(upsamplers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, rows, columns, in_channels] -> [batch, rows, columns, out_channels] or twice the size."""
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class DownBlock(Module[[Tensor], Tensor]):
+    """Residual blocks of one width, then half the size in all but the last block."""
+
+    def __init__(self, spec: VaeSpec, in_channels: int, out_channels: int, *, downsamplers: int) -> None:
+        self.resnets = ModuleList(
+            resnet_block(in_channels if i == 0 else out_channels, out_channels, spec.norm_num_groups)
+            for i in range(spec.layers_per_block)
+        )
+        self.downsamplers = ModuleList(Downsampler(out_channels) for _ in range(downsamplers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, rows, columns, in_channels] -> [batch, rows, columns, out_channels] or half the size."""
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x

@@ -1,0 +1,93 @@
+"""Packing, unpacking and the affine map between the autoencoder's latents and the transformer's.
+
+Sizes: a single 2x2 square, a tall and a wide picture; one and two pictures.
+"""
+
+import numpy as np
+import pytest
+from max.driver import Buffer
+from max.dtype import DType
+from max.experimental.nn import Module
+from max.experimental.tensor import Tensor
+from max.graph import DeviceRef, TensorType
+
+from graphs.latents import PackLatents, denormalize, normalize, token_squares, unpack
+from graphs.layers import build
+
+CHANNELS, SCALING, SHIFT = 16, 0.3611, 0.1159
+CPU = DeviceRef.CPU()
+SIZES = [(1, 2, 2), (2, 10, 14), (1, 24, 16)]
+
+
+class Unpack(Module[[Tensor], tuple[Tensor, Tensor, Tensor]]):
+    """All that is applied to latents on the way out, and its inverse."""
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        latents = unpack(tokens)
+        decoder_latents = denormalize(latents, SCALING, SHIFT)
+        return latents, decoder_latents, normalize(decoder_latents, SCALING, SHIFT)
+
+    def input_types(self) -> tuple[TensorType, ...]:
+        return (token_squares(CHANNELS, CPU),)
+
+
+@pytest.fixture(scope="module")
+def pack():
+    module = build(lambda: PackLatents(CHANNELS), DType.float32, CPU)
+    return module.compile(*module.input_types(CPU), weights={})
+
+
+@pytest.fixture(scope="module")
+def unpack_all():
+    module = build(Unpack, DType.float32, CPU)
+    return module.compile(*module.input_types(), weights={})
+
+
+def as_squares(latents: np.ndarray) -> np.ndarray:
+    batch, channels, height, width = latents.shape
+    return latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+
+
+def reference_tokens(latents: np.ndarray) -> np.ndarray:
+    """The reference's token order, spelled out one value at a time through its own indices."""
+    batch, channels, height, width = latents.shape
+    tokens = np.empty((batch, height // 2 * (width // 2), 4 * channels), np.float32)
+    for row in range(height):
+        for column in range(width):
+            token = row // 2 * (width // 2) + column // 2
+            offset = (row % 2 * 2 + column % 2) * channels
+            tokens[:, token, offset : offset + channels] = latents[:, :, row, column]
+    return tokens
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), SIZES)
+def test_pack_orders_tokens_as_the_reference(pack, batch, height, width):
+    latents = np.random.default_rng(0).standard_normal((batch, CHANNELS, height, width), np.float32)
+    packed = pack(Buffer.from_numpy(as_squares(latents))).to_numpy()
+    np.testing.assert_array_equal(packed, reference_tokens(latents))
+
+
+def test_pack_equals_diffusers_patchify(pack):
+    from diffusers import ZImageTransformer2DModel
+
+    torch = pytest.importorskip("torch")
+    latents = np.random.default_rng(1).standard_normal((1, CHANNELS, 10, 14), np.float32)
+    image = torch.from_numpy(latents[0])[:, None]
+    tokens, *_ = ZImageTransformer2DModel._patchify_image(None, image, 2, 1)
+    np.testing.assert_array_equal(pack(Buffer.from_numpy(as_squares(latents))).to_numpy()[0], tokens.numpy())
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), SIZES)
+def test_unpack_undoes_pack_and_the_affine_maps_are_diffusers(unpack_all, batch, height, width):
+    latents = np.random.default_rng(2).standard_normal((batch, CHANNELS, height, width), np.float32)
+    tokens = reference_tokens(latents).reshape(batch, height // 2, width // 2, 2, 2, CHANNELS)
+    unpacked, decoder_latents, again = (t.to_numpy().transpose(0, 3, 1, 2) for t in unpack_all(Buffer.from_numpy(tokens)))
+    np.testing.assert_array_equal(unpacked, latents)
+    expected = latents / np.float32(SCALING) + np.float32(SHIFT)
+    np.testing.assert_allclose(decoder_latents, expected, rtol=2e-7, atol=2e-7)  # one rounding each of a product and a sum
+    np.testing.assert_allclose(again, latents, rtol=1e-6, atol=1e-6)
+
+
+def test_pack_names_a_view_of_another_number_of_channels(pack):
+    with pytest.raises(ValueError, match="expected .* got .*17"):
+        pack(Buffer.from_numpy(np.zeros((1, CHANNELS + 1, 1, 2, 1, 2), np.float32)))
