@@ -1,0 +1,221 @@
+"""The adapter to `max serve`: an HTTP request, validated, becomes the PixelContext that the worker runs.
+
+Everything is checked here, because only errors raised here reach the client as a 400 with their message; what the
+worker raises becomes a 500 without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from huggingface_hub import snapshot_download
+from max.pipelines.context import PixelContext, TokenBuffer
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.lib.config import PipelineConfig
+from max.pipelines.lib.request_text import retrieve_input_text
+from max.pipelines.modeling.types import PipelineTokenizer, TokenIds
+from max.pipelines.request import OpenResponsesRequest
+from max.pipelines.request.open_responses import InputImageContent
+from max.pipelines.request.provider_options import ImageProviderOptions
+
+from max_zimage.config import model_specs
+from max_zimage.inputs import GenerationRequest
+from max_zimage.limits import Limits, RequestDefaults
+from max_zimage.noise import initial_noise
+from max_zimage.request_checks import RequestError, check_token_count
+from max_zimage.schedule import schedule
+from max_zimage.tokenizer import PromptTokenizer, TokenizerError
+
+OUTPUT_FORMATS = ("jpeg", "png", "webp")
+_CONFIGURED = ("text_encoder", "transformer", "vae", "scheduler")
+
+IdArray = npt.NDArray[np.int64]
+
+
+class ZImageTokenizer(PipelineTokenizer[PixelContext, IdArray, OpenResponsesRequest]):
+    """Turns requests of the OpenResponses API into contexts for ZImagePipeline."""
+
+    def __init__(
+        self,
+        model_path: str,
+        pipeline_config: PipelineConfig,
+        subfolder: str,
+        *,
+        max_length: int,
+        default_num_inference_steps: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Load the tokenizer and the checkpoint's limits; the arguments are those the registry passes.
+
+        Args:
+            model_path: Folder or hub id of the checkpoint.
+            pipeline_config: MAX's configuration, with one entry a component.
+            subfolder: Folder of the tokenizer inside the checkpoint.
+            max_length: Tokens a prompt may have, chat template included.
+            default_num_inference_steps: Steps of checkpoints that are not distilled.
+            revision: Revision of a hub id.
+            trust_remote_code: Refused if true: no code of a checkpoint is ever run.
+
+        Raises:
+            ValueError: If the tokenizer or a configuration cannot be read.
+        """
+        if trust_remote_code:
+            raise ValueError("trust_remote_code has no use here: no code of a checkpoint is run; leave it out")
+        self._tokenizer = PromptTokenizer(_tokenizer_folder(model_path, subfolder, revision))
+        models = pipeline_config.models
+        configs = {name: models[name].huggingface_config.to_dict() for name in _CONFIGURED}
+        specs = model_specs(**configs)
+        if self._tokenizer.vocab_size > specs.text_encoder.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self._tokenizer.vocab_size} ids and the text encoder only "
+                f"{specs.text_encoder.vocab_size} embeddings: they are from different checkpoints"
+            )
+        self._schedule = specs.schedule
+        self._limits = Limits.of(
+            axes_lens=specs.transformer.axes_lens,
+            max_positions=min(max_length, specs.text_encoder.max_positions),
+            latent_channels=specs.transformer.in_channels,
+            caption_dim=specs.transformer.caption_dim,
+        )
+        self._defaults = RequestDefaults.of(
+            shift=specs.schedule.shift,
+            sample_size=configs["vae"]["sample_size"],
+            steps=default_num_inference_steps,
+            named=models.metadata.get("_generation_defaults"),
+        )
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """None: pictures do not end with a token."""
+        return set()
+
+    @property
+    def expects_content_wrapping(self) -> bool:
+        """Prompts are plain text."""
+        return False
+
+    async def encode(self, prompt: str, add_special_tokens: bool = True) -> IdArray:
+        """Turn a prompt into ids, int64 [tokens]; the chat template decides about special tokens."""
+        return self._tokenizer.encode(prompt)
+
+    async def decode(self, encoded: TokenIds, **kwargs: Any) -> str:
+        """Raise: nothing here produces text."""
+        raise NotImplementedError("Z-Image makes pictures, there is no text to decode")
+
+    async def new_context(self, request: OpenResponsesRequest) -> PixelContext:
+        """Validate a request and prepare all that the worker needs.
+
+        Args:
+            request: The request as the server parsed it.
+
+        Returns:
+            Its context: token ids unpadded, float32 sigmas [N + 1] and timesteps [N], noise and the seed it came from.
+
+        Raises:
+            InputError: With the message for the client.
+        """
+        # Large noise takes long enough to hold up the server's other requests: not on its event loop.
+        return await asyncio.to_thread(self._context, request)
+
+    def _context(self, request: OpenResponsesRequest) -> PixelContext:
+        try:
+            options = _image_options(request)
+            asked = self._parse(request, options)
+            prompt, *negative = [self._ids(text, asked) for text in (*asked.prompts, *asked.negative_prompts)]
+        except (RequestError, TokenizerError) as error:
+            raise InputError(str(error)) from error
+        plan = schedule(self._schedule, steps=asked.num_inference_steps, shift=asked.shift)
+        seed = asked.seed or 0
+        negative_ids = negative[0] if negative else None
+        return PixelContext(
+            request_id=request.request_id,
+            model_name=request.body.model,
+            tokens=TokenBuffer(prompt),
+            mask=np.ones(len(prompt), np.bool_),
+            negative_tokens=None if negative_ids is None else TokenBuffer(negative_ids),
+            negative_mask=None if negative_ids is None else np.ones(len(negative_ids), np.bool_),
+            explicit_negative_prompt=options.negative_prompt is not None,
+            timesteps=plan.timesteps,
+            sigmas=plan.sigmas,
+            latents=initial_noise(seed, asked.num_images, self._limits.latent_channels, asked.height, asked.width),
+            height=asked.height,
+            width=asked.width,
+            num_inference_steps=asked.num_inference_steps,
+            guidance_scale=asked.guidance_scale,
+            cfg_normalization=options.cfg_normalization,
+            cfg_truncation=asked.cfg_truncation,
+            num_images_per_prompt=asked.num_images_per_prompt,
+            output_format=options.output_format,
+            seed=seed,
+        )
+
+    def _parse(self, request: OpenResponsesRequest, options: ImageProviderOptions) -> GenerationRequest:
+        # The schema fills an unset guidance scale with 3.5, which would switch guidance on for distilled checkpoints.
+        guidance = options.guidance_scale if "guidance_scale" in options.model_fields_set else None
+        return GenerationRequest.create(
+            limits=self._limits,
+            defaults=self._defaults,
+            prompt=_prompt(request),
+            negative_prompt=options.negative_prompt,
+            height=options.height,
+            width=options.width,
+            num_inference_steps=options.steps,
+            shift=options.flow_shift,
+            guidance_scale=guidance,
+            cfg_normalization=options.cfg_normalization,
+            cfg_truncation=options.cfg_truncation,
+            num_images_per_prompt=options.num_images,
+            seed=request.body.seed,
+        )
+
+    def _ids(self, text: str, asked: GenerationRequest) -> IdArray:
+        ids = self._tokenizer.encode(text)
+        which = "the prompt" if text in asked.prompts else "the negative prompt"
+        check_token_count(len(ids), asked.max_sequence_length, which, self._limits.max_tokens)
+        return ids
+
+
+def _tokenizer_folder(model_path: str, subfolder: str, revision: str | None) -> Path:
+    if Path(model_path).is_dir():
+        return Path(model_path) / subfolder
+    return Path(snapshot_download(model_path, revision=revision, allow_patterns=[f"{subfolder}/*"])) / subfolder
+
+
+def _prompt(request: OpenResponsesRequest) -> str:
+    try:
+        return retrieve_input_text(request)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def _image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
+    """The request's image options; what the schema knows and Z-Image does not is refused, not ignored."""
+    options = request.body.provider_options.image or ImageProviderOptions.model_validate({})
+    given = options.model_fields_set
+    refused = {
+        "provider_options.video": request.body.provider_options.video is not None,
+        "n (use provider_options.image.num_images)": request.body.n not in (None, 1),
+        "an input_image": _has_image(request),
+        "strength": "strength" in given,
+        "secondary_prompt": options.secondary_prompt is not None,
+        "secondary_negative_prompt": options.secondary_negative_prompt is not None,
+        "true_cfg_scale (use guidance_scale)": options.true_cfg_scale != 1.0,
+    }
+    unused = [name for name, is_given in refused.items() if is_given]
+    if unused:
+        raise RequestError(f"this model makes pictures from text and has no use for {', '.join(unused)}; leave it out")
+    if options.output_format not in OUTPUT_FORMATS:
+        raise RequestError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {options.output_format!r}")
+    return options
+
+
+def _has_image(request: OpenResponsesRequest) -> bool:
+    if isinstance(request.body.input, str):
+        return False
+    contents = [message.content for message in request.body.input if isinstance(message.content, list)]
+    return any(isinstance(part, InputImageContent) for content in contents for part in content)
