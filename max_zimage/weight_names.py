@@ -1,0 +1,225 @@
+"""The one table of weight names: what the graphs call a parameter, and where each checkpoint format keeps it.
+
+A row holds the engine's name and, for both namings, the tensors of the file that make it up, with their shapes. Several
+tensors are stacked along axis 0 in the order given: that is how query, key and value, the two inputs of SwiGLU, and the
+modulations of all blocks become one matrix each. A `{word}` in braces stands for the places of the model where the row
+repeats; where the engine's name lacks it, the row stacks all its places.
+
+What a file may hold and the engine does not load is a `Dropped` entry, with the reason.
+
+References: diffusers ZImageTransformer2DModel and AutoencoderKL, transformers Qwen3ForCausalLM; for the original
+namings Tongyi-MAI/Z-Image (src/zimage/transformer.py) and black-forest-labs/flux (src/flux/modules/autoencoder.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# same: as it stands in the file. conv: [out, in, height, width] becomes [height, width, in, out], what a convolution
+# over channels-last pictures takes. matrix: a convolution of one pixel, [out, in, 1, 1], becomes [out, in].
+Layout = Literal["same", "conv", "matrix"]
+Naming = Literal["diffusers", "original"]
+Shape = tuple[str | int, ...]
+Sources = tuple[tuple[str, Shape], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        engine: The graphs' name.
+        diffusers: Name and shape of the tensors in the diffusers (or transformers) naming.
+        original: The same in the naming of the original authors' single files.
+        layout: How diffusers' tensors become the engine's.
+        original_layout: How the original tensors do.
+    """
+
+    engine: str
+    diffusers: Sources
+    original: Sources
+    layout: Layout = "same"
+    original_layout: Layout = "same"
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A tensor that a file may hold and the engine does not load.
+
+    Attributes:
+        name: Without the file's prefix.
+        reason: Why not.
+        prefixed: Whether the file's prefix stands before it.
+    """
+
+    name: str
+    reason: str
+    prefixed: bool = True
+
+
+def _row(engine: str, *shape: str | int, diffusers: str = "", original: str = "", layout: Layout = "same") -> Row:
+    """A parameter kept in one tensor of the same shape everywhere; an empty name means the engine's."""
+    return Row(
+        engine=engine,
+        diffusers=((diffusers or engine, shape),),
+        original=((original or engine, shape),),
+        layout=layout,
+        original_layout=layout,
+    )
+
+
+def _fused(engine: str, sources: Sources, original: Sources = ()) -> Row:
+    return Row(engine=engine, diffusers=sources, original=original or sources)
+
+
+def _conv(engine: str, out: str | int, into: str | int, original: str, kernel: int = 3) -> tuple[Row, Row]:
+    return (
+        _row(f"{engine}.weight", out, into, kernel, kernel, original=f"{original}.weight", layout="conv"),
+        _row(f"{engine}.bias", out, original=f"{original}.bias"),
+    )
+
+
+def _affine(engine: str, size: str, original: str) -> tuple[Row, Row]:
+    return (
+        _row(f"{engine}.weight", size, original=f"{original}.weight"),
+        _row(f"{engine}.bias", size, original=f"{original}.bias"),
+    )
+
+
+def _pixelwise(engine: str, diffusers: str, original: str) -> tuple[Row, Row]:
+    """A linear layer that the original file keeps as a convolution of one pixel."""
+    return (
+        Row(
+            engine=f"{engine}.weight",
+            diffusers=((f"{diffusers}.weight", ("deepest", "deepest")),),
+            original=((f"{original}.weight", ("deepest", "deepest", 1, 1)),),
+            original_layout="matrix",
+        ),
+        _row(f"{engine}.bias", "deepest", diffusers=f"{diffusers}.bias", original=f"{original}.bias"),
+    )
+
+
+TEXT_ENCODER: tuple[Row, ...] = (
+    _row("embed_tokens.weight", "vocabulary", "hidden"),
+    _row("{layer}.input_layernorm.weight", "hidden"),
+    _fused(
+        "{layer}.self_attn.qkv_proj.weight",
+        (
+            ("{layer}.self_attn.q_proj.weight", ("query", "hidden")),
+            ("{layer}.self_attn.k_proj.weight", ("key", "hidden")),
+            ("{layer}.self_attn.v_proj.weight", ("key", "hidden")),
+        ),
+    ),
+    _row("{layer}.self_attn.q_norm.weight", "head"),
+    _row("{layer}.self_attn.k_norm.weight", "head"),
+    _row("{layer}.self_attn.o_proj.weight", "hidden", "query"),
+    _row("{layer}.post_attention_layernorm.weight", "hidden"),
+    _fused(
+        "{layer}.mlp.gate_up_proj.weight",
+        (
+            ("{layer}.mlp.gate_proj.weight", ("intermediate", "hidden")),
+            ("{layer}.mlp.up_proj.weight", ("intermediate", "hidden")),
+        ),
+    ),
+    _row("{layer}.mlp.down_proj.weight", "hidden", "intermediate"),
+)
+TEXT_ENCODER_DROPPED = (
+    Dropped("norm.weight", "the features are a hidden state from before the final norm"),
+    Dropped("lm_head.weight", "features are taken, no words are predicted", prefixed=False),
+)
+
+TRANSFORMER: tuple[Row, ...] = (
+    _row("x_embedder.weight", "dim", "patch", diffusers="all_x_embedder.2-1.weight"),
+    _row("x_embedder.bias", "dim", diffusers="all_x_embedder.2-1.bias"),
+    _row("x_pad_token", 1, "dim"),
+    _row("cap_pad_token", 1, "dim"),
+    _row("cap_embedder.norm.weight", "caption", diffusers="cap_embedder.0.weight", original="cap_embedder.0.weight"),
+    _row(
+        "cap_embedder.linear.weight",
+        "dim",
+        "caption",
+        diffusers="cap_embedder.1.weight",
+        original="cap_embedder.1.weight",
+    ),
+    _row("cap_embedder.linear.bias", "dim", diffusers="cap_embedder.1.bias", original="cap_embedder.1.bias"),
+    _row(
+        "t_embedder.linear_1.weight",
+        1024,
+        "adaln",
+        diffusers="t_embedder.mlp.0.weight",
+        original="t_embedder.mlp.0.weight",
+    ),
+    _row("t_embedder.linear_1.bias", 1024, diffusers="t_embedder.mlp.0.bias", original="t_embedder.mlp.0.bias"),
+    _row(
+        "t_embedder.linear_2.weight",
+        "adaln",
+        1024,
+        diffusers="t_embedder.mlp.2.weight",
+        original="t_embedder.mlp.2.weight",
+    ),
+    _row("t_embedder.linear_2.bias", "adaln", diffusers="t_embedder.mlp.2.bias", original="t_embedder.mlp.2.bias"),
+    _fused("modulation.weight", (("{modulated}.adaLN_modulation.0.weight", ("4 dim", "adaln")),)),
+    _fused("modulation.bias", (("{modulated}.adaLN_modulation.0.bias", ("4 dim",)),)),
+    _fused(
+        "{block}.attention.qkv.weight",
+        (
+            ("{block}.attention.to_q.weight", ("dim", "dim")),
+            ("{block}.attention.to_k.weight", ("dim", "dim")),
+            ("{block}.attention.to_v.weight", ("dim", "dim")),
+        ),
+        original=(("{block}.attention.qkv.weight", ("3 dim", "dim")),),
+    ),
+    _row("{block}.attention.out.weight", "dim", "dim", diffusers="{block}.attention.to_out.0.weight"),
+    _row("{block}.attention.q_norm.weight", "head", diffusers="{block}.attention.norm_q.weight"),
+    _row("{block}.attention.k_norm.weight", "head", diffusers="{block}.attention.norm_k.weight"),
+    _fused(
+        "{block}.feed_forward.w13.weight",
+        (
+            ("{block}.feed_forward.w1.weight", ("ffn", "dim")),
+            ("{block}.feed_forward.w3.weight", ("ffn", "dim")),
+        ),
+    ),
+    _row("{block}.feed_forward.w2.weight", "dim", "ffn"),
+    _row("{block}.attention_norm1.weight", "dim"),
+    _row("{block}.attention_norm2.weight", "dim"),
+    _row("{block}.ffn_norm1.weight", "dim"),
+    _row("{block}.ffn_norm2.weight", "dim"),
+    _row(
+        "final_modulation.weight",
+        *("dim", "adaln"),
+        diffusers="all_final_layer.2-1.adaLN_modulation.1.weight",
+        original="final_layer.adaLN_modulation.1.weight",
+    ),
+    _row(
+        "final_modulation.bias",
+        "dim",
+        diffusers="all_final_layer.2-1.adaLN_modulation.1.bias",
+        original="final_layer.adaLN_modulation.1.bias",
+    ),
+    _row("final_layer.linear.weight", "patch", "dim", diffusers="all_final_layer.2-1.linear.weight"),
+    _row("final_layer.linear.bias", "patch", diffusers="all_final_layer.2-1.linear.bias"),
+)
+TRANSFORMER_DROPPED = (
+    Dropped("norm_final.weight", "the final layer's norm has no weight; the model never reads this one"),
+)
+
+VAE: tuple[Row, ...] = (
+    *_conv("encoder.conv_in", "shallowest", 3, "encoder.conv_in"),
+    *_affine("encoder.conv_norm_out", "deepest", "encoder.norm_out"),
+    *_conv("encoder.conv_out", "2 latent", "deepest", "encoder.conv_out"),
+    *_conv("decoder.conv_in", "deepest", "latent", "decoder.conv_in"),
+    *_affine("decoder.conv_norm_out", "shallowest", "decoder.norm_out"),
+    *_conv("decoder.conv_out", 3, "shallowest", "decoder.conv_out"),
+    *_affine("{resnet}.norm1", "in", "{resnet}.norm1"),
+    *_conv("{resnet}.conv1", "out", "in", "{resnet}.conv1"),
+    *_affine("{resnet}.norm2", "out", "{resnet}.norm2"),
+    *_conv("{resnet}.conv2", "out", "out", "{resnet}.conv2"),
+    *_conv("{widening}.conv_shortcut", "out", "in", "{widening}.nin_shortcut", kernel=1),
+    *_conv("{resampler}.conv", "out", "out", "{resampler}.conv"),
+    *_affine("{attention}.group_norm", "deepest", "{attention}.norm"),
+    *_pixelwise("{attention}.to_q", "{attention}.to_q", "{attention}.q"),
+    *_pixelwise("{attention}.to_k", "{attention}.to_k", "{attention}.k"),
+    *_pixelwise("{attention}.to_v", "{attention}.to_v", "{attention}.v"),
+    *_pixelwise("{attention}.to_out", "{attention}.to_out.0", "{attention}.proj_out"),
+)
