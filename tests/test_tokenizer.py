@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -179,8 +180,9 @@ def test_a_template_cannot_reach_the_machine(tmp_path: Path) -> None:
 
 def test_loading_needs_neither_transformers_nor_torch() -> None:
     code = "import sys; import max_zimage.tokenizer; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    environment = {**os.environ, "PYTHONPATH": str(EMBEDDED.parents[3])}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.stdout.strip() == "[]", result.stderr
 
 
 def remove(name: str) -> Any:
