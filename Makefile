@@ -61,10 +61,12 @@ $(VENV)/bin/pip: constraints.txt
 	@touch $@
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo 'Installing MAX and what goes with it into $(VENV): about 2 GB, once.'
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
+	@echo 'Installing what tests need: PyTorch, diffusers and the tools, once.'
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 

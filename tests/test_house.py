@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -110,8 +111,8 @@ def test_make_and_pixi_have_the_same_tasks() -> None:
     assert set(tasks) == wanted
 
 
-def stand_in_environment(tmp_path: Path) -> list[str]:
-    """A finished environment whose max-zimage prints its arguments; the make command that uses it."""
+def stand_in_make(tmp_path: Path, *arguments: str) -> str:
+    """What `make generate` prints with a finished environment whose max-zimage prints its arguments."""
     environment = tmp_path / "venv"
     (environment / "bin").mkdir(parents=True)
     command = environment / "bin" / "max-zimage"
@@ -119,10 +120,17 @@ def stand_in_environment(tmp_path: Path) -> list[str]:
     command.chmod(0o755)
     for stamp in ("bin/pip", ".runtime", ".test"):
         (environment / stamp).touch()
-    return ["make", "--silent", "-C", str(ROOT), f"VENV={environment}", "generate"]
+    # `make test` hands its own flags and variables down to every make below it.
+    inherited = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "PROMPT", "ARGS"}
+    variables = {name: value for name, value in os.environ.items() if name not in inherited}
+    words = ["make", "--silent", "-C", str(ROOT), f"VENV={environment}", "generate", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, check=True, env=variables).stdout
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make, which pixi users may not have")
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make, which pixi users may not have")
+
+
+@needs_make
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -132,16 +140,18 @@ def stand_in_environment(tmp_path: Path) -> list[str]:
     ],
 )
 def test_make_passes_a_prompt_on_as_it_is(tmp_path: Path, prompt: str) -> None:
-    command = [*stand_in_environment(tmp_path), f"PROMPT={prompt}", "ARGS=--seed 3 --negative 'a b'"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout == repr(["generate", prompt, "--seed", "3", "--negative", "a b"]) + "\n"
+    printed = stand_in_make(tmp_path, f"PROMPT={prompt}", "ARGS=--seed 3 --negative 'a b'")
+    assert printed == repr(["generate", prompt, "--seed", "3", "--negative", "a b"]) + "\n"
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make, which pixi users may not have")
+@needs_make
 def test_a_second_make_generate_installs_nothing(tmp_path: Path) -> None:
-    command = [*stand_in_environment(tmp_path), "--dry-run", "PROMPT=x"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["max-zimage", "generate", '"$PROMPT"']
+    assert stand_in_make(tmp_path, "--dry-run", "PROMPT=x").split() == ["max-zimage", "generate", '"$PROMPT"']
+
+
+@needs_make
+def test_make_without_a_prompt_leaves_it_to_the_command(tmp_path: Path) -> None:
+    assert stand_in_make(tmp_path) == repr(["generate"]) + "\n"
 
 
 def test_versions_are_exact_and_agree() -> None:
