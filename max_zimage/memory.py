@@ -1,0 +1,51 @@
+"""Whether a checkpoint fits into memory, asked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class NotEnoughMemoryError(ValueError):
+    """The weights are larger than the memory that is free."""
+
+
+def available_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes that can be allocated without swapping.
+
+    Args:
+        cgroup: Where the limits of a container (cgroup v2) are kept; a container may have less than its machine.
+    """
+    machine = psutil.virtual_memory().available
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        # File pages that nothing has touched lately are given up for the asking.
+        return min(machine, limit - used + int(statistics["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no such container, or "max": no limit
+        return machine
+
+
+def check_memory(required: int, available: int) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        required: Bytes of the weights in the dtype they will have, e.g. the sum of `LoadPlan.nbytes`.
+        available: Bytes free, e.g. `available_memory()`.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+    """
+    if required > available:
+        raise NotEnoughMemoryError(
+            f"the checkpoint's weights need {_gib(required)}, {_gib(available)} are available; free memory, use "
+            "bfloat16 where float32 was asked for, or a machine with more"
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

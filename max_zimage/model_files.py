@@ -1,0 +1,199 @@
+"""Where a checkpoint's files are: a local directory or the Hugging Face cache, components, shards, single files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from max.graph.weights import SafetensorWeights, Weights
+
+from max_zimage.safetensors_files import CheckpointError
+
+COMPONENTS = ("text_encoder", "transformer", "vae")
+CONFIG_FILES: Mapping[str, str] = {
+    "text_encoder": "config.json",
+    "transformer": "config.json",
+    "vae": "config.json",
+    "scheduler": "scheduler_config.json",
+}
+# The names that save_pretrained gives the full-precision weights. A folder may hold more, e.g. fp16 or EMA copies.
+_WEIGHT_STEMS: Mapping[str, str] = {
+    "text_encoder": "model",
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+_INDEX = "model_index.json"
+_PIPELINE_CLASS = "ZImagePipeline"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def resolve_model(model: str | Path) -> Path:
+    """Find the directory of a model.
+
+    Args:
+        model: A directory in the diffusers layout, or as a string also a hub id such as "Tongyi-MAI/Z-Image-Turbo",
+            which is downloaded into the Hugging Face cache, or taken from it where HF_HUB_OFFLINE=1 is set.
+
+    Returns:
+        A directory that holds a `model_index.json` of a Z-Image pipeline.
+
+    Raises:
+        CheckpointError: If there is no such directory or repository, or it holds no Z-Image model.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        directory = path
+    elif path.exists():
+        raise CheckpointError(f"{path} is a file; give the directory that holds {_INDEX}")
+    elif isinstance(model, str) and _HUB_ID.fullmatch(model):
+        directory = _download(model)
+    else:
+        raise CheckpointError(
+            f"no model at {model}: there is no such directory, and a hub id has the form owner/name, e.g. "
+            "Tongyi-MAI/Z-Image-Turbo"
+        )
+    _check_pipeline(directory)
+    return directory
+
+
+def find_component_files(model_dir: Path, component: str) -> list[Path]:
+    """Name the weight files of a component.
+
+    Args:
+        model_dir: Directory in the diffusers layout.
+        component: One of `COMPONENTS`.
+
+    Returns:
+        The one file, or the shards that the index names, in order. Other files of the folder play no part.
+
+    Raises:
+        CheckpointError: If there are none, a shard is absent, the index is damaged, or both forms are there.
+    """
+    folder = model_dir / component
+    if not folder.is_dir():
+        raise CheckpointError(f"{model_dir} has no folder {component}; found {_listing(model_dir)}")
+    single = folder / f"{_WEIGHT_STEMS[component]}.safetensors"
+    index = folder / f"{single.name}.index.json"
+    if single.exists() and index.exists():
+        raise CheckpointError(f"{folder} holds both {single.name} and {index.name}; remove the one that is out of date")
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}; found {_listing(folder)}")
+    return _shards(index)
+
+
+def read_config(model_dir: Path, component: str) -> dict[str, object]:
+    """Read a component's configuration file.
+
+    Args:
+        model_dir: Directory in the diffusers layout.
+        component: A key of `CONFIG_FILES`.
+
+    Raises:
+        CheckpointError: If it is absent or no JSON object.
+    """
+    return _read_json(model_dir / component / CONFIG_FILES[component])
+
+
+def route_weight_files(
+    paths: Sequence[Path], components: Sequence[str], unprefixed_component: str
+) -> dict[str, list[Path]]:
+    """Tell which component each weight file belongs to.
+
+    Args:
+        paths: Weight files, possibly from several repositories.
+        components: Names of components.
+        unprefixed_component: Takes the files that stand in no component's folder.
+
+    Returns:
+        Component -> its files, in the order given. The folder that counts is the one a file stands in: a component's
+        name further up the path, as in /data/vae/zimage/model.safetensors, says nothing.
+    """
+    routed: dict[str, list[Path]] = {}
+    for path in paths:
+        folder = path.parent.name
+        routed.setdefault(folder if folder in components else unprefixed_component, []).append(path)
+    return routed
+
+
+def paths_of(weights: Weights) -> list[Path]:
+    """The files behind what MAX hands to a component, so that they are read the same way in `max serve`.
+
+    Raises:
+        CheckpointError: If the weights are not safetensors.
+    """
+    if not isinstance(weights, SafetensorWeights):
+        raise CheckpointError(f"weights must be safetensors files, got {type(weights).__name__}")
+    return [Path(path) for path in weights._filepaths]
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    wanted = [_INDEX, "tokenizer/*"]
+    for component, config in CONFIG_FILES.items():
+        wanted.append(f"{component}/{config}")
+        if stem := _WEIGHT_STEMS.get(component):
+            wanted += [f"{component}/{stem}{end}" for end in (".safetensors", ".safetensors.index.json")]
+            wanted.append(f"{component}/{stem}-?????-of-?????.safetensors")
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"no model at {hub_id}: there is no such directory here and no such repository on the hub "
+            "(or it is private: log in with `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{hub_id} is not in the Hugging Face cache, and the hub cannot be reached (is HF_HUB_OFFLINE set?); "
+            "connect once to download it, or give a local directory"
+        ) from error
+    except OSError as error:  # every other answer of the hub, and a full disk
+        raise CheckpointError(f"{hub_id} could not be downloaded: {error}") from error
+
+
+def _check_pipeline(directory: Path) -> None:
+    if not any(directory.iterdir()):
+        raise CheckpointError(f"{directory} is empty; it should hold a model with a {_INDEX}")
+    if not (directory / _INDEX).is_file():
+        raise CheckpointError(f"{directory} is no model: it holds no {_INDEX}; found {_listing(directory)}")
+    pipeline = _read_json(directory / _INDEX).get("_class_name")
+    if pipeline != _PIPELINE_CLASS:
+        raise CheckpointError(f"{directory} is a {pipeline}; only {_PIPELINE_CLASS} is supported")
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} is damaged: it has no weight_map that names files")
+    names = sorted({str(name) for name in weight_map.values()})
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
+    if absent := [name for name in names if not (index.parent / name).exists()]:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(absent)} of the {len(names)} shards that {index.name} names: "
+            + ", ".join(absent)
+        )
+    return [index.parent / name for name in names]
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of the JSON or of its encoding
+        raise CheckpointError(f"{file} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _listing(folder: Path) -> str:
+    """The first few names in a folder, for a message."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
