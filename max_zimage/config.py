@@ -68,7 +68,9 @@ def text_encoder_spec(config: Config) -> TextEncoderSpec:
     read = Reader("text_encoder", config)
     theta = _rope_theta(read)
     layers = read.count("num_hidden_layers")
-    if config.get("layer_types") is not None:
+    if config.get("layer_types") is None:
+        read.known.add("layer_types")
+    else:
         read.repeated("layer_types", "full_attention", layers)
     return read.build(
         lambda: TextEncoderSpec(
@@ -94,7 +96,11 @@ def transformer_spec(config: Config) -> TransformerSpec:
     """
     read = Reader("transformer", config)
     heads = read.count("n_heads")
-    read.equal("n_kv_heads", config.get("n_heads"), "n_heads; heads that share keys and values are not supported")
+    if read.count("n_kv_heads") != heads and not read.problems:
+        read.problem(
+            f"n_kv_heads must equal n_heads {heads}, got {config['n_kv_heads']}; heads that share keys and values "
+            "are not supported"
+        )
     return read.build(
         lambda: TransformerSpec(
             dim=read.count("dim"),
@@ -120,8 +126,9 @@ def vae_spec(config: Config) -> VaeSpec:
     """
     read = Reader("vae", config)
     widths = read.counts("block_out_channels")
-    read.repeated("down_block_types", "DownEncoderBlock2D", len(widths))
-    read.repeated("up_block_types", "UpDecoderBlock2D", len(widths))
+    blocks = len(widths) if widths else None
+    read.repeated("down_block_types", "DownEncoderBlock2D", blocks)
+    read.repeated("up_block_types", "UpDecoderBlock2D", blocks)
     return read.build(
         lambda: VaeSpec(
             latent_channels=read.count("latent_channels"),

@@ -188,9 +188,14 @@ class Reader:
         """Require one value."""
         self._read(key, f"{value!r} ({reason})", lambda given: True if _same(given, value) else None, True)
 
-    def repeated(self, key: str, item: str, times: int) -> None:
-        """Require a list that holds the same word for every block or layer."""
-        self._read(key, f"{item!r} {times} times", lambda given: True if _same(given, [item] * times) else None, True)
+    def repeated(self, key: str, item: str, times: int | None) -> None:
+        """Require a list that holds the same word for every block or layer; None if their number could not be read."""
+
+        def fits(given: object) -> bool | None:
+            length = times if times is not None or not isinstance(given, list | tuple) else len(given)
+            return _same(given, [item] * (length or 0)) or None
+
+        self._read(key, f"{item!r} {times or 'any number of'} times", fits, True)
 
     def _read(self, key: str, wanted: str, parse: Callable[[object], T | None], fallback: T) -> T:
         self.known.add(key)
