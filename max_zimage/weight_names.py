@@ -145,8 +145,7 @@ TRANSFORMER: tuple[Row, ...] = (
     _row("cap_embedder.linear.bias", "dim", diffusers="cap_embedder.1.bias", original="cap_embedder.1.bias"),
     _row(
         "t_embedder.linear_1.weight",
-        1024,
-        "adaln",
+        *(1024, 256),  # the sinusoid has 256 numbers whatever the model's width
         diffusers="t_embedder.mlp.0.weight",
         original="t_embedder.mlp.0.weight",
     ),

@@ -1,0 +1,347 @@
+"""Weights in every format, number by number against what diffusers and transformers hold; what is refused, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ZImagePipeline
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_vae_checkpoint,
+    convert_z_image_transformer_checkpoint_to_diffusers,
+)
+from max.driver import Buffer
+from max.dtype import DType
+from max.experimental.nn import Module
+from max.experimental.tensor import Tensor
+from max.graph import DeviceRef, TensorType
+from max.graph.weights import load_weights
+from references.tiny import TinySpec, original_transformer, original_vae, save_single, write_tiny
+
+from graphs.layers import build
+from max_zimage.checkpoint import LoadPlan, Step, bfloat16_bits, load, plan
+from max_zimage.config import ModelSpecs, model_specs
+from max_zimage.model_files import CONFIG_FILES, find_component_files, paths_of, read_config
+from max_zimage.safetensors_files import CheckpointError, scan
+from max_zimage.weight_places import Names, text_encoder_names, transformer_names, vae_names
+
+StateDict = dict[str, torch.Tensor]
+LAYERS_USED = 2  # of the tiny text encoder's 3
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A checkpoint on disk, the modules it was written from, and the names it must have."""
+
+    directory: Path
+    pipeline: ZImagePipeline
+    specs: ModelSpecs
+
+    @property
+    def names(self) -> dict[str, Names]:
+        return {
+            "text_encoder": text_encoder_names(self.specs.text_encoder, LAYERS_USED),
+            "transformer": transformer_names(self.specs.transformer),
+            "vae": vae_names(self.specs.vae),
+        }
+
+    def state(self, component: str) -> StateDict:
+        return dict(getattr(self.pipeline, component).state_dict())
+
+    def plan(self, component: str, *files: Path) -> LoadPlan:
+        return plan(self.names[component], scan(files or find_component_files(self.directory, component)))
+
+
+def _tiny(directory: Path, spec: TinySpec) -> Tiny:
+    pipeline = write_tiny(directory, spec)
+    configs = {component: read_config(directory, component) for component in CONFIG_FILES}
+    return Tiny(directory, pipeline, model_specs(**configs))
+
+
+@pytest.fixture(scope="module")
+def float32_tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return _tiny(tmp_path_factory.mktemp("float32"), TinySpec(head_dim=64, refiner_layers=2))
+
+
+@pytest.fixture(scope="module")
+def bfloat16_tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Other widths, and every component in several shards."""
+    spec = TinySpec(head_dim=128, refiner_layers=1, dtype=torch.bfloat16, seed=1, shard_size="200KB")
+    return _tiny(tmp_path_factory.mktemp("bfloat16"), spec)
+
+
+@pytest.fixture(params=["float32_tiny", "bfloat16_tiny"])
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    return request.getfixturevalue(request.param)
+
+
+def _numbers(buffer: Buffer) -> torch.Tensor:
+    """A buffer as torch sees it, bit for bit."""
+    bits = buffer.view(DType.uint16 if buffer.dtype == DType.bfloat16 else DType.float32, buffer.shape).to_numpy()
+    return (
+        torch.from_numpy(bits.copy()).view(torch.bfloat16) if bits.dtype == np.uint16 else torch.from_numpy(bits.copy())
+    )
+
+
+def _check(loaded: dict[str, Buffer], expected: StateDict, dtype: str) -> None:
+    assert loaded.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert str(loaded[name].dtype) == f"DType.{dtype}", name
+        assert torch.equal(_numbers(loaded[name]), tensor.to(getattr(torch, dtype))), name
+
+
+def _expected_text_encoder(state: StateDict) -> StateDict:
+    expected = {"embed_tokens.weight": state["model.embed_tokens.weight"]}
+    for layer in range(LAYERS_USED):
+        block, engine = f"model.layers.{layer}", f"layers.{layer}"
+        for leaf in ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"):
+            expected[f"{engine}.{leaf}.weight"] = state[f"{block}.{leaf}.weight"]
+        expected[f"{engine}.self_attn.o_proj.weight"] = state[f"{block}.self_attn.o_proj.weight"]
+        expected[f"{engine}.mlp.down_proj.weight"] = state[f"{block}.mlp.down_proj.weight"]
+        qkv = [state[f"{block}.self_attn.{part}_proj.weight"] for part in "qkv"]
+        expected[f"{engine}.self_attn.qkv_proj.weight"] = torch.cat(qkv)
+        gate_up = [state[f"{block}.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+        expected[f"{engine}.mlp.gate_up_proj.weight"] = torch.cat(gate_up)
+    return expected
+
+
+def _expected_transformer(tiny: Tiny) -> StateDict:
+    state, spec = tiny.state("transformer"), tiny.specs.transformer
+    noise = [f"noise_refiner.{i}" for i in range(spec.num_refiner_layers)]
+    context = [f"context_refiner.{i}" for i in range(spec.num_refiner_layers)]
+    layers = [f"layers.{i}" for i in range(spec.num_layers)]
+    expected = {"x_pad_token": state["x_pad_token"], "cap_pad_token": state["cap_pad_token"]}
+    expected["cap_embedder.norm.weight"] = state["cap_embedder.0.weight"]
+    for leaf in ("weight", "bias"):
+        expected[f"x_embedder.{leaf}"] = state[f"all_x_embedder.2-1.{leaf}"]
+        expected[f"cap_embedder.linear.{leaf}"] = state[f"cap_embedder.1.{leaf}"]
+        expected[f"t_embedder.linear_1.{leaf}"] = state[f"t_embedder.mlp.0.{leaf}"]
+        expected[f"t_embedder.linear_2.{leaf}"] = state[f"t_embedder.mlp.2.{leaf}"]
+        expected[f"final_layer.linear.{leaf}"] = state[f"all_final_layer.2-1.linear.{leaf}"]
+        expected[f"final_modulation.{leaf}"] = state[f"all_final_layer.2-1.adaLN_modulation.1.{leaf}"]
+        expected[f"modulation.{leaf}"] = torch.cat([state[f"{b}.adaLN_modulation.0.{leaf}"] for b in noise + layers])
+    for block in noise + context + layers:
+        for leaf in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2", "feed_forward.w2"):
+            expected[f"{block}.{leaf}.weight"] = state[f"{block}.{leaf}.weight"]
+        expected[f"{block}.attention.q_norm.weight"] = state[f"{block}.attention.norm_q.weight"]
+        expected[f"{block}.attention.k_norm.weight"] = state[f"{block}.attention.norm_k.weight"]
+        expected[f"{block}.attention.out.weight"] = state[f"{block}.attention.to_out.0.weight"]
+        qkv = [state[f"{block}.attention.to_{part}.weight"] for part in "qkv"]
+        expected[f"{block}.attention.qkv.weight"] = torch.cat(qkv)
+        w13 = [state[f"{block}.feed_forward.{part}.weight"] for part in ("w1", "w3")]
+        expected[f"{block}.feed_forward.w13.weight"] = torch.cat(w13)
+    return expected
+
+
+def _expected_vae(state: StateDict) -> StateDict:
+    return {
+        name.replace("to_out.0", "to_out"): tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+        for name, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+class TestFormats:
+    def test_text_encoder(self, tiny: Tiny, dtype: str, tmp_path: Path) -> None:
+        state = tiny.state("text_encoder")
+        expected = _expected_text_encoder(state)
+        found = tiny.plan("text_encoder")
+        assert found.format == "transformers names behind 'model.'"
+        assert set(found.dropped) == {"model.norm.weight"} | {n for n in state if n.startswith("model.layers.2.")}
+        _check(load(found, dtype), expected, dtype)
+
+        # As Qwen3Model writes it, without the prefix and with a head that is not tied.
+        bare = {name.removeprefix("model."): tensor.clone() for name, tensor in state.items()}
+        found = tiny.plan("text_encoder", save_single(tmp_path / "bare.safetensors", bare))
+        assert found.format == "transformers names"
+        assert "no words are predicted" in found.dropped["lm_head.weight"]
+        _check(load(found, dtype), expected, dtype)
+
+    def test_transformer(self, tiny: Tiny, dtype: str) -> None:
+        found = tiny.plan("transformer")
+        assert (found.format, found.dropped) == ("diffusers names", {})
+        _check(load(found, dtype), _expected_transformer(tiny), dtype)
+
+    @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+    def test_transformer_single_file(self, tiny: Tiny, dtype: str, prefix: str, tmp_path: Path) -> None:
+        file = save_single(tmp_path / "any name.safetensors", original_transformer(tiny.state("transformer")), prefix)
+        found = tiny.plan("transformer", file)
+        assert found.format.startswith("original single-file names")
+        assert set(found.dropped) == {f"{prefix}norm_final.weight"}
+        _check(load(found, dtype), _expected_transformer(tiny), dtype)
+
+    def test_vae(self, tiny: Tiny, dtype: str) -> None:
+        found = tiny.plan("vae")
+        assert (found.format, found.dropped) == ("diffusers names", {})
+        _check(load(found, dtype), _expected_vae(tiny.state("vae")), dtype)
+
+    @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
+    def test_vae_single_file(self, tiny: Tiny, dtype: str, prefix: str, tmp_path: Path) -> None:
+        file = save_single(tmp_path / "ae.safetensors", original_vae(tiny.state("vae")), prefix)
+        found = tiny.plan("vae", file)
+        assert found.format.startswith("original (Flux) single-file names")
+        _check(load(found, dtype), _expected_vae(tiny.state("vae")), dtype)
+
+    def test_float16(self, float32_tiny: Tiny, dtype: str, tmp_path: Path) -> None:
+        state = {name: tensor.half() for name, tensor in float32_tiny.state("vae").items()}
+        file = save_single(tmp_path / "half.safetensors", state)
+        _check(
+            load(float32_tiny.plan("vae", file), dtype), _expected_vae({n: t.float() for n, t in state.items()}), dtype
+        )
+
+
+def test_rewritten_checkpoints_are_what_diffusers_reads(float32_tiny: Tiny) -> None:
+    """The rewriting that the tests above rest on, undone by diffusers' own converters."""
+    transformer, vae = float32_tiny.state("transformer"), float32_tiny.state("vae")
+    restored = convert_z_image_transformer_checkpoint_to_diffusers(original_transformer(transformer))
+    assert restored.keys() == transformer.keys()
+    assert all(torch.equal(restored[name], transformer[name]) for name in transformer)
+    restored = convert_ldm_vae_checkpoint(original_vae(vae), float32_tiny.pipeline.vae.config)
+    assert restored.keys() == vae.keys()
+    assert all(torch.equal(restored[name], vae[name]) for name in vae)
+
+
+def test_names_are_those_of_the_graphs(tiny: Tiny) -> None:
+    """Every parameter a graph declares is loaded, in its shape; see the graphs' own tests for their numbers."""
+    from graphs.conditioning import CaptionConditioning, ModulationTable
+    from graphs.text_encoder import TextEncoder
+    from graphs.transformer import Transformer
+    from graphs.vae import Decoder, Encoder
+
+    specs = tiny.specs
+    graphs = {
+        "text_encoder": [lambda: TextEncoder(specs.text_encoder, LAYERS_USED)],
+        "transformer": [
+            lambda: Transformer(specs.transformer),
+            lambda: CaptionConditioning(specs.transformer),
+            lambda: ModulationTable(specs.transformer),
+        ],
+    }
+    for component, makers in graphs.items():
+        declared = {}
+        for make in makers:
+            module = build(make, DType.float32, DeviceRef.CPU())
+            declared |= {name: tuple(int(size) for size in value.shape) for name, value in module.parameters}
+        steps = {step.engine: step.shape for step in tiny.plan(component).steps}
+        assert declared == steps
+    steps = {step.engine: step.shape for step in tiny.plan("vae").steps}
+    for half, make in (("encoder", lambda: Encoder(specs.vae)), ("decoder", lambda: Decoder(specs.vae))):
+        module = build(make, DType.float32, DeviceRef.CPU())
+        declared = {f"{half}.{name}": tuple(int(size) for size in value.shape) for name, value in module.parameters}
+        assert declared == {name: shape for name, shape in steps.items() if name.startswith(half)}
+
+
+def test_what_a_plan_says(float32_tiny: Tiny, bfloat16_tiny: Tiny) -> None:
+    assert float32_tiny.plan("vae").dtype == "float32"
+    found = bfloat16_tiny.plan("transformer")
+    assert found.dtype == "bfloat16"
+    numbers = sum(tensor.numel() for tensor in bfloat16_tiny.state("transformer").values())
+    assert (found.nbytes("float32"), found.nbytes("bfloat16")) == (4 * numbers, 2 * numbers)
+
+
+def test_rounding_to_bfloat16_is_torchs() -> None:
+    """Ties, subnormals, the largest numbers, infinities and NaN with their upper bits zero, plus random bits."""
+    corners = [0x00000000, 0x80000000, 0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x00000001, 0x00008000]
+    special = [0x7F800000, 0xFF800000, 0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF]
+    random = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    values = np.concatenate([np.asarray(corners + special, np.uint32), random]).view(np.float32)
+    ours = torch.from_numpy(bfloat16_bits(values)).view(torch.bfloat16)
+    theirs = torch.from_numpy(values).to(torch.bfloat16)
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0))
+
+
+class TestStrictness:
+    def _refused(self, tiny: Tiny, component: str, state: StateDict, tmp_path: Path) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            tiny.plan(component, save_single(tmp_path / "wrong.safetensors", state))
+        return str(caught.value)
+
+    def test_everything_is_reported_together(self, float32_tiny: Tiny, tmp_path: Path) -> None:
+        state = float32_tiny.state("transformer")
+        for name in ("x_pad_token", "layers.1.feed_forward.w3.weight"):
+            del state[name]
+        state["layers.0.attention.to_q.bias"] = torch.zeros(128)
+        state["cap_pad_token"] = torch.zeros(1, 64)
+        state["t_embedder.mlp.0.bias"] = torch.zeros(1024, dtype=torch.float8_e4m3fn)
+        text = self._refused(float32_tiny, "transformer", state, tmp_path)
+        assert "wrong.safetensors (diffusers names) does not fit" in text
+        assert "2 missing, 1 unexpected, 1 of the wrong shape, 1 of the wrong dtype" in text
+        assert "missing: x_pad_token, layers.1.feed_forward.w3.weight" in text
+        assert "unexpected: layers.0.attention.to_q.bias" in text
+        assert "cap_pad_token is [1, 64] and must be [1, 128]" in text
+        assert "t_embedder.mlp.0.bias is F8_E4M3 and must be one of F32, BF16, F16" in text
+        assert "quantized weights (8 bits and fewer) are not supported yet" in text
+
+    def test_only_the_first_names_are_shown(self, float32_tiny: Tiny, tmp_path: Path) -> None:
+        state = float32_tiny.state("vae") | {f"extra.{i}": torch.zeros(1) for i in range(12)}
+        text = self._refused(float32_tiny, "vae", state, tmp_path)
+        assert "12 unexpected" in text
+        assert text.count("extra.") == 5
+        assert text.endswith("and 7 more")
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.float8_e5m2])
+    def test_other_dtypes(self, float32_tiny: Tiny, dtype: torch.dtype, tmp_path: Path) -> None:
+        state = float32_tiny.state("vae")
+        state["decoder.conv_in.weight"] = state["decoder.conv_in.weight"].to(dtype)
+        assert "1 of the wrong dtype" in self._refused(float32_tiny, "vae", state, tmp_path)
+
+    def test_unused_layers_must_still_be_there(self, float32_tiny: Tiny, tmp_path: Path) -> None:
+        state = float32_tiny.state("text_encoder")
+        del state["model.layers.2.mlp.up_proj.weight"], state["lm_head.weight"]
+        text = self._refused(float32_tiny, "text_encoder", state, tmp_path)
+        assert "missing: model.layers.2.mlp.up_proj.weight" in text
+
+    def test_half_renamed(self, float32_tiny: Tiny, tmp_path: Path) -> None:
+        """One tensor under the other format's name is missing here and unexpected there, not silently taken."""
+        state = float32_tiny.state("transformer")
+        state["x_embedder.weight"] = state.pop("all_x_embedder.2-1.weight")
+        text = self._refused(float32_tiny, "transformer", state, tmp_path)
+        assert "missing: all_x_embedder.2-1.weight" in text
+        assert "unexpected: x_embedder.weight" in text
+
+    def test_another_model(self, float32_tiny: Tiny, tmp_path: Path) -> None:
+        text = self._refused(
+            float32_tiny, "transformer", {"double_blocks.0.img_mod.lin.weight": torch.zeros(2)}, tmp_path
+        )
+        assert "none of the expected tensors in diffusers names or original single-file names" in text
+        assert "double_blocks.0.img_mod.lin.weight" in text
+
+    def test_another_component(self, float32_tiny: Tiny) -> None:
+        with pytest.raises(CheckpointError, match=r"transformer: .* holds none of the expected tensors"):
+            float32_tiny.plan("transformer", *find_component_files(float32_tiny.directory, "vae"))
+
+
+class _Add(Module[[Tensor], Tensor]):
+    def __init__(self) -> None:
+        self.weight = Tensor.zeros([33])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+def test_max_takes_weights_from_odd_places_of_a_file(tmp_path: Path) -> None:
+    """In the file it begins at no multiple of its own size; it is neither copied nor misread."""
+    weight = torch.randn(33)
+    file = save_single(tmp_path / "odd.safetensors", {"weight": weight, "odd": torch.ones(3, dtype=torch.uint8)})
+    header = file.read_bytes()[8 : -weight.nbytes - 3]
+    turned = header.replace(b"[0,132]", b"[3,135]").replace(b"[132,135]", b"[0,3]").ljust(len(header))
+    assert turned != header
+    file.write_bytes(len(turned).to_bytes(8, "little") + turned + b"\1\1\1" + weight.numpy().tobytes())
+    tensors = scan([file]).tensors
+    step = Step("weight", (tensors["weight"],), "same", (33,))
+    loaded = load(LoadPlan("test", "test", (file,), (step,), {}), "float32")
+    assert loaded["weight"]._data_ptr() % 4 == 3
+    cpu = DeviceRef.CPU()
+    run = build(_Add, DType.float32, cpu).compile(TensorType(DType.float32, ["rows", 33], cpu), weights=loaded)
+    x = torch.randn(5, 33)
+    assert torch.equal(torch.from_dlpack(run(Tensor(x))), x + weight)
+
+
+def test_files_behind_what_max_serve_hands_over(bfloat16_tiny: Tiny) -> None:
+    files = find_component_files(bfloat16_tiny.directory, "vae")
+    assert len(files) > 1
+    assert paths_of(load_weights(files)) == files
