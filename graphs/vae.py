@@ -18,7 +18,7 @@ from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, Dim, TensorType
+from max.graph import DeviceRef, TensorType
 
 from graphs.dims import BATCH
 from graphs.latents import denormalize, normalize, token_squares, unpack
@@ -121,13 +121,14 @@ class EncodeImage(Module[[Tensor, Tensor], Tensor]):
         """Encode, and draw from the posterior.
 
         Args:
-            image: uint8 [batch, downscale·latent_rows, downscale·latent_columns, 3].
+            image: uint8 [batch, latent_rows, downscale, latent_columns, downscale, 3], a view of the picture, channels last.
             noise: float32 [batch, latent_channels, latent_rows, latent_columns], standard normal; zeros give the posterior's mode.
 
         Returns:
             float32, like `noise`.
         """
-        pixels = image.cast(DType.float32) / 127.5 - 1.0
+        batch, rows, side, columns, _, _ = image.shape
+        pixels = F.reshape(image, [batch, rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
         moments = self.encoder(pixels.cast(self.encoder.conv_in.weight.dtype)).cast(DType.float32)
         mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [self.spec.latent_channels] * 2, axis=1)
         deviation = F.exp(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX) * 0.5)
@@ -136,11 +137,10 @@ class EncodeImage(Module[[Tensor, Tensor], Tensor]):
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        spec = self.spec
-        rows, columns = Dim(LATENT_ROWS), Dim(LATENT_COLUMNS)
+        side = self.spec.downscale
         return (
-            TensorType(DType.uint8, [BATCH, rows * spec.downscale, columns * spec.downscale, RGB], device),
-            TensorType(DType.float32, [BATCH, spec.latent_channels, rows, columns], device),
+            TensorType(DType.uint8, [BATCH, LATENT_ROWS, side, LATENT_COLUMNS, side, RGB], device),
+            TensorType(DType.float32, [BATCH, self.spec.latent_channels, LATENT_ROWS, LATENT_COLUMNS], device),
         )
 
 
