@@ -19,6 +19,7 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 from max.graph.weights import load_weights
+from references.engine_weights import StateDict, engine_text_encoder, engine_transformer, engine_vae
 from references.tiny import TinySpec, original_transformer, original_vae, save_single, write_tiny
 
 from graphs.layers import build
@@ -28,7 +29,6 @@ from max_zimage.model_files import CONFIG_FILES, find_component_files, paths_of,
 from max_zimage.safetensors_files import CheckpointError, scan
 from max_zimage.weight_places import Names, text_encoder_names, transformer_names, vae_names
 
-StateDict = dict[str, torch.Tensor]
 LAYERS_USED = 2  # of the tiny text encoder's 3
 
 
@@ -93,61 +93,16 @@ def _check(loaded: dict[str, Buffer], expected: StateDict, dtype: str) -> None:
         assert torch.equal(_numbers(loaded[name]), tensor.to(getattr(torch, dtype))), name
 
 
-def _expected_text_encoder(state: StateDict) -> StateDict:
-    expected = {"embed_tokens.weight": state["model.embed_tokens.weight"]}
-    for layer in range(LAYERS_USED):
-        block, engine = f"model.layers.{layer}", f"layers.{layer}"
-        for leaf in ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"):
-            expected[f"{engine}.{leaf}.weight"] = state[f"{block}.{leaf}.weight"]
-        expected[f"{engine}.self_attn.o_proj.weight"] = state[f"{block}.self_attn.o_proj.weight"]
-        expected[f"{engine}.mlp.down_proj.weight"] = state[f"{block}.mlp.down_proj.weight"]
-        qkv = [state[f"{block}.self_attn.{part}_proj.weight"] for part in "qkv"]
-        expected[f"{engine}.self_attn.qkv_proj.weight"] = torch.cat(qkv)
-        gate_up = [state[f"{block}.mlp.{part}_proj.weight"] for part in ("gate", "up")]
-        expected[f"{engine}.mlp.gate_up_proj.weight"] = torch.cat(gate_up)
-    return expected
-
-
-def _expected_transformer(tiny: Tiny) -> StateDict:
-    state, spec = tiny.state("transformer"), tiny.specs.transformer
-    noise = [f"noise_refiner.{i}" for i in range(spec.num_refiner_layers)]
-    context = [f"context_refiner.{i}" for i in range(spec.num_refiner_layers)]
-    layers = [f"layers.{i}" for i in range(spec.num_layers)]
-    expected = {"x_pad_token": state["x_pad_token"], "cap_pad_token": state["cap_pad_token"]}
-    expected["cap_embedder.norm.weight"] = state["cap_embedder.0.weight"]
-    for leaf in ("weight", "bias"):
-        expected[f"x_embedder.{leaf}"] = state[f"all_x_embedder.2-1.{leaf}"]
-        expected[f"cap_embedder.linear.{leaf}"] = state[f"cap_embedder.1.{leaf}"]
-        expected[f"t_embedder.linear_1.{leaf}"] = state[f"t_embedder.mlp.0.{leaf}"]
-        expected[f"t_embedder.linear_2.{leaf}"] = state[f"t_embedder.mlp.2.{leaf}"]
-        expected[f"final_layer.linear.{leaf}"] = state[f"all_final_layer.2-1.linear.{leaf}"]
-        expected[f"final_modulation.{leaf}"] = state[f"all_final_layer.2-1.adaLN_modulation.1.{leaf}"]
-        expected[f"modulation.{leaf}"] = torch.cat([state[f"{b}.adaLN_modulation.0.{leaf}"] for b in noise + layers])
-    for block in noise + context + layers:
-        for leaf in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2", "feed_forward.w2"):
-            expected[f"{block}.{leaf}.weight"] = state[f"{block}.{leaf}.weight"]
-        expected[f"{block}.attention.q_norm.weight"] = state[f"{block}.attention.norm_q.weight"]
-        expected[f"{block}.attention.k_norm.weight"] = state[f"{block}.attention.norm_k.weight"]
-        expected[f"{block}.attention.out.weight"] = state[f"{block}.attention.to_out.0.weight"]
-        qkv = [state[f"{block}.attention.to_{part}.weight"] for part in "qkv"]
-        expected[f"{block}.attention.qkv.weight"] = torch.cat(qkv)
-        w13 = [state[f"{block}.feed_forward.{part}.weight"] for part in ("w1", "w3")]
-        expected[f"{block}.feed_forward.w13.weight"] = torch.cat(w13)
-    return expected
-
-
-def _expected_vae(state: StateDict) -> StateDict:
-    return {
-        name.replace("to_out.0", "to_out"): tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
-        for name, tensor in state.items()
-    }
+def _engine_transformer(tiny: Tiny) -> StateDict:
+    spec = tiny.specs.transformer
+    return engine_transformer(tiny.state("transformer"), spec.num_layers, spec.num_refiner_layers)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 class TestFormats:
     def test_text_encoder(self, tiny: Tiny, dtype: str, tmp_path: Path) -> None:
         state = tiny.state("text_encoder")
-        expected = _expected_text_encoder(state)
+        expected = engine_text_encoder(state, LAYERS_USED)
         found = tiny.plan("text_encoder")
         assert found.format == "transformers names behind 'model.'"
         assert set(found.dropped) == {"model.norm.weight"} | {n for n in state if n.startswith("model.layers.2.")}
@@ -163,7 +118,7 @@ class TestFormats:
     def test_transformer(self, tiny: Tiny, dtype: str) -> None:
         found = tiny.plan("transformer")
         assert (found.format, found.dropped) == ("diffusers names", {})
-        _check(load(found, dtype), _expected_transformer(tiny), dtype)
+        _check(load(found, dtype), _engine_transformer(tiny), dtype)
 
     @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
     def test_transformer_single_file(self, tiny: Tiny, dtype: str, prefix: str, tmp_path: Path) -> None:
@@ -171,26 +126,24 @@ class TestFormats:
         found = tiny.plan("transformer", file)
         assert found.format.startswith("original single-file names")
         assert set(found.dropped) == {f"{prefix}norm_final.weight"}
-        _check(load(found, dtype), _expected_transformer(tiny), dtype)
+        _check(load(found, dtype), _engine_transformer(tiny), dtype)
 
     def test_vae(self, tiny: Tiny, dtype: str) -> None:
         found = tiny.plan("vae")
         assert (found.format, found.dropped) == ("diffusers names", {})
-        _check(load(found, dtype), _expected_vae(tiny.state("vae")), dtype)
+        _check(load(found, dtype), engine_vae(tiny.state("vae")), dtype)
 
     @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
     def test_vae_single_file(self, tiny: Tiny, dtype: str, prefix: str, tmp_path: Path) -> None:
         file = save_single(tmp_path / "ae.safetensors", original_vae(tiny.state("vae")), prefix)
         found = tiny.plan("vae", file)
         assert found.format.startswith("original (Flux) single-file names")
-        _check(load(found, dtype), _expected_vae(tiny.state("vae")), dtype)
+        _check(load(found, dtype), engine_vae(tiny.state("vae")), dtype)
 
     def test_float16(self, float32_tiny: Tiny, dtype: str, tmp_path: Path) -> None:
         state = {name: tensor.half() for name, tensor in float32_tiny.state("vae").items()}
         file = save_single(tmp_path / "half.safetensors", state)
-        _check(
-            load(float32_tiny.plan("vae", file), dtype), _expected_vae({n: t.float() for n, t in state.items()}), dtype
-        )
+        _check(load(float32_tiny.plan("vae", file), dtype), engine_vae({n: t.float() for n, t in state.items()}), dtype)
 
 
 def test_rewritten_checkpoints_are_what_diffusers_reads(float32_tiny: Tiny) -> None:
