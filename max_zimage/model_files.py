@@ -149,8 +149,8 @@ def _download(hub_id: str) -> Path:
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(
-            f"{hub_id} is not, or not completely, in the Hugging Face cache, and the hub cannot be reached (is HF_HUB_OFFLINE set?); "
-            "connect once to download it, or give a local directory"
+            f"{hub_id} is not, or not completely, in the Hugging Face cache, and the hub cannot be reached "
+            "(is HF_HUB_OFFLINE set?); connect once to download it, or give a local directory"
         ) from error
     except OSError as error:  # every other answer of the hub, and a full disk
         raise CheckpointError(f"{hub_id} could not be downloaded: {error}") from error
