@@ -25,6 +25,7 @@ from graphs.dims import CAPTION_PADDED, ITEMS, PROMPTS, STEPS
 from graphs.transformer import TransformerSpec
 
 _MAX_PERIOD = 10000.0
+_SINUSOIDS = 256  # cosines and sines together, whatever the model's width
 _TIMESTEP_HIDDEN = 1024
 
 
@@ -121,13 +122,12 @@ class TimestepEmbedder(Module[[Tensor], Tensor]):
     """Sinusoidal features in float32 (cosines first), then two linear layers."""
 
     def __init__(self, spec: TransformerSpec) -> None:
-        self.frequencies = spec.adaln_dim // 2
-        self.linear_1 = Linear(spec.adaln_dim, _TIMESTEP_HIDDEN)
+        self.linear_1 = Linear(_SINUSOIDS, _TIMESTEP_HIDDEN)
         self.linear_2 = Linear(_TIMESTEP_HIDDEN, spec.adaln_dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """float32 [steps], scaled to [0, 1000] -> [steps, adaln_dim] in the model's dtype."""
-        half = self.frequencies
+        half = _SINUSOIDS // 2
         frequencies = [math.exp(-math.log(_MAX_PERIOD) * i / half) for i in range(half)]
         table = F.constant(frequencies, DType.float32, device=timesteps.device)
         angles = F.unsqueeze(timesteps, 1) * F.unsqueeze(table, 0)

@@ -15,7 +15,7 @@ from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, Dim, TensorType
+from max.graph import DeviceRef, TensorType
 
 from graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS
 from graphs.transformer import Transformer, TransformerSpec
@@ -32,7 +32,8 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
         self,
         latents: Tensor,
         caption_tokens: Tensor,
-        rope: Tensor,
+        image_rope: Tensor,
+        caption_rope: Tensor,
         valid_length: Tensor,
         latent_rows: Tensor,
         positive_rows: Tensor,
@@ -48,7 +49,8 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
         Args:
             latents: float32 [batch, image_tokens, patch_dim].
             caption_tokens: [items, caption_padded, dim] in the model's dtype.
-            rope: float32 [items, image_padded + caption_padded, head_dim/2, 2].
+            image_rope: float32 [items, image_padded, head_dim/2, 2].
+            caption_rope: float32 [items, caption_padded, head_dim/2, 2].
             valid_length: uint32 [items].
             latent_rows: int32 [items], the picture that each item works on.
             positive_rows: int32 [batch], the item that carries each picture's prompt.
@@ -63,22 +65,23 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             Latents of the next step, float32 [batch, image_tokens, patch_dim], and the transformer's velocity of every
             item, float32 [items, image_tokens, patch_dim].
         """
+        noisy = F.gather(latents, latent_rows, axis=0)
         velocity = self.transformer(
-            F.gather(latents, latent_rows, axis=0), caption_tokens, rope, valid_length, modulation, final_scale
+            noisy, caption_tokens, image_rope, caption_rope, valid_length, modulation, final_scale
         )
         positive, negative = (F.gather(velocity, rows, axis=0) for rows in (positive_rows, negative_rows))
         prediction = positive + guidance_scale * (positive - negative)
         prediction = limit_norm(prediction, positive, cfg_normalization)
-        return euler_step(latents, -prediction, delta), velocity
+        return euler_step(latents, prediction, delta), velocity
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         spec = self.spec
-        tokens = Dim(IMAGE_PADDED) + Dim(CAPTION_PADDED)
         return (
             TensorType(DType.float32, [BATCH, IMAGE_TOKENS, spec.patch_dim], device),
             TensorType(dtype, [ITEMS, CAPTION_PADDED, spec.dim], device),
-            TensorType(DType.float32, [ITEMS, tokens, spec.head_dim // 2, 2], device),
+            TensorType(DType.float32, [ITEMS, IMAGE_PADDED, spec.head_dim // 2, 2], device),
+            TensorType(DType.float32, [ITEMS, CAPTION_PADDED, spec.head_dim // 2, 2], device),
             TensorType(DType.uint32, [ITEMS], device),
             TensorType(DType.int32, [ITEMS], device),
             TensorType(DType.int32, [BATCH], device),
@@ -106,18 +109,18 @@ def limit_norm(prediction: Tensor, positive: Tensor, cfg_normalization: Tensor) 
     return prediction * factor
 
 
-def euler_step(latents: Tensor, noise_pred: Tensor, delta: Tensor) -> Tensor:
-    """Move along the predicted direction.
+def euler_step(latents: Tensor, noise_pred: Tensor, dt: Tensor) -> Tensor:
+    """Euler update with the sign folded in: the transformer predicts the direction from noise to image, sigma falls.
 
     Args:
         latents: float32 [batch, image_tokens, patch_dim].
-        noise_pred: like `latents`.
-        delta: float32 [1], next sigma minus current sigma (negative).
+        noise_pred: like `latents`, the transformer's prediction as it is.
+        dt: float32 [1], next sigma minus current sigma (negative).
 
     Returns:
-        latents + delta · noise_pred.
+        latents - dt · noise_pred.
     """
-    return latents + delta * noise_pred
+    return latents - dt * noise_pred
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from max.experimental import functional as F
 from max.experimental.nn import Linear, Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
+from max.graph import Dim
 
 from graphs.blocks import ModulatedBlock
 from graphs.dims import PATCH
@@ -100,7 +101,8 @@ class Transformer(Module[..., Tensor]):
         self,
         latents: Tensor,
         caption_tokens: Tensor,
-        rope: Tensor,
+        image_rope: Tensor,
+        caption_rope: Tensor,
         valid_length: Tensor,
         modulation: Tensor,
         final_scale: Tensor,
@@ -110,7 +112,8 @@ class Transformer(Module[..., Tensor]):
         Args:
             latents: float32 [items, image_tokens, patch_dim].
             caption_tokens: [items, caption_padded, dim] in the model's dtype, refined.
-            rope: float32 [items, image_padded + caption_padded, head_dim/2, 2].
+            image_rope: float32 [items, image_padded, head_dim/2, 2].
+            caption_rope: float32 [items, caption_padded, head_dim/2, 2].
             valid_length: uint32 [items], image_padded plus the item's own padded caption length.
             modulation: float32 [num_blocks, 4, dim] of this timestep.
             final_scale: float32 [dim] of this timestep.
@@ -119,18 +122,16 @@ class Transformer(Module[..., Tensor]):
             float32 [items, image_tokens, patch_dim].
         """
         image_tokens, refined = latents.shape[1], self.spec.num_refiner_layers
-        image_padded = rope.shape[1] - caption_tokens.shape[1]
-        image_rope = rope[:, :image_padded]
-
-        image = self._embed(latents.cast(caption_tokens.dtype), image_padded)
+        image = self._embed(latents.cast(caption_tokens.dtype), image_rope.shape[1])
         for index, block in enumerate(self.noise_refiner):
             image = block(image, image_rope, None, modulation[index])
         tokens = F.concat([image, caption_tokens], axis=1)
+        rope = F.concat([image_rope, caption_rope], axis=1)
         for index, block in enumerate(self.layers):
             tokens = block(tokens, rope, valid_length, modulation[refined + index])
         return self.final_layer(tokens[:, :image_tokens], final_scale).cast(DType.float32)
 
-    def _embed(self, latents: Tensor, image_padded: object) -> Tensor:
+    def _embed(self, latents: Tensor, image_padded: Dim) -> Tensor:
         """Project to the model's width and append pad tokens up to the padded length."""
         items, image_tokens = latents.shape[0], latents.shape[1]
         pads = F.broadcast_to(F.unsqueeze(self.x_pad_token, 0), [items, image_padded - image_tokens, self.spec.dim])

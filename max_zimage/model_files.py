@@ -58,12 +58,13 @@ def resolve_model(model: str | Path) -> Path:
     return directory
 
 
-def find_component_files(model_dir: Path, component: str) -> list[Path]:
+def find_component_files(model_dir: Path, component: str, *, flat: bool = False) -> list[Path]:
     """Name the weight files of a component.
 
     Args:
         model_dir: Directory in the diffusers layout.
         component: One of `COMPONENTS`.
+        flat: Whether `model_dir` is the component's own folder.
 
     Returns:
         The one file, or the shards that the index names, in order. Other files of the folder play no part.
@@ -71,7 +72,7 @@ def find_component_files(model_dir: Path, component: str) -> list[Path]:
     Raises:
         CheckpointError: If there are none, a shard is absent, the index is damaged, or both forms are there.
     """
-    folder = model_dir / component
+    folder = model_dir if flat else model_dir / component
     if not folder.is_dir():
         raise CheckpointError(f"{model_dir} has no folder {component}; found {_listing(model_dir)}")
     single = folder / f"{_WEIGHT_STEMS[component]}.safetensors"

@@ -1,0 +1,49 @@
+"""Z-Image and Z-Image-Turbo as compiled graphs on Modular MAX.
+
+    from max_zimage import ZImagePipeline
+
+    pipe = ZImagePipeline.from_pretrained()
+    pipe("a red star on a blue background", seed=42)[0].save("star.png")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from max_zimage.arch import ARCHITECTURES, ZImageArchConfig
+    from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+    from max_zimage.model_inputs import ZImageModelInputs
+    from max_zimage.pipeline import ZImagePipeline, ZImagePipelineOutput
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ARCHITECTURES",
+    "ZImageArchConfig",
+    "ZImageModelInputs",
+    "ZImagePipeline",
+    "ZImagePipelineOutput",
+    "ZImageTextEncoderModel",
+    "ZImageTransformerModel",
+    "ZImageVaeModel",
+]
+
+# MAX takes seconds to import, so a name brings its module along only when it is used: `max-zimage --help` needs none.
+_HOMES = {
+    "ARCHITECTURES": "arch",
+    "ZImageArchConfig": "arch",
+    "ZImageModelInputs": "model_inputs",
+    "ZImagePipeline": "pipeline",
+    "ZImagePipelineOutput": "pipeline",
+    "ZImageTextEncoderModel": "components",
+    "ZImageTransformerModel": "components",
+    "ZImageVaeModel": "components",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,190 @@
+"""What a person calls: `ZImagePipeline.from_pretrained` and the pipeline itself, with diffusers' arguments.
+
+Reference: diffusers pipelines/z_image/pipeline_z_image.py, __call__.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer, load_devices
+from max.engine import InferenceSession
+from max.pipelines import PipelineArgs
+from max.pipelines.lib.config import PipelineConfig
+from PIL import Image
+
+from max_zimage.denoising import as_squares, unpacked
+from max_zimage.devices import device_spec, model_dtype, upload
+from max_zimage.inputs import GenerationRequest
+from max_zimage.model_files import resolve_model
+from max_zimage.request_inputs import captions_of_request, inputs_of_request
+from max_zimage.tokenizer import PromptTokenizer
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from max_zimage.pipeline import StepHook, ZImagePipeline
+
+EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny-zimage"
+"""The checkpoint that the package contains."""
+
+StepCallback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
+
+
+class Calling:
+    """The part of `ZImagePipeline` that people use."""
+
+    tokenizer: PromptTokenizer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        weight_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    ) -> Self:
+        """Load a checkpoint and compile its graphs.
+
+        Args:
+            model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the small model that
+                the package contains.
+            device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
+            dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
+            weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder, transformer
+                or vae belongs to the transformer.
+
+        Returns:
+            The pipeline, ready to be called.
+
+        Raises:
+            ValueError: If the model, the device, the dtype or the memory does not do; said before anything is loaded.
+        """
+        spec = device_spec(device)
+        model_dtype(dtype, load_devices([spec])[0])
+        given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else list(weight_path)
+        directory = resolve_model(model if isinstance(model, str) else Path(model or EMBEDDED_MODEL))
+        arguments: dict[str, Any] = {"model_path": str(directory), "device_specs": [spec]}
+        if dtype != "auto":
+            arguments["quantization_encoding"] = dtype
+        config = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**arguments))
+        devices = load_devices([spec])
+        make = cast(Callable[..., "Self"], cls)
+        pipeline = make(config, InferenceSession(devices=devices), devices, [Path(path) for path in given])
+        pipeline.tokenizer = PromptTokenizer(directory / "tokenizer")
+        return pipeline
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        cfg_normalization: bool | float = False,
+        cfg_truncation: float | None = 1.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        latents: npt.NDArray[np.float32] | None = None,
+        prompt_embeds: Sequence[npt.NDArray[np.float32]] | None = None,
+        negative_prompt_embeds: Sequence[npt.NDArray[np.float32]] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        max_sequence_length: int | None = None,
+        shift: float | None = None,
+    ) -> list[Image.Image] | npt.NDArray[Any]:
+        """Make pictures; names and meanings are those of diffusers' `ZImagePipeline`.
+
+        Args:
+            prompt: What to show; a list makes pictures of each.
+            height: Pixels, a multiple of 16; None takes the checkpoint's size.
+            width: Pixels, a multiple of 16.
+            num_inference_steps: Evaluations of the transformer; None takes the checkpoint's number.
+            sigmas: Noise levels in (0, 1], falling, before the shift, in place of evenly spaced ones.
+            guidance_scale: Guidance is on above 0: prediction = positive + scale · (positive - negative).
+            cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; False or 0 for none.
+            cfg_truncation: Steps whose 1 - sigma is above this run without guidance.
+            negative_prompt: What to keep away from; one for all prompts or one each.
+            num_images_per_prompt: Pictures of each prompt.
+            seed: Draws the starting noise: the same picture every time on every machine; picture k of a call has seed + k.
+            latents: float32 [pictures, channels, height/8, width/8], starting noise in place of a seed.
+            prompt_embeds: float32 [tokens, caption_dim] a prompt, text features in place of prompts.
+            negative_prompt_embeds: The same for the negative branch.
+            output_type: "pil", "np" (uint8 [pictures, height, width, 3]) or "latent" (float32).
+            callback_on_step_end: Called as callback(pipeline, step, timestep, {"latents": ...}) with float32 [pictures, channels,
+                height/8, width/8]; may return {"latents": ...} to go on with.
+            max_sequence_length: Tokens a prompt may have, chat template included; more is an error.
+            shift: In place of the shift of the checkpoint's schedule.
+
+        Returns:
+            A list of PIL images, or an array, by `output_type`.
+
+        Raises:
+            RequestError: If an argument is out of range; all that is wrong is said together.
+        """
+        pipeline = cast("ZImagePipeline", self)
+        limits = pipeline.sources.limits
+        request = GenerationRequest.create(
+            limits=limits,
+            defaults=pipeline.sources.defaults,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
+            shift=shift,
+            guidance_scale=guidance_scale,
+            cfg_normalization=cfg_normalization,
+            cfg_truncation=cfg_truncation,
+            num_images_per_prompt=num_images_per_prompt,
+            seed=seed,
+            max_sequence_length=max_sequence_length,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            output_type=output_type,
+        )
+        return self.generate(request, callback_on_step_end)
+
+    def generate(
+        self, request: GenerationRequest, callback_on_step_end: StepCallback | None = None
+    ) -> list[Image.Image] | npt.NDArray[Any]:
+        """Make the pictures of a validated request; see `__call__`."""
+        pipeline = cast("ZImagePipeline", self)
+        captions = captions_of_request(request, self.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
+        inputs = inputs_of_request(
+            request,
+            captions,
+            schedule_spec=pipeline.sources.specs.schedule,
+            rope_spec=pipeline.transformer.rope_spec,
+            latent_channels=pipeline.transformer.spec.in_channels,
+            device=pipeline.device,
+        )
+        hook = None if callback_on_step_end is None else _hook(pipeline, callback_on_step_end, inputs.height, inputs.width)
+        return pipeline.execute(inputs, request.output_type, hook).images
+
+
+def _hook(pipeline: ZImagePipeline, callback: StepCallback, height: int, width: int) -> StepHook:
+    """Turn diffusers' callback into one over packed latents; only here do latents leave the device during the loop."""
+    pixels_per_token = 2 * pipeline.vae_scale_factor
+
+    def on_step(index: int, timestep: float, latents: Buffer) -> Buffer | None:
+        given = unpacked(latents, height // pixels_per_token, width // pixels_per_token)
+        returned = callback(pipeline, index, timestep, {"latents": given})
+        changed = None if returned is None else returned.get("latents")
+        if changed is None or changed is given:
+            return None
+        if np.shape(changed) != given.shape:
+            raise ValueError(f"the callback must return latents of shape {list(given.shape)}, got {list(np.shape(changed))}")
+        return pipeline.preprocess_latents(as_squares(upload(np.asarray(changed, np.float32), pipeline.device)))
+
+    return on_step

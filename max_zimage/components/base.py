@@ -1,0 +1,87 @@
+"""What the components have in common: where their weights come from and where they run."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef
+from max.graph.weights import Weights
+from max.pipelines.diffusion.config import DenoisingCacheConfig
+from max.pipelines.modeling.base.component_model import ComponentModel
+from max.pipelines.modeling.config_enums import SupportedEncoding
+
+from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
+from max_zimage.compiler import CompiledGraph
+from max_zimage.devices import DTYPES
+from max_zimage.model_files import paths_of
+from max_zimage.safetensors_files import scan
+from max_zimage.weight_places import Names
+
+
+class ZImageComponent(ComponentModel):
+    """A ComponentModel that reads its weights strictly and compiles graphs on one device.
+
+    Args:
+        config: The component's configuration as Hugging Face's JSON has it.
+        encoding: Dtype of weights and computation, "float32" or "bfloat16".
+        devices: The first one runs the component.
+        weights: The component's safetensors files.
+        session: Where the graphs run; None makes one.
+        cache_config: Taken for MAX's sake; no component depends on it.
+
+    Raises:
+        ValueError: If the configuration, the encoding or the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        encoding: SupportedEncoding,
+        devices: list[Device],
+        weights: Weights,
+        *,
+        session: InferenceSession | None = None,
+        cache_config: DenoisingCacheConfig | None = None,
+    ) -> None:
+        super().__init__(config, encoding, devices, weights, cache_config=cache_config)
+        self.dtype_name = _dtype_name(encoding)
+        self.device = devices[0]
+        self.session = session if session is not None else InferenceSession(devices=devices)
+        self.load_model()
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of weights and computation."""
+        return DType[self.dtype_name]
+
+    @property
+    def device_ref(self) -> DeviceRef:
+        """The device as graphs name it."""
+        return DeviceRef.from_device(self.device)
+
+    @abstractmethod
+    def load_model(self) -> CompiledGraph:
+        """Load the weights and begin to compile; returns the graph that does the component's main work."""
+
+    @abstractmethod
+    def names(self) -> Names:
+        """The tensors that the component's files must hold."""
+
+    def plan(self) -> LoadPlan:
+        """Check the component's files."""
+        return plan(self.names(), scan(paths_of(self.weights)))
+
+    def load_weights(self) -> dict[str, Buffer]:
+        """Engine name -> data in host memory."""
+        return load(self.plan(), self.dtype_name)
+
+
+def _dtype_name(encoding: str) -> ModelDtype:
+    for dtype in DTYPES:
+        if encoding == dtype:
+            return dtype
+    raise ValueError(f"encoding must be {' or '.join(DTYPES)}, got {encoding}; quantized weights are not supported yet")

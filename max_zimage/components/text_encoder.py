@@ -1,0 +1,63 @@
+"""The Qwen3 text encoder: token ids to the features that condition the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer
+
+from graphs.layers import build
+from graphs.text_encoder import TextEncoder
+from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.components.base import ZImageComponent
+from max_zimage.config import text_encoder_spec
+from max_zimage.devices import upload
+from max_zimage.positions import padded, text_rope
+from max_zimage.weight_places import Names, text_encoder_names
+
+HIDDEN_LAYER = -2
+"""The hidden state that Z-Image was trained on."""
+
+
+class ZImageTextEncoderModel(ZImageComponent):
+    """Compiled text encoder.
+
+    Attributes:
+        model: The graph, `graphs.text_encoder.TextEncoder`.
+        spec: Its shape.
+    """
+
+    model: CompiledGraph
+
+    def load_model(self) -> CompiledGraph:
+        """Load the weights of the layers that are used and begin to compile."""
+        self.spec = text_encoder_spec(self.config)
+        layers = self.spec.layers_used(HIDDEN_LAYER)
+        module = build(lambda: TextEncoder(self.spec, layers), self.dtype, self.device_ref)
+        types = module.input_types(self.device_ref)
+        self.model = compile_graph("text_encoder", module, types, self.load_weights(), self.session)
+        return self.model
+
+    def names(self) -> Names:
+        """The tensors that the component's files must hold."""
+        spec = text_encoder_spec(self.config)
+        return text_encoder_names(spec, spec.layers_used(HIDDEN_LAYER))
+
+    def __call__(self, captions: Sequence[npt.NDArray[np.int64]]) -> Buffer:
+        """Encode captions.
+
+        Args:
+            captions: int64 [tokens] each, unpadded.
+
+        Returns:
+            [captions, longest caption rounded up to a multiple of 32, hidden_size] in the model's dtype; rows at and beyond a
+            caption's length mean nothing.
+        """
+        length = padded(max(len(caption) for caption in captions))
+        tokens = np.zeros((len(captions), length), np.int64)
+        for row, caption in zip(tokens, captions, strict=True):
+            row[: len(caption)] = caption
+        rope = text_rope(self.spec.head_dim, self.spec.rope_theta, length)
+        return self.model(upload(tokens, self.device), upload(rope, self.device))[0]

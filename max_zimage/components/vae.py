@@ -1,0 +1,58 @@
+"""The autoencoder: image tokens to pictures, and pictures to latents."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from max.driver import Buffer
+
+from graphs.layers import build
+from graphs.vae import DecodeLatents, EncodeImage, VaeSpec
+from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.components.base import ZImageComponent
+from max_zimage.config import vae_spec
+from max_zimage.weight_places import Names, vae_names
+
+
+class ZImageVaeModel(ZImageComponent):
+    """Compiled autoencoder.
+
+    Attributes:
+        model: The decoder with unpacking, denormalization and quantization, `graphs.vae.DecodeLatents`.
+        spec: Its shape.
+    """
+
+    model: CompiledGraph
+    spec: VaeSpec
+
+    def load_model(self) -> CompiledGraph:
+        """Load the weights and begin to compile the decoder."""
+        self.spec = spec = vae_spec(self.config)
+        self._weights = self.load_weights()
+        module = build(lambda: DecodeLatents(spec), self.dtype, self.device_ref)
+        types = module.input_types(self.device_ref)
+        self.model = compile_graph("decode", module, types, self._weights, self.session)
+        return self.model
+
+    def names(self) -> Names:
+        """The tensors that the component's files must hold."""
+        return vae_names(vae_spec(self.config))
+
+    @cached_property
+    def encoder(self) -> CompiledGraph:
+        """The encoder, `graphs.vae.EncodeImage`, compiled when it is first asked for: only image-to-image needs it."""
+        module = build(lambda: EncodeImage(self.spec), self.dtype, self.device_ref)
+        types = module.input_types(self.device_ref)
+        return compile_graph("encode", module, types, self._weights, self.session)
+
+    def encode(self, image: Buffer, noise: Buffer) -> Buffer:
+        """Pictures to latents.
+
+        Args:
+            image: uint8 [batch, height, width, 3].
+            noise: float32 [batch, latent_channels, height/8, width/8], standard normal; zeros give the posterior's mode.
+
+        Returns:
+            float32 like `noise`, scaled as the transformer wants them.
+        """
+        return self.encoder(image, noise)[0]

@@ -1,0 +1,74 @@
+"""Names of devices and dtypes as people write them, to what MAX takes."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import CPU, Buffer, Device, DeviceSpec, accelerator_count
+from max.dtype import DType
+
+from max_zimage.checkpoint import ModelDtype, bfloat16_bits
+
+_ACCELERATOR = re.compile(r"(?:gpu|cuda|hip)(?::(\d+))?")
+DTYPES: tuple[ModelDtype, ...] = ("float32", "bfloat16")
+
+
+def device_spec(name: str) -> DeviceSpec:
+    """Find a device.
+
+    Args:
+        name: "auto" (the first accelerator, or else the CPU), "cpu", "gpu", or "gpu:1" and so on; "cuda" and "hip" stand for
+            "gpu".
+
+    Raises:
+        ValueError: If the name is unknown or there is no such accelerator.
+    """
+    count = accelerator_count()
+    if name == "cpu" or (name == "auto" and count == 0):
+        return DeviceSpec.cpu()
+    match = _ACCELERATOR.fullmatch("gpu" if name == "auto" else name)
+    if match is None:
+        raise ValueError(f'device must be "auto", "cpu", "gpu" or "gpu:N", got {name!r}')
+    number = int(match[1] or 0)
+    if number >= count:
+        there = "no accelerator is" if count == 0 else f"only {count} accelerator{'s are' if count > 1 else ' is'}"
+        raise ValueError(f'device {name!r} was asked for, and {there} available here; use device="cpu"')
+    return DeviceSpec.accelerator(number)
+
+
+def model_dtype(name: str, device: Device) -> ModelDtype:
+    """Choose the dtype that a model runs in.
+
+    Args:
+        name: "float32", "bfloat16", or "auto": bfloat16 on an accelerator, float32 on a CPU, where it is the faster one.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name == "auto":
+        return "float32" if device.is_host else "bfloat16"
+    for dtype in DTYPES:
+        if name == dtype:
+            return dtype
+    raise ValueError(f'dtype must be "auto", {" or ".join(repr(dtype) for dtype in DTYPES)}, got {name!r}')
+
+
+def upload(array: npt.NDArray[np.generic], device: Device) -> Buffer:
+    """Copy a numpy array to a device, with its own dtype."""
+    return Buffer.from_numpy(np.array(array, order="C")).to(device)
+
+
+def upload_as(array: npt.NDArray[np.float32], dtype: Literal["float32", "bfloat16"], device: Device) -> Buffer:
+    """Copy float32 numbers to a device in the model's dtype."""
+    if dtype == "float32":
+        return upload(array, device)
+    return Buffer.from_numpy(bfloat16_bits(array)).view(DType.bfloat16, array.shape).to(device)
+
+
+def download(buffer: Buffer) -> npt.NDArray[np.generic]:
+    """Copy a buffer to the host; waits for the work that makes it. Not for bfloat16, which numpy does not know."""
+    return buffer.to(CPU()).to_numpy()

@@ -1,0 +1,297 @@
+"""Z-Image as a diffusion pipeline of MAX: captions and noise in, pictures out, nothing but compiled graphs in between.
+
+    prompts -> ids -> [text_encoder] -> features -> [conditioning] -> caption tokens --+
+    seed -> noise -> [pack] -> latents ------------------------------------------------+-> [denoise] x steps -> [decode] -> uint8
+    steps, shift -> sigmas -> [modulation] -> one row a step ---------------------------+
+
+Names in brackets are compiled graphs. Here is the contract with MAX; what a person calls is in `max_zimage.calling`.
+
+Reference: diffusers pipelines/z_image/pipeline_z_image.py; MAX pipelines/diffusion/interface.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef
+from max.graph.weights import SafetensorWeights
+from max.pipelines.context import PixelContext
+from max.pipelines.diffusion.cache import DenoisingCacheState
+from max.pipelines.diffusion.config import DenoisingCacheConfig
+from max.pipelines.diffusion.interface import DiffusionPipeline, DiffusionPipelineOutput
+from max.pipelines.lib.config import PipelineConfig
+from max.pipelines.modeling.base.component_model import ComponentModel
+from max.profiler import Tracer
+from PIL import Image
+
+from max_zimage import progress
+from max_zimage.calling import Calling
+from max_zimage.compiler import wait_for
+from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.denoising import as_squares, caption_tokens, denoise, token_squares, unpacked
+from max_zimage.devices import download, upload
+from max_zimage.memory import available_memory, check_memory
+from max_zimage.model_inputs import ZImageModelInputs
+from max_zimage.request_checks import output_type as checked_output_type
+from max_zimage.request_inputs import inputs_of_context
+from max_zimage.small_graphs import pack_graph, prepare_scheduler_graph, scheduler_step_graph
+from max_zimage.sources import Sources, find_sources
+
+StepHook = Callable[[int, float, Buffer], Buffer | None]
+"""Called after each step with its number, its timestep in [0, 1000] and the packed latents; may return others to go on with."""
+
+
+@dataclass
+class ZImagePipelineOutput(DiffusionPipelineOutput):
+    """What a request makes.
+
+    Attributes:
+        images: uint8 [pictures, height, width, 3] ("np"), a list of PIL images ("pil"), or the finished latents before
+            decoding, float32 [pictures, channels, height/8, width/8] ("latent").
+    """
+
+    images: Any
+
+
+class ZImagePipeline(Calling, DiffusionPipeline):
+    """Z-Image and Z-Image-Turbo.
+
+    Args:
+        pipeline_config: MAX's configuration of a diffusion checkpoint, one model entry a component.
+        session: Runs the graphs.
+        devices: The first one runs all components.
+        weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder belongs to
+            the transformer.
+        cache_config: Step caching; must be off.
+
+    Raises:
+        ValueError: If the checkpoint, the device or the memory does not do.
+    """
+
+    components: ClassVar[dict[str, type[ComponentModel]]] = {
+        "text_encoder": ZImageTextEncoderModel,
+        "transformer": ZImageTransformerModel,
+        "vae": ZImageVaeModel,
+    }
+    unprefixed_weight_component = "transformer"
+    default_num_inference_steps = 50
+    default_residual_threshold = 0.06
+    default_taylorseer_cache_interval = 5
+    default_taylorseer_max_order = 1
+    default_taylorseer_warmup_steps = 9
+
+    text_encoder: ZImageTextEncoderModel
+    transformer: ZImageTransformerModel
+    vae: ZImageVaeModel
+    sources: Sources
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        devices: list[Device],
+        weight_paths: list[Path],
+        cache_config: DenoisingCacheConfig | None = None,
+    ) -> None:
+        if cache_config is not None and (cache_config.first_block_caching or cache_config.taylorseer):
+            raise ValueError("step caching (first_block_caching, taylorseer) is not supported yet; leave it off")
+        super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
+
+    def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
+        """Check everything that will be loaded, then load the components; their graphs compile side by side."""
+        self.sources = find_sources(
+            self.pipeline_config,
+            weight_paths,
+            self.unprefixed_weight_component,
+            self.devices[0],
+            self.default_num_inference_steps,
+        )
+        # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
+        sizes = self.sources.nbytes.values()
+        check_memory(sum(sizes) if self.devices[0].is_host else max(sizes), available_memory())
+        # The transformer first: its step takes longest to compile.
+        order = sorted(self.components, key=lambda name: name != "transformer")
+        return {name: self._load_component(name) for name in order}
+
+    def _load_component(self, name: str) -> ComponentModel:
+        make: Callable[..., ComponentModel] = self.components[name]
+        return make(
+            self.sources.configs[name],
+            self.sources.dtypes[name],
+            self.devices,
+            SafetensorWeights(self.sources.files[name]),
+            session=self.session,
+            cache_config=self.cache_config,
+        )
+
+    def init_remaining_components(self) -> None:
+        """Compile the graphs that belong to no component, and wait for all of them."""
+        self.device = self.devices[0]
+        self.vae_scale_factor = self.vae.spec.downscale
+        self.build_preprocess_latents()
+        self.build_prepare_scheduler()
+        self.build_scheduler_step()
+        self.build_decode_latents()
+        wait_for([*self.transformer.graphs, self.text_encoder.model, self._decode, self._pack])
+
+    def build_preprocess_latents(self) -> None:
+        """Compile patchify + pack."""
+        self._pack = pack_graph(self.transformer.spec.in_channels, self._device_ref, self.session)
+
+    def build_prepare_scheduler(self) -> None:
+        """Bind `prepare_scheduler` to the device; it compiles when first called, since `execute` has no need of it."""
+        self._prepare_scheduler = prepare_scheduler_graph(self._device_ref)
+
+    def build_scheduler_step(self) -> None:
+        """Bind `scheduler_step` to the device; it compiles when first called, since the denoising step contains it."""
+        self._scheduler_step = scheduler_step_graph(self._device_ref)
+
+    def build_decode_latents(self) -> None:
+        """Take the autoencoder's graph: it unpacks, denormalizes, decodes and quantizes."""
+        self._decode = self.vae.model
+
+    @property
+    def _device_ref(self) -> DeviceRef:
+        return DeviceRef.from_device(self.devices[0])
+
+    def prepare_inputs(self, context: PixelContext) -> ZImageModelInputs:
+        """Bring a request of `max serve` to the device.
+
+        Args:
+            context: From `ZImageTokenizer`: validated, with schedule and noise in it.
+        """
+        return inputs_of_context(context, self.transformer.rope_spec, self.device)
+
+    def preprocess_latents(self, latents: Buffer, dtype: DType = DType.float32) -> Buffer:
+        """Patchify and pack.
+
+        Args:
+            latents: float32 [batch, channels, height/8, width/8] on the device.
+            dtype: float32: latents have no other dtype in this engine.
+
+        Returns:
+            float32 [batch, height/16 · width/16, 4 · channels].
+
+        Raises:
+            ValueError: If the dtype is not float32 or a side is odd.
+        """
+        if dtype != DType.float32:
+            raise ValueError(f"latents are float32 from the first step to the last, got {dtype}; use DType.float32")
+        return self._pack(as_squares(latents))[0]
+
+    @staticmethod
+    def prepare_scheduler(sigmas: Buffer) -> tuple[Buffer, Buffer]:
+        """Split a schedule, float32 [steps + 1], into timesteps (each step's sigma) and step deltas, float32 [steps]."""
+        timesteps, deltas = prepare_scheduler_graph(DeviceRef.from_device(sigmas.device))(sigmas)
+        return timesteps, deltas
+
+    @staticmethod
+    def scheduler_step(latents: Buffer, noise_pred: Buffer, dt: Buffer) -> Buffer:
+        """Return latents - dt · noise_pred, all float32: tokens [batch, image tokens, 4 · channels], dt [1]."""
+        return scheduler_step_graph(DeviceRef.from_device(latents.device))(latents, noise_pred, dt)[0]
+
+    def prepare_prompt_embeddings(
+        self, tokens: Sequence[npt.NDArray[np.int64]], num_images_per_prompt: int
+    ) -> tuple[Buffer, tuple[int, ...]]:
+        """Text features of captions, hidden state -2 of Qwen3.
+
+        Args:
+            tokens: int64 [tokens] each, unpadded.
+            num_images_per_prompt: Pictures of every caption.
+
+        Returns:
+            Features [captions, longest caption rounded up to a multiple of 32, hidden size], and which caption each picture
+            shows: pictures share features, nothing is repeated.
+        """
+        rows = tuple(index for index in range(len(tokens)) for _ in range(num_images_per_prompt))
+        return self.text_encoder(tokens), rows
+
+    def execute(
+        self, model_inputs: ZImageModelInputs, output_type: str = "np", on_step: StepHook | None = None
+    ) -> ZImagePipelineOutput:
+        """Make the pictures of a request.
+
+        Args:
+            model_inputs: From `prepare_inputs`.
+            output_type: "np", "pil" or "latent"; see `ZImagePipelineOutput`.
+            on_step: Sees, and may replace, the latents after each step.
+
+        Raises:
+            ValueError: If the output type is unknown.
+        """
+        checked_output_type(output_type)
+        captions = caption_tokens(self.text_encoder, self.transformer, model_inputs.captions)
+        latents = self.preprocess_latents(model_inputs.latents)
+        loop = denoise(self.transformer, model_inputs, latents, captions)
+        with progress.stage("Denoising", model_inputs.num_inference_steps) as shown, Tracer("denoising"):
+            replacement: Buffer | None = None
+            for index in range(model_inputs.num_inference_steps):
+                timestep, latents = loop.send(replacement)
+                replacement = on_step(index, timestep, latents) if on_step else None
+                shown.advance(f"step {index + 1}")
+        sides = (np.empty(side // (2 * self.vae_scale_factor)) for side in (model_inputs.height, model_inputs.width))
+        return ZImagePipelineOutput(self.decode_latents(replacement or latents, *sides, output_type))
+
+    def decode_latents(
+        self, latents: Buffer, h_carrier: Any, w_carrier: Any, output_type: str = "np"
+    ) -> npt.NDArray[Any] | list[Image.Image]:
+        """Packed latents to pictures.
+
+        Args:
+            latents: float32 [batch, image tokens, 4 · channels].
+            h_carrier: Anything of shape [height/16]; carries the height in its shape.
+            w_carrier: Anything of shape [width/16].
+            output_type: "np", "pil" or "latent".
+
+        Returns:
+            What `ZImagePipelineOutput.images` describes.
+        """
+        kind = checked_output_type(output_type)
+        rows, columns = int(h_carrier.shape[0]), int(w_carrier.shape[0])
+        if kind == "latent":
+            return unpacked(latents, rows, columns)
+        images = download(self._decode(token_squares(latents, rows, columns))[0])
+        return images if kind == "np" else [Image.fromarray(image) for image in images]
+
+    def prepare_img2img_latents(
+        self, noise_latents: Buffer, image_tensor: Buffer, sigmas: npt.NDArray[np.float32]
+    ) -> Buffer:
+        """Where image-to-image starts: sigma · noise + (1 - sigma) · image latents, the posterior's mode.
+
+        Args:
+            noise_latents: float32 [batch, channels, height/8, width/8].
+            image_tensor: uint8 [batch, height, width, 3].
+            sigmas: float32; the first one is the noise level to start from.
+
+        Returns:
+            float32 like `noise_latents`.
+        """
+        zeros = upload(np.zeros(tuple(map(int, noise_latents.shape)), np.float32), self.device)
+        image_latents, sigma = download(self.vae.encode(image_tensor, zeros)), np.float32(sigmas[0])
+        return upload(sigma * download(noise_latents) + (np.float32(1) - sigma) * image_latents, self.device)
+
+    def create_cache_state(
+        self, batch_size: int, seq_len: int, transformer_config: Any, text_seq_len: int = 0
+    ) -> DenoisingCacheState:
+        """Return one request's state of step caching: without tensors, since caching is off."""
+        return DenoisingCacheState()
+
+    def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Buffer, ...]:
+        """Run the transformer for one step.
+
+        Args:
+            cache_state: From `create_cache_state`.
+            **kwargs: `latents`, packed, and `arguments`, the rest of what `graphs.denoise.DenoiseStep` takes.
+
+        Returns:
+            One buffer: the prediction for every item, float32 [items, image tokens, 4 · channels].
+        """
+        return (self.transformer.model(kwargs["latents"], *kwargs["arguments"])[1],)

@@ -1,0 +1,177 @@
+"""Requests to device inputs, from Python's `GenerationRequest` and from the context that `max serve` sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import CPU, Buffer, Device
+from max.dtype import DType
+from max.pipelines.context import PixelContext
+
+from max_zimage.components import ZImageTextEncoderModel
+from max_zimage.devices import upload
+from max_zimage.inputs import GenerationRequest
+from max_zimage.limits import Limits
+from max_zimage.model_inputs import Captions, FloatArray, IdArray, ZImageModelInputs, make_items
+from max_zimage.noise import initial_noise
+from max_zimage.positions import RopeSpec
+from max_zimage.request_checks import check_token_count
+from max_zimage.schedule import Schedule, ScheduleSpec, guidance_by_step, schedule
+from max_zimage.tokenizer import PromptTokenizer
+
+
+def inputs_of_request(
+    request: GenerationRequest,
+    captions: Captions,
+    *,
+    schedule_spec: ScheduleSpec,
+    rope_spec: RopeSpec,
+    latent_channels: int,
+    device: Device,
+) -> ZImageModelInputs:
+    """Bring a request to the device.
+
+    Args:
+        request: The request.
+        captions: Its distinct captions, from `captions_of_request`.
+        schedule_spec: The checkpoint's schedule.
+        rope_spec: The transformer's rotary embedding.
+        latent_channels: Channels of a latent pixel.
+        device: Where the transformer runs.
+    """
+    noise = request.latents
+    if noise is None:
+        noise = initial_noise(request.seed or 0, request.num_images, latent_channels, request.height, request.width)
+    steps = None if request.sigmas is not None else request.num_inference_steps
+    plan = schedule(schedule_spec, steps=steps, sigmas=request.sigmas, shift=request.shift)
+    return _inputs(
+        captions,
+        noise,
+        plan,
+        guidance_by_step(plan, request.guidance_scale, request.cfg_truncation),
+        request.cfg_normalization,
+        request.num_images_per_prompt,
+        rope_spec,
+        device,
+    )
+
+
+def inputs_of_context(context: PixelContext, rope_spec: RopeSpec, device: Device) -> ZImageModelInputs:
+    """Bring a request of `max serve` to the device.
+
+    Args:
+        context: From `ZImageTokenizer`: validated, with schedule and noise in it.
+        rope_spec: The transformer's rotary embedding.
+        device: Where the transformer runs.
+    """
+    sigmas = np.asarray(context.sigmas, np.float32)
+    plan = Schedule(sigmas=sigmas, timesteps=np.asarray(context.timesteps, np.float32), deltas=np.diff(sigmas))
+    guidance = guidance_by_step(plan, float(context.guidance_scale), float(context.cfg_truncation))
+    texts = [np.asarray(context.tokens.array, np.int64)]
+    if context.negative_tokens is not None and guidance.any():
+        texts.append(np.asarray(context.negative_tokens.array, np.int64))
+    captions = arrange(texts, (), copies=context.num_images_per_prompt, prompts=1)
+    return _inputs(
+        captions,
+        np.asarray(context.latents, np.float32),
+        plan,
+        guidance,
+        float(context.cfg_normalization),
+        context.num_images_per_prompt,
+        rope_spec,
+        device,
+    )
+
+
+def captions_of_request(
+    request: GenerationRequest, tokenizer: PromptTokenizer, text_encoder: ZImageTextEncoderModel, limits: Limits
+) -> Captions:
+    """Tokenize what a request shows, or take its features.
+
+    Args:
+        request: The request.
+        tokenizer: Text to ids.
+        text_encoder: Encodes the text of a request that gives features for one branch and text for the other.
+        limits: What the checkpoint can do at most.
+
+    Raises:
+        RequestError: If a text has too many tokens.
+    """
+    negatives = request.negative_prompt_embeds if request.use_guidance else None
+    texts = [tokenizer.encode(text) for text in (*request.prompts, *request.negative_prompts)]
+    for index, ids in enumerate(texts):
+        which = "the prompt" if index < len(request.prompts) else "the negative prompt"
+        check_token_count(len(ids), request.max_sequence_length, which, limits.max_tokens)
+    given = (*(request.prompt_embeds or ()), *(negatives or ()))
+    features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
+    copies = request.num_images_per_prompt
+    return arrange([] if features else texts, features, copies=copies, prompts=request.num_prompts)
+
+
+def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: int, prompts: int) -> Captions:
+    """Find the distinct captions, and which one each item of the transformer's batch shows.
+
+    Args:
+        texts: Token ids of the positive captions, then of the negative ones.
+        features: The same as features, in place of `texts`.
+        copies: Pictures of every prompt.
+        prompts: Positive captions; the rest are as many negative ones, or none.
+    """
+    keys = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
+    distinct = {key: index for index, key in reversed(list(enumerate(keys)))}
+    kept = sorted(distinct.values())
+    places = {key: kept.index(index) for key, index in distinct.items()}
+    positive, negative = keys[:prompts], keys[prompts:]
+    return Captions(
+        tokens=tuple(texts[index] for index in kept) if texts else (),
+        features=() if texts else tuple(features[index] for index in kept),
+        rows=tuple(places[key] for branch in (positive, negative) for key in branch for _ in range(copies)),
+    )
+
+
+def _complete(
+    given: Sequence[FloatArray], texts: Sequence[IdArray], text_encoder: ZImageTextEncoderModel, prompts_first: bool
+) -> tuple[FloatArray, ...]:
+    """Features of both branches, where one is given as features and the other as text."""
+    encoded: tuple[FloatArray, ...] = ()
+    if texts:
+        values = float_features(text_encoder, text_encoder(texts))
+        encoded = tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
+    return (*encoded, *given) if prompts_first else (*given, *encoded)
+
+
+def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:
+    """Features on the host in float32, whatever the model's dtype."""
+    host = features.to(CPU())
+    if text_encoder.dtype_name == "float32":
+        return host.to_numpy()
+    bits = host.view(DType.uint16, features.shape).to_numpy()
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _inputs(
+    captions: Captions,
+    noise: FloatArray,
+    plan: Schedule,
+    guidance: FloatArray,
+    cfg_normalization: float,
+    copies: int,
+    rope_spec: RopeSpec,
+    device: Device,
+) -> ZImageModelInputs:
+    batch, channels, height, width = noise.shape
+    rows, columns = height // 2, width // 2
+    lengths = [captions.lengths[row] for row in captions.rows]
+    return ZImageModelInputs(
+        captions=captions,
+        latents=upload(noise.reshape(batch, channels, rows, 2, columns, 2), device),
+        schedule=plan,
+        guidance=guidance,
+        cfg_normalization=cfg_normalization,
+        height=8 * height,
+        width=8 * width,
+        num_images_per_prompt=copies,
+        items=make_items(rope_spec, rows, columns, lengths, batch, device),
+    )

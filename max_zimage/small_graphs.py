@@ -1,0 +1,38 @@
+"""Graphs without weights, compiled once a process and device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef
+
+from graphs.latents import PackLatents
+from graphs.layers import build
+from graphs.scheduler import PrepareScheduler, SchedulerStep
+from max_zimage.compiler import CompiledGraph, compile_graph
+
+
+def pack_graph(latent_channels: int, device: DeviceRef, session: InferenceSession) -> CompiledGraph:
+    """Patchify + pack, `graphs.latents.PackLatents`."""
+    module = build(lambda: PackLatents(latent_channels), DType.float32, device)
+    return compile_graph("pack", module, module.input_types(device), {}, session)
+
+
+@lru_cache(maxsize=4)
+def prepare_scheduler_graph(device: DeviceRef) -> CompiledGraph:
+    """Sigmas to timesteps and deltas, `graphs.scheduler.PrepareScheduler`."""
+    module = build(PrepareScheduler, DType.float32, device)
+    return compile_graph("prepare_scheduler", module, module.input_types(device), {}, _session(device))
+
+
+@lru_cache(maxsize=4)
+def scheduler_step_graph(device: DeviceRef) -> CompiledGraph:
+    """The Euler update, `graphs.scheduler.SchedulerStep`."""
+    module = build(SchedulerStep, DType.float32, device)
+    return compile_graph("scheduler_step", module, module.input_types(device), {}, _session(device))
+
+
+def _session(device: DeviceRef) -> InferenceSession:
+    return InferenceSession(devices=[device.to_device()])
