@@ -1,6 +1,7 @@
 """Attention that never writes the score matrix, on a CPU or a GPU from one call.
 
-Reference: diffusers models/transformers/transformer_z_image.py, ZSingleStreamAttnProcessor (scaled_dot_product_attention).
+Reference: diffusers models/transformers/transformer_z_image.py, ZSingleStreamAttnProcessor
+(scaled_dot_product_attention).
 """
 
 from __future__ import annotations

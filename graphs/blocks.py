@@ -94,7 +94,7 @@ class ContextBlock(Module[..., Tensor]):
 
 
 class Attention(Module[..., Tensor]):
-    """Bidirectional attention, RMSNorm of queries and keys per head, interleaved RoPE, one matrix for query, key and value."""
+    """Bidirectional attention: one matrix for query, key and value, RMSNorm per head, interleaved RoPE."""
 
     def __init__(self, shape: BlockShape) -> None:
         self.num_heads, self.head_dim = shape.num_heads, shape.head_dim
@@ -129,5 +129,5 @@ class SwiGLU(Module[[Tensor], Tensor]):
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:
-    """x · factor in float32, back in x's dtype: the modulation keeps its precision at no cost in a fused pass."""
+    """Multiply in float32, back in x's dtype: the modulation keeps its precision at no cost in a fused pass."""
     return (x.cast(DType.float32) * factor).cast(x.dtype)

@@ -1,11 +1,12 @@
 """What the denoising steps share: caption tokens, once a request, and the modulation table, once a schedule.
 
-    features -> norm -> linear -> (pad token where the caption has ended) -> [context block] x refiner layers -> caption tokens
-    timesteps -> sinusoid -> MLP -> one matrix for all blocks -> modulation [steps, blocks, 4, dim] and final scale [steps, dim]
+    features -> norm -> linear -> (pad token behind the caption's end) -> [context block] x refiner layers -> tokens
+    timesteps -> sinusoid -> MLP -> one matrix for all blocks -> modulation [steps, blocks, 4, dim], scale [steps, dim]
 
 Neither depends on the latents, so nothing here is repeated in the loop.
 
-Reference: diffusers models/transformers/transformer_z_image.py, TimestepEmbedder, cap_embedder, context_refiner, adaLN_modulation.
+Reference: diffusers models/transformers/transformer_z_image.py, TimestepEmbedder, cap_embedder, context_refiner,
+adaLN_modulation.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class CaptionConditioning(Module[..., Tensor]):
         """Caption tokens of every item.
 
         Args:
-            features: [prompts, caption_padded, caption_dim] in the model's dtype; rows at and beyond `length` hold anything.
+            features: [prompts, caption_padded, caption_dim] in the model's dtype; rows at and beyond `length` hold
+                anything.
             length: uint32 [prompts], tokens of each caption.
             padded_length: uint32 [prompts], the same rounded up to a multiple of 32: what is attended.
             rope: float32 [prompts, caption_padded, head_dim/2, 2].
@@ -101,8 +103,8 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
             timesteps: float32 [steps], 1 - sigma: 0 is pure noise, 1 the finished image.
 
         Returns:
-            float32 [steps, num_blocks, 4, dim] with rows 1 + scale, tanh(gate) of attention, then of the feed-forward layer, and
-            float32 [steps, dim], 1 + scale of the final layer.
+            float32 [steps, num_blocks, 4, dim] with rows 1 + scale, tanh(gate) of attention, then of the feed-forward
+            layer, and float32 [steps, dim], 1 + scale of the final layer.
         """
         spec = self.spec
         embedding = self.t_embedder(timesteps * spec.t_scale)

@@ -3,10 +3,12 @@
     latents -> (one row per item) -> transformer -> velocity of the positive and the negative branch
     prediction = positive + guidance · (positive - negative), its norm limited, then latents - delta · prediction
 
-The same compiled graph serves steps with and without guidance: without, the negative branch is the positive one, so that the
-difference is exactly zero. Latents, guidance and the update are float32; the model's dtype begins and ends inside the transformer.
+The same compiled graph serves steps with and without guidance: without, the negative branch is the positive one, so
+that the difference is exactly zero. Latents, guidance and the update are float32; the model's dtype begins and ends
+inside the transformer.
 
-Reference: diffusers pipelines/z_image/pipeline_z_image.py (guidance, renormalization), schedulers/scheduling_flow_match_euler_discrete.py.
+Reference: diffusers pipelines/z_image/pipeline_z_image.py (guidance, renormalization),
+schedulers/scheduling_flow_match_euler_discrete.py.
 """
 
 from __future__ import annotations
@@ -54,11 +56,13 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             valid_length: uint32 [items].
             latent_rows: int32 [items], the picture that each item works on.
             positive_rows: int32 [batch], the item that carries each picture's prompt.
-            negative_rows: int32 [batch], the item that carries its negative prompt; equal to `positive_rows` without guidance.
+            negative_rows: int32 [batch], the item that carries its negative prompt; equal to `positive_rows` without
+                guidance.
             modulation: float32 [num_blocks, 4, dim].
             final_scale: float32 [dim].
             guidance_scale: float32 [1].
-            cfg_normalization: float32 [1]: limit of the prediction's norm as a share of the positive branch's; 0 for none.
+            cfg_normalization: float32 [1]: limit of the prediction's norm as a share of the positive branch's; 0 for
+                none.
             delta: float32 [1], sigma of the next step minus sigma of this one.
 
         Returns:
@@ -105,7 +109,8 @@ def limit_norm(prediction: Tensor, positive: Tensor, cfg_normalization: Tensor) 
     """
     norm, limit = _norm(prediction), _norm(positive) * cfg_normalization
     too_large = F.logical_and(norm > limit, F.broadcast_to(cfg_normalization > 0.0, norm.shape))
-    factor = F.where(too_large, limit / norm, F.broadcast_to(F.constant(1.0, DType.float32, device=norm.device), norm.shape))
+    unchanged = F.broadcast_to(F.constant(1.0, DType.float32, device=norm.device), norm.shape)
+    factor = F.where(too_large, limit / norm, unchanged)
     return prediction * factor
 
 

@@ -1,7 +1,7 @@
 """Names of the symbolic dimensions, shared so that one name means one size in every graph.
 
-`batch` counts pictures, `items` counts rows of the transformer's batch (pictures times guidance branches) and `prompts` counts
-distinct captions. Token counts that end in `_padded` are rounded up to a multiple of `TOKEN_MULTIPLE`.
+`batch` counts pictures, `items` counts rows of the transformer's batch (pictures times guidance branches) and `prompts`
+counts distinct captions. Token counts that end in `_padded` are rounded up to a multiple of `TOKEN_MULTIPLE`.
 
 Reference: diffusers models/transformers/transformer_z_image.py, SEQ_MULTI_OF.
 """

@@ -1,12 +1,14 @@
 """Latents between the autoencoder's pictures and the transformer's tokens.
 
-    pack:   [batch, channels, 2·rows, 2·columns] -> [batch, rows·columns, 4·channels], a token per 2x2 square, channels fastest
+    pack:   [batch, channels, 2·rows, 2·columns] -> [batch, rows·columns, 4·channels], one token a 2x2 square
     unpack: the inverse, channels last, as the autoencoder's convolutions want them
 
-Graphs take the squares as axes of their own, because a symbolic size cannot be asked to be even: the caller gives a view of the
-same memory, [batch, channels, rows, 2, columns, 2] of latents and [batch, rows, columns, 2, 2, channels] of tokens.
+Graphs take the squares as axes of their own, because a symbolic size cannot be asked to be even: the caller gives a
+view of the same memory, [batch, channels, rows, 2, columns, 2] of latents and [batch, rows, columns, 2, 2, channels] of
+tokens.
 
-Reference: diffusers models/transformers/transformer_z_image.py, patchify and unpatchify; pipelines/z_image/pipeline_z_image.py, decoding.
+Reference: diffusers models/transformers/transformer_z_image.py, patchify and unpatchify;
+pipelines/z_image/pipeline_z_image.py, decoding.
 """
 
 from __future__ import annotations
@@ -72,10 +74,10 @@ def unpack(tokens: Tensor) -> Tensor:
 
 
 def denormalize(latents: Tensor, scaling_factor: float, shift_factor: float) -> Tensor:
-    """The transformer's latents to the autoencoder's: latents / scaling_factor + shift_factor, in the latents' dtype."""
+    """Latents as the autoencoder has them: latents / scaling_factor + shift_factor, in the latents' dtype."""
     return latents / scaling_factor + shift_factor
 
 
 def normalize(latents: Tensor, scaling_factor: float, shift_factor: float) -> Tensor:
-    """The autoencoder's latents to the transformer's: (latents - shift_factor) · scaling_factor, in the latents' dtype."""
+    """Latents as the transformer has them: (latents - shift_factor) · scaling_factor, in the latents' dtype."""
     return (latents - shift_factor) * scaling_factor

@@ -30,4 +30,3 @@ def build(make: Callable[[], ModuleT], dtype: DType, device: DeviceRef) -> Modul
     """
     with F.lazy(), default_dtype(dtype), default_device(device):
         return make()
-

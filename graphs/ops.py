@@ -1,7 +1,7 @@
 """The only file that names Mojo symbols: one op a function.
 
-Two attention kernels of MAX's library are wrapped. Which one a graph may use is decided in `graphs.attention`; a GPU op that
-reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
+Two attention kernels of MAX's library are wrapped. Which one a graph may use is decided in `graphs.attention`; a GPU op
+that reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def flash_attention_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor,
         query: float32 [batch, length, heads, head_dim].
         key: float32 [batch, length, key_value_heads, head_dim]; `key_value_heads` divides `heads`.
         value: like `key`.
-        mask: float32, added to the scaled scores; [length, length], [batch, length, length] or [batch, heads, length, length].
-            It is read through a fused load: a mask computed from positions is never written to memory.
+        mask: float32, added to the scaled scores; [length, length], [batch, length, length] or [batch, heads, length,
+            length]. It is read through a fused load: a mask computed from positions is never written to memory.
         scale: Factor of the scores, usually 1/sqrt(head_dim).
 
     Returns:

@@ -3,8 +3,8 @@
 Two pairings exist. Z-Image's transformer rotates adjacent elements (interleaved), Qwen3 rotates element i with element
 i + head_dim/2 (halves). Both work in float32 and return the input's dtype.
 
-Reference: diffusers models/transformers/transformer_z_image.py, apply_rotary_emb; transformers models/qwen3/modeling_qwen3.py,
-apply_rotary_pos_emb.
+Reference: diffusers models/transformers/transformer_z_image.py, apply_rotary_emb; transformers
+models/qwen3/modeling_qwen3.py, apply_rotary_pos_emb.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class SchedulerStep(Module[[Tensor, Tensor, Tensor], Tensor]):
     """One Euler update, sign folded in."""
 
     def forward(self, latents: Tensor, noise_pred: Tensor, dt: Tensor) -> Tensor:
-        """latents - dt · noise_pred; see `graphs.denoise.euler_step`."""
+        """Return latents - dt · noise_pred; see `graphs.denoise.euler_step`."""
         return euler_step(latents, noise_pred, dt)
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:

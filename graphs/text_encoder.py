@@ -3,8 +3,8 @@
     ids -> embedding -> [block] x layers_used -> features
     block: x + out(attention(norm x)), then x + down(silu(gate) · up) of norm x
 
-Only the layers below the chosen hidden state are built; the final norm and the language-model head never are. Attention is causal, so padding at
-the end of a caption cannot reach the rows before it and needs no mask.
+Only the layers below the chosen hidden state are built; the final norm and the language-model head never are. Attention
+is causal, so padding at the end of a caption cannot reach the rows before it and needs no mask.
 
 Reference: transformers models/qwen3/modeling_qwen3.py; diffusers pipelines/z_image/pipeline_z_image.py, _encode_prompt.
 """
@@ -48,7 +48,8 @@ class TextEncoderSpec:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"text encoder: {self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads evenly"
+                f"text encoder: {self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads"
+                " evenly"
             )
         if self.num_layers < 2:
             raise ValueError(f"text encoder: hidden state -2 needs at least 2 layers, got {self.num_layers}")
@@ -57,7 +58,8 @@ class TextEncoderSpec:
         """Number of layers that produce a hidden state.
 
         Args:
-            hidden_layer: Index into the list [embeddings, after layer 1, ..., after the last layer]; negative counts from the end.
+            hidden_layer: Index into the list [embeddings, after layer 1, ..., after the last layer]; negative counts
+                from the end.
 
         Returns:
             How many layers run, in [0, num_layers).
@@ -68,8 +70,8 @@ class TextEncoderSpec:
         states = self.num_layers + 1
         if not -states <= hidden_layer < states or hidden_layer % states == self.num_layers:
             raise ValueError(
-                f"hidden_layer must be in [{-states}, -2] or [0, {self.num_layers - 1}], got {hidden_layer}: the last state has passed "
-                "the norm of the language-model head, which is not loaded"
+                f"hidden_layer must be in [{-states}, -2] or [0, {self.num_layers - 1}], got {hidden_layer}: the last "
+                "state has passed the norm of the language-model head, which is not loaded"
             )
         return hidden_layer % states
 

@@ -1,13 +1,15 @@
 """Z-Image's diffusion transformer for one timestep: noisy image tokens and refined captions in, velocity out.
 
     latents -> embed -> (+ image pad tokens) -> [modulated block] x refiner layers --+
-                                              refined caption tokens (+ batch padding) --+-> [modulated block] x layers -> final layer
+                                              refined caption tokens (+ batch padding) --+-> [modulated block] x layers
+                                              -> final layer
 
-Tokens stand in the order [image, caption], so that the padding of captions of unequal length is at the end of each row and a valid length
-says what is attended. The pad tokens that round the image and each caption up to a multiple of 32 are learned and attended.
+Tokens stand in the order [image, caption], so that the padding of captions of unequal length is at the end of each row
+and a valid length says what is attended. The pad tokens that round the image and each caption up to a multiple of 32
+are learned and attended.
 
-Everything that depends on the timestep alone arrives as `modulation` and `final_scale` (see `graphs.conditioning`): 1 + scale and tanh(gate)
-are already applied.
+Everything that depends on the timestep alone arrives as `modulation` and `final_scale` (see `graphs.conditioning`): 1 +
+scale and tanh(gate) are already applied.
 
 Reference: diffusers models/transformers/transformer_z_image.py, ZImageTransformer2DModel.
 """
@@ -54,8 +56,8 @@ class TransformerSpec:
             raise ValueError(f"transformer: dim {self.dim} is not a multiple of n_heads {self.num_heads}")
         if self.head_dim != sum(self.axes_dims):
             raise ValueError(
-                f"transformer: the head dimension {self.head_dim} (dim {self.dim} / n_heads {self.num_heads}) must equal the sum of "
-                f"axes_dims {self.axes_dims}, which is {sum(self.axes_dims)}"
+                f"transformer: the head dimension {self.head_dim} (dim {self.dim} / n_heads {self.num_heads}) must "
+                f"equal the sum of axes_dims {self.axes_dims}, which is {sum(self.axes_dims)}"
             )
         if any(axis % 2 for axis in self.axes_dims):
             raise ValueError(f"transformer: every entry of axes_dims must be even, got {self.axes_dims}")

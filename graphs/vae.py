@@ -1,9 +1,12 @@
 """AutoencoderKL as Flux and Z-Image use it: latents to pixels and pixels to latents.
 
-    decode: tokens -> latents / scaling + shift -> conv -> middle block -> [residual blocks, 2x larger] -> norm, silu, conv -> uint8
-    encode: uint8 -> conv -> [residual blocks, 2x smaller] -> middle block -> norm, silu, conv -> mean + std · noise -> latents
+    decode: tokens -> latents / scaling + shift -> conv -> middle block -> [residual blocks, 2x larger] -> norm, silu,
+    conv -> uint8
+    encode: uint8 -> conv -> [residual blocks, 2x smaller] -> middle block -> norm, silu, conv -> mean + std · noise ->
+    latents
 
-Each is one graph for every batch and size. The affine maps, the posterior and the quantization are float32 whatever the model's dtype is.
+Each is one graph for every batch and size. The affine maps, the posterior and the quantization are float32 whatever the
+model's dtype is.
 
 Reference: diffusers models/autoencoders/autoencoder_kl.py and vae.py (Encoder, Decoder, DiagonalGaussianDistribution),
 image_processor.py (VaeImageProcessor).
@@ -33,10 +36,11 @@ _LOGVAR_MIN, _LOGVAR_MAX = -30.0, 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class VaeSpec:
-    """Shape of an AutoencoderKL without quantization convolutions, and the affine map from its latents to the transformer's.
+    """Shape of an AutoencoderKL without quantization convolutions, and how its latents are scaled for the transformer.
 
     Raises:
-        ValueError: If there is no block, a width is not a multiple of the number of groups, or the scaling factor is zero.
+        ValueError: If there is no block, a width is not a multiple of the number of groups, or the scaling factor is
+            zero.
     """
 
     latent_channels: int
@@ -63,6 +67,7 @@ class VaeSpec:
     def downscale(self) -> int:
         """Side of the square of pixels that one latent pixel stands for."""
         return 2 ** (len(self.block_out_channels) - 1)
+
 
 class DecodeLatents(Module[[Tensor], Tensor]):
     """Image tokens to pictures."""
@@ -96,7 +101,7 @@ class DecodeImage(Module[[Tensor], Tensor]):
         self.decoder = Decoder(spec)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Decode; the argument is that of `DecodeLatents`, the result float32 [batch, rows, columns, 3], black at -1, white at 1."""
+        """Decode as `DecodeLatents` does, to float32 [batch, rows, columns, 3], black at -1 and white at 1."""
         return decode_float(self.spec, self.decoder, tokens)
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
@@ -105,7 +110,7 @@ class DecodeImage(Module[[Tensor], Tensor]):
 
 
 def decode_float(spec: VaeSpec, decoder: Decoder, tokens: Tensor) -> Tensor:
-    """Image tokens, float32 [batch, token_rows, token_columns, 2, 2, channels], to float32 [batch, rows, columns, 3] around [-1, 1]."""
+    """Image tokens as in `DecodeLatents` to float32 [batch, rows, columns, 3], black at -1 and white at 1."""
     latents = denormalize(unpack(tokens), spec.scaling_factor, spec.shift_factor)
     return decoder(latents.cast(decoder.conv_in.weight.dtype)).cast(DType.float32)
 
@@ -121,8 +126,10 @@ class EncodeImage(Module[[Tensor, Tensor], Tensor]):
         """Encode, and draw from the posterior.
 
         Args:
-            image: uint8 [batch, latent_rows, downscale, latent_columns, downscale, 3], a view of the picture, channels last.
-            noise: float32 [batch, latent_channels, latent_rows, latent_columns], standard normal; zeros give the posterior's mode.
+            image: uint8 [batch, latent_rows, downscale, latent_columns, downscale, 3], a view of the picture, channels
+                last.
+            noise: float32 [batch, latent_channels, latent_rows, latent_columns], standard normal; zeros give the
+                posterior's mode.
 
         Returns:
             float32, like `noise`.

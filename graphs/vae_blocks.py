@@ -3,8 +3,8 @@
     residual block: x + conv(silu(norm(conv(silu(norm x)))))
     middle block:   residual block, attention over all positions, residual block
 
-Reference: diffusers models/resnet.py, models/attention_processor.py (Attention, AttnProcessor2_0), models/unets/unet_2d_blocks.py,
-models/upsampling.py, models/downsampling.py.
+Reference: diffusers models/resnet.py, models/attention_processor.py (Attention, AttnProcessor2_0),
+models/unets/unet_2d_blocks.py, models/upsampling.py, models/downsampling.py.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class GroupNorm(Module[[Tensor], Tensor]):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, rows, columns, channels] -> the same.
 
-        One channel is averaged at a time, over columns and then rows, and the few averages that are left are joined into groups: whole
-        vectors of neighbouring channels are added. On two CPU cores at 256x256x128 this takes 19 ms with an error of 1e-7;
-        MAX's own group norm, which wants channels first, 265 ms and 2e-5.
+        One channel is averaged at a time, over columns and then rows, and the few averages that are left are joined
+        into groups: whole vectors of neighbouring channels are added. On two CPU cores at 256x256x128 this takes 19 ms
+        with an error of 1e-7; MAX's own group norm, which wants channels first, 265 ms and 2e-5.
         """
         x_f32 = x.cast(DType.float32)
         centred = x_f32 - self._group_mean(x_f32)
@@ -144,7 +144,8 @@ class Upsampler(Module[[Tensor], Tensor]):
     def forward(self, x: Tensor) -> Tensor:
         """[batch, rows, columns, channels] -> [batch, 2·rows, 2·columns, channels]."""
         batch, rows, columns, channels = x.shape
-        squares = F.broadcast_to(F.reshape(x, [batch, rows, 1, columns, 1, channels]), [batch, rows, 2, columns, 2, channels])
+        pixels = F.reshape(x, [batch, rows, 1, columns, 1, channels])
+        squares = F.broadcast_to(pixels, [batch, rows, 2, columns, 2, channels])
         return self.conv(F.reshape(squares, [batch, rows * 2, columns * 2, channels]))
 
 

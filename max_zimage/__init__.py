@@ -1,9 +1,8 @@
 """Z-Image and Z-Image-Turbo as compiled graphs on Modular MAX.
 
-    from max_zimage import ZImagePipeline
-
-    pipe = ZImagePipeline.from_pretrained()
-    pipe("a red star on a blue background", seed=42)[0].save("star.png")
+>>> from max_zimage import ZImagePipeline
+>>> pipe = ZImagePipeline.from_pretrained()
+>>> pipe("a red star on a blue background", seed=42)[0].save("star.png")
 """
 
 from __future__ import annotations

@@ -53,12 +53,12 @@ class Calling:
         """Load a checkpoint and compile its graphs.
 
         Args:
-            model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the small model that
-                the package contains.
+            model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the
+                small model that the package contains.
             device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
             dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
-            weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder, transformer
-                or vae belongs to the transformer.
+            weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder,
+                transformer or vae belongs to the transformer.
 
         Returns:
             The pipeline, ready to be called.
@@ -114,13 +114,14 @@ class Calling:
             cfg_truncation: Steps whose 1 - sigma is above this run without guidance.
             negative_prompt: What to keep away from; one for all prompts or one each.
             num_images_per_prompt: Pictures of each prompt.
-            seed: Draws the starting noise: the same picture every time on every machine; picture k of a call has seed + k.
+            seed: Draws the starting noise: the same picture every time on every machine; picture k of a call has seed +
+                k.
             latents: float32 [pictures, channels, height/8, width/8], starting noise in place of a seed.
             prompt_embeds: float32 [tokens, caption_dim] a prompt, text features in place of prompts.
             negative_prompt_embeds: The same for the negative branch.
             output_type: "pil", "np" (uint8 [pictures, height, width, 3]) or "latent" (float32).
-            callback_on_step_end: Called as callback(pipeline, step, timestep, {"latents": ...}) with float32 [pictures, channels,
-                height/8, width/8]; may return {"latents": ...} to go on with.
+            callback_on_step_end: Called as callback(pipeline, step, timestep, {"latents": ...}) with float32 [pictures,
+                channels, height/8, width/8]; may return {"latents": ...} to go on with.
             max_sequence_length: Tokens a prompt may have, chat template included; more is an error.
             shift: In place of the shift of the checkpoint's schedule.
 
@@ -169,7 +170,9 @@ class Calling:
             latent_channels=pipeline.transformer.spec.in_channels,
             device=pipeline.device,
         )
-        hook = None if callback_on_step_end is None else _hook(pipeline, callback_on_step_end, inputs.height, inputs.width)
+        hook = (
+            None if callback_on_step_end is None else _hook(pipeline, callback_on_step_end, inputs.height, inputs.width)
+        )
         return pipeline.execute(inputs, request.output_type, hook).images
 
 
@@ -184,7 +187,9 @@ def _hook(pipeline: ZImagePipeline, callback: StepCallback, height: int, width: 
         if changed is None or changed is given:
             return None
         if np.shape(changed) != given.shape:
-            raise ValueError(f"the callback must return latents of shape {list(given.shape)}, got {list(np.shape(changed))}")
+            raise ValueError(
+                f"the callback must return latents of shape {list(given.shape)}, got {list(np.shape(changed))}"
+            )
         return pipeline.preprocess_latents(as_squares(upload(np.asarray(changed, np.float32), pipeline.device)))
 
     return on_step

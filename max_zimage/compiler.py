@@ -1,7 +1,7 @@
 """The one place where graphs are compiled, side by side, and the one way in which they are called.
 
-A compiled graph takes and returns `max.driver.Buffer`s. A Buffer has no arithmetic, so nothing between two graphs can run an
-eager operation, which `max serve` refuses in its worker.
+A compiled graph takes and returns `max.driver.Buffer`s. A Buffer has no arithmetic, so nothing between two graphs can
+run an eager operation, which `max serve` refuses in its worker.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ def device_spec(name: str) -> DeviceSpec:
     """Find a device.
 
     Args:
-        name: "auto" (the first accelerator, or else the CPU), "cpu", "gpu", or "gpu:1" and so on; "cuda" and "hip" stand for
-            "gpu".
+        name: "auto" (the first accelerator, or else the CPU), "cpu", "gpu", or "gpu:1" and so on; "cuda" and "hip"
+            stand for "gpu".
 
     Raises:
         ValueError: If the name is unknown or there is no such accelerator.
@@ -43,7 +43,8 @@ def model_dtype(name: str, device: Device) -> ModelDtype:
     """Choose the dtype that a model runs in.
 
     Args:
-        name: "float32", "bfloat16", or "auto": bfloat16 on an accelerator, float32 on a CPU, where it is the faster one.
+        name: "float32", "bfloat16", or "auto": bfloat16 on an accelerator, float32 on a CPU, where it is the faster
+            one.
         device: Where the model runs.
 
     Raises:

@@ -25,7 +25,8 @@ class Captions:
     Attributes:
         tokens: int64 [tokens] each; empty where `features` are given.
         features: float32 [tokens, caption_dim] each, in place of the text encoder's; empty where `tokens` are given.
-        rows: Which caption each item of the transformer's batch shows: one a picture, then with guidance one a picture again.
+        rows: Which caption each item of the transformer's batch shows: one a picture, then with guidance one a picture
+            again.
     """
 
     tokens: tuple[IdArray, ...]

@@ -1,8 +1,8 @@
 """Z-Image as a diffusion pipeline of MAX: captions and noise in, pictures out, nothing but compiled graphs in between.
 
     prompts -> ids -> [text_encoder] -> features -> [conditioning] -> caption tokens --+
-    seed -> noise -> [pack] -> latents ------------------------------------------------+-> [denoise] x steps -> [decode] -> uint8
-    steps, shift -> sigmas -> [modulation] -> one row a step ---------------------------+
+    seed -> noise -> [pack] -> latents ------------------------------------------------+-> [denoise] x steps -> [decode]
+    -> uint8 steps, shift -> sigmas -> [modulation] -> one row a step ---------------------------+
 
 Names in brackets are compiled graphs. Here is the contract with MAX; what a person calls is in `max_zimage.calling`.
 
@@ -46,7 +46,7 @@ from max_zimage.small_graphs import pack_graph, prepare_scheduler_graph, schedul
 from max_zimage.sources import Sources, find_sources
 
 StepHook = Callable[[int, float, Buffer], Buffer | None]
-"""Called after each step with its number, its timestep in [0, 1000] and the packed latents; may return others to go on with."""
+"""Called after each step with its number, its timestep in [0, 1000] and the packed latents; may return others."""
 
 
 @dataclass
@@ -189,7 +189,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
 
     @staticmethod
     def prepare_scheduler(sigmas: Buffer) -> tuple[Buffer, Buffer]:
-        """Split a schedule, float32 [steps + 1], into timesteps (each step's sigma) and step deltas, float32 [steps]."""
+        """Split sigmas, float32 [steps + 1], into timesteps (each step's sigma) and step deltas, float32 [steps]."""
         timesteps, deltas = prepare_scheduler_graph(DeviceRef.from_device(sigmas.device))(sigmas)
         return timesteps, deltas
 
@@ -208,7 +208,8 @@ class ZImagePipeline(Calling, DiffusionPipeline):
             num_images_per_prompt: Pictures of every caption.
 
         Returns:
-            Features [captions, longest caption rounded up to a multiple of 32, hidden size], and which caption each picture
+            Features [captions, longest caption rounded up to a multiple of 32, hidden size], and which caption each
+            picture
             shows: pictures share features, nothing is repeated.
         """
         rows = tuple(index for index in range(len(tokens)) for _ in range(num_images_per_prompt))

@@ -1,4 +1,4 @@
-"""Where a pipeline's components come from: MAX's configuration to files, checked and weighed before anything is loaded."""
+"""Where a pipeline's components come from: MAX's configuration to files, checked before anything is loaded."""
 
 from __future__ import annotations
 

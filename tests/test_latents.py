@@ -81,10 +81,14 @@ def test_pack_equals_diffusers_patchify(pack):
 def test_unpack_undoes_pack_and_the_affine_maps_are_diffusers(unpack_all, batch, height, width):
     latents = np.random.default_rng(2).standard_normal((batch, CHANNELS, height, width), np.float32)
     tokens = reference_tokens(latents).reshape(batch, height // 2, width // 2, 2, 2, CHANNELS)
-    unpacked, decoder_latents, again = (t.to_numpy().transpose(0, 3, 1, 2) for t in unpack_all(Buffer.from_numpy(tokens)))
+    unpacked, decoder_latents, again = (
+        t.to_numpy().transpose(0, 3, 1, 2) for t in unpack_all(Buffer.from_numpy(tokens))
+    )
     np.testing.assert_array_equal(unpacked, latents)
     expected = latents / np.float32(SCALING) + np.float32(SHIFT)
-    np.testing.assert_allclose(decoder_latents, expected, rtol=2e-7, atol=2e-7)  # one rounding each of a product and a sum
+    np.testing.assert_allclose(
+        decoder_latents, expected, rtol=2e-7, atol=2e-7
+    )  # one rounding each of a product and a sum
     np.testing.assert_allclose(again, latents, rtol=1e-6, atol=1e-6)
 
 

@@ -52,8 +52,8 @@ class ZImageTextEncoderModel(ZImageComponent):
             captions: int64 [tokens] each, unpadded.
 
         Returns:
-            [captions, longest caption rounded up to a multiple of 32, hidden_size] in the model's dtype; rows at and beyond a
-            caption's length mean nothing.
+            [captions, longest caption rounded up to a multiple of 32, hidden_size] in the model's dtype; rows at and
+            beyond a caption's length mean nothing.
         """
         length = padded(max(len(caption) for caption in captions))
         tokens = np.zeros((len(captions), length), np.int64)

@@ -50,7 +50,8 @@ class ZImageVaeModel(ZImageComponent):
 
         Args:
             image: uint8 [batch, height, width, 3].
-            noise: float32 [batch, latent_channels, height/8, width/8], standard normal; zeros give the posterior's mode.
+            noise: float32 [batch, latent_channels, height/8, width/8], standard normal; zeros give the posterior's
+                mode.
 
         Returns:
             float32 like `noise`, scaled as the transformer wants them.
