@@ -46,7 +46,7 @@ class PackLatents(Module[[Tensor], Tensor]):
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        shape = [BATCH, self.latent_channels, TOKEN_ROWS, PATCH, TOKEN_COLUMNS, PATCH]
+        shape = (BATCH, self.latent_channels, TOKEN_ROWS, PATCH, TOKEN_COLUMNS, PATCH)
         return (TensorType(DType.float32, shape, device),)
 
 

@@ -6,7 +6,7 @@ The layers themselves (`Linear`, `RMSNorm`, `ModuleList`) are MAX's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from max.dtype import DType
 from max.experimental import functional as F
@@ -14,7 +14,7 @@ from max.experimental.nn import Module
 from max.experimental.tensor import default_device, default_dtype
 from max.graph import DeviceRef
 
-ModuleT = TypeVar("ModuleT", bound=Module[..., object])
+ModuleT = TypeVar("ModuleT", bound=Module[..., Any])
 
 
 def build(make: Callable[[], ModuleT], dtype: DType, device: DeviceRef) -> ModuleT:

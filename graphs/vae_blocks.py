@@ -58,7 +58,7 @@ class GroupNorm(Module[[Tensor], Tensor]):
     def _group_mean(self, x: Tensor) -> Tensor:
         """Mean of each channel's group, float32 [batch, 1, 1, channels]."""
         batch, _, _, channels = x.shape
-        grouped = [batch, 1, self.groups, channels // self.groups]
+        grouped = (batch, 1, self.groups, channels // self.groups)
         means = F.reshape(F.mean(F.mean(x, axis=2), axis=1), grouped)
         return F.reshape(F.broadcast_to(F.mean(means, axis=3), grouped), [batch, 1, 1, channels])
 
@@ -115,7 +115,7 @@ class SpatialAttention(Module[[Tensor], Tensor]):
         """[batch, rows, columns, channels] -> the same."""
         batch, rows, columns, channels = x.shape
         positions = F.reshape(self.group_norm(x), [batch, rows * columns, channels])
-        one_head = [batch, rows * columns, 1, channels]
+        one_head = (batch, rows * columns, 1, channels)
         query, key, value = (F.reshape(layer(positions), one_head) for layer in (self.to_q, self.to_k, self.to_v))
         mixed = attention(query, key, value, scale=int(channels) ** -0.5)
         mixed = self.to_out(F.reshape(mixed, [batch, rows * columns, channels]))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from max.driver import Buffer
 from max.engine import InferenceSession, Model
@@ -70,7 +71,7 @@ class CompiledGraph:
 
 def compile_graph(
     name: str,
-    module: Module[..., object],
+    module: Module[..., Any],
     input_types: Iterable[TensorType],
     weights: Mapping[str, Buffer],
     session: InferenceSession,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,6 @@ def upload_as(array: npt.NDArray[np.float32], dtype: Literal["float32", "bfloat1
     return Buffer.from_numpy(bfloat16_bits(array)).view(DType.bfloat16, array.shape).to(device)
 
 
-def download(buffer: Buffer) -> npt.NDArray[np.generic]:
+def download(buffer: Buffer) -> npt.NDArray[Any]:
     """Copy a buffer to the host; waits for the work that makes it. Not for bfloat16, which numpy does not know."""
     return buffer.to(CPU()).to_numpy()

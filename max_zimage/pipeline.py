@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         ValueError: If the checkpoint, the device or the memory does not do.
     """
 
-    components: ClassVar[dict[str, type[ComponentModel]]] = {
+    components: dict[str, type[ComponentModel]] = {  # noqa: RUF012  (an instance variable in the base class)
         "text_encoder": ZImageTextEncoderModel,
         "transformer": ZImageTransformerModel,
         "vae": ZImageVaeModel,
@@ -215,7 +215,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         rows = tuple(index for index in range(len(tokens)) for _ in range(num_images_per_prompt))
         return self.text_encoder(tokens), rows
 
-    def execute(
+    def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
         self, model_inputs: ZImageModelInputs, output_type: str = "np", on_step: StepHook | None = None
     ) -> ZImagePipelineOutput:
         """Make the pictures of a request.
@@ -238,8 +238,11 @@ class ZImagePipeline(Calling, DiffusionPipeline):
                 timestep, latents = loop.send(replacement)
                 replacement = on_step(index, timestep, latents) if on_step else None
                 shown.advance(f"step {index + 1}")
-        sides = (np.empty(side // (2 * self.vae_scale_factor)) for side in (model_inputs.height, model_inputs.width))
-        return ZImagePipelineOutput(self.decode_latents(replacement or latents, *sides, output_type))
+        rows, columns = (
+            np.empty(side // (2 * self.vae_scale_factor)) for side in (model_inputs.height, model_inputs.width)
+        )
+        latents = latents if replacement is None else replacement
+        return ZImagePipelineOutput(self.decode_latents(latents, rows, columns, output_type))
 
     def decode_latents(
         self, latents: Buffer, h_carrier: Any, w_carrier: Any, output_type: str = "np"
@@ -277,7 +280,8 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         """
         zeros = upload(np.zeros(tuple(map(int, noise_latents.shape)), np.float32), self.device)
         image_latents, sigma = download(self.vae.encode(image_tensor, zeros)), np.float32(sigmas[0])
-        return upload(sigma * download(noise_latents) + (np.float32(1) - sigma) * image_latents, self.device)
+        mixed = sigma * download(noise_latents) + (np.float32(1) - sigma) * image_latents
+        return upload(mixed.astype(np.float32), self.device)
 
     def create_cache_state(
         self, batch_size: int, seq_len: int, transformer_config: Any, text_seq_len: int = 0
@@ -285,7 +289,9 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         """Return one request's state of step caching: without tensors, since caching is off."""
         return DenoisingCacheState()
 
-    def run_transformer(self, cache_state: DenoisingCacheState, **kwargs: Any) -> tuple[Buffer, ...]:
+    def run_transformer(  # type: ignore[override]  # buffers: nothing eager can touch them
+        self, cache_state: DenoisingCacheState, **kwargs: Any
+    ) -> tuple[Buffer, ...]:
         """Run the transformer for one step.
 
         Args:
