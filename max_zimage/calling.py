@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer, load_devices
+from max.driver import Buffer, Device, load_devices
 from max.engine import InferenceSession
 from max.pipelines import PipelineArgs
 from max.pipelines.lib.config import PipelineConfig
@@ -23,6 +24,7 @@ from max_zimage.devices import device_spec, model_dtype, upload
 from max_zimage.inputs import GenerationRequest
 from max_zimage.model_files import resolve_model
 from max_zimage.request_inputs import captions_of_request, inputs_of_request
+from max_zimage.sources import Sources, find_sources
 from max_zimage.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -34,6 +36,25 @@ EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny-zimage"
 """The checkpoint that the package contains."""
 
 StepCallback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint that is found and checked, but not loaded.
+
+    Attributes:
+        config: MAX's configuration of it.
+        devices: The first one will run all components.
+        weight_paths: Files in place of the checkpoint's own.
+        sources: Shapes, files, defaults and limits.
+        tokenizer: Its tokenizer.
+    """
+
+    config: PipelineConfig
+    devices: list[Device]
+    weight_paths: list[Path]
+    sources: Sources
+    tokenizer: PromptTokenizer
 
 
 class Calling:
@@ -66,18 +87,50 @@ class Calling:
         Raises:
             ValueError: If the model, the device, the dtype or the memory does not do; said before anything is loaded.
         """
+        return cls.from_prepared(cls.prepare(model, device=device, dtype=dtype, weight_path=weight_path))
+
+    @classmethod
+    def prepare(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        weight_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    ) -> Prepared:
+        """Find and check all that `from_pretrained` would load, reading configurations, headers and the tokenizer only.
+
+        Arguments and errors are those of `from_pretrained`, memory apart. Requests can be checked against the result
+        before minutes are spent on compiling.
+        """
         spec = device_spec(device)
-        model_dtype(dtype, load_devices([spec])[0])
-        given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else list(weight_path)
+        devices = load_devices([spec])
+        model_dtype(dtype, devices[0])
+        given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
         directory = resolve_model(model if isinstance(model, str) else Path(model or EMBEDDED_MODEL))
         arguments: dict[str, Any] = {"model_path": str(directory), "device_specs": [spec]}
         if dtype != "auto":
             arguments["quantization_encoding"] = dtype
         config = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**arguments))
-        devices = load_devices([spec])
+        paths = [Path(path) for path in given]
+        constants = cast("type[ZImagePipeline]", cls)
+        sources = find_sources(
+            config, paths, constants.unprefixed_weight_component, devices[0], constants.default_num_inference_steps
+        )
+        return Prepared(config, devices, paths, sources, PromptTokenizer(directory / "tokenizer"))
+
+    @classmethod
+    def from_prepared(cls, prepared: Prepared) -> Self:
+        """Load and compile what `prepare` has found.
+
+        Raises:
+            NotEnoughMemoryError: If the weights do not fit; said before anything is loaded.
+            RuntimeError: If MAX cannot compile a graph.
+        """
         make = cast(Callable[..., "Self"], cls)
-        pipeline = make(config, InferenceSession(devices=devices), devices, [Path(path) for path in given])
-        pipeline.tokenizer = PromptTokenizer(directory / "tokenizer")
+        session = InferenceSession(devices=prepared.devices)
+        pipeline = make(prepared.config, session, prepared.devices, prepared.weight_paths)
+        pipeline.tokenizer = prepared.tokenizer
         return pipeline
 
     def __call__(

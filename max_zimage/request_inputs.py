@@ -100,14 +100,24 @@ def captions_of_request(
         RequestError: If a text has too many tokens.
     """
     negatives = request.negative_prompt_embeds if request.use_guidance else None
-    texts = [tokenizer.encode(text) for text in (*request.prompts, *request.negative_prompts)]
-    for index, ids in enumerate(texts):
-        which = "the prompt" if index < len(request.prompts) else "the negative prompt"
-        check_token_count(len(ids), request.max_sequence_length, which, limits.max_tokens)
+    texts = tokens_of_request(request, tokenizer, limits)
     given = (*(request.prompt_embeds or ()), *(negatives or ()))
     features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
     copies = request.num_images_per_prompt
     return arrange([] if features else texts, features, copies=copies, prompts=request.num_prompts)
+
+
+def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
+    """Tokenize the texts of a request, int64 [tokens] each: its prompts, then its negative prompts.
+
+    Raises:
+        RequestError: If a text has too many tokens.
+    """
+    texts = [tokenizer.encode(text) for text in (*request.prompts, *request.negative_prompts)]
+    for index, ids in enumerate(texts):
+        which = "the prompt" if index < len(request.prompts) else "the negative prompt"
+        check_token_count(len(ids), request.max_sequence_length, which, limits.max_tokens)
+    return texts
 
 
 def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: int, prompts: int) -> Captions:
