@@ -1,0 +1,94 @@
+"""Run the benchmark, all parts or some: `python -m benchmarks [--quick] [--repeats N] [--skip-cold] [part ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OTEL_SDK_DISABLED", "true")
+
+from benchmarks.measure import RESULTS, Conditions, Row, table, write_csv
+
+PARTS = {
+    "machine": "the machine's matmul rate, MAX and torch",
+    "end_to_end": "the embedded model's pictures against diffusers, eager and compiled",
+    "block": "one transformer block at the real width, float32 and bfloat16",
+    "attention": "attention over 4,128 tokens, time and memory",
+    "start": "cold and warm start, and peak memory",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write; 0 if every part came to its end."""
+    options = _parse(arguments)
+    roofs: dict[str, float] | None = None
+    for part in options.parts or list(PARTS):
+        conditions = Conditions.now()
+        print(f"\n## {part}: {PARTS[part]}", flush=True)
+        if roofs is None and part in ("block", "attention"):
+            roofs = _roofs(_measure("machine", options, {}))
+        rows = _measure(part, options, roofs or {})
+        if part == "machine":
+            roofs = _roofs(rows)
+        print(table(rows, conditions))
+        file = options.output / f"{part}.csv"
+        write_csv(file, rows, conditions)
+        print(f"({', '.join(f'{name} {value}' for name, value in vars(conditions).items())})\n-> {file}", flush=True)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)}; none for all")
+    parser.add_argument("--repeats", type=int, default=10, help="timed calls of each competitor (default 10)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one call: does it run?")
+    parser.add_argument("--skip-cold", action="store_true", help="leave out the cold start, which compiles for minutes")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
+    options = parser.parse_args(arguments)
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if options.repeats < 1:
+        parser.error(f"--repeats must be 1 or more, got {options.repeats}")
+    options.repeats = 1 if options.quick else options.repeats
+    return options
+
+
+def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) -> list[Row]:
+    """Import a part only when it runs: each brings torch, diffusers and MAX along."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    quick, repeats = options.quick, options.repeats
+    if part == "machine":
+        from benchmarks import machine
+
+        return machine.rows(machine.QUICK if quick else machine.FULL, repeats)
+    if part == "end_to_end":
+        from benchmarks import end_to_end
+
+        return end_to_end.rows(end_to_end.QUICK if quick else end_to_end.FULL, repeats)
+    if part == "block":
+        from benchmarks import block
+
+        return block.rows(block.QUICK if quick else block.FULL, repeats, roofs)
+    if part == "attention":
+        from benchmarks import attention
+
+        return attention.rows(attention.QUICK if quick else attention.FULL, repeats, roofs)
+    from benchmarks import start
+
+    return start.rows(repeats, cold=not (options.skip_cold or quick))
+
+
+def _roofs(rows: list[Row]) -> dict[str, float]:
+    from benchmarks.machine import roofs
+
+    return roofs(rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

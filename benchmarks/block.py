@@ -1,0 +1,190 @@
+"""One transformer block, at the real model's width unless quick, against diffusers' own in torch.
+
+The weights are random numbers that bfloat16 holds exactly, so that one float64 run is the reference of both dtypes.
+Attention gets what it gets in the pipeline: a valid length here, no mask at all in diffusers.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef, TensorType
+
+from benchmarks.machine import TORCH_DTYPES, as_torch
+from benchmarks.measure import Row, interleave, max_abs, relative_l2
+from graphs.blocks import ModulatedBlock
+from graphs.dims import ITEMS
+from graphs.layers import build
+from max_zimage.checkpoint import ModelDtype
+from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.devices import DTYPES, upload, upload_as
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A block and the tokens it works on."""
+
+    dim: int
+    num_heads: int
+    ffn_dim: int
+    tokens: int
+    norm_eps: float
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.dim // self.num_heads
+
+    @property
+    def gflop(self) -> float:
+        """Matrix products and attention, in 10^9; what is done element by element is left out."""
+        products = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim
+        return 1e-9 * (2 * self.tokens * products + 4 * self.tokens**2 * self.dim)
+
+
+FULL = Shape(dim=3840, num_heads=30, ffn_dim=10240, tokens=1056, norm_eps=1e-5)
+QUICK = Shape(dim=256, num_heads=2, ffn_dim=682, tokens=96, norm_eps=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Of one call: tokens [1, tokens, dim], angles [1, tokens, head_dim/2], timestep embedding [1, 256]."""
+
+    tokens: torch.Tensor
+    angles: torch.Tensor
+    embedding: torch.Tensor
+
+
+def rows(shape: Shape, repeats: int, roofs: dict[str, float]) -> list[Row]:
+    """Measure both engines in every dtype."""
+    block, inputs = random_block(shape), random_inputs(shape)
+    with torch.inference_mode():
+        expected = diffusers_call(copy.deepcopy(block).double(), inputs, torch.float64)().numpy()
+        return [
+            row for dtype in DTYPES for row in _rows_of_dtype(shape, block, inputs, dtype, repeats, roofs, expected)
+        ]
+
+
+def _rows_of_dtype(
+    shape: Shape,
+    block: ZImageTransformerBlock,
+    inputs: Inputs,
+    dtype: ModelDtype,
+    repeats: int,
+    roofs: dict[str, float],
+    expected: np.ndarray,
+) -> list[Row]:
+    graph, compile_seconds = compiled_block(shape, block, dtype)
+    ours = functools.partial(graph, *engine_inputs(shape, block, inputs, dtype))
+    theirs = diffusers_call(copy.deepcopy(block).to(TORCH_DTYPES[dtype]), inputs, TORCH_DTYPES[dtype])
+    calls: dict[str, Callable[[], object]] = {"diffusers": theirs, "ours": ours}
+    outputs = {"diffusers": theirs().double().numpy(), "ours": as_torch(ours()[0]).double().numpy()}
+    timings = interleave(calls, repeats, warmups=0)
+    del graph, ours, theirs, calls
+    gc.collect()
+    return [
+        Row(
+            case=f"block {dtype}",
+            variant=name,
+            dtype=dtype,
+            sizes=f"dim {shape.dim}, ffn {shape.ffn_dim}, {shape.tokens} tokens",
+            timing=timing,
+            compile_seconds=compile_seconds if name == "ours" else None,
+            gflop=shape.gflop,
+            roof=roofs.get(dtype),
+            max_abs=max_abs(outputs[name], expected),
+            relative_l2=relative_l2(outputs[name], expected),
+            reference=name == "diffusers",
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def random_block(shape: Shape) -> ZImageTransformerBlock:
+    """A float32 block of diffusers with random weights that bfloat16 holds exactly.
+
+    Raises:
+        ValueError: If diffusers gives the feed-forward layer another width.
+    """
+    torch.manual_seed(0)
+    block = ZImageTransformerBlock(0, shape.dim, shape.num_heads, shape.num_heads, shape.norm_eps, True).eval()
+    if block.feed_forward.w1.out_features != shape.ffn_dim:
+        raise ValueError(f"ffn_dim must be {block.feed_forward.w1.out_features} for this dim, got {shape.ffn_dim}")
+    with torch.no_grad():
+        for parameter in block.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.copy_(parameter.bfloat16().float())
+    return block
+
+
+def random_inputs(shape: Shape) -> Inputs:
+    """Numbers that bfloat16 holds exactly, save for the angles, which are not rounded in any dtype."""
+    generator = torch.Generator().manual_seed(1)
+    return Inputs(
+        tokens=torch.randn(1, shape.tokens, shape.dim, generator=generator).bfloat16().float(),
+        angles=torch.randn(1, shape.tokens, shape.head_dim // 2, generator=generator),
+        embedding=torch.randn(1, min(shape.dim, 256), generator=generator).bfloat16().float(),
+    )
+
+
+def diffusers_call(block: ZImageTransformerBlock, inputs: Inputs, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    """A call of diffusers' block."""
+    rotations = torch.polar(torch.ones_like(inputs.angles), inputs.angles)
+    tokens, embedding = inputs.tokens.to(dtype), inputs.embedding.to(dtype)
+    return lambda: block(tokens, None, rotations, embedding)
+
+
+def engine_inputs(
+    shape: Shape, block: ZImageTransformerBlock, inputs: Inputs, dtype: ModelDtype
+) -> tuple[Buffer, Buffer, Buffer, Buffer]:
+    """Arguments of `ModulatedBlock`; the modulation is computed as the engine does, in float32 and before."""
+    scale_attention, gate_attention, scale_ffn, gate_ffn = block.adaLN_modulation(inputs.embedding)[0].chunk(4)
+    modulation = torch.stack([1 + scale_attention, gate_attention.tanh(), 1 + scale_ffn, gate_ffn.tanh()])
+    rope = torch.stack([inputs.angles.cos(), inputs.angles.sin()], dim=-1)
+    return (
+        upload_as(inputs.tokens.numpy(), dtype, CPU()),
+        upload(rope.numpy(), CPU()),
+        upload(np.array([shape.tokens], np.uint32), CPU()),
+        upload(modulation.detach().numpy(), CPU()),
+    )
+
+
+def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtype) -> tuple[CompiledGraph, float]:
+    """Our block with the same weights and, as in the pipeline, any number of tokens; and the seconds that took."""
+    device, model = DeviceRef.CPU(), DType[dtype]
+    types = (
+        TensorType(model, [ITEMS, "length", shape.dim], device),
+        TensorType(DType.float32, [ITEMS, "length", shape.head_dim // 2, 2], device),
+        TensorType(DType.uint32, [ITEMS], device),
+        TensorType(DType.float32, [4, shape.dim], device),
+    )
+    weights = {name: upload_as(array, dtype, CPU()) for name, array in _engine_weights(block).items()}
+    module = build(lambda: ModulatedBlock(shape), model, device)
+    graph = compile_graph("block", module, types, weights, InferenceSession(devices=[CPU()]))
+    return graph, graph.wait()
+
+
+def _engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:
+    state = block.state_dict()
+    weights = {
+        "attention.qkv.weight": torch.cat([state[f"attention.to_{part}.weight"] for part in "qkv"]),
+        "attention.out.weight": state["attention.to_out.0.weight"],
+        "attention.q_norm.weight": state["attention.norm_q.weight"],
+        "attention.k_norm.weight": state["attention.norm_k.weight"],
+        "feed_forward.w13.weight": torch.cat([state[f"feed_forward.{part}.weight"] for part in ("w1", "w3")]),
+        "feed_forward.w2.weight": state["feed_forward.w2.weight"],
+    }
+    norms = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+    weights |= {f"{name}.weight": state[f"{name}.weight"] for name in norms}
+    return {name: tensor.numpy() for name, tensor in weights.items()}

@@ -1,0 +1,118 @@
+"""The machine's matmul rate, to which all shares refer: MAX and torch, float32 and bfloat16.
+
+One shape, that of the first feed-forward product at the real width: tokens [1056, 3840] times weights [10240, 3840]
+transposed. Both engines get the weights as a layer has them, and no time to repack them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.experimental.nn import Linear, Module
+from max.experimental.tensor import Tensor
+from max.graph import DeviceRef, TensorType
+
+from benchmarks.measure import Row, interleave, max_abs
+from graphs.layers import build
+from max_zimage.checkpoint import ModelDtype
+from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.devices import DTYPES, upload_as
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """[tokens, width] times [hidden, width] transposed."""
+
+    tokens: int
+    width: int
+    hidden: int
+
+    @property
+    def gflop(self) -> float:
+        """Multiplications and additions, in 10^9."""
+        return 2e-9 * self.tokens * self.width * self.hidden
+
+
+FULL = Product(tokens=1056, width=3840, hidden=10240)
+QUICK = Product(tokens=32, width=64, hidden=96)
+
+
+class _Projection(Module[[Tensor], Tensor]):
+    def __init__(self, product: Product) -> None:
+        self.linear = Linear(product.width, product.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+def rows(product: Product, repeats: int) -> list[Row]:
+    """Measure every engine and dtype."""
+    measured = []
+    for dtype in DTYPES:
+        inputs, weights = _numbers(product, dtype)
+        graph, compile_seconds = _compiled(product, dtype, weights)
+        buffer = upload_as(inputs, dtype, CPU())
+        theirs = [torch.from_numpy(array).to(TORCH_DTYPES[dtype]) for array in (inputs, weights)]
+        calls: dict[str, Callable[[], object]] = {
+            "torch": functools.partial(torch.nn.functional.linear, *theirs),
+            "MAX": functools.partial(graph, buffer),
+        }
+        timings = interleave(calls, repeats)
+        expected = torch.nn.functional.linear(*(tensor[:8].double() for tensor in theirs)).numpy()
+        outputs = {"torch": torch.nn.functional.linear(*theirs), "MAX": as_torch(graph(buffer)[0])}
+        roof = max(product.gflop / timing.median for timing in timings.values())
+        measured += [
+            Row(
+                case=f"matmul {dtype}",
+                variant=name,
+                dtype=dtype,
+                sizes=f"{product.tokens}x{product.width}x{product.hidden}",
+                timing=timing,
+                compile_seconds=compile_seconds if name == "MAX" else None,
+                gflop=product.gflop,
+                roof=roof,
+                max_abs=max_abs(outputs[name][:8, :8].double().numpy(), expected),
+                reference=name == "torch",
+            )
+            for name, timing in timings.items()
+        ]
+    return measured
+
+
+def roofs(measured: list[Row]) -> dict[str, float]:
+    """Best rate of each dtype, GFLOP/s, from the rows of this part."""
+    best: dict[str, float] = {}
+    for row in measured:
+        best[row.dtype] = max(best.get(row.dtype, 0.0), row.rate or 0.0)
+    return best
+
+
+def as_torch(buffer: Buffer) -> torch.Tensor:
+    """A buffer on the host as a torch tensor of the same dtype; nothing is copied."""
+    return torch.from_dlpack(buffer)
+
+
+def _numbers(product: Product, dtype: ModelDtype) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and weights that the dtype holds exactly."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((product.tokens, product.width), (product.hidden, product.width))
+    tensors = (torch.randn(shape, generator=generator).to(TORCH_DTYPES[dtype]).float() for shape in shapes)
+    inputs, weights = (tensor.numpy() for tensor in tensors)
+    return inputs, weights
+
+
+def _compiled(product: Product, dtype: ModelDtype, weights: np.ndarray) -> tuple[CompiledGraph, float]:
+    module = build(lambda: _Projection(product), DType[dtype], DeviceRef.CPU())
+    types = [TensorType(DType[dtype], ["tokens", product.width], DeviceRef.CPU())]
+    buffers = {"linear.weight": upload_as(weights, dtype, CPU())}
+    graph = compile_graph("matmul", module, types, buffers, InferenceSession(devices=[CPU()]))
+    return graph, graph.wait()

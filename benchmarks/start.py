@@ -1,0 +1,95 @@
+"""From nothing to a picture in a new process: cold and warm, with the peak of its memory.
+
+Cold means that MAX has compiled nothing yet: an empty folder as MODULAR_CACHE_DIR. Warm means that the same folder is
+filled. Files of both engines come from the operating system's cache in either case.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from benchmarks.measure import ROOT, Row, Timing
+
+_CALL = 'pipe("a red star on a blue background", height=128, width=128, num_inference_steps=8, guidance_scale=2.0)'
+_OURS = f"""
+from max_zimage import ZImagePipeline
+pipe = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
+{_CALL}
+print("picture", flush=True)
+"""
+_DIFFUSERS = f"""
+import torch
+from diffusers import ZImagePipeline
+pipe = ZImagePipeline.from_pretrained("max_zimage/assets/tiny-zimage", torch_dtype=torch.float32)
+{_CALL}
+print("picture", flush=True)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One process: seconds from its start to its picture, and the most memory it held."""
+
+    seconds: float
+    peak_mib: float
+
+
+def rows(repeats: int, *, cold: bool) -> list[Row]:
+    """Measure the starts; the cold one, which compiles for minutes, once."""
+    with tempfile.TemporaryDirectory(prefix="max-cache-") as folder:
+        cache = {"MODULAR_CACHE_DIR": folder} if cold else {}
+        first = run(_OURS, cache)  # without `cold`, only there to fill the user's cache
+        warm, theirs = [], []
+        for _ in range(repeats):
+            theirs.append(run(_DIFFUSERS, {}))
+            warm.append(run(_OURS, cache))
+    measured = [_row("diffusers", theirs, reference=True), _row("ours, warm", warm)]
+    return [*measured, _row("ours, cold", [first])] if cold else measured
+
+
+def run(code: str, environment: Mapping[str, str]) -> Run:
+    """Run Python code that prints "picture" when it has one.
+
+    Raises:
+        RuntimeError: If it ends without.
+    """
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    seconds: float | None = None
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would fill up and stop the process
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        for line in process.stdout or ():
+            if line.strip() == "picture":
+                seconds = time.perf_counter() - begin
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        said = errors.read()
+    if seconds is None or process.returncode:
+        raise RuntimeError(f"the process ended with {process.returncode} and no picture:\n{said[-2000:]}")
+    return Run(seconds=seconds, peak_mib=usage.ru_maxrss / 1024)
+
+
+def _row(variant: str, runs: list[Run], *, reference: bool = False) -> Row:
+    return Row(
+        case="process start to picture",
+        variant=variant,
+        dtype="float32",
+        sizes="128x128, 8 steps, guidance 2",
+        timing=Timing.of([run.seconds for run in runs]),
+        peak_mib=max(run.peak_mib for run in runs),
+        reference=reference,
+    )

@@ -1,0 +1,134 @@
+"""The benchmark's own arithmetic, and one of its parts from the command line to the file."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import measure
+from benchmarks.attention import FULL as FULL_ATTENTION
+from benchmarks.measure import COLUMNS, Conditions, Row, Timing
+from benchmarks.start import run
+
+
+def conditions() -> Conditions:
+    return Conditions(
+        date="2026-01-02",
+        cpu="a cpu",
+        cores=2,
+        python="3.11.7",
+        max="26.7.0",
+        torch="2.13.0",
+        diffusers="0.42.1",
+        commit="abc1234",
+        load_before=0.5,
+    )
+
+
+def row(variant: str, seconds: list[float], *, reference: bool = False, **more: float) -> Row:
+    return Row(
+        case="case",
+        variant=variant,
+        dtype="float32",
+        sizes="1x1",
+        timing=Timing.of(seconds),
+        reference=reference,
+        **more,
+    )
+
+
+def test_a_timing_is_median_and_quantiles() -> None:
+    timing = Timing.of([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
+    assert (timing.n, timing.median) == (6, 3.5)
+    assert (timing.p20, timing.p80) == (2.0, 5.0)
+    with pytest.raises(ValueError, match="at least one call"):
+        Timing.of([])
+
+
+def test_competitors_take_turns_and_warm_up_untimed() -> None:
+    calls: list[str] = []
+    timings = measure.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, warmups=1)
+    assert calls == ["a", "b"] * 3
+    assert {name: timing.n for name, timing in timings.items()} == {"a": 2, "b": 2}
+
+
+def test_rates_shares_and_ratios() -> None:
+    slow = row("slow", [2.0], reference=True)
+    fast = row("fast", [0.5], gflop=100.0, roof=400.0)
+    assert (fast.rate, fast.roof_share) == (200.0, 0.5)
+    assert measure.speedup(fast, [slow, fast]) == 4.0
+    assert measure.speedup(slow, [slow, fast]) == 1.0
+    assert slow.rate is None
+    assert measure.speedup(fast, [fast]) is None
+
+
+def test_differences_of_pictures_and_numbers() -> None:
+    black, one = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 3), np.uint8)
+    assert measure.psnr(black, black) == float("inf")
+    assert measure.psnr(black, one) == pytest.approx(20 * np.log10(255))
+    assert measure.max_abs(black, one) == 1.0  # and not 255, as unsigned arithmetic would have it
+    assert measure.relative_l2(np.array([3.0, 4.0]), np.array([3.0, 0.0])) == pytest.approx(4 / 3)
+
+
+def test_a_row_becomes_a_line_with_all_columns(tmp_path: Path) -> None:
+    rows = [row("slow", [2.0], reference=True), row("fast", [0.5, 0.5], gflop=100.0, roof=400.0)]
+    rows.append(Row(case="case", variant="broken", dtype="float32", sizes="1x1", note="does not run: no, really"))
+    file = tmp_path / "new" / "part.csv"
+    measure.write_csv(file, rows, conditions())
+    with file.open(newline="") as opened:
+        slow, fast, broken = list(csv.DictReader(opened))
+    assert tuple(fast) == COLUMNS
+    assert (fast["n"], fast["median_s"], fast["speedup"], fast["gflop_per_s"]) == ("2", "0.5", "4", "200")
+    assert (fast["roof_share"], fast["cpu"], fast["commit"]) == ("0.5", "a cpu", "abc1234")
+    assert (slow["speedup"], slow["gflop"], broken["median_s"]) == ("1", "", "")
+    assert broken["note"] == "does not run: no, really"
+
+    header, rule, *lines = measure.table(rows, conditions()).splitlines()
+    assert "median_s" in header and "psnr_db" not in header and "commit" not in header
+    assert len(lines) == 3
+    assert {line.count("|") for line in (header, rule, *lines)} == {header.count("|")}
+
+
+def test_a_failure_is_told_in_one_line() -> None:
+    assert measure.first_line(RuntimeError("\n  no compiler\n\nlong story")) == "RuntimeError: no compiler"
+    assert measure.first_line(ValueError()) == "ValueError: "
+
+
+def test_work_of_attention() -> None:
+    assert FULL_ATTENTION.gflop == pytest.approx(2 * 2 * 4128 * 4128 * 3840 / 1e9)
+
+
+def test_a_process_is_timed_to_its_picture_and_its_memory_measured() -> None:
+    begun = "import time; held = bytearray(64 * 2**20); print('picture', flush=True); time.sleep(0.5)"
+    measured = run(begun, {})
+    assert measured.seconds > 0
+    assert measured.peak_mib > 64
+    with pytest.raises(RuntimeError, match=r"no picture(.|\n)*what went wrong"):
+        run("raise SystemExit('what went wrong')", {})
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["nosuch"], "unknown part nosuch"), (["--repeats", "0"], "got 0")])
+def test_bad_arguments_are_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_the_cheap_part_runs_and_writes_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["machine", "--quick", "--output", str(tmp_path)]) == 0
+    with (tmp_path / "machine.csv").open(newline="") as opened:
+        lines = list(csv.DictReader(opened))
+    assert tuple(lines[0]) == COLUMNS
+    assert [(line["variant"], line["dtype"]) for line in lines] == [
+        (variant, dtype) for dtype in ("float32", "bfloat16") for variant in ("torch", "MAX")
+    ]
+    for line in lines:
+        assert float(line["median_s"]) > 0
+        assert 0 < float(line["roof_share"]) <= 1
+        # The sums of 64 products of order 1: float32 keeps seven digits, bfloat16 rounds the result to three.
+        assert float(line["max_abs"]) < (1e-4 if line["dtype"] == "float32" else 0.2)
+    assert "MAX" in capsys.readouterr().out
