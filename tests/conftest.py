@@ -1,9 +1,76 @@
-"""What holds for every test."""
+"""What holds for every test, and the four pipelines that tests share, so that their graphs are compiled once.
+
+A model costs minutes of compiling, another size, prompt or schedule nothing: tests take one of these pairs rather than
+load a model of their own.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from references.diffusers_runs import Pair
 
 # Tests draw with the embedded model and with checkpoints they make: nothing is to be looked up elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
+
+EMBEDDED_MODEL = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage"
+
+
+def load_pair(directory: Path, dtype: str = "float32") -> Pair:
+    # Imported here: MAX, torch and diffusers take ten seconds, and most test files need none of them.
+    import torch
+    from references.diffusers_runs import Pair, load_reference
+
+    from max_zimage import ZImagePipeline
+
+    ours = ZImagePipeline.from_pretrained(directory, device="cpu", dtype=dtype)
+    return Pair(ours, load_reference(directory, getattr(torch, dtype)))
+
+
+def load_random(directory: Path, *, head_dim: int, refiner_layers: int, shift: float) -> Pair:
+    from references.tiny import TinySpec, write_tiny
+
+    write_tiny(directory, TinySpec(head_dim=head_dim, refiner_layers=refiner_layers, shift=shift, seed=head_dim))
+    return load_pair(directory)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Pair:
+    """The embedded model in float32: head dim 128, one refiner layer, shift 3; its pictures mean something."""
+    return load_pair(EMBEDDED_MODEL)
+
+
+@pytest.fixture(scope="session")
+def embedded_bfloat16() -> Pair:
+    """The embedded model in bfloat16, on both sides."""
+    return load_pair(EMBEDDED_MODEL, "bfloat16")
+
+
+@pytest.fixture(scope="session")
+def tiny64(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Random weights, head dim 64, one refiner layer, shift 3."""
+    return load_random(tmp_path_factory.mktemp("tiny64"), head_dim=64, refiner_layers=1, shift=3.0)
+
+
+@pytest.fixture(scope="session")
+def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Random weights, head dim 128, two refiner layers, shift 6."""
+    return load_random(tmp_path_factory.mktemp("tiny128"), head_dim=128, refiner_layers=2, shift=6.0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was measured, the range over the cases of each test: bounds alone do not tell how near they are."""
+    measured: dict[str, list[float]] = {}
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
+        for name, value in report.user_properties if report.when == "call" else ():
+            measured.setdefault(f"{report.nodeid.split('[')[0]} {name}", []).append(float(value))
+    if measured:
+        terminalreporter.section("measured")
+    for name, values in measured.items():
+        terminalreporter.line(f"{name}: {min(values):.3g} to {max(values):.3g} ({len(values)} cases)")

@@ -1,0 +1,89 @@
+"""The engine, cut open: its inputs, features and transformer for one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from max.driver import Buffer
+from references.diffusers_runs import Call, Features, FloatArray, Pair, packed
+
+from max_zimage import ZImageModelInputs, ZImagePipeline
+from max_zimage.denoising import caption_tokens
+from max_zimage.devices import download, upload
+from max_zimage.inputs import GenerationRequest
+from max_zimage.model_inputs import steps
+from max_zimage.request_inputs import captions_of_request, float_features, inputs_of_request
+
+
+def request_of(pair: Pair, call: Call, features: Features | None = None) -> GenerationRequest:
+    """The engine's request for a call; given text features take the place of its captions."""
+    arguments = pair.arguments(call)
+    if features is not None:
+        for name in ("prompt", "negative_prompt"):
+            arguments.pop(name, None)
+        positive, negative = ([item.float().numpy() for item in branch] for branch in features)
+        arguments["prompt_embeds"] = positive
+        arguments["negative_prompt_embeds"] = negative or None
+    sources = pair.ours.sources
+    return GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, shift=call.shift, **arguments)
+
+
+def inputs_of(pipeline: ZImagePipeline, request: GenerationRequest) -> ZImageModelInputs:
+    """What `ZImagePipeline.generate` hands to `execute`."""
+    captions = captions_of_request(request, pipeline.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
+    return inputs_of_request(
+        request,
+        captions,
+        schedule_spec=pipeline.sources.specs.schedule,
+        rope_spec=pipeline.transformer.rope_spec,
+        latent_channels=pipeline.transformer.spec.in_channels,
+        device=pipeline.device,
+    )
+
+
+def features_of(pipeline: ZImagePipeline, inputs: ZImageModelInputs) -> list[FloatArray]:
+    """Text features of the distinct captions, float32 [tokens, caption_dim] each."""
+    values = float_features(pipeline.text_encoder, pipeline.text_encoder(inputs.captions.tokens))
+    return [row[:length] for row, length in zip(values, inputs.captions.lengths, strict=True)]
+
+
+@dataclass(frozen=True)
+class OpenTransformer:
+    """The transformer of one request, run step by step on latents of the caller's choice."""
+
+    pipeline: ZImagePipeline
+    inputs: ZImageModelInputs
+    captions: Buffer
+
+    @classmethod
+    def of(cls, pipeline: ZImagePipeline, inputs: ZImageModelInputs) -> OpenTransformer:
+        """Encode the request's captions."""
+        return cls(pipeline, inputs, caption_tokens(pipeline.text_encoder, pipeline.transformer, inputs.captions))
+
+    def arguments(self, step: int) -> tuple[Buffer, ...]:
+        """All that the step takes behind the latents, both guidance branches."""
+        transformer = self.pipeline.transformer
+        plan = list(
+            steps(self.inputs, *transformer.modulation_table(self.inputs.schedule.timesteps), self.pipeline.device)
+        )
+        return (*self.inputs.items.arguments(self.captions), *plan[step].arguments)
+
+    def predict(self, latents: FloatArray, step: int, through: int | None = None) -> FloatArray:
+        """The transformer's output for every item, as image tokens.
+
+        Args:
+            latents: float32 [pictures, channels, height/8, width/8].
+            step: Whose timestep it is.
+            through: The last modulated block that takes part. The gates of those behind it are closed, which leaves
+                their input as it is: what comes out is the final projection of this block's output. None runs all.
+        """
+        arguments = list(self.arguments(step))
+        if through is not None:
+            table = download(arguments[7]).copy()
+            table[through + 1 :, 1::2] = 0  # rows are scale, gate, scale, gate
+            arguments[7] = upload(table, self.pipeline.device)
+        state = self.pipeline.create_cache_state(len(latents), 0, None)
+        tokens = upload(packed(latents), self.pipeline.device)
+        (prediction,) = self.pipeline.run_transformer(state, latents=tokens, arguments=tuple(arguments))
+        return np.asarray(download(prediction), np.float32)

@@ -1,0 +1,29 @@
+"""How far the engine may be from its references, and why."""
+
+from __future__ import annotations
+
+TRANSFORMER_L2 = 2e-6
+"""Relative L2 of one float32 evaluation. Both sum the same products in other orders: 1e-7 a block, some blocks deep."""
+
+FEATURES_L2 = 2e-6
+"""Relative L2 of the text encoder's features in float32, as above."""
+
+ENCODER_L2 = 1e-5
+"""Relative L2 of the autoencoder's float32 latents: its group norms and 3x3 convolutions sum far more products."""
+
+PIXEL_SHARE = 0.999
+"""Share of a picture's values that equal the reference's to within one level."""
+
+BFLOAT16_RATIO = 2.0
+"""Error against float32 as a multiple of torch's own bfloat16 error on the same case."""
+
+STAGES_L2 = {
+    "tokens": 0.0,
+    "features": FEATURES_L2,
+    "caption tokens": TRANSFORMER_L2,
+    "block": TRANSFORMER_L2,
+    "prediction": TRANSFORMER_L2,
+    "step": 2e-5,  # guidance multiplies the difference of two predictions, and steps add up
+    "pixels": 5e-4,  # one value in a thousand off by one level of some hundred
+}
+"""Relative L2 of the stages of a picture, by name."""
