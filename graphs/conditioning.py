@@ -15,6 +15,7 @@ import math
 
 from max.dtype import DType
 from max.experimental import functional as F
+from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Linear, Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
@@ -60,7 +61,7 @@ class CaptionConditioning(Module[..., Tensor]):
         exists = F.broadcast_to(F.unsqueeze(exists, 2), [prompts, padded, dim])
         tokens = F.where(exists, tokens, F.broadcast_to(F.unsqueeze(self.cap_pad_token, 0), [prompts, padded, dim]))
         for block in self.context_refiner:
-            tokens = block(tokens, rope, padded_length)
+            tokens = as_subgraph(block, name="context_block")(tokens, rope, padded_length)
         return F.gather(tokens, rows, axis=0)
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:

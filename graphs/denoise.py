@@ -19,7 +19,7 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS
+from graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
 from graphs.transformer import Transformer, TransformerSpec
 
 
@@ -35,7 +35,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
         latents: Tensor,
         caption_tokens: Tensor,
         image_rope: Tensor,
-        caption_rope: Tensor,
+        rope: Tensor,
         valid_length: Tensor,
         latent_rows: Tensor,
         positive_rows: Tensor,
@@ -52,7 +52,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             latents: float32 [batch, image_tokens, patch_dim].
             caption_tokens: [items, caption_padded, dim] in the model's dtype.
             image_rope: float32 [items, image_padded, head_dim/2, 2].
-            caption_rope: float32 [items, caption_padded, head_dim/2, 2].
+            rope: float32 [items, tokens, head_dim/2, 2], the same with the captions' positions behind.
             valid_length: uint32 [items].
             latent_rows: int32 [items], the picture that each item works on.
             positive_rows: int32 [batch], the item that carries each picture's prompt.
@@ -70,9 +70,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             item, float32 [items, image_tokens, patch_dim].
         """
         noisy = F.gather(latents, latent_rows, axis=0)
-        velocity = self.transformer(
-            noisy, caption_tokens, image_rope, caption_rope, valid_length, modulation, final_scale
-        )
+        velocity = self.transformer(noisy, caption_tokens, image_rope, rope, valid_length, modulation, final_scale)
         positive, negative = (F.gather(velocity, rows, axis=0) for rows in (positive_rows, negative_rows))
         prediction = positive + guidance_scale * (positive - negative)
         prediction = limit_norm(prediction, positive, cfg_normalization)
@@ -85,7 +83,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             TensorType(DType.float32, [BATCH, IMAGE_TOKENS, spec.patch_dim], device),
             TensorType(dtype, [ITEMS, CAPTION_PADDED, spec.dim], device),
             TensorType(DType.float32, [ITEMS, IMAGE_PADDED, spec.head_dim // 2, 2], device),
-            TensorType(DType.float32, [ITEMS, CAPTION_PADDED, spec.head_dim // 2, 2], device),
+            TensorType(DType.float32, [ITEMS, TOKENS, spec.head_dim // 2, 2], device),
             TensorType(DType.uint32, [ITEMS], device),
             TensorType(DType.int32, [ITEMS], device),
             TensorType(DType.int32, [BATCH], device),

@@ -14,6 +14,7 @@ PROMPTS = "prompts"
 IMAGE_TOKENS = "image_tokens"
 IMAGE_PADDED = "image_padded"
 CAPTION_PADDED = "caption_padded"
+TOKENS = "tokens"  # image_padded + caption_padded: MAX takes no sums in the types of a graph's arguments
 STEPS = "steps"
 
 TOKEN_MULTIPLE = 32

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from max.dtype import DType
 from max.experimental import functional as F
+from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Embedding, Linear, Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
@@ -96,7 +97,7 @@ class TextEncoder(Module[[Tensor, Tensor], Tensor]):
         """
         x = self.embed_tokens(tokens)
         for layer in self.layers:
-            x = layer(x, rope)
+            x = as_subgraph(layer, name="encoder_block")(x, rope)
         return x
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:

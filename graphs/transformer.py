@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from max.dtype import DType
 from max.experimental import functional as F
+from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Linear, Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
@@ -104,7 +105,7 @@ class Transformer(Module[..., Tensor]):
         latents: Tensor,
         caption_tokens: Tensor,
         image_rope: Tensor,
-        caption_rope: Tensor,
+        rope: Tensor,
         valid_length: Tensor,
         modulation: Tensor,
         final_scale: Tensor,
@@ -115,7 +116,7 @@ class Transformer(Module[..., Tensor]):
             latents: float32 [items, image_tokens, patch_dim].
             caption_tokens: [items, caption_padded, dim] in the model's dtype, refined.
             image_rope: float32 [items, image_padded, head_dim/2, 2].
-            caption_rope: float32 [items, caption_padded, head_dim/2, 2].
+            rope: float32 [items, tokens, head_dim/2, 2], the same with the captions' positions behind.
             valid_length: uint32 [items], image_padded plus the item's own padded caption length.
             modulation: float32 [num_blocks, 4, dim] of this timestep.
             final_scale: float32 [dim] of this timestep.
@@ -126,11 +127,11 @@ class Transformer(Module[..., Tensor]):
         image_tokens, refined = latents.shape[1], self.spec.num_refiner_layers
         image = self._embed(latents.cast(caption_tokens.dtype), image_rope.shape[1])
         for index, block in enumerate(self.noise_refiner):
-            image = block(image, image_rope, None, modulation[index])
-        tokens = F.concat([image, caption_tokens], axis=1)
-        rope = F.concat([image_rope, caption_rope], axis=1)
+            image = as_subgraph(block, name="refiner_block")(image, image_rope, None, modulation[index])
+        items, length = rope.shape[0], rope.shape[1]
+        tokens = F.rebind(F.concat([image, caption_tokens], axis=1), [items, length, self.spec.dim])
         for index, block in enumerate(self.layers):
-            tokens = block(tokens, rope, valid_length, modulation[refined + index])
+            tokens = as_subgraph(block, name="main_block")(tokens, rope, valid_length, modulation[refined + index])
         return self.final_layer(tokens[:, :image_tokens], final_scale).cast(DType.float32)
 
     def _embed(self, latents: Tensor, image_padded: Dim) -> Tensor:

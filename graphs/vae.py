@@ -83,26 +83,9 @@ class DecodeLatents(Module[[Tensor], Tensor]):
             tokens: float32 [batch, token_rows, token_columns, 2, 2, latent_channels], a view of the packed latents.
 
         Returns:
-            uint8 [batch, rows, columns, 3]; halves are rounded to even, as numpy does.
+            uint8 [batch, rows, columns, 3].
         """
-        unit = F.clamp(decode_float(self.spec, self.decoder, tokens) / 2.0 + 0.5, 0.0, 1.0)
-        return F.round(unit * 255.0).cast(DType.uint8)
-
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
-        """Types of `forward`'s arguments."""
-        return (token_squares(self.spec.latent_channels, device),)
-
-
-class DecodeImage(Module[[Tensor], Tensor]):
-    """Image tokens to pictures as the decoder leaves them, neither clamped nor quantized."""
-
-    def __init__(self, spec: VaeSpec) -> None:
-        self.spec = spec
-        self.decoder = Decoder(spec)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Decode as `DecodeLatents` does, to float32 [batch, rows, columns, 3], black at -1 and white at 1."""
-        return decode_float(self.spec, self.decoder, tokens)
+        return quantize(decode_float(self.spec, self.decoder, tokens))
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -113,6 +96,12 @@ def decode_float(spec: VaeSpec, decoder: Decoder, tokens: Tensor) -> Tensor:
     """Image tokens as in `DecodeLatents` to float32 [batch, rows, columns, 3], black at -1 and white at 1."""
     latents = denormalize(unpack(tokens), spec.scaling_factor, spec.shift_factor)
     return decoder(latents.cast(decoder.conv_in.weight.dtype)).cast(DType.float32)
+
+
+def quantize(pixels: Tensor) -> Tensor:
+    """float32 pixels, black at -1 and white at 1, to uint8; beyond is clamped, halves are rounded to even as numpy does."""
+    unit = F.clamp(pixels / 2.0 + 0.5, 0.0, 1.0)
+    return F.round(unit * 255.0).cast(DType.uint8)
 
 
 class EncodeImage(Module[[Tensor, Tensor], Tensor]):

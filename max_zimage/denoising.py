@@ -35,9 +35,9 @@ def caption_tokens(
         features = upload_as(padded_features(captions.features), transformer.dtype_name, transformer.device)
     else:
         features = text_encoder(captions.tokens)
-    return transformer.conditioning(
-        features, *caption_arguments(transformer.rope_spec, captions, transformer.device)
-    )[0]
+    return transformer.conditioning(features, *caption_arguments(transformer.rope_spec, captions, transformer.device))[
+        0
+    ]
 
 
 def padded_features(features: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

@@ -82,7 +82,7 @@ class Items:
 
     Attributes:
         image_rope: float32 [items, image_padded, head_dim/2, 2].
-        caption_rope: float32 [items, caption_padded, head_dim/2, 2].
+        rope: float32 [items, image_padded + caption_padded, head_dim/2, 2].
         valid_length: uint32 [items].
         latent_rows: int32 [items], the picture of each item.
         positive_rows: int32 [batch].
@@ -90,7 +90,7 @@ class Items:
     """
 
     image_rope: Buffer
-    caption_rope: Buffer
+    rope: Buffer
     valid_length: Buffer
     latent_rows: Buffer
     positive_rows: Buffer
@@ -101,7 +101,7 @@ class Items:
         batch = slice(0, int(self.positive_rows.shape[0]))
         return Items(
             image_rope=self.image_rope[batch, :, :, :],
-            caption_rope=self.caption_rope[batch, :, :, :],
+            rope=self.rope[batch, :, :, :],
             valid_length=self.valid_length[batch],
             latent_rows=self.positive_rows,
             positive_rows=self.positive_rows,
@@ -117,7 +117,7 @@ class Items:
         return (
             caption_tokens[: int(self.latent_rows.shape[0]), :, :],
             self.image_rope,
-            self.caption_rope,
+            self.rope,
             self.valid_length,
             self.latent_rows,
             self.positive_rows,
@@ -155,7 +155,7 @@ def make_items(spec: RopeSpec, rows: int, columns: int, lengths: Sequence[int], 
     branches = len(lengths) // batch
     return Items(
         image_rope=upload(table[:, :image], device),
-        caption_rope=upload(table[:, image:], device),
+        rope=upload(table, device),
         valid_length=upload(sequence_lengths(rows, columns, lengths), device),
         latent_rows=upload(np.tile(pictures, branches), device),
         positive_rows=upload(pictures, device),

@@ -133,12 +133,13 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         )
 
     def init_remaining_components(self) -> None:
-        """Compile the graphs that belong to no component, and wait for all of them."""
+        """Compile the graphs that belong to no component, and wait for all of them.
+
+        `prepare_scheduler` and `scheduler_step` compile when they are first called: `execute` has no need of either.
+        """
         self.device = self.devices[0]
         self.vae_scale_factor = self.vae.spec.downscale
         self.build_preprocess_latents()
-        self.build_prepare_scheduler()
-        self.build_scheduler_step()
         self.build_decode_latents()
         wait_for([*self.transformer.graphs, self.text_encoder.model, self._decode, self._pack])
 
@@ -147,12 +148,12 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         self._pack = pack_graph(self.transformer.spec.in_channels, self._device_ref, self.session)
 
     def build_prepare_scheduler(self) -> None:
-        """Bind `prepare_scheduler` to the device; it compiles when first called, since `execute` has no need of it."""
-        self._prepare_scheduler = prepare_scheduler_graph(self._device_ref)
+        """Compile what `prepare_scheduler` calls."""
+        prepare_scheduler_graph(self._device_ref).wait()
 
     def build_scheduler_step(self) -> None:
-        """Bind `scheduler_step` to the device; it compiles when first called, since the denoising step contains it."""
-        self._scheduler_step = scheduler_step_graph(self._device_ref)
+        """Compile what `scheduler_step` calls."""
+        scheduler_step_graph(self._device_ref).wait()
 
     def build_decode_latents(self) -> None:
         """Take the autoencoder's graph: it unpacks, denormalizes, decodes and quantizes."""
