@@ -1,0 +1,156 @@
+"""The command `max-zimage`: what can be asked for, and how its errors are told.
+
+Exit codes: 0 done, 1 failed, 2 something wrong with what was asked for, 130 interrupted. The commands themselves are in
+`cli_generate`, `cli_info` and `cli_compile`; nothing heavy is imported before the arguments are known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from max_zimage import __version__
+from max_zimage.cli_errors import BadInput, error_line
+
+DEFAULT_PROMPT = "a red star on a blue background"
+"""Drawn where neither a prompt nor a picture to repeat is given."""
+
+EMBEDDED_NAME = "tiny-zimage"
+"""What the embedded model is called on the command line and in pictures."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: From argparse, after --help and --version (0) and for arguments that cannot be parsed (2).
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("max-zimage: interrupted\n")
+        sys.stderr.flush()
+        # The usual way out waits for threads that compile, which can take minutes and cannot be stopped.
+        os._exit(130)
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(error_line(error), file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "generate":
+        from max_zimage.cli_generate import generate
+
+        return generate(arguments)
+    if arguments.command == "info":
+        from max_zimage.cli_info import info
+
+        return info(arguments)
+    from max_zimage.cli_compile import compile_graphs
+
+    return compile_graphs(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"max-zimage: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="max-zimage", description="Pictures from prompts with Z-Image, compiled by Modular MAX.")
+    parser.add_argument("--version", action="version", version=f"max-zimage {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared = _Parser(add_help=False, allow_abbrev=False)
+    shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    shared.add_argument("--debug", action="store_true", help="show tracebacks, warnings and the libraries' logs")
+    _add_generate(commands, shared)
+    _add_info(commands, shared)
+    _add_compile(commands, shared)
+    return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+    parser = commands.add_parser(
+        "generate",
+        parents=[shared],
+        allow_abbrev=False,
+        help="draw pictures",
+        description="Draw pictures. What is not given comes from --from, or else from the checkpoint's defaults.",
+    )
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=f'what to show; "{DEFAULT_PROMPT}" if not given')
+    parser.add_argument("--from", dest="source", metavar="PICTURE", help="repeat a picture from the parameters in it")
+    parser.add_argument("--output", metavar="FILE", help=".png, .jpg or .webp; zimage-SEED.png if not given")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    picture = parser.add_argument_group("the picture")
+    picture.add_argument("--negative", metavar="TEXT", help="what to keep away from; needs guidance")
+    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 16")
+    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
+    picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    picture.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the prompt; 0 is off")
+    picture.add_argument("--seed", type=int, metavar="N", help="draws the starting noise; a random one if not given")
+    picture.add_argument("--count", type=_at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")
+    fine = parser.add_argument_group("fine tuning")
+    fine.add_argument("--cfg-normalization", type=float, metavar="FACTOR", help="limit of guidance's growth; 0 is none")
+    fine.add_argument("--cfg-truncation", type=float, metavar="TIME", help="no guidance above this time in [0, 1]")
+    fine.add_argument("--shift", type=float, metavar="X", help="in place of the shift of the checkpoint's schedule")
+    fine.add_argument("--max-sequence-length", type=int, metavar="N", help="tokens a prompt may have; 512 if not given")
+    _add_model(parser)
+
+
+def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+    parser = commands.add_parser(
+        "info",
+        parents=[shared],
+        allow_abbrev=False,
+        help="versions, devices, a checkpoint and the memory it needs",
+        description="Versions, devices, a checkpoint and the memory it needs. Nothing is loaded.",
+    )
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
+    _add_model(parser)
+
+
+def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+    parser = commands.add_parser(
+        "compile",
+        parents=[shared],
+        allow_abbrev=False,
+        help="compile every graph for a target, which need not be there",
+        description="Compile every graph for a target. A GPU need not be there, and no weights are read.",
+    )
+    parser.add_argument("--target", required=True, help="cpu, cuda:sm_90a, cuda:sm_100a or hip:gfx942")
+    parser.add_argument("--model", help="a checkpoint whose shapes are compiled; those of Z-Image if not given")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="some of the graphs only")
+
+
+def _add_model(parser: _Parser) -> None:
+    model = parser.add_argument_group("the model")
+    model.add_argument("--model", help=f"a directory or a hub id; the embedded {EMBEDDED_NAME} if not given")
+    model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
+    model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""`max-zimage compile`: every graph for a target, as a table of seconds and memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+
+from max_zimage import __version__
+from max_zimage.checkpoint import ModelDtype
+from max_zimage.cli_errors import checking
+from max_zimage.cli_request import model_path
+from max_zimage.config import ModelSpecs, model_specs
+from max_zimage.console import display
+from max_zimage.model_files import CONFIG_FILES, read_config, resolve_model
+from max_zimage.progress import shown_by, stage
+from max_zimage.targets import FULL_MODEL, Report, check_graphs, check_target, compile_target, default_dtype
+
+PUBLISHED = "the published Z-Image models"
+
+
+def compile_graphs(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Args:
+        arguments: From `max_zimage.cli`.
+
+    Returns:
+        The exit code: 1 if a graph could not be compiled.
+
+    Raises:
+        BadInput: If the target, a graph or the model is unknown.
+    """
+    with checking():
+        target = check_target(arguments.target)
+        graphs = check_graphs(arguments.graphs)
+        specs = specs_of(arguments.model)
+    dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
+    reports = []
+    with shown_by(display()), stage(f"Compiling for {target}", len(graphs)) as shown:
+        for report in compile_target(specs, target, dtype, graphs):
+            reports.append(report)
+            shown.advance(report.graph)
+    if arguments.json:
+        print(_json(arguments, target, dtype, reports))
+    else:
+        _print_table(reports, f"{arguments.model or PUBLISHED} in {dtype} for {target}, MAX {version('modular')}")
+    return 1 if any(report.error is not None for report in reports) else 0
+
+
+def specs_of(model: str | None) -> ModelSpecs:
+    """Shapes of a checkpoint, from its configuration alone; those of the published models if none is named.
+
+    Raises:
+        ValueError: If there is no such model, or its configuration is not one that the graphs compute.
+    """
+    if model is None:
+        return FULL_MODEL
+    named = model_path(model)
+    directory = resolve_model(named if named is not None else Path(__file__).parent / "assets" / model)
+    return model_specs(**{name: read_config(directory, name) for name in CONFIG_FILES})
+
+
+def _json(arguments: argparse.Namespace, target: str, dtype: str, reports: list[Report]) -> str:
+    return json.dumps(
+        {
+            "target": target,
+            "model": arguments.model or PUBLISHED,
+            "dtype": dtype,
+            "versions": {"max_zimage": __version__, "max": version("modular")},
+            "graphs": [asdict(report) for report in reports],
+        },
+        default=str,
+    )
+
+
+def _print_table(reports: list[Report], title: str) -> None:
+    console = Console(highlight=False)
+    table = Table(title=title, title_justify="left")
+    table.add_column("graph")
+    for heading in ("seconds", "CPU seconds", "peak GiB"):
+        table.add_column(heading, justify="right")
+    for report in reports:
+        table.add_row(
+            report.graph,
+            "failed" if report.seconds is None or report.error is not None else f"{report.seconds:.1f}",
+            f"{report.cpu_seconds:.0f}",
+            f"{report.peak_bytes / 2**30:.1f}",
+        )
+    console.print(table)
+    for report in reports:
+        if report.error is not None:
+            console.print(f"{report.graph}: {report.error}", soft_wrap=True)
+            console.print(f"  everything it wrote: {report.log}", soft_wrap=True)

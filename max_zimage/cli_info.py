@@ -1,0 +1,174 @@
+"""`max-zimage info`: versions, devices, a checkpoint and the memory it needs, all without loading a weight."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from math import prod
+from typing import Any
+
+from max.driver import Accelerator, accelerator_api, accelerator_architecture_name, accelerator_count
+from rich.console import Console
+from rich.table import Table
+
+from max_zimage import __version__
+from max_zimage.calling import Prepared
+from max_zimage.checkpoint import LoadPlan
+from max_zimage.cli import EMBEDDED_NAME
+from max_zimage.cli_errors import checking, quiet_libraries
+from max_zimage.cli_request import model_path
+from max_zimage.estimate import activation_bytes
+from max_zimage.limits import Limits, RequestDefaults
+from max_zimage.memory import available_memory
+from max_zimage.pipeline import ZImagePipeline
+from max_zimage.request_checks import side
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Args:
+        arguments: From `max_zimage.cli`.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        BadInput: If the model, the device or a size does not do.
+    """
+    with quiet_libraries(arguments.debug), checking():
+        prepared = ZImagePipeline.prepare(
+            model_path(arguments.model),
+            device=arguments.device,
+            dtype=arguments.dtype or "auto",
+            weight_path=arguments.weight_path,
+        )
+        facts = {
+            "versions": versions(),
+            "devices": devices(),
+            "model": model_facts(arguments.model or EMBEDDED_NAME, prepared),
+            "memory": memory_facts(prepared, arguments.height, arguments.width),
+        }
+    if arguments.json:
+        print(json.dumps(facts))
+    else:
+        _print(facts)
+    return 0
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"max_zimage": __version__, "max": version("modular"), "python": platform.python_version()}
+
+
+def devices() -> list[dict[str, Any]]:
+    """The CPU and every accelerator, with the bytes that are free."""
+    found: list[dict[str, Any]] = [{"name": "cpu", "kind": platform.machine(), "free_bytes": available_memory()}]
+    for number in range(accelerator_count()):
+        free = Accelerator(number).stats.get("free_memory")
+        kind = f"{accelerator_api()} {accelerator_architecture_name()}"
+        found.append({"name": f"gpu:{number}", "kind": kind, "free_bytes": free})
+    return found
+
+
+def model_facts(name: str, prepared: Prepared) -> dict[str, Any]:
+    """What a checkpoint is."""
+    sources = prepared.sources
+    return {
+        "name": name,
+        "components": [component_facts(sources.plans[part], sources.dtypes[part]) for part in sources.plans],
+        "shift": sources.specs.schedule.shift,
+        "defaults": _public(sources.defaults),
+        "limits": _public(sources.limits),
+    }
+
+
+def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
+    """What one component is, and the bytes its weights will take."""
+    count = sum(prod(step.shape) for step in plan.steps)
+    return {
+        "name": plan.component,
+        "format": plan.format,
+        "files": [str(file) for file in plan.files],
+        "parameters": count,
+        "dtype_in_files": plan.dtype,
+        "dtype": dtype,
+        "bytes": plan.nbytes("float32" if dtype == "float32" else "bfloat16"),
+    }
+
+
+def memory_facts(prepared: Prepared, height: int | None, width: int | None) -> dict[str, Any]:
+    """What a picture takes and what is there, in bytes.
+
+    Raises:
+        ValueError: If the size is none that the checkpoint can draw.
+    """
+    sources = prepared.sources
+    defaults, limits = sources.defaults, sources.limits
+    height = side("height", defaults.height if height is None else height, limits.max_height)
+    width = side("width", defaults.width if width is None else width, limits.max_width)
+    dtype = sources.dtypes["transformer"]
+    guided = defaults.guidance_scale > 0
+    weights = sum(sources.nbytes.values())
+    activations = activation_bytes(sources.specs, height=height, width=width, guided=guided, dtype=dtype)
+    device = prepared.devices[0]
+    available = available_memory() if device.is_host else int(device.stats["free_memory"])
+    return {
+        "device": device.label + (f":{device.id}" if not device.is_host else ""),
+        "height": height,
+        "width": width,
+        "guided": guided,
+        "weights_bytes": weights,
+        "activations_bytes_about": activations,
+        "available_bytes": available,
+        "fits": weights + activations <= available,
+    }
+
+
+def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
+    return dict(vars(record))
+
+
+def _print(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    model, memory = facts["model"], facts["memory"]
+    console.print("  ".join(f"{name} {number}" for name, number in facts["versions"].items()))
+    for device in facts["devices"]:
+        console.print(f"{device['name']}: {device['kind']}, {_gib(device['free_bytes'])} free")
+    table = Table(title=model["name"], title_justify="left")
+    for heading in ("component", "format", "files"):
+        table.add_column(heading)
+    for heading in ("parameters", "in files", "in memory", "GiB"):
+        table.add_column(heading, justify="right")
+    for part in model["components"]:
+        table.add_row(
+            part["name"],
+            part["format"],
+            str(len(part["files"])),
+            f"{part['parameters']:,}",
+            part["dtype_in_files"],
+            part["dtype"],
+            f"{part['bytes'] / 2**30:.2f}",
+        )
+    console.print(table)
+    defaults, limits = model["defaults"], model["limits"]
+    console.print(
+        f"drawn unless asked otherwise: {defaults['width']}x{defaults['height']} pixels, "
+        f"{defaults['num_inference_steps']} steps, guidance {defaults['guidance_scale']:g}, shift {model['shift']:g}"
+    )
+    console.print(
+        f"at most: {limits['max_width']}x{limits['max_height']} pixels, {limits['max_tokens']} tokens, "
+        f"{limits['max_steps']} steps"
+    )
+    console.print(
+        f"memory on {memory['device']}: {_gib(memory['weights_bytes'])} of weights and about "
+        f"{_gib(memory['activations_bytes_about'])} more for {memory['width']}x{memory['height']} pixels "
+        f"{'with' if memory['guided'] else 'without'} guidance; {_gib(memory['available_bytes'])} are free: "
+        + ("it fits" if memory["fits"] else "it does not fit")
+    )
+
+
+def _gib(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:.2f} GiB"

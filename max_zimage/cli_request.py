@@ -1,0 +1,142 @@
+"""What `max-zimage generate` is asked to draw: flags, and under them the parameters in a picture to be repeated."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from max_zimage import __version__
+from max_zimage.cli import DEFAULT_PROMPT, EMBEDDED_NAME
+from max_zimage.images import read_parameters
+from max_zimage.inputs import GenerationRequest
+from max_zimage.limits import Limits, RequestDefaults
+from max_zimage.parameters import GenerationParameters
+
+if TYPE_CHECKING:
+    from max_zimage.checkpoint import ModelDtype
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for; None leaves a choice to the checkpoint. Fields as in `GenerationParameters`."""
+
+    prompt: str
+    negative_prompt: str | None
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    sigmas: tuple[float, ...] | None
+    shift: float | None
+    guidance_scale: float | None
+    cfg_normalization: float
+    cfg_truncation: float
+    max_sequence_length: int | None
+    seed: int | None
+    model: str
+    dtype: str
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Wanted:
+        """Read the flags, and under them the picture of --from.
+
+        Raises:
+            ImageFileError: If that is no picture, or holds no parameters.
+        """
+        saved = None if arguments.source is None else read_parameters(Path(arguments.source))
+        # A number of steps of one's own leaves nothing of levels that were given one by one.
+        levels = None if saved is None or arguments.steps is not None else saved.sigmas
+        steps = None if saved is None else saved.num_inference_steps
+        return cls(
+            prompt=_first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT),
+            negative_prompt=_either(arguments.negative, saved and saved.negative_prompt),
+            height=_either(arguments.height, saved and saved.height),
+            width=_either(arguments.width, saved and saved.width),
+            num_inference_steps=_either(arguments.steps, steps),
+            sigmas=levels,
+            shift=_either(arguments.shift, saved and saved.shift),
+            guidance_scale=_either(arguments.guidance, saved and saved.guidance_scale),
+            cfg_normalization=_first(arguments.cfg_normalization, saved and saved.cfg_normalization, 0.0),
+            cfg_truncation=_first(arguments.cfg_truncation, saved and saved.cfg_truncation, 1.0),
+            max_sequence_length=_either(arguments.max_sequence_length, saved and saved.max_sequence_length),
+            seed=_either(arguments.seed, saved and saved.seed),
+            model=_first(arguments.model, saved and saved.model, EMBEDDED_NAME),
+            dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
+        )
+
+    def request(self, limits: Limits, defaults: RequestDefaults) -> GenerationRequest:
+        """The request for the first picture.
+
+        Args:
+            limits: What the checkpoint can do at most.
+            defaults: What it does where nothing is asked for.
+
+        Raises:
+            RequestError: With all that is out of range.
+        """
+        return GenerationRequest.create(
+            limits=limits,
+            defaults=defaults,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            height=self.height,
+            width=self.width,
+            num_inference_steps=self.num_inference_steps,
+            sigmas=self.sigmas,
+            shift=self.shift,
+            guidance_scale=self.guidance_scale,
+            cfg_normalization=self.cfg_normalization,
+            cfg_truncation=self.cfg_truncation,
+            max_sequence_length=self.max_sequence_length,
+            seed=self.seed,
+            output_type="np",
+        )
+
+    @property
+    def model_path(self) -> str | None:
+        """The model as `ZImagePipeline.from_pretrained` takes it."""
+        return model_path(self.model)
+
+
+def model_path(name: str | None) -> str | None:
+    """A model's name on the command line, as `ZImagePipeline.from_pretrained` takes it: None is the embedded one."""
+    return None if name == EMBEDDED_NAME else name
+
+
+def parameters_of(request: GenerationRequest, model: str, dtype: ModelDtype) -> GenerationParameters:
+    """What a picture remembers.
+
+    Args:
+        request: The request of this picture alone.
+        model: As it was named.
+        dtype: That the model ran in.
+    """
+    return GenerationParameters(
+        prompt=request.prompts[0],
+        negative_prompt=request.negative_prompts[0] if request.negative_prompts else "",
+        height=request.height,
+        width=request.width,
+        num_inference_steps=request.num_inference_steps,
+        sigmas=request.sigmas,
+        shift=request.shift,
+        guidance_scale=request.guidance_scale,
+        cfg_normalization=request.cfg_normalization,
+        cfg_truncation=request.cfg_truncation,
+        max_sequence_length=request.max_sequence_length,
+        seed=request.seed or 0,
+        model=model,
+        dtype=dtype,
+        version=__version__,
+    )
+
+
+def _either(given: T | None, saved: T | None) -> T | None:
+    return saved if given is None else given
+
+
+def _first(given: T | None, saved: T | None, default: T) -> T:
+    value = _either(given, saved)
+    return default if value is None else value

@@ -1,0 +1,37 @@
+"""Memory that a picture takes beside the weights, estimated from shapes."""
+
+from __future__ import annotations
+
+from max_zimage.checkpoint import ModelDtype
+from max_zimage.config import ModelSpecs
+from max_zimage.positions import PIXELS_PER_TOKEN, padded
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_FLOAT32 = 4
+_CAPTION = 128  # tokens of a caption; long prompts have a few hundred
+
+
+def activation_bytes(specs: ModelSpecs, *, height: int, width: int, guided: bool, dtype: ModelDtype) -> int:
+    """Estimate the largest memory that computing one picture takes at a time.
+
+    Args:
+        specs: Shapes of the model.
+        height: Pixels.
+        width: Pixels.
+        guided: Whether the negative branch runs too.
+        dtype: Of weights and computation.
+
+    Returns:
+        Bytes; right within a factor of two or so, since the compiler decides what is fused and what is kept.
+    """
+    transformer, size = specs.transformer, _BYTES[dtype]
+    tokens = padded(height * width // PIXELS_PER_TOKEN**2) + _CAPTION
+    # A block holds its input, the normed input, and either both halves of SwiGLU with their product or queries, keys
+    # and values with their float32 copies, whichever is more.
+    feed_forward = 3 * transformer.ffn_dim * size
+    attention = 3 * transformer.dim * size + 4 * transformer.dim * _FLOAT32
+    step = (2 if guided else 1) * tokens * (2 * transformer.dim * size + max(feed_forward, attention))
+    # The decoder's last blocks work at full size: the input, its float32 normalization and the output of a convolution.
+    widths = specs.vae.block_out_channels
+    decode = height * width * (widths[0] * (2 * size + _FLOAT32) + widths[min(1, len(widths) - 1)] * size)
+    return max(step, decode)

@@ -1,0 +1,140 @@
+"""The child process of `max_zimage.targets`: one graph, one target, one line of JSON on stdout.
+
+A pickled `max_zimage.targets.Job` comes on stdin. What MAX writes itself goes to stderr, which the parent keeps in a
+file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from max.driver import (
+    CPU,
+    Accelerator,
+    Device,
+    set_virtual_device_api,
+    set_virtual_device_count,
+    set_virtual_device_target_arch,
+)
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.experimental.nn import Module
+from max.graph import DeviceRef, Graph, TensorType
+
+from graphs.conditioning import CaptionConditioning, ModulationTable
+from graphs.denoise import DenoiseStep
+from graphs.latents import PackLatents
+from graphs.layers import build
+from graphs.scheduler import PrepareScheduler, SchedulerStep
+from graphs.text_encoder import TextEncoder
+from graphs.vae import DecodeLatents, EncodeImage
+from max_zimage.config import ModelSpecs
+from max_zimage.targets import TARGETS, Job
+
+_HIDDEN_LAYER = -2  # max_zimage.components.text_encoder.HIDDEN_LAYER, whose module brings all of max.pipelines along
+
+
+def main() -> None:
+    """Compile the job on stdin."""
+    job: Job = pickle.load(sys.stdin.buffer)
+    # MAX may print: whatever goes to stdout from here on belongs into the log, and the answer to the real stdout.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    result: dict[str, object] = {"error": None}
+    try:
+        result |= _compile(job)
+    except Exception as error:  # the compiler's failures have no type of their own
+        traceback.print_exc()
+        result["error"] = _first_line(error)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    result |= {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
+    print(json.dumps(result), file=answer, flush=True)
+    # MAX's compiler threads now and then abort a process that ends in the usual way, after all its work.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _compile(job: Job) -> dict[str, float]:
+    device = _device(job.target)
+    session = InferenceSession(devices=[device])
+    begin = time.perf_counter()
+    graph = _trace(job, DeviceRef.from_device(device))
+    traced = time.perf_counter()
+    session.compile(graph)
+    return {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
+
+
+def _device(target: str) -> Device:
+    virtual = TARGETS[target]
+    if virtual is None:
+        return CPU()
+    api, architecture = virtual
+    set_virtual_device_api(api)
+    set_virtual_device_target_arch(architecture)
+    set_virtual_device_count(1)
+    return Accelerator()
+
+
+def _trace(job: Job, device: DeviceRef) -> Graph:
+    """The graph of a name, as the components and `max_zimage.small_graphs` make it."""
+    specs, dtype = job.specs, DType[job.dtype]
+    channels = specs.transformer.in_channels
+
+    def plain(make: Callable[[], PackLatents | PrepareScheduler | SchedulerStep]) -> Graph:
+        module = build(make, DType.float32, device)
+        return _staged(module, module.input_types(device), job.graph)
+
+    match job.graph:
+        case "pack":
+            return plain(lambda: PackLatents(channels))
+        case "prepare_scheduler":
+            return plain(PrepareScheduler)
+        case "scheduler_step":
+            return plain(SchedulerStep)
+        case "modulation":
+            table = build(lambda: ModulationTable(specs.transformer), dtype, device)
+            return _staged(table, table.input_types(device), job.graph)
+        case "conditioning":
+            captions = build(lambda: CaptionConditioning(specs.transformer), dtype, device)
+            return _staged(captions, captions.input_types(dtype, device), job.graph)
+        case "denoise":
+            step = build(lambda: DenoiseStep(specs.transformer), dtype, device)
+            return _staged(step, step.input_types(dtype, device), job.graph)
+        case _:
+            return _trace_encoders(job.graph, specs, dtype, device)
+
+
+def _trace_encoders(name: str, specs: ModelSpecs, dtype: DType, device: DeviceRef) -> Graph:
+    if name == "text_encoder":
+        layers = specs.text_encoder.layers_used(_HIDDEN_LAYER)
+        text = build(lambda: TextEncoder(specs.text_encoder, layers), dtype, device)
+        return _staged(text, text.input_types(device), name)
+    if name == "decode":
+        decoder = build(lambda: DecodeLatents(specs.vae), dtype, device)
+        return _staged(decoder, decoder.input_types(device), name)
+    encoder = build(lambda: EncodeImage(specs.vae), dtype, device)
+    return _staged(encoder, encoder.input_types(device), name)
+
+
+def _staged(module: Module[..., Any], types: tuple[TensorType, ...], name: str) -> Graph:
+    return module.trace(*types, name=name).graph
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of the innermost cause, which is the compiler's own; the outer ones only say that it failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

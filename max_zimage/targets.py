@@ -1,0 +1,227 @@
+"""Every graph compiled for a target, which need not be there: a GPU is stood in for by one of MAX's virtual devices.
+
+    target -> one child process a graph -> seconds, peak memory, or the compiler's error
+
+MAX fixes the virtual device before anything else happens in a process, and the largest graphs compile in gigabytes that
+only the end of a process gives back: hence the children, which run `max_zimage.target_worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from graphs.text_encoder import TextEncoderSpec
+from graphs.transformer import TransformerSpec
+from graphs.vae import VaeSpec
+from max_zimage.checkpoint import ModelDtype
+from max_zimage.config import ModelSpecs
+from max_zimage.schedule import ScheduleSpec
+
+TARGETS: dict[str, tuple[str, str] | None] = {
+    "cpu": None,
+    "cuda:sm_90a": ("cuda", "sm_90a"),
+    "cuda:sm_100a": ("cuda", "sm_100a"),
+    "hip:gfx942": ("hip", "gfx942"),
+}
+"""Target -> API and architecture of the virtual device; None is this machine's CPU."""
+
+GRAPHS = (
+    "pack",
+    "prepare_scheduler",
+    "scheduler_step",
+    "modulation",
+    "conditioning",
+    "text_encoder",
+    "denoise",
+    "decode",
+    "encode",
+)
+"""All graphs, the quick ones first."""
+
+FULL_MODEL = ModelSpecs(
+    text_encoder=TextEncoderSpec(
+        vocab_size=151936,
+        hidden_size=2560,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=9728,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_positions=40960,
+    ),
+    transformer=TransformerSpec(
+        dim=3840,
+        num_heads=30,
+        num_layers=30,
+        num_refiner_layers=2,
+        in_channels=16,
+        caption_dim=2560,
+        norm_eps=1e-5,
+        rope_theta=256.0,
+        axes_dims=(32, 48, 48),
+        axes_lens=(1536, 512, 512),
+        t_scale=1000.0,
+    ),
+    vae=VaeSpec(
+        latent_channels=16,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        norm_num_groups=32,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    ),
+    schedule=ScheduleSpec(shift=3.0, num_train_timesteps=1000),
+)
+"""The published Z-Image models, whose shapes are the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one child compiles.
+
+    Attributes:
+        graph: One of `GRAPHS`.
+        target: One of `TARGETS`.
+        dtype: Of weights and computation.
+        specs: Shapes of the model.
+    """
+
+    graph: str
+    target: str
+    dtype: ModelDtype
+    specs: ModelSpecs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How one graph went.
+
+    Attributes:
+        graph: Its name.
+        seconds: Of the compiler; None where it failed.
+        trace_seconds: Of building the graph in Python before that; None where that failed.
+        cpu_seconds: Processor time of the child, imports included: what compares where other work shares the machine.
+        peak_bytes: Most memory that the child had.
+        error: The first line of what went wrong; None where nothing did.
+        log: Everything the child wrote; None where nothing went wrong.
+    """
+
+    graph: str
+    seconds: float | None
+    trace_seconds: float | None
+    cpu_seconds: float
+    peak_bytes: int
+    error: str | None
+    log: Path | None
+
+
+def check_target(name: str) -> str:
+    """Return the name of a target.
+
+    Raises:
+        ValueError: If there is no such target; names those there are.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
+    return name
+
+
+def check_graphs(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of graphs in the order they are compiled; all of them if none is named.
+
+    Raises:
+        ValueError: If there is no such graph; names those there are.
+    """
+    unknown = [name for name in names if name not in GRAPHS]
+    if unknown:
+        raise ValueError(f"graphs must be among {', '.join(GRAPHS)}, got {', '.join(map(repr, unknown))}")
+    return tuple(name for name in GRAPHS if not names or name in names)
+
+
+def default_dtype(target: str) -> ModelDtype:
+    """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.devices.model_dtype`."""
+    return "float32" if TARGETS[target] is None else "bfloat16"
+
+
+def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:
+    """The same widths with fewer repetitions: every distinct kernel is still there.
+
+    Args:
+        specs: Shapes of a model.
+        layers: Layers of the text encoder that run, main blocks and refiner blocks.
+    """
+    return replace(
+        specs,
+        text_encoder=replace(specs.text_encoder, num_layers=layers + 1),
+        transformer=replace(specs.transformer, num_layers=layers, num_refiner_layers=layers),
+    )
+
+
+def compile_target(specs: ModelSpecs, target: str, dtype: ModelDtype, graphs: Sequence[str]) -> Iterator[Report]:
+    """Compile graphs one after the other, each in a process of its own.
+
+    Args:
+        specs: Shapes of the model; weights are not needed.
+        target: One of `TARGETS`.
+        dtype: Of weights and computation.
+        graphs: From `check_graphs`.
+
+    Yields:
+        One report a graph, failed or not. The next graph is compiled when the next report is asked for.
+
+    Raises:
+        ValueError: If the target is unknown.
+    """
+    check_target(target)
+    for graph in graphs:
+        yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs))
+
+
+def _compile(job: Job) -> Report:
+    handle, name = tempfile.mkstemp(prefix=f"max-zimage-{job.target.replace(':', '-')}-{job.graph}-", suffix=".log")
+    log = Path(name)
+    root = str(Path(__file__).parent.parent)  # where both max_zimage and graphs are found, installed or not
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    with os.fdopen(handle, "wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "max_zimage.target_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        try:
+            answer, _ = child.communicate(pickle.dumps(job))
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+    return _report(job.graph, answer.decode(), child.returncode, log)
+
+
+def _report(graph: str, answer: str, status: int, log: Path) -> Report:
+    """Read the worker's last line; without one, the process was ended from outside or by a crash of the compiler."""
+    lines = answer.splitlines()
+    result = json.loads(lines[-1]) if lines else {}
+    error = result.get("error") if result else f"the compiler's process ended with status {status}"
+    if error is None:
+        log.unlink()
+    return Report(
+        graph=graph,
+        seconds=result.get("seconds"),
+        trace_seconds=result.get("trace_seconds"),
+        cpu_seconds=result.get("cpu_seconds", 0.0),
+        peak_bytes=result.get("peak_bytes", 0),
+        error=error,
+        log=None if error is None else log,
+    )
