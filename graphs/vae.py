@@ -99,7 +99,7 @@ def decode_float(spec: VaeSpec, decoder: Decoder, tokens: Tensor) -> Tensor:
 
 
 def quantize(pixels: Tensor) -> Tensor:
-    """float32 pixels, black at -1 and white at 1, to uint8; beyond is clamped, halves are rounded to even as numpy does."""
+    """float32 pixels, black at -1 and white at 1, to uint8: clamped, and halves rounded to even as numpy does."""
     unit = F.clamp(pixels / 2.0 + 0.5, 0.0, 1.0)
     return F.round(unit * 255.0).cast(DType.uint8)
 

@@ -93,5 +93,5 @@ def test_unpack_undoes_pack_and_the_affine_maps_are_diffusers(unpack_all, batch,
 
 
 def test_pack_names_a_view_of_another_number_of_channels(pack):
-    with pytest.raises(ValueError, match="expected .* got .*17"):
+    with pytest.raises(ValueError, match=r"expected .* got .*17"):
         pack(Buffer.from_numpy(np.zeros((1, CHANNELS + 1, 1, 2, 1, 2), np.float32)))
