@@ -1,0 +1,113 @@
+"""Compiling for targets that need not be there, at the real widths with few layers, since layers repeat kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_config import TEXT_ENCODER, TRANSFORMER, VAE
+
+from max_zimage import cli
+from max_zimage.config import text_encoder_spec, transformer_spec, vae_spec
+from max_zimage.targets import (
+    FULL_MODEL,
+    GRAPHS,
+    TARGETS,
+    check_graphs,
+    check_target,
+    compile_target,
+    default_dtype,
+    with_layers,
+)
+
+
+def test_the_full_model_is_the_published_one() -> None:
+    assert FULL_MODEL.text_encoder == text_encoder_spec(TEXT_ENCODER)
+    assert FULL_MODEL.transformer == transformer_spec(TRANSFORMER)
+    assert FULL_MODEL.vae == vae_spec(VAE)
+
+
+def test_fewer_layers_of_the_same_widths() -> None:
+    few = with_layers(FULL_MODEL, 2)
+    assert few.text_encoder.layers_used(-2) == 2
+    assert (few.transformer.num_layers, few.transformer.num_refiner_layers) == (2, 2)
+    assert few.transformer.dim == FULL_MODEL.transformer.dim
+
+
+def test_targets_and_graphs_are_checked() -> None:
+    for target in TARGETS:
+        assert check_target(target) == target
+    with pytest.raises(
+        ValueError, match=r"target must be one of cpu, cuda:sm_90a, cuda:sm_100a, hip:gfx942, got 'cuda:sm_80'"
+    ):
+        check_target("cuda:sm_80")
+    assert check_graphs(()) == GRAPHS
+    assert check_graphs(("denoise", "pack")) == ("pack", "denoise")
+    with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, got 'unet'"):
+        check_graphs(("unet", "pack"))
+    assert [default_dtype(target) for target in TARGETS] == ["float32", "bfloat16", "bfloat16", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "cuda:sm_80"], "target must be one of cpu, cuda:sm_90a, cuda:sm_100a, hip:gfx942, got"),
+        (["--target", "cpu", "--graphs", "unet"], "graphs must be among"),
+        (["--target", "cpu", "--model", "nothing"], "no model at nothing"),
+        ([], "the following arguments are required: --target"),
+    ],
+)
+def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    try:
+        code = cli.main(["compile", *arguments])
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    assert printed.err.startswith("max-zimage: error: ")
+    assert message in printed.err
+
+
+def test_the_command_reports_each_graph(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "prepare_scheduler", "pack"]
+    assert cli.main([*small, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["target"], said["dtype"]) == ("cpu", "float32")
+    assert [graph["graph"] for graph in said["graphs"]] == ["pack", "prepare_scheduler"]
+    for graph in said["graphs"]:
+        assert graph["seconds"] > 0
+        assert graph["cpu_seconds"] > 0
+        assert graph["peak_bytes"] > 50e6
+        assert graph["error"] is None
+        assert graph["log"] is None
+
+    assert cli.main(small) == 0
+    printed = capsys.readouterr().out
+    assert "tiny-zimage in float32 for cpu" in printed
+    assert "prepare_scheduler" in printed
+
+
+def test_a_graph_that_cannot_be_compiled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("max_zimage.targets.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("max_zimage.cli_compile.default_dtype", lambda target: "float7")
+    assert cli.main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack", "--json"]) == 1
+    (graph,) = json.loads(capsys.readouterr().out)["graphs"]
+    assert graph["seconds"] is None
+    assert "float7" in graph["error"]
+    assert "Traceback" in Path(graph["log"]).read_text()
+    assert cli.main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack"]) == 1
+    printed = capsys.readouterr().out
+    assert "failed" in printed
+    assert "everything it wrote: " in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
+    """At the real widths; two layers, so that a block's input is once an embedding and once another block's output."""
+    (report,) = compile_target(with_layers(FULL_MODEL, 2), "cuda:sm_90a", "bfloat16", [graph])
+    assert report.error is None, f"{report.error}; see {report.log}"
+    print(f"{graph}: {report.seconds:.1f} s, {report.cpu_seconds:.0f} CPU s, {report.peak_bytes / 2**30:.1f} GiB")
