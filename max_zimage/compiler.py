@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from max.driver import Buffer
+from max.driver import Buffer, Device
 from max.engine import InferenceSession, Model
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
@@ -21,6 +21,7 @@ from max.graph import TensorType
 from max.profiler import Tracer
 
 from max_zimage import progress
+from max_zimage.artifacts import artifact_path, found, save
 
 _AT_ONCE = max(1, min(4, os.cpu_count() or 1))  # compiling one graph keeps about one core busy and takes 1.5 GB
 _POOL = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="compile")
@@ -75,8 +76,11 @@ def compile_graph(
     input_types: Iterable[TensorType],
     weights: Mapping[str, Buffer],
     session: InferenceSession,
+    *,
+    spec: object,
+    device: Device,
 ) -> CompiledGraph:
-    """Trace a Module and compile it in the background.
+    """Load a Module's graph from the artifacts on disk, or else trace it and compile it in the background.
 
     Args:
         name: What progress and profiles call it.
@@ -85,6 +89,8 @@ def compile_graph(
         weights: Parameter name -> data in host memory; names that the Module does not have are left aside, so that one
             component's graphs can share one mapping.
         session: Where it will run.
+        spec: The frozen dataclass that the Module was made from, or None; see `artifact_path`.
+        device: The device of the input types.
 
     Returns:
         The graph; calling it waits for the compiler.
@@ -92,13 +98,20 @@ def compile_graph(
     Raises:
         KeyError: If a parameter has no data.
     """
-    staged = module.trace(*input_types, name=name)
+    types = tuple(input_types)
     needed = {parameter: weights[parameter] for parameter, _ in module.parameters}
+    path = artifact_path(name, spec, module, types, device)
+    # Tracing holds Python's lock and is done here; compiling does not.
+    graph = None if found(path) else module.trace(*types, name=name).graph
 
     def run() -> _Compiled:
         begin = time.perf_counter()
-        model = session.init(session.compile_reusing_mefs(staged.graph), weights_registry=needed)
-        return _Compiled(model, time.perf_counter() - begin)
+        if graph is None:
+            compiled = session.compile(path)
+        else:
+            compiled = session.compile_reusing_mefs(graph)
+            save(compiled, path)
+        return _Compiled(session.init(compiled, weights_registry=needed), time.perf_counter() - begin)
 
     return CompiledGraph(name, _POOL.submit(run))
 

@@ -17,21 +17,31 @@ from max_zimage.compiler import CompiledGraph, compile_graph
 def pack_graph(latent_channels: int, device: DeviceRef, session: InferenceSession) -> CompiledGraph:
     """Patchify + pack, `graphs.latents.PackLatents`."""
     module = build(lambda: PackLatents(latent_channels), DType.float32, device)
-    return compile_graph("pack", module, module.input_types(device), {}, session)
+    return compile_graph("pack", module, module.input_types(device), {}, session, spec=None, device=device.to_device())
 
 
 @lru_cache(maxsize=4)
 def prepare_scheduler_graph(device: DeviceRef) -> CompiledGraph:
     """Sigmas to timesteps and deltas, `graphs.scheduler.PrepareScheduler`."""
     module = build(PrepareScheduler, DType.float32, device)
-    return compile_graph("prepare_scheduler", module, module.input_types(device), {}, _session(device))
+    return compile_graph(
+        "prepare_scheduler",
+        module,
+        module.input_types(device),
+        {},
+        _session(device),
+        spec=None,
+        device=device.to_device(),
+    )
 
 
 @lru_cache(maxsize=4)
 def scheduler_step_graph(device: DeviceRef) -> CompiledGraph:
     """The Euler update, `graphs.scheduler.SchedulerStep`."""
     module = build(SchedulerStep, DType.float32, device)
-    return compile_graph("scheduler_step", module, module.input_types(device), {}, _session(device))
+    return compile_graph(
+        "scheduler_step", module, module.input_types(device), {}, _session(device), spec=None, device=device.to_device()
+    )
 
 
 def _session(device: DeviceRef) -> InferenceSession:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from max.driver import Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession
-from max.graph import DeviceRef
+from max.experimental.nn import Module
+from max.graph import DeviceRef, TensorType
 from max.graph.weights import Weights
 from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 from max.pipelines.modeling.config_enums import SupportedEncoding
 
+from graphs.text_encoder import TextEncoderSpec
+from graphs.transformer import TransformerSpec
+from graphs.vae import VaeSpec
 from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
-from max_zimage.compiler import CompiledGraph
+from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import DTYPES
 from max_zimage.model_files import paths_of
 from max_zimage.safetensors_files import scan
@@ -36,6 +41,8 @@ class ZImageComponent(ComponentModel):
     Raises:
         ValueError: If the configuration, the encoding or the weights do not fit.
     """
+
+    spec: TextEncoderSpec | TransformerSpec | VaeSpec
 
     def __init__(
         self,
@@ -70,6 +77,12 @@ class ZImageComponent(ComponentModel):
     @abstractmethod
     def names(self) -> Names:
         """The tensors that the component's files must hold."""
+
+    def compile(
+        self, name: str, module: Module[..., Any], types: Iterable[TensorType], weights: Mapping[str, Buffer]
+    ) -> CompiledGraph:
+        """Compile one of the component's graphs; see `compile_graph`."""
+        return compile_graph(name, module, types, weights, self.session, spec=self.spec, device=self.device)
 
     def plan(self) -> LoadPlan:
         """Check the component's files."""

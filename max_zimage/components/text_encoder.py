@@ -9,8 +9,8 @@ import numpy.typing as npt
 from max.driver import Buffer
 
 from graphs.layers import build
-from graphs.text_encoder import TextEncoder
-from max_zimage.compiler import CompiledGraph, compile_graph
+from graphs.text_encoder import TextEncoder, TextEncoderSpec
+from max_zimage.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import text_encoder_spec
 from max_zimage.devices import upload
@@ -30,6 +30,7 @@ class ZImageTextEncoderModel(ZImageComponent):
     """
 
     model: CompiledGraph
+    spec: TextEncoderSpec
 
     def load_model(self) -> CompiledGraph:
         """Load the weights of the layers that are used and begin to compile."""
@@ -37,7 +38,7 @@ class ZImageTextEncoderModel(ZImageComponent):
         layers = self.spec.layers_used(HIDDEN_LAYER)
         module = build(lambda: TextEncoder(self.spec, layers), self.dtype, self.device_ref)
         types = module.input_types(self.device_ref)
-        self.model = compile_graph("text_encoder", module, types, self.load_weights(), self.session)
+        self.model = self.compile("text_encoder", module, types, self.load_weights())
         return self.model
 
     def names(self) -> Names:

@@ -10,7 +10,7 @@ from graphs.conditioning import CaptionConditioning, ModulationTable
 from graphs.denoise import DenoiseStep
 from graphs.layers import build
 from graphs.transformer import TransformerSpec
-from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import transformer_spec
 from max_zimage.devices import upload
@@ -39,14 +39,14 @@ class ZImageTransformerModel(ZImageComponent):
 
         step = build(lambda: DenoiseStep(spec), dtype, device)
         step_weights = {f"transformer.{name}": data for name, data in weights.items()}
-        self.model = compile_graph("denoise", step, step.input_types(dtype, device), step_weights, self.session)
+        self.model = self.compile("denoise", step, step.input_types(dtype, device), step_weights)
 
         captions = build(lambda: CaptionConditioning(spec), dtype, device)
         types = captions.input_types(dtype, device)
-        self.conditioning = compile_graph("conditioning", captions, types, weights, self.session)
+        self.conditioning = self.compile("conditioning", captions, types, weights)
 
         table = build(lambda: ModulationTable(spec), dtype, device)
-        self.modulation = compile_graph("modulation", table, table.input_types(device), weights, self.session)
+        self.modulation = self.compile("modulation", table, table.input_types(device), weights)
         return self.model
 
     def names(self) -> Names:

@@ -8,7 +8,7 @@ from max.driver import Buffer
 
 from graphs.layers import build
 from graphs.vae import DecodeLatents, EncodeImage, VaeSpec
-from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import vae_spec
 from max_zimage.weight_places import Names, vae_names
@@ -31,7 +31,7 @@ class ZImageVaeModel(ZImageComponent):
         self._weights = self.load_weights()
         module = build(lambda: DecodeLatents(spec), self.dtype, self.device_ref)
         types = module.input_types(self.device_ref)
-        self.model = compile_graph("decode", module, types, self._weights, self.session)
+        self.model = self.compile("decode", module, types, self._weights)
         return self.model
 
     def names(self) -> Names:
@@ -43,7 +43,7 @@ class ZImageVaeModel(ZImageComponent):
         """The encoder, `graphs.vae.EncodeImage`, compiled when it is first asked for: only image-to-image needs it."""
         module = build(lambda: EncodeImage(self.spec), self.dtype, self.device_ref)
         types = module.input_types(self.device_ref)
-        return compile_graph("encode", module, types, self._weights, self.session)
+        return self.compile("encode", module, types, self._weights)
 
     def encode(self, image: Buffer, noise: Buffer) -> Buffer:
         """Pictures to latents.

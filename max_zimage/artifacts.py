@@ -1,0 +1,108 @@
+"""Compiled graphs on disk, so that a second start neither traces nor compiles.
+
+MAX keeps compiled models itself, but looks them up by the traced graph: tracing and the look-up take most of a warm
+start (10 s of 13 s for the embedded model on two cores, 0.5 s with artifacts). An artifact is named by what decides its
+contents: MAX's version, the sources of `graphs` and `kernels`, the graph's name, shape and types, and the device. Weights
+are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from max.driver import Device
+from max.engine import CompiledModel
+from max.experimental.nn import Module
+from max.graph import TensorType
+
+import graphs
+
+_KEPT = 64  # artifacts; one is 5 to 20 MB, a checkpoint has six
+_SOURCES = Path(graphs.__file__).parent
+
+
+def artifact_path(
+    name: str, spec: object, module: Module[..., Any], input_types: Iterable[TensorType], device: Device
+) -> Path:
+    """Where the artifact of a graph is, or will be.
+
+    Args:
+        name: The graph's name.
+        spec: The frozen dataclass that the Module was made from; its `repr` says every number that the graph contains.
+        module: The Module.
+        input_types: Its `input_types()`.
+        device: Where the graph runs.
+
+    Returns:
+        A path in the folder MAX_ZIMAGE_CACHE, or else in the user's cache folder.
+    """
+    parameters = [f"{parameter} {tensor.dtype} {list(tensor.shape)}" for parameter, tensor in module.parameters]
+    parts = [version("max"), _sources_digest(), name, repr(spec), *parameters, *map(repr, input_types), _target(device)]
+    return _folder() / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.mef"
+
+
+def save(model: CompiledModel, path: Path) -> None:
+    """Keep an artifact, and drop those that were not used for longest.
+
+    A folder that cannot be written is no error: the graph is compiled, only not kept.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        model.export_mef(scratch)
+        os.replace(scratch, path)  # a reader sees the whole file or none
+        for old in sorted(path.parent.glob("*.mef"), key=_used, reverse=True)[_KEPT:]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def found(path: Path) -> bool:
+    """Whether an artifact is there; marks it as used."""
+    try:
+        os.utime(path)
+    except OSError:
+        return False
+    return True
+
+
+def _folder() -> Path:
+    if given := os.environ.get("MAX_ZIMAGE_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "max_zimage"
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process dropped it
+        return 0.0
+
+
+@lru_cache(maxsize=1)
+def _sources_digest() -> str:
+    """Digest of everything that decides what is traced."""
+    folders = (_SOURCES, _SOURCES.parent / "kernels")
+    files = sorted(file for folder in folders for end in ("py", "mojo") for file in folder.rglob(f"*.{end}"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _target(device: Device) -> str:
+    """What the code is compiled for: a GPU's architecture, or the instructions that this CPU has."""
+    if not device.is_host:
+        return f"{device.api} {device.architecture_name}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"cpu {platform.processor()} {platform.machine()}"
+    return "cpu " + next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
