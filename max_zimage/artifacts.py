@@ -1,9 +1,9 @@
 """Compiled graphs on disk, so that a second start neither traces nor compiles.
 
 MAX keeps compiled models itself, but looks them up by the traced graph: tracing and the look-up take most of a warm
-start (10 s of 13 s for the embedded model on two cores, 0.5 s with artifacts). An artifact is named by what decides its
-contents: MAX's version, the sources of `graphs` and `kernels`, the graph's name, shape and types, and the device. Weights
-are not in it.
+start (10 s of 13 s for the embedded model on two cores, 0.5 s with artifacts). An artifact is named by what decides
+its contents: MAX's version, the sources of `graphs` and `kernels`, the graph's name, shape and types, and the device.
+Weights are not in it.
 """
 
 from __future__ import annotations
