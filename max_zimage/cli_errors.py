@@ -38,7 +38,17 @@ def checking() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise BadInput(_WORDS.sub(lambda word: _FLAGS[word[0]], str(error))) from error
+        raise BadInput(in_flags(str(error))) from error
+
+
+def in_flags(message: str) -> str:
+    """A message of the Python API with the names of flags in it."""
+    return _WORDS.sub(lambda word: _FLAGS[word[0]], message)
+
+
+def warn(message: str) -> None:
+    """Tell of something that is not an error."""
+    print(f"max-zimage: warning: {in_flags(message)}", file=sys.stderr)
 
 
 def error_line(error: Exception) -> str:

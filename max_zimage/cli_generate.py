@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from max_zimage.cli_errors import checking, quiet_libraries
+from max_zimage.cli_errors import checking, quiet_libraries, warn
 from max_zimage.cli_request import Wanted, parameters_of
 from max_zimage.console import display
 from max_zimage.images import check_writable, next_free_paths, save_image
@@ -123,7 +123,9 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, Ge
         warnings.simplefilter("always")
         request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
     for warning in caught:
-        print(f"max-zimage: warning: {warning.message}", file=sys.stderr)
+        warn(str(warning.message))
+    if arguments.weight_path:
+        warn("pictures do not remember --weight-path; give it again when you repeat one with --from")
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
     return prepared, request
 

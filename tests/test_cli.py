@@ -140,6 +140,13 @@ def test_other_formats_and_a_warning(run: Run, draws: None, tmp_path: Path) -> N
     assert read_parameters(tmp_path / "a.webp").guidance_scale == 0
 
 
+def test_weight_files_are_not_remembered(run: Run, draws: None) -> None:
+    weights = ROOT / "max_zimage/assets/tiny-zimage/vae/diffusion_pytorch_model.safetensors"
+    code, _, err = run("generate", *QUICK, "--weight-path", str(weights))
+    assert code == 0
+    assert "max-zimage: warning: pictures do not remember --weight-path" in err
+
+
 def test_a_picture_that_cannot_be_saved_is_not_lost(
     run: Run, draws: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
