@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
 from max_zimage import __version__
@@ -17,7 +17,7 @@ from max_zimage.checkpoint import ModelDtype
 from max_zimage.cli_errors import checking
 from max_zimage.cli_request import model_path
 from max_zimage.config import ModelSpecs, model_specs
-from max_zimage.console import display
+from max_zimage.console import display, table_console
 from max_zimage.model_files import CONFIG_FILES, read_config, resolve_model
 from max_zimage.progress import shown_by, stage
 from max_zimage.targets import FULL_MODEL, Report, check_graphs, check_target, compile_target, default_dtype
@@ -81,8 +81,8 @@ def _json(arguments: argparse.Namespace, target: str, dtype: str, reports: list[
 
 
 def _print_table(reports: list[Report], title: str) -> None:
-    console = Console(highlight=False)
-    table = Table(title=title, title_justify="left")
+    console = table_console()
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("graph")
     for heading in ("seconds", "CPU seconds", "peak GiB"):
         table.add_column(heading, justify="right")
@@ -96,5 +96,5 @@ def _print_table(reports: list[Report], title: str) -> None:
     console.print(table)
     for report in reports:
         if report.error is not None:
-            console.print(f"{report.graph}: {report.error}", soft_wrap=True)
-            console.print(f"  everything it wrote: {report.log}", soft_wrap=True)
+            console.print(f"{report.graph}: {report.error}")
+            console.print(f"  everything it wrote: {report.log}")

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from max.driver import Accelerator, accelerator_api, accelerator_architecture_name, accelerator_count
-from rich.console import Console
+from rich import box
 from rich.table import Table
 
 from max_zimage import __version__
@@ -19,6 +19,7 @@ from max_zimage.checkpoint import LoadPlan
 from max_zimage.cli import EMBEDDED_NAME
 from max_zimage.cli_errors import checking, quiet_libraries
 from max_zimage.cli_request import model_path
+from max_zimage.console import table_console
 from max_zimage.estimate import activation_bytes
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.memory import available_memory
@@ -132,25 +133,24 @@ def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = table_console()
     model, memory = facts["model"], facts["memory"]
     console.print("  ".join(f"{name} {number}" for name, number in facts["versions"].items()))
     for device in facts["devices"]:
-        console.print(f"{device['name']}: {device['kind']}, {_gib(device['free_bytes'])} free")
-    table = Table(title=model["name"], title_justify="left")
-    for heading in ("component", "format", "files"):
-        table.add_column(heading)
-    for heading in ("parameters", "in files", "in memory", "GiB"):
-        table.add_column(heading, justify="right")
+        console.print(f"{device['name']}: {device['kind']}, {_size(device['free_bytes'])} free")
+    table = Table(title=model["name"], title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("component", "parameters", "in files", "in memory", "size", "files", "format"):
+        numeric = heading in ("parameters", "size", "files")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
     for part in model["components"]:
         table.add_row(
             part["name"],
-            part["format"],
-            str(len(part["files"])),
             f"{part['parameters']:,}",
             part["dtype_in_files"],
             part["dtype"],
-            f"{part['bytes'] / 2**30:.2f}",
+            _size(part["bytes"]),
+            str(len(part["files"])),
+            part["format"],
         )
     console.print(table)
     defaults, limits = model["defaults"], model["limits"]
@@ -163,12 +163,14 @@ def _print(facts: dict[str, Any]) -> None:
         f"{limits['max_steps']} steps"
     )
     console.print(
-        f"memory on {memory['device']}: {_gib(memory['weights_bytes'])} of weights and about "
-        f"{_gib(memory['activations_bytes_about'])} more for {memory['width']}x{memory['height']} pixels "
-        f"{'with' if memory['guided'] else 'without'} guidance; {_gib(memory['available_bytes'])} are free: "
+        f"memory on {memory['device']}: {_size(memory['weights_bytes'])} of weights and about "
+        f"{_size(memory['activations_bytes_about'])} more for {memory['width']}x{memory['height']} pixels "
+        f"{'with' if memory['guided'] else 'without'} guidance; {_size(memory['available_bytes'])} are free: "
         + ("it fits" if memory["fits"] else "it does not fit")
     )
 
 
-def _gib(count: int | None) -> str:
-    return "unknown" if count is None else f"{count / 2**30:.2f} GiB"
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

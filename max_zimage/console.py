@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from max_zimage.progress import Progress, Silent
 
 _PATIENCE = 5.0  # seconds after which a stage explains why it takes long
+_FILE_WIDTH = 120
 _LINE_EVERY = 5.0  # seconds between the lines of one stage where there is no terminal
 
 
@@ -30,6 +31,11 @@ def display(*, quiet: bool = False, note: str = "", stream: TextIO | None = None
         return Silent()
     target = sys.stderr if stream is None else stream
     return BarProgress(target, note) if target.isatty() else LineProgress(target, note)
+
+
+def table_console() -> Console:
+    """A console on stdout for tables; wide enough for all columns where a file or a pipe has no width of its own."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
 class BarProgress:
