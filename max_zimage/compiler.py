@@ -6,6 +6,7 @@ run an eager operation, which `max serve` refuses in its worker.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ from max.profiler import Tracer
 
 from max_zimage import progress
 from max_zimage.artifacts import artifact_path, found, save
+
+_log = logging.getLogger("max_zimage")
 
 _AT_ONCE = max(1, min(4, os.cpu_count() or 1))  # compiling one graph keeps about one core busy and takes 1.5 GB
 _POOL = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="compile")
@@ -107,10 +110,13 @@ def compile_graph(
     def run() -> _Compiled:
         begin = time.perf_counter()
         if graph is None:
-            compiled = session.compile(path)
-        else:
-            compiled = session.compile_reusing_mefs(graph)
-            save(compiled, path)
+            try:
+                model = session.init(session.compile(path), weights_registry=needed)
+                return _Compiled(model, time.perf_counter() - begin)
+            except Exception:  # a damaged artifact, in whatever way MAX puts it
+                _log.warning("artifact %s cannot be used; compiling %s again", path, name)
+        compiled = session.compile_reusing_mefs(graph or module.trace(*types, name=name).graph)
+        save(compiled, path)
         return _Compiled(session.init(compiled, weights_registry=needed), time.perf_counter() - begin)
 
     return CompiledGraph(name, _POOL.submit(run))

@@ -25,6 +25,9 @@ __all__ = [
 
 SpecT = TypeVar("SpecT")
 
+PIXELS_PER_LATENT = 8
+"""Pixels a side that one latent pixel stands for: an image token is 2x2 of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpecs:
@@ -51,6 +54,11 @@ class ModelSpecs:
             problems.append(
                 f"vae: latent_channels {latents} must equal the transformer's in_channels "
                 f"{self.transformer.in_channels}"
+            )
+        if self.vae.downscale != PIXELS_PER_LATENT:
+            problems.append(
+                f"vae: {len(self.vae.block_out_channels)} blocks make latent pixels of {self.vae.downscale} pixels a "
+                f"side; Z-Image's have {PIXELS_PER_LATENT}, which 4 blocks make"
             )
         if problems:
             raise ConfigError(problems)

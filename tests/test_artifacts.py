@@ -1,0 +1,84 @@
+"""Compiled graphs on disk: named by their contents, used again, replaced where damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from max.driver import CPU
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef
+
+from graphs.latents import PackLatents
+from graphs.layers import build
+from max_zimage import artifacts
+from max_zimage.compiler import compile_graph
+from max_zimage.devices import download, upload
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def packed(channels: int = 4) -> np.ndarray:
+    """Pack the same latents with a graph made afresh."""
+    device = CPU()
+    module = build(lambda: PackLatents(channels), DType.float32, DeviceRef.CPU())
+    types = module.input_types(DeviceRef.CPU())
+    graph = compile_graph("pack", module, types, {}, InferenceSession([device]), spec=None, device=device)
+    latents = np.arange(channels * 4 * 6, dtype=np.float32).reshape(1, channels, 2, 2, 3, 2)
+    return download(graph(upload(latents, device))[0])
+
+
+def test_a_second_start_traces_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = packed()
+    assert len(list(folder.glob("*.mef"))) == 1
+    monkeypatch.setattr(PackLatents, "forward", lambda self, latents: pytest.fail("traced again"))
+    np.testing.assert_array_equal(packed(), expected)
+
+
+def test_other_types_are_another_artifact(folder: Path) -> None:
+    packed(4)
+    packed(8)
+    assert len(list(folder.glob("*.mef"))) == 2
+
+
+def test_a_damaged_artifact_is_made_again(folder: Path) -> None:
+    expected = packed()
+    (artifact,) = folder.glob("*.mef")
+    whole = artifact.read_bytes()
+    artifact.write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(packed(), expected)
+    assert artifact.stat().st_size == len(whole)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", "/proc/none")
+    assert packed().shape == (1, 6, 16)
+
+
+def test_those_used_longest_ago_are_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_KEPT", 1)
+    packed(4)
+    (first,) = folder.glob("*.mef")
+    packed(8)
+    (second,) = folder.glob("*.mef")
+    assert second != first
+
+
+def test_a_name_says_what_the_graph_contains(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = build(lambda: PackLatents(4), DType.float32, DeviceRef.CPU())
+    types = module.input_types(DeviceRef.CPU())
+
+    def path(name: str = "pack", spec: object = None) -> Path:
+        return artifacts.artifact_path(name, spec, module, types, CPU())
+
+    assert path() == path()
+    assert len({path(), path("other"), path(spec=1e-5), path(spec=1e-6)}) == 4
+    before = path()
+    monkeypatch.setattr(artifacts, "_sources_digest", lambda: "other sources")
+    assert path() != before
