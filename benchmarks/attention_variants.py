@@ -14,17 +14,15 @@ import numpy.typing as npt
 import torch
 from max.driver import CPU
 from max.dtype import DType
-from max.engine import InferenceSession
 from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from benchmarks.attention import Shape
+from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import PAUSE_SECONDS, relative_l2
 from graphs.attention import attention
-from graphs.layers import build
-from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import upload
 
 _CHECKED_ROWS = 8
@@ -137,13 +135,8 @@ def _naive(shape: Shape, arrays: list[Array]) -> Call:
     return lambda: mix(*softmax(*scores(query, key)), value)[0].to_numpy()
 
 
-def _compiled(make: Callable[[], Module[..., Tensor]], shapes: list[list[int]]) -> CompiledGraph:
-    device = DeviceRef.CPU()
-    types = [TensorType(DType.float32, shape, device) for shape in shapes]
-    module = build(make, DType.float32, device)
-    graph = compile_graph(make.__name__, module, types, {}, InferenceSession(devices=[CPU()]))
-    graph.wait()
-    return graph
+def _compiled(make: Callable[[], Module[..., Tensor]], shapes: list[list[int]]) -> CompiledModule:
+    return compiled(make, "float32", [TensorType(DType.float32, shape, DeviceRef.CPU()) for shape in shapes], {})
 
 
 def _tokens(shape: Shape) -> list[int]:

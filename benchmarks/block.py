@@ -17,16 +17,14 @@ import torch
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from max.driver import CPU, Buffer
 from max.dtype import DType
-from max.engine import InferenceSession
 from max.graph import DeviceRef, TensorType
 
+from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.machine import TORCH_DTYPES, as_torch
 from benchmarks.measure import Row, interleave, max_abs, relative_l2
 from graphs.blocks import ModulatedBlock
 from graphs.dims import ITEMS
-from graphs.layers import build
 from max_zimage.checkpoint import ModelDtype
-from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import DTYPES, upload, upload_as
 
 
@@ -84,7 +82,8 @@ def _rows_of_dtype(
     roofs: dict[str, float],
     expected: np.ndarray,
 ) -> list[Row]:
-    graph, compile_seconds = compiled_block(shape, block, dtype)
+    graph = compiled_block(shape, block, dtype)
+    compile_seconds = graph.seconds
     ours = functools.partial(graph, *engine_inputs(shape, block, inputs, dtype))
     theirs = diffusers_call(copy.deepcopy(block).to(TORCH_DTYPES[dtype]), inputs, TORCH_DTYPES[dtype])
     calls: dict[str, Callable[[], object]] = {"diffusers": theirs, "ours": ours}
@@ -160,8 +159,8 @@ def engine_inputs(
     )
 
 
-def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtype) -> tuple[CompiledGraph, float]:
-    """Our block with the same weights and, as in the pipeline, any number of tokens; and the seconds that took."""
+def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtype) -> CompiledModule:
+    """Our block with the same weights and, as in the pipeline, any number of tokens."""
     device, model = DeviceRef.CPU(), DType[dtype]
     types = (
         TensorType(model, [ITEMS, "length", shape.dim], device),
@@ -170,9 +169,7 @@ def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtyp
         TensorType(DType.float32, [4, shape.dim], device),
     )
     weights = {name: upload_as(array, dtype, CPU()) for name, array in _engine_weights(block).items()}
-    module = build(lambda: ModulatedBlock(shape), model, device)
-    graph = compile_graph("block", module, types, weights, InferenceSession(devices=[CPU()]))
-    return graph, graph.wait()
+    return compiled(lambda: ModulatedBlock(shape), dtype, types, weights)
 
 
 def _engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:

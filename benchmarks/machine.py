@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from max.driver import CPU, Buffer
 from max.dtype import DType
-from max.engine import InferenceSession
 from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
+from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, interleave, max_abs
-from graphs.layers import build
 from max_zimage.checkpoint import ModelDtype
-from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import DTYPES, upload_as
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,7 +57,7 @@ def rows(product: Product, repeats: int) -> list[Row]:
     measured = []
     for dtype in DTYPES:
         inputs, weights = _numbers(product, dtype)
-        graph, compile_seconds = _compiled(product, dtype, weights)
+        graph = _compiled(product, dtype, weights)
         buffer = upload_as(inputs, dtype, CPU())
         theirs = [torch.from_numpy(array).to(TORCH_DTYPES[dtype]) for array in (inputs, weights)]
         calls: dict[str, Callable[[], object]] = {
@@ -77,7 +75,7 @@ def rows(product: Product, repeats: int) -> list[Row]:
                 dtype=dtype,
                 sizes=f"{product.tokens}x{product.width}x{product.hidden}",
                 timing=timing,
-                compile_seconds=compile_seconds if name == "MAX" else None,
+                compile_seconds=graph.seconds if name == "MAX" else None,
                 gflop=product.gflop,
                 roof=roof,
                 max_abs=max_abs(outputs[name][:8, :8].double().numpy(), expected),
@@ -110,9 +108,6 @@ def _numbers(product: Product, dtype: ModelDtype) -> tuple[np.ndarray, np.ndarra
     return inputs, weights
 
 
-def _compiled(product: Product, dtype: ModelDtype, weights: np.ndarray) -> tuple[CompiledGraph, float]:
-    module = build(lambda: _Projection(product), DType[dtype], DeviceRef.CPU())
+def _compiled(product: Product, dtype: ModelDtype, weights: np.ndarray) -> CompiledModule:
     types = [TensorType(DType[dtype], ["tokens", product.width], DeviceRef.CPU())]
-    buffers = {"linear.weight": upload_as(weights, dtype, CPU())}
-    graph = compile_graph("matmul", module, types, buffers, InferenceSession(devices=[CPU()]))
-    return graph, graph.wait()
+    return compiled(lambda: _Projection(product), dtype, types, {"linear.weight": upload_as(weights, dtype, CPU())})
