@@ -110,7 +110,7 @@ def _stages(draws: Mapping[str, Draw], guidance: float, setting: Setting, repeat
         draw(guidance, lambda *_: ends.append(time.perf_counter()) or {})
         ends.append(time.perf_counter())
         step = float(np.median(np.diff(ends[1:-1])))
-        stages = {"text and set-up": ends[1] - ends[0] - step, "a step": step, "VAE": ends[-1] - ends[-2]}
+        stages = {"to the first step's end": ends[1] - ends[0], "a further step": step, "VAE": ends[-1] - ends[-2]}
         for stage, taken in stages.items():
             seconds.setdefault((stage, name), []).append(taken)
 
@@ -131,7 +131,7 @@ def _stages(draws: Mapping[str, Draw], guidance: float, setting: Setting, repeat
 
 
 def _diffusers() -> diffusers.ZImagePipeline:
-    pipeline = diffusers.ZImagePipeline.from_pretrained(EMBEDDED_MODEL, torch_dtype=torch.float32)
+    pipeline = diffusers.ZImagePipeline.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

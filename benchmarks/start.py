@@ -26,7 +26,7 @@ print("picture", flush=True)
 _DIFFUSERS = f"""
 import torch
 from diffusers import ZImagePipeline
-pipe = ZImagePipeline.from_pretrained("max_zimage/assets/tiny-zimage", torch_dtype=torch.float32)
+pipe = ZImagePipeline.from_pretrained("max_zimage/assets/tiny-zimage", dtype=torch.float32)
 {_CALL}
 print("picture", flush=True)
 """
