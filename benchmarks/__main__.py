@@ -16,6 +16,7 @@ PARTS = {
     "machine": "the machine's matmul rate, MAX and torch",
     "end_to_end": "the embedded model's pictures against diffusers, eager and compiled",
     "block": "one transformer block at the real width, float32 and bfloat16",
+    "operations": "where the time of that block goes",
     "attention": "attention over 4,128 tokens, time and memory",
     "start": "cold and warm start, and peak memory",
 }
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in options.parts or list(PARTS):
         conditions = Conditions.now()
         print(f"\n## {part}: {PARTS[part]}", flush=True)
-        if roofs is None and part in ("block", "attention"):
+        if roofs is None and part in ("block", "operations", "attention"):
             roofs = _roofs(_measure("machine", options, {}))
         rows = _measure(part, options, roofs or {})
         if part == "machine":
@@ -75,6 +76,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import block
 
         return block.rows(block.QUICK if quick else block.FULL, repeats, roofs)
+    if part == "operations":
+        from benchmarks import block, operations
+
+        return operations.rows(block.QUICK if quick else block.FULL, repeats, roofs)
     if part == "attention":
         from benchmarks import attention
 

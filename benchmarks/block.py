@@ -44,10 +44,24 @@ class Shape:
         return self.dim // self.num_heads
 
     @property
+    def product_gflop(self) -> float:
+        """Matrix products with weights, in 10^9."""
+        return 2e-9 * self.tokens * (4 * self.dim**2 + 3 * self.dim * self.ffn_dim)
+
+    @property
+    def attention_gflop(self) -> float:
+        """Both matrix products of attention, in 10^9."""
+        return 4e-9 * self.tokens**2 * self.dim
+
+    @property
     def gflop(self) -> float:
-        """Matrix products and attention, in 10^9; what is done element by element is left out."""
-        products = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim
-        return 1e-9 * (2 * self.tokens * products + 4 * self.tokens**2 * self.dim)
+        """Both together; what is done element by element is left out."""
+        return self.product_gflop + self.attention_gflop
+
+    @property
+    def sizes(self) -> str:
+        """In words."""
+        return f"dim {self.dim}, ffn {self.ffn_dim}, {self.tokens} tokens"
 
 
 FULL = Shape(dim=3840, num_heads=30, ffn_dim=10240, tokens=1056, norm_eps=1e-5)
@@ -96,7 +110,7 @@ def _rows_of_dtype(
             case=f"block {dtype}",
             variant=name,
             dtype=dtype,
-            sizes=f"dim {shape.dim}, ffn {shape.ffn_dim}, {shape.tokens} tokens",
+            sizes=shape.sizes,
             timing=timing,
             compile_seconds=compile_seconds if name == "ours" else None,
             gflop=shape.gflop,
