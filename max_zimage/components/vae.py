@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from max.driver import Buffer
+from max.dtype import DType
 
 from graphs.layers import build
 from graphs.vae import DecodeLatents, EncodeImage, VaeSpec
@@ -55,5 +56,13 @@ class ZImageVaeModel(ZImageComponent):
 
         Returns:
             float32 like `noise`, scaled as the transformer wants them.
+
+        Raises:
+            ValueError: If a side of the pictures is not a multiple of 8.
         """
-        return self.encoder(image, noise)[0]
+        side = self.spec.downscale
+        batch, height, width, channels = map(int, image.shape)
+        if height % side or width % side:
+            raise ValueError(f"the sides of a picture must be multiples of {side}, got {height} x {width}")
+        squares = image.view(DType.uint8, (batch, height // side, side, width // side, side, channels))
+        return self.encoder(squares, noise)[0]
