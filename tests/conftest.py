@@ -73,4 +73,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if measured:
         terminalreporter.section("measured")
     for name, values in measured.items():
-        terminalreporter.line(f"{name}: {min(values):.3g} to {max(values):.3g} ({len(values)} cases)")
+        terminalreporter.line(f"{name}: {min(values):.6g} to {max(values):.6g} ({len(values)} cases)")

@@ -134,7 +134,7 @@ class Pair:
 
 def load_reference(directory: Path, dtype: torch.dtype = torch.float32) -> DiffusersPipeline:
     """Load diffusers' pipeline on the CPU."""
-    pipeline = DiffusersPipeline.from_pretrained(directory, torch_dtype=dtype)
+    pipeline = DiffusersPipeline.from_pretrained(directory, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     torch.set_num_threads(os.cpu_count() or 1)
     return pipeline
