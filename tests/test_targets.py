@@ -104,8 +104,12 @@ def test_a_graph_that_cannot_be_compiled(
     assert "everything it wrote: " in printed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("graph", GRAPHS)
+QUICK = ("pack", "modulation", "conditioning", "prepare_scheduler", "scheduler_step")  # the block is in conditioning
+
+
+@pytest.mark.parametrize(
+    "graph", [graph if graph in QUICK else pytest.param(graph, marks=pytest.mark.slow) for graph in GRAPHS]
+)
 def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
     """At the real widths; two layers, so that a block's input is once an embedding and once another block's output."""
     (report,) = compile_target(with_layers(FULL_MODEL, 2), "cuda:sm_90a", "bfloat16", [graph])
