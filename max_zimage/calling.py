@@ -156,27 +156,10 @@ class Calling:
     ) -> list[Image.Image] | npt.NDArray[Any]:
         """Make pictures; names and meanings are those of diffusers' `ZImagePipeline`.
 
-        Args:
-            prompt: What to show; a list makes pictures of each.
-            height: Pixels, a multiple of 16; None takes the checkpoint's size.
-            width: Pixels, a multiple of 16.
-            num_inference_steps: Evaluations of the transformer; None takes the checkpoint's number.
-            sigmas: Noise levels in (0, 1], falling, before the shift, in place of evenly spaced ones.
-            guidance_scale: Guidance is on above 0: prediction = positive + scale · (positive - negative).
-            cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; False or 0 for none.
-            cfg_truncation: Steps whose 1 - sigma is above this run without guidance.
-            negative_prompt: What to keep away from; one for all prompts or one each.
-            num_images_per_prompt: Pictures of each prompt.
-            seed: Draws the starting noise: the same picture every time on every machine; picture k of a call has seed +
-                k.
-            latents: float32 [pictures, channels, height/8, width/8], starting noise in place of a seed.
-            prompt_embeds: float32 [tokens, caption_dim] a prompt, text features in place of prompts.
-            negative_prompt_embeds: The same for the negative branch.
-            output_type: "pil", "np" (uint8 [pictures, height, width, 3]) or "latent" (float32).
-            callback_on_step_end: Called as callback(pipeline, step, timestep, {"latents": ...}) with float32 [pictures,
-                channels, height/8, width/8]; may return {"latents": ...} to go on with.
-            max_sequence_length: Tokens a prompt may have, chat template included; more is an error.
-            shift: In place of the shift of the checkpoint's schedule.
+        The arguments are the attributes of `GenerationRequest`, which gives their shapes and units; None takes the
+        checkpoint's own value, and a string as prompt or negative prompt stands for a list of one. Besides these,
+        callback_on_step_end is called as callback(pipeline, step, timestep, {"latents": ...}) with float32 [pictures,
+        channels, height/8, width/8], and may return {"latents": ...} to go on with.
 
         Returns:
             A list of PIL images, or an array, by `output_type`.

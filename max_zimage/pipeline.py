@@ -54,8 +54,8 @@ class ZImagePipelineOutput(DiffusionPipelineOutput):
     """What a request makes.
 
     Attributes:
-        images: uint8 [pictures, height, width, 3] ("np"), a list of PIL images ("pil"), or the finished latents before
-            decoding, float32 [pictures, channels, height/8, width/8] ("latent").
+        images: uint8 [pictures, height, width, 3] ("np"), PIL images ("pil"), or latents before decoding, float32
+            [pictures, channels, height/8, width/8] ("latent").
     """
 
     images: Any
@@ -145,23 +145,19 @@ class ZImagePipeline(Calling, DiffusionPipeline):
 
     def build_preprocess_latents(self) -> None:
         """Compile patchify + pack."""
-        self._pack = pack_graph(self.transformer.spec.in_channels, self._device_ref, self.session)
+        self._pack = pack_graph(self.transformer.spec.in_channels, self.transformer.device_ref, self.session)
 
     def build_prepare_scheduler(self) -> None:
         """Compile what `prepare_scheduler` calls."""
-        prepare_scheduler_graph(self._device_ref).wait()
+        prepare_scheduler_graph(self.transformer.device_ref).wait()
 
     def build_scheduler_step(self) -> None:
         """Compile what `scheduler_step` calls."""
-        scheduler_step_graph(self._device_ref).wait()
+        scheduler_step_graph(self.transformer.device_ref).wait()
 
     def build_decode_latents(self) -> None:
         """Take the autoencoder's graph: it unpacks, denormalizes, decodes and quantizes."""
         self._decode = self.vae.model
-
-    @property
-    def _device_ref(self) -> DeviceRef:
-        return DeviceRef.from_device(self.devices[0])
 
     def prepare_inputs(self, context: PixelContext) -> ZImageModelInputs:
         """Bring a request of `max serve` to the device.
@@ -231,8 +227,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         """
         checked_output_type(output_type)
         captions = caption_tokens(self.text_encoder, self.transformer, model_inputs.captions)
-        latents = self.preprocess_latents(model_inputs.latents)
-        loop = denoise(self.transformer, model_inputs, latents, captions)
+        loop = denoise(self.transformer, model_inputs, self.preprocess_latents(model_inputs.latents), captions)
         with progress.stage("Denoising", model_inputs.num_inference_steps) as shown, Tracer("denoising"):
             replacement: Buffer | None = None
             for index in range(model_inputs.num_inference_steps):
