@@ -25,7 +25,7 @@ from max.graph import DeviceRef, TensorType
 
 from graphs.dims import BATCH
 from graphs.latents import denormalize, normalize, token_squares, unpack
-from graphs.vae_blocks import Conv, Downsampler, GroupNorm, MiddleBlock, Upsampler, resnet_block
+from graphs.vae_blocks import Conv, Downsampler, GroupNorm, MiddleBlock, Upsampler, picture_dtype, resnet_block
 
 RGB = 3
 LATENT_ROWS = "latent_rows"
@@ -95,7 +95,7 @@ class DecodeLatents(Module[[Tensor], Tensor]):
 def decode_float(spec: VaeSpec, decoder: Decoder, tokens: Tensor) -> Tensor:
     """Image tokens as in `DecodeLatents` to float32 [batch, rows, columns, 3], black at -1 and white at 1."""
     latents = denormalize(unpack(tokens), spec.scaling_factor, spec.shift_factor)
-    return decoder(latents.cast(decoder.conv_in.weight.dtype)).cast(DType.float32)
+    return decoder(latents.cast(picture_dtype(decoder.conv_in.weight))).cast(DType.float32)
 
 
 def quantize(pixels: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class EncodeImage(Module[[Tensor, Tensor], Tensor]):
         """
         batch, rows, side, columns, _, _ = image.shape
         pixels = F.reshape(image, [batch, rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
-        moments = self.encoder(pixels.cast(self.encoder.conv_in.weight.dtype)).cast(DType.float32)
+        moments = self.encoder(pixels.cast(picture_dtype(self.encoder.conv_in.weight))).cast(DType.float32)
         mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [self.spec.latent_channels] * 2, axis=1)
         deviation = F.exp(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX) * 0.5)
         sample = mean + deviation * noise
