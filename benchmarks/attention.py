@@ -8,6 +8,7 @@ may or may not see attention in them; the memory tells.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def run(variant: str, shape: Shape, *, calls: int) -> dict[str, Any]:
     """
     numbers = [str(number) for number in (shape.tokens, shape.heads, shape.head_dim, calls)]
     command = [sys.executable, "-m", "benchmarks.attention_variants", variant, *numbers]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"attention as {variant} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

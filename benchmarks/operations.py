@@ -6,6 +6,7 @@ clock. Operations of the query and of the key may run side by side, so that the 
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -98,7 +99,9 @@ def _log(command: list[str]) -> list[tuple[float, str]]:
     """
     lines: list[tuple[float, str]] = []
     output = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=dict(os.environ), stdout=output, stderr=subprocess.STDOUT, text=True
+    ) as process:
         for line in process.stdout or ():
             lines.append((time.perf_counter(), line.rstrip("\n")))
     if process.returncode:

@@ -238,7 +238,9 @@ def test_a_failure_is_one_line_and_a_traceback_only_if_asked_for(
 
 def test_interrupted(tmp_path: Path) -> None:
     script = "from max_zimage import cli\ndef run(a): raise KeyboardInterrupt\ncli._run = run\ncli.main(['info'])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (130, "max-zimage: interrupted\n")
 
 
@@ -250,7 +252,9 @@ def test_help_and_mistakes_in_arguments_import_nothing_heavy(arguments: list[str
         "import sys\nfrom max_zimage import cli\ntry: cli.main(sys.argv[1:])\n"
         "finally: print(sorted({'max', 'numpy', 'PIL', 'rich', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True
+    )
     assert done.returncode == code
     assert done.stderr.endswith("[]\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,10 @@ def test_a_component_is_never_in_memory_twice(stored: str, dtype: str, fused: st
     save_file({f"{i}": torch.full((count, 1000), i, dtype=getattr(torch, stored)) for i in range(8)}, file)
     command = [sys.executable, "-c", _MEASURE, str(file), dtype, fused]
     root = Path(__file__).parents[1]
-    measured = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    # MAX sets PYTHONEXECUTABLE behind Python's back, which would lead a child astray: os.environ does not have it.
+    environment = dict(os.environ)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    measured = done.stdout.split()
     growth, result = int(measured[0]), int(measured[1])
     assert result == pytest.approx(400e6 * (4 if dtype == "float32" else 2) / size, rel=0.01)
     assert growth <= 1.15 * result + 16e6, f"grew by {growth / 1e6:.0f} MB for {result / 1e6:.0f} MB of weights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel, built from the source distribution, so that both must be complete."""
     target = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = target.glob("*.whl")
     assert path.stat().st_size < MAX_BYTES
