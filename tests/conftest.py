@@ -36,7 +36,8 @@ def load_pair(directory: Path, dtype: str = "float32") -> Pair:
 def load_random(directory: Path, *, head_dim: int, refiner_layers: int, shift: float) -> Pair:
     from references.tiny import TinySpec, write_tiny
 
-    write_tiny(directory, TinySpec(head_dim=head_dim, refiner_layers=refiner_layers, shift=shift, seed=head_dim))
+    spec = TinySpec(head_dim=head_dim, refiner_layers=refiner_layers, shift=shift, seed=head_dim, embedded_parts=True)
+    write_tiny(directory, spec)
     return load_pair(directory)
 
 

@@ -32,6 +32,8 @@ class TinySpec:
         seed: Of all weights.
         shift: Of the scheduler.
         shard_size: Largest file of a component, e.g. "400KB"; None for one file.
+        embedded_parts: Whether text encoder and autoencoder have the embedded model's shapes, for tests that run
+            the model: those graphs are compiled anyway.
     """
 
     head_dim: int = 64
@@ -40,6 +42,7 @@ class TinySpec:
     seed: int = 0
     shift: float = 3.0
     shard_size: str | None = None
+    embedded_parts: bool = False
 
 
 def write_tiny(directory: Path, spec: TinySpec) -> ZImagePipeline:
@@ -51,10 +54,10 @@ def write_tiny(directory: Path, spec: TinySpec) -> ZImagePipeline:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(EMBEDDED / "tokenizer")
     pipeline = ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=spec.shift),
-        vae=_vae(),
-        text_encoder=_text_encoder(len(tokenizer)),
+        vae=_embedded_vae() if spec.embedded_parts else _vae(),
+        text_encoder=_embedded_text_encoder() if spec.embedded_parts else _text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
-        transformer=_transformer(spec),
+        transformer=_transformer(spec, caption_dim=128 if spec.embedded_parts else 64),
     )
     generator = torch.Generator().manual_seed(spec.seed)
     for module in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
@@ -64,14 +67,14 @@ def write_tiny(directory: Path, spec: TinySpec) -> ZImagePipeline:
     return pipeline
 
 
-def _transformer(spec: TinySpec) -> ZImageTransformer2DModel:
+def _transformer(spec: TinySpec, caption_dim: int) -> ZImageTransformer2DModel:
     return ZImageTransformer2DModel(
         dim=2 * spec.head_dim,
         n_layers=2,
         n_refiner_layers=spec.refiner_layers,
         n_heads=2,
         n_kv_heads=2,
-        cap_feat_dim=64,
+        cap_feat_dim=caption_dim,
         axes_dims=_AXES[spec.head_dim],
         axes_lens=(1536, 512, 512),
     )
@@ -107,6 +110,14 @@ def _vae() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+
+
+def _embedded_text_encoder() -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(Qwen3Config.from_pretrained(EMBEDDED / "text_encoder"))
+
+
+def _embedded_vae() -> AutoencoderKL:
+    return AutoencoderKL.from_config(AutoencoderKL.load_config(EMBEDDED / "vae"))
 
 
 @torch.no_grad()
