@@ -1,7 +1,8 @@
 """Where a block's time goes: seconds of every operation, from MAX's own log of operations.
 
 A block is compiled with the log switched on and called in a process of its own; this process reads the log and the
-clock. Operations of the query and of the key may run side by side, so that the sum may exceed the whole.
+clock. Operations overlap, and a small one may wait for its thread behind a matrix product: each moment of a call counts
+for one kind only, the first in `KINDS` of those that are under way.
 """
 
 from __future__ import annotations
@@ -59,36 +60,39 @@ def _rows_of_dtype(shape: Shape, dtype: ModelDtype, repeats: int, roofs: dict[st
 
 
 def seconds_by_kind(log: Iterable[tuple[float, str]]) -> dict[str, list[float]]:
-    """Sum operations by kind.
+    """Share out the time of every call.
 
     Args:
         log: Lines with the second at which each was seen: "CALL" before every call, "END" after the last one, and
             between them MAX's.
 
     Returns:
-        Seconds in each call, by kind.
+        Seconds in each call, by kind; they sum up to the whole call.
     """
-    names = [*(kind for kind, _ in KINDS), _REST, _WHOLE]
+    names = [*(kind for kind, _ in KINDS), _REST]
     calls: list[dict[str, float]] = []
-    launched: dict[str, float] = {}
-    begin = 0.0
+    running: dict[str, int] = {}
+    last = 0.0
     for second, line in log:
-        if line in ("CALL", "END"):
-            if calls:
-                calls[-1][_WHOLE] = second - begin
-            if line == "CALL":
-                calls.append(dict.fromkeys(names, 0.0))
-            begin = second
+        if calls:
+            foremost = min(running.values(), default=len(KINDS))
+            calls[-1][names[foremost]] += second - last
+        last = second
+        if line == "CALL":
+            calls.append(dict.fromkeys(names, 0.0))
+            running = {}
         elif (event := _EVENT.match(line)) and not _INNER.match(event[2]):
             if event[1] == "LAUNCH":
-                launched[event[3]] = second
+                running[event[3]] = _kind(event[2])
             else:
-                calls[-1][_kind(event[2])] += second - launched.pop(event[3])
-    return {name: [call[name] for call in calls] for name in names}
+                del running[event[3]]
+    shared = {name: [call[name] for call in calls] for name in names}
+    return {**shared, _WHOLE: [sum(call.values()) for call in calls]}
 
 
-def _kind(operation: str) -> str:
-    return next((kind for kind, pattern in KINDS if pattern.search(operation)), _REST)
+def _kind(operation: str) -> int:
+    """Index in `KINDS`, or their number for what is none of them."""
+    return next((index for index, (_, pattern) in enumerate(KINDS) if pattern.search(operation)), len(KINDS))
 
 
 def _log(command: list[str]) -> list[tuple[float, str]]:

@@ -102,12 +102,14 @@ def test_work_of_attention() -> None:
     assert FULL_ATTENTION.gflop == pytest.approx(2 * 2 * 4128 * 4128 * 3840 / 1e9)
 
 
-def test_operations_are_grouped_and_summed_by_call() -> None:
+def test_every_moment_of_a_call_counts_for_one_kind_of_operation() -> None:
     log = [
         (0.0, "CALL"),
+        (0.5, "[OP] LAUNCH Horizontal(View(static.reshape, slice), View(static.reshape, slice)) [id=0] target=cpu:0"),
         (1.0, "[OP] LAUNCH matmul [id=1] target=cpu:0"),
         (1.0, "[OP] LAUNCH matmulmo.matmul [id=2] target=cpu:0"),
         (3.0, "[OP] COMPLETE matmulmo.matmul [id=2] target=cpu:0"),
+        (2.9, "[OP] COMPLETE Horizontal(View(static.reshape, slice), View(static.reshape, slice)) [id=0] target=cpu:0"),
         (3.0, "[OP] COMPLETE matmul [id=1] target=cpu:0"),
         (3.0, "[OP] LAUNCH Epilogue(Prologue(static.reshape, concat), Elementwise(cast)) [id=3] target=cpu:0"),
         (3.5, "[OP] COMPLETE Epilogue(Prologue(static.reshape, concat), Elementwise(cast)) [id=3] target=cpu:0"),
@@ -118,7 +120,8 @@ def test_operations_are_grouped_and_summed_by_call() -> None:
     ]
     summed = operations.seconds_by_kind(log)
     assert summed["matrix products"] == [2.0, 1.0]
-    assert summed["RoPE"] == [0.5, 0.0]
+    assert summed["RoPE"] == [1.0, 0.0]  # without what ran beside the product
+    assert summed["other"] == [1.0, 1.0]
     assert summed["the whole call"] == [4.0, 2.0]
 
 
