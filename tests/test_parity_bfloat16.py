@@ -22,6 +22,8 @@ CALLS = {
     "unequal captions": Call(prompts=(12, 75), negatives=(40, 9)),
 }
 
+pytestmark = pytest.mark.slow  # its graphs take minutes to compile, and nothing else uses them
+
 
 @pytest.fixture(params=CALLS.values(), ids=CALLS)
 def call(request: pytest.FixtureRequest) -> Call:
