@@ -65,6 +65,14 @@ def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return load_random(tmp_path_factory.mktemp("tiny128"), head_dim=128, refiner_layers=2, shift=6.0)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The random models compile for minutes: their tests run when asked for, with -m slow."""
+    for item in items:
+        if "[tiny" in item.name and ("parity" in item.nodeid or "stages" in item.nodeid):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what was measured, the range over the cases of each test: bounds alone do not tell how near they are."""
     measured: dict[str, list[float]] = {}
