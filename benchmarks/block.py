@@ -18,6 +18,7 @@ from diffusers.models.transformers.transformer_z_image import ZImageTransformerB
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType
+from references.engine_weights import apart
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.machine import TORCH_DTYPES, as_torch
@@ -188,11 +189,13 @@ def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtyp
 
 def _engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:
     state = block.state_dict()
+    head_dim = len(state["attention.norm_q.weight"])
+    query, key, value = (state[f"attention.to_{part}.weight"] for part in "qkv")
     weights = {
-        "attention.qkv.weight": torch.cat([state[f"attention.to_{part}.weight"] for part in "qkv"]),
+        "attention.qkv.weight": torch.cat([apart(query, head_dim), apart(key, head_dim), value]),
         "attention.out.weight": state["attention.to_out.0.weight"],
-        "attention.q_norm.weight": state["attention.norm_q.weight"],
-        "attention.k_norm.weight": state["attention.norm_k.weight"],
+        "attention.q_norm.weight": apart(state["attention.norm_q.weight"], head_dim),
+        "attention.k_norm.weight": apart(state["attention.norm_k.weight"], head_dim),
         "feed_forward.w13.weight": torch.cat([state[f"feed_forward.{part}.weight"] for part in ("w1", "w3")]),
         "feed_forward.w2.weight": state["feed_forward.w2.weight"],
     }

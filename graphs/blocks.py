@@ -17,7 +17,7 @@ from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 
 from graphs.attention import attention
-from graphs.rope import rotate_interleaved
+from graphs.rope import rotate
 
 _QK_NORM_EPS = 1e-5  # fixed in the reference, whatever norm_eps says
 
@@ -94,7 +94,10 @@ class ContextBlock(Module[..., Tensor]):
 
 
 class Attention(Module[..., Tensor]):
-    """Bidirectional attention: one matrix for query, key and value, RMSNorm per head, interleaved RoPE."""
+    """Bidirectional attention: one matrix for query, key and value, RMSNorm per head, RoPE.
+
+    Rows of queries and keys, and their norms' weights, are ordered as `graphs.rope` wants them.
+    """
 
     def __init__(self, shape: BlockShape) -> None:
         self.num_heads, self.head_dim = shape.num_heads, shape.head_dim
@@ -108,8 +111,8 @@ class Attention(Module[..., Tensor]):
         items, length, dim = x.shape
         qkv = F.reshape(self.qkv(x), [items, length, 3 * self.num_heads, self.head_dim])
         query, key, value = F.split(qkv, [self.num_heads] * 3, axis=2)
-        query = rotate_interleaved(self.q_norm(query), rope)
-        key = rotate_interleaved(self.k_norm(key), rope)
+        query = rotate(self.q_norm(query), rope)
+        key = rotate(self.k_norm(key), rope)
         mixed = attention(query, key, value, scale=self.head_dim**-0.5, valid_length=valid_length)
         return self.out(F.reshape(mixed, [items, length, dim]))
 

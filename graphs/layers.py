@@ -1,18 +1,22 @@
-"""How a graph's Module is made for a dtype and a device.
+"""How a graph's Module is made for a dtype and a device, and traced.
 
 The layers themselves (`Linear`, `RMSNorm`, `ModuleList`) are MAX's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from max import tree
 from max.dtype import DType
+from max.experimental import compilation
 from max.experimental import functional as F
 from max.experimental.nn import Module
-from max.experimental.tensor import default_device, default_dtype
-from max.graph import DeviceRef
+from max.experimental.nn._weight_utils import _ExternalWeight, name_weights
+from max.experimental.tensor import Tensor, default_device, default_dtype
+from max.graph import DeviceRef, Graph, TensorType
+from max.graph import Module as GraphModule
 
 ModuleT = TypeVar("ModuleT", bound=Module[..., Any])
 
@@ -26,7 +30,28 @@ def build(make: Callable[[], ModuleT], dtype: DType, device: DeviceRef) -> Modul
         device: Where the graph runs.
 
     Returns:
-        The Module, ready for `trace` or `compile`.
+        The Module, ready for `trace`.
     """
     with F.lazy(), default_dtype(dtype), default_device(device):
         return make()
+
+
+def trace(module: Module[..., Any], input_types: Iterable[TensorType], name: str, together: GraphModule) -> Graph:
+    """Trace a Module into a graph beside others.
+
+    `Module.trace` does the same into a module of its own, and MAX 26.7 has no public way to choose another.
+
+    Args:
+        module: From `build`.
+        input_types: Types of `forward`'s arguments.
+        name: The graph's name, unlike the others'.
+        together: Takes the graph; what is in it is compiled as one.
+
+    Returns:
+        The graph. Parameters are external constants under the Module's names.
+    """
+    declared = tree.map(_ExternalWeight.like, module, leaf=Tensor, shared=True)
+    name_weights(declared)
+    layouts, structure = compilation._declared_layouts(tuple(input_types), {})
+    graph = Graph(name, input_types=[local for layout in layouts for local in layout.local_types], module=together)
+    return compilation.StagedGraph(declared, graph, layouts, structure, subgraph_cache={}).graph

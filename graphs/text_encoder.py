@@ -24,7 +24,7 @@ from max.graph import DeviceRef, TensorType
 
 from graphs.attention import attention
 from graphs.dims import CAPTION_PADDED, PROMPTS
-from graphs.rope import rotate_halves
+from graphs.rope import rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,8 @@ class CausalAttention(Module[[Tensor, Tensor], Tensor]):
         heads = spec.num_heads + 2 * spec.num_kv_heads
         qkv = F.reshape(self.qkv_proj(x), [prompts, length, heads, spec.head_dim])
         query, key, value = F.split(qkv, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], axis=2)
-        query, key = rotate_halves(self.q_norm(query), rope), rotate_halves(self.k_norm(key), rope)
+        table = F.unsqueeze(rope, 0)
+        query, key = rotate(self.q_norm(query), table), rotate(self.k_norm(key), table)
         mixed = attention(query, key, value, scale=spec.head_dim**-0.5, causal=True)
         return self.o_proj(F.reshape(mixed, [prompts, length, spec.num_heads * spec.head_dim]))
 

@@ -2,8 +2,8 @@
 
 MAX keeps compiled models itself, but looks them up by the traced graph: tracing and the look-up take most of a warm
 start (10 s of 13 s for the embedded model on two cores, 0.5 s with artifacts). An artifact is named by what decides
-its contents: MAX's version, the sources of `graphs` and `kernels`, the graph's name, shape and types, and the device.
-Weights are not in it.
+its contents: MAX's version, the sources of `graphs` and `kernels`, its graphs' names, shapes and types, and the device.
+Weights are not in it. Graphs that are compiled together share one artifact.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,14 +25,28 @@ from max.graph import TensorType
 
 import graphs
 
-_KEPT = 64  # artifacts; one is 5 to 20 MB, a checkpoint has six
+_KEPT = 64  # artifacts; one is 5 to 50 MB, a checkpoint has one
 _SOURCES = Path(graphs.__file__).parent
 
 
-def artifact_path(
+def artifact_path(names: Sequence[str], keys: Iterable[str]) -> Path:
+    """Where the artifact of graphs that are compiled together is, or will be.
+
+    Args:
+        names: The graphs' names.
+        keys: Their `artifact_key`s.
+
+    Returns:
+        A path in the folder MAX_ZIMAGE_CACHE, or else in the user's cache folder.
+    """
+    digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
+    return _folder() / f"{'+'.join(names)}-{digest}.mef"
+
+
+def artifact_key(
     name: str, spec: object, module: Module[..., Any], input_types: Iterable[TensorType], device: Device
-) -> Path:
-    """Where the artifact of a graph is, or will be.
+) -> str:
+    """Digest of all that a compiled graph depends on.
 
     Args:
         name: The graph's name.
@@ -42,11 +56,11 @@ def artifact_path(
         device: Where the graph runs.
 
     Returns:
-        A path in the folder MAX_ZIMAGE_CACHE, or else in the user's cache folder.
+        Hexadecimal digits.
     """
     parameters = [f"{parameter} {tensor.dtype} {list(tensor.shape)}" for parameter, tensor in module.parameters]
     parts = [version("max"), _sources_digest(), name, repr(spec), *parameters, *map(repr, input_types), _target(device)]
-    return _folder() / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.mef"
+    return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()
 
 
 def save(model: CompiledModel, path: Path) -> None:

@@ -43,12 +43,16 @@ class Step:
         parts: Tensors of the files, stacked along axis 0.
         layout: How each part is turned first.
         shape: Of the result.
+        rotary_heads: Leading heads of the result whose pairs are brought apart.
+        head_dim: Their width.
     """
 
     engine: str
     parts: tuple[TensorInfo, ...]
     layout: Layout
     shape: tuple[int, ...]
+    rotary_heads: int = 0
+    head_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def plan(names: Names, header: Header) -> LoadPlan:
     for weight in written:
         parts = tuple(header.tensors[part.name] for part in weight.parts)
         if weight.unused is None:
-            steps.append(Step(weight.engine, parts, weight.layout, _result_shape(parts, weight.layout)))
+            shape = _result_shape(parts, weight.layout)
+            steps.append(Step(weight.engine, parts, weight.layout, shape, weight.rotary_heads, weight.head_dim))
         else:
             dropped |= {part.name: weight.unused for part in parts}
     return LoadPlan(names.component, label, header.files, tuple(steps), dropped)
@@ -188,8 +193,8 @@ def _result_shape(parts: Sequence[TensorInfo], layout: Layout) -> tuple[int, ...
 
 def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype) -> Buffer:
     first = step.parts[0]
-    as_it_stands = len(step.parts) == 1 and step.layout != "conv" and _FORMAT_DTYPES[first.dtype] == dtype
-    if as_it_stands:
+    in_place = step.layout != "conv" and not step.rotary_heads
+    if in_place and len(step.parts) == 1 and _FORMAT_DTYPES[first.dtype] == dtype:
         # MAX takes weights at any alignment. Bytes, because numpy knows no bfloat16.
         raw = np.frombuffer(maps[first.file], np.uint8, first.nbytes, first.start)
         return Buffer.from_numpy(raw).view(DType[dtype], step.shape)
@@ -199,6 +204,7 @@ def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype) ->
         values = np.ascontiguousarray(rows.transpose(2, 3, 1, 0))
     else:
         values = _stack(step.parts, maps, dtype)
+        _bring_apart(values, step)
     return Buffer.from_numpy(values.reshape(-1)).view(DType[dtype], step.shape)
 
 
@@ -216,6 +222,14 @@ def _stack(parts: Sequence[TensorInfo], maps: Mapping[Path, mmap.mmap], dtype: M
             _release(maps[part.file], start, length * size)
             done += length
     return values
+
+
+def _bring_apart(values: Bits, step: Step) -> None:
+    """Put the first numbers of a head's pairs before the second ones; a head at a time needs little memory."""
+    rows = values.reshape(step.shape[0], -1)
+    for head in range(step.rotary_heads):
+        pairs = rows[head * step.head_dim : (head + 1) * step.head_dim]
+        pairs[:] = np.concatenate([pairs[0::2], pairs[1::2]])
 
 
 def _convert(source: mmap.mmap, format_dtype: str, start: int, target: Bits) -> None:

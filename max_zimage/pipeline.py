@@ -1,8 +1,9 @@
 """Z-Image as a diffusion pipeline of MAX: captions and noise in, pictures out, nothing but compiled graphs in between.
 
     prompts -> ids -> [text_encoder] -> features -> [conditioning] -> caption tokens --+
-    seed -> noise -> [pack] -> latents ------------------------------------------------+-> [denoise] x steps -> [decode]
-    -> uint8 steps, shift -> sigmas -> [modulation] -> one row a step ---------------------------+
+    seed -> noise -> [pack] -> latents ------------------------------------------------+-> [denoise] x steps
+    [denoise] x steps -> latents -> [decode] -> uint8
+    steps, shift -> sigmas -> [modulation] -> one row a step --------------------------+
 
 Names in brackets are compiled graphs. Here is the contract with MAX; what a person calls is in `max_zimage.calling`.
 
@@ -34,7 +35,7 @@ from PIL import Image
 
 from max_zimage import progress
 from max_zimage.calling import Calling
-from max_zimage.compiler import wait_for
+from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.denoising import as_squares, caption_tokens, denoise, token_squares, unpacked
 from max_zimage.devices import download, upload
@@ -106,7 +107,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
-        """Check everything that will be loaded, then load the components; their graphs compile side by side."""
+        """Check everything that will be loaded, then load the components' weights."""
         self.sources = find_sources(
             self.pipeline_config,
             weight_paths,
@@ -117,9 +118,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
         sizes = self.sources.nbytes.values()
         check_memory(sum(sizes) if self.devices[0].is_host else max(sizes), available_memory())
-        # The transformer first: its step takes longest to compile.
-        order = sorted(self.components, key=lambda name: name != "transformer")
-        return {name: self._load_component(name) for name in order}
+        return {name: self._load_component(name) for name in self.components}
 
     def _load_component(self, name: str) -> ComponentModel:
         make: Callable[..., ComponentModel] = self.components[name]
@@ -133,7 +132,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         )
 
     def init_remaining_components(self) -> None:
-        """Compile the graphs that belong to no component, and wait for all of them.
+        """Compile all graphs that `execute` runs.
 
         `prepare_scheduler` and `scheduler_step` compile when they are first called: `execute` has no need of either.
         """
@@ -149,11 +148,11 @@ class ZImagePipeline(Calling, DiffusionPipeline):
 
     def build_prepare_scheduler(self) -> None:
         """Compile what `prepare_scheduler` calls."""
-        prepare_scheduler_graph(self.transformer.device_ref).wait()
+        compile_together([prepare_scheduler_graph(self.transformer.device_ref)])
 
     def build_scheduler_step(self) -> None:
         """Compile what `scheduler_step` calls."""
-        scheduler_step_graph(self.transformer.device_ref).wait()
+        compile_together([scheduler_step_graph(self.transformer.device_ref)])
 
     def build_decode_latents(self) -> None:
         """Take the autoencoder's graph: it unpacks, denormalizes, decodes and quantizes."""
@@ -206,8 +205,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
 
         Returns:
             Features [captions, longest caption rounded up to a multiple of 32, hidden size], and which caption each
-            picture
-            shows: pictures share features, nothing is repeated.
+            picture shows: pictures share features, nothing is repeated.
         """
         rows = tuple(index for index in range(len(tokens)) for _ in range(num_images_per_prompt))
         return self.text_encoder(tokens), rows

@@ -5,6 +5,11 @@ tensors are stacked along axis 0 in the order given: that is how query, key and 
 modulations of all blocks become one matrix each. A `{word}` in braces stands for the places of the model where the row
 repeats; where the engine's name lacks it, the row stacks all its places.
 
+RoPE rotates pairs of a query's and a key's numbers. The transformer's checkpoints keep the two of a pair side by side
+(interleaved). A row's `rotary` names how many of its leading numbers along axis 0 are queries and keys: in each head of
+those, the first numbers of all pairs come to stand before the second ones. A dot product does not see the order, and
+the graphs rotate whole halves, in one pass with wide loads.
+
 What a file may hold and the engine does not load is a `Dropped` entry, with the reason.
 
 References: diffusers ZImageTransformer2DModel and AutoencoderKL, transformers Qwen3ForCausalLM; for the original
@@ -34,6 +39,7 @@ class Row:
         original: The same in the naming of the original authors' single files.
         layout: How diffusers' tensors become the engine's.
         original_layout: How the original tensors do.
+        rotary: Size, by name, of the leading part along axis 0 whose heads have their pairs brought apart.
     """
 
     engine: str
@@ -41,6 +47,7 @@ class Row:
     original: Sources
     layout: Layout = "same"
     original_layout: Layout = "same"
+    rotary: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,14 @@ class Dropped:
     prefixed: bool = True
 
 
-def _row(engine: str, *shape: str | int, diffusers: str = "", original: str = "", layout: Layout = "same") -> Row:
+def _row(
+    engine: str,
+    *shape: str | int,
+    diffusers: str = "",
+    original: str = "",
+    layout: Layout = "same",
+    rotary: str | None = None,
+) -> Row:
     """A parameter kept in one tensor of the same shape everywhere; an empty name means the engine's."""
     return Row(
         engine=engine,
@@ -66,11 +80,12 @@ def _row(engine: str, *shape: str | int, diffusers: str = "", original: str = ""
         original=((original or engine, shape),),
         layout=layout,
         original_layout=layout,
+        rotary=rotary,
     )
 
 
-def _fused(engine: str, sources: Sources, original: Sources = ()) -> Row:
-    return Row(engine=engine, diffusers=sources, original=original or sources)
+def _fused(engine: str, sources: Sources, original: Sources = (), rotary: str | None = None) -> Row:
+    return Row(engine=engine, diffusers=sources, original=original or sources, rotary=rotary)
 
 
 def _conv(engine: str, out: str | int, into: str | int, original: str, kernel: int = 3) -> tuple[Row, Row]:
@@ -168,10 +183,11 @@ TRANSFORMER: tuple[Row, ...] = (
             ("{block}.attention.to_v.weight", ("dim", "dim")),
         ),
         original=(("{block}.attention.qkv.weight", ("3 dim", "dim")),),
+        rotary="2 dim",
     ),
     _row("{block}.attention.out.weight", "dim", "dim", diffusers="{block}.attention.to_out.0.weight"),
-    _row("{block}.attention.q_norm.weight", "head", diffusers="{block}.attention.norm_q.weight"),
-    _row("{block}.attention.k_norm.weight", "head", diffusers="{block}.attention.norm_k.weight"),
+    _row("{block}.attention.q_norm.weight", "head", diffusers="{block}.attention.norm_q.weight", rotary="head"),
+    _row("{block}.attention.k_norm.weight", "head", diffusers="{block}.attention.norm_k.weight", rotary="head"),
     _fused(
         "{block}.feed_forward.w13.weight",
         (

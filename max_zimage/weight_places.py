@@ -82,12 +82,16 @@ class Weight:
         engine: Its name, or what it would be called.
         parts: From the file, in order.
         layout: How each part is turned.
+        rotary_heads: Leading heads whose pairs are brought apart.
+        head_dim: Their width; 0 where there are none.
         unused: Why it is not loaded; None if it is.
     """
 
     engine: str
     parts: tuple[Expected, ...]
     layout: Layout
+    rotary_heads: int
+    head_dim: int
     unused: str | None
 
 
@@ -131,6 +135,7 @@ def transformer_names(spec: TransformerSpec) -> Names:
         places={"block": noise + context + layers, "modulated": noise + layers},
         sizes={
             "dim": spec.dim,
+            "2 dim": 2 * spec.dim,
             "3 dim": 3 * spec.dim,
             "4 dim": 4 * spec.dim,
             "head": spec.head_dim,
@@ -207,6 +212,7 @@ def weights(names: Names, naming: Naming, prefix: str) -> list[Weight]:
     """
     written = []
     for row in names.rows:
+        head_dim = names.sizes["head"] if row.rotary else 0
         sources, layout = (row.diffusers, row.layout) if naming == "diffusers" else (row.original, row.original_layout)
         word = _word(sources[0][0])
         stacked = word is not None and _word(row.engine) is None
@@ -219,6 +225,8 @@ def weights(names: Names, naming: Naming, prefix: str) -> list[Weight]:
                     engine=_fill(row.engine, "diffusers", group[0]),
                     parts=tuple(parts),
                     layout=layout,
+                    rotary_heads=names.sizes[row.rotary] // head_dim if row.rotary else 0,
+                    head_dim=head_dim,
                     unused=None if group[0] is None else names.unused.get(group[0].path),
                 )
             )

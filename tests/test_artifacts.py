@@ -75,7 +75,7 @@ def test_a_name_says_what_the_graph_contains(monkeypatch: pytest.MonkeyPatch) ->
     types = module.input_types(DeviceRef.CPU())
 
     def path(name: str = "pack", spec: object = None) -> Path:
-        return artifacts.artifact_path(name, spec, module, types, CPU())
+        return artifacts.artifact_path([name], [artifacts.artifact_key(name, spec, module, types, CPU())])
 
     assert path() == path()
     assert len({path(), path("other"), path(spec=1e-5), path(spec=1e-6)}) == 4

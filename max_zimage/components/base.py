@@ -72,7 +72,7 @@ class ZImageComponent(ComponentModel):
 
     @abstractmethod
     def load_model(self) -> CompiledGraph:
-        """Load the weights and begin to compile; returns the graph that does the component's main work."""
+        """Load the weights and define the graphs; returns the one that does the component's main work."""
 
     @abstractmethod
     def names(self) -> Names:
@@ -81,7 +81,7 @@ class ZImageComponent(ComponentModel):
     def compile(
         self, name: str, module: Module[..., Any], types: Iterable[TensorType], weights: Mapping[str, Buffer]
     ) -> CompiledGraph:
-        """Compile one of the component's graphs; see `compile_graph`."""
+        """Define one of the component's graphs; see `compile_graph`."""
         return compile_graph(name, module, types, weights, self.session, spec=self.spec, device=self.device)
 
     def plan(self) -> LoadPlan:

@@ -33,7 +33,7 @@ class ZImageTextEncoderModel(ZImageComponent):
     spec: TextEncoderSpec
 
     def load_model(self) -> CompiledGraph:
-        """Load the weights of the layers that are used and begin to compile."""
+        """Load the weights of the layers that are used and define the graph."""
         self.spec = text_encoder_spec(self.config)
         layers = self.spec.layers_used(HIDDEN_LAYER)
         module = build(lambda: TextEncoder(self.spec, layers), self.dtype, self.device_ref)

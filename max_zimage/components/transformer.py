@@ -32,7 +32,7 @@ class ZImageTransformerModel(ZImageComponent):
     spec: TransformerSpec
 
     def load_model(self) -> CompiledGraph:
-        """Load the weights and begin to compile the three graphs, the largest first."""
+        """Load the weights and define the three graphs."""
         self.spec = spec = transformer_spec(self.config)
         weights = self.load_weights()
         dtype, device = self.dtype, self.device_ref

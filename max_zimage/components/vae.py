@@ -27,7 +27,7 @@ class ZImageVaeModel(ZImageComponent):
     spec: VaeSpec
 
     def load_model(self) -> CompiledGraph:
-        """Load the weights and begin to compile the decoder."""
+        """Load the weights and define the decoder."""
         self.spec = spec = vae_spec(self.config)
         self._weights = self.load_weights()
         module = build(lambda: DecodeLatents(spec), self.dtype, self.device_ref)

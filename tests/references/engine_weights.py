@@ -39,16 +39,22 @@ def engine_transformer(state: StateDict, layers: int, refiner_layers: int) -> St
         expected[f"final_modulation.{leaf}"] = state[f"all_final_layer.2-1.adaLN_modulation.1.{leaf}"]
         expected[f"modulation.{leaf}"] = torch.cat([state[f"{b}.adaLN_modulation.0.{leaf}"] for b in noise + main])
     for block in noise + context + main:
+        head_dim = len(state[f"{block}.attention.norm_q.weight"])
         for leaf in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2", "feed_forward.w2"):
             expected[f"{block}.{leaf}.weight"] = state[f"{block}.{leaf}.weight"]
-        expected[f"{block}.attention.q_norm.weight"] = state[f"{block}.attention.norm_q.weight"]
-        expected[f"{block}.attention.k_norm.weight"] = state[f"{block}.attention.norm_k.weight"]
+        expected[f"{block}.attention.q_norm.weight"] = apart(state[f"{block}.attention.norm_q.weight"], head_dim)
+        expected[f"{block}.attention.k_norm.weight"] = apart(state[f"{block}.attention.norm_k.weight"], head_dim)
         expected[f"{block}.attention.out.weight"] = state[f"{block}.attention.to_out.0.weight"]
-        qkv = [state[f"{block}.attention.to_{part}.weight"] for part in "qkv"]
-        expected[f"{block}.attention.qkv.weight"] = torch.cat(qkv)
+        query, key, value = (state[f"{block}.attention.to_{part}.weight"] for part in "qkv")
+        expected[f"{block}.attention.qkv.weight"] = torch.cat([apart(query, head_dim), apart(key, head_dim), value])
         w13 = [state[f"{block}.feed_forward.{part}.weight"] for part in ("w1", "w3")]
         expected[f"{block}.feed_forward.w13.weight"] = torch.cat(w13)
     return expected
+
+
+def apart(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """In each head, the rows of the first elements of rotated pairs before those of the second."""
+    return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 def engine_vae(state: StateDict) -> StateDict:
