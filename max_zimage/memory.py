@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+from max.driver import Device
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -30,19 +31,35 @@ def available_memory(cgroup: Path = _CGROUP) -> int:
         return machine
 
 
-def check_memory(required: int, available: int) -> None:
+def check_device_memory(required: int, device: Device) -> None:
+    """Refuse what no accelerator of this kind holds.
+
+    Its whole memory is compared, not what is free: MAX may have taken a part for itself already, and gives from it.
+
+    Args:
+        required: Bytes of all components' weights.
+        device: Where they go.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+    """
+    check_memory(required, int(device.stats["total_memory"]), f" on {device.label}:{device.id}")
+
+
+def check_memory(required: int, available: int, where: str = "") -> None:
     """Refuse what does not fit.
 
     Args:
         required: Bytes of the weights in the dtype they will have, e.g. the sum of `LoadPlan.nbytes`.
         available: Bytes free, e.g. `available_memory()`.
+        where: Said in the error.
 
     Raises:
         NotEnoughMemoryError: If they do not fit.
     """
     if required > available:
         raise NotEnoughMemoryError(
-            f"the checkpoint's weights need {_gib(required)}, {_gib(available)} are available; free memory, use "
+            f"the checkpoint's weights need {_gib(required)}, {_gib(available)} are available{where}; free memory, use "
             "bfloat16 where float32 was asked for, or a machine with more"
         )
 

@@ -39,7 +39,7 @@ from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.denoising import as_squares, caption_tokens, denoise, token_squares, unpacked
 from max_zimage.devices import download, upload
-from max_zimage.memory import available_memory, check_memory
+from max_zimage.memory import available_memory, check_device_memory, check_memory
 from max_zimage.model_inputs import ZImageModelInputs
 from max_zimage.request_checks import output_type as checked_output_type
 from max_zimage.request_inputs import inputs_of_context
@@ -116,8 +116,10 @@ class ZImagePipeline(Calling, DiffusionPipeline):
             self.default_num_inference_steps,
         )
         # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
-        sizes = self.sources.nbytes.values()
-        check_memory(sum(sizes) if self.devices[0].is_host else max(sizes), available_memory())
+        sizes, device = self.sources.nbytes.values(), self.devices[0]
+        check_memory(sum(sizes) if device.is_host else max(sizes), available_memory())
+        if not device.is_host:
+            check_device_memory(sum(sizes), device)
         return {name: self._load_component(name) for name in self.components}
 
     def _load_component(self, name: str) -> ComponentModel:

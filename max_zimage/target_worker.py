@@ -1,4 +1,4 @@
-"""The child process of `max_zimage.targets`: one graph, one target, one line of JSON on stdout.
+"""The child process of `max_zimage.targets`: one module, one target, one line of JSON on stdout.
 
 A pickled `max_zimage.targets.Job` comes on stdin. What MAX writes itself goes to stderr, which the parent keeps in a
 file.
@@ -13,7 +13,6 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from max.driver import (
@@ -27,17 +26,20 @@ from max.driver import (
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.experimental.nn import Module
-from max.graph import DeviceRef, Graph, TensorType
+from max.graph import DeviceRef, TensorType
+from max.graph import Module as GraphModule
 
 from graphs.conditioning import CaptionConditioning, ModulationTable
 from graphs.denoise import DenoiseStep
 from graphs.latents import PackLatents
-from graphs.layers import build
+from graphs.layers import build, trace
 from graphs.scheduler import PrepareScheduler, SchedulerStep
 from graphs.text_encoder import TextEncoder
 from graphs.vae import DecodeLatents, EncodeImage
 from max_zimage.config import ModelSpecs
 from max_zimage.targets import TARGETS, Job
+
+Definition = tuple[Module[..., Any], tuple[TensorType, ...]]
 
 _HIDDEN_LAYER = -2  # max_zimage.components.text_encoder.HIDDEN_LAYER, whose module brings all of max.pipelines along
 
@@ -66,9 +68,12 @@ def _compile(job: Job) -> dict[str, float]:
     device = _device(job.target)
     session = InferenceSession(devices=[device])
     begin = time.perf_counter()
-    graph = _trace(job, DeviceRef.from_device(device))
+    together = GraphModule()
+    for name in job.graphs:
+        module, types = _definition(job, name, DeviceRef.from_device(device))
+        trace(module, types, name, together)
     traced = time.perf_counter()
-    session.compile(graph)
+    session.compile(together)
     return {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
 
 
@@ -83,49 +88,42 @@ def _device(target: str) -> Device:
     return Accelerator()
 
 
-def _trace(job: Job, device: DeviceRef) -> Graph:
-    """The graph of a name, as the components and `max_zimage.small_graphs` make it."""
+def _definition(job: Job, name: str, device: DeviceRef) -> Definition:
+    """The Module and input types of a graph, as the components and `max_zimage.small_graphs` make it."""
     specs, dtype = job.specs, DType[job.dtype]
-    channels = specs.transformer.in_channels
-
-    def plain(make: Callable[[], PackLatents | PrepareScheduler | SchedulerStep]) -> Graph:
-        module = build(make, DType.float32, device)
-        return _staged(module, module.input_types(device), job.graph)
-
-    match job.graph:
+    match name:
         case "pack":
-            return plain(lambda: PackLatents(channels))
+            pack = build(lambda: PackLatents(specs.transformer.in_channels), DType.float32, device)
+            return pack, pack.input_types(device)
         case "prepare_scheduler":
-            return plain(PrepareScheduler)
+            prepare = build(PrepareScheduler, DType.float32, device)
+            return prepare, prepare.input_types(device)
         case "scheduler_step":
-            return plain(SchedulerStep)
+            update = build(SchedulerStep, DType.float32, device)
+            return update, update.input_types(device)
         case "modulation":
             table = build(lambda: ModulationTable(specs.transformer), dtype, device)
-            return _staged(table, table.input_types(device), job.graph)
+            return table, table.input_types(device)
         case "conditioning":
             captions = build(lambda: CaptionConditioning(specs.transformer), dtype, device)
-            return _staged(captions, captions.input_types(dtype, device), job.graph)
+            return captions, captions.input_types(dtype, device)
         case "denoise":
             step = build(lambda: DenoiseStep(specs.transformer), dtype, device)
-            return _staged(step, step.input_types(dtype, device), job.graph)
+            return step, step.input_types(dtype, device)
         case _:
-            return _trace_encoders(job.graph, specs, dtype, device)
+            return _encoder_definition(name, specs, dtype, device)
 
 
-def _trace_encoders(name: str, specs: ModelSpecs, dtype: DType, device: DeviceRef) -> Graph:
+def _encoder_definition(name: str, specs: ModelSpecs, dtype: DType, device: DeviceRef) -> Definition:
     if name == "text_encoder":
         layers = specs.text_encoder.layers_used(_HIDDEN_LAYER)
         text = build(lambda: TextEncoder(specs.text_encoder, layers), dtype, device)
-        return _staged(text, text.input_types(device), name)
+        return text, text.input_types(device)
     if name == "decode":
         decoder = build(lambda: DecodeLatents(specs.vae), dtype, device)
-        return _staged(decoder, decoder.input_types(device), name)
+        return decoder, decoder.input_types(device)
     encoder = build(lambda: EncodeImage(specs.vae), dtype, device)
-    return _staged(encoder, encoder.input_types(device), name)
-
-
-def _staged(module: Module[..., Any], types: tuple[TensorType, ...], name: str) -> Graph:
-    return module.trace(*types, name=name).graph
+    return encoder, encoder.input_types(device)
 
 
 def _first_line(error: BaseException) -> str:

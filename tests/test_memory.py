@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from max.driver import CPU
 from safetensors.torch import save_file
 
-from max_zimage.memory import NotEnoughMemoryError, available_memory, check_memory
+from max_zimage.memory import NotEnoughMemoryError, available_memory, check_device_memory, check_memory
 
 # Runs alone: the peak of a process cannot be reset. The kernel keeps it in /proc/self/status.
 _MEASURE = """
@@ -70,6 +71,14 @@ def test_not_enough_memory_is_said_in_numbers() -> None:
     check_memory(2**30, 2**30)
     with pytest.raises(NotEnoughMemoryError, match=r"need 24\.6 GiB, 21\.0 GiB are available"):
         check_memory(int(24.6 * 2**30), 21 * 2**30)
+
+
+def test_a_device_that_is_too_small_is_named() -> None:
+    device = CPU()
+    total = int(device.stats["total_memory"])
+    check_device_memory(total, device)
+    with pytest.raises(NotEnoughMemoryError, match=r"GiB are available on cpu:0; free memory"):
+        check_device_memory(total + 1, device)
 
 
 def test_available_memory_knows_the_limit_of_a_container(tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ def test_the_command_reports_each_graph(capsys: pytest.CaptureFixture[str]) -> N
         assert graph["error"] is None
         assert graph["log"] is None
 
+    assert cli.main([*small, "--together", "--json"]) == 0
+    (both,) = json.loads(capsys.readouterr().out)["graphs"]
+    assert (both["graph"], both["error"]) == ("pack + prepare_scheduler", None)
+
     assert cli.main(small) == 0
     printed = capsys.readouterr().out
     assert "tiny-zimage in float32 for cpu" in printed
@@ -104,14 +108,9 @@ def test_a_graph_that_cannot_be_compiled(
     assert "everything it wrote: " in printed
 
 
-QUICK = ("pack", "prepare_scheduler", "scheduler_step")  # the others take minutes each
-
-
-@pytest.mark.parametrize(
-    "graph", [graph if graph in QUICK else pytest.param(graph, marks=pytest.mark.slow) for graph in GRAPHS]
-)
-def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
+def test_every_graph_compiles_for_sm_90a() -> None:
     """At the real widths; two layers, so that a block's input is once an embedding and once another block's output."""
-    (report,) = compile_target(with_layers(FULL_MODEL, 2), "cuda:sm_90a", "bfloat16", [graph])
+    (report,) = compile_target(with_layers(FULL_MODEL, 2), "cuda:sm_90a", "bfloat16", GRAPHS, together=True)
     assert report.error is None, f"{report.error}; see {report.log}"
-    print(f"{graph}: {report.seconds:.1f} s, {report.cpu_seconds:.0f} CPU s, {report.peak_bytes / 2**30:.1f} GiB")
+    assert report.graph == " + ".join(GRAPHS)
+    print(f"{report.seconds:.1f} s, {report.cpu_seconds:.0f} CPU s, {report.peak_bytes / 2**30:.1f} GiB")
