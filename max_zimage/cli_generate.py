@@ -97,7 +97,7 @@ def generate(arguments: argparse.Namespace) -> int:
             pipeline = _load(prepared)
         outcome.load_seconds = time.perf_counter() - begin
         with shown_by(display(quiet=arguments.quiet)):
-            _draw(pipeline, request, wanted.model, _paths(arguments, request), outcome, None if silent else stdout)
+            _draw(pipeline, request, wanted, _paths(arguments, request), outcome, None if silent else stdout)
     if arguments.json:
         print(outcome.to_json())
     elif not silent:
@@ -117,15 +117,13 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, Ge
     from max_zimage.request_inputs import tokens_of_request
 
     prepared = ZImagePipeline.prepare(
-        wanted.model_path, device=arguments.device, dtype=wanted.dtype, weight_path=arguments.weight_path
+        wanted.model_path, device=arguments.device, dtype=wanted.dtype, weight_path=wanted.weight_paths
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
     for warning in caught:
         warn(str(warning.message))
-    if arguments.weight_path:
-        warn("pictures do not remember --weight-path; give it again when you repeat one with --from")
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
     return prepared, request
 
@@ -139,7 +137,7 @@ def _load(prepared: Prepared) -> ZImagePipeline:
 def _draw(
     pipeline: ZImagePipeline,
     request: GenerationRequest,
-    model: str,
+    wanted: Wanted,
     paths: list[Path],
     outcome: Outcome,
     told: TextIO | None,
@@ -149,7 +147,7 @@ def _draw(
         one = replace(request, seed=image_seed(request.seed or 0, index))
         pixels: Any = pipeline.generate(one)
         outcome.picture_seconds.append(time.perf_counter() - begin)
-        parameters = parameters_of(one, model, pipeline.sources.dtypes["transformer"])
+        parameters = parameters_of(one, wanted, pipeline.sources.dtypes["transformer"])
         outcome.parameters.append(parameters)
         saved = save(pixels[0], path, parameters, outcome.problems)
         outcome.files.append(saved)

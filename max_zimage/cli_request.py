@@ -37,6 +37,7 @@ class Wanted:
     max_sequence_length: int | None
     seed: int | None
     model: str
+    weight_paths: tuple[str, ...]
     dtype: str
 
     @classmethod
@@ -50,6 +51,8 @@ class Wanted:
         # A number of steps of one's own leaves nothing of levels that were given one by one.
         levels = None if saved is None or arguments.steps is not None else saved.sigmas
         steps = None if saved is None else saved.num_inference_steps
+        # Another model's weight files have no place in the one that is named now.
+        weights = () if saved is None or arguments.model is not None else saved.weight_paths
         return cls(
             prompt=_first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT),
             negative_prompt=_either(arguments.negative, saved and saved.negative_prompt),
@@ -64,6 +67,7 @@ class Wanted:
             max_sequence_length=_either(arguments.max_sequence_length, saved and saved.max_sequence_length),
             seed=_either(arguments.seed, saved and saved.seed),
             model=_first(arguments.model, saved and saved.model, EMBEDDED_NAME),
+            weight_paths=tuple(arguments.weight_path) or weights,
             dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
         )
 
@@ -106,12 +110,12 @@ def model_path(name: str | None) -> str | None:
     return None if name == EMBEDDED_NAME else name
 
 
-def parameters_of(request: GenerationRequest, model: str, dtype: ModelDtype) -> GenerationParameters:
+def parameters_of(request: GenerationRequest, wanted: Wanted, dtype: ModelDtype) -> GenerationParameters:
     """What a picture remembers.
 
     Args:
         request: The request of this picture alone.
-        model: As it was named.
+        wanted: Names the model and its weight files.
         dtype: That the model ran in.
     """
     return GenerationParameters(
@@ -127,7 +131,8 @@ def parameters_of(request: GenerationRequest, model: str, dtype: ModelDtype) -> 
         cfg_truncation=request.cfg_truncation,
         max_sequence_length=request.max_sequence_length,
         seed=request.seed or 0,
-        model=model,
+        model=wanted.model,
+        weight_paths=wanted.weight_paths,
         dtype=dtype,
         version=__version__,
     )

@@ -34,6 +34,7 @@ class GenerationParameters:
         max_sequence_length: Tokens the prompt was allowed.
         seed: The seed of this picture, not that of the first of its request.
         model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
+        weight_paths: Weight files in place of the checkpoint's own, as they were named.
         dtype: "bfloat16" or "float32".
         version: Version of max_zimage.
     """
@@ -51,6 +52,7 @@ class GenerationParameters:
     max_sequence_length: int
     seed: int
     model: str
+    weight_paths: tuple[str, ...]
     dtype: str
     version: str
 
@@ -78,6 +80,7 @@ class GenerationParameters:
         ]
         if problems:
             raise ImageFileError(f"the parameters are damaged: {'; '.join(problems)}")
+        values["weight_paths"] = tuple(values["weight_paths"])
         if values["sigmas"] is not None:
             values["sigmas"] = tuple(float(sigma) for sigma in values["sigmas"])
         for name, kind in expected.items():
@@ -107,7 +110,8 @@ def _is_kind(value: object, kind: str) -> bool:
     if value is None:
         return kind.endswith("| None")
     base = kind.removesuffix(" | None")
-    if base == "tuple[float, ...]":
-        return isinstance(value, list) and all(_is_kind(item, "float") for item in value)
+    if base.startswith("tuple["):
+        item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
+        return isinstance(value, list) and all(_is_kind(item, item_kind) for item in value)
     types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
     return isinstance(value, types[base]) and not isinstance(value, bool)

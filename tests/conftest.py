@@ -67,9 +67,9 @@ def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The random models compile for minutes: their tests run when asked for, with -m slow."""
+    """A model compiles for minutes; the second random one runs when asked for, with -m slow."""
     for item in items:
-        if "[tiny" in item.name and ("parity" in item.nodeid or "stages" in item.nodeid):
+        if "[tiny128" in item.name:
             item.add_marker(pytest.mark.slow)
 
 

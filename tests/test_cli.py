@@ -140,11 +140,14 @@ def test_other_formats_and_a_warning(run: Run, draws: None, tmp_path: Path) -> N
     assert read_parameters(tmp_path / "a.webp").guidance_scale == 0
 
 
-def test_weight_files_are_not_remembered(run: Run, draws: None) -> None:
-    weights = ROOT / "max_zimage/assets/tiny-zimage/vae/diffusion_pytorch_model.safetensors"
-    code, _, err = run("generate", *QUICK, "--weight-path", str(weights))
-    assert code == 0
-    assert "max-zimage: warning: pictures do not remember --weight-path" in err
+def test_weight_files_are_remembered(run: Run, draws: None, tmp_path: Path) -> None:
+    weights = str(ROOT / "max_zimage/assets/tiny-zimage/vae/diffusion_pytorch_model.safetensors")
+    assert run("generate", *QUICK, "--weight-path", weights, "--output", "a.png")[0] == 0
+    assert run("generate", "--from", "a.png", "--output", "b.png")[0] == 0
+    for name in ("a.png", "b.png"):
+        assert read_parameters(tmp_path / name).weight_paths == (weights,)
+    assert run("generate", "--from", "a.png", "--model", "tiny-zimage", "--output", "c.png")[0] == 0
+    assert read_parameters(tmp_path / "c.png").weight_paths == ()
 
 
 def test_a_picture_that_cannot_be_saved_is_not_lost(

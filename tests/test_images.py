@@ -37,6 +37,7 @@ PARAMETERS = GenerationParameters(
     max_sequence_length=512,
     seed=2**63 - 1,
     model="tiny-zimage",
+    weight_paths=("vae/ae.safetensors",),
     dtype="float32",
     version="0.1.0",
 )

@@ -108,6 +108,7 @@ def test_a_graph_that_cannot_be_compiled(
     assert "everything it wrote: " in printed
 
 
+@pytest.mark.slow
 def test_every_graph_compiles_for_sm_90a() -> None:
     """At the real widths; two layers, so that a block's input is once an embedding and once another block's output."""
     (report,) = compile_target(with_layers(FULL_MODEL, 2), "cuda:sm_90a", "bfloat16", GRAPHS, together=True)

@@ -18,10 +18,12 @@ from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from max.driver import Buffer
 from max.dtype import DType
+from max.engine import InferenceSession, Model
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
+from max.graph import Module as GraphModule
 
-from graphs.layers import build
+from graphs.layers import build, trace
 from graphs.vae import DecodeLatents, EncodeImage, VaeSpec, decode_float, quantize
 
 ASSET = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage" / "vae"
@@ -97,13 +99,19 @@ def engine_weights(model: AutoencoderKL, part: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def compile_graph(kind: type, case: Case, dtype: DType):
-    module = build(lambda: kind(case.spec), dtype, CPU)
-    part = "encoder." if kind is EncodeImage else "decoder."
-    torch_dtype = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
-    weights = {name: value.to(torch_dtype) for name, value in engine_weights(case.reference, part).items()}
-    assert set(weights) == {name for name, _ in module.parameters}
-    return module.compile(*module.input_types(CPU), weights=weights)
+def compile_graphs(kinds: list[type], case: Case, dtype: DType) -> list[Model]:
+    """One model a kind; both kinds as one module, because they share most kernels."""
+    together, weights = GraphModule(), {}
+    for kind in kinds:
+        module = build(lambda kind=kind: kind(case.spec), dtype, CPU)
+        part = "encoder." if kind is EncodeImage else "decoder."
+        torch_dtype = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
+        own = {name: value.to(torch_dtype) for name, value in engine_weights(case.reference, part).items()}
+        assert set(own) == {name for name, _ in module.parameters}
+        weights |= own
+        trace(module, module.input_types(CPU), kind.__name__, together)
+    models = InferenceSession(devices=[CPU.to_device()]).load_all(together, weights_registry=weights)
+    return [models[kind.__name__] for kind in kinds]
 
 
 # The embedded model's pictures are compared in the pipeline's tests as well, without compiling its decoder once more.
@@ -116,13 +124,18 @@ def case(request) -> Case:
 
 
 @pytest.fixture(scope="module")
-def decode(case):
-    return compile_graph(DecodeBoth, case, DType.float32)
+def graphs(case) -> list[Model]:
+    return compile_graphs([DecodeBoth, EncodeImage], case, DType.float32)
 
 
-@pytest.fixture(scope="module")
-def encode(case):
-    return compile_graph(EncodeImage, case, DType.float32)
+@pytest.fixture
+def decode(graphs) -> Model:
+    return graphs[0]
+
+
+@pytest.fixture
+def encode(graphs) -> Model:
+    return graphs[1]
 
 
 def draw_latents(case: Case, batch: int, height: int, width: int) -> np.ndarray:
@@ -186,7 +199,7 @@ def test_encoded_latents_equal_diffusers(case, encode, batch, height, width):
     for offset in (np.zeros_like(noise), noise):
         drawn = posterior.mean + posterior.std * torch.from_numpy(offset)
         expected = (drawn - case.spec.shift_factor) * case.spec.scaling_factor
-        actual = encode(pixel_view(case, pixels), Buffer.from_numpy(offset)).to_numpy()
+        actual = encode(pixel_view(case, pixels), Buffer.from_numpy(offset))[0].to_numpy()
         assert relative_l2(actual, expected.numpy()) <= FLOAT32_L2
 
 
@@ -195,7 +208,8 @@ def test_bfloat16_decodes_as_well_as_torch(case):
     latents = draw_latents(case, 1, 96, 128)
     exact = reference_decode(case, latents).permute(0, 2, 3, 1).numpy()
     theirs = reference_decode(case, latents, torch.bfloat16).float().permute(0, 2, 3, 1).numpy()
-    ours, _ = compile_graph(DecodeBoth, case, DType.bfloat16)(token_view(latents))
+    (bfloat16,) = compile_graphs([DecodeBoth], case, DType.bfloat16)
+    ours, _ = bfloat16(token_view(latents))
     assert relative_l2(ours.to_numpy(), exact) <= BFLOAT16_RATIO * relative_l2(theirs, exact)
 
 
