@@ -42,10 +42,9 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         graphs = check_graphs(arguments.graphs)
         specs = specs_of(arguments.model)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
-    total = 1 if arguments.together else len(graphs)
     reports = []
-    with shown_by(display()), stage(f"Compiling for {target}", total) as shown:
-        for report in compile_target(specs, target, dtype, graphs, together=arguments.together):
+    with shown_by(display()), stage(f"Compiling for {target}", len(graphs)) as shown:
+        for report in compile_target(specs, target, dtype, graphs):
             reports.append(report)
             shown.advance(report.graph)
     if arguments.json:

@@ -1,4 +1,4 @@
-"""The child process of `max_zimage.targets`: one module, one target, one line of JSON on stdout.
+"""The child process of `max_zimage.targets`: one graph, one target, one line of JSON on stdout.
 
 A pickled `max_zimage.targets.Job` comes on stdin. What MAX writes itself goes to stderr, which the parent keeps in a
 file.
@@ -68,12 +68,10 @@ def _compile(job: Job) -> dict[str, float]:
     device = _device(job.target)
     session = InferenceSession(devices=[device])
     begin = time.perf_counter()
-    together = GraphModule()
-    for name in job.graphs:
-        module, types = _definition(job, name, DeviceRef.from_device(device))
-        trace(module, types, name, together)
+    module, types = _definition(job, DeviceRef.from_device(device))
+    graph = trace(module, types, job.graph, GraphModule())
     traced = time.perf_counter()
-    session.compile(together)
+    session.compile(graph)
     return {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
 
 
@@ -88,10 +86,10 @@ def _device(target: str) -> Device:
     return Accelerator()
 
 
-def _definition(job: Job, name: str, device: DeviceRef) -> Definition:
+def _definition(job: Job, device: DeviceRef) -> Definition:
     """The Module and input types of a graph, as the components and `max_zimage.small_graphs` make it."""
     specs, dtype = job.specs, DType[job.dtype]
-    match name:
+    match job.graph:
         case "pack":
             pack = build(lambda: PackLatents(specs.transformer.in_channels), DType.float32, device)
             return pack, pack.input_types(device)
@@ -111,7 +109,7 @@ def _definition(job: Job, name: str, device: DeviceRef) -> Definition:
             step = build(lambda: DenoiseStep(specs.transformer), dtype, device)
             return step, step.input_types(dtype, device)
         case _:
-            return _encoder_definition(name, specs, dtype, device)
+            return _encoder_definition(job.graph, specs, dtype, device)
 
 
 def _encoder_definition(name: str, specs: ModelSpecs, dtype: DType, device: DeviceRef) -> Definition:

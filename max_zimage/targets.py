@@ -1,6 +1,6 @@
 """Every graph compiled for a target, which need not be there: a GPU is stood in for by one of MAX's virtual devices.
 
-    target -> one child process a graph, or one for all -> seconds, peak memory, or the compiler's error
+    target -> one child process a graph -> seconds, peak memory, or the compiler's error
 
 MAX fixes the virtual device before anything else happens in a process, and the largest graphs compile in gigabytes that
 only the end of a process gives back: hence the children, which run `max_zimage.target_worker`.
@@ -90,29 +90,24 @@ class Job:
     """What one child compiles.
 
     Attributes:
-        graphs: Of `GRAPHS`; several are compiled as one module, in which they share kernels.
+        graph: One of `GRAPHS`.
         target: One of `TARGETS`.
         dtype: Of weights and computation.
         specs: Shapes of the model.
     """
 
-    graphs: tuple[str, ...]
+    graph: str
     target: str
     dtype: ModelDtype
     specs: ModelSpecs
 
-    @property
-    def label(self) -> str:
-        """The graphs' names."""
-        return " + ".join(self.graphs)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How one graph went, or several together.
+    """How one graph went.
 
     Attributes:
-        graph: Its name, or names.
+        graph: Its name.
         seconds: Of the compiler; None where it failed.
         trace_seconds: Of building the graph in Python before that; None where that failed.
         cpu_seconds: Processor time of the child, imports included: what compares where other work shares the machine.
@@ -172,32 +167,28 @@ def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:
     )
 
 
-def compile_target(
-    specs: ModelSpecs, target: str, dtype: ModelDtype, graphs: Sequence[str], *, together: bool = False
-) -> Iterator[Report]:
-    """Compile graphs one after the other, each in a process of its own, or together.
+def compile_target(specs: ModelSpecs, target: str, dtype: ModelDtype, graphs: Sequence[str]) -> Iterator[Report]:
+    """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
     Args:
         specs: Shapes of the model; weights are not needed.
         target: One of `TARGETS`.
         dtype: Of weights and computation.
         graphs: From `check_graphs`.
-        together: Whether they are compiled as one module, as the pipeline does: faster in sum, with one figure for all.
 
     Yields:
-        One report a process, failed or not. The next graph is compiled when the next report is asked for.
+        One report a graph, failed or not. The next graph is compiled when the next report is asked for.
 
     Raises:
         ValueError: If the target is unknown.
     """
     check_target(target)
-    for names in [tuple(graphs)] if together else [(graph,) for graph in graphs]:
-        yield _compile(Job(graphs=names, target=target, dtype=dtype, specs=specs))
+    for graph in graphs:
+        yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs))
 
 
 def _compile(job: Job) -> Report:
-    kind = job.graphs[0] if len(job.graphs) == 1 else "together"
-    handle, name = tempfile.mkstemp(prefix=f"max-zimage-{job.target.replace(':', '-')}-{kind}-", suffix=".log")
+    handle, name = tempfile.mkstemp(prefix=f"max-zimage-{job.target.replace(':', '-')}-{job.graph}-", suffix=".log")
     log = Path(name)
     root = str(Path(__file__).parent.parent)  # where both max_zimage and graphs are found, installed or not
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -215,7 +206,7 @@ def _compile(job: Job) -> Report:
             child.kill()
             child.wait()
             raise
-    return _report(job.label, answer.decode(), child.returncode, log)
+    return _report(job.graph, answer.decode(), child.returncode, log)
 
 
 def _report(graph: str, answer: str, status: int, log: Path) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from max.graph import DeviceRef
 
 from graphs.latents import PackLatents
 from graphs.layers import build
-from max_zimage import artifacts
-from max_zimage.compiler import compile_graph
+from max_zimage import artifacts, compiler
+from max_zimage.compiler import CompiledGraph, compile_graph, wait_for
 from max_zimage.devices import download, upload
 
 
@@ -24,14 +25,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def packed(channels: int = 4) -> np.ndarray:
-    """Pack the same latents with a graph made afresh."""
-    device = CPU()
+def definition(name: str, channels: int, session: InferenceSession) -> CompiledGraph:
     module = build(lambda: PackLatents(channels), DType.float32, DeviceRef.CPU())
     types = module.input_types(DeviceRef.CPU())
-    graph = compile_graph("pack", module, types, {}, InferenceSession([device]), spec=None, device=device)
+    return compile_graph(name, module, types, {}, session, spec=None, device=CPU())
+
+
+def run(graph: CompiledGraph, channels: int) -> np.ndarray:
     latents = np.arange(channels * 4 * 6, dtype=np.float32).reshape(1, channels, 2, 2, 3, 2)
-    return download(graph(upload(latents, device))[0])
+    return download(graph(upload(latents, CPU()))[0])
+
+
+def packed(channels: int = 4) -> np.ndarray:
+    """Pack the same latents with a graph made afresh."""
+    return run(definition("pack", channels, InferenceSession([CPU()])), channels)
 
 
 def test_a_second_start_traces_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +46,38 @@ def test_a_second_start_traces_nothing(folder: Path, monkeypatch: pytest.MonkeyP
     assert len(list(folder.glob("*.mef"))) == 1
     monkeypatch.setattr(PackLatents, "forward", lambda self, latents: pytest.fail("traced again"))
     np.testing.assert_array_equal(packed(), expected)
+
+
+def test_a_cpu_compiles_all_graphs_as_one_module_and_an_accelerator_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = InferenceSession([CPU()])
+
+    def graphs() -> list[CompiledGraph]:
+        return [definition(name, channels, session) for name, channels in (("four", 4), ("eight", 8))]
+
+    both = graphs()
+    wait_for(both)
+    assert [path.name.split("-")[0] for path in folder.glob("*.mef")] == ["four+eight"]
+    for graph, channels in zip(both, (4, 8), strict=True):
+        assert graph.pending is None
+        assert run(graph, channels).shape == (1, 6, 4 * channels)
+
+    seen = []
+    monkeypatch.setattr(compiler, "compile_together", lambda group: seen.append([graph.name for graph in group]))
+    monkeypatch.setattr(compiler, "_on_host", lambda graphs: False)
+    wait_for(graphs())
+    assert seen == [["four"], ["eight"]]
+
+
+def test_graphs_that_disagree_about_a_weight_are_not_compiled_together() -> None:
+    one, other = (definition(name, 4, InferenceSession([CPU()])).pending for name in ("one", "other"))
+    assert one is not None and other is not None
+    weights = [{"weight": upload(np.zeros(1, np.float32), CPU())} for _ in range(2)]
+    both = [replace(each, weights=data) for each, data in zip((one, other), weights, strict=True)]
+    with pytest.raises(RuntimeError, match="graph other has other data for weight"):
+        compiler._weights(both)
+    assert compiler._weights([both[0], replace(both[1], weights=weights[0])]) == weights[0]
 
 
 def test_other_types_are_another_artifact(folder: Path) -> None:
