@@ -104,7 +104,7 @@ def test_a_graph_that_cannot_be_compiled(
     assert "everything it wrote: " in printed
 
 
-@pytest.mark.slow
+@pytest.mark.targets
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
     """At the real widths; two layers, so that a block's input is once an embedding and once another block's output."""
