@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
@@ -131,8 +133,17 @@ class TimestepEmbedder(Module[[Tensor], Tensor]):
     def forward(self, timesteps: Tensor) -> Tensor:
         """float32 [steps], scaled to [0, 1000] -> [steps, adaln_dim] in the model's dtype."""
         half = _SINUSOIDS // 2
-        frequencies = [math.exp(-math.log(_MAX_PERIOD) * i / half) for i in range(half)]
-        table = F.constant(frequencies, DType.float32, device=timesteps.device)
+        table = F.constant(_frequencies(half), DType.float32, device=timesteps.device)
         angles = F.unsqueeze(timesteps, 1) * F.unsqueeze(table, 0)
         features = F.concat([F.cos(angles), F.sin(angles)], axis=1).cast(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(features)))
+
+
+def _frequencies(count: int) -> npt.NDArray[np.float32]:
+    """Falling from 1 towards 1/_MAX_PERIOD, rounded where the reference rounds.
+
+    Its exponents are float32 numbers. A unit in the last place counts: timesteps up to 1000 multiply it, and exponents
+    in float64 move the sinusoids by 5e-5, which triples the error of a randomly initialized transformer.
+    """
+    exponents = np.float32(-math.log(_MAX_PERIOD)) * np.arange(count, dtype=np.float32) / np.float32(count)
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)
