@@ -4,8 +4,7 @@ A compiled graph takes and returns `max.driver.Buffer`s. A Buffer has no arithme
 run an eager operation, which `max serve` refuses in its worker.
 
 MAX compiles one module at a time in a process, and within a module every kernel once, however many of its graphs use
-it. Graphs that are waited for together are therefore
-compiled as one module: the six of the embedded model take 4.6 minutes on two cores, one after the other 7.5.
+it. Graphs that are waited for together are therefore compiled as one module on a CPU.
 """
 
 from __future__ import annotations
@@ -142,7 +141,8 @@ def compile_graph(
 def wait_for(graphs: Sequence[CompiledGraph]) -> None:
     """Compile graphs, showing progress: as one module for a CPU, one by one for an accelerator.
 
-    There a module of all graphs at the real widths takes 21 GB of host memory to compile, the largest graph 5.4.
+    There one graph at the real widths takes up to 5.4 GiB of host memory to compile; a module of all of them had reached
+    21 GB when it was given up.
 
     Raises:
         RuntimeError: If MAX cannot compile one.
@@ -158,11 +158,13 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
     """Load the graphs of one session from their artifact on disk, or else trace and compile them as one module.
 
     Raises:
-        RuntimeError: If MAX cannot compile one, or if two call different data by the same name.
+        RuntimeError: If MAX cannot compile one, or if two have the same name or call different data by the same name.
     """
     with _lock:
+        definitions = [graph.pending for graph in graphs if graph.pending]
         pending = {graph.name: graph for graph in graphs if graph.pending}
-        definitions = [graph.pending for graph in pending.values() if graph.pending]
+        if len(pending) < len(definitions):
+            raise RuntimeError(f"two graphs of one module have the same name: {[each.name for each in definitions]}")
         if definitions:
             for name, model in _models(definitions).items():
                 pending[name].finish(model)

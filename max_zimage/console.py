@@ -17,6 +17,7 @@ from max_zimage.progress import Progress, Silent
 _PATIENCE = 5.0  # seconds after which a stage explains why it takes long
 _FILE_WIDTH = 120
 _LINE_EVERY = 5.0  # seconds between the lines of one stage where there is no terminal
+_SIGN_OF_LIFE_EVERY = 30.0  # seconds between lines of a stage in which nothing gets done, e.g. while graphs compile
 
 
 def display(*, quiet: bool = False, note: str = "", stream: TextIO | None = None) -> Progress:
@@ -84,6 +85,7 @@ class LineProgress:
         self._stage, self._total, self._done = "", 0, 0
         self._began = self._spoke = 0.0
         self._timer: threading.Timer | None = None
+        self._over, self._life = threading.Event(), threading.Thread()
 
     def begin(self, stage: str, total: int) -> None:
         """Say what begins."""
@@ -92,6 +94,9 @@ class LineProgress:
         self._say(f"{stage}: 0/{total}")
         self._timer = _say_later(self._note, self._say)
         self._note = ""
+        self._over = threading.Event()
+        self._life = threading.Thread(target=self._show_life, daemon=True)
+        self._life.start()
 
     def advance(self, label: str) -> None:
         """Say how far it is, unless that was said just now."""
@@ -102,9 +107,15 @@ class LineProgress:
 
     def end(self) -> None:
         """Say how long it took, and how far it came."""
+        self._over.set()
+        self._life.join()
         if self._timer is not None:
             self._timer.cancel()
         self._say(f"{self._stage}: {self._done}/{self._total} in {time.monotonic() - self._began:.1f} s")
+
+    def _show_life(self) -> None:
+        while not self._over.wait(_SIGN_OF_LIFE_EVERY):
+            self._say(f"{self._stage}: {self._done}/{self._total} after {time.monotonic() - self._began:.0f} s")
 
     def _say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

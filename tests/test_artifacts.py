@@ -15,7 +15,7 @@ from max.graph import DeviceRef
 from graphs.latents import PackLatents
 from graphs.layers import build
 from max_zimage import artifacts, compiler
-from max_zimage.compiler import CompiledGraph, compile_graph, wait_for
+from max_zimage.compiler import CompiledGraph, compile_graph, compile_together, wait_for
 from max_zimage.devices import download, upload
 
 
@@ -78,6 +78,12 @@ def test_graphs_that_disagree_about_a_weight_are_not_compiled_together() -> None
     with pytest.raises(RuntimeError, match="graph other has other data for weight"):
         compiler._weights(both)
     assert compiler._weights([both[0], replace(both[1], weights=weights[0])]) == weights[0]
+
+
+def test_graphs_of_one_name_are_not_compiled_together() -> None:
+    session = InferenceSession([CPU()])
+    with pytest.raises(RuntimeError, match=r"two graphs of one module have the same name: \['pack', 'pack'\]"):
+        compile_together([definition("pack", channels, session) for channels in (4, 8)])
 
 
 def test_other_types_are_another_artifact(folder: Path) -> None:

@@ -63,6 +63,19 @@ def test_whoever_waits_is_told_why(stream: io.StringIO, monkeypatch: pytest.Monk
     assert "1/1" in stream.getvalue()
 
 
+def test_a_stage_in_which_nothing_gets_done_shows_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "_SIGN_OF_LIFE_EVERY", 0.01)
+    with shown_by(display(stream=stream)), stage("Compiling", 6) as shown:
+        deadline = time.monotonic() + 20
+        while "0/6 after 0 s" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        shown.advance("graph")
+    lines = stream.getvalue().splitlines()
+    assert "Compiling: 0/6 after 0 s" in lines
+    assert lines[-1].startswith("Compiling: 1/6 in ")
+
+
 def test_a_quick_stage_explains_nothing() -> None:
     stream = io.StringIO()
     with shown_by(display(stream=stream, note="This takes minutes.")), stage("Compiling", 1):
