@@ -22,7 +22,8 @@ def activation_bytes(specs: ModelSpecs, *, height: int, width: int, guided: bool
         dtype: Of weights and computation.
 
     Returns:
-        Bytes; right within a factor of two or so, since the compiler decides what is fused and what is kept.
+        Bytes; right within a factor of two or so, since the compiler decides what is fused and what is kept. Where the
+        decoder decides, the process grew by 1.1 to 1.2 times as much (float32 on a CPU, 512x512 and 1024x1024).
     """
     transformer, size = specs.transformer, _BYTES[dtype]
     tokens = padded(height * width // PIXELS_PER_TOKEN**2) + _CAPTION
