@@ -213,7 +213,7 @@ def _report(graph: str, answer: str, status: int, log: Path) -> Report:
     """Read the worker's last line; without one, the process was ended from outside or by a crash of the compiler."""
     lines = answer.splitlines()
     result = json.loads(lines[-1]) if lines else {}
-    error = result.get("error") if result else f"the compiler's process ended with status {status}"
+    error = result.get("error") if result else _last_words(status, log)
     if error is None:
         log.unlink()
     return Report(
@@ -225,3 +225,9 @@ def _report(graph: str, answer: str, status: int, log: Path) -> Report:
         error=error,
         log=None if error is None else log,
     )
+
+
+def _last_words(status: int, log: Path) -> str:
+    """What is known of a process that ended without an answer: LLVM aborts it, with its reason as the last line."""
+    said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"the compiler's process ended with status {status}" + (f": {said[-1]}" if said else "")

@@ -14,6 +14,7 @@ from max_zimage.targets import (
     FULL_MODEL,
     GRAPHS,
     TARGETS,
+    _report,
     check_graphs,
     check_target,
     compile_target,
@@ -102,6 +103,18 @@ def test_a_graph_that_cannot_be_compiled(
     printed = capsys.readouterr().out
     assert "failed" in printed
     assert "everything it wrote: " in printed
+
+
+@pytest.mark.parametrize(
+    ("said", "ends"), [("", "status -6"), ("note\nLLVM ERROR: no\n\n", "status -6: LLVM ERROR: no")]
+)
+def test_a_compiler_that_ends_its_process(said: str, ends: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(said)
+    report = _report("pack", "", -6, log)
+    assert report.error is not None
+    assert report.error.endswith(ends)
+    assert (report.seconds, report.log) == (None, log)
 
 
 @pytest.mark.targets
