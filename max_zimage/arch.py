@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from max.graph.weights import WeightsFormat
-from max.pipelines.context import PixelContext
 from max.pipelines.diffusion.config import GENERIC_TAYLORSEER_DEFAULTS
 from max.pipelines.lib import SupportedArchitecture
 from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
@@ -18,6 +17,8 @@ from transformers import AutoConfig
 from max_zimage.context_tokenizer import ZImageTokenizer
 from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.pipeline import ZImagePipeline
+from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.pipeline import PixelGenerationPipeline
 
 
 @dataclass(kw_only=True)
@@ -79,7 +80,8 @@ ARCHITECTURE = SupportedArchitecture(
     supported_encodings=ZImageArchConfig.SUPPORTED_ENCODINGS,
     pipeline_model=ZImagePipeline,  # type: ignore[arg-type]  # MAX's annotation leaves diffusion pipelines out
     tokenizer=ZImageTokenizer,
-    context_type=PixelContext,
+    context_type=ZImageContext,
+    pipeline_cls=PixelGenerationPipeline,
     config=ZImageArchConfig,
     default_weights_format=WeightsFormat.safetensors,
     denoising_cache_defaults=GENERIC_TAYLORSEER_DEFAULTS,

@@ -1,4 +1,4 @@
-"""The adapter to `max serve`: an HTTP request, validated, becomes the PixelContext that the worker runs.
+"""The adapter to `max serve`: an HTTP request, validated, becomes the ZImageContext that the worker runs.
 
 Everything is checked here, because only errors raised here reach the client as a 400 with their message; what the
 worker raises becomes a 500 without one.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub import snapshot_download
-from max.pipelines.context import PixelContext, TokenBuffer
+from max.pipelines.context import TokenBuffer
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.lib.request_text import retrieve_input_text
@@ -28,6 +28,7 @@ from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.noise import initial_noise
 from max_zimage.request_checks import RequestError, check_token_count
 from max_zimage.schedule import schedule
+from max_zimage.serving.context import ZImageContext
 from max_zimage.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
@@ -36,7 +37,7 @@ _CONFIGURED = ("text_encoder", "transformer", "vae", "scheduler")
 IdArray = npt.NDArray[np.int64]
 
 
-class ZImageTokenizer(PipelineTokenizer[PixelContext, IdArray, OpenResponsesRequest]):
+class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesRequest]):
     """Turns requests of the OpenResponses API into contexts for ZImagePipeline."""
 
     def __init__(
@@ -107,7 +108,7 @@ class ZImageTokenizer(PipelineTokenizer[PixelContext, IdArray, OpenResponsesRequ
         """Raise: nothing here produces text."""
         raise NotImplementedError("Z-Image makes pictures, there is no text to decode")
 
-    async def new_context(self, request: OpenResponsesRequest) -> PixelContext:
+    async def new_context(self, request: OpenResponsesRequest) -> ZImageContext:
         """Validate a request and prepare all that the worker needs.
 
         Args:
@@ -122,7 +123,7 @@ class ZImageTokenizer(PipelineTokenizer[PixelContext, IdArray, OpenResponsesRequ
         # Large noise takes long enough to hold up the server's other requests: not on its event loop.
         return await asyncio.to_thread(self._context, request)
 
-    def _context(self, request: OpenResponsesRequest) -> PixelContext:
+    def _context(self, request: OpenResponsesRequest) -> ZImageContext:
         try:
             options = _image_options(request)
             asked = self._parse(request, options)
@@ -132,7 +133,7 @@ class ZImageTokenizer(PipelineTokenizer[PixelContext, IdArray, OpenResponsesRequ
         plan = schedule(self._schedule, steps=asked.num_inference_steps, shift=asked.shift)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
-        return PixelContext(
+        return ZImageContext(
             request_id=request.request_id,
             model_name=request.body.model,
             tokens=TokenBuffer(prompt),
@@ -147,7 +148,7 @@ class ZImageTokenizer(PipelineTokenizer[PixelContext, IdArray, OpenResponsesRequ
             width=asked.width,
             num_inference_steps=asked.num_inference_steps,
             guidance_scale=asked.guidance_scale,
-            cfg_normalization=options.cfg_normalization,
+            cfg_normalization=asked.cfg_normalization,
             cfg_truncation=asked.cfg_truncation,
             num_images_per_prompt=asked.num_images_per_prompt,
             output_format=options.output_format,

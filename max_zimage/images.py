@@ -7,6 +7,7 @@ comment. Nothing is ever overwritten, and a file appears under its name only onc
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import warnings
@@ -25,6 +26,7 @@ __all__ = [
     "GenerationParameters",
     "ImageFileError",
     "check_writable",
+    "encode_image",
     "next_free_paths",
     "read_parameters",
     "save_image",
@@ -108,17 +110,42 @@ def save_image(pixels: npt.NDArray[np.uint8], path: Path, parameters: Generation
         ValueError: If they are not [height, width, 3].
         ImageFileError: If the file exists or cannot be written; nothing is left behind.
     """
+    content = encode_image(pixels, _format_of(path), parameters.to_json())
+    with _reported(path), _temporary_sibling(path) as temporary:
+        temporary.write_bytes(content)
+        # Taking the name first is what makes two programs that save the same name at once both safe.
+        path.touch(exist_ok=False)
+        os.replace(temporary, path)
+
+
+def encode_image(
+    pixels: npt.NDArray[np.uint8], kind: str, parameters: str = "", compression: int | None = None
+) -> bytes:
+    """Encode a picture.
+
+    Args:
+        pixels: uint8 [height, width, 3], RGB.
+        kind: "PNG", "JPEG" or "WEBP".
+        parameters: JSON from `GenerationParameters.to_json` that the picture will carry; empty for none.
+        compression: Quality of JPEG and WebP from 1 to 100; by default 95 for JPEG, and WebP without loss.
+
+    Raises:
+        TypeError: If the pixels are not uint8.
+        ValueError: If they are not [height, width, 3].
+        ImageFileError: If a JPEG cannot hold the parameters.
+    """
     if pixels.dtype != np.uint8:
         raise TypeError(f"pixels must be uint8, got {pixels.dtype}")
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ValueError(f"pixels must be [height, width, 3], got {list(pixels.shape)}")
-    kind = _format_of(path)
-    options = _SAVE_OPTIONS[kind] | _embedded(parameters, kind)
-    with _reported(path), _temporary_sibling(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format=kind, **options)
-        # Taking the name first is what makes two programs that save the same name at once both safe.
-        path.touch(exist_ok=False)
-        os.replace(temporary, path)
+    options = dict(_SAVE_OPTIONS[kind])
+    if compression is not None and kind != "PNG":
+        options |= {"quality": compression, "lossless": False} if kind == "WEBP" else {"quality": compression}
+    if parameters:
+        options |= _embedded(parameters, kind)
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(content, format=kind, **options)
+    return content.getvalue()
 
 
 def read_parameters(path: Path) -> GenerationParameters:
@@ -156,9 +183,8 @@ def _format_of(path: Path) -> str:
     return kind
 
 
-def _embedded(parameters: GenerationParameters, kind: str) -> dict[str, Any]:
+def _embedded(text: str, kind: str) -> dict[str, Any]:
     """Pillow's save options that put the parameters inside."""
-    text = parameters.to_json()
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
         chunks.add_itxt(_TEXT_KEY, text)

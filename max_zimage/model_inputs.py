@@ -51,7 +51,7 @@ class ZImageModelInputs:
         cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; 0 for none.
         height: Pixels.
         width: Pixels.
-        num_images_per_prompt: Pictures of every prompt.
+        num_images_per_prompt: Pictures of every prompt; all pictures where requests share a batch.
         items: The transformer's batch; with both guidance branches if any step is guided.
     """
 

@@ -42,7 +42,7 @@ from max_zimage.devices import download, upload
 from max_zimage.memory import available_memory, check_device_memory, check_memory
 from max_zimage.model_inputs import ZImageModelInputs
 from max_zimage.request_checks import output_type as checked_output_type
-from max_zimage.request_inputs import inputs_of_context
+from max_zimage.request_inputs import inputs_of_contexts
 from max_zimage.small_graphs import pack_graph, prepare_scheduler_graph, scheduler_step_graph
 from max_zimage.sources import Sources, find_sources
 
@@ -166,7 +166,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         Args:
             context: From `ZImageTokenizer`: validated, with schedule and noise in it.
         """
-        return inputs_of_context(context, self.transformer.rope_spec, self.device)
+        return inputs_of_contexts([context], self.transformer.rope_spec, self.device)
 
     def preprocess_latents(self, latents: Buffer, dtype: DType = DType.float32) -> Buffer:
         """Patchify and pack.

@@ -58,28 +58,50 @@ def inputs_of_request(
     )
 
 
-def inputs_of_context(context: PixelContext, rope_spec: RopeSpec, device: Device) -> ZImageModelInputs:
-    """Bring a request of `max serve` to the device.
+def sharing_key(context: PixelContext) -> tuple[object, ...]:
+    """What requests of a server must have in common to share their denoising steps: sizes, schedule and guidance."""
+    return (
+        context.height,
+        context.width,
+        np.asarray(context.sigmas, np.float32).tobytes(),
+        float(context.guidance_scale),
+        float(context.cfg_truncation),
+        float(context.cfg_normalization),
+    )
+
+
+def inputs_of_contexts(
+    contexts: Sequence[PixelContext], rope_spec: RopeSpec, device: Device, *, first_step: int = 0
+) -> ZImageModelInputs:
+    """Bring requests of a server to the device, as one batch.
 
     Args:
-        context: From `ZImageTokenizer`: validated, with schedule and noise in it.
+        contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; all of one `sharing_key`.
         rope_spec: The transformer's rotary embedding.
         device: Where the transformer runs.
+        first_step: Where the schedule begins; steps before it are done.
+
+    Raises:
+        ValueError: If the requests have not the same `sharing_key`.
     """
-    sigmas = np.asarray(context.sigmas, np.float32)
-    plan = Schedule(sigmas=sigmas, timesteps=np.asarray(context.timesteps, np.float32), deltas=np.diff(sigmas))
-    guidance = guidance_by_step(plan, float(context.guidance_scale), float(context.cfg_truncation))
-    texts = [np.asarray(context.tokens.array, np.int64)]
-    if context.negative_tokens is not None and guidance.any():
-        texts.append(np.asarray(context.negative_tokens.array, np.int64))
-    captions = arrange(texts, (), copies=context.num_images_per_prompt, prompts=1)
+    first = contexts[0]
+    if any(sharing_key(context) != sharing_key(first) for context in contexts[1:]):
+        raise ValueError("requests that share a batch must have the same size, schedule and guidance")
+    sigmas = np.asarray(first.sigmas, np.float32)
+    plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
+    guidance = guidance_by_step(plan, float(first.guidance_scale), float(first.cfg_truncation))[first_step:]
+    texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
+    if guidance.any():
+        negatives = [context.negative_tokens for context in contexts]
+        texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
+    copies = [context.num_images_per_prompt for context in contexts]
     return _inputs(
-        captions,
-        np.asarray(context.latents, np.float32),
-        plan,
+        arrange(texts, (), copies=copies),
+        np.concatenate([np.asarray(context.latents, np.float32) for context in contexts]),
+        plan.after(first_step),
         guidance,
-        float(context.cfg_normalization),
-        context.num_images_per_prompt,
+        float(first.cfg_normalization),
+        sum(copies),
         rope_spec,
         device,
     )
@@ -103,8 +125,8 @@ def captions_of_request(
     texts = tokens_of_request(request, tokenizer, limits)
     given = (*(request.prompt_embeds or ()), *(negatives or ()))
     features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
-    copies = request.num_images_per_prompt
-    return arrange([] if features else texts, features, copies=copies, prompts=request.num_prompts)
+    copies = [request.num_images_per_prompt] * request.num_prompts
+    return arrange([] if features else texts, features, copies=copies)
 
 
 def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
@@ -120,24 +142,30 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     return texts
 
 
-def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: int, prompts: int) -> Captions:
+def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: Sequence[int]) -> Captions:
     """Find the distinct captions, and which one each item of the transformer's batch shows.
 
     Args:
         texts: Token ids of the positive captions, then of the negative ones.
         features: The same as features, in place of `texts`.
-        copies: Pictures of every prompt.
-        prompts: Positive captions; the rest are as many negative ones, or none.
+        copies: Pictures of each prompt: as many as there are positive captions. The rest of the captions are as many
+            negative ones, or none.
     """
     keys = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
     distinct = {key: index for index, key in reversed(list(enumerate(keys)))}
     kept = sorted(distinct.values())
     places = {key: kept.index(index) for key, index in distinct.items()}
-    positive, negative = keys[:prompts], keys[prompts:]
+    positive, negative = keys[: len(copies)], keys[len(copies) :]
     return Captions(
         tokens=tuple(texts[index] for index in kept) if texts else (),
         features=() if texts else tuple(features[index] for index in kept),
-        rows=tuple(places[key] for branch in (positive, negative) for key in branch for _ in range(copies)),
+        rows=tuple(
+            places[key]
+            for branch in (positive, negative)
+            if branch
+            for key, pictures in zip(branch, copies, strict=True)
+            for _ in range(pictures)
+        ),
     )
 
 

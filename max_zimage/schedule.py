@@ -54,6 +54,10 @@ class Schedule:
         """Number of evaluations of the model."""
         return len(self.timesteps)
 
+    def after(self, steps: int) -> Schedule:
+        """What is left of the schedule when some steps are done, or are left out as image-to-image does."""
+        return Schedule(sigmas=self.sigmas[steps:], timesteps=self.timesteps[steps:], deltas=self.deltas[steps:])
+
 
 def default_sigmas(steps: int) -> FloatArray:
     """Return the unshifted noise levels 1 ... 1/steps.

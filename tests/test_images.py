@@ -109,11 +109,11 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save(self: Image.Image, target: Path, **_: object) -> None:
-        target.write_bytes(b"half a pic")
+    def write(self: Path, content: bytes) -> None:
+        self.write_text("half a pic")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write)
     with pytest.raises(ImageFileError, match="cannot be written: No space left"):
         save_image(picture(), tmp_path / "star.png", PARAMETERS)
     assert list(tmp_path.iterdir()) == []

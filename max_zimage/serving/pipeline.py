@@ -1,0 +1,36 @@
+"""The pipeline that MAX's worker makes: its own, and the scheduler that goes with it.
+
+MAX's worker chooses the scheduler by the name of the pipeline's class, which therefore is that of MAX's own, and makes
+it by a name in `max.serve.scheduler`, which is where ours is put. Both hold for MAX 26.7; should another version do it
+differently, its own scheduler serves one request at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import max.serve.scheduler as max_scheduler
+from max.pipelines.context import PixelGenerationContextType
+from max.pipelines.diffusion.pipeline import PixelGenerationPipeline as MaxPixelGenerationPipeline
+
+MAX_PICTURES_VARIABLE = "MAX_ZIMAGE_MAX_BATCH_PICTURES"
+"""Pictures that may share a batch; MAX hands its worker no settings of ours, so the environment does."""
+
+DEFAULT_MAX_PICTURES = 4
+
+
+class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextType]):
+    """MAX's pipeline of pictures with the project's scheduler.
+
+    Attributes:
+        max_pictures: Pictures that requests may share a batch with.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what MAX's registry passes."""
+        from max_zimage.serving.scheduler import StepScheduler
+
+        super().__init__(*args, **kwargs)
+        self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, DEFAULT_MAX_PICTURES))
+        max_scheduler.OneShotScheduler = StepScheduler  # type: ignore[misc]
