@@ -18,9 +18,8 @@ export PROMPT
 generate: $(VENV)/.runtime ## draw PROMPT="a red star on a blue background"; more flags in ARGS="--seed 3"
 	max-zimage generate $(if $(PROMPT),"$$PROMPT") $(ARGS)
 
-# /v1/responses is off unless the API types name it; no telemetry leaves the machine.
 serve: $(VENV)/.runtime ## the embedded model behind an HTTP API on port 8000
-	MAX_SERVE_API_TYPES='["openai","responses"]' OTEL_SDK_DISABLED=true max serve --custom-architectures max_zimage --model max_zimage/assets/tiny-zimage --served-model-name tiny-zimage --devices cpu $(ARGS)
+	max-zimage serve $(ARGS)
 
 compile: $(VENV)/.runtime ## every graph for ARGS="--target cuda:sm_90a", with or without that GPU here
 	max-zimage compile $(ARGS)

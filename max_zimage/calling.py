@@ -43,6 +43,7 @@ class Prepared:
     """A checkpoint that is found and checked, but not loaded.
 
     Attributes:
+        directory: Where it lies.
         config: MAX's configuration of it.
         devices: The first one will run all components.
         weight_paths: Files in place of the checkpoint's own.
@@ -50,6 +51,7 @@ class Prepared:
         tokenizer: Its tokenizer.
     """
 
+    directory: Path
     config: PipelineConfig
     devices: list[Device]
     weight_paths: list[Path]
@@ -117,7 +119,7 @@ class Calling:
         sources = find_sources(
             config, paths, constants.unprefixed_weight_component, devices[0], constants.default_num_inference_steps
         )
-        return Prepared(config, devices, paths, sources, PromptTokenizer(directory / "tokenizer"))
+        return Prepared(directory, config, devices, paths, sources, PromptTokenizer(directory / "tokenizer"))
 
     @classmethod
     def from_prepared(cls, prepared: Prepared) -> Self:

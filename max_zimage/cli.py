@@ -1,7 +1,8 @@
 """The command `max-zimage`: what can be asked for, and how its errors are told.
 
 Exit codes: 0 done, 1 failed, 2 something wrong with what was asked for, 130 interrupted. The commands themselves are in
-`cli_generate`, `cli_info` and `cli_compile`; nothing heavy is imported before the arguments are known to be right.
+`cli_generate`, `cli_info`, `cli_compile` and `cli_serve`; nothing heavy is imported before the arguments are known to
+be right.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from max_zimage import __version__
 from max_zimage.cli_errors import BadInput, error_line
+from max_zimage.cli_serve_flags import add_serve
 
 DEFAULT_PROMPT = "a red star on a blue background"
 """Drawn where neither a prompt nor a picture to repeat is given."""
@@ -59,6 +61,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli_info import info
 
         return info(arguments)
+    if arguments.command == "serve":
+        from max_zimage.cli_serve import serve
+
+        return serve(arguments)
     from max_zimage.cli_compile import compile_graphs
 
     return compile_graphs(arguments)
@@ -79,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands, shared)
     _add_info(commands, shared)
     _add_compile(commands, shared)
+    add_serve(commands, _at_least_one)
     return parser
 
 

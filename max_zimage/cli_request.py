@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from max_zimage import __version__
 from max_zimage.cli import DEFAULT_PROMPT, EMBEDDED_NAME
 from max_zimage.images import read_parameters
 from max_zimage.inputs import GenerationRequest
@@ -118,24 +117,7 @@ def parameters_of(request: GenerationRequest, wanted: Wanted, dtype: ModelDtype)
         wanted: Names the model and its weight files.
         dtype: That the model ran in.
     """
-    return GenerationParameters(
-        prompt=request.prompts[0],
-        negative_prompt=request.negative_prompts[0] if request.negative_prompts else "",
-        height=request.height,
-        width=request.width,
-        num_inference_steps=request.num_inference_steps,
-        sigmas=request.sigmas,
-        shift=request.shift,
-        guidance_scale=request.guidance_scale,
-        cfg_normalization=request.cfg_normalization,
-        cfg_truncation=request.cfg_truncation,
-        max_sequence_length=request.max_sequence_length,
-        seed=request.seed or 0,
-        model=wanted.model,
-        weight_paths=wanted.weight_paths,
-        dtype=dtype,
-        version=__version__,
-    )
+    return GenerationParameters.of(request, model=wanted.model, weight_paths=wanted.weight_paths, dtype=dtype)
 
 
 def _either(given: T | None, saved: T | None) -> T | None:

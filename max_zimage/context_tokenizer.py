@@ -17,7 +17,7 @@ from max.pipelines.context import TokenBuffer
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.lib.request_text import retrieve_input_text
-from max.pipelines.modeling.types import PipelineTokenizer, TokenIds
+from max.pipelines.modeling.types import PipelineTokenizer, RequestID, TokenIds
 from max.pipelines.request import OpenResponsesRequest
 from max.pipelines.request.open_responses import InputImageContent
 from max.pipelines.request.provider_options import ImageProviderOptions
@@ -38,7 +38,12 @@ IdArray = npt.NDArray[np.int64]
 
 
 class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesRequest]):
-    """Turns requests of the OpenResponses API into contexts for ZImagePipeline."""
+    """Turns requests of the OpenResponses API into contexts for ZImagePipeline.
+
+    Attributes:
+        limits: What the checkpoint can do at most.
+        defaults: What a request gets where it says nothing.
+    """
 
     def __init__(
         self,
@@ -77,13 +82,13 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
                 f"{specs.text_encoder.vocab_size} embeddings: they are from different checkpoints"
             )
         self._schedule = specs.schedule
-        self._limits = Limits.of(
+        self.limits = Limits.of(
             axes_lens=specs.transformer.axes_lens,
             max_positions=min(max_length, specs.text_encoder.max_positions),
             latent_channels=specs.transformer.in_channels,
             caption_dim=specs.transformer.caption_dim,
         )
-        self._defaults = RequestDefaults.of(
+        self.defaults = RequestDefaults.of(
             shift=specs.schedule.shift,
             sample_size=configs["vae"]["sample_size"],
             steps=default_num_inference_steps,
@@ -125,25 +130,46 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
 
     def _context(self, request: OpenResponsesRequest) -> ZImageContext:
         try:
-            options = _image_options(request)
-            asked = self._parse(request, options)
-            prompt, *negative = [self._ids(text, asked) for text in (*asked.prompts, *asked.negative_prompts)]
+            return self.make_context(
+                self.parse(request),
+                request_id=request.request_id,
+                model_name=request.body.model,
+                output_format=image_options(request).output_format,
+            )
         except (RequestError, TokenizerError) as error:
             raise InputError(str(error)) from error
+
+    def make_context(
+        self, asked: GenerationRequest, *, request_id: RequestID, model_name: str, output_format: str, **more: Any
+    ) -> ZImageContext:
+        """Tokenize a request of one prompt, and make its schedule and noise.
+
+        Args:
+            asked: The request.
+            request_id: Its id.
+            model_name: What the client calls the model.
+            output_format: One of `OUTPUT_FORMATS`.
+            **more: Other fields of `ZImageContext`.
+
+        Raises:
+            RequestError: If a text has too many tokens.
+            TokenizerError: If the chat template refuses it.
+        """
+        prompt, *negative = [self._ids(text, asked) for text in (*asked.prompts, *asked.negative_prompts)]
         plan = schedule(self._schedule, steps=asked.num_inference_steps, shift=asked.shift)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
         return ZImageContext(
-            request_id=request.request_id,
-            model_name=request.body.model,
+            request_id=request_id,
+            model_name=model_name,
             tokens=TokenBuffer(prompt),
             mask=np.ones(len(prompt), np.bool_),
             negative_tokens=None if negative_ids is None else TokenBuffer(negative_ids),
             negative_mask=None if negative_ids is None else np.ones(len(negative_ids), np.bool_),
-            explicit_negative_prompt=options.negative_prompt is not None,
+            explicit_negative_prompt=any(asked.negative_prompts),
             timesteps=plan.timesteps,
             sigmas=plan.sigmas,
-            latents=initial_noise(seed, asked.num_images, self._limits.latent_channels, asked.height, asked.width),
+            latents=initial_noise(seed, asked.num_images, self.limits.latent_channels, asked.height, asked.width),
             height=asked.height,
             width=asked.width,
             num_inference_steps=asked.num_inference_steps,
@@ -151,16 +177,23 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             cfg_normalization=asked.cfg_normalization,
             cfg_truncation=asked.cfg_truncation,
             num_images_per_prompt=asked.num_images_per_prompt,
-            output_format=options.output_format,
+            output_format=output_format,
             seed=seed,
+            **more,
         )
 
-    def _parse(self, request: OpenResponsesRequest, options: ImageProviderOptions) -> GenerationRequest:
+    def parse(self, request: OpenResponsesRequest) -> GenerationRequest:
+        """Read and check a request of the OpenResponses API.
+
+        Raises:
+            RequestError: With all that is wrong.
+        """
+        options = image_options(request)
         # The schema fills an unset guidance scale with 3.5, which would switch guidance on for distilled checkpoints.
         guidance = options.guidance_scale if "guidance_scale" in options.model_fields_set else None
         return GenerationRequest.create(
-            limits=self._limits,
-            defaults=self._defaults,
+            limits=self.limits,
+            defaults=self.defaults,
             prompt=_prompt(request),
             negative_prompt=options.negative_prompt,
             height=options.height,
@@ -177,7 +210,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
     def _ids(self, text: str, asked: GenerationRequest) -> IdArray:
         ids = self._tokenizer.encode(text)
         which = "the prompt" if text in asked.prompts else "the negative prompt"
-        check_token_count(len(ids), asked.max_sequence_length, which, self._limits.max_tokens)
+        check_token_count(len(ids), asked.max_sequence_length, which, self.limits.max_tokens)
         return ids
 
 
@@ -194,8 +227,12 @@ def _prompt(request: OpenResponsesRequest) -> str:
         raise RequestError(str(error)) from error
 
 
-def _image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
-    """The request's image options; what the schema knows and Z-Image does not is refused, not ignored."""
+def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
+    """The request's image options; what the schema knows and Z-Image does not is refused, not ignored.
+
+    Raises:
+        RequestError: With the names of all that has no use.
+    """
     options = request.body.provider_options.image or ImageProviderOptions.model_validate({})
     given = options.model_fields_set
     refused = {

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from max_zimage import __version__
+from max_zimage.noise import image_seed
+
+if TYPE_CHECKING:
+    from max_zimage.inputs import GenerationRequest
 
 PROGRAM = "max_zimage"
 """The mark that tells these parameters from those of other programs."""
@@ -55,6 +61,38 @@ class GenerationParameters:
     weight_paths: tuple[str, ...]
     dtype: str
     version: str
+
+    @classmethod
+    def of(
+        cls, request: GenerationRequest, *, model: str, weight_paths: tuple[str, ...], dtype: str, picture: int = 0
+    ) -> GenerationParameters:
+        """What one picture of a request remembers.
+
+        Args:
+            request: A request of one prompt.
+            model: The checkpoint, as it was named.
+            weight_paths: Weight files in place of the checkpoint's own, as they were named.
+            dtype: That the model ran in.
+            picture: Which of the request's pictures.
+        """
+        return cls(
+            prompt=request.prompts[0],
+            negative_prompt=request.negative_prompts[0] if request.negative_prompts else "",
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            sigmas=request.sigmas,
+            shift=request.shift,
+            guidance_scale=request.guidance_scale,
+            cfg_normalization=request.cfg_normalization,
+            cfg_truncation=request.cfg_truncation,
+            max_sequence_length=request.max_sequence_length,
+            seed=image_seed(request.seed or 0, picture),
+            model=model,
+            weight_paths=weight_paths,
+            dtype=dtype,
+            version=__version__,
+        )
 
     def to_json(self) -> str:
         """Return one JSON object, marked with the program and the version of the layout."""

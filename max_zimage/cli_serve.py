@@ -1,0 +1,90 @@
+"""`max-zimage serve`: the flags of a server, checked, and its life."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+from pathlib import Path
+
+from max_zimage.cli import EMBEDDED_NAME
+from max_zimage.cli_errors import BadInput, checking
+from max_zimage.cli_request import model_path
+from max_zimage.serving.settings import ServerLimits, ServerSettings
+
+KEY_VARIABLE = "MAX_ZIMAGE_API_KEY"
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BadInput: If the model, the device, the key file or the port does not do; nothing is loaded before.
+    """
+    settings = settings_of(arguments)
+    _check_port(settings.host, settings.port)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with checking():
+        from max_zimage import ZImagePipeline
+
+        prepared = ZImagePipeline.prepare(settings.model, device=settings.device, dtype=settings.dtype)
+    from max_zimage.serving.server import run
+
+    return run(settings, prepared)
+
+
+def settings_of(arguments: argparse.Namespace) -> ServerSettings:
+    """The settings that flags and environment name.
+
+    Raises:
+        BadInput: If the key file cannot be read or is empty.
+    """
+    model = model_path(arguments.model)
+    return ServerSettings(
+        model=model,
+        name=arguments.served_model_name or (EMBEDDED_NAME if model is None else model.rstrip("/").split("/")[-1]),
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        dtype=arguments.dtype or "auto",
+        api_key=_api_key(arguments.api_key_file),
+        allow_remote_images=arguments.allow_remote_images,
+        restart=arguments.restart,
+        batch_pictures=arguments.batch_pictures,
+        shutdown_seconds=arguments.shutdown_seconds,
+        limits=ServerLimits(
+            pixels=arguments.max_pixels,
+            steps=arguments.max_steps,
+            images=arguments.max_images,
+            prompt_characters=arguments.max_prompt_characters,
+            body_bytes=arguments.max_body_bytes,
+            queue=arguments.max_queue,
+            seconds=arguments.max_seconds,
+        ),
+    )
+
+
+def _api_key(file: str | None) -> str | None:
+    """The key, from a file or the environment: never from the command line, which all users of a machine can read."""
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--api-key-file {file} cannot be read: {error}") from error
+    if not key:
+        raise BadInput(f"--api-key-file {file} is empty; put the key into it")
+    return key
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say at once that the port is taken, and not after minutes of loading."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise BadInput(f"--host {host} --port {port}: {error.strerror}; choose another") from error

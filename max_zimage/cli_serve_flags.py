@@ -1,0 +1,86 @@
+"""The flags of `max-zimage serve`; apart from the command, which imports MAX."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from max_zimage.serving.settings import ServerLimits, ServerSettings
+
+
+def add_serve(commands: argparse._SubParsersAction[Any], at_least_one: Callable[[str], int]) -> None:
+    """Add the command.
+
+    Args:
+        commands: Where to.
+        at_least_one: Reads a whole number above 0.
+    """
+    parser = commands.add_parser(
+        "serve",
+        allow_abbrev=False,
+        help="serve a model over HTTP",
+        description="Serve a model over HTTP: OpenAI's image routes and MAX's /v1/responses.",
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a directory or a hub id; the embedded model if not given"
+    )
+    parser.add_argument("--served-model-name", metavar="NAME", help="what requests call it; its own name if not given")
+    parser.add_argument("--host", default=ServerSettings.host, help="address to listen on; 127.0.0.1 if not given")
+    parser.add_argument("--port", type=int, default=ServerSettings.port, help="8000 if not given")
+    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
+    safety = parser.add_argument_group("safety")
+    safety.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="holds the key that clients must send; else MAX_ZIMAGE_API_KEY does, if set",
+    )
+    safety.add_argument(
+        "--allow-remote-images",
+        action="store_true",
+        help="fetch images that requests name by URL, from public addresses",
+    )
+    running = parser.add_argument_group("running")
+    running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
+    running.add_argument(
+        "--batch-pictures",
+        type=at_least_one,
+        metavar="N",
+        default=ServerSettings.batch_pictures,
+        help=f"pictures of waiting requests that may share their steps; {ServerSettings.batch_pictures} if not given",
+    )
+    running.add_argument(
+        "--shutdown-seconds",
+        type=_seconds,
+        metavar="S",
+        default=ServerSettings.shutdown_seconds,
+        help=f"for work in flight after SIGTERM; {ServerSettings.shutdown_seconds:g} if not given",
+    )
+    limits = parser.add_argument_group("limits of a request")
+    for flag, default, what in (
+        ("--max-pixels", ServerLimits.pixels, "height times width"),
+        ("--max-steps", ServerLimits.steps, "denoising steps"),
+        ("--max-images", ServerLimits.images, "pictures"),
+        ("--max-prompt-characters", ServerLimits.prompt_characters, "of each prompt"),
+        ("--max-body-bytes", ServerLimits.body_bytes, "of the body, uploads included"),
+        ("--max-queue", ServerLimits.queue, "requests that wait"),
+    ):
+        limits.add_argument(
+            flag, type=at_least_one, metavar="N", default=default, help=f"{what}; {default} if not given"
+        )
+    limits.add_argument(
+        "--max-seconds",
+        type=_seconds,
+        metavar="S",
+        default=ServerLimits.seconds,
+        help=f"from arrival to answer; {ServerLimits.seconds:g} if not given",
+    )
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number

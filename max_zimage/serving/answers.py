@@ -1,0 +1,151 @@
+"""Waiting for a request's pictures and putting them into an answer, at once or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from max.pipelines.context.outputs import GenerationOutput
+from max.pipelines.request.open_responses import OutputImageContent
+from starlette.requests import Request
+
+from max_zimage.noise import image_seed
+from max_zimage.serving.dispatcher import Dispatcher, Job
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.media import MediaStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How an answer looks.
+
+    Attributes:
+        event: Prefix of event names: "image_generation" or "image_edit".
+        by_url: Whether pictures come as URLs.
+        output_format: png, jpeg or webp.
+        quality: As the request named it.
+    """
+
+    event: str
+    by_url: bool
+    output_format: str
+    quality: str
+
+
+async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> GenerationOutput:
+    """Wait for the pictures, and cancel the work if the client hangs up before.
+
+    Args:
+        dispatcher: Has the job.
+        job: The request.
+        request: Its HTTP request, whose body has been read.
+
+    Raises:
+        ApiError: As `Dispatcher.events`; 499 if the client hung up.
+    """
+
+    async def answer() -> GenerationOutput:
+        async for event in dispatcher.events(job):
+            if isinstance(event, GenerationOutput):
+                return event
+        raise AssertionError("events end with an answer or an error")
+
+    work, gone = asyncio.create_task(answer()), asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ApiError(499, "cancelled", "the client hung up")
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def files(output: GenerationOutput) -> list[bytes]:
+    """The pictures of an answer, encoded."""
+    return [base64.b64decode(item.image_data or "") for item in output.output if isinstance(item, OutputImageContent)]
+
+
+def images_answer(
+    output: GenerationOutput, job: Job, form: Form, media: MediaStore, request: Request
+) -> dict[str, Any]:
+    """The body of an OpenAI images answer."""
+    items = [
+        {**_picture(file, form, media, request), "seed": image_seed(job.context.seed or 0, index)}
+        for index, file in enumerate(files(output))
+    ]
+    return {"created": int(time.time()), "data": items, **_facts(job, form), "usage": _usage(job)}
+
+
+async def events(
+    dispatcher: Dispatcher, job: Job, form: Form, media: MediaStore, request: Request
+) -> AsyncIterator[bytes]:
+    """The same as server-sent events: steps, previews, then each picture; or an error, since the status is sent."""
+    previews = 0
+    created = int(time.time())
+    try:
+        async for event in dispatcher.events(job):
+            if isinstance(event, GenerationOutput):
+                for index, file in enumerate(files(event)):
+                    yield _event(
+                        f"{form.event}.completed",
+                        created_at=created,
+                        index=index,
+                        seed=image_seed(job.context.seed or 0, index),
+                        **_picture(file, form, media, request),
+                        **_facts(job, form),
+                        usage=_usage(job),
+                    )
+                continue
+            progress, drawn = event
+            yield _event(f"{form.event}.progress", step=progress.step, steps=progress.steps, request_id=job.name)
+            for preview in drawn:
+                yield _event(
+                    f"{form.event}.partial_image",
+                    created_at=created,
+                    partial_image_index=previews // job.context.num_images_per_prompt,
+                    index=preview.picture,
+                    b64_json=base64.b64encode(preview.png).decode(),
+                    **_facts(job, form) | {"output_format": "png"},
+                )
+                previews += 1
+    except ApiError as error:
+        yield _event("error", **error.body())
+
+
+def _picture(file: bytes, form: Form, media: MediaStore, request: Request) -> dict[str, str]:
+    if not form.by_url:
+        return {"b64_json": base64.b64encode(file).decode()}
+    name = media.put(file, f"image/{form.output_format}")
+    return {"url": str(request.url_for("image_content", name=name))}
+
+
+def _facts(job: Job, form: Form) -> dict[str, str]:
+    size = f"{job.context.width}x{job.context.height}"
+    return {"size": size, "quality": form.quality, "background": "opaque", "output_format": form.output_format}
+
+
+def _usage(job: Job) -> dict[str, Any]:
+    """OpenAI's shape; pictures are not made of tokens here, so that only the prompt's are counted."""
+    tokens = len(job.context.tokens.array)
+    return {
+        "input_tokens": tokens,
+        "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
+        "output_tokens": 0,
+        "total_tokens": tokens,
+    }
+
+
+def _event(kind: str, **content: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n".encode()

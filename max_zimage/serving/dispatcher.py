@@ -1,0 +1,244 @@
+"""Between the routes and the worker: the queue, what is told about each request, and what becomes of it.
+
+Requests wait here, not in the worker, which gets only as many as fill one batch and the next: what waits here
+survives the worker's death, and knows its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from max.pipelines.context.outputs import GenerationOutput
+from max.serve.worker_interface import ModelWorkerProxy
+
+from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.messages import Preview, Progress, read_progress
+from max_zimage.serving.metrics import Metrics
+
+_log = logging.getLogger("max_zimage.serving")
+
+CancelledBy = Literal["client", "api", "timeout", "shutdown"]
+_REASONS = {
+    "client": "its client hung up",
+    "api": "it was cancelled by its id",
+    "timeout": "it took too long",
+    "shutdown": "the server is being shut down",
+}
+Event = tuple[Progress, list[Preview]]
+
+
+@dataclass(eq=False)
+class Job:
+    """One request on its way.
+
+    Attributes:
+        context: What the worker gets.
+        arrived: `time.monotonic` at its arrival.
+        progress: How far it is; None while it waits.
+        events: What is told while it runs, then its end: an answer or an error.
+        pump: The task that listens to the worker for it.
+    """
+
+    context: ZImageContext
+    arrived: float = field(default_factory=time.monotonic)
+    progress: Progress | None = None
+    events: asyncio.Queue[Event | GenerationOutput | ApiError] = field(default_factory=asyncio.Queue)
+    pump: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The request's id."""
+        return str(self.context.request_id)
+
+
+class Dispatcher:
+    """All requests of a server.
+
+    Args:
+        queue: Requests that may wait.
+        in_worker: Requests that the worker may have at a time.
+        seconds: From a request's arrival to its last picture.
+        metrics: Where it counts.
+    """
+
+    def __init__(self, *, queue: int, in_worker: int, seconds: float, metrics: Metrics) -> None:
+        self._limit, self._in_worker, self._seconds, self._metrics = queue, in_worker, seconds, metrics
+        self._waiting: deque[Job] = deque()
+        self._given: dict[str, Job] = {}
+        self._proxy: ModelWorkerProxy[Any, Any] | None = None
+        self._closing = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a worker."""
+        return self._proxy is not None
+
+    def find(self, name: str) -> Job | None:
+        """A request that is not done, by its id."""
+        waiting = next((job for job in self._waiting if job.name == name), None)
+        return self._given.get(name) or waiting
+
+    def place(self, job: Job) -> int:
+        """How many requests come before one that waits; 0 for one that does not."""
+        return self._waiting.index(job) if job in self._waiting else 0
+
+    def submit(self, context: ZImageContext) -> Job:
+        """Take a request.
+
+        Raises:
+            ApiError: 429 if the queue is full, 503 if the server is being shut down, 409 if the id is in use.
+        """
+        if self._closing:
+            raise ApiError(503, "shutting_down", "the server is being shut down; ask another one")
+        if len(self._waiting) >= self._limit:
+            raise ApiError(
+                429,
+                "queue_full",
+                f"{len(self._waiting)} requests are waiting, as many as this server allows; try again later",
+                headers={"Retry-After": "1"},
+            )
+        job = Job(context)
+        if self.find(job.name) is not None:
+            raise ApiError(409, "duplicate_id", f"a request with the id {job.name} is not done yet; choose another")
+        self._waiting.append(job)
+        self.idle.clear()
+        self._feed()
+        return job
+
+    async def events(self, job: Job) -> AsyncIterator[Event | GenerationOutput]:
+        """What is told about a request, up to its answer. To leave early is to cancel it.
+
+        Raises:
+            ApiError: If it is cancelled, takes too long, or the worker fails.
+        """
+        finished = False
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._remaining(job)):
+                while not finished:
+                    event = await job.events.get()
+                    finished = not isinstance(event, tuple)
+                    if isinstance(event, ApiError):
+                        raise event
+                    yield event
+        except TimeoutError:
+            raise self._timed_out(job) from None
+        finally:
+            if not finished:
+                self.cancel(job, "client")
+            self._metrics.request_seconds.observe(time.monotonic() - job.arrived)
+
+    def cancel(self, job: Job, by: CancelledBy) -> None:
+        """End a request early, wherever it is; whoever waits for it is told. Nothing happens to one that is done."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+        elif self._given.pop(job.name, None) is not None:
+            if job.pump is not None:
+                job.pump.cancel()  # MAX's stream, abandoned, tells the worker
+        else:
+            return
+        self._metrics.cancellations.labels(by).inc()
+        status, code = (503, "shutting_down") if by == "shutdown" else (499, "cancelled")
+        job.events.put_nowait(ApiError(status, code, f"the request was ended: {_REASONS[by]}"))
+        self._feed()
+
+    def attach(self, proxy: ModelWorkerProxy[Any, Any]) -> None:
+        """Take a worker that is ready."""
+        self._proxy = proxy
+        self._feed()
+
+    def detach(self) -> None:
+        """Give up a worker that died: what it had begun fails, what it had not waits again, in its old place."""
+        self._proxy = None
+        again = []
+        for job in self._given.values():
+            if job.pump is not None:
+                job.pump.cancel()
+            if job.progress is None:
+                again.append(job)
+            else:
+                message = (
+                    "the worker process died while it drew this request, which was not tried again; the log says why"
+                )
+                job.events.put_nowait(ApiError(502, "worker_died", message))
+        self._given.clear()
+        self._waiting.extendleft(sorted(again, key=lambda job: -job.arrived))
+        self._count()
+
+    def close(self, *, running: bool = False) -> None:
+        """Take no more requests, and reject those that wait; with `running`, end those that are drawn as well."""
+        self._closing = True
+        for job in [*self._waiting, *self._given.values()]:
+            if running or job.progress is None:
+                self.cancel(job, "shutdown")
+
+    def _feed(self) -> None:
+        """Hand the worker what it can take."""
+        while self._proxy is not None and self._waiting and len(self._given) < self._in_worker:
+            job = self._waiting.popleft()
+            self._given[job.name] = job
+            job.pump = asyncio.create_task(self._listen(job, self._proxy))
+        self._count()
+
+    async def _listen(self, job: Job, proxy: ModelWorkerProxy[Any, Any]) -> None:
+        """Pass on what the worker says about a request. Cancelled by `cancel` and `detach`, which say the rest."""
+        end: GenerationOutput | ApiError | None = None
+        try:
+            stream = await proxy.stream(job.context.request_id, job.context)
+            async for outputs, _ in stream:
+                for output in outputs:
+                    if output.is_done:
+                        end = output
+                        self._metrics.images.inc(len(output.output))
+                    else:
+                        self._note(job, output)
+        except Exception:
+            _log.exception("request %s: the worker's answer cannot be read", job.name)
+        self._given.pop(job.name, None)
+        message = f"request {job.name} failed in the worker; the server's log says why"
+        job.events.put_nowait(end or ApiError(500, "failed", message))
+        self._feed()
+
+    def _note(self, job: Job, output: GenerationOutput) -> None:
+        progress, previews = read_progress(output)
+        metrics = self._metrics
+        if job.progress is None:
+            metrics.waited.observe(time.monotonic() - job.arrived)
+        else:
+            metrics.steps.inc(progress.step - job.progress.step)
+        job.progress = progress
+        if progress.step == progress.steps:
+            metrics.batch_pictures.observe(progress.batch)
+            for stage, seconds in progress.seconds.items():
+                metrics.stage_seconds.labels(stage).observe(seconds)
+        job.events.put_nowait((progress, previews))
+        self._count()
+
+    def _count(self) -> None:
+        running = sum(job.progress is not None for job in self._given.values())
+        self._metrics.running.set(running)
+        self._metrics.waiting.set(len(self._waiting) + len(self._given) - running)
+        self._metrics.worker_up.set(self._proxy is not None)
+        if not self._waiting and not self._given:
+            self.idle.set()
+
+    def _remaining(self, job: Job) -> float:
+        return max(0.0, job.arrived + self._seconds - time.monotonic())
+
+    def _timed_out(self, job: Job) -> ApiError:
+        """The time is up: the queue's fault if the work never began, the request's size if it did."""
+        begun = job.progress is not None
+        self.cancel(job, "timeout")
+        where = (
+            "while it was drawn; ask for fewer steps, pixels or pictures" if begun else "in the queue; try again later"
+        )
+        message = f"this server gives a request {self._seconds:g} s, and they were over {where}"
+        return ApiError(400 if begun else 429, "time_limit", message, headers={} if begun else {"Retry-After": "10"})

@@ -1,0 +1,60 @@
+"""What a client is told when it does not get pictures: OpenAI's error envelope, with the field that is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    499: "cancelled",
+}
+
+
+class ApiError(Exception):
+    """An answer other than pictures.
+
+    Attributes:
+        status: HTTP status.
+        code: A short name of the reason, which metrics count by, e.g. "queue_full".
+        param: The field of the request that is to blame, or None.
+        headers: Of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body, as OpenAI's clients read it."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A request that can never be answered as it stands."""
+    return ApiError(400, code, message, param=param)
+
+
+def over_limit(param: str, given: object, allowed: object, unit: str) -> ApiError:
+    """A request beyond what this server allows."""
+    return bad_request(
+        f"{param}: this server allows at most {allowed} {unit}, got {given}; ask for less, or have the limit raised",
+        param,
+        "limit_exceeded",
+    )

@@ -1,0 +1,119 @@
+"""What every request goes through before its route: an id, the key, the size of its body, and a count of the answer."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import re
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.metrics import Metrics
+
+_log = logging.getLogger("max_zimage.serving")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_OPEN_PATHS = ("/health",)
+
+
+class Gate:
+    """Lets requests in, as an ASGI application around the routes.
+
+    Args:
+        app: The routes.
+        api_key: What clients send as a bearer token; None lets everybody in.
+        body_bytes: Of a request's body.
+        metrics: Counts answers and rejections.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_key: str | None, body_bytes: int, metrics: Metrics) -> None:
+        self._app, self._key, self._limit, self._metrics = app, api_key, body_bytes, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        answered: list[int] = []
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered.append(message["status"])
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._check(scope["path"], headers, given)
+            await self._app(scope, self._counted(receive), tell)
+        except ApiError as error:  # from here; those of the routes have been answered there
+            await respond(error, self._metrics, tell)
+        except Exception:
+            _log.exception("request %s failed in the server", request_id)
+            if not answered:
+                await respond(internal_error(request_id), self._metrics, tell)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.requests.labels(route, str(answered[0] if answered else 499)).inc()
+
+    def _check(self, path: str, headers: dict[str, str], request_id: str) -> None:
+        if self._key is not None and path not in _OPEN_PATHS:
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._key.encode()):
+                raise ApiError(
+                    401,
+                    "invalid_api_key",
+                    'this server wants its key, as the header "Authorization: Bearer KEY"',
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        if request_id and not _ID.fullmatch(request_id):
+            raise ApiError(
+                400,
+                "invalid_value",
+                "X-Request-ID: up to 64 letters, digits, - and _ are allowed",
+                param="X-Request-ID",
+            )
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._limit:
+            raise self._too_large(int(length))
+
+    def _counted(self, receive: Receive) -> Receive:
+        """A body in pieces, whose length nobody has announced, is counted as it comes."""
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise self._too_large(seen)
+            return message
+
+        return counted
+
+    def _too_large(self, given: int) -> ApiError:
+        return ApiError(
+            413,
+            "body_too_large",
+            f"a request's body may have {self._limit} bytes, this one has {given} or more; send smaller images",
+            headers={"Connection": "close"},
+        )
+
+
+def internal_error(request_id: str) -> ApiError:
+    """What a client learns of a fault of ours."""
+    return ApiError(500, "internal", f"request {request_id} failed; the server's log says why")
+
+
+async def respond(error: ApiError, metrics: Metrics, send: Send) -> None:
+    """Answer with an error, and count it."""
+    metrics.rejections.labels(error.code).inc()
+    headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    headers.append((b"content-type", b"application/json"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})

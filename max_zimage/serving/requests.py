@@ -1,0 +1,186 @@
+"""From a parsed body to what the worker gets, with every check on the way; all of it before any work is queued."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.modeling.types import RequestID
+
+from max_zimage.context_tokenizer import ZImageTokenizer
+from max_zimage.inputs import GenerationRequest
+from max_zimage.parameters import GenerationParameters
+from max_zimage.request_checks import RequestError
+from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.errors import ApiError, bad_request, over_limit
+from max_zimage.serving.schema import ImageRequest
+from max_zimage.serving.settings import ServerLimits
+from max_zimage.tokenizer import TokenizerError
+
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+_RENAMED = {"num_inference_steps": "steps", "num_images_per_prompt": "n"}
+"""What the engine calls a field -> what the API does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The model behind the routes.
+
+    Attributes:
+        name: What requests call it.
+        model: What pictures say they were drawn with.
+        dtype: Of weights and computation.
+        tokenizer: Makes contexts, and knows the checkpoint's limits and defaults.
+        limits: The server's.
+    """
+
+    name: str
+    model: str
+    dtype: str
+    tokenizer: ZImageTokenizer
+    limits: ServerLimits
+
+
+def context_of_image_request(served: Served, body: ImageRequest, request_id: RequestID) -> ZImageContext:
+    """Check a request of the OpenAI image routes, and prepare it.
+
+    Raises:
+        ApiError: 400 or 404, with the field that is to blame.
+    """
+    check_model(served, body.model)
+    if body.partial_images and not body.stream:
+        raise bad_request(
+            "partial_images: previews come with stream; set stream to true, or leave it out", "partial_images"
+        )
+    if body.output_compression is not None and (body.output_format or "png") == "png":
+        raise bad_request(
+            "output_compression: png has no quality; set output_format to jpeg or webp, or leave it out",
+            "output_compression",
+        )
+    height, width = _size(body.size)
+    asked = request_of(
+        served,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=_steps(served, body),
+        shift=body.shift,
+        guidance_scale=body.guidance_scale,
+        cfg_normalization=body.cfg_normalization or 0.0,
+        cfg_truncation=body.cfg_truncation,
+        num_images_per_prompt=body.n or 1,
+        seed=body.seed,
+    )
+    return make_context(
+        served,
+        asked,
+        request_id,
+        body.output_format or "png",
+        compression=body.output_compression,
+        reports=bool(body.stream),
+        previews=(body.partial_images or 0) if body.stream else 0,
+    )
+
+
+def check_model(served: Served, name: str | None) -> None:
+    """Refuse a request for another model."""
+    if name is not None and name != served.name:
+        raise ApiError(
+            404, "model_not_found", f"model: this server has {served.name!r}, not {name!r}; leave it out", param="model"
+        )
+
+
+def request_of(served: Served, **arguments: Any) -> GenerationRequest:
+    """Check a request against the checkpoint, then against the server's limits.
+
+    Raises:
+        ApiError: 400, with the field that is to blame, the first one of several.
+    """
+    try:
+        asked = GenerationRequest.create(
+            limits=served.tokenizer.limits, defaults=served.tokenizer.defaults, **arguments
+        )
+    except RequestError as error:
+        raise refused(error) from error
+    check_limits(served.limits, asked)
+    return asked
+
+
+def check_limits(limits: ServerLimits, asked: GenerationRequest) -> None:
+    """Refuse what this server does not allow.
+
+    Raises:
+        ApiError: 400, with what was asked for and what is allowed.
+    """
+    pixels = asked.height * asked.width
+    if pixels > limits.pixels:
+        raise over_limit("size", f"{asked.width}x{asked.height} = {pixels}", limits.pixels, "pixels")
+    if asked.num_inference_steps > limits.steps:
+        raise over_limit("steps", asked.num_inference_steps, limits.steps, "steps")
+    if asked.num_images > limits.images:
+        raise over_limit("n", asked.num_images, limits.images, "pictures a request")
+    for name, texts in (("prompt", asked.prompts), ("negative_prompt", asked.negative_prompts)):
+        longest = max(map(len, texts), default=0)
+        if longest > limits.prompt_characters:
+            raise over_limit(name, longest, limits.prompt_characters, "characters")
+
+
+def make_context(
+    served: Served, asked: GenerationRequest, request_id: RequestID, output_format: str, **more: Any
+) -> ZImageContext:
+    """Tokenize and lay out a checked request.
+
+    Raises:
+        ApiError: 400 if the prompt has too many tokens.
+    """
+    try:
+        return served.tokenizer.make_context(
+            asked,
+            request_id=request_id,
+            model_name=served.name,
+            output_format=output_format,
+            parameters=[
+                GenerationParameters.of(
+                    asked, model=served.model, weight_paths=(), dtype=served.dtype, picture=picture
+                ).to_json()
+                for picture in range(asked.num_images)
+            ],
+            **more,
+        )
+    except (RequestError, TokenizerError, InputError) as error:
+        raise refused(error) from error
+
+
+def refused(error: Exception) -> ApiError:
+    """The engine's complaint, in the API's names, with the first field it speaks of."""
+    message = str(error)
+    for name, renamed in _RENAMED.items():
+        message = message.replace(name, renamed)
+    listed = re.search(r"^- (.*)", message, re.MULTILINE)
+    word = re.match(r"(?:the )?(negative prompt|\w+)", listed[1] if listed else message)
+    return bad_request(message, word[1].replace(" ", "_") if word else None)
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    """Height and width, or None for the checkpoint's."""
+    if text is None or text == "auto":
+        return None, None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise bad_request(
+            f'size: must be "auto" or "WIDTHxHEIGHT" in pixels, e.g. "1024x768", got {text[:40]!r}', "size"
+        )
+    return int(match[2]), int(match[1])
+
+
+def _steps(served: Served, body: ImageRequest) -> int | None:
+    """Steps, where the request or its quality names them."""
+    if body.quality in (None, "auto", "medium", "standard"):
+        return body.steps
+    if body.steps is not None:
+        raise bad_request("quality: stands for a number of steps, and steps is given too; leave one out", "quality")
+    usual = served.tokenizer.defaults.num_inference_steps
+    return -(-usual // 2) if body.quality == "low" else min(2 * usual, served.limits.steps)

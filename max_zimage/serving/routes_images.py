@@ -1,0 +1,117 @@
+"""OpenAI's image routes, and what goes with them: pictures by URL, requests by id."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from max.pipelines.modeling.types import RequestID
+from pydantic import BaseModel, ValidationError
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from max_zimage.serving.answers import Form, events, finished, images_answer
+from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.errors import ApiError, bad_request
+from max_zimage.serving.requests import context_of_image_request
+from max_zimage.serving.schema import ImageRequest
+from max_zimage.serving.state import State, state_of
+
+router = APIRouter(prefix="/v1")
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def _described(model: type[BaseModel]) -> dict[str, Any]:
+    """What the API's description says of a body that the route reads by itself."""
+    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}}
+
+
+@router.post("/images/generations", openapi_extra=_described(ImageRequest))
+async def generate(request: Request) -> Response:
+    """Draw pictures from a prompt."""
+    body = parsed(ImageRequest, await request.body())
+    state, name = state_of(request), RequestID(request.state.request_id)
+    context = await asyncio.to_thread(context_of_image_request, state.served, body, name)
+    return await answered(state, context, body, "image_generation", request)
+
+
+async def answered(state: State, context: ZImageContext, body: ImageRequest, event: str, request: Request) -> Response:
+    """Queue a request and answer it, at once or as events."""
+    form = Form(
+        event=event,
+        by_url=body.response_format == "url",
+        output_format=context.output_format,
+        quality=body.quality or "auto",
+    )
+    state.check_ready()
+    job = state.dispatcher.submit(context)
+    state.note(job, body.user)
+    if body.stream:
+        stream = events(state.dispatcher, job, form, state.media, request)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    output = await finished(state.dispatcher, job, request)
+    return JSONResponse(images_answer(output, job, form, state.media, request))
+
+
+@router.get("/images/{name}/content", name="image_content")
+async def image_content(name: str, request: Request) -> Response:
+    """A picture of an answer by URL."""
+    medium = state_of(request).media.get(name)
+    return Response(medium.content, media_type=medium.kind)
+
+
+@router.get("/requests/{request_id}")
+async def request_status(request_id: str, request: Request) -> dict[str, Any]:
+    """How far a request is, by the X-Request-ID that it was sent or answered with."""
+    state = state_of(request)
+    job = state.dispatcher.find(request_id)
+    if job is None:
+        raise _unknown(request_id)
+    if job.progress is None:
+        return {"id": request_id, "status": "queued", "before": state.dispatcher.place(job)}
+    return {"id": request_id, "status": "running", "step": job.progress.step, "steps": job.progress.steps}
+
+
+@router.delete("/requests/{request_id}")
+async def cancel_request(request_id: str, request: Request) -> dict[str, Any]:
+    """Cancel a request, queued or running; its own answer becomes an error."""
+    dispatcher = state_of(request).dispatcher
+    job = dispatcher.find(request_id)
+    if job is None:
+        raise _unknown(request_id)
+    dispatcher.cancel(job, "api")
+    return {"id": request_id, "status": "cancelled"}
+
+
+def _unknown(request_id: str) -> ApiError:
+    return ApiError(404, "not_found", f"there is no request {request_id} that is not done", param="request_id")
+
+
+def parsed(model: type[Body], content: bytes) -> Body:
+    """Read a JSON body.
+
+    Raises:
+        ApiError: 400, with all fields that do not fit, and the first one as the one to blame.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def invalid(error: ValidationError) -> ApiError:
+    """The schema's complaints, one line a field."""
+    problems = [
+        (".".join(map(str, item["loc"])), item) for item in error.errors(include_url=False, include_context=False)
+    ]
+    lines = [f"{name or 'the body'}: {_said(item)}" for name, item in problems]
+    return bad_request("; ".join(lines), problems[0][0] or None)
+
+
+def _said(item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        return "is no field of this route; leave it out"
+    shown = repr(item["input"])
+    given = f", got {shown if len(shown) <= 60 else shown[:57] + '...'}" if item["type"] != "missing" else ""
+    message: str = item["msg"]
+    return message[0].lower() + message[1:] + given

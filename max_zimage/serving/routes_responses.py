@@ -1,0 +1,81 @@
+"""MAX's own route of pictures, `POST /v1/responses`, with this server's queue, limits and errors.
+
+Reference: MAX serve/router/openresponses_routes.py, which answers in the same shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request
+from max.pipelines.context.outputs import GenerationOutput
+from max.pipelines.modeling.types import RequestID
+from max.pipelines.request import OpenResponsesRequest
+from max.pipelines.request.open_responses import OpenResponsesRequestBody, OutputImageContent, ResponseResource
+from starlette.responses import JSONResponse, Response
+
+from max_zimage.context_tokenizer import image_options
+from max_zimage.request_checks import RequestError
+from max_zimage.serving.answers import finished
+from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.errors import bad_request
+from max_zimage.serving.requests import Served, check_limits, check_model, make_context, refused
+from max_zimage.serving.routes_images import parsed
+from max_zimage.serving.state import State, state_of
+
+router = APIRouter(prefix="/v1")
+
+_FIELDS = ("model", "input", "provider_options", "seed", "n", "stream", "metadata", "user")
+"""Fields of the body that mean something here. The rest of MAX's schema is for text."""
+
+
+@router.post("/responses")
+async def create_response(request: Request) -> Response:
+    """Draw pictures, asked for as MAX's OpenResponses API does."""
+    state, content = state_of(request), await request.body()
+    body = parsed(OpenResponsesRequestBody, content)
+    context = await asyncio.to_thread(_context, state.served, body, content, RequestID(request.state.request_id))
+    state.check_ready()
+    job = state.dispatcher.submit(context)
+    state.note(job, body.user)
+    output = await finished(state.dispatcher, job, request)
+    options = body.provider_options.image
+    if options is not None and options.response_format == "url":
+        output = _by_url(state, output, request)
+    answer = ResponseResource.from_generation_output(output, model=body.model)
+    return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
+
+
+def _context(served: Served, body: OpenResponsesRequestBody, content: bytes, request_id: RequestID) -> ZImageContext:
+    """Check a request and prepare it."""
+    given = {name for name, value in json.loads(content).items() if value is not None}
+    unknown = sorted(given - set(_FIELDS))
+    if unknown:
+        raise bad_request(
+            f"{', '.join(unknown)}: no use for this with a model of pictures; the fields are {', '.join(_FIELDS)}",
+            unknown[0],
+        )
+    if body.stream:
+        raise bad_request("stream: this route does not stream, /v1/images/generations does", "stream")
+    check_model(served, body.model)
+    asked_for = OpenResponsesRequest(request_id=request_id, body=body)
+    try:
+        asked = served.tokenizer.parse(asked_for)
+        output_format = image_options(asked_for).output_format
+    except RequestError as error:
+        raise refused(error) from error
+    check_limits(served.limits, asked)
+    return make_context(served, asked, request_id, output_format)
+
+
+def _by_url(state: State, output: GenerationOutput, request: Request) -> GenerationOutput:
+    contents: list[Any] = []
+    for item in output.output:
+        assert isinstance(item, OutputImageContent)
+        name = state.media.put(base64.b64decode(item.image_data or ""), f"image/{item.format}")
+        url = str(request.url_for("image_content", name=name))
+        contents.append(item.model_copy(update={"image_url": url, "image_data": None}))
+    return output.model_copy(update={"output": contents})

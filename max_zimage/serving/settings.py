@@ -1,0 +1,65 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerLimits:
+    """What one request may ask for, and how much may wait; beyond it, a request is refused and told the limit.
+
+    Attributes:
+        pixels: Height times width of a picture.
+        steps: Denoising steps.
+        images: Pictures of one request.
+        prompt_characters: Of a prompt, and of a negative one.
+        body_bytes: Of a request's body, uploads included.
+        queue: Requests that wait; those being drawn do not count.
+        seconds: From a request's arrival to its last picture.
+        input_pixels: Of an image that is sent in.
+    """
+
+    pixels: int = 2048 * 2048
+    steps: int = 100
+    images: int = 8
+    prompt_characters: int = 10_000
+    body_bytes: int = 32 * 2**20
+    queue: int = 64
+    seconds: float = 600.0
+    input_pixels: int = 4096 * 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """A server.
+
+    Attributes:
+        model: Folder or hub id; None for the embedded model.
+        name: What requests call the model.
+        host: Address to listen on.
+        port: Port to listen on.
+        device: As in `ZImagePipeline.from_pretrained`.
+        dtype: As in `ZImagePipeline.from_pretrained`.
+        api_key: What clients must send; None lets everybody in.
+        allow_remote_images: Whether images may be given as http(s) URLs, which the server then fetches.
+        restart: Whether a worker that dies is started again.
+        batch_pictures: Pictures of several requests that may share their denoising steps.
+        shutdown_seconds: How long work in flight may go on after SIGTERM.
+        media_bytes: Pictures kept for answers by URL; the oldest go first.
+        limits: Of requests.
+    """
+
+    model: str | None = None
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    dtype: str = "auto"
+    api_key: str | None = None
+    allow_remote_images: bool = False
+    restart: bool = False
+    batch_pictures: int = 4
+    shutdown_seconds: float = 30.0
+    media_bytes: int = 256 * 2**20
+    limits: ServerLimits = field(default_factory=ServerLimits)
