@@ -155,6 +155,8 @@ class Calling:
         callback_on_step_end: StepCallback | None = None,
         max_sequence_length: int | None = None,
         shift: float | None = None,
+        image: Image.Image | npt.NDArray[np.uint8] | None = None,
+        strength: float | None = None,
     ) -> list[Image.Image] | npt.NDArray[Any]:
         """Make pictures; names and meanings are those of diffusers' `ZImagePipeline`.
 
@@ -190,6 +192,8 @@ class Calling:
             latents=latents,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
+            image=image,
+            strength=strength,
             output_type=output_type,
         )
         return self.generate(request, callback_on_step_end)
@@ -205,7 +209,7 @@ class Calling:
             captions,
             schedule_spec=pipeline.sources.specs.schedule,
             rope_spec=pipeline.transformer.rope_spec,
-            latent_channels=pipeline.transformer.spec.in_channels,
+            vae=pipeline.vae,
             device=pipeline.device,
         )
         hook = (

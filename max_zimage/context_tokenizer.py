@@ -23,6 +23,7 @@ from max.pipelines.request.open_responses import InputImageContent
 from max.pipelines.request.provider_options import ImageProviderOptions
 
 from max_zimage.config import model_specs
+from max_zimage.input_images import MAX_PIXELS, image_of_data_url
 from max_zimage.inputs import GenerationRequest
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.noise import initial_noise
@@ -43,7 +44,10 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
     Attributes:
         limits: What the checkpoint can do at most.
         defaults: What a request gets where it says nothing.
+        max_input_pixels: Height times width of an image that a request brings.
     """
+
+    max_input_pixels = MAX_PIXELS
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             TokenizerError: If the chat template refuses it.
         """
         prompt, *negative = [self._ids(text, asked) for text in (*asked.prompts, *asked.negative_prompts)]
-        plan = schedule(self._schedule, steps=asked.num_inference_steps, shift=asked.shift)
+        plan = schedule(self._schedule, steps=asked.num_inference_steps, shift=asked.shift).after(asked.first_step)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
         return ZImageContext(
@@ -174,6 +178,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             width=asked.width,
             num_inference_steps=asked.num_inference_steps,
             guidance_scale=asked.guidance_scale,
+            input_image=asked.image,
+            strength=asked.strength,
             cfg_normalization=asked.cfg_normalization,
             cfg_truncation=asked.cfg_truncation,
             num_images_per_prompt=asked.num_images_per_prompt,
@@ -205,6 +211,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             cfg_truncation=options.cfg_truncation,
             num_images_per_prompt=options.num_images,
             seed=request.body.seed,
+            image=_image(request, self.max_input_pixels),
+            strength=options.strength if "strength" in options.model_fields_set else None,
         )
 
     def _ids(self, text: str, asked: GenerationRequest) -> IdArray:
@@ -238,22 +246,29 @@ def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
     refused = {
         "provider_options.video": request.body.provider_options.video is not None,
         "n (use provider_options.image.num_images)": request.body.n not in (None, 1),
-        "an input_image": _has_image(request),
-        "strength": "strength" in given,
+        "strength (without an input_image)": "strength" in given and not _image_urls(request),
         "secondary_prompt": options.secondary_prompt is not None,
         "secondary_negative_prompt": options.secondary_negative_prompt is not None,
         "true_cfg_scale (use guidance_scale)": options.true_cfg_scale != 1.0,
     }
     unused = [name for name, is_given in refused.items() if is_given]
     if unused:
-        raise RequestError(f"this model makes pictures from text and has no use for {', '.join(unused)}; leave it out")
+        raise RequestError(f"this model makes pictures and has no use for {', '.join(unused)}; leave it out")
     if options.output_format not in OUTPUT_FORMATS:
         raise RequestError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {options.output_format!r}")
     return options
 
 
-def _has_image(request: OpenResponsesRequest) -> bool:
+def _image_urls(request: OpenResponsesRequest) -> list[str]:
+    """The images of a request's messages, as data URLs: MAX's schema lets no others through."""
     if isinstance(request.body.input, str):
-        return False
+        return []
     contents = [message.content for message in request.body.input if isinstance(message.content, list)]
-    return any(isinstance(part, InputImageContent) for content in contents for part in content)
+    return [part.image_url for content in contents for part in content if isinstance(part, InputImageContent)]
+
+
+def _image(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+    urls = _image_urls(request)
+    if len(urls) > 1:
+        raise RequestError(f"input_image: one image may be given, got {len(urls)}; leave the others out")
+    return image_of_data_url("input_image", urls[0], max_pixels) if urls else None

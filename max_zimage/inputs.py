@@ -14,6 +14,7 @@ from max_zimage import request_checks as checks
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.noise import fresh_seed
 from max_zimage.request_checks import OutputType, Problems, RequestError
+from max_zimage.schedule import DEFAULT_STRENGTH, first_step
 
 __all__ = ["GenerationRequest", "Limits", "RequestDefaults", "RequestError"]
 
@@ -42,6 +43,8 @@ class GenerationRequest:
         latents: float32 [num_images, channels, height / 8, width / 8], the starting noise.
         prompt_embeds: float32 [tokens, caption_dim] a prompt.
         negative_prompt_embeds: float32 [tokens, caption_dim] a prompt.
+        image: uint8 [height, width, 3], the picture that image-to-image begins with, or None.
+        strength: How far image-to-image goes from it, in (0, 1]; 1 without an image.
         output_type: "pil" pictures, "np" uint8 [num_images, height, width, 3], or "latent" float32 latents.
     """
 
@@ -61,6 +64,8 @@ class GenerationRequest:
     latents: FloatArray | None
     prompt_embeds: tuple[FloatArray, ...] | None
     negative_prompt_embeds: tuple[FloatArray, ...] | None
+    image: npt.NDArray[np.uint8] | None
+    strength: float
     output_type: OutputType
 
     @property
@@ -77,6 +82,11 @@ class GenerationRequest:
     def use_guidance(self) -> bool:
         """Whether any step may run the negative branch."""
         return self.guidance_scale > 0
+
+    @property
+    def first_step(self) -> int:
+        """The step that the schedule begins with: above 0 where the image's strength leaves some out."""
+        return 0 if self.image is None else first_step(self.num_inference_steps, self.strength)
 
     @classmethod
     def create(
@@ -100,6 +110,8 @@ class GenerationRequest:
         latents: FloatArray | None = None,
         prompt_embeds: Sequence[FloatArray] | None = None,
         negative_prompt_embeds: Sequence[FloatArray] | None = None,
+        image: object = None,
+        strength: float | None = None,
         output_type: str = "pil",
     ) -> GenerationRequest:
         """Validate the arguments of diffusers' `ZImagePipeline.__call__`, with `seed` in place of a generator.
@@ -114,11 +126,13 @@ class GenerationRequest:
         guidance = check(0.0, checks.number, "guidance_scale", _or(guidance_scale, defaults.guidance_scale))
         levels = optional(checks.sigmas, "sigmas", sigmas, limits.max_steps)
         tokens = _or(max_sequence_length, limits.default_tokens)
+        picture = optional(checks.image, "image", image, (limits.max_height, limits.max_width))
+        sides = (defaults.height, defaults.width) if picture is None else picture.shape
         request = cls(
             prompts=prompts,
             negative_prompts=check((), _negatives, negative_prompt, prompts, negative_embeds, guidance, limits),
-            height=check(16, checks.side, "height", _or(height, defaults.height), limits.max_height),
-            width=check(16, checks.side, "width", _or(width, defaults.width), limits.max_width),
+            height=check(16, checks.side, "height", _or(height, sides[0]), limits.max_height),
+            width=check(16, checks.side, "width", _or(width, sides[1]), limits.max_width),
             num_inference_steps=check(1, _steps, num_inference_steps, levels, defaults, limits),
             sigmas=levels,
             shift=optional(checks.positive, "shift", shift),
@@ -133,6 +147,8 @@ class GenerationRequest:
             latents=latents,
             prompt_embeds=optional(checks.embeddings, "prompt_embeds", prompt_embeds, limits),
             negative_prompt_embeds=negative_embeds,
+            image=picture,
+            strength=check(1.0, _strength, strength, image),
             output_type=check("pil", checks.output_type, output_type),
         )
         problems.raise_if_any()
@@ -190,6 +206,14 @@ def _seed(value: object, latents: object) -> int | None:
     return fresh_seed() if value is None else checks.seed(value)
 
 
+def _strength(value: object, image: object) -> float:
+    if image is None:
+        if value is not None:
+            raise RequestError(f"strength is given without an image, got {value}; give the image too, or leave it out")
+        return 1.0
+    return DEFAULT_STRENGTH if value is None else checks.strength(value)
+
+
 def _warn_of_unused(request: GenerationRequest, negative_prompt: str | Sequence[str] | None) -> None:
     # The reference takes a negative prompt without guidance and leaves it aside; taking it in silence would mislead.
     if not request.use_guidance and (request.negative_prompt_embeds or any(negative_prompt or ())):
@@ -202,6 +226,12 @@ def _check_together(request: GenerationRequest, limits: Limits) -> None:
         raise RequestError(
             f"a request may make {limits.max_images} pictures, got {request.num_prompts} prompts with "
             f"{request.num_images_per_prompt} each; make several requests"
+        )
+    if request.image is not None and request.image.shape[:2] != (request.height, request.width):
+        height, width, _ = request.image.shape
+        raise RequestError(
+            f"image has {width}x{height} pixels and the request asks for {request.width}x{request.height}; ask for the "
+            "image's size or resize it before"
         )
     negatives = request.negative_prompt_embeds
     if request.use_guidance and negatives is None and request.prompt_embeds is not None:

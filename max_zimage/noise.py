@@ -60,12 +60,13 @@ def initial_noise(seed: int, count: int, channels: int, height: int, width: int)
     return np.stack([standard_normal(image_seed(seed, index), shape) for index in range(count)])
 
 
-def standard_normal(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def standard_normal(seed: int, shape: tuple[int, ...], stream: int = 0) -> npt.NDArray[np.float32]:
     """Draw independent normal values of mean 0 and variance 1 as the module describes.
 
     Args:
         seed: 0 to 2**63 - 1.
         shape: Shape of the result.
+        stream: The second word of Philox' key: 0 for starting noise, others for other noise of the same picture.
 
     Returns:
         float32 of that shape.
@@ -77,7 +78,7 @@ def standard_normal(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32
         raise ValueError(f"the seed must be a whole number from 0 to {MAX_SEED}, got {seed}")
     count = math.prod(shape)
     pairs = -(-count // 2)
-    generator = np.random.Philox(key=np.asarray([seed, 0], np.uint64))
+    generator = np.random.Philox(key=np.asarray([seed, stream], np.uint64))
     words = np.asarray(generator.random_raw(2 * pairs), np.uint64).reshape(pairs, 2)
     units = (words >> np.uint64(11)).astype(np.float64)
     radius = np.sqrt(-2.0 * _log((units[:, 0] + 1.0) * 2.0**-53))

@@ -166,7 +166,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         Args:
             context: From `ZImageTokenizer`: validated, with schedule and noise in it.
         """
-        return inputs_of_contexts([context], self.transformer.rope_spec, self.device)
+        return inputs_of_contexts([context], self.transformer.rope_spec, self.vae, self.device)
 
     def preprocess_latents(self, latents: Buffer, dtype: DType = DType.float32) -> Buffer:
         """Patchify and pack.

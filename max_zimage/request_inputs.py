@@ -10,8 +10,9 @@ from max.driver import CPU, Buffer, Device
 from max.dtype import DType
 from max.pipelines.context import PixelContext
 
-from max_zimage.components import ZImageTextEncoderModel
+from max_zimage.components import ZImageTextEncoderModel, ZImageVaeModel
 from max_zimage.devices import upload
+from max_zimage.image_to_image import starting_latents
 from max_zimage.inputs import GenerationRequest
 from max_zimage.limits import Limits
 from max_zimage.model_inputs import Captions, FloatArray, IdArray, ZImageModelInputs, make_items
@@ -28,7 +29,7 @@ def inputs_of_request(
     *,
     schedule_spec: ScheduleSpec,
     rope_spec: RopeSpec,
-    latent_channels: int,
+    vae: ZImageVaeModel,
     device: Device,
 ) -> ZImageModelInputs:
     """Bring a request to the device.
@@ -38,14 +39,18 @@ def inputs_of_request(
         captions: Its distinct captions, from `captions_of_request`.
         schedule_spec: The checkpoint's schedule.
         rope_spec: The transformer's rotary embedding.
-        latent_channels: Channels of a latent pixel.
+        vae: Encodes the image of a request that has one.
         device: Where the transformer runs.
     """
     noise = request.latents
     if noise is None:
-        noise = initial_noise(request.seed or 0, request.num_images, latent_channels, request.height, request.width)
+        noise = initial_noise(
+            request.seed or 0, request.num_images, vae.spec.latent_channels, request.height, request.width
+        )
     steps = None if request.sigmas is not None else request.num_inference_steps
-    plan = schedule(schedule_spec, steps=steps, sigmas=request.sigmas, shift=request.shift)
+    plan = schedule(schedule_spec, steps=steps, sigmas=request.sigmas, shift=request.shift).after(request.first_step)
+    if request.image is not None:
+        noise = starting_latents(vae, request.image, noise, request.seed, plan.sigmas[0])
     return _inputs(
         captions,
         noise,
@@ -71,15 +76,16 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
 
 
 def inputs_of_contexts(
-    contexts: Sequence[PixelContext], rope_spec: RopeSpec, device: Device, *, first_step: int = 0
+    contexts: Sequence[PixelContext], rope_spec: RopeSpec, vae: ZImageVaeModel, device: Device, *, done: int = 0
 ) -> ZImageModelInputs:
     """Bring requests of a server to the device, as one batch.
 
     Args:
         contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; all of one `sharing_key`.
         rope_spec: The transformer's rotary embedding.
+        vae: Encodes the images of requests that have one.
         device: Where the transformer runs.
-        first_step: Where the schedule begins; steps before it are done.
+        done: Steps that are done already, and which the inputs leave out.
 
     Raises:
         ValueError: If the requests have not the same `sharing_key`.
@@ -89,7 +95,7 @@ def inputs_of_contexts(
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     sigmas = np.asarray(first.sigmas, np.float32)
     plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
-    guidance = guidance_by_step(plan, float(first.guidance_scale), float(first.cfg_truncation))[first_step:]
+    guidance = guidance_by_step(plan, float(first.guidance_scale), float(first.cfg_truncation))[done:]
     texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
     if guidance.any():
         negatives = [context.negative_tokens for context in contexts]
@@ -97,14 +103,22 @@ def inputs_of_contexts(
     copies = [context.num_images_per_prompt for context in contexts]
     return _inputs(
         arrange(texts, (), copies=copies),
-        np.concatenate([np.asarray(context.latents, np.float32) for context in contexts]),
-        plan.after(first_step),
+        np.concatenate([_noise(context, vae) for context in contexts]),
+        plan.after(done),
         guidance,
         float(first.cfg_normalization),
         sum(copies),
         rope_spec,
         device,
     )
+
+
+def _noise(context: PixelContext, vae: ZImageVaeModel) -> FloatArray:
+    """What a request of a server begins with."""
+    noise = np.asarray(context.latents, np.float32)
+    if context.input_image is None:
+        return noise
+    return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
 
 
 def captions_of_request(

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
+DEFAULT_STRENGTH = 0.6
+"""As in diffusers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
@@ -57,6 +60,17 @@ class Schedule:
     def after(self, steps: int) -> Schedule:
         """What is left of the schedule when some steps are done, or are left out as image-to-image does."""
         return Schedule(sigmas=self.sigmas[steps:], timesteps=self.timesteps[steps:], deltas=self.deltas[steps:])
+
+
+def first_step(steps: int, strength: float) -> int:
+    """The step that image-to-image begins with: 0 for a strength of 1, the last one for a strength near 0.
+
+    Reference: diffusers pipelines/z_image/pipeline_z_image_img2img.py, get_timesteps.
+
+    >>> first_step(8, 0.6)
+    3
+    """
+    return int(max(steps - min(steps * strength, steps), 0))
 
 
 def default_sigmas(steps: int) -> FloatArray:

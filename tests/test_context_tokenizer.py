@@ -137,9 +137,14 @@ def test_a_message_of_parts_is_read() -> None:
         ("x", {"strength": 0.5}, "no use for strength"),
         ("x", {"secondary_prompt": "y", "true_cfg_scale": 2}, "no use for secondary_prompt, true_cfg_scale"),
         (
-            [{"role": "user", "content": [{"type": "input_image", "image_url": PNG}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": PNG}],
+                }
+            ],
             {},
-            "no use for an input_image",
+            "input_image is no PNG, JPEG or WEBP file, or a damaged one",
         ),
     ],
 )

@@ -79,6 +79,8 @@ CALL_DEFAULTS = {
     "max_sequence_length": None,
     "seed": None,
     "shift": None,
+    "image": None,
+    "strength": None,
 }
 
 

@@ -41,8 +41,14 @@ class Worker:
             cancel_queue=self.cancels,
         )
 
-    def ask(self, prompt: str, **options: Any) -> ZImageContext:
+    def ask(self, prompt: Any, **options: Any) -> ZImageContext:
         defaults = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0, "output_format": "png", "seed": 5}
+        if (image := options.pop("image", None)) is not None:
+            data = io.BytesIO()
+            Image.fromarray(image).save(data, format="PNG")
+            url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+            content = [{"type": "input_text", "text": prompt}, {"type": "input_image", "image_url": url}]
+            prompt = [{"role": "user", "content": content}]
         made = context(prompt, **defaults | options)
         assert isinstance(made, ZImageContext)
         made.reports = True

@@ -157,6 +157,8 @@ class Dispatcher:
 
     def detach(self) -> None:
         """Give up a worker that died: what it had begun fails, what it had not waits again, in its old place."""
+        if self._proxy is not None:
+            self._proxy.cancel = lambda req_id: None  # type: ignore[method-assign]  # there is nobody to tell
         self._proxy = None
         again = []
         for job in self._given.values():

@@ -112,7 +112,8 @@ class Rendering:
         """Start, or start again where the steps have come to: with fewer requests, and their latents."""
         begin = time.perf_counter()
         self.contexts, pipeline = contexts, self._pipeline
-        inputs = inputs_of_contexts(contexts, pipeline.transformer.rope_spec, pipeline.device, first_step=self.step)
+        rope_spec, vae = pipeline.transformer.rope_spec, pipeline.vae
+        inputs = inputs_of_contexts(contexts, rope_spec, vae, pipeline.device, done=self.step)
         captions = caption_tokens(pipeline.text_encoder, pipeline.transformer, inputs.captions)
         packed = pipeline.preprocess_latents(inputs.latents) if latents is None else upload(latents, pipeline.device)
         self._latents = packed

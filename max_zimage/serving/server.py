@@ -97,6 +97,7 @@ def _served(settings: ServerSettings, prepared: Prepared) -> Served:
         max_length=DEFAULT_MAX_SEQUENCE_LENGTH,
         default_num_inference_steps=ZImagePipeline.default_num_inference_steps,
     )
+    tokenizer.max_input_pixels = settings.limits.input_pixels
     return Served(
         name=settings.name,
         model=settings.model or settings.name,
