@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from max_zimage import __version__
-from max_zimage.serving import routes_images, routes_responses, routes_service
+from max_zimage.serving import routes_edits, routes_images, routes_responses, routes_service
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.middleware import Gate
 from max_zimage.serving.state import State
@@ -21,7 +21,7 @@ def make_app(state: State) -> ASGIApp:
     """Put together the routes, the error answers and the gate before them."""
     app = FastAPI(title="max_zimage", version=__version__, description="Pictures from prompts with Z-Image.")
     app.state.server = state
-    for module in (routes_images, routes_responses, routes_service):
+    for module in (routes_images, routes_edits, routes_responses, routes_service):
         app.include_router(module.router)
 
     def answer(error: ApiError) -> Response:

@@ -43,8 +43,14 @@ class Served:
     limits: ServerLimits
 
 
-def context_of_image_request(served: Served, body: ImageRequest, request_id: RequestID) -> ZImageContext:
+def context_of_image_request(served: Served, body: ImageRequest, request_id: str, **more: Any) -> ZImageContext:
     """Check a request of the OpenAI image routes, and prepare it.
+
+    Args:
+        served: The model.
+        body: The request.
+        request_id: Its id.
+        **more: Other arguments of `GenerationRequest.create`.
 
     Raises:
         ApiError: 400 or 404, with the field that is to blame.
@@ -59,7 +65,7 @@ def context_of_image_request(served: Served, body: ImageRequest, request_id: Req
             "output_compression: png has no quality; set output_format to jpeg or webp, or leave it out",
             "output_compression",
         )
-    height, width = _size(body.size)
+    height, width = size_of(body.size)
     asked = request_of(
         served,
         prompt=body.prompt,
@@ -73,11 +79,12 @@ def context_of_image_request(served: Served, body: ImageRequest, request_id: Req
         cfg_truncation=body.cfg_truncation,
         num_images_per_prompt=body.n or 1,
         seed=body.seed,
+        **more,
     )
     return make_context(
         served,
         asked,
-        request_id,
+        RequestID(request_id),
         body.output_format or "png",
         compression=body.output_compression,
         reports=bool(body.stream),
@@ -164,8 +171,12 @@ def refused(error: Exception) -> ApiError:
     return bad_request(message, word[1].replace(" ", "_") if word else None)
 
 
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    """Height and width, or None for the checkpoint's."""
+def size_of(text: str | None) -> tuple[int | None, int | None]:
+    """Height and width, or None for those of the checkpoint or of the image.
+
+    Raises:
+        ApiError: 400 if it is no size.
+    """
     if text is None or text == "auto":
         return None, None
     match = _SIZE.fullmatch(text)

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from max.pipelines.modeling.types import RequestID
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -21,17 +20,17 @@ router = APIRouter(prefix="/v1")
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def _described(model: type[BaseModel]) -> dict[str, Any]:
+def described(model: type[BaseModel]) -> dict[str, Any]:
     """What the API's description says of a body that the route reads by itself."""
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}}
 
 
-@router.post("/images/generations", openapi_extra=_described(ImageRequest))
+@router.post("/images/generations", openapi_extra=described(ImageRequest))
 async def generate(request: Request) -> Response:
     """Draw pictures from a prompt."""
     body = parsed(ImageRequest, await request.body())
-    state, name = state_of(request), RequestID(request.state.request_id)
-    context = await asyncio.to_thread(context_of_image_request, state.served, body, name)
+    state = state_of(request)
+    context = await asyncio.to_thread(context_of_image_request, state.served, body, request.state.request_id)
     return await answered(state, context, body, "image_generation", request)
 
 

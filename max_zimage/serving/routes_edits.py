@@ -1,0 +1,151 @@
+"""OpenAI's image edits as image-to-image: an image and a prompt, as a form with a file or as JSON with a data URL."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from max.pipelines.context.exceptions import InputError
+from max.serve.config import Settings
+from max.serve.router._image_resolution import fetch_media_data_uri
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.responses import Response
+
+from max_zimage.input_images import decode_image, image_of_data_url, resized
+from max_zimage.positions import PIXELS_PER_TOKEN
+from max_zimage.request_checks import RequestError
+from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.errors import bad_request
+from max_zimage.serving.requests import context_of_image_request, refused, size_of
+from max_zimage.serving.routes_images import answered, described, invalid, parsed
+from max_zimage.serving.schema import EditRequest
+from max_zimage.serving.state import State, state_of
+
+router = APIRouter(prefix="/v1")
+
+Pixels = npt.NDArray[np.uint8]
+_MAX_FIELDS = 40
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_TEXTS = ("prompt", "model", "size", "quality", "response_format", "output_format", "background", "moderation", "user")
+_REMOTE = re.compile(r"https?://", re.IGNORECASE)
+
+
+@router.post("/images/edits", openapi_extra=described(EditRequest))
+async def edit(request: Request) -> Response:
+    """Draw pictures from an image and a prompt."""
+    state = state_of(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        body, read = await _form(state, request)
+    else:
+        body = parsed(EditRequest, await request.body())
+        read = await _named(state, body)
+    context = await asyncio.to_thread(_context, state, body, read, request.state.request_id)
+    return await answered(state, context, body, "image_edit", request)
+
+
+def _context(state: State, body: EditRequest, read: Callable[[], Pixels], request_id: str) -> ZImageContext:
+    try:
+        image = read()
+    except RequestError as error:
+        raise refused(error) from error
+    return context_of_image_request(state.served, body, request_id, image=_fitting(image, body), strength=body.strength)
+
+
+def _fitting(image: Pixels, body: EditRequest) -> Pixels:
+    """The image in the size asked for; resized only if that is allowed."""
+    height, width, _ = image.shape
+    wanted = size_of(body.size)
+    target = (height, width) if wanted == (None, None) else wanted
+    fits = target == (height, width) and height % PIXELS_PER_TOKEN == 0 and width % PIXELS_PER_TOKEN == 0
+    if fits:
+        return image
+    nearest = tuple(
+        max(PIXELS_PER_TOKEN, round(side / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN) for side in (height, width)
+    )
+    if body.resize:
+        rows, columns = nearest if wanted == (None, None) else target
+        return resized(image, int(rows or 0), int(columns or 0))
+    if wanted == (None, None):
+        raise bad_request(
+            f"image: its sides must be multiples of {PIXELS_PER_TOKEN}, it has {width}x{height} pixels; the nearest "
+            f"size that fits is {nearest[1]}x{nearest[0]}; resize it, or set resize to true",
+            "image",
+        )
+    raise bad_request(
+        f"image: it has {width}x{height} pixels and size asks for {target[1]}x{target[0]}; leave size out, resize it, "
+        "or set resize to true",
+        "image",
+    )
+
+
+async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:
+    """The image of a JSON body: a data URL, or an address where the server may fetch those."""
+    urls = [body.image] if isinstance(body.image, str) else body.image
+    if len(urls) != 1:
+        raise bad_request(f"image: one image may be given, got {len(urls)}; leave the others out", "image")
+    url, limits = urls[0], state.served.limits
+    if _REMOTE.match(url):
+        url = await _fetched(state, url)
+    return lambda: image_of_data_url("image", url, limits.input_pixels)
+
+
+async def _fetched(state: State, url: str) -> str:
+    """Fetch an image with MAX's client, which connects to public addresses only, through redirects as well."""
+    if not state.settings.allow_remote_images:
+        raise bad_request("image: this server fetches nothing; send a data URL or a form with a file", "image")
+    settings = Settings(
+        MAX_SERVE_MEDIA_URL_SSRF_PROTECTION_ENABLED=True, MAX_SERVE_MAX_MEDIA_BYTES=state.served.limits.body_bytes
+    )
+    try:
+        return await fetch_media_data_uri(url, settings)
+    except (InputError, ValueError) as error:
+        raise bad_request(f"image: it cannot be fetched: {error}", "image") from error
+
+
+async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[], Pixels]]:
+    """A form's fields, and its one file."""
+    try:
+        form = await request.form(max_files=2, max_fields=_MAX_FIELDS, max_part_size=state.served.limits.body_bytes)
+    except MultiPartException as error:
+        raise bad_request(f"the body is no form: {error.message}") from error
+    files = [
+        value for name, value in form.multi_items() if isinstance(value, UploadFile) and name in ("image", "image[]")
+    ]
+    others = {name for name, value in form.multi_items() if isinstance(value, UploadFile)} - {"image", "image[]"}
+    if others:
+        raise bad_request(
+            f"{sorted(others)[0]}: no file is taken under this name; send one as image", sorted(others)[0]
+        )
+    if len(files) != 1:
+        raise bad_request(f"image: one file must be sent under this name, got {len(files)}", "image")
+    content = await files[0].read()
+    fields: dict[str, Any] = {"image": "a file"}
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            if name in fields:
+                raise bad_request(f"{name}: given twice; leave one out", name)
+            fields[name] = _value(name, value)
+    try:
+        body = EditRequest.model_validate(fields)
+    except ValidationError as error:
+        raise invalid(error) from error
+    return body, lambda: decode_image("image", content, state.served.limits.input_pixels)
+
+
+def _value(name: str, text: str) -> object:
+    """What JSON would have said: a form has text only."""
+    if name in _TEXTS or name == "negative_prompt":
+        return text
+    if text in ("true", "false"):
+        return text == "true"
+    if not _NUMBER.fullmatch(text) or len(text) > 40:
+        return text
+    return float(text) if any(sign in text for sign in ".eE") else int(text)

@@ -1,0 +1,128 @@
+"""A real `max-zimage serve` on the embedded model, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 600  # a cold compile on two cores
+STOP_SECONDS = 40
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Server:
+    """One server.
+
+    Attributes:
+        folder: Where its log goes.
+        flags: Of the command.
+        key: Sent with every request; None for none.
+    """
+
+    folder: Path
+    flags: list[str] = field(default_factory=list)
+    key: str | None = None
+
+    def __enter__(self) -> Server:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = self.folder / "server.log"
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("max-zimage")), "serve", "--port", str(self.port), *self.flags],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=300)
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(STOP_SECONDS)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.text()[-4000:]}")
+            try:
+                if self.client.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"the server was not ready in {START_SECONDS} s:\n{self.text()[-4000:]}")
+
+    def text(self) -> str:
+        """Its log."""
+        return self.log.read_text()
+
+    def post(self, path: str, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+        return self.client.post(path, json=body, headers=headers)
+
+    def draw(
+        self, prompt: str = "a red star on a blue background", headers: dict[str, str] | None = None, **body: Any
+    ) -> httpx.Response:
+        return self.post("/v1/images/generations", headers, prompt=prompt, **body)
+
+    def metric(self, name: str) -> float:
+        """The value of a figure; the sum where it has labels that are not given."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+    def wait_for_status(self, request: str, status: str) -> dict[str, Any]:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            answer = self.client.get(f"/v1/requests/{request}")
+            if answer.status_code == 200 and answer.json()["status"] == status:
+                return dict(answer.json())
+            time.sleep(0.02)
+        raise AssertionError(f"request {request} was never {status}")
+
+    def processes(self) -> list[int]:
+        """Process ids of its process group: itself, the worker, and what they started."""
+        listed = subprocess.run(
+            ["ps", "-e", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True
+        ).stdout
+        rows = [line.split() for line in listed.splitlines()]
+        return [int(pid) for pid, group, stat in rows if int(group) == self.process.pid and not stat.startswith("Z")]
+
+    def worker(self) -> int:
+        """Process id of the worker: the child that spawned last and is not the resource tracker."""
+        for pid in sorted(self.processes(), reverse=True):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        raise AssertionError("there is no worker")
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    return dict(json.loads(answer.text)["error"])
