@@ -160,10 +160,9 @@ class Calling:
     ) -> list[Image.Image] | npt.NDArray[Any]:
         """Make pictures; names and meanings are those of diffusers' `ZImagePipeline`.
 
-        The arguments are the attributes of `GenerationRequest`, which gives their shapes and units; None takes the
-        checkpoint's own value, and a string as prompt or negative prompt stands for a list of one. Besides these,
-        callback_on_step_end is called as callback(pipeline, step, timestep, {"latents": ...}) with float32 [pictures,
-        channels, height/8, width/8], and may return {"latents": ...} to go on with.
+        The arguments are the attributes of `GenerationRequest`, with shapes and units; None takes the checkpoint's own
+        value, a string stands for a list of one. Besides these, callback_on_step_end is called as callback(pipeline,
+        step, timestep, {"latents": float32 [pictures, channels, height/8, width/8]}) and may return such latents too.
 
         Returns:
             A list of PIL images, or an array, by `output_type`.
@@ -172,9 +171,8 @@ class Calling:
             RequestError: If an argument is out of range; all that is wrong is said together.
         """
         pipeline = cast("ZImagePipeline", self)
-        limits = pipeline.sources.limits
         request = GenerationRequest.create(
-            limits=limits,
+            limits=pipeline.sources.limits,
             defaults=pipeline.sources.defaults,
             prompt=prompt,
             negative_prompt=negative_prompt,

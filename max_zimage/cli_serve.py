@@ -30,8 +30,10 @@ def serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with checking():
         from max_zimage import ZImagePipeline
+        from max_zimage.serving.capacity import check_capacity
 
         prepared = ZImagePipeline.prepare(settings.model, device=settings.device, dtype=settings.dtype)
+        check_capacity(settings, prepared)
     from max_zimage.serving.server import run
 
     return run(settings, prepared)
@@ -86,5 +88,5 @@ def _check_port(host: str, port: int) -> None:
     try:
         with socket.create_server((host, port)):
             pass
-    except OSError as error:
-        raise BadInput(f"--host {host} --port {port}: {error.strerror}; choose another") from error
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--host {host} --port {port}: {error}; choose another") from error

@@ -31,6 +31,11 @@ def add_serve(commands: argparse._SubParsersAction[Any], at_least_one: Callable[
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
+    _add_running(parser, at_least_one)
+    _add_limits(parser, at_least_one)
+
+
+def _add_running(parser: argparse.ArgumentParser, at_least_one: Callable[[str], int]) -> None:
     safety = parser.add_argument_group("safety")
     safety.add_argument(
         "--api-key-file",
@@ -58,6 +63,9 @@ def add_serve(commands: argparse._SubParsersAction[Any], at_least_one: Callable[
         default=ServerSettings.shutdown_seconds,
         help=f"for work in flight after SIGTERM; {ServerSettings.shutdown_seconds:g} if not given",
     )
+
+
+def _add_limits(parser: argparse.ArgumentParser, at_least_one: Callable[[str], int]) -> None:
     limits = parser.add_argument_group("limits of a request")
     for flag, default, what in (
         ("--max-pixels", ServerLimits.pixels, "height times width"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,8 @@ from max_zimage.artifacts import artifact_key, artifact_path, found, save
 
 _log = logging.getLogger("max_zimage")
 _lock = threading.Lock()
+counts: Counter[str] = Counter(hits=0, misses=0)
+"""How many modules this process has found on disk, and how many it has compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +178,12 @@ def _models(definitions: Sequence[Definition]) -> dict[str, Model]:
     session, weights = definitions[0].session, _weights(definitions)
     if found(path):
         try:
-            return _init(session, session.compile(path), weights)
+            models = _init(session, session.compile(path), weights)
+            counts["hits"] += 1
+            return models
         except Exception:  # a damaged artifact, in whatever way MAX puts it
             _log.warning("artifact %s cannot be used; compiling again", path)
+    counts["misses"] += 1
     compiled = _compiled(definitions)
     save(compiled, path)
     return _init(session, compiled, weights)

@@ -10,10 +10,12 @@ import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 
+from max_zimage.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel
 from max_zimage.devices import download, upload_as
+from max_zimage.estimate import pictures_at_once
 from max_zimage.model_inputs import Captions, ZImageModelInputs, caption_arguments, steps
-from max_zimage.positions import padded
+from max_zimage.positions import PIXELS_PER_TOKEN, padded
 
 Loop = Generator[tuple[float, Buffer], Buffer | None, None]
 
@@ -84,6 +86,15 @@ def as_squares(latents: Buffer) -> Buffer:
 def token_squares(latents: Buffer, rows: int, columns: int) -> Buffer:
     """[batch, rows · columns, 4 · channels] seen as [batch, rows, columns, 2, 2, channels]; nothing moves."""
     return latents.view(DType.float32, (int(latents.shape[0]), rows, columns, 2, 2, int(latents.shape[2]) // 4))
+
+
+def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    """Packed latents to pictures on the host, uint8 [batch, 16 · rows, 16 · columns, 3]; large ones a few at a time."""
+    squares = token_squares(latents, rows, columns)
+    batch = int(squares.shape[0])
+    stride = pictures_at_once(batch, PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)
+    parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]
+    return np.concatenate([download(decode(part)[0]) for part in parts])
 
 
 def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Memory that a picture takes beside the weights, estimated from shapes."""
+"""Memory that pictures take beside the weights, estimated from shapes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from max_zimage.positions import PIXELS_PER_TOKEN, padded
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FLOAT32 = 4
+_DECODED_PIXELS = 2048 * 2048
 _CAPTION = 128  # tokens of a caption; long prompts have a few hundred
 
 
-def activation_bytes(specs: ModelSpecs, *, height: int, width: int, guided: bool, dtype: ModelDtype) -> int:
-    """Estimate the largest memory that computing one picture takes at a time.
+def activation_bytes(
+    specs: ModelSpecs, *, height: int, width: int, guided: bool, dtype: ModelDtype, pictures: int = 1
+) -> int:
+    """Estimate the largest memory that computing pictures takes at a time.
 
     Args:
         specs: Shapes of the model.
@@ -20,6 +23,7 @@ def activation_bytes(specs: ModelSpecs, *, height: int, width: int, guided: bool
         width: Pixels.
         guided: Whether the negative branch runs too.
         dtype: Of weights and computation.
+        pictures: That share a batch.
 
     Returns:
         Bytes; right within a factor of two or so, since the compiler decides what is fused and what is kept. Where the
@@ -31,8 +35,18 @@ def activation_bytes(specs: ModelSpecs, *, height: int, width: int, guided: bool
     # and values with their float32 copies, whichever is more.
     feed_forward = 3 * transformer.ffn_dim * size
     attention = 3 * transformer.dim * size + 4 * transformer.dim * _FLOAT32
-    step = (2 if guided else 1) * tokens * (2 * transformer.dim * size + max(feed_forward, attention))
+    step = pictures * (2 if guided else 1) * tokens * (2 * transformer.dim * size + max(feed_forward, attention))
     # The decoder's last blocks work at full size: the input, its float32 normalization and the output of a convolution.
     widths = specs.vae.block_out_channels
-    decode = height * width * (widths[0] * (2 * size + _FLOAT32) + widths[min(1, len(widths) - 1)] * size)
+    decode = (
+        pictures_at_once(pictures, height, width)
+        * height
+        * width
+        * (widths[0] * (2 * size + _FLOAT32) + widths[min(1, len(widths) - 1)] * size)
+    )
     return max(step, decode)
+
+
+def pictures_at_once(pictures: int, height: int, width: int) -> int:
+    """How many pictures are decoded in one call: the decoder works at full size, and its memory adds up."""
+    return max(1, min(pictures, _DECODED_PIXELS // (height * width)))

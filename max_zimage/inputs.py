@@ -125,23 +125,20 @@ class GenerationRequest:
         negative_embeds = optional(checks.embeddings, "negative_prompt_embeds", negative_prompt_embeds, limits)
         guidance = check(0.0, checks.number, "guidance_scale", _or(guidance_scale, defaults.guidance_scale))
         levels = optional(checks.sigmas, "sigmas", sigmas, limits.max_steps)
+        picture, height, width = _picture(problems, image, height, width, limits, defaults)
         tokens = _or(max_sequence_length, limits.default_tokens)
-        picture = optional(checks.image, "image", image, (limits.max_height, limits.max_width))
-        sides = (defaults.height, defaults.width) if picture is None else picture.shape
         request = cls(
             prompts=prompts,
             negative_prompts=check((), _negatives, negative_prompt, prompts, negative_embeds, guidance, limits),
-            height=check(16, checks.side, "height", _or(height, sides[0]), limits.max_height),
-            width=check(16, checks.side, "width", _or(width, sides[1]), limits.max_width),
+            height=height,
+            width=width,
             num_inference_steps=check(1, _steps, num_inference_steps, levels, defaults, limits),
             sigmas=levels,
             shift=optional(checks.positive, "shift", shift),
             guidance_scale=guidance,
             cfg_normalization=check(0.0, checks.normalization, cfg_normalization),
             cfg_truncation=check(1.0, checks.number, "cfg_truncation", _or(cfg_truncation, 1.0)),
-            num_images_per_prompt=check(
-                1, checks.count, "num_images_per_prompt", num_images_per_prompt, limits.max_images
-            ),
+            num_images_per_prompt=check(1, _copies, num_images_per_prompt, limits),
             seed=check(0, _seed, seed, latents),
             max_sequence_length=check(1, checks.count, "max_sequence_length", tokens, limits.max_tokens),
             latents=latents,
@@ -151,10 +148,35 @@ class GenerationRequest:
             strength=check(1.0, _strength, strength, image),
             output_type=check("pil", checks.output_type, output_type),
         )
-        problems.raise_if_any()
-        _check_together(request, limits)
-        _warn_of_unused(request, negative_prompt)
-        return request
+        return _checked(problems, request, limits, negative_prompt)
+
+
+def _checked(
+    problems: Problems, request: GenerationRequest, limits: Limits, negative_prompt: str | Sequence[str] | None
+) -> GenerationRequest:
+    """The request, if it is right as a whole."""
+    problems.raise_if_any()
+    _check_together(request, limits)
+    _warn_of_unused(request, negative_prompt)
+    return request
+
+
+def _picture(
+    problems: Problems, image: object, height: object, width: object, limits: Limits, defaults: RequestDefaults
+) -> tuple[npt.NDArray[np.uint8] | None, int, int]:
+    """The image to begin with, height and width; these are the image's, or else the checkpoint's, if not given."""
+    picture = problems.optional(checks.image, "image", image, (limits.max_height, limits.max_width))
+    usual = (defaults.height, defaults.width) if picture is None else picture.shape[:2]
+    sides = (_or(height, usual[0]), _or(width, usual[1]))
+    return (
+        picture,
+        problems.check(16, checks.side, "height", sides[0], limits.max_height),
+        problems.check(16, checks.side, "width", sides[1], limits.max_width),
+    )
+
+
+def _copies(value: object, limits: Limits) -> int:
+    return checks.count("num_images_per_prompt", value, limits.max_images)
 
 
 def _or(value: T | None, default: T) -> T:

@@ -59,10 +59,11 @@ def check_memory(required: int, available: int, where: str = "") -> None:
     """
     if required > available:
         raise NotEnoughMemoryError(
-            f"the checkpoint's weights need {_gib(required)}, {_gib(available)} are available{where}; free memory, use "
+            f"the checkpoint's weights need {gib(required)}, {gib(available)} are available{where}; free memory, use "
             "bfloat16 where float32 was asked for, or a machine with more"
         )
 
 
-def _gib(count: int) -> str:
+def gib(count: int) -> str:
+    """Bytes for a message."""
     return f"{count / 2**30:.1f} GiB"

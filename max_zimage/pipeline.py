@@ -37,7 +37,7 @@ from max_zimage import progress
 from max_zimage.calling import Calling
 from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.denoising import as_squares, caption_tokens, denoise, token_squares, unpacked
+from max_zimage.denoising import as_squares, caption_tokens, decoded, denoise, unpacked
 from max_zimage.devices import download, upload
 from max_zimage.memory import available_memory, check_device_memory, check_memory
 from max_zimage.model_inputs import ZImageModelInputs
@@ -258,7 +258,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         rows, columns = int(h_carrier.shape[0]), int(w_carrier.shape[0])
         if kind == "latent":
             return unpacked(latents, rows, columns)
-        images = download(self._decode(token_squares(latents, rows, columns))[0])
+        images = decoded(self._decode, latents, rows, columns)
         return images if kind == "np" else [Image.fromarray(image) for image in images]
 
     def prepare_img2img_latents(

@@ -7,6 +7,7 @@ load a model of their own.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from references.diffusers_runs import Pair
+    from references.servers import Server
 
 # Tests draw with the embedded model and with checkpoints they make: nothing is to be looked up elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -63,6 +65,19 @@ def tiny64(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Random weights, head dim 128, two refiner layers, shift 6."""
     return load_random(tmp_path_factory.mktemp("tiny128"), head_dim=128, refiner_layers=2, shift=6.0)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a key and narrow limits, that starts its worker again."""
+    from references.servers import KEY, Server
+
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "key").write_text(f"{KEY}\n")
+    flags = ["--restart", "--api-key-file", "key", "--max-queue", "3", "--max-body-bytes", "2000000"]
+    flags += ["--max-images", "3", "--max-pixels", "262144", "--max-prompt-characters", "500", "--batch-pictures", "2"]
+    with Server(folder, flags, key=KEY) as running:
+        yield running
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -217,6 +217,8 @@ class Dispatcher:
         else:
             metrics.steps.inc(progress.step - job.progress.step)
         job.progress = progress
+        for result, count in progress.graphs.items():
+            metrics.graph_cache.labels(result).set(count)
         if progress.step == progress.steps:
             metrics.batch_pictures.observe(progress.batch)
             for stage, seconds in progress.seconds.items():

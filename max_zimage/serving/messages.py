@@ -26,12 +26,14 @@ class Progress:
         steps: Steps in all.
         seconds: What it took so far, by stage; complete with the last step only.
         batch: Pictures that share the steps, those of other requests included.
+        graphs: The worker's `max_zimage.compiler.counts`.
     """
 
     step: int
     steps: int
     seconds: Mapping[str, float]
     batch: int
+    graphs: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)

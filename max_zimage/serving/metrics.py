@@ -22,7 +22,7 @@ class Metrics:
         steps: Denoising steps taken, one a batch.
         images: Pictures delivered.
         batch_pictures: Pictures that shared steps, a batch.
-        artifacts: Starts of the worker, by whether its compiled graphs were found on disk.
+        graph_cache: Modules of graphs that the worker has found on disk (hits) or compiled (misses).
         worker_up: 1 while the worker takes requests.
         worker_starts: Starts of the worker process.
     """
@@ -48,7 +48,9 @@ class Metrics:
         )
         self.worker_up = Gauge("zimage_worker_up", "Whether the worker takes requests", registry=registry)
         self.worker_starts = Counter("zimage_worker_starts", "Starts of the worker", registry=registry)
-        self.cache = Counter("zimage_graph_cache", "Compiled graphs at a worker's start", ["result"], registry=registry)
+        self.graph_cache = Gauge(
+            "zimage_graph_cache", "Graphs found on disk, or compiled", ["result"], registry=registry
+        )
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""

@@ -23,6 +23,7 @@ from max.serve.scheduler.base import SchedulerProgress
 from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
 from max.serve.scheduler_result import SchedulerResult
 
+from max_zimage.compiler import counts
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.request_inputs import sharing_key
 from max_zimage.serving.context import ZImageContext
@@ -115,7 +116,9 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._waiting = [context for context in self._waiting if context.request_id not in begun]
         # Said before anything is computed: should it end this process, the server knows whose request it was.
         for context in batch:
-            self._tell(context, Progress(step=0, steps=len(context.timesteps), seconds={}, batch=pictures))
+            self._tell(
+                context, Progress(step=0, steps=len(context.timesteps), seconds={}, batch=pictures, graphs=dict(counts))
+            )
         self._starting = batch
         assert self._model is not None
         self._running = Rendering(self._model, batch)
@@ -127,6 +130,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             steps=running.num_steps,
             seconds=asdict(running.seconds),
             batch=sum(context.num_images_per_prompt for context in running.contexts),
+            graphs=dict(counts),
         )
         for context in running.contexts:
             due = running.step in preview_steps(running.num_steps, context.previews)

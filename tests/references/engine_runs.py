@@ -37,7 +37,7 @@ def inputs_of(pipeline: ZImagePipeline, request: GenerationRequest) -> ZImageMod
         captions,
         schedule_spec=pipeline.sources.specs.schedule,
         rope_spec=pipeline.transformer.rope_spec,
-        latent_channels=pipeline.transformer.spec.in_channels,
+        vae=pipeline.vae,
         device=pipeline.device,
     )
 

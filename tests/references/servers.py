@@ -16,6 +16,9 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parents[2]
+KEY = "correct-horse"
+SLOW: dict[str, Any] = {"size": "512x512", "steps": 100}
+"""A request that takes half a minute on two cores: nothing waits for its end."""
 START_SECONDS = 600  # a cold compile on two cores
 STOP_SECONDS = 40
 

@@ -1,0 +1,99 @@
+"""Cancellation, the worker's death, the server's end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from references.servers import SLOW, STOP_SECONDS, Server, error_of
+
+
+def test_who_hangs_up_cancels(server: Server) -> None:
+    before = server.metric('zimage_cancellations_total{by="client"}')
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post(
+            "/v1/images/generations", json={"prompt": "x", **SLOW}, headers={"X-Request-ID": "hangs-up"}, timeout=1.5
+        )
+    begin = time.monotonic()
+    assert server.draw(steps=1).status_code == 200
+    assert time.monotonic() - begin < 8  # a step or two of the slow one, not its ninety
+    assert server.metric('zimage_cancellations_total{by="client"}') == before + 1
+    assert server.client.get("/v1/requests/hangs-up").status_code == 404
+
+
+def test_a_stream_that_is_left_cancels(server: Server) -> None:
+    with server.client.stream("POST", "/v1/images/generations", json={"prompt": "x", "stream": True, **SLOW}) as answer:
+        assert next(answer.iter_lines()) == "event: image_generation.progress"
+        name = answer.headers["x-request-id"]
+    deadline = time.monotonic() + 10
+    while server.client.get(f"/v1/requests/{name}").status_code != 404 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.client.get(f"/v1/requests/{name}").status_code == 404
+
+
+def test_cancelled_by_id_queued_and_running(server: Server) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(server.draw, headers={"X-Request-ID": "one"}, **SLOW)
+        server.wait_for_status("one", "running")
+        queued = pool.submit(server.draw, headers={"X-Request-ID": "two"}, **SLOW, seed=1, guidance_scale=0.0)
+        assert server.wait_for_status("two", "queued")["status"] == "queued"
+        duplicate = server.draw(headers={"X-Request-ID": "two"})
+        assert (duplicate.status_code, error_of(duplicate)["code"]) == (409, "duplicate_id")
+        for name in ("two", "one"):
+            assert server.client.delete(f"/v1/requests/{name}").json()["status"] == "cancelled"
+        for future in (running, queued):
+            assert (future.result().status_code, error_of(future.result())["code"]) == (499, "cancelled")
+
+
+def test_a_killed_worker_comes_back_and_the_queue_goes_on(server: Server) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        drawn = pool.submit(server.draw, headers={"X-Request-ID": "drawn"}, **SLOW)
+        server.wait_for_status("drawn", "running")
+        waits = pool.submit(server.draw, headers={"X-Request-ID": "waits"}, steps=2)
+        server.wait_for_status("waits", "queued")
+        os.kill(server.worker(), signal.SIGKILL)
+        assert (drawn.result().status_code, error_of(drawn.result())["code"]) == (502, "worker_died")
+        assert server.client.get("/health").json() == {"status": "restarting"}
+        assert waits.result().status_code == 200
+    assert server.metric("zimage_worker_starts_total") == 2
+    assert "Traceback" not in server.text()
+
+
+def test_sigterm_finishes_what_is_drawn_and_rejects_what_waits(tmp_path: Path) -> None:
+    with Server(tmp_path) as server, ThreadPoolExecutor(2) as pool:
+        drawn = pool.submit(server.draw, headers={"X-Request-ID": "drawn"}, size="256x256", steps=20)
+        server.wait_for_status("drawn", "running")
+        waits = pool.submit(
+            server.draw, headers={"X-Request-ID": "waits"}, size="256x256", steps=20, seed=1, guidance_scale=0.0
+        )
+        server.wait_for_status("waits", "queued")
+        server.process.send_signal(signal.SIGTERM)
+        assert (waits.result().status_code, error_of(waits.result())["code"]) == (503, "shutting_down")
+        assert drawn.result().status_code == 200
+        assert server.process.wait(STOP_SECONDS) == 0
+        assert server.processes() == []
+
+
+def test_sigterm_has_a_bound(tmp_path: Path) -> None:
+    with Server(tmp_path, ["--shutdown-seconds", "1"]) as server, ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(server.draw, headers={"X-Request-ID": "drawn"}, **SLOW)
+        server.wait_for_status("drawn", "running")
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert (drawn.result().status_code, error_of(drawn.result())["code"]) == (503, "shutting_down")
+        assert server.process.wait(STOP_SECONDS) == 0
+        assert time.monotonic() - begin < 15
+        assert server.processes() == []
+
+
+def test_without_restart_a_dead_worker_ends_the_server(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        os.kill(server.worker(), signal.SIGKILL)
+        assert server.process.wait(STOP_SECONDS) == 1
+        assert "with --restart it would be started again" in server.text()
+        assert server.processes() == []
