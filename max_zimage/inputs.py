@@ -123,7 +123,7 @@ class GenerationRequest:
         check, optional = problems.check, problems.optional
         prompts = check((), _prompts, prompt, prompt_embeds, limits)
         negative_embeds = optional(checks.embeddings, "negative_prompt_embeds", negative_prompt_embeds, limits)
-        guidance = check(0.0, checks.number, "guidance_scale", _or(guidance_scale, defaults.guidance_scale))
+        guidance = check(0.0, checks.guidance, _or(guidance_scale, defaults.guidance_scale))
         levels = optional(checks.sigmas, "sigmas", sigmas, limits.max_steps)
         picture, height, width = _picture(problems, image, height, width, limits, defaults)
         tokens = _or(max_sequence_length, limits.default_tokens)
@@ -134,7 +134,7 @@ class GenerationRequest:
             width=width,
             num_inference_steps=check(1, _steps, num_inference_steps, levels, defaults, limits),
             sigmas=levels,
-            shift=optional(checks.positive, "shift", shift),
+            shift=None if shift is None else check(1.0, checks.shift, shift),
             guidance_scale=guidance,
             cfg_normalization=check(0.0, checks.normalization, cfg_normalization),
             cfg_truncation=check(1.0, checks.number, "cfg_truncation", _or(cfg_truncation, 1.0)),

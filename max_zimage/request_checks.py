@@ -24,6 +24,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+MIN_SHIFT, MAX_SHIFT, MAX_GUIDANCE = 0.01, 100.0, 1000.0
+
+
 class RequestError(ValueError):
     """A request that cannot be run; the message is meant for the person who made it."""
 
@@ -88,6 +91,22 @@ def number(name: str, value: object, *, above: bool = False) -> float:
 def positive(name: str, value: object) -> float:
     """Return a finite float above 0."""
     return number(name, value, above=True)
+
+
+def shift(value: object) -> float:
+    """Return a flow shift with which float32 still tells the noise levels of all steps apart."""
+    found = positive("shift", value)
+    if not MIN_SHIFT <= found <= MAX_SHIFT:
+        raise RequestError(f"shift must be from {MIN_SHIFT} to {MAX_SHIFT:g}, got {found}; usual are 1 to 10")
+    return found
+
+
+def guidance(value: object) -> float:
+    """Return a guidance scale that float32 latents survive."""
+    found = number("guidance_scale", value)
+    if found > MAX_GUIDANCE:
+        raise RequestError(f"guidance_scale must be at most {MAX_GUIDANCE:g}, got {found}; usual are 0 to 10")
+    return found
 
 
 def side(name: str, value: object, limit: int) -> int:

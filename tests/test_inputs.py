@@ -136,6 +136,8 @@ BAD = [
     ),
     ({"shift": 0}, "shift must be a finite number above 0, got 0"),
     ({"shift": float("inf")}, "shift must be a finite number above 0, got inf"),
+    ({"shift": 1e30}, "shift must be from 0.01 to 100, got 1e+30; usual are 1 to 10"),
+    ({"guidance_scale": 1e30}, "guidance_scale must be at most 1000, got 1e+30; usual are 0 to 10"),
     ({"guidance_scale": -1}, "guidance_scale must be a finite number of at least 0, got -1"),
     ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number of at least 0, got nan"),
     ({"guidance_scale": True}, "guidance_scale must be a finite number of at least 0, got True (bool)"),

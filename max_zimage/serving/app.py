@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from max_zimage import __version__
 from max_zimage.serving import routes_edits, routes_images, routes_responses, routes_service
 from max_zimage.serving.errors import ApiError
-from max_zimage.serving.middleware import Gate
+from max_zimage.serving.middleware import Gate, internal_error
 from max_zimage.serving.state import State
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -41,6 +41,10 @@ def make_app(state: State) -> ASGIApp:
     @app.exception_handler(RequestValidationError)
     async def on_bad_path(request: Request, error: RequestValidationError) -> Response:
         return answer(ApiError(400, "invalid_value", str(error)))
+
+    @app.exception_handler(Exception)
+    async def on_fault(request: Request, error: Exception) -> Response:
+        return answer(internal_error(request.state.request_id))  # the gate logs it
 
     settings = state.settings
     return Gate(app, api_key=settings.api_key, body_bytes=settings.limits.body_bytes, metrics=state.metrics)
