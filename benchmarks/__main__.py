@@ -19,6 +19,7 @@ PARTS = {
     "operations": "where the time of that block goes",
     "attention": "attention over 4,128 tokens, time and memory",
     "start": "cold and warm start, and peak memory",
+    "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
 
 
@@ -84,6 +85,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import attention
 
         return attention.rows(attention.QUICK if quick else attention.FULL, repeats, roofs)
+    if part == "serving":
+        from benchmarks import serving
+
+        return serving.rows(serving.QUICK if quick else serving.FULL, repeats)
     from benchmarks import start
 
     return start.rows(repeats, cold=not (options.skip_cold or quick))

@@ -122,13 +122,12 @@ class Dispatcher:
         """
         finished = False
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._remaining(job)):
-                while not finished:
-                    event = await job.events.get()
-                    finished = not isinstance(event, tuple)
-                    if isinstance(event, ApiError):
-                        raise event
-                    yield event
+            while not finished:
+                event = await asyncio.wait_for(job.events.get(), self._remaining(job))
+                finished = not isinstance(event, tuple)
+                if isinstance(event, ApiError):
+                    raise event
+                yield event
         except TimeoutError:
             raise self._timed_out(job) from None
         finally:
