@@ -126,7 +126,7 @@ def test_every_moment_of_a_call_counts_for_one_kind_of_operation() -> None:
 
 
 def test_a_process_is_timed_to_its_picture_and_its_memory_measured() -> None:
-    begun = "import time; held = bytearray(64 * 2**20); print('picture', flush=True); time.sleep(0.5)"
+    begun = "import time; held = bytearray(64 * 2**20); print('picture', flush=True); time.sleep(0.5)\n"
     measured = run(begun, {})
     assert measured.seconds > 0
     assert measured.peak_mib > 64

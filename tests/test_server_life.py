@@ -91,6 +91,20 @@ def test_sigterm_has_a_bound(tmp_path: Path) -> None:
         assert server.processes() == []
 
 
+def test_images_are_fetched_where_allowed_and_from_public_addresses_only(tmp_path: Path) -> None:
+    with Server(tmp_path, ["--allow-remote-images"]) as server:
+        inside = f"{server.url}/health"
+        for url in (inside, "http://localhost/x.png", "http://169.254.169.254/latest/meta-data/", "http://[::1]/x.png"):
+            edit = server.post("/v1/images/edits", image=url, prompt="x")
+            assert (edit.status_code, error_of(edit)["param"]) == (400, "image"), edit.text
+            assert "it cannot be fetched" in error_of(edit)["message"]
+            content = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": url}]
+            body = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}]}
+            answer = server.post("/v1/responses", **body)
+            assert (answer.status_code, error_of(answer)["param"]) == (400, "input_image"), answer.text
+        assert server.metric('zimage_requests_total{route="/health",status="200"}') == server.health_checks
+
+
 def test_without_restart_a_dead_worker_ends_the_server(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         os.kill(server.worker(), signal.SIGKILL)

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
-from max.pipelines.context.exceptions import InputError
-from max.serve.config import Settings
-from max.serve.router._image_resolution import fetch_media_data_uri
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
@@ -23,6 +20,7 @@ from max_zimage.positions import PIXELS_PER_TOKEN
 from max_zimage.request_checks import RequestError
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
+from max_zimage.serving.remote_images import fetched, is_remote
 from max_zimage.serving.requests import context_of_image_request, refused, size_of
 from max_zimage.serving.routes_images import answered, described, invalid, parsed
 from max_zimage.serving.schema import EditRequest
@@ -34,7 +32,6 @@ Pixels = npt.NDArray[np.uint8]
 _MAX_FIELDS = 40
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _TEXTS = ("prompt", "model", "size", "quality", "response_format", "output_format", "background", "moderation", "user")
-_REMOTE = re.compile(r"https?://", re.IGNORECASE)
 
 
 @router.post("/images/edits", openapi_extra=described(EditRequest))
@@ -92,22 +89,9 @@ async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:
     if len(urls) != 1:
         raise bad_request(f"image: one image may be given, got {len(urls)}; leave the others out", "image")
     url, limits = urls[0], state.served.limits
-    if _REMOTE.match(url):
-        url = await _fetched(state, url)
+    if is_remote(url):
+        url = await fetched(state, "image", url)
     return lambda: image_of_data_url("image", url, limits.input_pixels)
-
-
-async def _fetched(state: State, url: str) -> str:
-    """Fetch an image with MAX's client, which connects to public addresses only, through redirects as well."""
-    if not state.settings.allow_remote_images:
-        raise bad_request("image: this server fetches nothing; send a data URL or a form with a file", "image")
-    settings = Settings(
-        MAX_SERVE_MEDIA_URL_SSRF_PROTECTION_ENABLED=True, MAX_SERVE_MAX_MEDIA_BYTES=state.served.limits.body_bytes
-    )
-    try:
-        return await fetch_media_data_uri(url, settings)
-    except (InputError, ValueError) as error:
-        raise bad_request(f"image: it cannot be fetched: {error}", "image") from error
 
 
 async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[], Pixels]]:

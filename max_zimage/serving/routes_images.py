@@ -110,6 +110,8 @@ def invalid(error: ValidationError) -> ApiError:
 def _said(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return "is no field of this route; leave it out"
+    if item["type"] == "none_required":
+        return "is not supported; leave it out"
     shown = repr(item["input"])
     given = f", got {shown if len(shown) <= 60 else shown[:57] + '...'}" if item["type"] != "missing" else ""
     message: str = item["msg"]

@@ -22,6 +22,7 @@ from max_zimage.request_checks import RequestError
 from max_zimage.serving.answers import finished
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
+from max_zimage.serving.remote_images import fetched, is_remote
 from max_zimage.serving.requests import Served, check_limits, check_model, make_context, refused
 from max_zimage.serving.routes_images import parsed
 from max_zimage.serving.state import State, state_of
@@ -35,7 +36,8 @@ _FIELDS = ("model", "input", "provider_options", "seed", "n", "stream", "metadat
 @router.post("/responses")
 async def create_response(request: Request) -> Response:
     """Draw pictures, asked for as MAX's OpenResponses API does."""
-    state, content = state_of(request), await request.body()
+    state = state_of(request)
+    content = await _inlined(state, await request.body())
     body = parsed(OpenResponsesRequestBody, content)
     context = await asyncio.to_thread(_context, state.served, body, content, RequestID(request.state.request_id))
     state.check_ready()
@@ -69,6 +71,23 @@ def _context(served: Served, body: OpenResponsesRequestBody, content: bytes, req
         raise refused(error) from error
     check_limits(served.limits, asked)
     return make_context(served, asked, request_id, output_format)
+
+
+async def _inlined(state: State, content: bytes) -> bytes:
+    """The body with images in place of their addresses, which MAX's schema does not take.
+
+    Raises:
+        ApiError: 400 where the server fetches none, or cannot.
+    """
+    try:
+        body = json.loads(content)
+        parts = [part for message in body["input"] for part in message["content"] if "image_url" in part]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return content  # not for us to judge: the schema will
+    remote = [part for part in parts if isinstance(part, dict) and is_remote(part["image_url"])]
+    for part in remote:
+        part["image_url"] = await fetched(state, "input_image", part["image_url"])
+    return json.dumps(body).encode() if remote else content
 
 
 def _by_url(state: State, output: GenerationOutput, request: Request) -> GenerationOutput:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
 
 import uvicorn
 
 from max_zimage.calling import Prepared
+from max_zimage.cli import EMBEDDED_NAME
 from max_zimage.context_tokenizer import ZImageTokenizer
 from max_zimage.devices import model_dtype
 from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
@@ -38,7 +41,10 @@ def run(settings: ServerSettings, prepared: Prepared) -> int:
     Returns:
         The exit code.
     """
-    return asyncio.run(_serve(settings, prepared))
+    # MAX puts its sockets there, and large uploads go there: nobody else may look, and nothing is left behind.
+    with tempfile.TemporaryDirectory(prefix="max-zimage-") as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        return asyncio.run(_serve(settings, prepared))
 
 
 async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
@@ -100,7 +106,7 @@ def _served(settings: ServerSettings, prepared: Prepared) -> Served:
     tokenizer.max_input_pixels = settings.limits.input_pixels
     return Served(
         name=settings.name,
-        model=settings.model or settings.name,
+        model=settings.model or EMBEDDED_NAME,
         dtype=model_dtype(settings.dtype, prepared.devices[0]),
         tokenizer=tokenizer,
         limits=settings.limits,

@@ -79,6 +79,7 @@ class Server:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.text()[-4000:]}")
             try:
                 if self.client.get("/health").status_code == 200:
+                    self.health_checks = 1
                     return
             except httpx.TransportError:
                 pass

@@ -1,0 +1,49 @@
+"""Images that requests name by an address: refused, or fetched by MAX's client.
+
+That client connects to public addresses only, checks them again at every redirect, and stops at a size.
+
+Reference: MAX serve/router/_image_resolution.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+from max.pipelines.context.exceptions import InputError
+from max.serve.config import Settings
+from max.serve.router._image_resolution import fetch_media_data_uri
+
+from max_zimage.serving.errors import bad_request
+from max_zimage.serving.state import State
+
+_REMOTE = re.compile(r"https?://", re.IGNORECASE)
+
+
+def is_remote(url: object) -> bool:
+    """Whether something is an address on the net."""
+    return isinstance(url, str) and _REMOTE.match(url) is not None
+
+
+async def fetched(state: State, field: str, url: str) -> str:
+    """Fetch an image.
+
+    Args:
+        state: The server, whose settings say whether it may.
+        field: The request's field that named it.
+        url: Its address.
+
+    Returns:
+        The image as a data URL.
+
+    Raises:
+        ApiError: 400 if this server fetches nothing, the address is not public, or there is no image.
+    """
+    if not state.settings.allow_remote_images:
+        raise bad_request(f"{field}: this server fetches nothing; send a data URL or a form with a file", field)
+    settings = Settings(
+        MAX_SERVE_MEDIA_URL_SSRF_PROTECTION_ENABLED=True, MAX_SERVE_MAX_MEDIA_BYTES=state.served.limits.body_bytes
+    )
+    try:
+        return await fetch_media_data_uri(url, settings)
+    except (InputError, ValueError) as error:
+        raise bad_request(f"{field}: it cannot be fetched: {error}", field) from error
