@@ -27,6 +27,7 @@ def test_what_fits(prepared: Prepared) -> None:
     needed = check_capacity(SETTINGS, prepared, 2**40)
     assert needed > sum(prepared.sources.nbytes.values())
     assert check_capacity(SETTINGS, prepared, needed) == needed
+    assert check_capacity(replace(SETTINGS, batch_pictures=4), prepared, 2**40) == needed
     more = replace(SETTINGS, batch_pictures=16)
     assert check_capacity(more, prepared, 2**40) > needed
 

@@ -56,6 +56,7 @@ class Worker:
         return made
 
     def turn(self) -> SchedulerProgress:
+        self.scheduler._last_work = 0.0  # no naps
         progress = self.scheduler.run_iteration()
         while not self.answers.empty():
             for request, result in self.answers.get().items():

@@ -28,7 +28,7 @@ def check_capacity(settings: ServerSettings, prepared: Prepared, available: int 
     device, limits = prepared.devices[0], settings.limits
     if available is None:
         available = available_memory() if device.is_host else int(device.stats["total_memory"])
-    pictures = max(limits.images, settings.batch_pictures)
+    pictures = max(limits.images, settings.pictures_together(on_host=device.is_host))
     needed = _needed(prepared, limits.pixels, pictures)
     if needed <= available:
         return needed

@@ -17,8 +17,6 @@ from max.pipelines.diffusion.pipeline import PixelGenerationPipeline as MaxPixel
 MAX_PICTURES_VARIABLE = "MAX_ZIMAGE_MAX_BATCH_PICTURES"
 """Pictures that may share a batch; MAX hands its worker no settings of ours, so the environment does."""
 
-DEFAULT_MAX_PICTURES = 4
-
 
 class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextType]):
     """MAX's pipeline of pictures with the project's scheduler.
@@ -32,5 +30,6 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
         from max_zimage.serving.scheduler import StepScheduler
 
         super().__init__(*args, **kwargs)
-        self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, DEFAULT_MAX_PICTURES))
+        usual = 1 if self._devices[0].is_host else 4
+        self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, usual))
         max_scheduler.OneShotScheduler = StepScheduler  # type: ignore[misc]

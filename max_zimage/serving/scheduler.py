@@ -11,6 +11,7 @@ Reference: MAX serve/scheduler/one_shot_scheduler.py, whose queues and messages 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -32,6 +33,8 @@ from max_zimage.serving.messages import Preview, Progress, progress_output
 from max_zimage.serving.previews import Previewer, preview_steps
 from max_zimage.serving.rendering import Rendering
 
+_NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
+
 _log = logging.getLogger("max_zimage.serving")
 
 
@@ -49,6 +52,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._running: Rendering | None = None
         self._starting: list[ZImageContext] = []
         self._encoding: dict[RequestID, Future[GenerationOutput]] = {}
+        self._last_work = 0.0
         self._encoder = ThreadPoolExecutor(2, "encode")
 
     def run_iteration(self) -> SchedulerProgress:
@@ -67,8 +71,16 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             except Exception:
                 self._fail()
         elif not self._encoding:
-            return SchedulerProgress.NO_PROGRESS
+            return self._rest()
+        self._last_work = time.monotonic()
         self._deliver(wait=not self._running and not self._waiting)
+        return SchedulerProgress.MADE_PROGRESS
+
+    def _rest(self) -> SchedulerProgress:
+        """Look again soon: MAX's loop would sleep for up to 10 ms, which the next request would have to wait."""
+        if time.monotonic() - self._last_work > _ALERT:
+            return SchedulerProgress.NO_PROGRESS
+        time.sleep(_NAP)
         return SchedulerProgress.MADE_PROGRESS
 
     def _receive(self) -> None:

@@ -51,7 +51,7 @@ async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
     metrics = Metrics()
     dispatcher = Dispatcher(
         queue=settings.limits.queue,
-        in_worker=2 * settings.batch_pictures,
+        in_worker=2 * settings.pictures_together(on_host=prepared.devices[0].is_host),
         seconds=settings.limits.seconds,
         metrics=metrics,
     )
@@ -68,7 +68,8 @@ async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    worker = asyncio.create_task(Worker(prepared.config, state).keep_running())
+    together = settings.pictures_together(on_host=prepared.devices[0].is_host)
+    worker = asyncio.create_task(Worker(prepared.config, state, together).keep_running())
     http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((worker, http, ended), return_when=asyncio.FIRST_COMPLETED)
     await _shut_down(settings, dispatcher, server, http, finish=ended.done())

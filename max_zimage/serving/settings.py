@@ -44,7 +44,8 @@ class ServerSettings:
         api_key: What clients must send; None lets everybody in.
         allow_remote_images: Whether images may be given as http(s) URLs, which the server then fetches.
         restart: Whether a worker that dies is started again.
-        batch_pictures: Pictures of several requests that may share their denoising steps.
+        batch_pictures: Pictures of several requests that may share their denoising steps; None for 4 on an accelerator,
+            and 1 on a CPU, which one picture keeps as busy as four.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
         media_bytes: Pictures kept for answers by URL; the oldest go first.
         limits: Of requests.
@@ -59,7 +60,11 @@ class ServerSettings:
     api_key: str | None = None
     allow_remote_images: bool = False
     restart: bool = False
-    batch_pictures: int = 4
+    batch_pictures: int | None = None
     shutdown_seconds: float = 30.0
     media_bytes: int = 256 * 2**20
     limits: ServerLimits = field(default_factory=ServerLimits)
+
+    def pictures_together(self, *, on_host: bool) -> int:
+        """How many pictures may share a batch, on a CPU or on an accelerator."""
+        return self.batch_pictures or (1 if on_host else 4)

@@ -47,10 +47,12 @@ class Worker:
     Attributes:
         config: MAX's configuration of the checkpoint.
         state: The server's.
+        pictures_together: Pictures of several requests that may share a batch.
     """
 
     config: PipelineConfig
     state: State
+    pictures_together: int
 
     async def keep_running(self) -> None:
         """Start the worker, and again when it dies, if the settings say so.
@@ -77,7 +79,7 @@ class Worker:
 
     async def _run(self) -> None:
         """One life of the worker."""
-        os.environ[MAX_PICTURES_VARIABLE] = str(self.state.settings.batch_pictures)
+        os.environ[MAX_PICTURES_VARIABLE] = str(self.pictures_together)
         settings = Settings(
             MAX_SERVE_METRIC_RECORDING_METHOD=MetricRecordingMethod.NOOP,
             MAX_SERVE_DISABLE_TELEMETRY=True,
