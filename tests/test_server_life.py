@@ -76,7 +76,7 @@ def test_sigterm_finishes_what_is_drawn_and_rejects_what_waits(tmp_path: Path) -
         assert (waits.result().status_code, error_of(waits.result())["code"]) == (503, "shutting_down")
         assert drawn.result().status_code == 200
         assert server.process.wait(STOP_SECONDS) == 0
-        assert server.processes() == []
+        assert server.left_behind() == []
 
 
 def test_sigterm_has_a_bound(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_sigterm_has_a_bound(tmp_path: Path) -> None:
         assert (drawn.result().status_code, error_of(drawn.result())["code"]) == (503, "shutting_down")
         assert server.process.wait(STOP_SECONDS) == 0
         assert time.monotonic() - begin < 15
-        assert server.processes() == []
+        assert server.left_behind() == []
 
 
 def test_images_are_fetched_where_allowed_and_from_public_addresses_only(tmp_path: Path) -> None:
@@ -110,4 +110,4 @@ def test_without_restart_a_dead_worker_ends_the_server(tmp_path: Path) -> None:
         os.kill(server.worker(), signal.SIGKILL)
         assert server.process.wait(STOP_SECONDS) == 1
         assert "with --restart it would be started again" in server.text()
-        assert server.processes() == []
+        assert server.left_behind() == []

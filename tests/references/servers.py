@@ -120,6 +120,13 @@ class Server:
         rows = [line.split() for line in listed.splitlines()]
         return [int(pid) for pid, group, stat in rows if int(group) == self.process.pid and not stat.startswith("Z")]
 
+    def left_behind(self) -> list[int]:
+        """What is still there of it some seconds after its end; its resource tracker ends a moment later than itself."""
+        deadline = time.monotonic() + 10
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.processes()
+
     def worker(self) -> int:
         """Process id of the worker: the child that spawned last and is not the resource tracker."""
         for pid in sorted(self.processes(), reverse=True):
