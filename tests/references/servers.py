@@ -121,7 +121,7 @@ class Server:
         return [int(pid) for pid, group, stat in rows if int(group) == self.process.pid and not stat.startswith("Z")]
 
     def left_behind(self) -> list[int]:
-        """What is still there of it some seconds after its end; its resource tracker ends a moment later than itself."""
+        """What is still there of it some seconds after its end; its resource tracker ends a moment later."""
         deadline = time.monotonic() + 10
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
