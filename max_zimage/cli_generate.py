@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from max_zimage.calling import Prepared
     from max_zimage.pipeline import ZImagePipeline
 
-_PATIENCE = "The first run of a model compiles its graphs, which takes minutes; later runs take them from MAX's cache."
+_PATIENCE = "The first run of a model compiles its graphs, which takes minutes; later runs take them from disk."
 
 
 @dataclass
