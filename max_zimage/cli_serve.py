@@ -73,20 +73,25 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
 def _api_key(file: str | None) -> str | None:
     """The key, from a file or the environment: never from the command line, which all users of a machine can read."""
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        return _key(os.environ[KEY_VARIABLE], KEY_VARIABLE) if KEY_VARIABLE in os.environ else None
     try:
-        key = Path(file).read_text(encoding="utf-8").strip()
+        return _key(Path(file).read_text(encoding="utf-8"), f"--api-key-file {file}")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--api-key-file {file} cannot be read: {error}") from error
+
+
+def _key(text: str, where: str) -> str:
+    key = text.strip()
     if not key:
-        raise BadInput(f"--api-key-file {file} is empty; put the key into it")
+        raise BadInput(f"{where} is empty; put the key into it, or leave it out for a server without one")
     return key
 
 
 def _check_port(host: str, port: int) -> None:
     """Say at once that the port is taken, and not after minutes of loading."""
     try:
-        with socket.create_server((host, port)):
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
             pass
     except (OSError, OverflowError) as error:
         raise BadInput(f"--host {host} --port {port}: {error}; choose another") from error

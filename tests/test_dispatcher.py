@@ -92,12 +92,12 @@ def run(test: Callable[[Dispatcher, Any], Awaitable[None]], **options: Any) -> N
 
 def test_the_worker_gets_no_more_than_it_can_take_and_the_queue_its_limit() -> None:
     async def body(queue: Dispatcher, worker: FakeWorker) -> None:
-        jobs = [queue.submit(context(name)) for name in "abcd"]
+        jobs = [queue.submit(context(name), name) for name in "abcd"]
         await settled()
         assert set(worker.given) == {"a", "b"}
         assert [queue.place(job) for job in jobs] == [0, 0, 0, 1]
         with pytest.raises(ApiError, match="2 requests are waiting, as many as this server allows"):
-            queue.submit(context("e"))
+            queue.submit(context("e"), "e")
         worker.say("a", 0)
         worker.finish("a")
         assert await outcome(queue, jobs[0]) == "done"
@@ -111,16 +111,16 @@ def test_the_worker_gets_no_more_than_it_can_take_and_the_queue_its_limit() -> N
 
 def test_an_id_is_taken_once() -> None:
     async def body(queue: Dispatcher, worker: FakeWorker) -> None:
-        queue.submit(context("a"))
+        queue.submit(context("a"), "a")
         with pytest.raises(ApiError, match="a request with the id a is not done yet"):
-            queue.submit(context("a"))
+            queue.submit(context("a"), "a")
 
     run(body)
 
 
 def test_a_dead_worker_fails_what_it_had_begun_and_nothing_else() -> None:
     async def body(queue: Dispatcher, worker: FakeWorker) -> None:
-        jobs = [queue.submit(context(name)) for name in "abcd"]
+        jobs = [queue.submit(context(name), name) for name in "abcd"]
         await settled()
         worker.say("a", 0)
         await settled()
@@ -142,7 +142,7 @@ def test_a_dead_worker_fails_what_it_had_begun_and_nothing_else() -> None:
 
 def test_who_leaves_cancels() -> None:
     async def body(queue: Dispatcher, worker: FakeWorker) -> None:
-        job = queue.submit(context("a"))
+        job = queue.submit(context("a"), "a")
         task = asyncio.create_task(outcome(queue, job))
         await settled()
         task.cancel()
@@ -156,7 +156,7 @@ def test_who_leaves_cancels() -> None:
 @pytest.mark.parametrize(("begun", "expected"), [(True, "400 time_limit"), (False, "429 time_limit")])
 def test_time_is_up(begun: bool, expected: str) -> None:
     async def body(queue: Dispatcher, worker: FakeWorker) -> None:
-        job = queue.submit(context("a"))
+        job = queue.submit(context("a"), "a")
         await settled()
         if begun:
             worker.say("a", 0)
@@ -169,13 +169,13 @@ def test_time_is_up(begun: bool, expected: str) -> None:
 
 def test_closing_rejects_what_waits_and_lets_finish_what_is_drawn() -> None:
     async def body(queue: Dispatcher, worker: FakeWorker) -> None:
-        drawn, given, waits = (queue.submit(context(name)) for name in "abc")
+        drawn, given, waits = (queue.submit(context(name), name) for name in "abc")
         await settled()
         worker.say("a", 0)
         await settled()
         queue.close()
         with pytest.raises(ApiError, match="being shut down"):
-            queue.submit(context("d"))
+            queue.submit(context("d"), "d")
         assert await outcome(queue, given) == "503 shutting_down"
         assert await outcome(queue, waits) == "503 shutting_down"
         worker.finish("a")

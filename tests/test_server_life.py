@@ -36,6 +36,17 @@ def test_a_stream_that_is_left_cancels(server: Server) -> None:
     assert server.client.get(f"/v1/requests/{name}").status_code == 404
 
 
+def test_an_id_can_be_used_again_at_once_after_a_cancellation(server: Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.draw, headers={"X-Request-ID": "again"}, **SLOW)
+        server.wait_for_status("again", "running")
+        server.client.delete("/v1/requests/again")
+        again = server.draw("a green square", headers={"X-Request-ID": "again"}, steps=2, seed=1)
+        assert first.result().status_code == 499
+    assert again.status_code == 200
+    assert again.json()["data"] == server.draw("a green square", steps=2, seed=1).json()["data"]
+
+
 def test_cancelled_by_id_queued_and_running(server: Server) -> None:
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(server.draw, headers={"X-Request-ID": "one"}, **SLOW)

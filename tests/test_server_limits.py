@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from references.servers import KEY, SLOW, Server, error_of
 
 
@@ -49,7 +51,7 @@ def test_a_full_queue_is_told_at_once(server: Server) -> None:
         ({"n": 4}, "n", "n: this server allows at most 3 pictures a request, got 4"),
         ({"prompt": "x" * 501}, "prompt", "prompt: this server allows at most 500 characters, got 501"),
         ({"prompt": "x " * 240}, "prompt", None),
-        ({"size": "100x128"}, "width", "width must be a multiple of 16, got 100; the nearest are 96 and 112"),
+        ({"size": "100x128"}, "size", "width must be a multiple of 16, got 100; the nearest are 96 and 112"),
         ({"size": "big"}, "size", 'size: must be "auto" or "WIDTHxHEIGHT"'),
         ({"steps": 0}, "steps", "steps must be from 1 to 1000, got 0"),
         ({"steps": "8"}, "steps", "steps: input should be a valid integer, got '8'"),
@@ -58,6 +60,7 @@ def test_a_full_queue_is_told_at_once(server: Server) -> None:
         ({"quality": "low", "steps": 3}, "quality", "leave one out"),
         ({"output_compression": 50}, "output_compression", "png has no quality"),
         ({"partial_images": 2}, "partial_images", "previews come with stream"),
+        ({"negative_prompt": "y", "guidance_scale": 0}, "negative_prompt", "guidance is off"),
         ({"style": "vivid"}, "style", "style: is no field of this route; leave it out"),
         ({"background": "transparent"}, "background", "background: input should be 'auto' or 'opaque'"),
         ({"prompt": None}, "prompt", "prompt: input should be a valid string"),
@@ -86,6 +89,35 @@ def test_other_refusals(server: Server) -> None:
     assert server.client.get("/v1/images/generations").status_code == 405
     unknown = server.post("/v1/responses", model="tiny-zimage", input="x", temperature=1.0)
     assert (unknown.status_code, error_of(unknown)["param"]) == (400, "temperature")
+    for options, param in [
+        ({"steps": 5000}, "steps"),
+        ({"num_images": 65}, "num_images"),
+        ({"num_images": 4}, "num_images"),
+        ({"flow_shift": 1e9}, "flow_shift"),
+        ({"secondary_prompt": "x"}, "secondary_prompt"),
+        ({"strength": 0.5}, "strength"),
+        ({"width": 1024, "height": 1024}, "width"),
+        ({"negative_prompt": "x", "guidance_scale": 0.0}, "negative_prompt"),
+    ]:
+        answer = server.post("/v1/responses", model="tiny-zimage", input="x", provider_options={"image": options})
+        assert (answer.status_code, error_of(answer)["param"]) == (400, param), answer.text
+
+
+def test_an_edit_is_resized_only_to_what_can_be_drawn(server: Server) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(content, format="PNG")
+    begin = time.monotonic()
+    for size, message in [
+        ("40000x40000", "height must be from 16 to 8192, got 40000"),
+        ("8192x8192", "at most 262144 pixels, got 8192x8192"),
+        ("0x512", "width must be from 16 to 8192, got 0"),
+        ("100x128", "width must be a multiple of 16"),
+    ]:
+        fields = {"prompt": "x", "size": size, "resize": "true"}
+        answer = server.client.post("/v1/images/edits", files={"image": ("x.png", content.getvalue())}, data=fields)
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "size"), answer.text
+        assert message in error_of(answer)["message"]
+    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}])

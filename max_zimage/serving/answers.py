@@ -7,12 +7,15 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.request.open_responses import OutputImageContent
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from max_zimage.noise import image_seed
 from max_zimage.serving.dispatcher import Dispatcher, Job
@@ -50,9 +53,10 @@ async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> Genera
     """
 
     async def answer() -> GenerationOutput:
-        async for event in dispatcher.events(job):
-            if isinstance(event, GenerationOutput):
-                return event
+        async with aclosing(dispatcher.events(job)) as told:
+            async for event in told:
+                if isinstance(event, GenerationOutput):
+                    return event
         raise AssertionError("events end with an answer or an error")
 
     work, gone = asyncio.create_task(answer()), asyncio.create_task(_hung_up(request))
@@ -60,11 +64,27 @@ async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> Genera
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
+        dispatcher.cancel(job, "client")
         raise ApiError(499, "cancelled", "the client hung up")
     finally:
         for task in (work, gone):
             task.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
+
+
+class EventResponse(StreamingResponse):
+    """Server-sent events of one request, which is cancelled when they end before it, however they end."""
+
+    def __init__(self, content: AsyncIterator[bytes], job: Job, dispatcher: Dispatcher) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._job, self._dispatcher = job, dispatcher
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._dispatcher.cancel(self._job, "client")  # nothing happens to a request that is done
 
 
 async def _hung_up(request: Request) -> None:
@@ -95,31 +115,32 @@ async def events(
     previews = 0
     created = int(time.time())
     try:
-        async for event in dispatcher.events(job):
-            if isinstance(event, GenerationOutput):
-                for index, file in enumerate(files(event)):
+        async with aclosing(dispatcher.events(job)) as told:
+            async for event in told:
+                if isinstance(event, GenerationOutput):
+                    for index, file in enumerate(files(event)):
+                        yield _event(
+                            f"{form.event}.completed",
+                            created_at=created,
+                            index=index,
+                            seed=image_seed(job.context.seed or 0, index),
+                            **_picture(file, form, media, request),
+                            **_facts(job, form),
+                            usage=_usage(job),
+                        )
+                    continue
+                progress, drawn = event
+                yield _event(f"{form.event}.progress", step=progress.step, steps=progress.steps, request_id=job.name)
+                for preview in drawn:
                     yield _event(
-                        f"{form.event}.completed",
+                        f"{form.event}.partial_image",
                         created_at=created,
-                        index=index,
-                        seed=image_seed(job.context.seed or 0, index),
-                        **_picture(file, form, media, request),
-                        **_facts(job, form),
-                        usage=_usage(job),
+                        partial_image_index=previews // job.context.num_images_per_prompt,
+                        index=preview.picture,
+                        b64_json=base64.b64encode(preview.png).decode(),
+                        **_facts(job, form) | {"output_format": "png"},
                     )
-                continue
-            progress, drawn = event
-            yield _event(f"{form.event}.progress", step=progress.step, steps=progress.steps, request_id=job.name)
-            for preview in drawn:
-                yield _event(
-                    f"{form.event}.partial_image",
-                    created_at=created,
-                    partial_image_index=previews // job.context.num_images_per_prompt,
-                    index=preview.picture,
-                    b64_json=base64.b64encode(preview.png).decode(),
-                    **_facts(job, form) | {"output_format": "png"},
-                )
-                previews += 1
+                    previews += 1
     except ApiError as error:
         yield _event("error", **error.body())
 

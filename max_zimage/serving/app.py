@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -37,6 +38,10 @@ def make_app(state: State) -> ASGIApp:
         code = _CODES.get(error.status_code, "invalid_value")
         message = f"{request.method} {request.url.path}: {error.detail}"
         return answer(ApiError(error.status_code, code, message, headers=error.headers))
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_hang_up(request: Request, error: ClientDisconnect) -> Response:
+        return answer(ApiError(499, "cancelled", "the client hung up before its request was read"))
 
     @app.exception_handler(RequestValidationError)
     async def on_bad_path(request: Request, error: RequestValidationError) -> Response:

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from max.pipelines.context.outputs import GenerationOutput
-from max.serve.worker_interface import ModelWorkerProxy
+from max.serve.worker_interface import ModelWorkerProxy, RequestQueueFull
 
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import ApiError
@@ -40,22 +40,19 @@ class Job:
 
     Attributes:
         context: What the worker gets.
-        arrived: `time.monotonic` at its arrival.
+        name: The id by which its client knows it; the worker has another.
+        arrived: `time.monotonic` when it was queued.
         progress: How far it is; None while it waits.
         events: What is told while it runs, then its end: an answer or an error.
         pump: The task that listens to the worker for it.
     """
 
     context: ZImageContext
+    name: str
     arrived: float = field(default_factory=time.monotonic)
     progress: Progress | None = None
     events: asyncio.Queue[Event | GenerationOutput | ApiError] = field(default_factory=asyncio.Queue)
     pump: asyncio.Task[None] | None = None
-
-    @property
-    def name(self) -> str:
-        """The request's id."""
-        return str(self.context.request_id)
 
 
 class Dispatcher:
@@ -64,7 +61,7 @@ class Dispatcher:
     Args:
         queue: Requests that may wait.
         in_worker: Requests that the worker may have at a time.
-        seconds: From a request's arrival to its last picture.
+        seconds: From when a request is queued to its last picture.
         metrics: Where it counts.
     """
 
@@ -91,11 +88,11 @@ class Dispatcher:
         """How many requests come before one that waits; 0 for one that does not."""
         return self._waiting.index(job) if job in self._waiting else 0
 
-    def submit(self, context: ZImageContext) -> Job:
-        """Take a request.
+    def check_room(self) -> None:
+        """Refuse a request if none can be taken.
 
         Raises:
-            ApiError: 429 if the queue is full, 503 if the server is being shut down, 409 if the id is in use.
+            ApiError: 429 if the queue is full, 503 if the server is being shut down.
         """
         if self._closing:
             raise ApiError(503, "shutting_down", "the server is being shut down; ask another one")
@@ -106,15 +103,27 @@ class Dispatcher:
                 f"{len(self._waiting)} requests are waiting, as many as this server allows; try again later",
                 headers={"Retry-After": "1"},
             )
-        job = Job(context)
-        if self.find(job.name) is not None:
-            raise ApiError(409, "duplicate_id", f"a request with the id {job.name} is not done yet; choose another")
+
+    def submit(self, context: ZImageContext, name: str) -> Job:
+        """Take a request.
+
+        Args:
+            context: What the worker gets.
+            name: The id by which its client knows it.
+
+        Raises:
+            ApiError: As `check_room`; 409 if the id is in use.
+        """
+        self.check_room()
+        if self.find(name) is not None:
+            raise ApiError(409, "duplicate_id", f"a request with the id {name} is not done yet; choose another")
+        job = Job(context, name)
         self._waiting.append(job)
         self.idle.clear()
         self._feed()
         return job
 
-    async def events(self, job: Job) -> AsyncIterator[Event | GenerationOutput]:
+    async def events(self, job: Job) -> AsyncGenerator[Event | GenerationOutput, None]:
         """What is told about a request, up to its answer. To leave early is to cancel it.
 
         Raises:
@@ -201,6 +210,10 @@ class Dispatcher:
                         self._metrics.images.inc(len(output.output))
                     else:
                         self._note(job, output)
+        except RequestQueueFull:  # a dead worker takes nothing in: the request waits for the next one
+            self._given.pop(job.name, None)
+            self._waiting.appendleft(job)
+            return
         except Exception:
             _log.exception("request %s: the worker's answer cannot be read", job.name)
         self._given.pop(job.name, None)

@@ -17,11 +17,11 @@ class Metrics:
         waiting: Requests in the queue.
         running: Requests that the worker has begun.
         waited: Seconds from arrival to the first step.
-        stage_seconds: Seconds a batch spent in captions, steps, decode.
+        stage_seconds: Seconds in captions, steps, decode, of the batch that each request was in.
         request_seconds: Seconds from arrival to the answer.
-        steps: Denoising steps taken, one a batch.
+        steps: Denoising steps taken, counted for each request.
         images: Pictures delivered.
-        batch_pictures: Pictures that shared steps, a batch.
+        batch_pictures: Pictures that shared steps with each request, its own included.
         graph_cache: Modules of graphs that the worker has found on disk (hits) or compiled (misses).
         worker_up: 1 while the worker takes requests.
         worker_starts: Starts of the worker process.

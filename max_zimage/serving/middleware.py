@@ -64,7 +64,9 @@ class Gate:
     def _check(self, path: str, headers: dict[str, str], request_id: str) -> None:
         if self._key is not None and path not in _OPEN_PATHS:
             scheme, _, token = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._key.encode()):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(
+                token.strip().encode("latin-1"), self._key.encode()
+            ):
                 raise ApiError(
                     401,
                     "invalid_api_key",

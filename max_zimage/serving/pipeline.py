@@ -7,7 +7,9 @@ differently, its own scheduler serves one request at a time.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 from typing import Any
 
 import max.serve.scheduler as max_scheduler
@@ -30,6 +32,9 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
         from max_zimage.serving.scheduler import StepScheduler
 
         super().__init__(*args, **kwargs)
+        if MAX_PICTURES_VARIABLE in os.environ and multiprocessing.parent_process() is not None:
+            # Ctrl-C on a terminal reaches all processes; the server decides what becomes of the work.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         usual = 1 if self._devices[0].is_host else 4
         self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, usual))
         max_scheduler.OneShotScheduler = StepScheduler  # type: ignore[misc]

@@ -7,8 +7,10 @@ Reference: MAX serve/router/_image_resolution.py.
 
 from __future__ import annotations
 
+import asyncio
 import re
 
+import httpx
 from max.pipelines.context.exceptions import InputError
 from max.serve.config import Settings
 from max.serve.router._image_resolution import fetch_media_data_uri
@@ -16,6 +18,7 @@ from max.serve.router._image_resolution import fetch_media_data_uri
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.state import State
 
+_SECONDS = 30.0
 _REMOTE = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -40,10 +43,15 @@ async def fetched(state: State, field: str, url: str) -> str:
     """
     if not state.settings.allow_remote_images:
         raise bad_request(f"{field}: this server fetches nothing; send a data URL or a form with a file", field)
+    limits = state.served.limits
     settings = Settings(
-        MAX_SERVE_MEDIA_URL_SSRF_PROTECTION_ENABLED=True, MAX_SERVE_MAX_MEDIA_BYTES=state.served.limits.body_bytes
+        MAX_SERVE_MEDIA_URL_SSRF_PROTECTION_ENABLED=True,
+        MAX_SERVE_MAX_MEDIA_BYTES=max(limits.body_bytes, 4 * limits.input_pixels),  # of the file, and of its pixels
     )
     try:
-        return await fetch_media_data_uri(url, settings)
-    except (InputError, ValueError) as error:
+        async with asyncio.timeout(_SECONDS):
+            return await fetch_media_data_uri(url, settings)
+    except TimeoutError as error:
+        raise bad_request(f"{field}: it cannot be fetched within {_SECONDS:g} s; send a data URL", field) from error
+    except (InputError, ValueError, httpx.HTTPError) as error:
         raise bad_request(f"{field}: it cannot be fetched: {error}", field) from error

@@ -13,6 +13,7 @@ from max_zimage.context_tokenizer import ZImageTokenizer
 from max_zimage.inputs import GenerationRequest
 from max_zimage.parameters import GenerationParameters
 from max_zimage.request_checks import RequestError
+from max_zimage.serving.api_names import IMAGES, ApiNames, refused
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import ApiError, bad_request, over_limit
 from max_zimage.serving.schema import ImageRequest
@@ -20,8 +21,6 @@ from max_zimage.serving.settings import ServerLimits
 from max_zimage.tokenizer import TokenizerError
 
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
-_RENAMED = {"num_inference_steps": "steps", "num_images_per_prompt": "n"}
-"""What the engine calls a field -> what the API does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +42,12 @@ class Served:
     limits: ServerLimits
 
 
-def context_of_image_request(served: Served, body: ImageRequest, request_id: str, **more: Any) -> ZImageContext:
+def context_of_image_request(served: Served, body: ImageRequest, **more: Any) -> ZImageContext:
     """Check a request of the OpenAI image routes, and prepare it.
 
     Args:
         served: The model.
         body: The request.
-        request_id: Its id.
         **more: Other arguments of `GenerationRequest.create`.
 
     Raises:
@@ -84,7 +82,6 @@ def context_of_image_request(served: Served, body: ImageRequest, request_id: str
     return make_context(
         served,
         asked,
-        RequestID(request_id),
         body.output_format or "png",
         compression=body.output_compression,
         reports=bool(body.stream),
@@ -111,34 +108,56 @@ def request_of(served: Served, **arguments: Any) -> GenerationRequest:
             limits=served.tokenizer.limits, defaults=served.tokenizer.defaults, **arguments
         )
     except RequestError as error:
-        raise refused(error) from error
-    check_limits(served.limits, asked)
+        raise refused(error, IMAGES) from error
+    check_request(served.limits, asked, IMAGES, bool(arguments.get("negative_prompt")))
     return asked
 
 
-def check_limits(limits: ServerLimits, asked: GenerationRequest) -> None:
-    """Refuse what this server does not allow.
+def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiNames, negative: bool) -> None:
+    """Refuse what this server does not allow, and a negative prompt that would do nothing.
+
+    Args:
+        limits: The server's.
+        asked: The request.
+        names: Of the API it came by.
+        negative: Whether it names a negative prompt.
 
     Raises:
         ApiError: 400, with what was asked for and what is allowed.
     """
-    pixels = asked.height * asked.width
-    if pixels > limits.pixels:
-        raise over_limit("size", f"{asked.width}x{asked.height} = {pixels}", limits.pixels, "pixels")
+    check_pixels(limits, asked.height, asked.width, names)
     if asked.num_inference_steps > limits.steps:
         raise over_limit("steps", asked.num_inference_steps, limits.steps, "steps")
     if asked.num_images > limits.images:
-        raise over_limit("n", asked.num_images, limits.images, "pictures a request")
+        raise over_limit(names.of("num_images_per_prompt"), asked.num_images, limits.images, "pictures a request")
     for name, texts in (("prompt", asked.prompts), ("negative_prompt", asked.negative_prompts)):
         longest = max(map(len, texts), default=0)
         if longest > limits.prompt_characters:
-            raise over_limit(name, longest, limits.prompt_characters, "characters")
+            raise over_limit(names.field(name) or name, longest, limits.prompt_characters, "characters")
+    if negative and not asked.use_guidance:
+        raise bad_request(
+            "negative_prompt: guidance is off, and it would do nothing; set guidance_scale above 0, or leave it out",
+            "negative_prompt",
+        )
+
+
+def check_pixels(limits: ServerLimits, height: int, width: int, names: ApiNames = IMAGES) -> None:
+    """Refuse a picture that is larger than this server allows.
+
+    Raises:
+        ApiError: 400.
+    """
+    if height * width > limits.pixels:
+        raise over_limit(names.field("size") or "size", f"{width}x{height} = {height * width}", limits.pixels, "pixels")
 
 
 def make_context(
-    served: Served, asked: GenerationRequest, request_id: RequestID, output_format: str, **more: Any
+    served: Served, asked: GenerationRequest, output_format: str, names: ApiNames = IMAGES, **more: Any
 ) -> ZImageContext:
-    """Tokenize and lay out a checked request.
+    """Tokenize and lay out a checked request, under an id of its own.
+
+    The id by which a client knows a request does not go to the worker: a client may use it again at once when it has
+    cancelled, while the worker still has the first one.
 
     Raises:
         ApiError: 400 if the prompt has too many tokens.
@@ -146,7 +165,7 @@ def make_context(
     try:
         return served.tokenizer.make_context(
             asked,
-            request_id=request_id,
+            request_id=RequestID(),
             model_name=served.name,
             output_format=output_format,
             parameters=[
@@ -158,17 +177,7 @@ def make_context(
             **more,
         )
     except (RequestError, TokenizerError, InputError) as error:
-        raise refused(error) from error
-
-
-def refused(error: Exception) -> ApiError:
-    """The engine's complaint, in the API's names, with the first field it speaks of."""
-    message = str(error)
-    for name, renamed in _RENAMED.items():
-        message = message.replace(name, renamed)
-    listed = re.search(r"^- (.*)", message, re.MULTILINE)
-    word = re.match(r"(?:the )?(negative prompt|\w+)", listed[1] if listed else message)
-    return bad_request(message, word[1].replace(" ", "_") if word else None)
+        raise refused(error, names) from error
 
 
 def size_of(text: str | None) -> tuple[int | None, int | None]:

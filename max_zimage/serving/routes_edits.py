@@ -12,16 +12,17 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from max_zimage.input_images import decode_image, image_of_data_url, resized
 from max_zimage.positions import PIXELS_PER_TOKEN
-from max_zimage.request_checks import RequestError
+from max_zimage.request_checks import RequestError, side
+from max_zimage.serving.api_names import IMAGES, refused
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.remote_images import fetched, is_remote
-from max_zimage.serving.requests import context_of_image_request, refused, size_of
+from max_zimage.serving.requests import Served, check_pixels, context_of_image_request, size_of
 from max_zimage.serving.routes_images import answered, described, invalid, parsed
 from max_zimage.serving.schema import EditRequest
 from max_zimage.serving.state import State, state_of
@@ -38,49 +39,53 @@ _TEXTS = ("prompt", "model", "size", "quality", "response_format", "output_forma
 async def edit(request: Request) -> Response:
     """Draw pictures from an image and a prompt."""
     state = state_of(request)
+    state.check_room()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         body, read = await _form(state, request)
     else:
         body = parsed(EditRequest, await request.body())
         read = await _named(state, body)
-    context = await asyncio.to_thread(_context, state, body, read, request.state.request_id)
+    context = await asyncio.to_thread(_context, state, body, read)
     return await answered(state, context, body, "image_edit", request)
 
 
-def _context(state: State, body: EditRequest, read: Callable[[], Pixels], request_id: str) -> ZImageContext:
+def _context(state: State, body: EditRequest, read: Callable[[], Pixels]) -> ZImageContext:
     try:
         image = read()
+        image = _fitting(state.served, image, body)
     except RequestError as error:
-        raise refused(error) from error
-    return context_of_image_request(state.served, body, request_id, image=_fitting(image, body), strength=body.strength)
+        raise refused(error, IMAGES) from error
+    return context_of_image_request(state.served, body, image=image, strength=body.strength)
 
 
-def _fitting(image: Pixels, body: EditRequest) -> Pixels:
-    """The image in the size asked for; resized only if that is allowed."""
+def _fitting(served: Served, image: Pixels, body: EditRequest) -> Pixels:
+    """The image in the size asked for; resized only if that is allowed, and only to a size that can be drawn."""
     height, width, _ = image.shape
-    wanted = size_of(body.size)
-    target = (height, width) if wanted == (None, None) else wanted
-    fits = target == (height, width) and height % PIXELS_PER_TOKEN == 0 and width % PIXELS_PER_TOKEN == 0
-    if fits:
+    rows, columns = size_of(body.size)
+    given = rows is not None and columns is not None
+    rows, columns = (rows or 0, columns or 0) if given else (_nearest(height), _nearest(width))
+    if (rows, columns) == (height, width):
         return image
-    nearest = tuple(
-        max(PIXELS_PER_TOKEN, round(side / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN) for side in (height, width)
-    )
-    if body.resize:
-        rows, columns = nearest if wanted == (None, None) else target
-        return resized(image, int(rows or 0), int(columns or 0))
-    if wanted == (None, None):
-        raise bad_request(
-            f"image: its sides must be multiples of {PIXELS_PER_TOKEN}, it has {width}x{height} pixels; the nearest "
-            f"size that fits is {nearest[1]}x{nearest[0]}; resize it, or set resize to true",
-            "image",
-        )
-    raise bad_request(
-        f"image: it has {width}x{height} pixels and size asks for {target[1]}x{target[0]}; leave size out, resize it, "
-        "or set resize to true",
-        "image",
-    )
+    if not body.resize:
+        found = f"it has {width}x{height} pixels"
+        if given:
+            ways = f"{found} and size asks for {columns}x{rows}; leave size out, resize it, or set resize to true"
+        else:
+            ways = (
+                f"its sides must be multiples of {PIXELS_PER_TOKEN}, {found}; the nearest size that fits is "
+                f"{columns}x{rows}; resize it, or set resize to true"
+            )
+        raise bad_request(f"image: {ways}", "image")
+    limits = served.tokenizer.limits
+    side("height", rows, limits.max_height)
+    side("width", columns, limits.max_width)
+    check_pixels(served.limits, rows, columns)
+    return resized(image, rows, columns)
+
+
+def _nearest(pixels: int) -> int:
+    return max(PIXELS_PER_TOKEN, round(pixels / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
 
 
 async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:
@@ -98,8 +103,8 @@ async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[
     """A form's fields, and its one file."""
     try:
         form = await request.form(max_files=2, max_fields=_MAX_FIELDS, max_part_size=state.served.limits.body_bytes)
-    except MultiPartException as error:
-        raise bad_request(f"the body is no form: {error.message}") from error
+    except HTTPException as error:  # what Starlette makes of a MultiPartException
+        raise bad_request(f"the body is no form: {error.detail}") from error
     files = [
         value for name, value in form.multi_items() if isinstance(value, UploadFile) and name in ("image", "image[]")
     ]

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
-from max_zimage.serving.answers import Form, events, finished, images_answer
+from max_zimage.serving.answers import EventResponse, Form, events, finished, images_answer
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import ApiError, bad_request
 from max_zimage.serving.requests import context_of_image_request
@@ -28,9 +28,10 @@ def described(model: type[BaseModel]) -> dict[str, Any]:
 @router.post("/images/generations", openapi_extra=described(ImageRequest))
 async def generate(request: Request) -> Response:
     """Draw pictures from a prompt."""
-    body = parsed(ImageRequest, await request.body())
     state = state_of(request)
-    context = await asyncio.to_thread(context_of_image_request, state.served, body, request.state.request_id)
+    state.check_room()
+    body = parsed(ImageRequest, await request.body())
+    context = await asyncio.to_thread(context_of_image_request, state.served, body)
     return await answered(state, context, body, "image_generation", request)
 
 
@@ -42,12 +43,11 @@ async def answered(state: State, context: ZImageContext, body: ImageRequest, eve
         output_format=context.output_format,
         quality=body.quality or "auto",
     )
-    state.check_ready()
-    job = state.dispatcher.submit(context)
+    job = state.dispatcher.submit(context, request.state.request_id)
     state.note(job, body.user)
     if body.stream:
         stream = events(state.dispatcher, job, form, state.media, request)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return EventResponse(stream, job, state.dispatcher)
     output = await finished(state.dispatcher, job, request)
     return JSONResponse(images_answer(output, job, form, state.media, request))
 

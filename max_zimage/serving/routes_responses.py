@@ -20,10 +20,11 @@ from starlette.responses import JSONResponse, Response
 from max_zimage.context_tokenizer import image_options
 from max_zimage.request_checks import RequestError
 from max_zimage.serving.answers import finished
+from max_zimage.serving.api_names import RESPONSES, refused
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.remote_images import fetched, is_remote
-from max_zimage.serving.requests import Served, check_limits, check_model, make_context, refused
+from max_zimage.serving.requests import Served, check_model, check_request, make_context
 from max_zimage.serving.routes_images import parsed
 from max_zimage.serving.state import State, state_of
 
@@ -37,11 +38,11 @@ _FIELDS = ("model", "input", "provider_options", "seed", "n", "stream", "metadat
 async def create_response(request: Request) -> Response:
     """Draw pictures, asked for as MAX's OpenResponses API does."""
     state = state_of(request)
+    state.check_room()
     content = await _inlined(state, await request.body())
     body = parsed(OpenResponsesRequestBody, content)
-    context = await asyncio.to_thread(_context, state.served, body, content, RequestID(request.state.request_id))
-    state.check_ready()
-    job = state.dispatcher.submit(context)
+    context = await asyncio.to_thread(_context, state.served, body, content)
+    job = state.dispatcher.submit(context, request.state.request_id)
     state.note(job, body.user)
     output = await finished(state.dispatcher, job, request)
     options = body.provider_options.image
@@ -51,7 +52,7 @@ async def create_response(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
 
 
-def _context(served: Served, body: OpenResponsesRequestBody, content: bytes, request_id: RequestID) -> ZImageContext:
+def _context(served: Served, body: OpenResponsesRequestBody, content: bytes) -> ZImageContext:
     """Check a request and prepare it."""
     given = {name for name, value in json.loads(content).items() if value is not None}
     unknown = sorted(given - set(_FIELDS))
@@ -63,14 +64,14 @@ def _context(served: Served, body: OpenResponsesRequestBody, content: bytes, req
     if body.stream:
         raise bad_request("stream: this route does not stream, /v1/images/generations does", "stream")
     check_model(served, body.model)
-    asked_for = OpenResponsesRequest(request_id=request_id, body=body)
+    asked_for = OpenResponsesRequest(request_id=RequestID(), body=body)
     try:
         asked = served.tokenizer.parse(asked_for)
-        output_format = image_options(asked_for).output_format
+        options = image_options(asked_for)
     except RequestError as error:
-        raise refused(error) from error
-    check_limits(served.limits, asked)
-    return make_context(served, asked, request_id, output_format)
+        raise refused(error, RESPONSES) from error
+    check_request(served.limits, asked, RESPONSES, bool(options.negative_prompt))
+    return make_context(served, asked, options.output_format, RESPONSES)
 
 
 async def _inlined(state: State, content: bytes) -> bytes:
@@ -85,6 +86,10 @@ async def _inlined(state: State, content: bytes) -> bytes:
     except (ValueError, TypeError, KeyError, RecursionError):
         return content  # not for us to judge: the schema will
     remote = [part for part in parts if isinstance(part, dict) and is_remote(part["image_url"])]
+    if len(remote) > 1:
+        raise bad_request(
+            f"input_image: one image may be given, got {len(remote)}; leave the others out", "input_image"
+        )
     for part in remote:
         part["image_url"] = await fetched(state, "input_image", part["image_url"])
     return json.dumps(body).encode() if remote else content

@@ -73,9 +73,10 @@ async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
     http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((worker, http, ended), return_when=asyncio.FIRST_COMPLETED)
     await _shut_down(settings, dispatcher, server, http, finish=ended.done())
-    failed = worker.done() and isinstance(worker.exception(), WorkerFailed)
+    failed = worker.done()  # it never ends by itself but by a failure
     if failed:
-        _log.error("%s", worker.exception())
+        error = worker.exception()
+        _log.error("%s", error, exc_info=None if isinstance(error, WorkerFailed) else error)
     worker.cancel()
     ended.cancel()
     await asyncio.gather(worker, ended, return_exceptions=True)

@@ -16,7 +16,7 @@ class ServerLimits:
         prompt_characters: Of a prompt, and of a negative one.
         body_bytes: Of a request's body, uploads included.
         queue: Requests that wait; those being drawn do not count.
-        seconds: From a request's arrival to its last picture.
+        seconds: From when a request is queued to its last picture.
         input_pixels: Of an image that is sent in.
     """
 

@@ -37,15 +37,16 @@ class State:
     metrics: Metrics
     was_ready: bool = False
 
-    def check_ready(self) -> None:
-        """Refuse requests while the model is loaded for the first time.
+    def check_room(self) -> None:
+        """Refuse a request before its body is read: while the model is loaded for the first time, or nothing fits in.
 
         Raises:
-            ApiError: 503.
+            ApiError: 503 or 429.
         """
         if not self.was_ready:
             message = "the model is being loaded, which takes minutes the first time; ask /health when it is there"
             raise ApiError(503, "loading", message, headers={"Retry-After": "5"})
+        self.dispatcher.check_room()
 
     def note(self, job: Job, user: str | None) -> None:
         """One line in the log for each request; never its prompt."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import multiprocessing
 import os
 import time
 from dataclasses import dataclass
@@ -33,14 +34,14 @@ from max_zimage.serving.state import State
 _log = logging.getLogger("max_zimage.serving")
 
 _LOAD_SECONDS = 3600.0  # a cold compile for an accelerator takes half an hour on few cores
-_TRIES, _WITHIN = 5, 60.0  # deaths within so many seconds after which the fault is taken to be there to stay
+_TRIES, _SHORT = 5, 60.0  # so many lives in a row of less than so many seconds, and the fault is there to stay
 
 
 class WorkerFailed(Exception):
     """The worker cannot be kept running."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Worker:
     """How to start the worker of a server.
 
@@ -60,22 +61,26 @@ class Worker:
         Raises:
             WorkerFailed: If it dies and is not to be started again, never was ready, or dies over and over.
         """
-        deaths: list[float] = []
+        short_lives = 0
         while True:
             self.state.metrics.worker_starts.inc()
+            self._ready_since: float | None = None
             try:
                 await self._run()
-            except (SubprocessExit, RuntimeError, TimeoutError) as error:
-                _log.error("the worker ended: %s", error)
+            except Exception as error:  # whatever it is, it is the end of this life
+                expected = isinstance(error, (SubprocessExit, TimeoutError))
+                _log.error("the worker ended: %s: %s", type(error).__name__, error, exc_info=not expected)
             self.state.dispatcher.detach()
-            deaths = [death for death in deaths if time.monotonic() - death < _WITHIN] + [time.monotonic()]
             if not self.state.was_ready:
                 raise WorkerFailed("the worker could not load the model; the lines above say why")
             if not self.state.settings.restart:
                 raise WorkerFailed("the worker died; with --restart it would be started again")
-            if len(deaths) >= _TRIES:
-                raise WorkerFailed(f"the worker died {_TRIES} times within {_WITHIN:g} s")
+            lived = 0.0 if self._ready_since is None else time.monotonic() - self._ready_since
+            short_lives = short_lives + 1 if lived < _SHORT else 1
+            if short_lives >= _TRIES:
+                raise WorkerFailed(f"the worker died {_TRIES} times, each time within {_SHORT:g} s of being ready")
             _log.warning("starting the worker again")
+            await asyncio.sleep(2.0 ** (short_lives - 1) - 1)
 
     async def _run(self) -> None:
         """One life of the worker."""
@@ -102,7 +107,15 @@ class Worker:
                 memory_plan=None,
             ) as proxy,
         ):
-            self.state.was_ready = True
+            self.state.was_ready, self._ready_since = True, time.monotonic()
             self.state.dispatcher.attach(proxy)
             _log.info("ready")
-            await asyncio.Event().wait()  # until the worker dies or the server ends, which cancels this
+            await _ended()  # or the server ends, which cancels this
+
+
+async def _ended() -> None:
+    """Wait until the worker process ends. MAX watches it too, but takes an exit code of 0 for no news."""
+    processes = [child for child in multiprocessing.active_children() if child.name == "Model Worker"]
+    while all(child.is_alive() for child in processes):
+        await asyncio.sleep(1.0)
+    raise SubprocessExit("its process is gone")
