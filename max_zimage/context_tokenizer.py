@@ -232,7 +232,7 @@ def _prompt(request: OpenResponsesRequest) -> str:
     try:
         return retrieve_input_text(request)
     except ValueError as error:
-        raise RequestError(str(error)) from error
+        raise RequestError(f"input: {error}") from error
 
 
 def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
