@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -131,7 +132,11 @@ def run(server: Server, examples: int) -> None:
     def fuzz(request: tuple[str, bytes]) -> None:
         check(server, *request)
 
+    processes = [psutil.Process(pid) for pid in (server.process.pid, server.worker())]
+    before = [process.memory_info().rss for process in processes]
     fuzz()
+    for process, held in zip(processes, before, strict=True):  # what was loaded late and the pools' first filling
+        assert process.memory_info().rss < held + 250 * 2**20
     assert server.client.get("/health").status_code == 200
     assert server.metric("zimage_queue_depth") == 0
     assert server.metric("zimage_worker_starts_total") == 1

@@ -1,14 +1,15 @@
 """Small pictures of unfinished work: latents to colours by a linear map, no decoder.
 
-The map is fitted for the checkpoint's own autoencoder when the first preview is asked for: a picture of squares in
-known colours is encoded, and least squares find how much of each latent channel a colour takes. A preview has one pixel
-a latent pixel, an eighth of the picture's sides.
+The map is fitted for the checkpoint's own autoencoder when the worker starts: a picture of squares in known colours is
+encoded, and least squares find how much of each latent channel a colour takes. A preview has one pixel a latent pixel,
+an eighth of the picture's sides.
 """
 
 from __future__ import annotations
 
 import io
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,11 @@ class Previewer:
 
     def __init__(self, pipeline: ZImagePipeline) -> None:
         self._pipeline = pipeline
+
+    def fitted(self) -> Self:
+        """The same, with the map found."""
+        _ = self.weights
+        return self
 
     @cached_property
     def weights(self) -> npt.NDArray[np.float32]:
