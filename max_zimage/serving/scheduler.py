@@ -46,7 +46,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         super().__init__(*args, **kwargs)
         model = getattr(self.pipeline, "_pipeline_model", None)
         self._model = model if isinstance(model, ZImagePipeline) else None
-        # The fit takes the autoencoder's encoder along, which may have to be compiled: now, and not while a request waits.
+        # The fit takes the autoencoder's encoder along, which may have to be compiled: now, not while a request waits.
         self._previewer = Previewer(model).fitted() if isinstance(model, ZImagePipeline) else None
         self._max_pictures = int(getattr(self.pipeline, "max_pictures", 1))
         self._waiting: list[ZImageContext] = []
