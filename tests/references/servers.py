@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -69,8 +70,12 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.client.close()
         if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+        with contextlib.suppress(ProcessLookupError):  # all of it is gone, as it should be
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(STOP_SECONDS)
+        self.process.wait(STOP_SECONDS)
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
