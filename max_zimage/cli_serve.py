@@ -58,6 +58,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         restart=arguments.restart,
         batch_pictures=arguments.batch_pictures,
         shutdown_seconds=arguments.shutdown_seconds,
+        media_bytes=arguments.media_bytes,
         limits=ServerLimits(
             pixels=arguments.max_pixels,
             steps=arguments.max_steps,
@@ -65,6 +66,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
             prompt_characters=arguments.max_prompt_characters,
             body_bytes=arguments.max_body_bytes,
             queue=arguments.max_queue,
+            input_pixels=arguments.max_input_pixels,
             seconds=arguments.max_seconds,
         ),
     )

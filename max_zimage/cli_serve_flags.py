@@ -72,6 +72,8 @@ def _add_limits(parser: argparse.ArgumentParser, at_least_one: Callable[[str], i
         ("--max-images", ServerLimits.images, "pictures"),
         ("--max-prompt-characters", ServerLimits.prompt_characters, "of each prompt"),
         ("--max-body-bytes", ServerLimits.body_bytes, "of the body, uploads included"),
+        ("--max-input-pixels", ServerLimits.input_pixels, "height times width of an image sent in"),
+        ("--media-bytes", ServerSettings.media_bytes, "of pictures kept for answers by URL"),
         ("--max-queue", ServerLimits.queue, "requests that wait"),
     ):
         limits.add_argument(

@@ -85,7 +85,7 @@ def inputs_of_contexts(
         rope_spec: The transformer's rotary embedding.
         vae: Encodes the images of requests that have one.
         device: Where the transformer runs.
-        done: Steps that are done already, and which the inputs leave out.
+        done: Steps that are done already, and which the inputs leave out; the caller has latents of its own then.
 
     Raises:
         ValueError: If the requests have not the same `sharing_key`.
@@ -103,7 +103,7 @@ def inputs_of_contexts(
     copies = [context.num_images_per_prompt for context in contexts]
     return _inputs(
         arrange(texts, (), copies=copies),
-        np.concatenate([_noise(context, vae) for context in contexts]),
+        np.concatenate([_noise(context, None if done else vae) for context in contexts]),
         plan.after(done),
         guidance,
         float(first.cfg_normalization),
@@ -113,10 +113,10 @@ def inputs_of_contexts(
     )
 
 
-def _noise(context: PixelContext, vae: ZImageVaeModel) -> FloatArray:
-    """What a request of a server begins with."""
+def _noise(context: PixelContext, vae: ZImageVaeModel | None) -> FloatArray:
+    """What a request of a server begins with; without an autoencoder the noise alone."""
     noise = np.asarray(context.latents, np.float32)
-    if context.input_image is None:
+    if context.input_image is None or vae is None:
         return noise
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
 

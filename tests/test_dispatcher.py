@@ -140,6 +140,23 @@ def test_a_dead_worker_fails_what_it_had_begun_and_nothing_else() -> None:
     run(body)
 
 
+def test_to_cancel_what_is_done_does_nothing_to_a_later_request_of_the_same_id() -> None:
+    async def body(queue: Dispatcher, worker: FakeWorker) -> None:
+        first = queue.submit(context("a"), "name")
+        await settled()
+        worker.finish("a")
+        assert await outcome(queue, first) == "done"
+        second = queue.submit(context("b"), "name")
+        await settled()
+        queue.cancel(first, "client")
+        assert queue.find("name") is second
+        worker.finish("b")
+        assert await outcome(queue, second) == "done"
+        assert worker.cancelled == []
+
+    run(body)
+
+
 def test_who_leaves_cancels() -> None:
     async def body(queue: Dispatcher, worker: FakeWorker) -> None:
         job = queue.submit(context("a"), "a")

@@ -114,6 +114,8 @@ def test_max_own_route(server: Server, pipeline: ZImagePipeline) -> None:
     )
     for content, expected in zip(contents, np.asarray(drawn), strict=True):
         np.testing.assert_array_equal(pixels(content["image_data"]), expected)
+    noted = server.post("/v1/responses", **body, metadata={"order": "17"})
+    assert noted.json()["metadata"] == {"order": "17"}
     by_url = server.post(
         "/v1/responses", **body | {"provider_options": {"image": options | {"response_format": "url"}}}
     )

@@ -61,6 +61,7 @@ def test_a_full_queue_is_told_at_once(server: Server) -> None:
         ({"output_compression": 50}, "output_compression", "png has no quality"),
         ({"partial_images": 2}, "partial_images", "previews come with stream"),
         ({"negative_prompt": "y", "guidance_scale": 0}, "negative_prompt", "guidance is off"),
+        ({"moderation": "low"}, "moderation", "moderation: is not supported; leave it out"),
         ({"style": "vivid"}, "style", "style: is no field of this route; leave it out"),
         ({"background": "transparent"}, "background", "background: input should be 'auto' or 'opaque'"),
         ({"prompt": None}, "prompt", "prompt: input should be a valid string"),

@@ -148,7 +148,8 @@ class Dispatcher:
         """End a request early, wherever it is; whoever waits for it is told. Nothing happens to one that is done."""
         if job in self._waiting:
             self._waiting.remove(job)
-        elif self._given.pop(job.name, None) is not None:
+        elif self._given.get(job.name) is job:  # and not a later request that has taken the same id
+            del self._given[job.name]
             if job.pump is not None:
                 job.pump.cancel()  # MAX's stream, abandoned, tells the worker
         else:
@@ -213,6 +214,7 @@ class Dispatcher:
         except RequestQueueFull:  # a dead worker takes nothing in: the request waits for the next one
             self._given.pop(job.name, None)
             self._waiting.appendleft(job)
+            self._count()
             return
         except Exception:
             _log.exception("request %s: the worker's answer cannot be read", job.name)

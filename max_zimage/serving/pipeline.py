@@ -16,6 +16,8 @@ import max.serve.scheduler as max_scheduler
 from max.pipelines.context import PixelGenerationContextType
 from max.pipelines.diffusion.pipeline import PixelGenerationPipeline as MaxPixelGenerationPipeline
 
+from max_zimage.serving.settings import usual_pictures
+
 MAX_PICTURES_VARIABLE = "MAX_ZIMAGE_MAX_BATCH_PICTURES"
 """Pictures that may share a batch; MAX hands its worker no settings of ours, so the environment does."""
 
@@ -35,6 +37,6 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
         if MAX_PICTURES_VARIABLE in os.environ and multiprocessing.parent_process() is not None:
             # Ctrl-C on a terminal reaches all processes; the server decides what becomes of the work.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        usual = 1 if self._devices[0].is_host else 4
+        usual = usual_pictures(on_host=self._devices[0].is_host)
         self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, usual))
         max_scheduler.OneShotScheduler = StepScheduler  # type: ignore[misc]

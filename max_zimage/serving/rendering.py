@@ -64,11 +64,6 @@ class Rendering:
         """Whether all steps are done."""
         return self.step == self.num_steps
 
-    @property
-    def sigma(self) -> float:
-        """Noise level that the last step has left."""
-        return float(self.contexts[0].sigmas[self.step])
-
     def advance(self) -> None:
         """Take one step and wait until the device has done it, since progress and cancellation go by steps."""
         begin = time.perf_counter()

@@ -32,7 +32,17 @@ router = APIRouter(prefix="/v1")
 Pixels = npt.NDArray[np.uint8]
 _MAX_FIELDS = 40
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_TEXTS = ("prompt", "model", "size", "quality", "response_format", "output_format", "background", "moderation", "user")
+_TEXTS = (
+    "prompt",
+    "model",
+    "size",
+    "quality",
+    "response_format",
+    "output_format",
+    "background",
+    "user",
+    "negative_prompt",
+)
 
 
 @router.post("/images/edits", openapi_extra=described(EditRequest))
@@ -131,7 +141,7 @@ async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[
 
 def _value(name: str, text: str) -> object:
     """What JSON would have said: a form has text only."""
-    if name in _TEXTS or name == "negative_prompt":
+    if name in _TEXTS:
         return text
     if text in ("true", "false"):
         return text == "true"

@@ -6,20 +6,18 @@ Reference: MAX serve/router/openresponses_routes.py, which answers in the same s
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-from typing import Any
 
 from fastapi import APIRouter, Request
 from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.modeling.types import RequestID
 from max.pipelines.request import OpenResponsesRequest
-from max.pipelines.request.open_responses import OpenResponsesRequestBody, OutputImageContent, ResponseResource
+from max.pipelines.request.open_responses import OpenResponsesRequestBody, ResponseResource
 from starlette.responses import JSONResponse, Response
 
 from max_zimage.context_tokenizer import image_options
 from max_zimage.request_checks import RequestError
-from max_zimage.serving.answers import finished
+from max_zimage.serving.answers import files, finished
 from max_zimage.serving.api_names import RESPONSES, refused
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
@@ -49,6 +47,7 @@ async def create_response(request: Request) -> Response:
     if options is not None and options.response_format == "url":
         output = _by_url(state, output, request)
     answer = ResponseResource.from_generation_output(output, model=body.model)
+    answer = answer.model_copy(update={"metadata": body.metadata})
     return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
 
 
@@ -96,10 +95,9 @@ async def _inlined(state: State, content: bytes) -> bytes:
 
 
 def _by_url(state: State, output: GenerationOutput, request: Request) -> GenerationOutput:
-    contents: list[Any] = []
-    for item in output.output:
-        assert isinstance(item, OutputImageContent)
-        name = state.media.put(base64.b64decode(item.image_data or ""), f"image/{item.format}")
+    contents = []
+    for item, file in zip(output.output, files(output), strict=True):
+        name = state.media.put(file, f"image/{getattr(item, 'format', '')}")
         url = str(request.url_for("image_content", name=name))
         contents.append(item.model_copy(update={"image_url": url, "image_data": None}))
     return output.model_copy(update={"output": contents})

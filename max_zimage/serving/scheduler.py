@@ -47,7 +47,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         model = getattr(self.pipeline, "_pipeline_model", None)
         self._model = model if isinstance(model, ZImagePipeline) else None
         # The fit takes the autoencoder's encoder along, which may have to be compiled: now, not while a request waits.
-        self._previewer = Previewer(model).fitted() if isinstance(model, ZImagePipeline) else None
+        self._previewer = Previewer(self._model).fitted() if self._model else None
         self._max_pictures = int(getattr(self.pipeline, "max_pictures", 1))
         self._waiting: list[ZImageContext] = []
         self._running: Rendering | None = None
@@ -133,8 +133,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
                 context, Progress(step=0, steps=len(context.timesteps), seconds={}, batch=pictures, graphs=dict(counts))
             )
         self._starting = batch
-        assert self._model is not None
-        self._running = Rendering(self._model, batch)
+        self._running = Rendering(cast(ZImagePipeline, self._model), batch)
 
     def _report(self, running: Rendering) -> None:
         done = running.is_denoised
@@ -151,9 +150,8 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
                 self._tell(context, progress, self._previews(running, context) if due else ())
 
     def _previews(self, running: Rendering, context: ZImageContext) -> Sequence[Preview]:
-        assert self._previewer is not None
         rows = running.rows_of(context.request_id)
-        files = self._previewer.draw(running.estimate()[rows], context.height, context.width)
+        files = cast(Previewer, self._previewer).draw(running.estimate()[rows], context.height, context.width)
         return [Preview(picture=index, png=file) for index, file in enumerate(files)]
 
     def _deliver(self, *, wait: bool) -> None:

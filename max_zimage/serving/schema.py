@@ -30,7 +30,7 @@ class ImageRequest(BaseModel):
     output_format: Annotated[OutputFormat | None, Field(description="png if not given.")] = None
     output_compression: Annotated[int | None, Field(ge=1, le=100, description="Quality of jpeg and webp.")] = None
     background: Annotated[Literal["auto", "opaque"] | None, Field(description="Pictures are opaque.")] = None
-    moderation: Annotated[Literal["auto", "low"] | None, Field(description="Nothing is moderated here.")] = None
+    moderation: Annotated[None, Field(description="Not supported: nothing is moderated here.")] = None
     user: Annotated[str | None, Field(max_length=512, description="Goes into the server's log.")] = None
     stream: Annotated[bool | None, Field(description="Answer with server-sent events.")] = None
     partial_images: Annotated[int | None, Field(ge=0, le=3, description="Previews, with stream.")] = None

@@ -49,9 +49,10 @@ def run(settings: ServerSettings, prepared: Prepared) -> int:
 
 async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
     metrics = Metrics()
+    together = settings.pictures_together(on_host=prepared.devices[0].is_host)
     dispatcher = Dispatcher(
         queue=settings.limits.queue,
-        in_worker=2 * settings.pictures_together(on_host=prepared.devices[0].is_host),
+        in_worker=2 * together,
         seconds=settings.limits.seconds,
         metrics=metrics,
     )
@@ -68,7 +69,6 @@ async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    together = settings.pictures_together(on_host=prepared.devices[0].is_host)
     worker = asyncio.create_task(Worker(prepared.config, state, together).keep_running())
     http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
     await asyncio.wait((worker, http, ended), return_when=asyncio.FIRST_COMPLETED)

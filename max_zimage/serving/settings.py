@@ -30,6 +30,11 @@ class ServerLimits:
     input_pixels: int = 4096 * 4096
 
 
+def usual_pictures(*, on_host: bool) -> int:
+    """Pictures that share a batch unless told otherwise: one on a CPU, which it keeps as busy as four."""
+    return 1 if on_host else 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """A server.
@@ -44,8 +49,8 @@ class ServerSettings:
         api_key: What clients must send; None lets everybody in.
         allow_remote_images: Whether images may be given as http(s) URLs, which the server then fetches.
         restart: Whether a worker that dies is started again.
-        batch_pictures: Pictures of several requests that may share their denoising steps; None for 4 on an accelerator,
-            and 1 on a CPU, which one picture keeps as busy as four.
+        batch_pictures: Pictures of several requests that may share their denoising steps; None for
+            `usual_pictures`.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
         media_bytes: Pictures kept for answers by URL; the oldest go first.
         limits: Of requests.
@@ -67,4 +72,4 @@ class ServerSettings:
 
     def pictures_together(self, *, on_host: bool) -> int:
         """How many pictures may share a batch, on a CPU or on an accelerator."""
-        return self.batch_pictures or (1 if on_host else 4)
+        return self.batch_pictures or usual_pictures(on_host=on_host)

@@ -1,4 +1,4 @@
-"""A real `max-zimage serve` on the embedded model, as a process of its own."""
+"""A real server on the embedded model, as a process of its own: `max-zimage serve`, or another command."""
 
 from __future__ import annotations
 
@@ -39,21 +39,26 @@ class Server:
         folder: Where its log goes.
         flags: Of the command.
         key: Sent with every request; None for none.
+        command: What is started, a program beside Python's and its first arguments.
+        environment: Variables besides this process's own.
     """
 
     folder: Path
     flags: list[str] = field(default_factory=list)
     key: str | None = None
+    command: tuple[str, ...] = ("max-zimage", "serve")
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.folder / "server.log"
+        program, *arguments = self.command
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("max-zimage")), "serve", "--port", str(self.port), *self.flags],
+                [str(Path(sys.executable).with_name(program)), *arguments, "--port", str(self.port), *self.flags],
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **self.environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
