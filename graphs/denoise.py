@@ -72,9 +72,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
         noisy = F.gather(latents, latent_rows, axis=0)
         velocity = self.transformer(noisy, caption_tokens, image_rope, rope, valid_length, modulation, final_scale)
         positive, negative = (F.gather(velocity, rows, axis=0) for rows in (positive_rows, negative_rows))
-        prediction = positive + guidance_scale * (positive - negative)
-        prediction = limit_norm(prediction, positive, cfg_normalization)
-        return euler_step(latents, prediction, delta), velocity
+        return guided_step(latents, positive, negative, guidance_scale, cfg_normalization, delta), velocity
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -92,6 +90,31 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             TensorType(DType.float32, [spec.dim], device),
             *(TensorType(DType.float32, [1], device) for _ in range(3)),
         )
+
+
+def guided_step(
+    latents: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    guidance_scale: Tensor,
+    cfg_normalization: Tensor,
+    delta: Tensor,
+) -> Tensor:
+    """Guidance and the Euler update, what a step does behind the transformer.
+
+    Args:
+        latents: float32 [batch, image_tokens, patch_dim].
+        positive: like `latents`, the transformer's velocity for each picture's prompt.
+        negative: like `latents`, for its negative prompt; `positive` again without guidance.
+        guidance_scale: float32 [1].
+        cfg_normalization: float32 [1], see `limit_norm`.
+        delta: float32 [1], see `euler_step`.
+
+    Returns:
+        Latents of the next step.
+    """
+    prediction = positive + guidance_scale * (positive - negative)
+    return euler_step(latents, limit_norm(prediction, positive, cfg_normalization), delta)
 
 
 def limit_norm(prediction: Tensor, positive: Tensor, cfg_normalization: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ Reference: diffusers models/transformers/transformer_z_image.py, SEQ_MULTI_OF.
 
 from __future__ import annotations
 
+from typing import Literal
+
 BATCH = "batch"
 ITEMS = "items"
 PROMPTS = "prompts"
@@ -22,3 +24,7 @@ TOKEN_MULTIPLE = 32
 
 PATCH = 2
 """Side of the square of latent pixels that makes one image token."""
+
+FirstBlock = Literal["noise_refiner", "layers"]
+"""The block that first-block caching asks, by the name of its list in the checkpoint: the first that sees the latents,
+or the first that sees the captions too."""

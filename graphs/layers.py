@@ -5,7 +5,7 @@ The layers themselves (`Linear`, `RMSNorm`, `ModuleList`) are MAX's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from max import tree
@@ -14,8 +14,9 @@ from max.experimental import compilation
 from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.nn._weight_utils import _ExternalWeight, name_weights
+from max.experimental.realization_context import GraphRealizationContext, subgraph_context
 from max.experimental.tensor import Tensor, default_device, default_dtype
-from max.graph import DeviceRef, Graph, TensorType
+from max.graph import DeviceRef, Graph, TensorType, TensorValue
 from max.graph import Module as GraphModule
 
 ModuleT = TypeVar("ModuleT", bound=Module[..., Any])
@@ -34,6 +35,35 @@ def build(make: Callable[[], ModuleT], dtype: DType, device: DeviceRef) -> Modul
     """
     with F.lazy(), default_dtype(dtype), default_device(device):
         return make()
+
+
+def choose(
+    predicate: Tensor,
+    types: Sequence[TensorType],
+    then: Callable[[], Sequence[TensorValue]],
+    otherwise: Callable[[], Sequence[TensorValue]],
+) -> list[Tensor]:
+    """Run one of two branches.
+
+    MAX 26.7 takes no call of a subgraph inside a branch, so what `as_subgraph` wraps is traced in place there.
+
+    Args:
+        predicate: bool [].
+        types: Of what both branches give.
+        then: Runs where the predicate is true.
+        otherwise: Runs where it is not.
+
+    Returns:
+        What the branch gave.
+    """
+    context = subgraph_context()
+    if not isinstance(context, GraphRealizationContext):
+        return list(F.cond(predicate, types, then, otherwise))
+    shared, context.subgraph_cache = context.subgraph_cache, None
+    try:
+        return list(F.cond(predicate, types, then, otherwise))
+    finally:
+        context.subgraph_cache = shared
 
 
 def trace(module: Module[..., Any], input_types: Iterable[TensorType], name: str, together: GraphModule) -> Graph:

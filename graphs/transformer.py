@@ -17,6 +17,7 @@ Reference: diffusers models/transformers/transformer_z_image.py, ZImageTransform
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from max.dtype import DType
 from max.experimental import functional as F
@@ -89,6 +90,16 @@ class TransformerSpec:
         return self.num_refiner_layers + self.num_layers
 
 
+class Surroundings(NamedTuple):
+    """What the blocks see besides their tokens; see `Transformer.forward`."""
+
+    caption_tokens: Tensor
+    image_rope: Tensor
+    rope: Tensor
+    valid_length: Tensor
+    modulation: Tensor
+
+
 class Transformer(Module[..., Tensor]):
     """The part of Z-Image that runs once a step."""
 
@@ -124,17 +135,44 @@ class Transformer(Module[..., Tensor]):
         Returns:
             float32 [items, image_tokens, patch_dim].
         """
-        image_tokens, refined = latents.shape[1], self.spec.num_refiner_layers
-        image = self._embed(latents.cast(caption_tokens.dtype), image_rope.shape[1])
-        for index, block in enumerate(self.noise_refiner):
-            image = as_subgraph(block, name="refiner_block")(image, image_rope, None, modulation[index])
-        items, length = rope.shape[0], rope.shape[1]
-        tokens = F.rebind(F.concat([image, caption_tokens], axis=1), [items, length, self.spec.dim])
-        for index, block in enumerate(self.layers):
-            tokens = as_subgraph(block, name="main_block")(tokens, rope, valid_length, modulation[refined + index])
-        return self.final_layer(tokens[:, :image_tokens], final_scale).cast(DType.float32)
+        image = self.embed(latents.cast(caption_tokens.dtype), image_rope.shape[1])
+        surroundings = Surroundings(caption_tokens, image_rope, rope, valid_length, modulation)
+        tokens = self.run(image, range(self.spec.num_blocks), surroundings)
+        return self.project(tokens[:, : latents.shape[1]], final_scale)
 
-    def _embed(self, latents: Tensor, image_padded: Dim) -> Tensor:
+    def run(self, tokens: Tensor, blocks: range, around: Surroundings) -> Tensor:
+        """Some of the blocks, counted from the noise refiner's first one; captions join before the first main layer.
+
+        Args:
+            tokens: [items, image_padded, dim], or with captions behind them [items, tokens, dim].
+            blocks: Which blocks.
+            around: What they see besides.
+
+        Returns:
+            Like `tokens`, with captions behind them if a main layer was among the blocks.
+        """
+        refiners = self.spec.num_refiner_layers
+        for index in blocks:
+            modulation = around.modulation[index]
+            if index < refiners:
+                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
+                tokens = block(tokens, around.image_rope, None, modulation)
+                continue
+            tokens = self.join(tokens, around) if index == refiners else tokens
+            block = as_subgraph(self.layers[index - refiners], name="main_block")
+            tokens = block(tokens, around.rope, around.valid_length, modulation)
+        return tokens
+
+    def join(self, image: Tensor, around: Surroundings) -> Tensor:
+        """Image tokens with the caption's behind: [items, tokens, dim]."""
+        items, length = around.rope.shape[0], around.rope.shape[1]
+        return F.rebind(F.concat([image, around.caption_tokens], axis=1), [items, length, self.spec.dim])
+
+    def project(self, hidden: Tensor, final_scale: Tensor) -> Tensor:
+        """Final layer: [items, image_tokens, dim] -> velocity, float32 [items, image_tokens, patch_dim]."""
+        return self.final_layer(hidden, final_scale).cast(DType.float32)
+
+    def embed(self, latents: Tensor, image_padded: Dim) -> Tensor:
         """Project to the model's width and append pad tokens up to the padded length."""
         items, image_tokens = latents.shape[0], latents.shape[1]
         pads = F.broadcast_to(F.unsqueeze(self.x_pad_token, 0), [items, image_padded - image_tokens, self.spec.dim])

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
     from max_zimage.model_inputs import ZImageModelInputs
     from max_zimage.pipeline import ZImagePipeline, ZImagePipelineOutput
+    from max_zimage.step_cache import FirstBlockCache, TaylorSeer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ARCHITECTURES",
+    "FirstBlockCache",
+    "TaylorSeer",
     "ZImageArchConfig",
     "ZImageModelInputs",
     "ZImagePipeline",
@@ -32,6 +35,8 @@ __all__ = [
 # MAX takes seconds to import, so a name brings its module along only when it is used: `max-zimage --help` needs none.
 _HOMES = {
     "ARCHITECTURES": "arch",
+    "FirstBlockCache": "step_cache",
+    "TaylorSeer": "step_cache",
     "ZImageArchConfig": "arch",
     "ZImageModelInputs": "model_inputs",
     "ZImagePipeline": "pipeline",

@@ -23,8 +23,10 @@ from max_zimage.denoising import as_squares, unpacked
 from max_zimage.devices import device_spec, model_dtype, upload
 from max_zimage.inputs import GenerationRequest
 from max_zimage.model_files import resolve_model
+from max_zimage.request_checks import step_cache as checked_step_cache
 from max_zimage.request_inputs import captions_of_request, inputs_of_request
 from max_zimage.sources import Sources, find_sources
+from max_zimage.step_cache import StepCache, flags_of
 from max_zimage.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Calling:
         device: str = "auto",
         dtype: str = "auto",
         weight_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        step_cache: StepCache | str | None = None,
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -82,6 +85,8 @@ class Calling:
             dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
             weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder,
                 transformer or vae belongs to the transformer.
+            step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
+                compiled here. Those of another one compile when a call first asks for it.
 
         Returns:
             The pipeline, ready to be called.
@@ -89,7 +94,9 @@ class Calling:
         Raises:
             ValueError: If the model, the device, the dtype or the memory does not do; said before anything is loaded.
         """
-        return cls.from_prepared(cls.prepare(model, device=device, dtype=dtype, weight_path=weight_path))
+        return cls.from_prepared(
+            cls.prepare(model, device=device, dtype=dtype, weight_path=weight_path, step_cache=step_cache)
+        )
 
     @classmethod
     def prepare(
@@ -99,6 +106,7 @@ class Calling:
         device: str = "auto",
         dtype: str = "auto",
         weight_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        step_cache: StepCache | str | None = None,
     ) -> Prepared:
         """Find and check all that `from_pretrained` would load, reading configurations, headers and the tokenizer only.
 
@@ -108,9 +116,10 @@ class Calling:
         spec = device_spec(device)
         devices = load_devices([spec])
         model_dtype(dtype, devices[0])
+        cache = checked_step_cache(step_cache, None)
         given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
         directory = resolve_model(model if isinstance(model, str) else Path(model or EMBEDDED_MODEL))
-        arguments: dict[str, Any] = {"model_path": str(directory), "device_specs": [spec]}
+        arguments: dict[str, Any] = {"model_path": str(directory), "device_specs": [spec], **flags_of(cache)}
         if dtype != "auto":
             arguments["quantization_encoding"] = dtype
         config = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**arguments))
@@ -118,7 +127,7 @@ class Calling:
         constants = cast("type[ZImagePipeline]", cls)
         sources = find_sources(
             config, paths, constants.unprefixed_weight_component, devices[0], constants.default_num_inference_steps
-        )
+        ).with_step_cache(cache)
         return Prepared(directory, config, devices, paths, sources, PromptTokenizer(directory / "tokenizer"))
 
     @classmethod
@@ -131,8 +140,10 @@ class Calling:
         """
         make = cast(Callable[..., "Self"], cls)
         session = InferenceSession(devices=prepared.devices)
-        pipeline = make(prepared.config, session, prepared.devices, prepared.weight_paths)
+        cache_config = prepared.config.runtime.denoising_cache
+        pipeline = make(prepared.config, session, prepared.devices, prepared.weight_paths, cache_config=cache_config)
         pipeline.tokenizer = prepared.tokenizer
+        cast("ZImagePipeline", pipeline).use_step_cache(prepared.sources.defaults.step_cache)
         return pipeline
 
     def __call__(
@@ -157,6 +168,7 @@ class Calling:
         shift: float | None = None,
         image: Image.Image | npt.NDArray[np.uint8] | None = None,
         strength: float | None = None,
+        step_cache: StepCache | str | None = None,
     ) -> list[Image.Image] | npt.NDArray[Any]:
         """Make pictures; names and meanings are those of diffusers' `ZImagePipeline`.
 
@@ -192,6 +204,7 @@ class Calling:
             negative_prompt_embeds=negative_prompt_embeds,
             image=image,
             strength=strength,
+            step_cache=step_cache,
             output_type=output_type,
         )
         return self.generate(request, callback_on_step_end)

@@ -21,6 +21,8 @@ from max_zimage.cli_serve_flags import add_serve
 DEFAULT_PROMPT = "a red star on a blue background"
 """Drawn where neither a prompt nor a picture to repeat is given."""
 
+STEP_CACHE_HELP = "leave steps out: first_block or taylorseer, with :NAME=VALUE,... behind it; off is none"
+
 EMBEDDED_NAME = "tiny-zimage"
 """What the embedded model is called on the command line and in pictures."""
 
@@ -114,6 +116,7 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     fine.add_argument("--cfg-truncation", type=float, metavar="TIME", help="no guidance above this time in [0, 1]")
     fine.add_argument("--shift", type=float, metavar="X", help="in place of the shift of the checkpoint's schedule")
     fine.add_argument("--max-sequence-length", type=int, metavar="N", help="tokens a prompt may have; 512 if not given")
+    fine.add_argument("--step-cache", metavar="CACHE", help=STEP_CACHE_HELP)
     _add_model(parser)
 
 

@@ -34,6 +34,7 @@ class Wanted:
     cfg_normalization: float
     cfg_truncation: float
     max_sequence_length: int | None
+    step_cache: str | None
     seed: int | None
     model: str
     weight_paths: tuple[str, ...]
@@ -64,6 +65,7 @@ class Wanted:
             cfg_normalization=_first(arguments.cfg_normalization, saved and saved.cfg_normalization, 0.0),
             cfg_truncation=_first(arguments.cfg_truncation, saved and saved.cfg_truncation, 1.0),
             max_sequence_length=_either(arguments.max_sequence_length, saved and saved.max_sequence_length),
+            step_cache=_either(arguments.step_cache, saved and saved.step_cache),
             seed=_either(arguments.seed, saved and saved.seed),
             model=_first(arguments.model, saved and saved.model, EMBEDDED_NAME),
             weight_paths=tuple(arguments.weight_path) or weights,
@@ -95,6 +97,7 @@ class Wanted:
             cfg_truncation=self.cfg_truncation,
             max_sequence_length=self.max_sequence_length,
             seed=self.seed,
+            step_cache=self.step_cache,
             output_type="np",
         )
 

@@ -32,7 +32,9 @@ def serve(arguments: argparse.Namespace) -> int:
         from max_zimage import ZImagePipeline
         from max_zimage.serving.capacity import check_capacity
 
-        prepared = ZImagePipeline.prepare(settings.model, device=settings.device, dtype=settings.dtype)
+        prepared = ZImagePipeline.prepare(
+            settings.model, device=settings.device, dtype=settings.dtype, step_cache=settings.step_cache
+        )
         check_capacity(settings, prepared)
     from max_zimage.serving.server import run
 
@@ -56,6 +58,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         api_key=_api_key(arguments.api_key_file),
         allow_remote_images=arguments.allow_remote_images,
         restart=arguments.restart,
+        step_cache=arguments.step_cache,
         batch_pictures=arguments.batch_pictures,
         shutdown_seconds=arguments.shutdown_seconds,
         media_bytes=arguments.media_bytes,

@@ -48,6 +48,11 @@ def _add_running(parser: argparse.ArgumentParser, at_least_one: Callable[[str], 
         help="fetch images that requests name by URL, from public addresses",
     )
     running = parser.add_argument_group("running")
+    running.add_argument(
+        "--step-cache",
+        metavar="CACHE",
+        help="of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it",
+    )
     running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
     running.add_argument(
         "--batch-pictures",

@@ -30,6 +30,7 @@ from max_zimage.noise import initial_noise
 from max_zimage.request_checks import RequestError, check_token_count
 from max_zimage.schedule import schedule
 from max_zimage.serving.context import ZImageContext
+from max_zimage.step_cache import configured, written
 from max_zimage.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
@@ -97,6 +98,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             sample_size=configs["vae"]["sample_size"],
             steps=default_num_inference_steps,
             named=models.metadata.get("_generation_defaults"),
+            step_cache=configured(pipeline_config.runtime.denoising_cache),
         )
 
     @property
@@ -185,6 +187,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             num_images_per_prompt=asked.num_images_per_prompt,
             output_format=output_format,
             seed=seed,
+            step_cache=written(asked.step_cache),
             **more,
         )
 
@@ -213,6 +216,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             seed=request.body.seed,
             image=_image(request, self.max_input_pixels),
             strength=options.strength if "strength" in options.model_fields_set else None,
+            # MAX's schema has no place of its own for it, and refuses what it does not know.
+            step_cache=(request.body.metadata or {}).get("step_cache"),
         )
 
     def _ids(self, text: str, asked: GenerationRequest) -> IdArray:

@@ -16,6 +16,7 @@ from max_zimage.devices import download, upload_as
 from max_zimage.estimate import pictures_at_once
 from max_zimage.model_inputs import Captions, ZImageModelInputs, caption_arguments, steps
 from max_zimage.positions import PIXELS_PER_TOKEN, padded
+from max_zimage.stepping import Stepper
 
 Loop = Generator[tuple[float, Buffer], Buffer | None, None]
 
@@ -48,23 +49,22 @@ def padded_features(features: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[
     return np.stack([np.pad(item, ((0, length - len(item)), (0, 0))) for item in features])
 
 
-def denoise(transformer: ZImageTransformerModel, inputs: ZImageModelInputs, latents: Buffer, captions: Buffer) -> Loop:
-    """Denoise: one compiled call a step, no transfer, no synchronization.
+def denoise(transformer: ZImageTransformerModel, inputs: ZImageModelInputs, latents: Buffer, step_on: Stepper) -> Loop:
+    """Denoise: compiled calls alone, no transfer, no synchronization.
 
     Args:
-        transformer: Runs the steps.
+        transformer: Makes the schedule's modulation table.
         inputs: The request.
         latents: float32 [batch, image tokens, 4 · channels], the starting noise, packed.
-        captions: From `caption_tokens`.
+        step_on: Takes the steps.
 
     Yields:
         After each step its timestep, 1000 · sigma, and the latents. Latents that are sent in take their place.
     """
     table = transformer.modulation_table(inputs.schedule.timesteps)
     plan = list(steps(inputs, *table, transformer.device))
-    guided, plain = inputs.items.arguments(captions), inputs.items.positive().arguments(captions)
-    for step, sigma in zip(plan, inputs.schedule.sigmas[:-1], strict=True):
-        latents = transformer.model(latents, *(guided if step.guided else plain), *step.arguments)[0]
+    for index, (step, sigma) in enumerate(zip(plan, inputs.schedule.sigmas[:-1], strict=True)):
+        latents = step_on(index, step, latents)
         replacement = yield float(1000 * sigma), latents
         latents = latents if replacement is None else replacement
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.noise import fresh_seed
 from max_zimage.request_checks import OutputType, Problems, RequestError
 from max_zimage.schedule import DEFAULT_STRENGTH, first_step
+from max_zimage.step_cache import StepCache
 
 __all__ = ["GenerationRequest", "Limits", "RequestDefaults", "RequestError"]
 
@@ -45,6 +46,7 @@ class GenerationRequest:
         negative_prompt_embeds: float32 [tokens, caption_dim] a prompt.
         image: uint8 [height, width, 3], the picture that image-to-image begins with, or None.
         strength: How far image-to-image goes from it, in (0, 1]; 1 without an image.
+        step_cache: Leaves out steps, or None for none.
         output_type: "pil" pictures, "np" uint8 [num_images, height, width, 3], or "latent" float32 latents.
     """
 
@@ -66,6 +68,7 @@ class GenerationRequest:
     negative_prompt_embeds: tuple[FloatArray, ...] | None
     image: npt.NDArray[np.uint8] | None
     strength: float
+    step_cache: StepCache | None
     output_type: OutputType
 
     @property
@@ -112,6 +115,7 @@ class GenerationRequest:
         negative_prompt_embeds: Sequence[FloatArray] | None = None,
         image: object = None,
         strength: float | None = None,
+        step_cache: StepCache | str | None = None,
         output_type: str = "pil",
     ) -> GenerationRequest:
         """Validate the arguments of diffusers' `ZImagePipeline.__call__`, with `seed` in place of a generator.
@@ -146,9 +150,11 @@ class GenerationRequest:
             negative_prompt_embeds=negative_embeds,
             image=picture,
             strength=check(1.0, _strength, strength, image),
+            step_cache=check(None, checks.step_cache, step_cache, defaults.step_cache),
             output_type=check("pil", checks.output_type, output_type),
         )
-        return _checked(problems, request, limits, negative_prompt)
+        checked = _checked(problems, request, limits, negative_prompt)
+        return _with_useful_cache(checked, is_default=step_cache is None)
 
 
 def _checked(
@@ -159,6 +165,18 @@ def _checked(
     _check_together(request, limits)
     _warn_of_unused(request, negative_prompt)
     return request
+
+
+def _with_useful_cache(request: GenerationRequest, *, is_default: bool) -> GenerationRequest:
+    """The request without a step cache that would compute every step; refused where it was asked for by name."""
+    steps, cache = request.num_inference_steps - request.first_step, request.step_cache
+    if cache is None or not cache.covers(steps):
+        return request
+    problem = f"step_cache {cache}: its warm-up takes all {steps} steps and nothing is left out"
+    if not is_default:
+        raise RequestError(f"{problem}; ask for more steps, lower warmup_steps, or set step_cache to off")
+    warnings.warn(f"{problem}; this request runs without it", stacklevel=3)
+    return replace(request, step_cache=None)
 
 
 def _picture(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from max_zimage.positions import max_caption_tokens, max_image_side
+from max_zimage.step_cache import StepCache
 
 DEFAULT_MAX_SEQUENCE_LENGTH = 512
 """Tokens of a prompt, chat template included, unless the request raises it; the reference's value."""
@@ -73,16 +74,24 @@ class RequestDefaults:
         width: Pixels.
         num_inference_steps: Denoising steps.
         guidance_scale: Guidance scale, 0 for none.
+        step_cache: Leaves out steps, or None for none.
     """
 
     height: int
     width: int
     num_inference_steps: int
     guidance_scale: float
+    step_cache: StepCache | None = None
 
     @classmethod
     def of(
-        cls, *, shift: float, sample_size: int, steps: int, named: Mapping[str, int | float] | None = None
+        cls,
+        *,
+        shift: float,
+        sample_size: int,
+        steps: int,
+        named: Mapping[str, int | float] | None = None,
+        step_cache: StepCache | None = None,
     ) -> RequestDefaults:
         """Find the defaults of a checkpoint.
 
@@ -92,6 +101,7 @@ class RequestDefaults:
             sample_size: The side the autoencoder was made for, in pixels.
             steps: Denoising steps of a checkpoint that is not distilled.
             named: What the checkpoint's `model_index.json` names under `_generation_defaults`; it comes first.
+            step_cache: What the pipeline is configured with; no checkpoint names one.
 
         Returns:
             The defaults.
@@ -101,7 +111,7 @@ class RequestDefaults:
         """
         steps, guidance = (8, 0.0) if shift == _DISTILLED_SHIFT else (steps, 5.0)
         values = {"height": sample_size, "width": sample_size, "num_inference_steps": steps, "guidance_scale": guidance}
-        known = [field.name for field in fields(cls)]
+        known = list(values)
         for name, value in (named or {}).items():
             if name not in known or isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(
@@ -114,4 +124,5 @@ class RequestDefaults:
             width=int(values["width"]),
             num_inference_steps=int(values["num_inference_steps"]),
             guidance_scale=float(values["guidance_scale"]),
+            step_cache=step_cache,
         )

@@ -13,6 +13,7 @@ from max.dtype import DType
 from max_zimage.devices import upload
 from max_zimage.positions import RopeSpec, caption_rope, padded, sequence_lengths, sequence_rope
 from max_zimage.schedule import Schedule
+from max_zimage.step_cache import StepCache
 
 FloatArray = npt.NDArray[np.float32]
 IdArray = npt.NDArray[np.int64]
@@ -53,6 +54,8 @@ class ZImageModelInputs:
         width: Pixels.
         num_images_per_prompt: Pictures of every prompt; all pictures where requests share a batch.
         items: The transformer's batch; with both guidance branches if any step is guided.
+        step_cache: Leaves out steps, or None.
+        steps_done: Steps of the batch's way that lie behind it and are not in `schedule`; a step cache counts them.
     """
 
     captions: Captions
@@ -64,6 +67,8 @@ class ZImageModelInputs:
     width: int
     num_images_per_prompt: int
     items: Items
+    step_cache: StepCache | None
+    steps_done: int
 
     @property
     def num_inference_steps(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from max_zimage import __version__
 from max_zimage.noise import image_seed
+from max_zimage.step_cache import written
 
 if TYPE_CHECKING:
     from max_zimage.inputs import GenerationRequest
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 PROGRAM = "max_zimage"
 """The mark that tells these parameters from those of other programs."""
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 class ImageFileError(ValueError):
@@ -38,6 +39,7 @@ class GenerationParameters:
         cfg_normalization: Limit of the guided prediction's norm, 0 for none.
         cfg_truncation: Timestep above which steps run without guidance.
         max_sequence_length: Tokens the prompt was allowed.
+        step_cache: How steps were left out, as `max_zimage.step_cache.parse` reads it.
         seed: The seed of this picture, not that of the first of its request.
         model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
         weight_paths: Weight files in place of the checkpoint's own, as they were named.
@@ -56,6 +58,7 @@ class GenerationParameters:
     cfg_normalization: float
     cfg_truncation: float
     max_sequence_length: int
+    step_cache: str
     seed: int
     model: str
     weight_paths: tuple[str, ...]
@@ -87,6 +90,7 @@ class GenerationParameters:
             cfg_normalization=request.cfg_normalization,
             cfg_truncation=request.cfg_truncation,
             max_sequence_length=request.max_sequence_length,
+            step_cache=written(request.step_cache),
             seed=image_seed(request.seed or 0, picture),
             model=model,
             weight_paths=weight_paths,
@@ -136,9 +140,11 @@ def _marked_object(text: str) -> dict[str, Any]:
     if not isinstance(values, dict) or values.pop("program", None) != PROGRAM:
         raise ImageFileError("the parameters were written by another program; only those of max_zimage can be read")
     version = values.pop("format_version", None)
-    if version != _FORMAT_VERSION:
+    if version == 1:  # from before there were step caches
+        values.setdefault("step_cache", "off")
+    elif version != _FORMAT_VERSION:
         raise ImageFileError(
-            f"the parameters have format {version!r}, this max_zimage reads {_FORMAT_VERSION}; install a newer one"
+            f"the parameters have format {version!r}, this max_zimage reads 1 to {_FORMAT_VERSION}; install a newer one"
         )
     return values
 

@@ -25,7 +25,6 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef
 from max.graph.weights import SafetensorWeights
 from max.pipelines.context import PixelContext
-from max.pipelines.diffusion.cache import DenoisingCacheState
 from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.diffusion.interface import DiffusionPipeline, DiffusionPipelineOutput
 from max.pipelines.lib.config import PipelineConfig
@@ -34,6 +33,7 @@ from max.profiler import Tracer
 from PIL import Image
 
 from max_zimage import progress
+from max_zimage.caching import StepCaching
 from max_zimage.calling import Calling
 from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
@@ -45,6 +45,7 @@ from max_zimage.request_checks import output_type as checked_output_type
 from max_zimage.request_inputs import inputs_of_contexts
 from max_zimage.small_graphs import pack_graph, prepare_scheduler_graph, scheduler_step_graph
 from max_zimage.sources import Sources, find_sources
+from max_zimage.stepping import stepper_of
 
 StepHook = Callable[[int, float, Buffer], Buffer | None]
 """Called after each step with its number, its timestep in [0, 1000] and the packed latents; may return others."""
@@ -57,12 +58,15 @@ class ZImagePipelineOutput(DiffusionPipelineOutput):
     Attributes:
         images: uint8 [pictures, height, width, 3] ("np"), PIL images ("pil"), or latents before decoding, float32
             [pictures, channels, height/8, width/8] ("latent").
+        computed: bool [steps, items], which steps ran the whole transformer; items are the pictures under their
+            prompts, then with guidance under their negative prompts.
     """
 
     images: Any
+    computed: npt.NDArray[np.bool_]
 
 
-class ZImagePipeline(Calling, DiffusionPipeline):
+class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[misc]  # buffers, not eager tensors
     """Z-Image and Z-Image-Turbo.
 
     Args:
@@ -71,7 +75,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         devices: The first one runs all components.
         weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder belongs to
             the transformer.
-        cache_config: Step caching; must be off.
+        cache_config: Step caching of requests that say nothing of it; off if not given.
 
     Raises:
         ValueError: If the checkpoint, the device or the memory does not do.
@@ -102,8 +106,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         weight_paths: list[Path],
         cache_config: DenoisingCacheConfig | None = None,
     ) -> None:
-        if cache_config is not None and (cache_config.first_block_caching or cache_config.taylorseer):
-            raise ValueError("step caching (first_block_caching, taylorseer) is not supported yet; leave it off")
+        # Spelled out, for the base class takes any other argument and drops it.
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
@@ -143,6 +146,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         self.build_preprocess_latents()
         self.build_decode_latents()
         wait_for([*self.transformer.graphs, self.text_encoder.model, self._decode, self._pack])
+        self.use_step_cache(self.configured_cache)
 
     def build_preprocess_latents(self) -> None:
         """Compile patchify + pack."""
@@ -227,7 +231,8 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         """
         checked_output_type(output_type)
         captions = caption_tokens(self.text_encoder, self.transformer, model_inputs.captions)
-        loop = denoise(self.transformer, model_inputs, self.preprocess_latents(model_inputs.latents), captions)
+        stepper = stepper_of(self.transformer, model_inputs, captions)
+        loop = denoise(self.transformer, model_inputs, self.preprocess_latents(model_inputs.latents), stepper)
         with progress.stage("Denoising", model_inputs.num_inference_steps) as shown, Tracer("denoising"):
             replacement: Buffer | None = None
             for index in range(model_inputs.num_inference_steps):
@@ -238,7 +243,7 @@ class ZImagePipeline(Calling, DiffusionPipeline):
             np.empty(side // (2 * self.vae_scale_factor)) for side in (model_inputs.height, model_inputs.width)
         )
         latents = latents if replacement is None else replacement
-        return ZImagePipelineOutput(self.decode_latents(latents, rows, columns, output_type))
+        return ZImagePipelineOutput(self.decode_latents(latents, rows, columns, output_type), stepper.computed())
 
     def decode_latents(
         self, latents: Buffer, h_carrier: Any, w_carrier: Any, output_type: str = "np"
@@ -278,23 +283,3 @@ class ZImagePipeline(Calling, DiffusionPipeline):
         image_latents, sigma = download(self.vae.encode(image_tensor, zeros)), np.float32(sigmas[0])
         mixed = sigma * download(noise_latents) + (np.float32(1) - sigma) * image_latents
         return upload(mixed.astype(np.float32), self.device)
-
-    def create_cache_state(
-        self, batch_size: int, seq_len: int, transformer_config: Any, text_seq_len: int = 0
-    ) -> DenoisingCacheState:
-        """Return one request's state of step caching: without tensors, since caching is off."""
-        return DenoisingCacheState()
-
-    def run_transformer(  # type: ignore[override]  # buffers: nothing eager can touch them
-        self, cache_state: DenoisingCacheState, **kwargs: Any
-    ) -> tuple[Buffer, ...]:
-        """Run the transformer for one step.
-
-        Args:
-            cache_state: From `create_cache_state`.
-            **kwargs: `latents`, packed, and `arguments`, the rest of what `graphs.denoise.DenoiseStep` takes.
-
-        Returns:
-            One buffer: the prediction for every item, float32 [items, image tokens, 4 · channels].
-        """
-        return (self.transformer.model(kwargs["latents"], *kwargs["arguments"])[1],)

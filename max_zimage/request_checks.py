@@ -16,6 +16,7 @@ from PIL import Image
 from max_zimage.limits import Limits
 from max_zimage.noise import MAX_SEED
 from max_zimage.positions import PIXELS_PER_TOKEN
+from max_zimage.step_cache import FirstBlockCache, StepCache, TaylorSeer, parse
 
 OutputType = Literal["pil", "np", "latent"]
 OUTPUT_TYPES: tuple[OutputType, ...] = ("pil", "np", "latent")
@@ -226,6 +227,20 @@ def strength(value: object) -> float:
     if found > 1:
         raise RequestError(f"strength must be at most 1, got {found}")
     return found
+
+
+def step_cache(value: object, default: StepCache | None) -> StepCache | None:
+    """Return a step cache, from one or from its written form; the default for None."""
+    if value is None:
+        return default
+    if isinstance(value, (FirstBlockCache, TaylorSeer)):
+        return value
+    if not isinstance(value, str):
+        raise RequestError(f"step_cache must be a FirstBlockCache, a TaylorSeer or a string, got {_shown(value)}")
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise RequestError(f"step_cache: {error}") from error
 
 
 def embeddings(name: str, value: object, limits: Limits) -> tuple[npt.NDArray[np.float32], ...]:

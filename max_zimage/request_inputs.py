@@ -20,6 +20,8 @@ from max_zimage.noise import initial_noise
 from max_zimage.positions import RopeSpec
 from max_zimage.request_checks import check_token_count
 from max_zimage.schedule import Schedule, ScheduleSpec, guidance_by_step, schedule
+from max_zimage.serving.context import ZImageContext
+from max_zimage.step_cache import StepCache, parse
 from max_zimage.tokenizer import PromptTokenizer
 
 
@@ -60,11 +62,12 @@ def inputs_of_request(
         request.num_images_per_prompt,
         rope_spec,
         device,
+        step_cache=request.step_cache,
     )
 
 
 def sharing_key(context: PixelContext) -> tuple[object, ...]:
-    """What requests of a server must have in common to share their denoising steps: sizes, schedule and guidance."""
+    """What requests of a server must have in common to share steps: sizes, schedule, guidance, step cache."""
     return (
         context.height,
         context.width,
@@ -72,7 +75,13 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
         float(context.guidance_scale),
         float(context.cfg_truncation),
         float(context.cfg_normalization),
+        step_cache_of(context),
     )
+
+
+def step_cache_of(context: PixelContext) -> StepCache | None:
+    """The step cache of a server's request."""
+    return parse(context.step_cache) if isinstance(context, ZImageContext) else None
 
 
 def inputs_of_contexts(
@@ -110,6 +119,8 @@ def inputs_of_contexts(
         sum(copies),
         rope_spec,
         device,
+        step_cache=step_cache_of(first),
+        steps_done=done,
     )
 
 
@@ -212,6 +223,9 @@ def _inputs(
     copies: int,
     rope_spec: RopeSpec,
     device: Device,
+    *,
+    step_cache: StepCache | None,
+    steps_done: int = 0,
 ) -> ZImageModelInputs:
     batch, channels, height, width = noise.shape
     rows, columns = height // 2, width // 2
@@ -226,4 +240,6 @@ def _inputs(
         width=8 * width,
         num_images_per_prompt=copies,
         items=make_items(rope_spec, rows, columns, lengths, batch, device),
+        step_cache=step_cache,
+        steps_done=steps_done,
     )

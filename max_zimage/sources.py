@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from max.driver import Device
@@ -16,6 +16,7 @@ from max_zimage.devices import model_dtype
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.model_files import COMPONENTS, find_component_files, resolve_model, route_weight_files
 from max_zimage.safetensors_files import CheckpointError, scan
+from max_zimage.step_cache import StepCache, configured
 from max_zimage.weight_places import text_encoder_names, transformer_names, vae_names
 
 
@@ -38,6 +39,10 @@ class Sources:
     files: Mapping[str, list[Path]]
     plans: Mapping[str, LoadPlan]
     defaults: RequestDefaults
+
+    def with_step_cache(self, cache: StepCache | None) -> Sources:
+        """The same, with another step cache for requests that say nothing."""
+        return replace(self, defaults=replace(self.defaults, step_cache=cache))
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -87,6 +92,7 @@ def find_sources(
             sample_size=sample_size if isinstance(sample_size, int) else 1024,
             steps=default_steps,
             named=models.metadata.get("_generation_defaults"),
+            step_cache=configured(config.runtime.denoising_cache),
         ),
     )
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from max.driver import Buffer
 from max.dtype import DType
-from max.pipelines.diffusion.cache import DenoisingCacheState
 from max.pipelines.diffusion.interface import DiffusionPipeline
 from max.pipelines.modeling.base.component_model import ComponentModel
 from PIL import Image
@@ -19,6 +18,7 @@ from tolerances import ENCODER_L2, FEATURES_L2, TRANSFORMER_L2
 
 import max_zimage
 from max_zimage import ZImagePipeline
+from max_zimage.caching import ZImageCacheState
 from max_zimage.noise import initial_noise
 from max_zimage.request_checks import RequestError
 
@@ -180,12 +180,12 @@ def test_prepare_prompt_embeddings(embedded: Pair) -> None:
 
 
 def test_run_denoising_step_returns_the_prediction(embedded: Pair) -> None:
-    """The inherited method, without step caching: what the loop's own step moves the latents by."""
+    """Without step caching: what the loop's own step moves the latents by."""
     pipeline, call = embedded.ours, Call(guidance=0.0)
     inputs = inputs_of(pipeline, request_of(embedded, call))
     transformer, latents = OpenTransformer.of(pipeline, inputs), packed(noise(embedded, call))
     state = pipeline.create_cache_state(1, latents.shape[1], None)
-    assert state == DenoisingCacheState()
+    assert state == ZImageCacheState()
     arguments = transformer.arguments(1)
     prediction = pipeline.run_denoising_step(
         1, state, pipeline.device, latents=buffer(latents), arguments=arguments

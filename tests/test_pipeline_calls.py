@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from max.driver import Buffer
 from max.experimental.nn import Module
-from max.pipelines.diffusion.config import DEFAULT_DENOISING_CACHE_CONFIG
 from references.diffusers_runs import Pair, packed
 from references.scenes import recognize
 from tolerances import PIXEL_SHARE
@@ -144,10 +143,3 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: p
     monkeypatch.setattr(Module, "trace", loaded)
     with pytest.raises(NotEnoughMemoryError, match=r"weights need 0\.0 GiB, 0\.0 GiB are available; free"):
         ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
-
-
-@pytest.mark.parametrize("kind", ["first_block_caching", "taylorseer"])
-def test_step_caching_is_refused(kind: str, pipeline: ZImagePipeline) -> None:
-    cache = DEFAULT_DENOISING_CACHE_CONFIG.model_copy(update={kind: True})
-    with pytest.raises(ValueError, match=r"step caching \(first_block_caching, taylorseer\) is not supported yet"):
-        ZImagePipeline(pipeline.pipeline_config, pipeline.session, pipeline.devices, [], cache)

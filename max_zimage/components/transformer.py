@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
+from max.dtype import DType
 
 from graphs.conditioning import CaptionConditioning, ModulationTable
 from graphs.denoise import DenoiseStep
+from graphs.dims import FirstBlock
+from graphs.first_block_cache import FirstBlockStep, PictureGuidance
 from graphs.layers import build
+from graphs.taylorseer import TaylorStep, TaylorUpdate
 from graphs.transformer import TransformerSpec
-from max_zimage.compiler import CompiledGraph
+from max_zimage.compiler import CompiledGraph, wait_for
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import transformer_spec
 from max_zimage.devices import upload
@@ -36,10 +43,12 @@ class ZImageTransformerModel(ZImageComponent):
         self.spec = spec = transformer_spec(self.config)
         weights = self.load_weights()
         dtype, device = self.dtype, self.device_ref
+        self._first_block_graphs: dict[FirstBlock, tuple[CompiledGraph, CompiledGraph]] = {}
+        # On an accelerator the graphs have copies of their own there, and host memory is given back.
+        self._weights = weights if self.device.is_host else None
 
         step = build(lambda: DenoiseStep(spec), dtype, device)
-        step_weights = {f"transformer.{name}": data for name, data in weights.items()}
-        self.model = self.compile("denoise", step, step.input_types(dtype, device), step_weights)
+        self.model = self.compile("denoise", step, step.input_types(dtype, device), _of_step(weights))
 
         captions = build(lambda: CaptionConditioning(spec), dtype, device)
         types = captions.input_types(dtype, device)
@@ -58,6 +67,42 @@ class ZImageTransformerModel(ZImageComponent):
         """All of the component's graphs."""
         return (self.model, self.conditioning, self.modulation)
 
+    def first_block_graphs(self, block: FirstBlock) -> tuple[CompiledGraph, CompiledGraph]:
+        """A step with first-block caching, and guidance behind it; compiled when they are first asked for.
+
+        Args:
+            block: The block that decides.
+
+        Returns:
+            `graphs.first_block_cache.FirstBlockStep` and `PictureGuidance`. The first holds the transformer once more:
+            on an accelerator its weights take their memory a second time.
+        """
+        if block not in self._first_block_graphs:
+            spec, dtype, device = self.spec, self.dtype, self.device_ref
+            weights = self.load_weights() if self._weights is None else self._weights
+            step = build(lambda: FirstBlockStep(spec, block), dtype, device)
+            guidance = build(lambda: PictureGuidance(spec), dtype, device)
+            name = f"first_block_{block}"
+            self._first_block_graphs[block] = (
+                self.compile(name, step, step.input_types(dtype, device), _of_step(weights)),
+                self.compile("guidance", guidance, guidance.input_types(device), {}),
+            )
+            wait_for(self._first_block_graphs[block])
+        return self._first_block_graphs[block]
+
+    @cached_property
+    def taylor_graphs(self) -> tuple[CompiledGraph, CompiledGraph]:
+        """`graphs.taylorseer.TaylorUpdate` and `TaylorStep`; compiled when they are first asked for."""
+        spec, device = self.spec, self.device_ref
+        update = build(lambda: TaylorUpdate(spec), DType.float32, device)
+        step = build(lambda: TaylorStep(spec), DType.float32, device)
+        graphs = (
+            self.compile("taylor_update", update, update.input_types(device), {}),
+            self.compile("taylor_step", step, step.input_types(device), {}),
+        )
+        wait_for(graphs)
+        return graphs
+
     @property
     def rope_spec(self) -> RopeSpec:
         """Shape of the rotary tables."""
@@ -75,3 +120,8 @@ class ZImageTransformerModel(ZImageComponent):
         """
         table, final_scale = self.modulation(upload(timesteps, self.device))
         return table, final_scale
+
+
+def _of_step(weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
+    """The names under which a graph of a whole step knows the transformer's weights."""
+    return {f"transformer.{name}": data for name, data in weights.items()}

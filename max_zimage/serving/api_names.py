@@ -45,8 +45,8 @@ IMAGES = ApiNames(
 
 RESPONSES = ApiNames(
     renamed={"num_inference_steps": "steps", "num_images_per_prompt": "num_images", "shift": "flow_shift"},
-    blamed={"prompt": "input", "image": "input_image", "size": "width"},
-    fields=frozenset({*ImageProviderOptions.model_fields, "model", "input", "input_image", "seed", "n"}),
+    blamed={"prompt": "input", "image": "input_image", "size": "width", "step_cache": "metadata"},
+    fields=frozenset({*ImageProviderOptions.model_fields, "model", "input", "input_image", "seed", "n", "metadata"}),
 )
 """MAX's `/v1/responses`."""
 

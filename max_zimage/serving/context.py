@@ -18,6 +18,7 @@ class ZImageContext(PixelContext):
             empty for none.
         compression: Quality of JPEG and WebP from 1 to 100, or None for the format's own.
         reports: Whether every step is reported while it is done.
+        step_cache: How steps are left out, as `max_zimage.step_cache.parse` reads it.
         previews: Pictures of the unfinished work to send along, spread over the steps.
     """
 
@@ -26,3 +27,4 @@ class ZImageContext(PixelContext):
     compression: int | None = field(default=None)
     reports: bool = field(default=False)
     previews: int = field(default=0)
+    step_cache: str = field(default="off")

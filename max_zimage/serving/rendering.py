@@ -17,6 +17,7 @@ from max_zimage.devices import download, upload
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.request_inputs import inputs_of_contexts
 from max_zimage.serving.context import ZImageContext
+from max_zimage.stepping import State, Stepper, stepper_of
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,8 +52,9 @@ class Rendering:
         self.contexts: list[ZImageContext]
         self._latents: Buffer
         self._previous: Buffer
+        self._stepper: Stepper
         self._loop: Loop
-        self._begin(list(contexts), None)
+        self._begin(list(contexts), None, None)
 
     @property
     def num_steps(self) -> int:
@@ -78,7 +80,7 @@ class Rendering:
         kept = [context for context in self.contexts if context.request_id not in requests]
         if len(kept) < len(self.contexts):
             rows = [row for context in kept for row in self._rows(context)]
-            self._begin(kept, download(self._latents)[rows])
+            self._begin(kept, download(self._latents)[rows], self._stepper.state(rows))
 
     def pictures(self) -> dict[RequestID, Pixels]:
         """Decode the latents: uint8 [pictures, height, width, 3] by request."""
@@ -103,7 +105,9 @@ class Rendering:
         """The pictures of a request among those of the batch."""
         return next(self._rows(context) for context in self.contexts if context.request_id == request)
 
-    def _begin(self, contexts: list[ZImageContext], latents: npt.NDArray[np.float32] | None) -> None:
+    def _begin(
+        self, contexts: list[ZImageContext], latents: npt.NDArray[np.float32] | None, state: State | None
+    ) -> None:
         """Start, or start again where the steps have come to: with fewer requests, and their latents."""
         begin = time.perf_counter()
         self.contexts, pipeline = contexts, self._pipeline
@@ -113,7 +117,8 @@ class Rendering:
         packed = pipeline.preprocess_latents(inputs.latents) if latents is None else upload(latents, pipeline.device)
         self._latents = packed
         self._previous = self._latents
-        self._loop = denoise(pipeline.transformer, inputs, self._latents, captions)
+        self._stepper = stepper_of(pipeline.transformer, inputs, captions, state)
+        self._loop = denoise(pipeline.transformer, inputs, self._latents, self._stepper)
         self.seconds.captions += time.perf_counter() - begin
 
     def _rows(self, context: ZImageContext) -> list[int]:

@@ -77,6 +77,7 @@ def context_of_image_request(served: Served, body: ImageRequest, **more: Any) ->
         cfg_truncation=body.cfg_truncation,
         num_images_per_prompt=body.n or 1,
         seed=body.seed,
+        step_cache=body.step_cache,
         **more,
     )
     return make_context(

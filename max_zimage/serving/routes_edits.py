@@ -39,6 +39,7 @@ _TEXTS = (
     "quality",
     "response_format",
     "output_format",
+    "step_cache",
     "background",
     "user",
     "negative_prompt",

@@ -41,6 +41,7 @@ class ImageRequest(BaseModel):
     cfg_normalization: Annotated[float | None, Field(description="Limit of guidance's growth; 0 is none.")] = None
     cfg_truncation: Annotated[float | None, Field(description="No guidance above this time in [0, 1].")] = None
     shift: Annotated[float | None, Field(description="In place of the schedule's shift.")] = None
+    step_cache: Annotated[str | None, Field(description="off, first_block:NAME=VALUE,... or taylorseer:...")] = None
     seed: Annotated[int | None, Field(description="Draws the noise; a random one if not given.")] = None
 
 

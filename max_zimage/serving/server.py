@@ -106,6 +106,8 @@ def _served(settings: ServerSettings, prepared: Prepared) -> Served:
         default_num_inference_steps=ZImagePipeline.default_num_inference_steps,
     )
     tokenizer.max_input_pixels = settings.limits.input_pixels
+    # MAX's flags do not say all of a step cache.
+    tokenizer.defaults = prepared.sources.defaults
     return Served(
         name=settings.name,
         model=settings.model or EMBEDDED_NAME,
