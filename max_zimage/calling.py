@@ -170,14 +170,11 @@ class Calling:
         strength: float | None = None,
         step_cache: StepCache | str | None = None,
     ) -> list[Image.Image] | npt.NDArray[Any]:
-        """Make pictures; names and meanings are those of diffusers' `ZImagePipeline`.
+        """Make pictures, a list of PIL's or an array by `output_type`; names and meanings are those of diffusers.
 
         The arguments are the attributes of `GenerationRequest`, with shapes and units; None takes the checkpoint's own
         value, a string stands for a list of one. Besides these, callback_on_step_end is called as callback(pipeline,
         step, timestep, {"latents": float32 [pictures, channels, height/8, width/8]}) and may return such latents too.
-
-        Returns:
-            A list of PIL images, or an array, by `output_type`.
 
         Raises:
             RequestError: If an argument is out of range; all that is wrong is said together.

@@ -17,6 +17,7 @@ _FLAGS = {
     "max_sequence_length": "--max-sequence-length",
     "cfg_normalization": "--cfg-normalization",
     "cfg_truncation": "--cfg-truncation",
+    "step_cache": "--step-cache",
     'device="cpu"': "--device cpu",
 }
 """Words of the Python API's messages and what they are called here."""

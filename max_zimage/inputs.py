@@ -123,14 +123,12 @@ class GenerationRequest:
         Raises:
             RequestError: With every problem found: what was given, what is allowed, what to do.
         """
-        problems = Problems()
-        check, optional = problems.check, problems.optional
+        check, optional = (problems := Problems()).check, problems.optional
         prompts = check((), _prompts, prompt, prompt_embeds, limits)
         negative_embeds = optional(checks.embeddings, "negative_prompt_embeds", negative_prompt_embeds, limits)
         guidance = check(0.0, checks.guidance, _or(guidance_scale, defaults.guidance_scale))
         levels = optional(checks.sigmas, "sigmas", sigmas, limits.max_steps)
         picture, height, width = _picture(problems, image, height, width, limits, defaults)
-        tokens = _or(max_sequence_length, limits.default_tokens)
         request = cls(
             prompts=prompts,
             negative_prompts=check((), _negatives, negative_prompt, prompts, negative_embeds, guidance, limits),
@@ -144,7 +142,7 @@ class GenerationRequest:
             cfg_truncation=check(1.0, checks.number, "cfg_truncation", _or(cfg_truncation, 1.0)),
             num_images_per_prompt=check(1, _copies, num_images_per_prompt, limits),
             seed=check(0, _seed, seed, latents),
-            max_sequence_length=check(1, checks.count, "max_sequence_length", tokens, limits.max_tokens),
+            max_sequence_length=check(1, _tokens, max_sequence_length, limits),
             latents=latents,
             prompt_embeds=optional(checks.embeddings, "prompt_embeds", prompt_embeds, limits),
             negative_prompt_embeds=negative_embeds,
@@ -153,8 +151,7 @@ class GenerationRequest:
             step_cache=check(None, checks.step_cache, step_cache, defaults.step_cache),
             output_type=check("pil", checks.output_type, output_type),
         )
-        checked = _checked(problems, request, limits, negative_prompt)
-        return _with_useful_cache(checked, is_default=step_cache is None)
+        return _with_useful_cache(_checked(problems, request, limits, negative_prompt), is_default=step_cache is None)
 
 
 def _checked(
@@ -191,6 +188,10 @@ def _picture(
         problems.check(16, checks.side, "height", sides[0], limits.max_height),
         problems.check(16, checks.side, "width", sides[1], limits.max_width),
     )
+
+
+def _tokens(value: object, limits: Limits) -> int:
+    return checks.count("max_sequence_length", _or(value, limits.default_tokens), limits.max_tokens)
 
 
 def _copies(value: object, limits: Limits) -> int:

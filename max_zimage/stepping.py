@@ -213,7 +213,8 @@ def stepper_of(
     """
     if isinstance(inputs.step_cache, TaylorSeer):
         return TaylorStepper(transformer, inputs, captions, inputs.step_cache, state)
-    if isinstance(inputs.step_cache, FirstBlockCache):
+    # With a threshold of 0 every step is computed, and the plain stepper computes all items at once.
+    if isinstance(inputs.step_cache, FirstBlockCache) and inputs.step_cache.threshold > 0:
         return FirstBlockStepper(transformer, inputs, captions, inputs.step_cache, state)
     return PlainStepper(transformer, inputs, captions)
 

@@ -110,6 +110,13 @@ def test_flags_come_before_the_picture_that_is_repeated(run: Run, draws: None, t
     assert read_parameters(tmp_path / "d.png").sigmas is None
 
 
+def test_a_step_cache_is_remembered(run: Run, draws: None, tmp_path: Path) -> None:
+    cache = "taylorseer:cache_interval=4,warmup_steps=2,max_order=1"
+    for name, flags in (("a.png", ["--step-cache", cache]), ("b.png", ["--from", "a.png"])):
+        assert run("generate", "--seed", "3", "--steps", "8", *flags, "--output", name)[0] == 0
+        assert read_parameters(tmp_path / name).step_cache == cache
+
+
 def test_several_pictures_each_repeatable(run: Run, draws: None, tmp_path: Path) -> None:
     code, out, _ = run("generate", "a red star", *QUICK, "--seed", "5", "--count", "3", "--json")
     assert code == 0

@@ -48,7 +48,7 @@ def embedded() -> ZImageTokenizer:
 
 
 def context(prompt: Any = "a red star", tokenizer: ZImageTokenizer | None = None, **options: Any) -> PixelContext:
-    top = {name: options.pop(name) for name in ("seed", "n", "video") if name in options}
+    top = {name: options.pop(name) for name in ("seed", "n", "video", "metadata") if name in options}
     provider: dict[str, Any] = {"image": options} if options else {}
     if "video" in top:
         provider["video"] = top.pop("video")

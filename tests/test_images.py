@@ -35,6 +35,7 @@ PARAMETERS = GenerationParameters(
     cfg_normalization=0.0,
     cfg_truncation=1.0,
     max_sequence_length=512,
+    step_cache="taylorseer:cache_interval=5,warmup_steps=9,max_order=1",
     seed=2**63 - 1,
     model="tiny-zimage",
     weight_paths=("vae/ae.safetensors",),
@@ -186,6 +187,14 @@ def test_free_names(tmp_path: Path, taken: list[str], count: int, expected: list
     assert [path.name for path in next_free_paths(tmp_path / "s.png", count)] == expected
 
 
+def test_the_first_layout_had_no_step_cache() -> None:
+    written = json.loads(PARAMETERS.to_json())
+    del written["step_cache"]
+    assert GenerationParameters.from_json(json.dumps(written | {"format_version": 1})) == replace(
+        PARAMETERS, step_cache="off"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -193,8 +202,11 @@ def test_free_names(tmp_path: Path, taken: list[str], count: int, expected: list
         ("[1, 2]", "written by another program"),
         ("[" * 100_000, "written by another program"),
         ('{"program": "another"}', "written by another program"),
-        ('{"program": "max_zimage"}', "format None, this max_zimage reads 1"),
-        ('{"program": "max_zimage", "format_version": 2}', "format 2, this max_zimage reads 1; install a newer one"),
+        ('{"program": "max_zimage"}', "format None, this max_zimage reads 1 to 2"),
+        (
+            '{"program": "max_zimage", "format_version": 3}',
+            "format 3, this max_zimage reads 1 to 2; install a newer one",
+        ),
         ('{"program": "max_zimage", "format_version": 1}', "prompt is missing.*version is missing"),
     ],
 )

@@ -43,6 +43,8 @@ class Worker:
 
     def ask(self, prompt: Any, **options: Any) -> ZImageContext:
         defaults = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0, "output_format": "png", "seed": 5}
+        if (cache := options.pop("step_cache", None)) is not None:
+            options["metadata"] = {"step_cache": cache}
         if (image := options.pop("image", None)) is not None:
             data = io.BytesIO()
             Image.fromarray(image).save(data, format="PNG")
@@ -177,6 +179,32 @@ def test_the_others_of_a_batch_go_on_where_they_were(worker: Worker, embedded: P
     assert worker.steps(one) == [(0, 4), (1, 4), (2, 4), (3, 3)]
     assert_same(worker.pictures(one), alone(embedded.ours, "a red star"))
     assert_same(worker.pictures(two), alone(embedded.ours, "a green square", 7, num_images_per_prompt=2))
+
+
+@pytest.mark.parametrize(
+    "cache", ["first_block:threshold=0.2", "taylorseer:cache_interval=3,warmup_steps=2,max_order=2"]
+)
+def test_the_others_of_a_batch_keep_what_their_step_cache_knows(worker: Worker, embedded: Pair, cache: str) -> None:
+    """The first request is cancelled when steps have been computed, and before others are left out."""
+    first, second = (worker.ask("a red star", steps=12, seed=seed, step_cache=cache) for seed in (8, 9))
+    for _ in range(7):
+        worker.turn()
+    assert worker.steps(second)[-1] == (6, 2)
+    worker.cancels.put([first.request_id])
+    worker.finish()
+    assert worker.is_cancelled(first)
+    assert worker.steps(second)[-1] == (12, 1)
+    expected = alone(embedded.ours, "a red star", seed=9, num_inference_steps=12, step_cache=cache)
+    assert_same(worker.pictures(second), expected)
+    fresh = alone(embedded.ours, "a red star", seed=9, num_inference_steps=12)
+    assert np.mean(np.abs(worker.pictures(second)[0].astype(int) - fresh[0]) <= 1) < 0.99
+
+
+def test_requests_with_unlike_step_caches_do_not_share_steps(worker: Worker) -> None:
+    first = worker.ask("a red star", step_cache="first_block:threshold=0.2")
+    others = [worker.ask("a red star", **more) for more in ({}, {"step_cache": "first_block:threshold=0.1"})]
+    worker.finish()
+    assert [worker.steps(asked)[-1] for asked in (first, *others)] == [(3, 1)] * 3
 
 
 def test_a_failure_is_logged_once_and_the_next_request_is_served(

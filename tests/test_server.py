@@ -114,6 +114,14 @@ def test_max_own_route(server: Server, pipeline: ZImagePipeline) -> None:
     )
     for content, expected in zip(contents, np.asarray(drawn), strict=True):
         np.testing.assert_array_equal(pixels(content["image_data"]), expected)
+    cached = server.post("/v1/responses", **body, metadata={"step_cache": "first_block:threshold=0.5"})
+    expected = pipeline(
+        "a red star", height=128, width=128, num_inference_steps=4, seed=3, step_cache="first_block:threshold=0.5"
+    )
+    served = pixels(cached.json()["output"][0]["content"][0]["image_data"])
+    np.testing.assert_array_equal(served, np.asarray(expected[0]))
+    wrong = error_of(server.post("/v1/responses", **body, metadata={"step_cache": "teacache"}))
+    assert (wrong["param"], wrong["message"][:44]) == ("metadata", "step_cache: a step cache is off, first_block")
     noted = server.post("/v1/responses", **body, metadata={"order": "17"})
     assert noted.json()["metadata"] == {"order": "17"}
     by_url = server.post(
@@ -121,6 +129,21 @@ def test_max_own_route(server: Server, pipeline: ZImagePipeline) -> None:
     )
     url = by_url.json()["output"][0]["content"][0]["image_url"]
     assert server.client.get(url).headers["content-type"] == "image/png"
+
+
+def test_step_caches(server: Server, pipeline: ZImagePipeline) -> None:
+    asked: dict[str, Any] = {"seed": 3, "steps": 14, "guidance_scale": 2.0}
+    named = {"num_inference_steps": 14, "guidance_scale": 2.0, "seed": 3, "output_type": "np"}
+    plain = pixels(server.draw("a red star", **asked).json()["data"][0]["b64_json"])
+    for cache in ("first_block:threshold=0.2", "taylorseer"):
+        answer = server.draw("a red star", **asked, step_cache=cache)
+        served = pixels(answer.json()["data"][0]["b64_json"])
+        np.testing.assert_array_equal(served, np.asarray(pipeline("a red star", step_cache=cache, **named))[0])
+        assert not np.array_equal(served, plain)
+    covered = error_of(server.draw("a red star", seed=3, step_cache="taylorseer"))
+    assert covered["param"] == "step_cache"
+    assert "its warm-up takes all 8 steps and nothing is left out; ask for more steps" in covered["message"]
+    assert error_of(server.draw("a red star", step_cache="first_block:threshold=x"))["param"] == "step_cache"
 
 
 def test_an_image_to_begin_with(server: Server, pipeline: ZImagePipeline) -> None:
