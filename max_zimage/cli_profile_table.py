@@ -45,7 +45,8 @@ def print_profile(facts: Mapping[str, Any]) -> None:
     console.print(
         "TFLOP/s: products, convolutions and attention; GB/s: weights, and what those read and write, each once"
     )
-    console.print(f"memory, in the first run: {facts['memory']}; risen: above what was held before the call")
+    left = ", with what the compiler left behind" if facts["compiled"] else ""
+    console.print(f"memory, in the first run: {facts['memory']}{left}; risen: above what was held before the call")
     if facts["trace"] is not None:
         console.print(f"trace: {facts['trace']}")
 
