@@ -27,6 +27,7 @@ from graphs.blocks import ModulatedBlock
 from graphs.dims import ITEMS
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES, upload, upload_as
+from max_zimage.profiling import work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,12 @@ class Shape:
     @property
     def product_gflop(self) -> float:
         """Matrix products with weights, in 10^9."""
-        return 2e-9 * self.tokens * (4 * self.dim**2 + 3 * self.dim * self.ffn_dim)
+        return work.block_products(self, self.tokens, size=0).flops / 1e9
 
     @property
     def attention_gflop(self) -> float:
         """Both matrix products of attention, in 10^9."""
-        return 4e-9 * self.tokens**2 * self.dim
+        return work.attention(1, self.tokens, self.num_heads, self.head_dim, size=0).flops / 1e9
 
     @property
     def gflop(self) -> float:

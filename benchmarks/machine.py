@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,25 +21,12 @@ from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, interleave, max_abs
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES, upload_as
+from max_zimage.profiling import matmul_rate
+from max_zimage.profiling.matmul_rate import Product
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Product:
-    """[tokens, width] times [hidden, width] transposed."""
-
-    tokens: int
-    width: int
-    hidden: int
-
-    @property
-    def gflop(self) -> float:
-        """Multiplications and additions, in 10^9."""
-        return 2e-9 * self.tokens * self.width * self.hidden
-
-
-FULL = Product(tokens=1056, width=3840, hidden=10240)
+FULL = matmul_rate.FULL
 QUICK = Product(tokens=32, width=64, hidden=96)
 
 

@@ -1,8 +1,8 @@
 """The command `max-zimage`: what can be asked for, and how its errors are told.
 
 Exit codes: 0 done, 1 failed, 2 something wrong with what was asked for, 130 interrupted. The commands themselves are in
-`cli_generate`, `cli_info`, `cli_compile` and `cli_serve`; nothing heavy is imported before the arguments are known to
-be right.
+`cli_generate`, `cli_info`, `cli_compile`, `cli_profile` and `cli_serve`; nothing heavy is imported before the arguments
+are known to be right.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from max_zimage import __version__
 from max_zimage.cli_errors import BadInput, error_line
+from max_zimage.cli_profile_flags import add_profile
 from max_zimage.cli_serve_flags import add_serve
 
 DEFAULT_PROMPT = "a red star on a blue background"
@@ -67,6 +68,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli_serve import serve
 
         return serve(arguments)
+    if arguments.command == "profile":
+        from max_zimage.cli_profile import profile
+
+        return profile(arguments)
     from max_zimage.cli_compile import compile_graphs
 
     return compile_graphs(arguments)
@@ -87,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands, shared)
     _add_info(commands, shared)
     _add_compile(commands, shared)
+    add_profile(commands, shared, _at_least_one)
     add_serve(commands, _at_least_one)
     return parser
 

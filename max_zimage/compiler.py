@@ -28,6 +28,7 @@ from max.profiler import Tracer
 from graphs.layers import trace
 from max_zimage import progress
 from max_zimage.artifacts import artifact_key, artifact_path, found, save
+from max_zimage.profiling.observer import observed
 
 _log = logging.getLogger("max_zimage")
 _lock = threading.Lock()
@@ -95,8 +96,9 @@ class CompiledGraph:
         if self._model is None:
             compile_together([self])
         assert self._model is not None
+        model, buffers = self._model, [*map(_buffer, inputs)]
         with Tracer(self.name):
-            return list(self._model.execute(*map(_buffer, inputs)))
+            return observed(self.name, buffers, lambda: list(model.execute(*buffers)))
 
 
 def compile_graph(

@@ -36,6 +36,7 @@ from graphs.layers import build, trace
 from graphs.scheduler import PrepareScheduler, SchedulerStep
 from graphs.text_encoder import TextEncoder
 from graphs.vae import DecodeLatents, EncodeImage
+from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
 from max_zimage.targets import TARGETS, Job
 
@@ -68,7 +69,7 @@ def _compile(job: Job) -> dict[str, float]:
     device = _device(job.target)
     session = InferenceSession(devices=[device])
     begin = time.perf_counter()
-    module, types = _definition(job, DeviceRef.from_device(device))
+    module, types = definition(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
     graph = trace(module, types, job.graph, GraphModule())
     traced = time.perf_counter()
     session.compile(graph)
@@ -86,10 +87,17 @@ def _device(target: str) -> Device:
     return Accelerator()
 
 
-def _definition(job: Job, device: DeviceRef) -> Definition:
-    """The Module and input types of a graph, as the components and `max_zimage.small_graphs` make it."""
-    specs, dtype = job.specs, DType[job.dtype]
-    match job.graph:
+def definition(graph: str, specs: ModelSpecs, model_dtype: ModelDtype, device: DeviceRef) -> Definition:
+    """The Module and input types of a graph, as the components and `max_zimage.small_graphs` make it.
+
+    Args:
+        graph: One of `max_zimage.targets.GRAPHS`.
+        specs: Shapes of the model.
+        model_dtype: Of weights and computation.
+        device: Where it will run.
+    """
+    dtype = DType[model_dtype]
+    match graph:
         case "pack":
             pack = build(lambda: PackLatents(specs.transformer.in_channels), DType.float32, device)
             return pack, pack.input_types(device)
@@ -109,7 +117,7 @@ def _definition(job: Job, device: DeviceRef) -> Definition:
             step = build(lambda: DenoiseStep(specs.transformer), dtype, device)
             return step, step.input_types(dtype, device)
         case _:
-            return _encoder_definition(job.graph, specs, dtype, device)
+            return _encoder_definition(graph, specs, dtype, device)
 
 
 def _encoder_definition(name: str, specs: ModelSpecs, dtype: DType, device: DeviceRef) -> Definition:

@@ -1,0 +1,53 @@
+"""What the denoising step has inside it, measured alone where a graph of its own computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from max.driver import Device
+from max.graph import DeviceRef
+
+from max_zimage.devices import upload
+from max_zimage.profiling.recorder import Call, Recorder
+from max_zimage.small_graphs import scheduler_step_graph
+
+_REPEATS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """One graph, at the size that it has inside the step; part of the step's seconds and not to be added to them.
+
+    Attributes:
+        label: What it computes.
+        call: The call in the middle of several.
+    """
+
+    label: str
+    call: Call
+
+
+def measure_alone(latents: tuple[int, ...], device: Device) -> list[Alone]:
+    """Measure every such graph, waiting for the device around each call.
+
+    Args:
+        latents: Shape of the packed latents, [batch, image tokens, 4 · channels].
+        device: Where the step runs.
+    """
+    found = []
+    for label, run in _graphs(latents, device).items():
+        recorder = Recorder(device, synchronize=True)
+        recorder.profile(run, warmups=1, repeats=_REPEATS, label=f"Profiling {label}")
+        (call,) = recorder.middle.calls
+        found.append(Alone(label=label, call=call))
+    return found
+
+
+def _graphs(latents: tuple[int, ...], device: Device) -> dict[str, Callable[[], object]]:
+    """What it computes -> the call."""
+    numbers = np.random.default_rng(0).standard_normal(latents, np.float32)
+    state, velocity = upload(numbers, device), upload(numbers[::-1], device)
+    delta, euler = upload(np.array([-0.1], np.float32), device), scheduler_step_graph(DeviceRef.from_device(device))
+    return {"scheduler (Euler update)": lambda: euler(state, velocity, delta)}

@@ -1,0 +1,84 @@
+"""The machine's rate in one matrix product, to which all others are compared."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from max.driver import CPU, Buffer, Device
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.experimental.nn import Linear
+from max.graph import DeviceRef, TensorType
+
+from graphs.layers import build
+from max_zimage.checkpoint import ModelDtype
+from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.devices import upload_as
+from max_zimage.profiling.work import linear
+
+_CALLS = 5
+_QUEUED = 20  # calls of an accelerator between two synchronizations, so that what a launch costs the host is hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """[tokens, width] times [hidden, width] transposed."""
+
+    tokens: int
+    width: int
+    hidden: int
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions."""
+        return linear(self.tokens, self.width, self.hidden, 0).flops
+
+    @property
+    def gflop(self) -> float:
+        """The same in 10^9."""
+        return self.flops / 1e9
+
+
+FULL = Product(tokens=1056, width=3840, hidden=10240)
+"""The first feed-forward product of the published models, for the tokens of a 512x512 picture."""
+
+
+def measured_rate(graph: CompiledGraph, product: Product, dtype: ModelDtype, device: Device) -> float:
+    """Run the product a few times.
+
+    Args:
+        graph: From `product_graph`.
+        product: What it multiplies.
+        dtype: Of its numbers.
+        device: Where it runs.
+
+    Returns:
+        Floating-point operations a second of the fastest calls.
+    """
+    numbers = np.random.default_rng(0).standard_normal((product.tokens, product.width), np.float32)
+    inputs = upload_as(numbers, dtype, device)
+    calls = 1 if device.is_host else _QUEUED
+    graph(inputs)
+    fastest = min(_seconds(graph, inputs, calls, device) for _ in range(_CALLS))
+    return calls * product.flops / fastest
+
+
+def product_graph(product: Product, dtype: ModelDtype, device: Device, session: InferenceSession) -> CompiledGraph:
+    """The product as a graph, its weights as a layer has them."""
+    place = DeviceRef.from_device(device)
+    module = build(lambda: Linear(product.width, product.hidden, bias=False), DType[dtype], place)
+    types = [TensorType(DType[dtype], ["tokens", product.width], place)]
+    weights = np.random.default_rng(1).standard_normal((product.hidden, product.width), np.float32)
+    data = {"weight": upload_as(weights * np.float32(product.width**-0.5), dtype, CPU())}
+    return compile_graph("matmul", module, types, data, session, spec=product, device=device)
+
+
+def _seconds(graph: CompiledGraph, inputs: Buffer, calls: int, device: Device) -> float:
+    device.synchronize()
+    begin = time.perf_counter()
+    for _ in range(calls):
+        graph(inputs)
+    device.synchronize()
+    return time.perf_counter() - begin

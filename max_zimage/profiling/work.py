@@ -1,0 +1,233 @@
+"""The work of every graph, counted from shapes: floating-point operations, and bytes that have to move.
+
+Operations are the multiplications and additions of matrix products, convolutions and attention. Left out is what is
+done element by element (norms, softmax, RoPE, activations, modulation, guidance, Euler): far below one percent of the
+transformer's and the text encoder's. Attention counts every pair of positions, those that a mask hides included.
+
+Bytes are those of weights, read once a call, and of what each product, convolution or attention reads and writes, once.
+No score matrix is counted, since none is written, and no pass of its own for what is done element by element, as if all
+of it were fused. What really moves is more, by how much depends on the compiler and on the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphs.blocks import BlockShape
+from graphs.text_encoder import TextEncoderSpec
+from graphs.transformer import TransformerSpec
+from graphs.vae import RGB, VaeSpec
+
+_FLOAT32 = 4
+_SINUSOIDS, _TIMESTEP_HIDDEN = 256, 1024  # graphs.conditioning: not part of any configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Of one call.
+
+    Attributes:
+        flops: Multiplications and additions.
+        nbytes: Read and written.
+    """
+
+    flops: int = 0
+    nbytes: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(flops=self.flops + other.flops, nbytes=self.nbytes + other.nbytes)
+
+    def __mul__(self, times: int) -> Work:
+        return Work(flops=self.flops * times, nbytes=self.nbytes * times)
+
+
+def linear(tokens: int, inner: int, outer: int, size: int) -> Work:
+    """A matrix product [tokens, inner] x [inner, outer] of numbers of `size` bytes."""
+    return Work(flops=2 * tokens * inner * outer, nbytes=size * (tokens * inner + inner * outer + tokens * outer))
+
+
+def attention(
+    items: int, length: int, heads: int, head_dim: int, size: int, key_value_heads: int | None = None
+) -> Work:
+    """Both products of attention over [items, length, heads, head_dim]; keys and values may have fewer heads."""
+    shared = heads if key_value_heads is None else key_value_heads
+    return Work(
+        flops=4 * items * length**2 * heads * head_dim,
+        nbytes=size * items * length * head_dim * (2 * heads + 2 * shared),
+    )
+
+
+def convolution(
+    pixels: int, inner: int, outer: int, size: int, *, kernel: int = 3, weight_size: int | None = None
+) -> Work:
+    """A convolution that leaves `pixels` as many as they are; weights may have another size than pictures."""
+    weights = kernel**2 * inner * outer
+    return Work(
+        flops=2 * pixels * weights,
+        nbytes=size * pixels * (inner + outer) + (size if weight_size is None else weight_size) * weights,
+    )
+
+
+def block_products(shape: BlockShape, tokens: int, size: int) -> Work:
+    """The matrix products of one transformer block with its weights."""
+    products = ((shape.dim, 3 * shape.dim), (shape.dim, shape.dim), (shape.dim, 2 * shape.ffn_dim))
+    sums = [linear(tokens, inner, outer, size) for inner, outer in (*products, (shape.ffn_dim, shape.dim))]
+    return sum(sums, start=Work())
+
+
+def block(shape: BlockShape, items: int, length: int, size: int) -> Work:
+    """One transformer block over [items, length, dim]."""
+    mixed = attention(items, length, shape.num_heads, shape.head_dim, size)
+    return block_products(shape, items * length, size) + mixed
+
+
+def denoise(spec: TransformerSpec, *, items: int, image_tokens: int, image_padded: int, tokens: int, size: int) -> Work:
+    """One denoising step, `graphs.denoise.DenoiseStep`.
+
+    Args:
+        spec: The transformer's shape.
+        items: Rows of its batch.
+        image_tokens: Tokens of a picture.
+        image_padded: The same rounded up to a multiple of 32.
+        tokens: `image_padded` and the padded caption.
+        size: Bytes of a number in the model's dtype.
+    """
+    return (
+        linear(items * image_tokens, spec.patch_dim, spec.dim, size)
+        + block(spec, items, image_padded, size) * spec.num_refiner_layers
+        + block(spec, items, tokens, size) * spec.num_layers
+        + linear(items * image_tokens, spec.dim, spec.patch_dim, size)
+    )
+
+
+def conditioning(spec: TransformerSpec, *, prompts: int, length: int, size: int) -> Work:
+    """Captions to caption tokens, `graphs.conditioning.CaptionConditioning`, over [prompts, length, caption_dim]."""
+    embedded = linear(prompts * length, spec.caption_dim, spec.dim, size)
+    return embedded + block(spec, prompts, length, size) * spec.num_refiner_layers
+
+
+def modulation(spec: TransformerSpec, *, steps: int, size: int) -> Work:
+    """The table of a schedule, `graphs.conditioning.ModulationTable`."""
+    return (
+        linear(steps, _SINUSOIDS, _TIMESTEP_HIDDEN, size)
+        + linear(steps, _TIMESTEP_HIDDEN, spec.adaln_dim, size)
+        + linear(steps, spec.adaln_dim, (4 * spec.num_blocks + 1) * spec.dim, size)
+    )
+
+
+def text_encoder(spec: TextEncoderSpec, *, layers: int, prompts: int, length: int, size: int) -> Work:
+    """The text encoder's first layers over [prompts, length]; an embedding is looked up, not multiplied."""
+    tokens, query, key = prompts * length, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    layer = (
+        linear(tokens, spec.hidden_size, query + 2 * key, size)
+        + attention(prompts, length, spec.num_heads, spec.head_dim, size, spec.num_kv_heads)
+        + linear(tokens, query, spec.hidden_size, size)
+        + linear(tokens, spec.hidden_size, 2 * spec.intermediate_size, size)
+        + linear(tokens, spec.intermediate_size, spec.hidden_size, size)
+    )
+    return layer * layers + Work(nbytes=2 * tokens * spec.hidden_size * size)
+
+
+def decode(spec: VaeSpec, *, pictures: int, rows: int, columns: int, size: int, picture_size: int) -> Work:
+    """The decoder, `graphs.vae.DecodeLatents`.
+
+    Args:
+        spec: The autoencoder's shape.
+        pictures: Decoded at once.
+        rows: Of latents.
+        columns: Of latents.
+        size: Bytes of a number in the model's dtype.
+        picture_size: Bytes of a number between the convolutions: on a CPU they are float32 whatever the dtype.
+    """
+    pixels = pictures * rows * columns
+
+    def conv(inner: int, outer: int, kernel: int = 3) -> Work:
+        return convolution(pixels, inner, outer, picture_size, kernel=kernel, weight_size=size)
+
+    def resnet(inner: int, outer: int) -> Work:
+        shortcut = Work() if inner == outer else conv(inner, outer, kernel=1)
+        return conv(inner, outer) + conv(outer, outer) + shortcut
+
+    deepest = spec.block_out_channels[-1]
+    mixed = linear(pixels, deepest, deepest, size) * 4 + attention(pictures, rows * columns, 1, deepest, size)
+    total, width = conv(spec.latent_channels, deepest) + resnet(deepest, deepest) * 2 + mixed, deepest
+    for index, wider in enumerate(reversed(spec.block_out_channels)):
+        total += resnet(width, wider) + resnet(wider, wider) * spec.layers_per_block
+        width = wider
+        if index < len(spec.block_out_channels) - 1:
+            pixels *= 4
+            total += conv(width, width)
+    return total + conv(width, RGB)
+
+
+def elementwise(count: int, passes: int) -> Work:
+    """Float32 numbers that are only read and written, so many times each."""
+    return Work(nbytes=_FLOAT32 * count * passes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counter:
+    """Counts the work of a model's graphs from the shapes that they are called with.
+
+    Attributes:
+        text_encoder: Its shape.
+        layers: How many of its layers run.
+        transformer: Its shape.
+        vae: Its shape.
+        size: Bytes of a number in the model's dtype.
+        picture_size: See `decode`.
+    """
+
+    text_encoder: TextEncoderSpec
+    layers: int
+    transformer: TransformerSpec
+    vae: VaeSpec
+    size: int
+    picture_size: int
+
+    def of_call(self, name: str, shapes: Sequence[tuple[int, ...]]) -> Work | None:
+        """Count one call.
+
+        Args:
+            name: The graph's.
+            shapes: Of its inputs.
+
+        Returns:
+            Its work, or None for a graph that is not counted.
+        """
+        first, size = shapes[0], self.size
+        match name:
+            case "text_encoder":
+                return text_encoder(self.text_encoder, layers=self.layers, prompts=first[0], length=first[1], size=size)
+            case "conditioning":
+                return conditioning(self.transformer, prompts=first[0], length=first[1], size=size)
+            case "modulation":
+                return modulation(self.transformer, steps=first[0], size=size)
+            case "denoise":
+                items, image_padded, tokens = shapes[3][0], shapes[2][1], shapes[3][1]
+                return denoise(
+                    self.transformer,
+                    items=items,
+                    image_tokens=first[1],
+                    image_padded=image_padded,
+                    tokens=tokens,
+                    size=size,
+                )
+            case "decode":
+                rows, columns = 2 * first[1], 2 * first[2]
+                return decode(
+                    self.vae, pictures=first[0], rows=rows, columns=columns, size=size, picture_size=self.picture_size
+                )
+            case "pack":
+                return elementwise(_count(first), passes=2)
+            case "scheduler_step":
+                return elementwise(_count(first), passes=3)
+        return None
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
