@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import hooks
 from diffusers.hooks._helpers import TransformerBlockRegistry
-from diffusers.hooks.hooks import CacheContext, _set_cache_context
+from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from references import step_caches as model
 from references.diffusers_runs import Call, FloatArray, Pair, noise, packed, relative_l2
@@ -164,6 +164,7 @@ def hooked(pair: Pair, apply: Any) -> Iterator[list[int]]:
     inside = transformer.layers[1].attention.register_forward_hook(lambda *_: counted.append(1))
     try:
         apply(transformer)
+        HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
         _set_cache_context(transformer, CacheContext(name="both branches"))
         yield counted
     finally:
