@@ -5,6 +5,7 @@ Its pictures are compared with ours, which the stage `pictures` has kept; the ea
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,8 +41,10 @@ def run(stage: Stage) -> None:
                 stage.step(f"{case.name}, {name}", _measuring(stage, pipelines[0], case, name))
         del pipelines
         torch.compiler.reset()
+        gc.collect()
         if not stage.small:
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
 def _loading(stage: Stage, prepare: Prepare, pipelines: list[diffusers.ZImagePipeline]) -> Callable[[], list[Row]]:
