@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +97,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a number depends on besides the code that was timed."""
+    """What a number depends on besides the code that was timed; `gpu` and `driver` are empty without a GPU."""
 
     date: str
     cpu: str
     cores: int
+    gpu: str
+    driver: str
     python: str
     max: str
     torch: str
@@ -112,14 +114,17 @@ class Conditions:
     @classmethod
     def now(cls) -> Conditions:
         """Of this machine and this checkout; `load_before` tells whether the machine was quiet."""
+        gpu, driver = _gpu_and_driver()
         return cls(
             date=time.strftime("%Y-%m-%d"),
             cpu=_cpu_model(),
             cores=os.cpu_count() or 1,
+            gpu=gpu,
+            driver=driver,
             python=platform.python_version(),
-            max=version("modular"),
-            torch=version("torch"),
-            diffusers=version("diffusers"),
+            max=_version("max"),
+            torch=_version("torch"),
+            diffusers=_version("diffusers"),
             commit=_commit(),
             load_before=round(os.getloadavg()[0], 2),
         )
@@ -233,6 +238,14 @@ def table(rows: Sequence[Row], conditions: Conditions) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def ask(*command: str) -> str:
+    """What a program prints, without the line's end; empty where it is not there or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def first_line(error: BaseException) -> str:
     """What a failure says, short enough for a table."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -245,6 +258,13 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
@@ -252,12 +272,17 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
+def _gpu_and_driver() -> tuple[str, str]:
+    """Names of the GPUs, and the driver's version."""
+    said = ask("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    found = [line.rpartition(", ") for line in said.splitlines() if ", " in line]
+    return " + ".join(name for name, _, _ in found), found[0][2] if found else ""
+
+
 def _commit() -> str:
     """Short hash of the checkout, "+" if tracked files differ from it; empty outside a checkout."""
     if not (ROOT / ".git").exists():
         return ""
-    hash_, changed = (
-        subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout.strip()
-        for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-    )
-    return hash_ + ("+" if changed else "")
+    git = ("git", "-C", str(ROOT))
+    changed = ask(*git, "status", "--porcelain", "--untracked-files=no")
+    return ask(*git, "rev-parse", "--short", "HEAD") + ("+" if changed else "")

@@ -20,6 +20,8 @@ def conditions() -> Conditions:
         date="2026-01-02",
         cpu="a cpu",
         cores=2,
+        gpu="",
+        driver="",
         python="3.11.7",
         max="26.7.0",
         torch="2.13.0",
