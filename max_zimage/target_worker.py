@@ -31,9 +31,11 @@ from max.graph import Module as GraphModule
 
 from graphs.conditioning import CaptionConditioning, ModulationTable
 from graphs.denoise import DenoiseStep
+from graphs.first_block_cache import FirstBlockStep, PictureGuidance
 from graphs.latents import PackLatents
 from graphs.layers import build, trace
 from graphs.scheduler import PrepareScheduler, SchedulerStep
+from graphs.taylorseer import TaylorStep, TaylorUpdate
 from graphs.text_encoder import TextEncoder
 from graphs.vae import DecodeLatents, EncodeImage
 from max_zimage.checkpoint import ModelDtype
@@ -116,8 +118,27 @@ def definition(graph: str, specs: ModelSpecs, model_dtype: ModelDtype, device: D
         case "denoise":
             step = build(lambda: DenoiseStep(specs.transformer), dtype, device)
             return step, step.input_types(dtype, device)
+        case "first_block_noise_refiner" | "guidance" | "taylor_update" | "taylor_step":
+            return _cache_definition(graph, specs, dtype, device)
         case _:
             return _encoder_definition(graph, specs, dtype, device)
+
+
+def _cache_definition(name: str, specs: ModelSpecs, dtype: DType, device: DeviceRef) -> Definition:
+    transformer = specs.transformer
+    match name:
+        case "guidance":
+            guidance = build(lambda: PictureGuidance(transformer), DType.float32, device)
+            return guidance, guidance.input_types(device)
+        case "taylor_update":
+            update = build(lambda: TaylorUpdate(transformer), DType.float32, device)
+            return update, update.input_types(device)
+        case "taylor_step":
+            extrapolated = build(lambda: TaylorStep(transformer), DType.float32, device)
+            return extrapolated, extrapolated.input_types(device)
+        case _:
+            step = build(lambda: FirstBlockStep(transformer, "noise_refiner"), dtype, device)
+            return step, step.input_types(dtype, device)
 
 
 def _encoder_definition(name: str, specs: ModelSpecs, dtype: DType, device: DeviceRef) -> Definition:

@@ -41,6 +41,10 @@ GRAPHS = (
     "conditioning",
     "text_encoder",
     "denoise",
+    "first_block_noise_refiner",
+    "guidance",
+    "taylor_update",
+    "taylor_step",
     "decode",
     "encode",
 )
