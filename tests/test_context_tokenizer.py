@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from max.pipelines.context import PixelContext
 from max.pipelines.context.exceptions import InputError
+from max.pipelines.diffusion.config import DEFAULT_DENOISING_CACHE_CONFIG, DenoisingCacheConfig
 from max.pipelines.lib.model_manifest import ModelManifest
 from max.pipelines.request import OpenResponsesRequest, RequestID
 from max.pipelines.request.open_responses import OpenResponsesRequestBody
@@ -22,6 +23,7 @@ from max_zimage.context_tokenizer import ZImageTokenizer
 from max_zimage.limits import RequestDefaults
 from max_zimage.noise import initial_noise
 from max_zimage.schedule import ScheduleSpec, schedule
+from max_zimage.serving.context import ZImageContext
 from max_zimage.tokenizer import PromptTokenizer
 
 EMBEDDED = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage"
@@ -33,10 +35,16 @@ class Config:
     """The part of MAX's PipelineConfig that is read."""
 
     models: ModelManifest
+    denoising_cache: DenoisingCacheConfig = DEFAULT_DENOISING_CACHE_CONFIG
+
+    @property
+    def runtime(self) -> Config:
+        return self
 
 
-def load(folder: Path) -> ZImageTokenizer:
-    config: Any = Config(ModelManifest.from_model_path(str(folder)))
+def load(folder: Path, **flags: Any) -> ZImageTokenizer:
+    cache = DEFAULT_DENOISING_CACHE_CONFIG.model_copy(update=flags)
+    config: Any = Config(ModelManifest.from_model_path(str(folder)), cache)
     return ZImageTokenizer(
         str(folder), config, "tokenizer", max_length=512, default_num_inference_steps=50, trust_remote_code=False
     )
@@ -98,6 +106,23 @@ def test_defaults_of_the_published_checkpoints() -> None:
     assert base == RequestDefaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0)
     with pytest.raises(ValueError, match=r"may hold numbers named height, width, .* got steps = 3"):
         RequestDefaults.of(shift=6.0, sample_size=1024, steps=50, named={"steps": 3})
+
+
+def test_a_step_cache_comes_from_the_request_or_from_the_flags_of_max() -> None:
+    flags = {"taylorseer": True, "taylorseer_cache_interval": 4, "taylorseer_warmup_steps": 3}
+    tokenizer = load(EMBEDDED, **flags)
+
+    def used(**options: Any) -> str:
+        made = context("a red star", tokenizer, steps=12, **options)
+        assert isinstance(made, ZImageContext)
+        return made.step_cache
+
+    assert used() == "taylorseer:cache_interval=4,warmup_steps=3,max_order=1"
+    assert used(metadata={"step_cache": "off"}) == "off"
+    named = "first_block:threshold=0.2,warmup_steps=0,block=noise_refiner"
+    assert used(metadata={"step_cache": "first_block:threshold=0.2", "order": "17"}) == named
+    with pytest.raises(InputError, match="step_cache: cache_interval must be a whole number of at least 1, got 0"):
+        used(metadata={"step_cache": "taylorseer:cache_interval=0"})
 
 
 def test_an_explicit_guidance_of_the_schemas_default_is_kept() -> None:

@@ -81,6 +81,7 @@ CALL_DEFAULTS = {
     "shift": None,
     "image": None,
     "strength": None,
+    "step_cache": None,
 }
 
 
