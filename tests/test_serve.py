@@ -15,7 +15,7 @@ from PIL import Image
 from references.scenes import recognize
 from references.servers import STOP_SECONDS, Server, free_port
 
-from max_zimage import ZImagePipeline
+from max_zimage import TaylorSeer, ZImagePipeline
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "max_zimage" / "assets" / "tiny-zimage"
@@ -33,6 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     flags = ["--model", str(EMBEDDED), "--served-model-name", "zimage", "--custom-architectures", ARCHITECTURE]
     flags += ["--devices", "cpu", "--host", "127.0.0.1"]
+    flags += ["--taylorseer", "--taylorseer-cache-interval", "3", "--taylorseer-warmup-steps", "2"]
     folder = tmp_path_factory.mktemp("serve")
     with Server(folder, flags, command=("max", "serve"), environment=environment) as running:
         yield running
@@ -51,20 +52,30 @@ def pictures(answer: dict[str, Any]) -> list[np.ndarray]:
 
 
 def test_a_served_picture_is_what_was_asked_for_and_what_the_pipeline_draws(server: Server) -> None:
+    """Under the step cache of MAX's flags, and without it where the request says so."""
     options = {"width": 128, "height": 128, "steps": 8, "guidance_scale": 2.0, "output_format": "png", "num_images": 2}
-    status, answer = post(server, input=PROMPT, seed=7, provider_options={"image": options})
-    assert status == 200, answer
-    served = pictures(answer)
-    assert [picture.shape for picture in served] == [(128, 128, 3)] * 2
-    colour, _, background = recognize(served[0])
-    assert (colour, background) == ("red", "blue")
-
+    asked: dict[str, Any] = {"input": PROMPT, "seed": 7, "provider_options": {"image": options}}
     pipeline = ZImagePipeline.from_pretrained(EMBEDDED, device="cpu")
-    drawn = pipeline(
-        PROMPT, height=128, width=128, num_inference_steps=8, guidance_scale=2.0, seed=7, num_images_per_prompt=2
-    )
-    for picture, expected in zip(served, drawn, strict=True):
-        np.testing.assert_array_equal(picture, np.asarray(expected))
+    flagged = TaylorSeer(cache_interval=3, warmup_steps=2, max_order=1)
+    for more, cache in (({"metadata": {"step_cache": "off"}}, None), ({}, flagged)):
+        status, answer = post(server, **asked, **more)
+        assert status == 200, answer
+        served = pictures(answer)
+        assert [picture.shape for picture in served] == [(128, 128, 3)] * 2
+        colour, _, background = recognize(served[0])
+        assert (colour, background) == ("red", "blue")
+        drawn = pipeline(
+            PROMPT,
+            height=128,
+            width=128,
+            num_inference_steps=8,
+            guidance_scale=2.0,
+            seed=7,
+            num_images_per_prompt=2,
+            step_cache=cache,
+        )
+        for picture, expected in zip(served, drawn, strict=True):
+            np.testing.assert_array_equal(picture, np.asarray(expected))
 
 
 def test_a_bad_request_is_told_why(server: Server) -> None:
