@@ -18,6 +18,7 @@ PARTS = {
     "block": "one transformer block at the real width, float32 and bfloat16",
     "operations": "where the time of that block goes",
     "attention": "attention over 4,128 tokens, time and memory",
+    "skipped_step": "what a step costs that a step cache leaves out, at 1024x1024",
     "start": "cold and warm start, and peak memory",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in options.parts or list(PARTS):
         conditions = Conditions.now()
         print(f"\n## {part}: {PARTS[part]}", flush=True)
-        if roofs is None and part in ("block", "operations", "attention"):
+        if roofs is None and part in ("block", "operations", "attention", "skipped_step"):
             roofs = _roofs(_measure("machine", options, {}))
         rows = _measure(part, options, roofs or {})
         if part == "machine":
@@ -85,6 +86,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import attention
 
         return attention.rows(attention.QUICK if quick else attention.FULL, repeats, roofs)
+    if part == "skipped_step":
+        from benchmarks import skipped_step
+
+        return skipped_step.rows(skipped_step.QUICK if quick else skipped_step.FULL, repeats, roofs)
     if part == "serving":
         from benchmarks import serving
 

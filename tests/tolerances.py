@@ -5,6 +5,9 @@ from __future__ import annotations
 TRANSFORMER_L2 = 2e-6
 """Relative L2 of one float32 evaluation. Both sum the same products in other orders: 1e-7 a block, some blocks deep."""
 
+GPU_FLOAT32_L2 = 2e-3
+"""Relative L2 on an accelerator in float32, whose matrix products may round their factors to ten bits (TF32)."""
+
 FEATURES_L2 = 2e-6
 """Relative L2 of the text encoder's features in float32, as above."""
 

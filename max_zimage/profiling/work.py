@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphs.blocks import BlockShape
+from graphs.dims import FirstBlock
 from graphs.text_encoder import TextEncoderSpec
 from graphs.transformer import TransformerSpec
 from graphs.vae import RGB, VaeSpec
@@ -99,6 +100,35 @@ def denoise(spec: TransformerSpec, *, items: int, image_tokens: int, image_padde
         + block(spec, items, tokens, size) * spec.num_layers
         + linear(items * image_tokens, spec.dim, spec.patch_dim, size)
     )
+
+
+def first_block(
+    spec: TransformerSpec,
+    first: FirstBlock,
+    *,
+    items: int,
+    image_tokens: int,
+    image_padded: int,
+    tokens: int,
+    size: int,
+) -> Work:
+    """A step that `graphs.first_block_cache.FirstBlockStep` leaves out; the first block is asked, and projected.
+
+    Args:
+        spec: The transformer's shape.
+        first: The block that decides.
+        items: See `denoise`, also for what follows.
+        image_tokens: See there.
+        image_padded: See there.
+        tokens: See there.
+        size: See there.
+    """
+    refiner = block(spec, items, image_padded, size)
+    asked = (
+        refiner if first == "noise_refiner" else refiner * spec.num_refiner_layers + block(spec, items, tokens, size)
+    )
+    ends = linear(items * image_tokens, spec.patch_dim, spec.dim, size) * 2
+    return asked + ends
 
 
 def conditioning(spec: TransformerSpec, *, prompts: int, length: int, size: int) -> Work:

@@ -1,0 +1,173 @@
+"""What a step costs that a step cache leaves out: the real model's widths and depth at 1024x1024, on this CPU.
+
+All blocks share the weights of one, so that 30 layers take the memory of one layer; the work is the same. Only one
+plain step in full is timed a turn, since it takes minutes; the row says how often.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.graph import DeviceRef
+
+from benchmarks.compiling import CompiledModule, compiled
+from benchmarks.measure import Row, Timing, seconds_of
+from graphs.denoise import DenoiseStep
+from graphs.dims import FirstBlock
+from graphs.first_block_cache import FirstBlockStep
+from graphs.layers import build
+from graphs.taylorseer import TaylorStep, TaylorUpdate
+from graphs.transformer import TransformerSpec
+from max_zimage.devices import upload
+from max_zimage.positions import padded
+from max_zimage.profiling import work
+from max_zimage.targets import FULL_MODEL
+
+_CPU = DeviceRef.CPU()
+_SIZE = 4  # bytes of a float32 number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A transformer and what it works on."""
+
+    spec: TransformerSpec
+    image_tokens: int
+    caption_tokens: int
+    full_steps: int
+
+    @property
+    def tokens(self) -> int:
+        """Image and caption, each with its padding."""
+        return padded(self.image_tokens) + padded(self.caption_tokens)
+
+    @property
+    def sizes(self) -> str:
+        """In words."""
+        spec = self.spec
+        return f"dim {spec.dim}, {spec.num_refiner_layers} + {spec.num_layers} layers, {self.tokens} tokens"
+
+
+FULL = Shape(spec=FULL_MODEL.transformer, image_tokens=4096, caption_tokens=64, full_steps=2)
+QUICK = Shape(
+    spec=replace(FULL_MODEL.transformer, dim=256, num_heads=2, num_layers=3, num_refiner_layers=1),
+    image_tokens=64,
+    caption_tokens=32,
+    full_steps=1,
+)
+
+
+def rows(shape: Shape, repeats: int, roofs: dict[str, float]) -> list[Row]:
+    """Time a step in full, and every way of leaving one out."""
+    spec, weights, given = shape.spec, _weights(shape.spec), _Given(shape)
+    measured = [_row(shape, "in full", _plain(spec, weights), given.plain, work.denoise, shape.full_steps, roofs)]
+    for first in get_args(FirstBlock):
+        counted = functools.partial(work.first_block, first=first)
+        graph, arguments = _first_block(spec, first, weights), given.first_block(first)
+        measured.append(_row(shape, f"left out by first_block, {first}", graph, arguments, counted, repeats, roofs))
+        del graph
+        gc.collect()
+    step = compiled(lambda: TaylorStep(spec), "float32", TaylorStep(spec).input_types(_CPU), {})
+    measured.append(_row(shape, "left out by taylorseer", step, given.taylor_step, None, repeats, roofs))
+    update = compiled(lambda: TaylorUpdate(spec), "float32", TaylorUpdate(spec).input_types(_CPU), {})
+    name = "what taylorseer adds to a computed step"
+    measured.append(_row(shape, name, update, given.taylor_update, None, repeats, roofs))
+    return [replace(row, note=_share(row, measured[0])) for row in measured]
+
+
+def _plain(spec: TransformerSpec, weights: Mapping[str, Buffer]) -> CompiledModule:
+    types = build(lambda: DenoiseStep(spec), DType.float32, _CPU).input_types(DType.float32, _CPU)
+    return compiled(lambda: DenoiseStep(spec), "float32", types, weights)
+
+
+def _first_block(spec: TransformerSpec, first: FirstBlock, weights: Mapping[str, Buffer]) -> CompiledModule:
+    types = build(lambda: FirstBlockStep(spec, first), DType.float32, _CPU).input_types(DType.float32, _CPU)
+    return compiled(lambda: FirstBlockStep(spec, first), "float32", types, weights)
+
+
+def _row(
+    shape: Shape,
+    name: str,
+    graph: CompiledModule,
+    arguments: Sequence[Buffer],
+    count: Callable[..., work.Work] | None,
+    repeats: int,
+    roofs: dict[str, float],
+) -> Row:
+    graph(*arguments)
+    seconds = [seconds_of(lambda: graph(*arguments)) for _ in range(repeats)]
+    sizes = {"image_tokens": shape.image_tokens, "image_padded": padded(shape.image_tokens), "tokens": shape.tokens}
+    flops = None if count is None else count(spec=shape.spec, items=1, size=_SIZE, **sizes).flops
+    return Row(
+        case="a step",
+        variant=name,
+        dtype="float32",
+        sizes=shape.sizes,
+        timing=Timing.of(seconds),
+        compile_seconds=graph.seconds,
+        gflop=None if flops is None else flops / 1e9,
+        roof=roofs.get("float32"),
+        reference=name == "in full",
+    )
+
+
+def _share(row: Row, whole: Row) -> str:
+    """How much of a whole step a row is, by operations and by time."""
+    if row is whole or row.timing is None or whole.timing is None:
+        return ""
+    operations = f"{(row.gflop or 0) / (whole.gflop or 1):.2%} of the operations, "
+    return (
+        f"{operations if row.gflop else ''}{row.timing.median / whole.timing.median:.2%} of the time of a step in full"
+    )
+
+
+class _Given:
+    """Random arguments of every graph, on the host."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._random, self._shape = np.random.default_rng(0), shape
+        spec, image = shape.spec, padded(shape.image_tokens)
+        latents = self._numbers(1, shape.image_tokens, spec.patch_dim)
+        captions = self._numbers(1, padded(shape.caption_tokens), spec.dim)
+        rope = self._numbers(1, shape.tokens, spec.head_dim // 2, 2)
+        valid, row = upload(np.array([shape.tokens], np.uint32), CPU()), upload(np.zeros(1, np.int32), CPU())
+        gates = (self._numbers(spec.num_blocks, 4, spec.dim, scale=0.1), self._numbers(spec.dim))
+        guidance = [upload(np.zeros(1, np.float32), CPU()) for _ in range(3)]
+        around = (captions, rope[:, :image, :, :], rope, valid)
+        self.plain = (latents, *around, row, row, row, *gates, *guidance)
+        # So high a threshold is never reached: the other blocks are left out.
+        self._asked = (latents, row, *around, *gates, upload(np.full(1, 1e30, np.float32), CPU()))
+        self.taylor_step = (*(latents,) * 4, upload(np.ones(2, np.float32), CPU()), row, row, *guidance)
+        self.taylor_update = (*(latents,) * 3, upload(np.ones(1, np.float32), CPU()))
+
+    def first_block(self, first: FirstBlock) -> tuple[Buffer, ...]:
+        """Arguments of `FirstBlockStep` with a state that is not zero."""
+        shape = self._shape
+        length = padded(shape.image_tokens) if first == "noise_refiner" else shape.tokens
+        state = (self._numbers(1, length, shape.spec.dim), self._numbers(1, shape.image_tokens, shape.spec.dim))
+        return (*self._asked, *state)
+
+    def _numbers(self, *shape: int, scale: float = 1.0) -> Buffer:
+        return upload(self._random.standard_normal(shape, np.float32) * np.float32(scale), CPU())
+
+
+def _weights(spec: TransformerSpec) -> dict[str, Buffer]:
+    """Random weights of the transformer; what has the same name in two blocks is the same memory."""
+    module = build(lambda: DenoiseStep(spec), DType.float32, _CPU)
+    random, shared, weights = np.random.default_rng(1), {}, {}
+    for name, parameter in module.parameters:
+        kind = re.sub(r"(noise_refiner|layers)\.\d+", "block", name)
+        if kind not in shared:
+            shape = tuple(map(int, parameter.shape))
+            values = random.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
+            shared[kind] = upload(values, CPU())
+        weights[name] = shared[kind]
+    return weights
