@@ -36,11 +36,12 @@ from max_zimage.profiling import matmul_rate
 from max_zimage.profiling.alone import measure_alone
 from max_zimage.profiling.component import Component, Prepared, cut
 from max_zimage.profiling.recorder import Recorder
-from max_zimage.profiling.report import Profile
+from max_zimage.profiling.report import STEP_GRAPHS, Profile
 from max_zimage.profiling.trace import trace_events
 from max_zimage.profiling.work import Counter
 from max_zimage.progress import shown_by
 from max_zimage.request_inputs import tokens_of_request
+from max_zimage.step_cache import written
 
 _PATIENCE = "What was not compiled before compiles now, which takes minutes; later profiles take it from disk."
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -102,7 +103,7 @@ def check_flags(arguments: argparse.Namespace) -> None:
     """
     name = arguments.component
     idle = {None: ("tokens", "layers"), "vae": ("tokens",)}.get(name, ("height", "width"))
-    idle += () if name is None else ("prompt", "steps", "guidance", "weight_path")
+    idle += () if name is None else ("prompt", "steps", "guidance", "step_cache", "weight_path")
     for flag in idle:
         if getattr(arguments, flag):
             where = "without --component" if name is None else f"with --component {name}"
@@ -136,6 +137,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
             width=arguments.width,
             num_inference_steps=arguments.steps,
             guidance_scale=arguments.guidance,
+            step_cache=arguments.step_cache,
             num_images_per_prompt=arguments.batch,
             seed=0,
             output_type="np",
@@ -146,6 +148,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
 
     def load() -> tuple[Callable[[], object], InferenceSession]:
         pipeline = ZImagePipeline.from_prepared(prepared)
+        pipeline.use_step_cache(request.step_cache)
         return lambda: pipeline.generate(request), pipeline.session
 
     return Subject(
@@ -154,6 +157,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
             "sizes": f"{arguments.batch} x {request.width}x{request.height} pixels",
             "steps_asked": request.num_inference_steps,
             "guidance": request.guidance_scale,
+            "step_cache": written(request.step_cache),
         },
         device=device,
         dtype=dtype,
@@ -210,8 +214,8 @@ def measure(subject: Subject, arguments: argparse.Namespace) -> Profile:
     loaded, compiled = time.perf_counter() - begin, compiler.counts["misses"] - compiled
     recorder = Recorder(subject.device, synchronize=not arguments.no_sync)
     recorder.profile(run, warmups=arguments.warmup, repeats=arguments.repeats)
-    latents = [call.shapes[0] for call in recorder.middle.calls if call.name == "denoise"]
-    alone = measure_alone(latents[0], subject.device) if latents else []
+    latents = [call.shapes[0] for call in recorder.middle.calls if call.name in STEP_GRAPHS]
+    alone = measure_alone(subject.specs.transformer, latents[0], subject.device) if latents else []
     graph = matmul_rate.product_graph(matmul_rate.FULL, subject.dtype, subject.device, session)
     compiler.wait_for([graph])
     size = _BYTES[subject.dtype]

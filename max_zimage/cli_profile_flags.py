@@ -39,6 +39,7 @@ def add_profile(
     picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
     picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     picture.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the prompt; 0 is off")
+    picture.add_argument("--step-cache", metavar="CACHE", help="as of generate")
     picture.add_argument("--batch", type=at_least_one, metavar="N", default=1, help="pictures at a time; else 1")
     alone = parser.add_argument_group("one component")
     alone.add_argument("--component", choices=COMPONENTS, help="--batch counts captions, rows of the batch or pictures")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
+from max.profiler import Tracer
 
 from max_zimage.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel
@@ -64,7 +65,8 @@ def denoise(transformer: ZImageTransformerModel, inputs: ZImageModelInputs, late
     table = transformer.modulation_table(inputs.schedule.timesteps)
     plan = list(steps(inputs, *table, transformer.device))
     for index, (step, sigma) in enumerate(zip(plan, inputs.schedule.sigmas[:-1], strict=True)):
-        latents = step_on(index, step, latents)
+        with Tracer(f"step {index + 1}"):
+            latents = step_on(index, step, latents)
         replacement = yield float(1000 * sigma), latents
         latents = latents if replacement is None else replacement
 

@@ -8,9 +8,11 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 
+from graphs.first_block_cache import PictureGuidance
 from graphs.latents import PackLatents
 from graphs.layers import build
 from graphs.scheduler import PrepareScheduler, SchedulerStep
+from graphs.transformer import TransformerSpec
 from max_zimage.compiler import CompiledGraph, compile_graph
 
 
@@ -32,6 +34,15 @@ def prepare_scheduler_graph(device: DeviceRef) -> CompiledGraph:
         _session(device),
         spec=None,
         device=device.to_device(),
+    )
+
+
+@lru_cache(maxsize=4)
+def guidance_graph(spec: TransformerSpec, device: DeviceRef) -> CompiledGraph:
+    """Guidance and the Euler update of one picture, `graphs.first_block_cache.PictureGuidance`."""
+    module = build(lambda: PictureGuidance(spec), DType.float32, device)
+    return compile_graph(
+        "guidance", module, module.input_types(device), {}, _session(device), spec=spec, device=device.to_device()
     )
 
 

@@ -21,6 +21,7 @@ from max_zimage.compiler import CompiledGraph, wait_for
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import transformer_spec
 from max_zimage.devices import upload
+from max_zimage.memory import check_device_memory
 from max_zimage.positions import RopeSpec
 from max_zimage.weight_places import Names, transformer_names
 
@@ -80,6 +81,9 @@ class ZImageTransformerModel(ZImageComponent):
         if block not in self._first_block_graphs:
             spec, dtype, device = self.spec, self.dtype, self.device_ref
             weights = self.load_weights() if self._weights is None else self._weights
+            if not self.device.is_host:
+                needed = sum(data.num_elements * data.dtype.size_in_bytes for data in weights.values())
+                check_device_memory(2 * needed, self.device)
             step = build(lambda: FirstBlockStep(spec, block), dtype, device)
             guidance = build(lambda: PictureGuidance(spec), dtype, device)
             name = f"first_block_{block}"

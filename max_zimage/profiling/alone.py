@@ -9,9 +9,10 @@ import numpy as np
 from max.driver import Device
 from max.graph import DeviceRef
 
+from graphs.transformer import TransformerSpec
 from max_zimage.devices import upload
 from max_zimage.profiling.recorder import Call, Recorder
-from max_zimage.small_graphs import scheduler_step_graph
+from max_zimage.small_graphs import guidance_graph, scheduler_step_graph
 
 _REPEATS = 9
 
@@ -29,15 +30,16 @@ class Alone:
     call: Call
 
 
-def measure_alone(latents: tuple[int, ...], device: Device) -> list[Alone]:
+def measure_alone(spec: TransformerSpec, latents: tuple[int, ...], device: Device) -> list[Alone]:
     """Measure every such graph, waiting for the device around each call.
 
     Args:
+        spec: The transformer's shape.
         latents: Shape of the packed latents, [batch, image tokens, 4 · channels].
         device: Where the step runs.
     """
     found = []
-    for label, run in _graphs(latents, device).items():
+    for label, run in _graphs(spec, latents, device).items():
         recorder = Recorder(device, synchronize=True)
         recorder.profile(run, warmups=1, repeats=_REPEATS, label=f"Profiling {label}")
         (call,) = recorder.middle.calls
@@ -45,9 +47,14 @@ def measure_alone(latents: tuple[int, ...], device: Device) -> list[Alone]:
     return found
 
 
-def _graphs(latents: tuple[int, ...], device: Device) -> dict[str, Callable[[], object]]:
+def _graphs(spec: TransformerSpec, latents: tuple[int, ...], device: Device) -> dict[str, Callable[[], object]]:
     """What it computes -> the call."""
     numbers = np.random.default_rng(0).standard_normal(latents, np.float32)
     state, velocity = upload(numbers, device), upload(numbers[::-1], device)
     delta, euler = upload(np.array([-0.1], np.float32), device), scheduler_step_graph(DeviceRef.from_device(device))
-    return {"scheduler (Euler update)": lambda: euler(state, velocity, delta)}
+    guide, branches = guidance_graph(spec, DeviceRef.from_device(device)), (velocity[:1, :, :], state[:1, :, :])
+    row, scale = upload(np.zeros(1, np.int32), device), upload(np.ones(1, np.float32), device)
+    return {
+        "guidance and scheduler of a picture": lambda: guide(state, row, *branches, scale, scale, delta),
+        "scheduler (Euler update)": lambda: euler(state, velocity, delta),
+    }

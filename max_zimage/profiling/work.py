@@ -253,6 +253,9 @@ class Counter:
                 return elementwise(_count(first), passes=2)
             case "scheduler_step":
                 return elementwise(_count(first), passes=3)
+            case "guidance" | "taylor_update" | "taylor_step":
+                written = _count(first) * (2 if name == "taylor_update" else 1)
+                return elementwise(sum(map(_count, shapes)) + written, passes=1)
         return None
 
 
