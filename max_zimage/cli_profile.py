@@ -36,7 +36,7 @@ from max_zimage.profiling import matmul_rate
 from max_zimage.profiling.alone import measure_alone
 from max_zimage.profiling.component import Component, Prepared, cut
 from max_zimage.profiling.recorder import Recorder
-from max_zimage.profiling.report import STEP_GRAPHS, Profile
+from max_zimage.profiling.report import Profile
 from max_zimage.profiling.trace import trace_events
 from max_zimage.profiling.work import Counter
 from max_zimage.progress import shown_by
@@ -214,7 +214,7 @@ def measure(subject: Subject, arguments: argparse.Namespace) -> Profile:
     loaded, compiled = time.perf_counter() - begin, compiler.counts["misses"] - compiled
     recorder = Recorder(subject.device, synchronize=not arguments.no_sync)
     recorder.profile(run, warmups=arguments.warmup, repeats=arguments.repeats)
-    latents = [call.shapes[0] for call in recorder.middle.calls if call.name in STEP_GRAPHS]
+    latents = [call.shapes[0] for call in recorder.middle.calls if call.name == "denoise"]
     alone = measure_alone(subject.specs.transformer, latents[0], subject.device) if latents else []
     graph = matmul_rate.product_graph(matmul_rate.FULL, subject.dtype, subject.device, session)
     compiler.wait_for([graph])

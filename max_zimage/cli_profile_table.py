@@ -56,7 +56,7 @@ def _title(facts: Mapping[str, Any]) -> str:
     if facts.get("layers"):
         what += f", {facts['layers']} layers"
     if not facts["component"]:
-        what += f", {facts['steps_asked']} steps, guidance {facts['guidance']:g}"
+        what += f", {facts['steps_asked']} steps, guidance {facts['guidance']:g}, step cache {facts['step_cache']}"
     return (
         f"{what}, {facts['sizes']}, {facts['dtype']} on {facts['device']} ({facts['cores']} cores, load "
         f"{facts['load_before']:.1f} before), MAX {facts['versions']['max']}"

@@ -152,6 +152,8 @@ def wait_for(graphs: Sequence[CompiledGraph]) -> None:
     Raises:
         RuntimeError: If MAX cannot compile one.
     """
+    if not any(graph.pending for graph in graphs):
+        return
     with progress.stage("Compiling graphs", len(graphs)) as shown:
         for group in [graphs] if _on_host(graphs) else [[graph] for graph in graphs]:
             compile_together(group)

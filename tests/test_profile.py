@@ -81,11 +81,11 @@ def test_the_parts_of_a_picture_add_up(run: Profiled, loaded: ZImagePipeline) ->
     assert [each["step"] for each in facts["steps"]] == [1, 2, 3]
     assert sum(each["graphs"]["denoise"] for each in facts["steps"]) == pytest.approx(step["seconds"])
     assert sum(each["seconds"] for each in facts["steps"]) < total["seconds"]
-    (alone,) = facts["alone"]
-    assert alone["graph"] == "scheduler_step"
-    assert 0 < alone["seconds"] < step["average_seconds"]
+    assert [alone["graph"] for alone in facts["alone"]] == ["guidance", "scheduler_step"]
+    assert all(0 < alone["seconds"] < step["average_seconds"] for alone in facts["alone"])
     assert facts["mode"] == "synchronized"
     assert (facts["repeats"], facts["sizes"], facts["guidance"]) == (3, "1 x 96x64 pixels", 2.0)
+    assert facts["step_cache"] == "off"
     check_trace(json.loads(Path(facts["trace"]).read_text()), set(calls), runs=5)
 
 
@@ -128,6 +128,19 @@ def test_without_synchronization_the_modes_are_told_apart(
     assert "synchronized: the device is waited for around every compiled call" in run(*SMALL)[1]
 
 
+def test_a_step_cache_shows_in_the_parts(run: Profiled, loaded: ZImagePipeline, known_rate: None) -> None:
+    code, out, err = run(*SMALL, "--steps", "9", "--step-cache", "taylorseer:cache_interval=3,warmup_steps=2", "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    calls = {part["part"]: part["calls"] for part in facts["parts"] if part["calls"]}
+    assert (calls["denoise"], calls["taylor_update"], calls["taylor_step"]) == (4, 4, 5)
+    assert facts["step_cache"] == "taylorseer:cache_interval=3,warmup_steps=2,max_order=1"
+    cached = {part["part"]: part["seconds"] / part["calls"] for part in facts["parts"] if part["calls"]}
+    assert cached["taylor_step"] < cached["denoise"]
+    refused = run("--component", "transformer", "--step-cache", "first_block")
+    assert refused[0] == 2 and "--step-cache has no meaning with --component transformer" in refused[2]
+
+
 COMPONENTS = {
     "text_encoder": (("--batch", "2", "--tokens", "64"), "2 x 64 tokens"),
     "transformer": (("--batch", "2", "--tokens", "96"), "2 x 96 tokens"),
@@ -153,7 +166,7 @@ def test_a_component_of_the_embedded_widths(
     elif name == "text_encoder":
         assert facts["weight_bytes"] == nbytes
     assert facts["steps"] == []
-    assert len(facts["alone"]) == (1 if name == "transformer" else 0)
+    assert len(facts["alone"]) == (2 if name == "transformer" else 0)
 
 
 REFUSED = {

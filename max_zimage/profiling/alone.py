@@ -10,6 +10,7 @@ from max.driver import Device
 from max.graph import DeviceRef
 
 from graphs.transformer import TransformerSpec
+from max_zimage.compiler import wait_for
 from max_zimage.devices import upload
 from max_zimage.profiling.recorder import Call, Recorder
 from max_zimage.small_graphs import guidance_graph, scheduler_step_graph
@@ -31,7 +32,7 @@ class Alone:
 
 
 def measure_alone(spec: TransformerSpec, latents: tuple[int, ...], device: Device) -> list[Alone]:
-    """Measure every such graph, waiting for the device around each call.
+    """Measure every such graph, waiting for the device around each call; compiles those that are not yet.
 
     Args:
         spec: The transformer's shape.
@@ -54,6 +55,8 @@ def _graphs(spec: TransformerSpec, latents: tuple[int, ...], device: Device) -> 
     delta, euler = upload(np.array([-0.1], np.float32), device), scheduler_step_graph(DeviceRef.from_device(device))
     guide, branches = guidance_graph(spec, DeviceRef.from_device(device)), (velocity[:1, :, :], state[:1, :, :])
     row, scale = upload(np.zeros(1, np.int32), device), upload(np.ones(1, np.float32), device)
+    wait_for([guide])
+    wait_for([euler])
     return {
         "guidance and scheduler of a picture": lambda: guide(state, row, *branches, scale, scale, delta),
         "scheduler (Euler update)": lambda: euler(state, velocity, delta),

@@ -15,17 +15,14 @@ LABELS = {
     "text_encoder": "text encoder",
     "modulation": "modulation table",
     "denoise": "denoising steps",
-    "first_block_noise_refiner": "first block, and the rest where asked for",
-    "first_block_layers": "first block, and the rest where asked for",
-    "taylor_step": "extrapolated steps",
-    "taylor_update": "differences of computed steps",
+    "first_block_noise_refiner": "steps, first block",
+    "first_block_layers": "steps, first block",
+    "taylor_step": "steps, extrapolated",
+    "taylor_update": "Taylor differences",
     "decode": "VAE decode",
     "encode": "VAE encode",
 }
 """Graph -> what people call it, where that is something else."""
-
-STEP_GRAPHS = ("denoise", "first_block_noise_refiner", "first_block_layers")
-"""Graphs that run the transformer for a step; the latents come first."""
 
 Count = Callable[[str, Sequence[tuple[int, ...]]], Work | None]
 """Counts the work of a call; see `max_zimage.profiling.work.Counter.of_call`."""
