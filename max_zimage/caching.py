@@ -49,10 +49,15 @@ class StepCaching:
         """Let requests that say nothing use a step cache, and compile what it runs."""
         pipeline = cast("ZImagePipeline", self)
         pipeline.sources = pipeline.sources.with_step_cache(cache)
+        self.compile_step_cache(cache)
+
+    def compile_step_cache(self, cache: StepCache | None) -> None:
+        """Compile what a step cache runs now, rather than when a request first asks for it."""
+        transformer = cast("ZImagePipeline", self).transformer
         if isinstance(cache, FirstBlockCache):
-            pipeline.transformer.first_block_graphs(cache.block)
+            transformer.first_block_graphs(cache.block)
         elif isinstance(cache, TaylorSeer):
-            pipeline.transformer.taylor_graphs  # noqa: B018  (compiled by being asked for)
+            transformer.taylor_graphs  # noqa: B018  (compiled by being asked for)
 
     def create_cache_state(
         self, batch_size: int, seq_len: int, transformer_config: TransformerSpec | None, text_seq_len: int = 0

@@ -148,7 +148,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
 
     def load() -> tuple[Callable[[], object], InferenceSession]:
         pipeline = ZImagePipeline.from_prepared(prepared)
-        pipeline.use_step_cache(request.step_cache)
+        pipeline.compile_step_cache(request.step_cache)
         return lambda: pipeline.generate(request), pipeline.session
 
     return Subject(
