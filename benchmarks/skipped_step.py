@@ -1,7 +1,7 @@
 """What a step costs that a step cache leaves out: the real model's widths and depth at 1024x1024, on this CPU.
 
-All blocks share the weights of one, so that 30 layers take the memory of one layer; the work is the same. A step in full
-takes minutes and is timed once, cold.
+All blocks share the weights of one, so that 30 layers take the memory of one layer; the work is the same. A step in
+full takes minutes and is timed once, cold.
 """
 
 from __future__ import annotations
