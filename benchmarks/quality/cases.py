@@ -18,7 +18,7 @@ WARM_THRESHOLDS = (0.1, 0.2)
 INTERVALS = (2, 3, 4, 5, 8)
 ORDERS = (1, 2)
 
-_STRIDE = 331
+_STRIDE = 103
 """Prime to the number of combinations, so that every colour, shape and ground comes up early and about as often."""
 
 

@@ -27,48 +27,59 @@ METHODS = {
 """Variant -> name, colour and marks of its curve; colours that stand out from white."""
 
 
+Point = tuple[float, float]
+"""Times faster than uncached, mean SSIM."""
+
+
+def curves(rows: Sequence[Row]) -> dict[str, list[Point]]:
+    """The points of every method, from the slowest on; rows without a speed relative to an uncached one have none."""
+    found = {
+        label: sorted(point for row in rows if re.match(pattern, row.variant) for point in _points(row, rows))
+        for pattern, (label, _, _) in METHODS.items()
+    }
+    return {label: points for label, points in found.items() if points}
+
+
+def defaults(rows: Sequence[Row]) -> list[Point]:
+    """The points of the methods' defaults."""
+    return [point for row in rows if row.note == "default" for point in _points(row, rows)]
+
+
+def _points(row: Row, rows: Sequence[Row]) -> list[Point]:
+    ratio = speedup(row, rows)
+    return [] if ratio is None or row.quality.ssim is None else [(ratio, row.quality.ssim)]
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Write a PNG, one panel for every number of steps.
 
     Args:
-        rows: Of the table; those without a speed relative to an uncached picture are left out.
+        rows: Of the table.
         path: Where to.
     """
     panels = list(dict.fromkeys(",".join(row.case.split(",")[:2]) for row in rows))
     # White behind everything, for the page that shows it may be dark.
+    size = (5.2 * len(panels), 4.6)
     figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(5.2 * len(panels), 4.6),
-        dpi=110,
-        facecolor="white",
-        layout="constrained",
-        squeeze=False,
+        1, len(panels), figsize=size, dpi=110, facecolor="white", layout="constrained", squeeze=False
     )
     for axis, panel in zip(axes[0], panels, strict=True):
         _panel(axis, panel, [row for row in rows if row.case.startswith(panel)])
-    axes[0][0].set_ylabel("SSIM with the uncached picture, mean")
-    handles = {
-        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    axes[0][0].set_ylabel("mean SSIM with the uncached picture")
+    shown = [axis.get_legend_handles_labels() for axis in axes[0]]
+    handles = {label: handle for pair in shown for handle, label in zip(*pair, strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path)
     plt.close(figure)
 
 
 def _panel(axis: Axes, title: str, rows: Sequence[Row]) -> None:
-    for pattern, (label, color, marks) in METHODS.items():
-        points = sorted(
-            (ratio, row.quality.ssim)
-            for row in rows
-            if re.match(pattern, row.variant) and (ratio := speedup(row, rows)) and row.quality.ssim is not None
-        )
-        if points:
-            axis.plot(*zip(*points, strict=True), marks, label=label, color=color, markersize=4, linewidth=1.2)
-    for row in rows:
-        ratio = speedup(row, rows)
-        if row.note == "default" and ratio and row.quality.ssim is not None:
-            axis.plot(ratio, row.quality.ssim, "o", markersize=11, fillstyle="none", color="black", label="defaults")
+    looks = {label: (color, marks) for label, color, marks in METHODS.values()}
+    for label, points in curves(rows).items():
+        color, marks = looks[label]
+        axis.plot(*zip(*points, strict=True), marks, label=label, color=color, markersize=4, linewidth=1.2)
+    for speed, similarity in defaults(rows):
+        axis.plot(speed, similarity, "ko", markersize=11, fillstyle="none", label="defaults")
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("times faster than uncached")
     axis.grid(alpha=0.3)

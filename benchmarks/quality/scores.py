@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from skimage.metrics import structural_similarity
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from benchmarks.measure import Row, Timing, psnr
 from benchmarks.pictures import Quality
@@ -89,7 +89,7 @@ class ClipScore:
         try:
             self._model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"--clip must name a folder with a CLIP model, got {folder}: {error}") from error
 
