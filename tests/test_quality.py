@@ -145,6 +145,11 @@ def test_the_caches_of_others_in_turn(embedded: Pair) -> None:
     assert np.abs(again.pixels.astype(int) - ours.pixels).max() <= 1
 
 
+def test_everyone_begins_a_round_once() -> None:
+    rounds = [runs.turn(["a", "b", "c"], number) for number in (0, 1, 2, 3)]
+    assert rounds == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
 def test_samples_are_kept(tmp_path: Path) -> None:
     file, drawn = tmp_path / "samples.jsonl", [sample("a"), sample("b", psnr_db=3.5, right=None)]
     assert scores.kept(file) == []

@@ -79,10 +79,16 @@ def _warm_up(group: Group, prompt: Prompt) -> None:
 
 
 def _draw(competition: Competition, engine: str, prompt: Prompt, scorer: Scorer) -> list[Sample]:
-    drawn: dict[str, Drawn] = {}
-    for variant, draw in competition.groups[engine].items():
+    group, drawn = competition.groups[engine], dict[str, Drawn]()
+    for variant in turn(list(group), prompt.seed):
         time.sleep(PAUSE_SECONDS)
-        drawn[variant] = draw(prompt)
+        drawn[variant] = group[variant](prompt)
     expected = drawn[UNCACHED].pixels
     name, sizes = competition.name(engine), competition.case.sizes
-    return [scorer.sample(name, variant, sizes, prompt, picture, expected) for variant, picture in drawn.items()]
+    return [scorer.sample(name, variant, sizes, prompt, drawn[variant], expected) for variant in group]
+
+
+def turn(variants: Sequence[str], number: int) -> list[str]:
+    """The order of one round: another one begins each time, for the first of a round is not the fastest it can be."""
+    start = number % len(variants)
+    return [*variants[start:], *variants[:start]]
