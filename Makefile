@@ -28,7 +28,7 @@ info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
 	max-zimage info $(ARGS)
 
 ##@ Work on the code
-.PHONY: fmt lint types test bench profile size wheel-check
+.PHONY: fmt lint types test bench quality profile size wheel-check
 fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
 
@@ -46,6 +46,9 @@ bench: $(VENV)/.test ## seconds, rates and quality against diffusers
 
 profile: $(VENV)/.runtime ## where the seconds of a picture go; a component alone with ARGS="--component vae"
 	max-zimage profile $(ARGS)
+
+quality: $(VENV)/.test ## what step caches save, and what it does to the pictures
+	PYTHONPATH=tests python -m benchmarks.quality $(ARGS)
 
 size: $(VENV)/.runtime ## lines a file and a function
 	python -m benchmarks.size $(ARGS)

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.pictures import UNKNOWN, Quality
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAUSE_SECONDS = 0.05
@@ -65,6 +67,7 @@ class Row:
         psnr_db: Of the pictures against the reference run.
         max_abs: Largest difference to the reference.
         relative_l2: Norm of the difference, relative to the reference's.
+        quality: What many pictures are worth, where a part measures it.
         reference: Whether ratios of the case refer to this row.
         note: What else is to be said, such as the first line of a failure.
     """
@@ -81,6 +84,7 @@ class Row:
     psnr_db: float | None = None
     max_abs: float | None = None
     relative_l2: float | None = None
+    quality: Quality = UNKNOWN
     reference: bool = False
     note: str = ""
 
@@ -149,6 +153,7 @@ RESULT_COLUMNS = [
     "psnr_db",
     "max_abs",
     "relative_l2",
+    *(field.name for field in fields(Quality)),
     "note",
 ]
 COLUMNS = (*RESULT_COLUMNS, *(field.name for field in fields(Conditions)))
@@ -215,7 +220,8 @@ def record(row: Row, rows: Sequence[Row], conditions: Conditions) -> dict[str, s
         (row.case, row.variant, row.dtype, row.sizes)
         + ((timing.n, timing.median, timing.p20, timing.p80) if timing else (None,) * 4)
         + (speedup(row, rows), row.compile_seconds, row.gflop, row.rate, row.roof, row.roof_share)
-        + (row.peak_mib, row.psnr_db, row.max_abs, row.relative_l2, row.note)
+        + (row.peak_mib, row.psnr_db, row.max_abs, row.relative_l2)
+        + (*vars(row.quality).values(), row.note)
         + tuple(vars(conditions).values())
     )
     return dict(zip(COLUMNS, map(_text, values), strict=True))

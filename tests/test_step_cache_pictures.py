@@ -6,18 +6,12 @@ hooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import hooks
-from diffusers.hooks._helpers import TransformerBlockRegistry
-from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
-from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from references import step_caches as model
+from references.diffusers_caches import first_block, hooked, readable_blocks, taylorseer
 from references.diffusers_runs import Call, FloatArray, Pair, noise, packed, relative_l2
 from references.engine_runs import OpenTransformer, inputs_of, request_of
 from tolerances import STAGES_L2, TRANSFORMER_L2
@@ -153,42 +147,12 @@ def test_image_to_image_counts_the_steps_that_are_left(embedded: Pair) -> None:
     assert np.flatnonzero(computed[:, 0]).tolist() == [0, 1, 3, 6, 9]
 
 
-@contextmanager
-def hooked(pair: Pair, apply: Any) -> Iterator[list[int]]:
-    """Diffusers' hooks on the reference's transformer; counts how often its second main block runs.
-
-    Neither the pipeline nor the transformer of diffusers 0.42 supports them: a cache context has to be set by hand.
-    """
-    transformer = pair.theirs.transformer
-    counted: list[int] = []
-    inside = transformer.layers[1].attention.register_forward_hook(lambda *_: counted.append(1))
-    try:
-        apply(transformer)
-        HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
-        _set_cache_context(transformer, CacheContext(name="both branches"))
-        yield counted
-    finally:
-        inside.remove()
-        for module in transformer.modules():
-            registry = getattr(module, "_diffusers_hook", None)
-            for name in list(registry.hooks) if registry is not None else ():
-                registry.remove_hook(name, recurse=False)
-
-
-@pytest.fixture
-def readable_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diffusers' first-block hook asks for an argument named hidden_states, which Z-Image's block calls x."""
-    metadata = TransformerBlockRegistry.get(ZImageTransformerBlock)
-    monkeypatch.setattr(metadata, "_get_parameter_from_args_kwargs", lambda name, given, named: given[0])
-
-
 @pytest.mark.parametrize("threshold", [0.06, 0.15])
-def test_first_block_caching_is_that_of_diffusers(embedded: Pair, threshold: float, readable_block: None) -> None:
+def test_first_block_caching_is_that_of_diffusers(embedded: Pair, threshold: float) -> None:
     """With the block that diffusers asks. Its branches decide together, so guidance is off."""
     call, cache = CALLS["unguided"], FirstBlockCache(threshold=threshold, block="layers")
     ours, computed, _ = drawn(embedded.ours, embedded.arguments(call), cache)
-    config = hooks.FirstBlockCacheConfig(threshold=threshold)
-    with hooked(embedded, lambda module: hooks.apply_first_block_cache(module, config)) as counted:
+    with readable_blocks(), hooked(embedded.theirs.transformer, first_block(threshold)) as counted:
         theirs = embedded.run_theirs(call).latents
     plain = embedded.run_theirs(call).latents
     assert computed[:, 0].sum() == len(counted) < call.steps
@@ -201,15 +165,7 @@ def test_taylorseer_is_that_of_diffusers(embedded: Pair, order: int) -> None:
     """Hooked to the final layer, whose output is the prediction, with all blocks left out in between."""
     call, cache = CALLS["guided"], TaylorSeer(cache_interval=4, warmup_steps=3, max_order=order)
     ours, computed, _ = drawn(embedded.ours, embedded.arguments(call), cache)
-    config = hooks.TaylorSeerCacheConfig(
-        cache_interval=4,
-        disable_cache_before_step=3,
-        max_order=order,
-        taylor_factors_dtype=torch.float32,
-        cache_identifiers=[r"all_final_layer\.2-1"],
-        skip_predict_identifiers=[r"layers\.\d+", r"(noise|context)_refiner\.\d+"],
-    )
-    with hooked(embedded, lambda module: hooks.apply_taylorseer_cache(module, config)) as counted:
+    with hooked(embedded.theirs.transformer, taylorseer(cache.cache_interval, cache.warmup_steps, order)) as counted:
         theirs = embedded.run_theirs(call).latents
     assert computed[:, 0].sum() == len(counted) < call.steps
     assert relative_l2(ours[-1], packed(theirs[-1])) <= STAGES_L2["step"]
