@@ -66,7 +66,7 @@ FULL = Setting(
 )
 QUICK = Setting(
     scenes=(Scene(side=96, steps=2, guidance=2.0),),
-    cached=(Scene(side=96, steps=3, guidance=4.0),),
+    cached=(Scene(side=96, steps=12, guidance=4.0),),
     calls={96: 1},
     compile_diffusers=False,
 )

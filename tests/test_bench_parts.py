@@ -59,6 +59,14 @@ def test_rows_say_how_their_time_divides() -> None:
     assert noted[-1].note.endswith(f"of the operations linear {1 - counted:.1%}, quadratic {counted:.1%}")
 
 
+@pytest.mark.slow
+def test_a_small_block_over_sizes_agrees_with_the_reference() -> None:
+    measured = resolutions.rows(resolutions.QUICK, 1, {})
+    assert [item.sizes.split()[-2] for item in measured[::2]] == ["96", "128", "320", "640"]
+    errors = [item.relative_l2 for item in measured if item.variant == "ours"]
+    assert len(errors) == 4 and all(error is not None and error < 1e-5 for error in errors)
+
+
 def test_a_switch_is_compared_with_the_row_before_and_a_lossy_one_with_the_last_lossless() -> None:
     seconds = {"a": 4.0, "b": 2.0, "c": 1.0, "cache": 0.5, "other cache": 0.25}
     timings = {name: Timing.of([value]) for name, value in seconds.items()}
