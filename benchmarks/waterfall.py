@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from max.driver import Buffer
+from max.dtype import DType
 from max.experimental.nn import Module
 from max.graph import DeviceRef
 from references.engine_runs import inputs_of
@@ -34,6 +36,7 @@ from benchmarks.drawing import (
 from benchmarks.measure import Row, Timing, interleave, max_abs, psnr
 from benchmarks.waterfall_graphs import ENGINE, FUSED, HALVES, SEPARATE, Guidance, PlainStep, TabledStep, VelocityStep
 from graphs.scheduler import SchedulerStep
+from graphs.transformer import TransformerSpec
 from max_zimage import ZImageModelInputs, ZImagePipeline
 from max_zimage.devices import upload
 from max_zimage.inputs import GenerationRequest
@@ -52,7 +55,7 @@ class Variant:
 
     Attributes:
         switch: What is on here and was off in the row before.
-        make: The step, from the transformer's shape.
+        make: The step, from the transformer's shape and a name of its own.
         table: Whether the modulation table is made before the loop.
         captions: Whether captions are embedded and refined before the loop.
     """
@@ -64,14 +67,12 @@ class Variant:
 
 
 VARIANTS = (
-    Variant(switch="ours, a plain port", make=lambda spec: PlainStep(spec, SEPARATE)),
-    Variant(switch="+ one product each for q, k, v and for w1, w3", make=lambda spec: PlainStep(spec, FUSED)),
-    Variant(switch="+ RoPE over halves, not pairs", make=lambda spec: PlainStep(spec, HALVES)),
-    Variant(switch="+ flash attention", make=lambda spec: PlainStep(spec, ENGINE)),
-    Variant(switch="+ modulation once a schedule", make=lambda spec: TabledStep(spec, ENGINE), table=True),
-    Variant(
-        switch="+ captions once a request", make=lambda spec: VelocityStep(spec, ENGINE), table=True, captions=True
-    ),
+    Variant(switch="ours, a plain port", make=partial(PlainStep, kind=SEPARATE)),
+    Variant(switch="+ one product each for q, k, v and for w1, w3", make=partial(PlainStep, kind=FUSED)),
+    Variant(switch="+ RoPE over halves, not pairs", make=partial(PlainStep, kind=HALVES)),
+    Variant(switch="+ flash attention", make=partial(PlainStep, kind=ENGINE)),
+    Variant(switch="+ modulation once a schedule", make=partial(TabledStep, kind=ENGINE), table=True),
+    Variant(switch="+ captions once a request", make=partial(VelocityStep, kind=ENGINE), table=True, captions=True),
 )
 LAST = "+ guidance and Euler inside the step: the engine"
 
@@ -203,7 +204,7 @@ def variant_draws(
     if not variants:
         return {}, 0.0
     spec, dtype, device = pipeline.transformer.spec, pipeline.transformer.dtype, DeviceRef.CPU()
-    units = {f"step_{index}": _unit(variant, spec, dtype) for index, variant in enumerate(variants)}
+    units = {f"step_{index}": _unit(variant, f"step_{index}", spec, dtype) for index, variant in enumerate(variants)}
     units["guidance"] = Unit(make=lambda: Guidance(spec), types=lambda module: module.input_types(device))
     units["euler"] = Unit(make=SchedulerStep, types=lambda module: module.input_types(device))
     graphs, seconds = compiled_together(units, pipeline.transformer.dtype_name, weights(pipeline, transformer))
@@ -215,8 +216,10 @@ def variant_draws(
     return draws, seconds
 
 
-def _unit(variant: Variant, spec: object, dtype: object) -> Unit:
-    return Unit(make=lambda: variant.make(spec), types=lambda module: module.input_types(dtype, DeviceRef.CPU()))
+def _unit(variant: Variant, name: str, spec: TransformerSpec, dtype: DType) -> Unit:
+    return Unit(
+        make=lambda: variant.make(spec, name=name), types=lambda module: module.input_types(dtype, DeviceRef.CPU())
+    )
 
 
 def weights(pipeline: ZImagePipeline, transformer: torch.nn.Module) -> dict[str, Buffer]:

@@ -7,8 +7,8 @@
 
 Attention and feed-forward layers come in kinds, each with one more switch on than the one before; the last kind is the
 engine's own. Weights in the order of diffusers have the names of diffusers, so that every kind finds its own in one
-mapping. Everything else is the engine's, save that blocks are traced in place: subgraphs of several graphs in one of
-MAX's modules may not have the same name.
+mapping. Everything else is the engine's. Subgraphs of graphs that compile as one module may not have the same name:
+main layers share one under the step's own name, the few refiner blocks are traced in place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from max.dtype import DType
 from max.experimental import functional as F
+from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Linear, Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.realization_context import GraphRealizationContext, subgraph_context
@@ -30,7 +31,7 @@ from graphs.conditioning import CaptionConditioning, ModulationTable
 from graphs.denoise import limit_norm
 from graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
 from graphs.rope import rotate
-from graphs.transformer import Transformer, TransformerSpec
+from graphs.transformer import Surroundings, Transformer, TransformerSpec
 
 _QK_NORM_EPS = 1e-5
 _MASKED = -1e30
@@ -139,8 +140,8 @@ def scores_attention(query: Tensor, key: Tensor, value: Tensor, valid_length: Te
 class VelocityStep(Module[..., Tensor]):
     """Latents to velocity; everything else arrives computed."""
 
-    def __init__(self, spec: TransformerSpec, kind: Kind) -> None:
-        self.spec = spec
+    def __init__(self, spec: TransformerSpec, kind: Kind, name: str) -> None:
+        self.spec, self.block_name = spec, f"{name}_block"
         self.transformer = Transformer(spec)
         _refit([*self.transformer.noise_refiner, *self.transformer.layers], spec, kind)
 
@@ -149,9 +150,15 @@ class VelocityStep(Module[..., Tensor]):
     ) -> Tensor:
         """See `graphs.denoise.DenoiseStep`; `rest` is `latent_rows`, `modulation` and `final_scale`."""
         latent_rows, modulation, final_scale = rest
-        noisy = F.gather(latents, latent_rows, axis=0)
+        transformer, refiners = self.transformer, self.spec.num_refiner_layers
+        around = Surroundings(captions, image_rope, rope, valid, modulation)
+        tokens = transformer.embed(F.gather(latents, latent_rows, axis=0).cast(captions.dtype), image_rope.shape[1])
         with _in_place():
-            return self.transformer(noisy, captions, image_rope, rope, valid, modulation, final_scale)
+            tokens = transformer.run(tokens, range(refiners), around)
+        tokens = transformer.join(tokens, around)
+        for index, layer in enumerate(transformer.layers, refiners):
+            tokens = as_subgraph(layer, name=self.block_name)(tokens, rope, valid, modulation[index])
+        return transformer.project(tokens[:, : latents.shape[1]], final_scale)
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -162,11 +169,11 @@ class VelocityStep(Module[..., Tensor]):
 class TabledStep(Module[..., Tensor]):
     """Latents and text features to velocity."""
 
-    def __init__(self, spec: TransformerSpec, kind: Kind) -> None:
+    def __init__(self, spec: TransformerSpec, kind: Kind, name: str) -> None:
         self.spec = spec
         self.conditioning = CaptionConditioning(spec)
         _refit(self.conditioning.context_refiner, spec, kind)
-        self.step = VelocityStep(spec, kind)
+        self.step = VelocityStep(spec, kind, name)
 
     def forward(self, latents: Tensor, *rest: Tensor) -> Tensor:
         """`rest`: the arguments of `CaptionConditioning`, then those of `VelocityStep` behind the captions."""
@@ -183,10 +190,10 @@ class TabledStep(Module[..., Tensor]):
 class PlainStep(Module[..., Tensor]):
     """Latents, text features and the timestep to velocity: the whole transformer, as diffusers calls it."""
 
-    def __init__(self, spec: TransformerSpec, kind: Kind) -> None:
+    def __init__(self, spec: TransformerSpec, kind: Kind, name: str) -> None:
         self.spec = spec
         self.table = ModulationTable(spec)
-        self.tabled = TabledStep(spec, kind)
+        self.tabled = TabledStep(spec, kind, name)
 
     def forward(self, latents: Tensor, *rest: Tensor) -> Tensor:
         """`rest`: the arguments of `TabledStep`, with the timestep, float32 [1], in place of the last two."""
