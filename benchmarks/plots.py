@@ -78,6 +78,7 @@ def _bars(axes: Axes, lines: Sequence[Line]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlim(0, max(seconds) * 1.2)
+    axes.set_xlabel("seconds (orange: lossy)", fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
 
 
