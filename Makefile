@@ -28,7 +28,7 @@ info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
 	max-zimage info $(ARGS)
 
 ##@ Work on the code
-.PHONY: fmt lint types test bench quality profile size wheel-check
+.PHONY: fmt lint types test bench report quality profile size wheel-check
 fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
 
@@ -43,6 +43,9 @@ test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"
 
 bench: $(VENV)/.test ## seconds, rates and quality against diffusers
 	PYTHONPATH=tests python -m benchmarks $(ARGS)
+
+report: $(VENV)/.test ## README tables and plots from benchmarks/results; ARGS=--check only compares
+	PYTHONPATH=tests python -m benchmarks.report $(ARGS)
 
 profile: $(VENV)/.runtime ## where the seconds of a picture go; a component alone with ARGS="--component vae"
 	max-zimage profile $(ARGS)

@@ -15,7 +15,9 @@ from benchmarks.measure import RESULTS, Conditions, Row, table, write_csv
 PARTS = {
     "machine": "the machine's matmul rate, MAX and torch",
     "end_to_end": "the embedded model's pictures against diffusers, eager and compiled",
+    "waterfall": "our optimisations, one switch each, on top of one another",
     "block": "one transformer block at the real width, float32 and bfloat16",
+    "resolutions": "that block over picture sizes: the linear and the quadratic share",
     "operations": "where the time of that block goes",
     "attention": "attention over 4,128 tokens, time and memory",
     "skipped_step": "what a step costs that a step cache leaves out, at 1024x1024",
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in options.parts or list(PARTS):
         conditions = Conditions.now()
         print(f"\n## {part}: {PARTS[part]}", flush=True)
-        if roofs is None and part in ("block", "operations", "attention", "skipped_step"):
+        if roofs is None and part in ("block", "resolutions", "operations", "attention", "skipped_step"):
             roofs = _roofs(_measure("machine", options, {}))
         rows = _measure(part, options, roofs or {})
         if part == "machine":
@@ -74,6 +76,14 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import end_to_end
 
         return end_to_end.rows(end_to_end.QUICK if quick else end_to_end.FULL, repeats)
+    if part == "waterfall":
+        from benchmarks import waterfall
+
+        return waterfall.rows(waterfall.QUICK if quick else waterfall.FULL, repeats)
+    if part == "resolutions":
+        from benchmarks import resolutions
+
+        return resolutions.rows(resolutions.QUICK if quick else resolutions.FULL, repeats, roofs)
     if part == "block":
         from benchmarks import block
 

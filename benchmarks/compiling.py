@@ -11,8 +11,9 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
+from max.graph import Module as GraphModule
 
-from graphs.layers import build
+from graphs.layers import build, trace
 from max_zimage.checkpoint import ModelDtype
 
 
@@ -40,3 +41,36 @@ def compiled(
     session = InferenceSession(devices=[CPU()])
     model = session.init(session.compile_reusing_mefs(staged.graph), weights_registry=dict(weights))
     return CompiledModule(model=model, seconds=time.perf_counter() - begin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A Module to be compiled with others: how it is made, and its `input_types`."""
+
+    make: Callable[[], Module[..., object]]
+    types: Callable[[Module[..., object]], Sequence[TensorType]]
+
+
+def compiled_together(
+    units: Mapping[str, Unit], dtype: ModelDtype, weights: Mapping[str, Buffer]
+) -> tuple[dict[str, CompiledModule], float]:
+    """Compile Modules for the CPU as one module of MAX, which compiles every kernel once.
+
+    Args:
+        units: By name.
+        dtype: Of parameters.
+        weights: Data of every parameter by its Module's name for it; more of them do no harm.
+
+    Returns:
+        The graphs by name, whose own `seconds` are 0, and the seconds that all of them took.
+    """
+    begin = time.perf_counter()
+    together, needed = GraphModule(), {}
+    for name, unit in units.items():
+        module = build(unit.make, DType[dtype], DeviceRef.CPU())
+        needed |= {parameter: weights[parameter] for parameter, _ in module.parameters}
+        trace(module, unit.types(module), name, together)
+    session = InferenceSession(devices=[CPU()])
+    models = session.init_all(session.compile(together), weights_registry=needed)
+    graphs = {name: CompiledModule(model=model, seconds=0.0) for name, model in models.items()}
+    return graphs, time.perf_counter() - begin

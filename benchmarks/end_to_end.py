@@ -1,43 +1,75 @@
 """Prompt to picture with the embedded model: ours, diffusers, and diffusers with torch.compile, on the same noise.
 
-Quality stands beside speed: every picture is compared with that of diffusers without torch.compile.
+Quality stands beside speed: every picture is compared with that of diffusers without torch.compile. Scenes of few steps
+are those of the distilled checkpoints, scenes of 50 steps those of the base model; there step caches take part. MAX's
+own pipeline of this model has its row too: why it draws nothing here.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import diffusers
 import numpy as np
-import torch
 
-from benchmarks.measure import Row, Timing, first_line, interleave, max_abs, psnr, seconds_of
+from benchmarks.drawing import EAGER, Draw, Scene, bound, compiled_diffusers, diffusers_draw, our_draw
+from benchmarks.measure import ROOT, Row, Timing, interleave, max_abs, psnr
 from max_zimage import ZImagePipeline
 from max_zimage.calling import EMBEDDED_MODEL
-from max_zimage.noise import initial_noise
 
-PROMPT = "a red star on a blue background"
-EAGER = "diffusers"
+OURS = "ours"
+CACHES = ("first_block", "taylorseer")
 
-Draw = Callable[..., np.ndarray]
-"""draw(guidance, callback=None) -> uint8 [height, width, 3]."""
+_BUILT_IN = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]), int(sys.argv[2])))
+from max.driver import DeviceSpec
+from max.pipelines import PIPELINE_REGISTRY, PipelineArgs
+from max.pipelines.lib.config import PipelineConfig
+from max.pipelines.modeling.types import PipelineTask
+arguments = dict(model_path=sys.argv[1], device_specs=[DeviceSpec.cpu()], quantization_encoding="float32")
+config = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**arguments))
+PIPELINE_REGISTRY.retrieve_factory(config, PipelineTask.PIXEL_GENERATION)
+"""
+"""What `max serve` does before it compiles anything. Not further: MAX's attention for this model is one for GPUs alone,
+and on a CPU its compiler takes minutes and more than ten gigabytes to say so."""
+
+_BUILT_IN_SECONDS, _BUILT_IN_BYTES = 120, 8 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is drawn."""
+    """What is drawn.
 
-    side: int
-    steps: int
-    guidances: tuple[float, ...]
+    Attributes:
+        scenes: Also split into stages.
+        cached: Scenes in which step caches take part.
+        calls: At most so many timed calls of each competitor in a scene of `cached`, by its side.
+        compile_diffusers: Whether torch.compile takes part.
+    """
+
+    scenes: tuple[Scene, ...]
+    cached: tuple[Scene, ...]
+    calls: Mapping[int, int]
     compile_diffusers: bool
 
 
-FULL = Setting(side=128, steps=8, guidances=(0.0, 2.0), compile_diffusers=True)
-QUICK = Setting(side=96, steps=2, guidances=(2.0,), compile_diffusers=False)
+FULL = Setting(
+    scenes=(Scene(side=128, steps=8, guidance=0.0), Scene(side=128, steps=8, guidance=2.0)),
+    cached=(Scene(side=128, steps=50, guidance=4.0), Scene(side=256, steps=50, guidance=4.0)),
+    calls={128: 10, 256: 5},
+    compile_diffusers=True,
+)
+QUICK = Setting(
+    scenes=(Scene(side=96, steps=2, guidance=2.0),),
+    cached=(Scene(side=96, steps=12, guidance=4.0),),
+    calls={96: 1},
+    compile_diffusers=False,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,69 +77,64 @@ class Competitor:
     """One way to draw, ready to be timed."""
 
     draw: Draw
-    compile_seconds: float
+    compile_seconds: float | None
 
 
 def rows(setting: Setting, repeats: int) -> list[Row]:
-    """Measure every competitor at every guidance, then where the time goes."""
-    competitors, failures = _competitors(setting)
-    measured = [*failures]
-    for guidance in setting.guidances:
-        calls = {name: _bound(competitor.draw, guidance) for name, competitor in competitors.items()}
-        pictures = {name: call() for name, call in calls.items()}
-        for name, timing in interleave(calls, repeats).items():
-            measured.append(
-                Row(
-                    case=f"prompt to picture, guidance {guidance:g}",
-                    variant=name,
-                    dtype="float32",
-                    sizes=_sizes(setting),
-                    timing=timing,
-                    compile_seconds=competitors[name].compile_seconds,
-                    psnr_db=psnr(pictures[name], pictures[EAGER]),
-                    max_abs=max_abs(pictures[name], pictures[EAGER]),
-                    reference=name == EAGER,
-                )
-            )
-        measured += _stages({name: item.draw for name, item in competitors.items()}, guidance, setting, repeats)
-    return measured
-
-
-def _competitors(setting: Setting) -> tuple[dict[str, Competitor], list[Row]]:
-    """Everything that can draw here, and rows that say what cannot."""
-    noise = initial_noise(1, 1, 16, setting.side, setting.side)
-    found = {EAGER: Competitor(draw=_diffusers_draw(_diffusers(), setting, noise), compile_seconds=0.0)}
+    """Measure every competitor in every scene, and where the time goes in those of few steps."""
     begin = time.perf_counter()
     pipeline = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
-    found["ours"] = Competitor(draw=_our_draw(pipeline, setting, noise), compile_seconds=time.perf_counter() - begin)
-    failures: list[Row] = []
-    parts_in_turn = (("transformer", "VAE"), ("transformer",)) if setting.compile_diffusers else ()
-    for parts in parts_in_turn:
-        name = f"diffusers, torch.compile of {' and '.join(parts)}"
-        torch.compiler.reset()
-        compiled = _diffusers()
-        compiled.transformer.compile()
-        if "VAE" in parts:
-            compiled.vae.decoder.compile()
-        draw = _diffusers_draw(compiled, setting, noise)
-        try:
-            seconds = sum(seconds_of(_bound(draw, guidance)) for guidance in setting.guidances)
-        except Exception as error:
-            note = f"does not run: {first_line(error)}"
-            failures.append(Row(case="torch.compile", variant=name, dtype="float32", sizes=_sizes(setting), note=note))
-            continue
-        found[name] = Competitor(draw=draw, compile_seconds=seconds)
-        break
-    return found, failures
+    ours = Competitor(draw=our_draw(pipeline), compile_seconds=time.perf_counter() - begin)
+    competitors, measured = _competitors(setting, ours)
+    for scene in setting.scenes:
+        measured += _pictures(scene, competitors, repeats)
+        measured += _stages({name: item.draw for name, item in competitors.items()}, scene, repeats)
+    caches = {f"{OURS}, {cache}": Competitor(draw=our_draw(pipeline, cache), compile_seconds=None) for cache in CACHES}
+    for scene in setting.cached:
+        measured += _pictures(scene, {**competitors, **caches}, min(repeats, setting.calls[scene.side]))
+    return [*measured, _built_in()]
 
 
-def _stages(draws: Mapping[str, Draw], guidance: float, setting: Setting, repeats: int) -> list[Row]:
+def _competitors(setting: Setting, ours: Competitor) -> tuple[dict[str, Competitor], list[Row]]:
+    """Everything that computes every step here, and rows that say what cannot."""
+    found = {EAGER: Competitor(draw=diffusers_draw(), compile_seconds=0.0), OURS: ours}
+    if not setting.compile_diffusers:
+        return found, []
+    compiled = compiled_diffusers([*setting.scenes, *setting.cached])
+    if compiled.draw is not None:
+        found[compiled.name] = Competitor(draw=compiled.draw, compile_seconds=compiled.seconds)
+    return found, [
+        Row(case="torch.compile", variant=name, dtype="float32", sizes="", note=note)
+        for name, note in compiled.failures
+    ]
+
+
+def _pictures(scene: Scene, competitors: Mapping[str, Competitor], repeats: int) -> list[Row]:
+    calls = {name: bound(competitor.draw, scene) for name, competitor in competitors.items()}
+    pictures = {name: call() for name, call in calls.items()}
+    return [
+        Row(
+            case=f"prompt to picture, {scene.sizes}",
+            variant=name,
+            dtype="float32",
+            sizes=scene.sizes,
+            timing=timing,
+            compile_seconds=competitors[name].compile_seconds,
+            psnr_db=psnr(pictures[name], pictures[EAGER]),
+            max_abs=max_abs(pictures[name], pictures[EAGER]),
+            reference=name == EAGER,
+        )
+        for name, timing in interleave(calls, repeats, warmups=0).items()
+    ]
+
+
+def _stages(draws: Mapping[str, Draw], scene: Scene, repeats: int) -> list[Row]:
     """Split each call by the times at which its steps end, seen through the callback."""
     seconds: dict[tuple[str, str], list[float]] = {}
 
     def run(name: str, draw: Draw) -> None:
         ends = [time.perf_counter()]
-        draw(guidance, lambda *_: ends.append(time.perf_counter()) or {})
+        draw(scene, lambda *_: ends.append(time.perf_counter()) or {})
         ends.append(time.perf_counter())
         step = float(np.median(np.diff(ends[1:-1])))
         stages = {"to the first step's end": ends[1] - ends[0], "a further step": step, "VAE": ends[-1] - ends[-2]}
@@ -119,10 +146,10 @@ def _stages(draws: Mapping[str, Draw], guidance: float, setting: Setting, repeat
             run(name, draw)
     return [
         Row(
-            case=f"{stage}, guidance {guidance:g}",
+            case=f"{stage}, {scene.sizes}",
             variant=name,
             dtype="float32",
-            sizes=_sizes(setting),
+            sizes=scene.sizes,
             timing=Timing.of(taken),
             reference=name == EAGER,
         )
@@ -130,41 +157,23 @@ def _stages(draws: Mapping[str, Draw], guidance: float, setting: Setting, repeat
     ]
 
 
-def _diffusers() -> diffusers.ZImagePipeline:
-    pipeline = diffusers.ZImagePipeline.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32, low_cpu_mem_usage=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def _built_in() -> Row:
+    """MAX's own Z-Image pipeline, as far as it comes without a GPU."""
+    command = [sys.executable, "-c", _BUILT_IN, str(EMBEDDED_MODEL), str(_BUILT_IN_BYTES)]
+    said = last_words(command, _BUILT_IN_SECONDS)
+    note = "configured, and not compiled: its attention is for GPUs alone" if said is None else f"does not run: {said}"
+    return Row(
+        case="MAX's built-in pipeline", variant="MAX, architecture ZImagePipeline", dtype="float32", sizes="", note=note
+    )
 
 
-def _diffusers_draw(pipeline: diffusers.ZImagePipeline, setting: Setting, noise: np.ndarray) -> Draw:
-    def draw(guidance: float, callback: Callable[..., Any] | None = None) -> np.ndarray:
-        arguments = _arguments(setting, guidance, callback)
-        return np.asarray(pipeline(PROMPT, latents=torch.from_numpy(noise.copy()), **arguments).images[0])
-
-    return draw
-
-
-def _our_draw(pipeline: ZImagePipeline, setting: Setting, noise: np.ndarray) -> Draw:
-    def draw(guidance: float, callback: Callable[..., Any] | None = None) -> np.ndarray:
-        return np.asarray(pipeline(PROMPT, latents=noise, **_arguments(setting, guidance, callback))[0])
-
-    return draw
-
-
-def _arguments(setting: Setting, guidance: float, callback: Callable[..., Any] | None) -> dict[str, Any]:
-    """The arguments that both pipelines spell alike."""
-    return {
-        "height": setting.side,
-        "width": setting.side,
-        "num_inference_steps": setting.steps,
-        "guidance_scale": guidance,
-        "callback_on_step_end": callback,
-    }
-
-
-def _bound(draw: Draw, guidance: float) -> Callable[[], np.ndarray]:
-    return lambda: draw(guidance)
-
-
-def _sizes(setting: Setting) -> str:
-    return f"{setting.side}x{setting.side}, {setting.steps} steps"
+def last_words(command: Sequence[str], seconds: float) -> str | None:
+    """Run a process; None if it ends well, or else the last line it wrote to its standard error."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"not done after {seconds:g} s"
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return (lines[-1] if lines else f"ended with status {done.returncode}")[:200]

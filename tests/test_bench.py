@@ -149,11 +149,16 @@ def test_a_part_runs_and_writes_its_file(tmp_path: Path, capsys: pytest.CaptureF
     with (tmp_path / "end_to_end.csv").open(newline="") as opened:
         lines = list(csv.DictReader(opened))
     assert tuple(lines[0]) == COLUMNS
-    pictures = {line["variant"]: line for line in lines if line["case"] == "prompt to picture, guidance 2"}
-    assert set(pictures) == {"diffusers", "ours"}
+    plain = {line["variant"]: line for line in lines if line["case"].endswith("96x96, 2 steps, guidance 2")}
+    assert set(plain) == {"diffusers", "ours"}
+    pictures = {line["variant"]: line for line in lines if "picture, 96x96, 12 steps" in line["case"]}
+    assert set(pictures) == {"diffusers", "ours", "ours, first_block", "ours, taylorseer"}
     assert (pictures["diffusers"]["psnr_db"], pictures["diffusers"]["speedup"]) == ("inf", "1")
     assert float(pictures["ours"]["max_abs"]) <= 1
-    stages = {line["case"].partition(",")[0] for line in lines} - {"prompt to picture"}
-    assert stages == {"to the first step's end", "a further step", "VAE"}
-    assert all(float(line["median_s"]) > 0 and line["n"] == "1" for line in lines)
+    stages = {line["case"].partition(",")[0] for line in lines if line["case"].endswith("2 steps, guidance 2")}
+    assert stages == {"prompt to picture", "to the first step's end", "a further step", "VAE"}
+    *timed, built_in = lines
+    assert all(float(line["median_s"]) > 0 and line["n"] == "1" for line in timed)
+    assert (built_in["case"], built_in["median_s"]) == ("MAX's built-in pipeline", "")
+    assert "No main model configured" in built_in["note"]
     assert "| ours |" in capsys.readouterr().out
