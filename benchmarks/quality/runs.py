@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,8 +74,9 @@ def _is_known(competition: Competition, engine: str, prompt: Prompt, known: set[
 
 
 def _warm_up(group: Group, prompt: Prompt) -> None:
-    """One untimed picture of everyone: whatever is compiled or imported at a first call is so by then."""
-    for draw in group.values():
+    """One untimed picture of every method, for what compiles or is imported; others differ from it in numbers alone."""
+    methods = {re.sub(r"[0-9.]+", "", variant): draw for variant, draw in group.items()}
+    for draw in methods.values():
         draw(prompt)
 
 
@@ -89,6 +91,6 @@ def _draw(competition: Competition, engine: str, prompt: Prompt, scorer: Scorer)
 
 
 def turn(variants: Sequence[str], number: int) -> list[str]:
-    """The order of one round: another one begins each time, for the first of a round is not the fastest it can be."""
+    """The order of one round; another one begins each time, so that no place in it is anyone's own."""
     start = number % len(variants)
     return [*variants[start:], *variants[:start]]
