@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import Conditions, Row, Timing, ask, first_line, table, write_csv
+from benchmarks.pictures import UNKNOWN, Quality
 
 OUT_OF_TIME = 3
 """Exit status of a stage that stopped itself."""
@@ -148,5 +149,9 @@ class Stage:
 
 
 def _row(values: dict[str, object]) -> Row:
-    timing = values.pop("timing")
-    return Row(timing=Timing(**timing) if isinstance(timing, dict) else None, **values)  # type: ignore[arg-type]
+    timing, quality = values.pop("timing"), values.pop("quality")
+    return Row(
+        timing=Timing(**timing) if isinstance(timing, dict) else None,
+        quality=Quality(**quality) if isinstance(quality, dict) else UNKNOWN,
+        **values,  # type: ignore[arg-type]
+    )
