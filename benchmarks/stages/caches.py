@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import max_zimage
 from benchmarks.measure import Row, Timing, max_abs, psnr
 from benchmarks.stages import setting
 from benchmarks.stages.setting import Case, Picture
 from benchmarks.stages.stage import Stage
-from max_zimage import ZImagePipeline
+from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
+from max_zimage.step_cache import StepCache
 
 PLAIN = "every step computed"
 
@@ -23,8 +22,8 @@ def run(stage: Stage) -> None:
     for case in setting.cases(stage):
         plain: list[Picture] = []
         if stage.step(f"{case.name}, {PLAIN}", _measuring(stage, pipelines[0], case, PLAIN, plain), keep=False):
-            for name in _CACHES:
-                stage.step(f"{case.name}, {name}", _measuring(stage, pipelines[0], case, name, plain))
+            for name, cache in _caches(case).items():
+                stage.step(f"{case.name}, {name}", _measuring(stage, pipelines[0], case, name, plain, cache))
 
 
 def _load(stage: Stage, pipelines: list[ZImagePipeline]) -> list[Row]:
@@ -32,23 +31,24 @@ def _load(stage: Stage, pipelines: list[ZImagePipeline]) -> list[Row]:
     return []
 
 
-# Looked up when a cache is measured: a version without it gets a row that says so.
-_CACHES: dict[str, Callable[[], Any]] = {
-    "FirstBlockCache, threshold 0.06": lambda: _named("FirstBlockCache")(threshold=0.06),
-    "TaylorSeer, interval 5, order 1": lambda: _named("TaylorSeer")(cache_interval=5, warmup_steps=9, max_order=1),
-}
-
-
-def _named(name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(max_zimage, name)
-    return found
+def _caches(case: Case) -> dict[str, StepCache]:
+    """First-block caching with its default, and TaylorSeer with its own, or one that acts where steps are few."""
+    taylor = TaylorSeer()
+    if taylor.covers(case.steps):
+        taylor = TaylorSeer(cache_interval=2, warmup_steps=1)
+    return {str(cache): cache for cache in (FirstBlockCache(), taylor)}
 
 
 def _measuring(
-    stage: Stage, pipeline: ZImagePipeline, case: Case, name: str, plain: list[Picture]
+    stage: Stage,
+    pipeline: ZImagePipeline,
+    case: Case,
+    name: str,
+    plain: list[Picture],
+    cache: StepCache | None = None,
 ) -> Callable[[], list[Row]]:
     def measure() -> list[Row]:
-        more = {} if name == PLAIN else {"step_cache": _CACHES[name]()}
+        more = {"step_cache": "off" if cache is None else cache}
         timing = Timing.of(setting.repeated(lambda: setting.draw(pipeline, case, **more), case.repeats))
         picture = setting.draw(pipeline, case, **more)
         if name == PLAIN:
