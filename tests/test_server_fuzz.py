@@ -47,6 +47,7 @@ DAMAGED = st.builds(
     st.integers(0, len(png()) - 1),
     st.sampled_from(string.ascii_letters + "+/=!"),
 )
+CACHES = st.sampled_from(["off", "first_block", "first_block:threshold=0", "taylorseer", "taylorseer:cache_interval=x"])
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "n": NUMBERS,
     "model": st.sampled_from(["tiny-zimage", "dall-e-3", ""]),
@@ -68,6 +69,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "seed": NUMBERS,
     "strength": NUMBERS,
     "resize": st.booleans(),
+    "step_cache": CACHES,
     "mask": JSON,
     "surprise": JSON,
 }
@@ -88,6 +90,7 @@ MAX_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "response_format": st.sampled_from(["url", "b64_json"]),
     "residual_threshold": NUMBERS,
 }
+METADATA = {"metadata": st.dictionaries(st.just("step_cache"), CACHES | st.text(max_size=5)) | st.none()}
 
 
 @st.composite
@@ -104,14 +107,20 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
     if route == "raw":
         content = draw(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
         return draw(st.sampled_from(["/v1/images/generations", "/v1/images/edits", "/v1/responses"])), content
+    # One in four is right as it stands: that every route draws is not left to the luck of the draw.
+    right = draw(st.integers(0, 3)) == 0
     if route == "responses":
-        prompt = draw(PROMPTS | JSON)
-        body = {"model": "tiny-zimage", "input": prompt, "seed": draw(st.none() | NUMBERS)}
-        options = {"width": 128, "height": 128, "steps": 1} | draw(bodies(MAX_FIELDS))
+        body: dict[str, Any] = {"model": "tiny-zimage", "input": "a red star"}
+        options: dict[str, Any] = {"width": 128, "height": 128, "steps": 1}
+        if not right:
+            body |= {"input": draw(PROMPTS | JSON), "seed": draw(st.none() | NUMBERS)} | draw(bodies(METADATA))
+            options |= draw(bodies(MAX_FIELDS))
         return "/v1/responses", json.dumps(body | {"provider_options": {"image": options}}).encode()
-    body = {"prompt": draw(PROMPTS), "steps": 1} | draw(bodies(FIELDS))
+    body = {"prompt": "a red star", "steps": 1}
+    if not right:
+        body |= {"prompt": draw(PROMPTS)} | draw(bodies(FIELDS))
     if route == "edits":
-        body["image"] = draw(st.just(png()) | DAMAGED | JSON)
+        body["image"] = png() if right else draw(st.just(png()) | DAMAGED | JSON)
     return f"/v1/images/{route}", json.dumps(body).encode()
 
 
