@@ -20,6 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks import quality_table
 from benchmarks.measure import RESULT_COLUMNS, RESULTS, ROOT
 
 Line = dict[str, str]
@@ -117,6 +118,8 @@ def lines_of(results: Path, part: str) -> list[Line]:
 
 def section(part: str, lines: Sequence[Line]) -> str:
     """What stands between the markers of a part."""
+    if part == "quality":
+        return f"\n{quality_table.table(lines)}\n\n{conditions(part, lines, task='quality')}\n\n"
     shown = [line for line in lines if line["case"].startswith(SHOWN.get(part, ("",)))]
     plot = f"\n![{PLOTS[part]}](docs/{part}.png)\n" if part in PLOTS else ""
     return f"\n{table(shown)}\n\n{conditions(part, shown)}\n{plot}\n"
@@ -154,8 +157,8 @@ def _calls(lines: Sequence[Line]) -> list[int]:
     return sorted({int(line["n"]) for line in lines if line.get("n")})
 
 
-def conditions(part: str, lines: Sequence[Line]) -> str:
-    """What the numbers of a table depend on; older files lack some of it."""
+def conditions(part: str, lines: Sequence[Line], task: str = "") -> str:
+    """What the numbers of a table depend on; older files lack some of it. The task is `make bench` if none is named."""
 
     def once(column: str) -> str:
         return ", ".join(dict.fromkeys(line[column] for line in lines if line.get(column)))
@@ -181,7 +184,8 @@ def conditions(part: str, lines: Sequence[Line]) -> str:
     )
     said = ", ".join(words.format(value) for value, words in named if value)
     note = f"{_same_note(lines)}. " if _same_note(lines) else ""
-    return f"<sub>{note}`make bench ARGS={part}`: {said}; [all columns](benchmarks/results/{part}.csv)</sub>"
+    command = f"make {task}" if task else f"make bench ARGS={part}"
+    return f"<sub>{note}`{command}`: {said}; [all columns](benchmarks/results/{part}.csv)</sub>"
 
 
 def fingerprint(results: Path, part: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_bench import conditions, row
 
-from benchmarks import measure, plots, report
+from benchmarks import measure, plots, quality_table, report
 from benchmarks.resolutions import FULL
 
 
@@ -135,6 +135,37 @@ def test_plots_read_tokens_and_draw_every_row(tmp_path: Path) -> None:
     assert list(seconds) == pytest.approx([n / 1000 for n in tokens])
 
 
+def quality_lines() -> list[report.Line]:
+    return [
+        {
+            "case": f"{steps} steps, guidance 4{engine}",
+            "variant": variant.replace("WARMUP", str(warmup)),
+            "skipped": "0.394",
+            "speedup": "1.256",
+            "psnr_db": "inf" if variant == "uncached" else "47.6",
+            "ssim": "0.99761",
+            "all_right": "0.875",
+        }
+        for steps, warmup in ((20, 4), (50, 9))
+        for engine, named in (("", quality_table.ROWS), (", diffusers", quality_table.PEERS))
+        for variant in named.values()
+    ]
+
+
+def test_the_table_of_step_caches_has_both_numbers_of_steps_abreast() -> None:
+    heading, rule, *rows = quality_table.table(quality_lines()).splitlines()
+    assert heading.count("|") == rule.count("|") == 10
+    assert {row.count("|") for row in rows} == {10}
+    assert rows[0] == "| none" + " | 39 % | 1.26x | equal | 88 %" * 2 + " |"
+    assert rows[1] == "| first_block 0.04" + " | 39 % | 1.26x | 48 / 0.998 | 88 %" * 2 + " |"
+    assert len(rows) == len(quality_table.ROWS) + len(quality_table.PEERS)
+
+
+def test_a_setting_that_was_not_measured_is_named() -> None:
+    with pytest.raises(ValueError, match=r'"cache-dit .*=9\)" under "50 steps, .*diffusers".*make quality'):
+        quality_table.table(quality_lines()[:-1])
+
+
 def test_the_waterfalls_plot_has_a_bar_for_each_row_of_the_common_scenes(tmp_path: Path) -> None:
     names = ("diffusers", "ours", "cached")
     rows = [
@@ -151,4 +182,4 @@ def test_the_waterfalls_plot_has_a_bar_for_each_row_of_the_common_scenes(tmp_pat
 def test_the_readme_shows_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--check"]) == 0, capsys.readouterr()
     parts = report.marked_parts((measure.ROOT / "README.md").read_text())
-    assert {"end_to_end", "block", "resolutions", "attention", "start"} <= set(parts)
+    assert {"end_to_end", "block", "resolutions", "attention", "start", "quality", "waterfall"} <= set(parts)
