@@ -18,7 +18,7 @@ import pytest
 from benchmarks import measure
 from benchmarks.measure import ROOT, Row, Timing
 from benchmarks.stages import __main__ as command
-from benchmarks.stages import install
+from benchmarks.stages import install, unpack
 from benchmarks.stages.setting import Case, step_gflop
 from benchmarks.stages.stage import OUT_OF_TIME, Stage
 from max_zimage.targets import FULL_MODEL
@@ -157,7 +157,7 @@ def test_packages_come_from_files(tmp_path: Path, make) -> None:
     site = tmp_path / "work" / "site"
     site.mkdir(parents=True)
     (site / "old.py").write_text("")
-    install.install(make(tmp_path / "source"), site)
+    unpack.install(make(tmp_path / "source"), site)
     said = subprocess.run([sys.executable, "-c", "import star; print(star.POINTS)"], cwd=site, stdout=subprocess.PIPE)
     assert said.stdout == b"5\n"
     assert not (site / "old.py").exists()
@@ -169,10 +169,21 @@ def test_what_holds_no_packages_is_refused_and_leaves_the_old_ones(tmp_path: Pat
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds neither wheels"):
-        install.install(tmp_path / "empty", site)
+        unpack.install(tmp_path / "empty", site)
     with pytest.raises(ValueError, match="is no tar archive"):
-        install.install(tmp_path / "notes.txt", site)
+        unpack.install(tmp_path / "notes.txt", site)
     assert site.is_dir()
+
+
+def test_the_command_starts_without_any_package(tmp_path: Path) -> None:
+    """It is what installs them."""
+    command = [sys.executable, "-S", "-m", "benchmarks.stages", "install", "--from", str(tmp_path)]
+    where = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    said = subprocess.run([*command, *where], cwd=measure.ROOT, capture_output=True, text=True)
+    assert said.returncode == 1
+    assert said.stderr == f"install: {tmp_path} holds neither wheels (*.whl) nor the parts of an archive " + (
+        "(part.00, part.01, ...)\n"
+    )
 
 
 def test_results_of_tests_are_counted(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")
+
+from benchmarks.stages.unpack import install
 
 STAGES = {
     "install": "unpack an environment, and run the tests that need a GPU",
@@ -31,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a stage; 0 if every row could be measured, 1 if one failed."""
     options = _parse(arguments)
     work, out = options.work.absolute(), options.out.absolute()
+    try:
+        seconds = _unpack(options.source, work / SITE) if options.stage == "install" and options.source else None
+    except (ValueError, RuntimeError) as error:
+        print(f"install: {error}", file=sys.stderr)
+        return 1
     _use_site(work / SITE)
     if not options.small:  # a small model's graphs are those of the tests, which the user's own folders hold
         os.environ.setdefault("MAX_ZIMAGE_CACHE", str(work / "graphs"))
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.stage == "install":
         from benchmarks.stages.install import run
 
-        run(stage, options.source, work / SITE)
+        run(stage, options.source, seconds)
     else:
         importlib.import_module(f"benchmarks.stages.{options.stage}").run(stage)
     return stage.finish()
@@ -62,6 +70,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.source is not None and not options.source.exists():
         parser.error(f"--from: there is nothing at {options.source}; name a folder of wheels or an archive")
     return options
+
+
+def _unpack(source: Path, site: Path) -> float | None:
+    """Install the packages; the seconds that it took, None where an earlier run has done it."""
+    if site.is_dir():
+        print(f"{site} is there from an earlier run; delete it to unpack {source} again", flush=True)
+        return None
+    print(f"unpacking {source} to {site}", flush=True)
+    begin = time.monotonic()
+    install(source, site)
+    return time.monotonic() - begin
 
 
 def _use_site(site: Path) -> None:
