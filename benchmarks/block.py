@@ -25,9 +25,12 @@ from benchmarks.machine import TORCH_DTYPES, as_torch
 from benchmarks.measure import Row, interleave, max_abs, relative_l2
 from graphs.blocks import ModulatedBlock
 from graphs.dims import ITEMS
+from graphs.ops import packable, runs_here
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES, upload, upload_as
 from max_zimage.profiling import work
+from max_zimage.weight_names import TRANSFORMER
+from max_zimage.weight_order import bfloat16_bits, pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Shape:
         return f"dim {self.dim}, ffn {self.ffn_dim}, {self.tokens} tokens"
 
 
+_PACKINGS = {row.engine.removeprefix("{block}."): row.packing for row in TRANSFORMER}
 FULL = Shape(dim=3840, num_heads=30, ffn_dim=10240, tokens=1056, norm_eps=1e-5)
 QUICK = Shape(dim=256, num_heads=2, ffn_dim=682, tokens=96, norm_eps=1e-5)
 
@@ -184,8 +188,17 @@ def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtyp
         TensorType(DType.uint32, [ITEMS], device),
         TensorType(DType.float32, [4, shape.dim], device),
     )
-    weights = {name: upload_as(array, dtype, CPU()) for name, array in _engine_weights(block).items()}
+    weights = {name: _buffer(name, array, dtype) for name, array in _engine_weights(block).items()}
     return compiled(lambda: ModulatedBlock(shape), dtype, types, weights)
+
+
+def _buffer(name: str, array: np.ndarray, dtype: ModelDtype) -> Buffer:
+    """A weight as the graph takes it, packed where the loader would pack it."""
+    packing = _PACKINGS.get(name)
+    if packing and runs_here(DType[dtype], CPU()) and packable(array.shape[1], array.shape[0]):
+        panels = pack(bfloat16_bits(array), packing)
+        return Buffer.from_numpy(panels.reshape(-1)).view(DType.bfloat16, panels.shape)
+    return upload_as(array, dtype, CPU())
 
 
 def _engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:

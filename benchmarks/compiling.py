@@ -14,6 +14,7 @@ from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
 from graphs.layers import build, trace
+from graphs.ops import compile_with_kernels
 from max_zimage.checkpoint import ModelDtype
 
 
@@ -65,12 +66,12 @@ def compiled_together(
         The graphs by name, whose own `seconds` are 0, and the seconds that all of them took.
     """
     begin = time.perf_counter()
-    together, needed = GraphModule(), {}
+    together, needed, traced = GraphModule(), {}, []
     for name, unit in units.items():
         module = build(unit.make, DType[dtype], DeviceRef.CPU())
         needed |= {parameter: weights[parameter] for parameter, _ in module.parameters}
-        trace(module, unit.types(module), name, together)
+        traced.append(trace(module, unit.types(module), name, together))
     session = InferenceSession(devices=[CPU()])
-    models = session.init_all(session.compile(together), weights_registry=needed)
+    models = session.init_all(compile_with_kernels(session, together, traced), weights_registry=needed)
     graphs = {name: CompiledModule(model=model, seconds=0.0) for name, model in models.items()}
     return graphs, time.perf_counter() - begin

@@ -1,19 +1,59 @@
 """Attention that never writes the score matrix, on a CPU or a GPU from one call.
 
-Reference: diffusers models/transformers/transformer_z_image.py, ZSingleStreamAttnProcessor
-(scaled_dot_product_attention).
+Reference: diffusers models/transformers/transformer_z_image.py, ZSingleStreamAttnProcessor (norm_q, norm_k,
+apply_rotary_emb, scaled_dot_product_attention).
 """
 
 from __future__ import annotations
 
 from max.dtype import DType
 from max.experimental import functional as F
+from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 
 from graphs import ops
+from graphs.rope import rotate
 
 _MASKED = -1e30  # exp() of it is zero next to any real score; -inf would turn a fully masked block into NaN
+_EVERY = 2**31  # more positions than there are
+
+
+def rotary_attention(
+    qkv: Tensor,
+    query_norm: RMSNorm,
+    key_norm: RMSNorm,
+    rope: Tensor,
+    *,
+    heads: int,
+    valid_length: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Attention from the fused product of queries, keys and values: RMSNorm per head and RoPE, then the mixing.
+
+    Args:
+        qkv: [items, length, heads + 2 key_value_heads, head_dim].
+        query_norm: Of the queries, [head_dim].
+        key_norm: Of the keys; its epsilon is the queries' too.
+        rope: float32 [1 or items, length, head_dim/2, 2], see `graphs.rope.rotate`.
+        heads: Of the queries; `key_value_heads` divides it.
+        valid_length: See `attention`, also for `causal`.
+        causal: Whether position i sees positions 0..i only.
+
+    Returns:
+        [items, length, heads, head_dim] in qkv's dtype. Rows beyond `valid_length` are unspecified.
+    """
+    channels, head_dim = int(qkv.shape[2]), int(qkv.shape[3])
+    if ops.runs_here(qkv.dtype, qkv.device) and ops.attends(head_dim):
+        if valid_length is None:
+            valid_length = F.broadcast_to(F.constant(_EVERY, DType.uint32, device=qkv.device), [qkv.shape[0]])
+        weights = query_norm.weight, key_norm.weight
+        epsilon = query_norm.eps
+        return ops.attention(qkv, *weights, rope, valid_length, heads=heads, causal=causal, epsilon=epsilon)
+    shared = (channels - heads) // 2
+    query, key, value = F.split(qkv, [heads, shared, shared], axis=2)
+    query, key = rotate(query_norm(query), rope), rotate(key_norm(key), rope)
+    return attention(query, key, value, scale=head_dim**-0.5, valid_length=valid_length, causal=causal)
 
 
 def attention(

@@ -12,12 +12,12 @@ from typing import Protocol
 
 from max.dtype import DType
 from max.experimental import functional as F
-from max.experimental.nn import Linear, Module
+from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 
-from graphs.attention import attention
-from graphs.rope import rotate
+from graphs.attention import rotary_attention
+from graphs.linear import gated_linear, linear
 
 _QK_NORM_EPS = 1e-5  # fixed in the reference, whatever norm_eps says
 
@@ -101,8 +101,8 @@ class Attention(Module[..., Tensor]):
 
     def __init__(self, shape: BlockShape) -> None:
         self.num_heads, self.head_dim = shape.num_heads, shape.head_dim
-        self.qkv = Linear(shape.dim, 3 * shape.dim, bias=False)
-        self.out = Linear(shape.dim, shape.dim, bias=False)
+        self.qkv = linear(shape.dim, 3 * shape.dim)
+        self.out = linear(shape.dim, shape.dim)
         self.q_norm = RMSNorm(shape.head_dim, eps=_QK_NORM_EPS)
         self.k_norm = RMSNorm(shape.head_dim, eps=_QK_NORM_EPS)
 
@@ -110,10 +110,7 @@ class Attention(Module[..., Tensor]):
         """[items, length, dim] -> the same."""
         items, length, dim = x.shape
         qkv = F.reshape(self.qkv(x), [items, length, 3 * self.num_heads, self.head_dim])
-        query, key, value = F.split(qkv, [self.num_heads] * 3, axis=2)
-        query = rotate(self.q_norm(query), rope)
-        key = rotate(self.k_norm(key), rope)
-        mixed = attention(query, key, value, scale=self.head_dim**-0.5, valid_length=valid_length)
+        mixed = rotary_attention(qkv, self.q_norm, self.k_norm, rope, heads=self.num_heads, valid_length=valid_length)
         return self.out(F.reshape(mixed, [items, length, dim]))
 
 
@@ -121,14 +118,12 @@ class SwiGLU(Module[[Tensor], Tensor]):
     """w2(silu(w1 x) · w3 x), with w1 and w3 fused into one matrix product."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
-        self.hidden_dim = hidden_dim
-        self.w13 = Linear(dim, 2 * hidden_dim, bias=False)
-        self.w2 = Linear(hidden_dim, dim, bias=False)
+        self.w13 = gated_linear(dim, hidden_dim)
+        self.w2 = linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] -> [..., dim]."""
-        gate, up = F.split(self.w13(x), [self.hidden_dim] * 2, axis=-1)
-        return self.w2(F.silu(gate) * up)
+        """[items, length, dim] -> the same."""
+        return self.w2(self.w13(x))
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:

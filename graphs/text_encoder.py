@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
-from max.experimental.nn import Embedding, Linear, Module
+from max.experimental.nn import Embedding, Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.attention import attention
+from graphs.attention import rotary_attention
 from graphs.dims import CAPTION_PADDED, PROMPTS
-from graphs.rope import rotate
+from graphs.linear import gated_linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ class CausalAttention(Module[[Tensor, Tensor], Tensor]):
 
     def __init__(self, spec: TextEncoderSpec) -> None:
         self.spec = spec
-        self.qkv_proj = Linear(spec.hidden_size, (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim, bias=False)
-        self.o_proj = Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=False)
+        self.qkv_proj = linear(spec.hidden_size, (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim)
+        self.o_proj = linear(spec.num_heads * spec.head_dim, spec.hidden_size)
         self.q_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps)
         self.k_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps)
 
@@ -139,10 +139,8 @@ class CausalAttention(Module[[Tensor, Tensor], Tensor]):
         prompts, length = x.shape[0], x.shape[1]
         heads = spec.num_heads + 2 * spec.num_kv_heads
         qkv = F.reshape(self.qkv_proj(x), [prompts, length, heads, spec.head_dim])
-        query, key, value = F.split(qkv, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], axis=2)
         table = F.unsqueeze(rope, 0)
-        query, key = rotate(self.q_norm(query), table), rotate(self.k_norm(key), table)
-        mixed = attention(query, key, value, scale=spec.head_dim**-0.5, causal=True)
+        mixed = rotary_attention(qkv, self.q_norm, self.k_norm, table, heads=spec.num_heads, causal=True)
         return self.o_proj(F.reshape(mixed, [prompts, length, spec.num_heads * spec.head_dim]))
 
 
@@ -150,11 +148,9 @@ class GatedMlp(Module[[Tensor], Tensor]):
     """SwiGLU under Qwen3's names."""
 
     def __init__(self, spec: TextEncoderSpec) -> None:
-        self.intermediate_size = spec.intermediate_size
-        self.gate_up_proj = Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
-        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+        self.gate_up_proj = gated_linear(spec.hidden_size, spec.intermediate_size)
+        self.down_proj = linear(spec.intermediate_size, spec.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden_size] -> the same."""
-        gate, up = F.split(self.gate_up_proj(x), [self.intermediate_size] * 2, axis=-1)
-        return self.down_proj(F.silu(gate) * up)
+        """[prompts, length, hidden_size] -> the same."""
+        return self.down_proj(self.gate_up_proj(x))

@@ -24,6 +24,7 @@ from max.experimental.nn import Module
 from max.graph import TensorType
 
 import graphs
+from graphs.cpu import instructions
 
 _KEPT = 64  # artifacts; one is 5 to 50 MB, a checkpoint has one
 _SOURCES = Path(graphs.__file__).parent
@@ -115,8 +116,4 @@ def _target(device: Device) -> str:
     """What the code is compiled for: a GPU's architecture, or the instructions that this CPU has."""
     if not device.is_host:
         return f"{device.api} {device.architecture_name}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"cpu {platform.processor()} {platform.machine()}"
-    return "cpu " + next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    return " ".join(["cpu", platform.machine(), *sorted(instructions())])

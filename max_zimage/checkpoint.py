@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 
+from graphs.ops import packable
 from max_zimage.safetensors_files import CheckpointError, Header, TensorInfo, map_file
-from max_zimage.weight_names import Layout, Naming
+from max_zimage.weight_names import Layout, Naming, Packing
+from max_zimage.weight_order import Bits, bfloat16_bits, bring_apart, pack
 from max_zimage.weight_places import Names, Weight, weights
 
 ModelDtype = Literal["float32", "bfloat16"]
-Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
-
 _FORMAT_DTYPES: Mapping[str, ModelDtype | Literal["float16"]] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _BYTES: Mapping[ModelDtype, int] = {"float32": 4, "bfloat16": 2}
 _CHUNK = 1 << 20  # numbers converted at a time: the temporaries stay in the processor's cache
@@ -45,6 +44,7 @@ class Step:
         shape: Of the result.
         rotary_heads: Leading heads of the result whose pairs are brought apart.
         head_dim: Their width.
+        packing: How the result is packed where the graphs take it packed.
     """
 
     engine: str
@@ -53,6 +53,7 @@ class Step:
     shape: tuple[int, ...]
     rotary_heads: int = 0
     head_dim: int = 0
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -115,24 +116,26 @@ def plan(names: Names, header: Header) -> LoadPlan:
         parts = tuple(header.tensors[part.name] for part in weight.parts)
         if weight.unused is None:
             shape = _result_shape(parts, weight.layout)
-            steps.append(Step(weight.engine, parts, weight.layout, shape, weight.rotary_heads, weight.head_dim))
+            heads = weight.rotary_heads, weight.head_dim
+            steps.append(Step(weight.engine, parts, weight.layout, shape, *heads, weight.packing))
         else:
             dropped |= {part.name: weight.unused for part in parts}
     return LoadPlan(names.component, label, header.files, tuple(steps), dropped)
 
 
-def load(checked: LoadPlan, dtype: ModelDtype) -> dict[str, Buffer]:
+def load(checked: LoadPlan, dtype: ModelDtype, *, packed: bool = False) -> dict[str, Buffer]:
     """Load a component.
 
     Args:
         checked: Its plan.
         dtype: Of every parameter. Numbers are rounded to the nearest, ties to even.
+        packed: Whether matrices that have a packing are packed, where their sizes allow it.
 
     Returns:
         Engine name -> buffer in host memory. A buffer that views a file keeps it mapped.
     """
     maps = {file: map_file(file) for file in checked.files}
-    return {step.engine: _load_step(step, maps, dtype) for step in checked.steps}
+    return {step.engine: _load_step(step, maps, dtype, packed) for step in checked.steps}
 
 
 def _recognize(names: Names, header: Header) -> tuple[Naming, str]:
@@ -191,9 +194,10 @@ def _result_shape(parts: Sequence[TensorInfo], layout: Layout) -> tuple[int, ...
     return (rows, rest[0]) if layout == "matrix" else (rows, *rest)
 
 
-def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype) -> Buffer:
+def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, packed: bool) -> Buffer:
     first = step.parts[0]
-    in_place = step.layout != "conv" and not step.rotary_heads
+    packing = step.packing if packed and step.packing and packable(step.shape[1], step.shape[0]) else None
+    in_place = step.layout != "conv" and not step.rotary_heads and packing is None
     if in_place and len(step.parts) == 1 and _FORMAT_DTYPES[first.dtype] == dtype:
         # MAX takes weights at any alignment. Bytes, because numpy knows no bfloat16.
         raw = np.frombuffer(maps[first.file], np.uint8, first.nbytes, first.start)
@@ -204,7 +208,10 @@ def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype) ->
         values = np.ascontiguousarray(rows.transpose(2, 3, 1, 0))
     else:
         values = _stack(step.parts, maps, dtype)
-        _bring_apart(values, step)
+        bring_apart(values.reshape(step.shape[0], -1), step.rotary_heads, step.head_dim)
+    if packing:
+        panels = pack(values.view(np.uint16).reshape(step.shape), packing)
+        return Buffer.from_numpy(panels.reshape(-1)).view(DType[dtype], panels.shape)
     return Buffer.from_numpy(values.reshape(-1)).view(DType[dtype], step.shape)
 
 
@@ -224,14 +231,6 @@ def _stack(parts: Sequence[TensorInfo], maps: Mapping[Path, mmap.mmap], dtype: M
     return values
 
 
-def _bring_apart(values: Bits, step: Step) -> None:
-    """Put the first numbers of a head's pairs before the second ones; a head at a time needs little memory."""
-    rows = values.reshape(step.shape[0], -1)
-    for head in range(step.rotary_heads):
-        pairs = rows[head * step.head_dim : (head + 1) * step.head_dim]
-        pairs[:] = np.concatenate([pairs[0::2], pairs[1::2]])
-
-
 def _convert(source: mmap.mmap, format_dtype: str, start: int, target: Bits) -> None:
     """Fill the target with as many numbers, read from a byte of the map on."""
     if format_dtype == "BF16":
@@ -246,22 +245,6 @@ def _convert(source: mmap.mmap, format_dtype: str, start: int, target: Bits) -> 
         target[:] = values
     else:
         target[:] = bfloat16_bits(values.astype(np.float32))
-
-
-def bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round to bfloat16, to the nearest and ties to even.
-
-    Args:
-        values: float32 numbers in any shape; NaN stays NaN.
-
-    Returns:
-        The upper halves of the rounded numbers' bits, in the same shape.
-    """
-    bits = values.view(np.uint32)
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    # Rounding could carry a NaN's bits into those of an infinity or a zero; the quiet bit keeps it one.
-    kept = (bits >> np.uint32(16)) | np.uint32(0x0040)
-    return np.where(np.isnan(values), kept, rounded).astype(np.uint16)
 
 
 def _release(source: mmap.mmap, start: int, nbytes: int) -> None:

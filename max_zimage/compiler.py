@@ -26,6 +26,7 @@ from max.graph import TensorType
 from max.profiler import Tracer
 
 from graphs.layers import trace
+from graphs.ops import compile_with_kernels
 from max_zimage import progress
 from max_zimage.artifacts import artifact_key, artifact_path, found, save
 from max_zimage.profiling.observer import observed
@@ -195,9 +196,8 @@ def _models(definitions: Sequence[Definition]) -> dict[str, Model]:
 
 def _compiled(definitions: Sequence[Definition]) -> CompiledModel:
     together = GraphModule()
-    for each in definitions:
-        trace(each.module, each.input_types, each.name, together)
-    return definitions[0].session.compile(together)
+    traced = [trace(each.module, each.input_types, each.name, together) for each in definitions]
+    return compile_with_kernels(definitions[0].session, together, traced)
 
 
 def _init(session: InferenceSession, compiled: CompiledModel, weights: Mapping[str, Buffer]) -> dict[str, Model]:

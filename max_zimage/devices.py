@@ -10,7 +10,8 @@ import numpy.typing as npt
 from max.driver import CPU, Buffer, Device, DeviceSpec, accelerator_count
 from max.dtype import DType
 
-from max_zimage.checkpoint import ModelDtype, bfloat16_bits
+from max_zimage.checkpoint import ModelDtype
+from max_zimage.weight_order import bfloat16_bits
 
 _ACCELERATOR = re.compile(r"(?:gpu|cuda|hip)(?::(\d+))?")
 DTYPES: tuple[ModelDtype, ...] = ("float32", "bfloat16")

@@ -10,6 +10,9 @@ RoPE rotates pairs of a query's and a key's numbers. The transformer's checkpoin
 those, the first numbers of all pairs come to stand before the second ones. A dot product does not see the order, and
 the graphs rotate whole halves, in one pass with wide loads.
 
+A CPU that multiplies bfloat16 numbers takes the large matrices in another order yet: where a row has a `packing`, in
+panels of outputs side by side, as `graphs.ops.packed_shape` says; "gated" halves have 16 outputs each in a panel.
+
 What a file may hold and the engine does not load is a `Dropped` entry, with the reason.
 
 References: diffusers ZImageTransformer2DModel and AutoencoderKL, transformers Qwen3ForCausalLM; for the original
@@ -25,6 +28,7 @@ from typing import Literal
 # over channels-last pictures takes. matrix: a convolution of one pixel, [out, in, 1, 1], becomes [out, in].
 Layout = Literal["same", "conv", "matrix"]
 Naming = Literal["diffusers", "original"]
+Packing = Literal["panels", "gated"]
 Shape = tuple[str | int, ...]
 Sources = tuple[tuple[str, Shape], ...]
 
@@ -40,6 +44,7 @@ class Row:
         layout: How diffusers' tensors become the engine's.
         original_layout: How the original tensors do.
         rotary: Size, by name, of the leading part along axis 0 whose heads have their pairs brought apart.
+        packing: How the matrix is packed where the graphs take it packed; None where they never do.
     """
 
     engine: str
@@ -48,6 +53,7 @@ class Row:
     layout: Layout = "same"
     original_layout: Layout = "same"
     rotary: str | None = None
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ def _row(
     original: str = "",
     layout: Layout = "same",
     rotary: str | None = None,
+    packing: Packing | None = None,
 ) -> Row:
     """A parameter kept in one tensor of the same shape everywhere; an empty name means the engine's."""
     return Row(
@@ -81,11 +88,18 @@ def _row(
         layout=layout,
         original_layout=layout,
         rotary=rotary,
+        packing=packing,
     )
 
 
-def _fused(engine: str, sources: Sources, original: Sources = (), rotary: str | None = None) -> Row:
-    return Row(engine=engine, diffusers=sources, original=original or sources, rotary=rotary)
+def _fused(
+    engine: str,
+    sources: Sources,
+    original: Sources = (),
+    rotary: str | None = None,
+    packing: Packing | None = None,
+) -> Row:
+    return Row(engine=engine, diffusers=sources, original=original or sources, rotary=rotary, packing=packing)
 
 
 def _conv(engine: str, out: str | int, into: str | int, original: str, kernel: int = 3) -> tuple[Row, Row]:
@@ -125,10 +139,11 @@ TEXT_ENCODER: tuple[Row, ...] = (
             ("{layer}.self_attn.k_proj.weight", ("key", "hidden")),
             ("{layer}.self_attn.v_proj.weight", ("key", "hidden")),
         ),
+        packing="panels",
     ),
     _row("{layer}.self_attn.q_norm.weight", "head"),
     _row("{layer}.self_attn.k_norm.weight", "head"),
-    _row("{layer}.self_attn.o_proj.weight", "hidden", "query"),
+    _row("{layer}.self_attn.o_proj.weight", "hidden", "query", packing="panels"),
     _row("{layer}.post_attention_layernorm.weight", "hidden"),
     _fused(
         "{layer}.mlp.gate_up_proj.weight",
@@ -136,8 +151,9 @@ TEXT_ENCODER: tuple[Row, ...] = (
             ("{layer}.mlp.gate_proj.weight", ("intermediate", "hidden")),
             ("{layer}.mlp.up_proj.weight", ("intermediate", "hidden")),
         ),
+        packing="gated",
     ),
-    _row("{layer}.mlp.down_proj.weight", "hidden", "intermediate"),
+    _row("{layer}.mlp.down_proj.weight", "hidden", "intermediate", packing="panels"),
 )
 TEXT_ENCODER_DROPPED = (
     Dropped("norm.weight", "the features are a hidden state from before the final norm"),
@@ -184,8 +200,14 @@ TRANSFORMER: tuple[Row, ...] = (
         ),
         original=(("{block}.attention.qkv.weight", ("3 dim", "dim")),),
         rotary="2 dim",
+        packing="panels",
     ),
-    _row("{block}.attention.out.weight", "dim", "dim", diffusers="{block}.attention.to_out.0.weight"),
+    _row(
+        "{block}.attention.out.weight",
+        *("dim", "dim"),
+        diffusers="{block}.attention.to_out.0.weight",
+        packing="panels",
+    ),
     _row("{block}.attention.q_norm.weight", "head", diffusers="{block}.attention.norm_q.weight", rotary="head"),
     _row("{block}.attention.k_norm.weight", "head", diffusers="{block}.attention.norm_k.weight", rotary="head"),
     _fused(
@@ -194,8 +216,9 @@ TRANSFORMER: tuple[Row, ...] = (
             ("{block}.feed_forward.w1.weight", ("ffn", "dim")),
             ("{block}.feed_forward.w3.weight", ("ffn", "dim")),
         ),
+        packing="gated",
     ),
-    _row("{block}.feed_forward.w2.weight", "dim", "ffn"),
+    _row("{block}.feed_forward.w2.weight", "dim", "ffn", packing="panels"),
     _row("{block}.attention_norm1.weight", "dim"),
     _row("{block}.attention_norm2.weight", "dim"),
     _row("{block}.ffn_norm1.weight", "dim"),

@@ -21,6 +21,7 @@ from max_zimage.weight_names import (
     Dropped,
     Layout,
     Naming,
+    Packing,
     Row,
     Shape,
 )
@@ -85,6 +86,7 @@ class Weight:
         rotary_heads: Leading heads whose pairs are brought apart.
         head_dim: Their width; 0 where there are none.
         unused: Why it is not loaded; None if it is.
+        packing: How it is packed where the graphs take it packed.
     """
 
     engine: str
@@ -93,6 +95,7 @@ class Weight:
     rotary_heads: int
     head_dim: int
     unused: str | None
+    packing: Packing | None
 
 
 def text_encoder_names(spec: TextEncoderSpec, layers_used: int) -> Names:
@@ -228,6 +231,7 @@ def weights(names: Names, naming: Naming, prefix: str) -> list[Weight]:
                     rotary_heads=names.sizes[row.rotary] // head_dim if row.rotary else 0,
                     head_dim=head_dim,
                     unused=None if group[0] is None else names.unused.get(group[0].path),
+                    packing=row.packing,
                 )
             )
     return written

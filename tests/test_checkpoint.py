@@ -23,10 +23,11 @@ from references.engine_weights import StateDict, engine_text_encoder, engine_tra
 from references.tiny import TinySpec, original_transformer, original_vae, save_single, write_tiny
 
 from graphs.layers import build
-from max_zimage.checkpoint import LoadPlan, Step, bfloat16_bits, load, plan
+from max_zimage.checkpoint import LoadPlan, Step, load, plan
 from max_zimage.config import ModelSpecs, model_specs
 from max_zimage.model_files import CONFIG_FILES, find_component_files, paths_of, read_config
 from max_zimage.safetensors_files import CheckpointError, scan
+from max_zimage.weight_order import bfloat16_bits
 from max_zimage.weight_places import Names, text_encoder_names, transformer_names, vae_names
 
 LAYERS_USED = 2  # of the tiny text encoder's 3
@@ -81,9 +82,8 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 def _numbers(buffer: Buffer) -> torch.Tensor:
     """A buffer as torch sees it, bit for bit."""
     bits = buffer.view(DType.uint16 if buffer.dtype == DType.bfloat16 else DType.float32, buffer.shape).to_numpy()
-    return (
-        torch.from_numpy(bits.copy()).view(torch.bfloat16) if bits.dtype == np.uint16 else torch.from_numpy(bits.copy())
-    )
+    numbers = torch.from_numpy(bits.copy())
+    return numbers.view(torch.bfloat16) if bits.dtype == np.uint16 else numbers
 
 
 def _check(loaded: dict[str, Buffer], expected: StateDict, dtype: str) -> None:

@@ -15,7 +15,7 @@ from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 
 from max_zimage import progress
-from max_zimage.checkpoint import ModelDtype, bfloat16_bits
+from max_zimage.checkpoint import ModelDtype
 from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.config import ModelSpecs
 from max_zimage.devices import upload, upload_as
@@ -26,6 +26,7 @@ from max_zimage.positions import PIXELS_PER_TOKEN, SEQUENCE_MULTIPLE, RopeSpec, 
 from max_zimage.request_checks import side
 from max_zimage.target_worker import definition
 from max_zimage.targets import with_layers
+from max_zimage.weight_order import bfloat16_bits
 
 GRAPHS = {"text_encoder": "text_encoder", "transformer": "denoise", "vae": "decode"}
 """Component -> the graph that does its main work."""

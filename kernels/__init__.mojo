@@ -1,0 +1,4 @@
+"""The project's ops. What each computes is said by its twin in `graphs/ops.py`; the README here has the table."""
+
+from .attention import Attention
+from .linear import GatedLinear, Linear

@@ -1,0 +1,233 @@
+"""Attention in bfloat16 on a CPU, from the fused product of queries, keys and values to the mixed values.
+
+    keys:    RMSNorm, RoPE -> panels of 12 keys, in pairs along the head        once for all queries
+    values:  panels of 12 elements of the head, in pairs along the keys         once for all queries
+    queries: RMSNorm, RoPE -> a panel of 32 queries, in pairs along the head
+    scoresᵀ: tiles of 12 keys x 32 queries, a block of keys at a time           softmax runs down the lanes
+    mixedᵀ:  tiles of 12 elements x 32 queries, corrected as the maximum grows
+
+No more scores than one block's exist at a time. Twin: what `graphs.attention` does on other devices.
+
+Reference: Dao et al., FlashAttention (arXiv 2205.14135), algorithm 1.
+"""
+
+import extensibility
+
+from extensibility import InputTensor, OutputTensor
+from max.algorithm import sync_parallelize
+from max.gpu.host import DeviceContext
+from std.collections import Array
+from std.math import ceildiv, exp, rsqrt
+from std.memory import Pointer
+from std.memory.alloc import Layout, alloc, dealloc
+
+from .heads import KEYS, pack_keys, pack_queries, pack_values
+from .products import BF16, F32, LANES, TILE_COLUMNS, TILE_ROWS, Lanes, tile_products
+
+comptime U32 = DType.uint32
+comptime MASKED: Float32 = -1e30  # exp() of it is zero next to any real score, and a row of it alone gives no NaN
+
+
+@extensibility.register("max_zimage.attention")
+struct Attention:
+    """Output = softmax(scale · rope(norm(query)) rope(norm(key))ᵀ) value."""
+
+    @staticmethod
+    def execute[
+        target: StaticString,
+        heads: Int,
+        key_value_heads: Int,
+        head_dim: Int,
+        causal: Bool,
+    ](
+        output: OutputTensor[dtype=BF16, rank=4, ...],
+        qkv: InputTensor[dtype=BF16, rank=4, ...],
+        query_weight: InputTensor[dtype=BF16, rank=1, ...],
+        key_weight: InputTensor[dtype=BF16, rank=1, ...],
+        rope: InputTensor[dtype=F32, rank=4, ...],
+        valid_length: InputTensor[dtype=U32, rank=1, ...],
+        epsilon: InputTensor[dtype=F32, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        """Attend.
+
+        Args:
+            output: [items, length, heads, head_dim].
+            qkv: [items, length, heads + 2 key_value_heads, head_dim].
+            query_weight: [head_dim], of the queries' RMSNorm.
+            key_weight: [head_dim], of the keys' RMSNorm.
+            rope: [1 or items, length, head_dim / 2, 2], cosine and sine of each pair's angle.
+            valid_length: [items]; keys at this position and beyond are not attended.
+            epsilon: [1], added to the mean squares.
+            ctx: Unused.
+        """
+        comptime assert target == "cpu", "max_zimage.attention is for CPUs"
+        comptime assert head_dim % (2 * LANES) == 0, "a head's halves must be whole vectors"
+        comptime PAIRS = head_dim // 2
+        comptime VALUE_PANELS = ceildiv(head_dim, TILE_ROWS)
+        comptime CHANNELS = heads + 2 * key_value_heads
+        var items, length = qkv.dim_size(0), qkv.dim_size(1)
+        var blocks = ceildiv(length, KEYS)
+        var key_size, value_size = blocks * KEYS * PAIRS, blocks * KEYS // 2 * VALUE_PANELS * TILE_ROWS
+        var tables = 0 if rope.dim_size(0) == 1 else length * head_dim  # from an item's table to the next
+        var source, target_ptr, angles = qkv.unsafe_ptr(), output.unsafe_ptr(), rope.unsafe_ptr()
+        var query_norm, key_norm = query_weight.unsafe_ptr(), key_weight.unsafe_ptr()
+        var lengths, eps = valid_length.unsafe_ptr(), epsilon.unsafe_ptr().unsafe_load(0)
+        var packed_keys = alloc(Layout[UInt32](count=items * key_value_heads * key_size))
+        var packed_values = alloc(Layout[UInt32](count=items * key_value_heads * value_size))
+        var keys, values = packed_keys.unsafe_ptr(), packed_values.unsafe_ptr()
+
+        def pack(task: Int) {imm}:
+            var group, block = task // blocks, task % blocks
+            var item, head = group // key_value_heads, group % key_value_heads
+            pack_keys[head_dim](
+                source.unsafe_offset((item * length * CHANNELS + heads + head) * head_dim),
+                keys.unsafe_offset(group * key_size + block * KEYS * PAIRS),
+                key_norm,
+                angles.unsafe_offset(item * tables),
+                block * KEYS,
+                length,
+                CHANNELS * head_dim,
+                eps,
+            )
+            pack_values[head_dim](
+                source.unsafe_offset((item * length * CHANNELS + heads + key_value_heads + head) * head_dim),
+                values.unsafe_offset(group * value_size),
+                block * KEYS,
+                length,
+                CHANNELS * head_dim,
+                blocks * KEYS // 2,
+            )
+
+        sync_parallelize(pack, items * key_value_heads * blocks)
+        var panels = ceildiv(length, TILE_COLUMNS)
+
+        def attend(task: Int) {imm}:
+            # The panels of one head follow each other, so that its keys and values stay in the cache.
+            var group, panel = task // panels, task % panels
+            var item, head = group // heads, group % heads
+            var shared = item * key_value_heads + head // (heads // key_value_heads)
+            var first = panel * TILE_COLUMNS
+            var known = min(length, Int(lengths.unsafe_load(item)))
+            _attend[head_dim, causal](
+                target_ptr.unsafe_offset((item * length * heads + head) * head_dim),
+                heads * head_dim,
+                source.unsafe_offset((item * length * CHANNELS + head) * head_dim),
+                CHANNELS * head_dim,
+                query_norm,
+                angles.unsafe_offset(item * tables),
+                keys.unsafe_offset(shared * key_size),
+                values.unsafe_offset(shared * value_size),
+                blocks * KEYS // 2,
+                first,
+                length,
+                min(known, first + TILE_COLUMNS) if causal else known,
+                eps,
+            )
+
+        sync_parallelize(attend, items * heads * panels)
+        dealloc(packed_keys^)
+        dealloc(packed_values^)
+
+
+@no_inline
+def _attend[
+    head_dim: Int, causal: Bool
+](
+    output: Pointer[mut=True, Scalar[BF16], _],
+    output_stride: Int,
+    source: Pointer[mut=_, Scalar[BF16], _],
+    stride: Int,
+    weight: Pointer[mut=_, Scalar[BF16], _],
+    table: Pointer[mut=_, Float32, _],
+    keys: Pointer[mut=_, UInt32, _],
+    values: Pointer[mut=_, UInt32, _],
+    value_pairs: Int,
+    first: Int,
+    length: Int,
+    known: Int,
+    epsilon: Float32,
+):
+    """Attend for a panel of queries, to keys 0 to known."""
+    comptime PAIRS = head_dim // 2
+    comptime PANELS = ceildiv(head_dim, TILE_ROWS)
+    comptime SCALE = rsqrt(Float32(head_dim))
+    var sums_memory = alloc(Layout[Float32](count=(PANELS * TILE_ROWS + KEYS) * TILE_COLUMNS))
+    var operands_memory = alloc(Layout[Scalar[BF16]](count=(PAIRS + KEYS // 2) * 2 * TILE_COLUMNS))
+    var mixed = sums_memory.unsafe_ptr()  # [PANELS * 12][32]
+    var scores = mixed.unsafe_offset(PANELS * TILE_ROWS * TILE_COLUMNS)  # [KEYS][32]
+    var queries = operands_memory.unsafe_ptr()  # [PAIRS][64]
+    var weights = queries.unsafe_offset(PAIRS * 2 * TILE_COLUMNS)  # [KEYS / 2][64]
+    pack_queries[head_dim](source, queries.unsafe_bitcast[UInt32](), weight, table, first, length, stride, epsilon)
+    for i in range(2 * PANELS * TILE_ROWS):
+        mixed.unsafe_store(i * LANES, Lanes(0))
+    var tops = Array[Lanes, 2](fill=Lanes(MASKED))
+    var sums = Array[Lanes, 2](fill=Lanes(0))
+    for start in range(0, known, KEYS):
+        for panel in range(KEYS // TILE_ROWS):
+            var rows = keys.unsafe_offset((start + panel * TILE_ROWS) * PAIRS)
+            var tile = tile_products(rows, queries, PAIRS)
+            comptime for i in range(2 * TILE_ROWS):
+                scores.unsafe_store((panel * 2 * TILE_ROWS + i) * LANES, tile[i] * SCALE)
+        if causal or start + KEYS > known:
+            _mask[causal](scores, start, known, first)
+        var corrections = Array[Lanes, 2](fill=Lanes(0))
+        comptime for half in range(2):
+            corrections[half] = _weigh(scores, weights, tops[half], sums[half], half * LANES)
+        for panel in range(PANELS):
+            var rows = values.unsafe_offset((panel * value_pairs + start // 2) * TILE_ROWS)
+            var tile = tile_products(rows, weights, KEYS // 2)
+            comptime for i in range(2 * TILE_ROWS):
+                var place = (panel * 2 * TILE_ROWS + i) * LANES
+                var before = mixed.unsafe_load[width=LANES](place)
+                mixed.unsafe_store(place, before.fma(corrections[i % 2], tile[i]))
+    for query in range(min(TILE_COLUMNS, length - first)):
+        var share = 1 / (sums[0] if query < LANES else sums[1])[query % LANES]
+        var place = output.unsafe_offset((first + query) * output_stride)
+        for i in range(head_dim):
+            place.unsafe_store(i, (mixed.unsafe_load(i * TILE_COLUMNS + query) * share).cast[BF16]())
+    dealloc(sums_memory^)
+    dealloc(operands_memory^)
+
+
+def _mask[causal: Bool](scores: Pointer[mut=True, Float32, _], start: Int, known: Int, first: Int):
+    """Hide keys that are not there and, if causal, those behind a query."""
+    comptime for half in range(2):
+        var query = Lanes(0)
+        comptime for lane in range(LANES):
+            query[lane] = Float32(first + half * LANES + lane)
+        for key in range(KEYS):
+            var place = key * TILE_COLUMNS + half * LANES
+            if start + key >= known:
+                scores.unsafe_store(place, Lanes(MASKED))
+            elif causal:
+                var behind = Lanes(Float32(start + key)).gt(query)
+                scores.unsafe_store(place, behind.select(Lanes(MASKED), scores.unsafe_load[width=LANES](place)))
+
+
+@always_inline
+def _weigh(
+    scores: Pointer[mut=_, Float32, _],
+    weights: Pointer[mut=True, Scalar[BF16], _],
+    mut top: Lanes,
+    mut sum: Lanes,
+    lane: Int,
+) -> Lanes:
+    """Scores [KEYS][32] to weights in pairs of keys [KEYS / 2][32][2], for sixteen queries.
+
+    Returns:
+        What sums over earlier keys are to be multiplied with.
+    """
+    var highest = top
+    for key in range(KEYS):
+        highest = max(highest, scores.unsafe_load[width=LANES](key * TILE_COLUMNS + lane))
+    var correction = exp(top - highest)
+    var total = Lanes(0)
+    for pair in range(KEYS // 2):
+        var even = exp(scores.unsafe_load[width=LANES](2 * pair * TILE_COLUMNS + lane) - highest)
+        var odd = exp(scores.unsafe_load[width=LANES]((2 * pair + 1) * TILE_COLUMNS + lane) - highest)
+        total += even + odd
+        weights.unsafe_store(2 * (pair * TILE_COLUMNS + lane), even.cast[BF16]().interleave(odd.cast[BF16]()))
+    top = highest
+    sum = sum.fma(correction, total)
+    return correction

@@ -1,0 +1,61 @@
+"""What the ops of `kernels` compute, with torch: in float64, or as plain operations in bfloat16."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[items, length, inputs], [outputs, inputs] -> [items, length, outputs]."""
+    return x @ weight.T
+
+
+def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The weight's upper half gates what its lower half makes."""
+    gate, up = (x @ weight.T).chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def rotary_attention(
+    qkv: torch.Tensor,
+    query_weight: torch.Tensor,
+    key_weight: torch.Tensor,
+    rope: torch.Tensor,
+    valid_length: list[int],
+    heads: int,
+    causal: bool,
+    epsilon: float,
+) -> torch.Tensor:
+    """Arguments as of `graphs.ops.attention`; norms and rotation are in float32 at least."""
+    shared = (qkv.shape[2] - heads) // 2
+    query, key, value = qkv.split([heads, shared, shared], dim=2)
+    query, key = (
+        _rotated(_normed(numbers, weight, epsilon), rope)
+        for numbers, weight in ((query, query_weight), (key, key_weight))
+    )
+    position = torch.arange(qkv.shape[1])
+    seen = position < torch.tensor(valid_length)[:, None, None]
+    if causal:
+        seen = seen & (position <= position[:, None])
+    # A query that sees nothing would be NaN; its row is unspecified.
+    seen = (seen | ~seen.any(-1, keepdim=True)).unsqueeze(1)
+    query, key, value = (numbers.transpose(1, 2) for numbers in (query, key, value))
+    mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=heads != shared)
+    return mixed.transpose(1, 2)
+
+
+def _wide(numbers: torch.Tensor) -> torch.Tensor:
+    return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+
+def _normed(numbers: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    wide = _wide(numbers)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(numbers.dtype) * weight
+
+
+def _rotated(numbers: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    first, second = _wide(numbers).chunk(2, dim=-1)
+    cosine, sine = (rope[:, :, None, :, i].to(first.dtype) for i in (0, 1))
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return turned.to(numbers.dtype)
