@@ -16,6 +16,7 @@ PARTS = {
     "machine": "the machine's matmul rate, MAX and torch",
     "end_to_end": "the embedded model's pictures against diffusers, eager and compiled",
     "waterfall": "our optimisations, one switch each, on top of one another",
+    "kernels": "the ops written in Mojo, their twins of plain operations, and PyTorch",
     "block": "one transformer block at the real width, float32 and bfloat16",
     "resolutions": "that block over picture sizes: the linear and the quadratic share",
     "operations": "where the time of that block goes",
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for part in options.parts or list(PARTS):
         conditions = Conditions.now()
         print(f"\n## {part}: {PARTS[part]}", flush=True)
-        if roofs is None and part in ("block", "resolutions", "operations", "attention", "skipped_step"):
+        if roofs is None and part in ("kernels", "block", "resolutions", "operations", "attention", "skipped_step"):
             roofs = _roofs(_measure("machine", options, {}))
         rows = _measure(part, options, roofs or {})
         if part == "machine":
@@ -84,6 +85,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import resolutions
 
         return resolutions.rows(resolutions.QUICK if quick else resolutions.FULL, repeats, roofs)
+    if part == "kernels":
+        from benchmarks import kernels
+
+        return kernels.rows(kernels.QUICK if quick else kernels.FULL, repeats, roofs)
     if part == "block":
         from benchmarks import block
 

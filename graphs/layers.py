@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from max import tree
+from max.driver import Device
 from max.dtype import DType
 from max.experimental import compilation
 from max.experimental import functional as F
@@ -18,6 +19,8 @@ from max.experimental.realization_context import GraphRealizationContext, subgra
 from max.experimental.tensor import Tensor, default_device, default_dtype
 from max.graph import DeviceRef, Graph, TensorType, TensorValue
 from max.graph import Module as GraphModule
+
+from graphs.ops import libraries
 
 ModuleT = TypeVar("ModuleT", bound=Module[..., Any])
 
@@ -83,5 +86,8 @@ def trace(module: Module[..., Any], input_types: Iterable[TensorType], name: str
     declared = tree.map(_ExternalWeight.like, module, leaf=Tensor, shared=True)
     name_weights(declared)
     layouts, structure = compilation._declared_layouts(tuple(input_types), {})
-    graph = Graph(name, input_types=[local for layout in layouts for local in layout.local_types], module=together)
+    types = [local for layout in layouts for local in layout.local_types]
+    numbers: list[tuple[DType, Device | DeviceRef]] = [(tensor.dtype, tensor.device) for _, tensor in module.parameters]
+    numbers += [(each.dtype, each.device) for each in types]
+    graph = Graph(name, input_types=types, custom_extensions=libraries(numbers), module=together)
     return compilation.StagedGraph(declared, graph, layouts, structure, subgraph_cache={}).graph

@@ -19,7 +19,7 @@ from max.engine import CompiledModel, InferenceSession
 from max.experimental import custom
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
-from max.graph import Graph, Module
+from max.graph import DeviceRef, Graph, Module
 from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 
@@ -46,9 +46,13 @@ def without_kernels() -> Iterator[None]:
         _own_kernels.reset(token)
 
 
-def runs_here(dtype: DType, device: Device) -> bool:
+def runs_here(dtype: DType, device: Device | DeviceRef) -> bool:
     """Whether graphs use `linear`, `gated_linear` and `attention`: in bfloat16, on a CPU that multiplies bfloat16."""
-    return _own_kernels.get() and dtype == DType.bfloat16 and device.is_host and "avx512_bf16" in instructions()
+    return _own_kernels.get() and dtype == DType.bfloat16 and _is_host(device) and "avx512_bf16" in instructions()
+
+
+def _is_host(device: Device | DeviceRef) -> bool:
+    return device.is_host if isinstance(device, Device) else device.is_cpu()
 
 
 def packable(inputs: int, outputs: int) -> bool:
@@ -138,6 +142,14 @@ def attention(
     mixed = op(qkv, query_weight, key_weight, rope, valid_length, added)
     assert isinstance(mixed, Tensor)
     return mixed
+
+
+def libraries(dtypes: Iterable[tuple[DType, Device | DeviceRef]]) -> list[Path]:
+    """The compiled `kernels`, if a graph of parameters or inputs of these dtypes on these devices may use them.
+
+    A graph has to be given them when it is made: MAX 26.7 does not find the ops of a subgraph otherwise.
+    """
+    return list(_linear().extensions) if any(runs_here(dtype, device) for dtype, device in dtypes) else []
 
 
 def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iterable[Graph]) -> CompiledModel:

@@ -13,7 +13,9 @@ import torch
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
+from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Linear, Module
+from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
@@ -21,6 +23,7 @@ from references import kernels as references
 from tolerances import BFLOAT16_RATIO
 
 from graphs import ops
+from graphs.cpu import instructions
 from graphs.layers import build, trace
 from graphs.linear import GatedLinear, PackedGatedLinear, PackedLinear, gated_linear, linear
 from max_zimage.weight_names import Packing
@@ -40,6 +43,19 @@ class Op(Module[..., list[Tensor]]):
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         return [self.call(*inputs)]
+
+
+class Repeated(Module[..., list[Tensor]]):
+    """Two layers that share one subgraph."""
+
+    def __init__(self) -> None:
+        self.types = [TensorType(DType.bfloat16, ["items", "length", 64], HOST)]
+        self.layers = ModuleList([PackedLinear(64, 64) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for layer in self.layers:
+            x = as_subgraph(layer, name="layer")(x)
+        return [x]
 
 
 def product_types() -> list[TensorType]:
@@ -67,6 +83,8 @@ def attention_op(heads: int, shared: int, head_dim: int, causal: bool) -> Op:
 def compiled() -> dict[str, Model]:
     """Every op, compiled as one module."""
     makers = {"linear": lambda: Op(ops.linear, product_types())}
+    if "avx512_bf16" in instructions():
+        makers["repeated"] = Repeated
     makers["gated_linear"] = lambda: Op(ops.gated_linear, product_types())
     makers |= {name.split(",")[0]: lambda shape=shape: attention_op(*shape) for name, shape in SHAPES.items()}
     together, graphs = GraphModule(), []
@@ -74,7 +92,9 @@ def compiled() -> dict[str, Model]:
         module = build(make, DType.bfloat16, HOST)
         graphs.append(trace(module, module.types, name, together))
     session = InferenceSession([CPU()])
-    return session.init_all(ops.compile_with_kernels(session, together, graphs))
+    weights = {f"layers.{i}.weight": packed(bfloat16(64, 64, seed=i), "panels") for i in range(2)}
+    weights = weights if "repeated" in makers else {}
+    return session.init_all(ops.compile_with_kernels(session, together, graphs), weights_registry=weights)
 
 
 def bfloat16(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -117,6 +137,15 @@ def test_products(compiled: dict[str, Model], op: str, items: int, length: int, 
     x, weight = bfloat16(items, length, inputs), bfloat16(outputs, inputs, seed=1)
     ours = run(compiled[op], buffer(x), packed(weight, packing))
     check(ours, reference(x, weight), reference(x.double(), weight.double()))
+
+
+@pytest.mark.skipif("avx512_bf16" not in instructions(), reason="elsewhere no graph that is traced uses the ops")
+def test_a_subgraph_finds_the_ops(compiled: dict[str, Model]) -> None:
+    x, weights = bfloat16(2, 13, 64, seed=2), [bfloat16(64, 64, seed=i) for i in range(2)]
+    plain, exact = x, x.double()
+    for weight in weights:
+        plain, exact = plain @ weight.T, exact @ weight.double().T
+    check(run(compiled["repeated"], buffer(x)), plain, exact)
 
 
 @pytest.mark.parametrize("op", PRODUCTS)

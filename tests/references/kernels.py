@@ -22,27 +22,32 @@ def rotary_attention(
     query_weight: torch.Tensor,
     key_weight: torch.Tensor,
     rope: torch.Tensor,
-    valid_length: list[int],
+    valid_length: list[int] | None,
     heads: int,
     causal: bool,
     epsilon: float,
 ) -> torch.Tensor:
-    """Arguments as of `graphs.ops.attention`; norms and rotation are in float32 at least."""
+    """Arguments as of `graphs.ops.attention`, None where all is valid; norms and rotation in float32 at least."""
     shared = (qkv.shape[2] - heads) // 2
     query, key, value = qkv.split([heads, shared, shared], dim=2)
     query, key = (
         _rotated(_normed(numbers, weight, epsilon), rope)
         for numbers, weight in ((query, query_weight), (key, key_weight))
     )
-    position = torch.arange(qkv.shape[1])
-    seen = position < torch.tensor(valid_length)[:, None, None]
-    if causal:
-        seen = seen & (position <= position[:, None])
-    # A query that sees nothing would be NaN; its row is unspecified.
-    seen = (seen | ~seen.any(-1, keepdim=True)).unsqueeze(1)
+    seen = None if valid_length is None and not causal else _seen(qkv.shape[1], valid_length or [qkv.shape[1]], causal)
     query, key, value = (numbers.transpose(1, 2) for numbers in (query, key, value))
     mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=heads != shared)
     return mixed.transpose(1, 2)
+
+
+def _seen(length: int, valid_length: list[int], causal: bool) -> torch.Tensor:
+    """Which key a query sees, [items, 1, length, length]."""
+    position = torch.arange(length)
+    seen = (position < torch.tensor(valid_length)[:, None, None]).expand(-1, length, length)
+    if causal:
+        seen = seen & (position <= position[:, None])
+    # A query that sees nothing would be NaN; its row is unspecified.
+    return (seen | ~seen.any(-1, keepdim=True)).unsqueeze(1)
 
 
 def _wide(numbers: torch.Tensor) -> torch.Tensor:
