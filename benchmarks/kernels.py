@@ -177,7 +177,7 @@ def _attention(tokens: int, heads: int, head_dim: int) -> Case:
         return references.rotary_attention(*tensors, rope, None, heads, causal=False, epsilon=EPSILON)
 
     return Case(
-        name="norms, RoPE and attention",
+        name=f"norms, RoPE and attention, {tokens} tokens",
         sizes=f"{tokens} tokens x {heads} heads x {head_dim}",
         gflop=work.attention(1, tokens, heads, head_dim, size=0).flops / 1e9,
         make=lambda: _Attention(head_dim, heads),

@@ -182,4 +182,4 @@ def test_the_waterfalls_plot_has_a_bar_for_each_row_of_the_common_scenes(tmp_pat
 def test_the_readme_shows_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--check"]) == 0, capsys.readouterr()
     parts = report.marked_parts((measure.ROOT / "README.md").read_text())
-    assert {"end_to_end", "block", "resolutions", "attention", "start", "quality", "waterfall"} <= set(parts)
+    assert {"end_to_end", "block", "resolutions", "attention", "start", "quality", "waterfall", "kernels"} <= set(parts)
