@@ -20,7 +20,7 @@ from max.experimental.tensor import Tensor, default_device, default_dtype
 from max.graph import DeviceRef, Graph, TensorType, TensorValue
 from max.graph import Module as GraphModule
 
-from graphs.ops import libraries
+from graphs.ops import graph_with_kernels
 
 ModuleT = TypeVar("ModuleT", bound=Module[..., Any])
 
@@ -87,7 +87,7 @@ def trace(module: Module[..., Any], input_types: Iterable[TensorType], name: str
     name_weights(declared)
     layouts, structure = compilation._declared_layouts(tuple(input_types), {})
     types = [local for layout in layouts for local in layout.local_types]
-    numbers: list[tuple[DType, Device | DeviceRef]] = [(tensor.dtype, tensor.device) for _, tensor in module.parameters]
-    numbers += [(each.dtype, each.device) for each in types]
-    graph = Graph(name, input_types=types, custom_extensions=libraries(numbers), module=together)
+    numbers: list[tuple[DType, Device | DeviceRef]] = [(each.dtype, each.device) for each in types]
+    numbers += [(parameter.dtype, parameter.device) for _, parameter in module.parameters]
+    graph = graph_with_kernels(name, types, numbers, together)
     return compilation.StagedGraph(declared, graph, layouts, structure, subgraph_cache={}).graph

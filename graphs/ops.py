@@ -7,11 +7,12 @@ op that reaches a CPU graph costs minutes and more than ten gigabytes before it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from max.driver import CPU, Device
 from max.dtype import DType
@@ -19,7 +20,7 @@ from max.engine import CompiledModel, InferenceSession
 from max.experimental import custom
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, Graph, Module
+from max.graph import DeviceRef, Graph, Module, Type
 from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 
@@ -144,12 +145,21 @@ def attention(
     return mixed
 
 
-def libraries(dtypes: Iterable[tuple[DType, Device | DeviceRef]]) -> list[Path]:
-    """The compiled `kernels`, if a graph of parameters or inputs of these dtypes on these devices may use them.
+def graph_with_kernels(
+    name: str, input_types: Sequence[Type[Any]], numbers: Iterable[tuple[DType, Device | DeviceRef]], module: Module
+) -> Graph:
+    """Begin a graph that may use the ops of `kernels`, if its parameters or inputs let it.
 
-    A graph has to be given them when it is made: MAX 26.7 does not find the ops of a subgraph otherwise.
+    It has to be given them now: MAX 26.7 does not find the ops of a subgraph otherwise.
+
+    Args:
+        name: The graph's name.
+        input_types: Of its arguments.
+        numbers: Dtypes and devices of parameters and arguments.
+        module: Takes the graph.
     """
-    return list(_linear().extensions) if any(runs_here(dtype, device) for dtype, device in dtypes) else []
+    sources = list(_linear().extensions) if any(runs_here(*each) for each in numbers) else []
+    return Graph(name, input_types=input_types, custom_extensions=sources, module=module)
 
 
 def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iterable[Graph]) -> CompiledModel:

@@ -44,8 +44,8 @@ def model_dtype(name: str, device: Device) -> ModelDtype:
     """Choose the dtype that a model runs in.
 
     Args:
-        name: "float32", "bfloat16", or "auto": bfloat16 on an accelerator, float32 on a CPU, whose pictures are then the
-            reference's to a rounding. bfloat16 is the faster one on a CPU with AVX-512 BF16.
+        name: "float32", "bfloat16", or "auto": bfloat16 on an accelerator, float32 on a CPU, where pictures are the
+            reference's to a rounding; bfloat16 is the faster one if it has AVX-512 BF16.
         device: Where the model runs.
 
     Raises:
