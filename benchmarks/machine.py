@@ -1,7 +1,7 @@
-"""The machine's matmul rate, to which all shares refer: MAX and torch, float32 and bfloat16.
+"""The machine's matmul rate, to which all shares refer: torch, MAX and the project's kernel, float32 and bfloat16.
 
 One shape, that of the first feed-forward product at the real width: tokens [1056, 3840] times weights [10240, 3840]
-transposed. Both engines get the weights as a layer has them, and no time to repack them.
+transposed. All get the weights as their layers have them, and no time to repack them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from max.graph import DeviceRef, TensorType
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, interleave, max_abs
+from graphs.linear import linear
+from graphs.ops import packable, runs_here
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES, upload_as
 from max_zimage.profiling import matmul_rate
-from max_zimage.profiling.matmul_rate import Product
+from max_zimage.profiling.matmul_rate import Product, packed
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,9 +52,15 @@ def rows(product: Product, repeats: int) -> list[Row]:
             "torch": functools.partial(torch.nn.functional.linear, *theirs),
             "MAX": functools.partial(graph, buffer),
         }
+        own = _own(product, dtype, weights)
+        if own is not None:
+            calls["ours"] = functools.partial(own, upload_as(inputs[None], dtype, CPU()))
         timings = interleave(calls, repeats)
         expected = torch.nn.functional.linear(*(tensor[:8].double() for tensor in theirs)).numpy()
         outputs = {"torch": torch.nn.functional.linear(*theirs), "MAX": as_torch(graph(buffer)[0])}
+        if own is not None:
+            outputs["ours"] = as_torch(own(upload_as(inputs[None], dtype, CPU()))[0])[0]
+        seconds = {"MAX": graph.seconds, "ours": own.seconds if own is not None else None}
         roof = max(product.gflop / timing.median for timing in timings.values())
         measured += [
             Row(
@@ -61,7 +69,7 @@ def rows(product: Product, repeats: int) -> list[Row]:
                 dtype=dtype,
                 sizes=f"{product.tokens}x{product.width}x{product.hidden}",
                 timing=timing,
-                compile_seconds=graph.seconds if name == "MAX" else None,
+                compile_seconds=seconds.get(name),
                 gflop=product.gflop,
                 roof=roof,
                 max_abs=max_abs(outputs[name][:8, :8].double().numpy(), expected),
@@ -83,6 +91,14 @@ def roofs(measured: list[Row]) -> dict[str, float]:
 def as_torch(buffer: Buffer) -> torch.Tensor:
     """A buffer on the host as a torch tensor of the same dtype; nothing is copied."""
     return torch.from_dlpack(buffer)
+
+
+def _own(product: Product, dtype: ModelDtype, weights: np.ndarray) -> CompiledModule | None:
+    """The project's kernel; None where there is none for the dtype or the processor."""
+    if not (runs_here(DType[dtype], CPU()) and packable(product.width, product.hidden)):
+        return None
+    types = [TensorType(DType[dtype], [1, "tokens", product.width], DeviceRef.CPU())]
+    return compiled(lambda: linear(product.width, product.hidden), dtype, types, {"weight": packed(weights)})
 
 
 def _numbers(product: Product, dtype: ModelDtype) -> tuple[np.ndarray, np.ndarray]:

@@ -158,7 +158,7 @@ def graph_with_kernels(
         numbers: Dtypes and devices of parameters and arguments.
         module: Takes the graph.
     """
-    sources = list(_linear().extensions) if any(runs_here(*each) for each in numbers) else []
+    sources = _libraries() if any(runs_here(*each) for each in numbers) else []
     return Graph(name, input_types=input_types, custom_extensions=sources, module=module)
 
 
@@ -174,14 +174,24 @@ def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iter
     return session.compile(module, custom_extensions=sources)
 
 
+def _libraries() -> list[Path]:
+    """`kernels`, compiled once a process, and again if its file in the folder for temporary ones is swept away."""
+    found = list(_linear().extensions)
+    if not all(path.exists() for path in found):
+        for op in (_linear, _gated_linear, _attention):
+            op.cache_clear()
+        found = list(_linear().extensions)
+    return found
+
+
 @cache
 def _linear() -> custom.CustomOp:
-    return _declare_product("max_zimage.linear", _PANEL)
+    return _declare_product("max_zimage.linear", _PANEL, [KERNELS])
 
 
 @cache
 def _gated_linear() -> custom.CustomOp:
-    return _declare_product("max_zimage.gated_linear", _PANEL // 2)
+    return _declare_product("max_zimage.gated_linear", _PANEL // 2, _libraries())
 
 
 @cache
@@ -205,11 +215,11 @@ def _attention(heads: int, key_value_heads: int, head_dim: int, causal: bool) ->
             "head_dim": head_dim,
             "causal": causal,
         },
-        custom_extensions=[KERNELS],
+        custom_extensions=_libraries(),
     )
 
 
-def _declare_product(name: str, outputs_of_panel: int) -> custom.CustomOp:
+def _declare_product(name: str, outputs_of_panel: int, sources: Sequence[Path]) -> custom.CustomOp:
     items, length, inputs, pairs, panels = custom.Symbols("items", "length", "inputs", "pairs", "panels")
     return custom.declare(
         name,
@@ -218,7 +228,7 @@ def _declare_product(name: str, outputs_of_panel: int) -> custom.CustomOp:
             "weight": custom.TemplateType(DType.bfloat16, [panels, pairs, 2 * _PANEL]),
         },
         outputs=[custom.TemplateType(DType.bfloat16, [items, length, panels * outputs_of_panel])],
-        custom_extensions=[KERNELS],
+        custom_extensions=sources,
     )
 
 

@@ -63,10 +63,13 @@ struct Attention:
         """
         comptime assert target == "cpu", "max_zimage.attention is for CPUs"
         comptime assert head_dim % (2 * LANES) == 0, "a head's halves must be whole vectors"
+        comptime assert heads % key_value_heads == 0, "heads share keys and values in equal groups"
         comptime PAIRS = head_dim // 2
         comptime VALUE_PANELS = ceildiv(head_dim, TILE_ROWS)
         comptime CHANNELS = heads + 2 * key_value_heads
         var items, length = qkv.dim_size(0), qkv.dim_size(1)
+        if rope.dim_size(0) != 1 and rope.dim_size(0) != items:
+            raise Error("there are ", rope.dim_size(0), " RoPE tables for ", items, " items")
         var blocks = ceildiv(length, KEYS)
         var key_size, value_size = blocks * KEYS * PAIRS, blocks * KEYS // 2 * VALUE_PANELS * TILE_ROWS
         var tables = 0 if rope.dim_size(0) == 1 else length * head_dim  # from an item's table to the next

@@ -81,6 +81,8 @@ def _multiply[
     comptime width = LANES if gated else TILE_COLUMNS  # outputs of a tile
     var rows, pairs, outputs = x.dim_size(0) * x.dim_size(1), weight.dim_size(1), output.dim_size(2)
     var row_panels, column_panels = ceildiv(rows, TILE_ROWS), weight.dim_size(0)
+    if x.dim_size(2) != 2 * pairs:
+        raise Error("x has ", x.dim_size(2), " inputs and the packed weight ", 2 * pairs)
     var source, columns, target = x.unsafe_ptr().unsafe_bitcast[UInt32](), weight.unsafe_ptr(), output.unsafe_ptr()
     var packed = alloc(Layout[UInt32](count=row_panels * pairs * TILE_ROWS))
     var panels = packed.unsafe_ptr()

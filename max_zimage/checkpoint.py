@@ -129,7 +129,7 @@ def load(checked: LoadPlan, dtype: ModelDtype, *, packed: bool = False) -> dict[
     Args:
         checked: Its plan.
         dtype: Of every parameter. Numbers are rounded to the nearest, ties to even.
-        packed: Whether matrices that have a packing are packed, where their sizes allow it.
+        packed: Whether bfloat16 matrices that have a packing are packed, where their sizes allow it.
 
     Returns:
         Engine name -> buffer in host memory. A buffer that views a file keeps it mapped.
@@ -196,7 +196,8 @@ def _result_shape(parts: Sequence[TensorInfo], layout: Layout) -> tuple[int, ...
 
 def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, packed: bool) -> Buffer:
     first = step.parts[0]
-    packing = step.packing if packed and step.packing and packable(step.shape[1], step.shape[0]) else None
+    packing = step.packing if packed and dtype == "bfloat16" else None
+    packing = packing if packing and packable(step.shape[1], step.shape[0]) else None
     in_place = step.layout != "conv" and not step.rotary_heads and packing is None
     if in_place and len(step.parts) == 1 and _FORMAT_DTYPES[first.dtype] == dtype:
         # MAX takes weights at any alignment. Bytes, because numpy knows no bfloat16.

@@ -14,7 +14,8 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.experimental.compilation import as_subgraph
-from max.experimental.nn import Linear, Module
+from max.experimental.nn import Module
+from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
@@ -23,9 +24,10 @@ from references import kernels as references
 from tolerances import BFLOAT16_RATIO
 
 from graphs import ops
+from graphs.attention import rotary_attention
 from graphs.cpu import instructions
 from graphs.layers import build, trace
-from graphs.linear import GatedLinear, PackedGatedLinear, PackedLinear, gated_linear, linear
+from graphs.linear import PackedLinear
 from max_zimage.weight_names import Packing
 from max_zimage.weight_order import pack
 
@@ -43,6 +45,20 @@ class Op(Module[..., list[Tensor]]):
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         return [self.call(*inputs)]
+
+
+class Wired(Module[..., list[Tensor]]):
+    """Attention as the graphs take it, where every position exists."""
+
+    def __init__(self) -> None:
+        self.types = [
+            TensorType(DType.bfloat16, ["items", "length", 9, 128], HOST),
+            TensorType(DType.float32, ["tables", "length", 64, 2], HOST),
+        ]
+        self.q_norm, self.k_norm = RMSNorm(128, eps=EPSILON), RMSNorm(128, eps=EPSILON)
+
+    def forward(self, qkv: Tensor, rope: Tensor) -> list[Tensor]:
+        return [rotary_attention(qkv, self.q_norm, self.k_norm, rope, heads=3)]
 
 
 class Repeated(Module[..., list[Tensor]]):
@@ -84,7 +100,7 @@ def compiled() -> dict[str, Model]:
     """Every op, compiled as one module."""
     makers = {"linear": lambda: Op(ops.linear, product_types())}
     if "avx512_bf16" in instructions():
-        makers["repeated"] = Repeated
+        makers |= {"repeated": Repeated, "wired": Wired}
     makers["gated_linear"] = lambda: Op(ops.gated_linear, product_types())
     makers |= {name.split(",")[0]: lambda shape=shape: attention_op(*shape) for name, shape in SHAPES.items()}
     together, graphs = GraphModule(), []
@@ -93,12 +109,17 @@ def compiled() -> dict[str, Model]:
         graphs.append(trace(module, module.types, name, together))
     session = InferenceSession([CPU()])
     weights = {f"layers.{i}.weight": packed(bfloat16(64, 64, seed=i), "panels") for i in range(2)}
+    weights |= {f"{name}_norm.weight": buffer(norm(name)) for name in "qk"}
     weights = weights if "repeated" in makers else {}
     return session.init_all(ops.compile_with_kernels(session, together, graphs), weights_registry=weights)
 
 
 def bfloat16(*shape: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+
+
+def norm(name: str) -> torch.Tensor:
+    return 1 + bfloat16(128, scale=0.2, seed=ord(name))
 
 
 def buffer(tensor: torch.Tensor) -> Buffer:
@@ -159,7 +180,7 @@ def test_no_rows_are_no_rows(compiled: dict[str, Model], op: str) -> None:
 def test_extremes(compiled: dict[str, Model], op: str) -> None:
     """Huge and tiny numbers come out as they do in float32, rounded, and what is not finite stays so."""
     packing, reference = PRODUCTS[op]
-    x = torch.diag(torch.tensor([1e30, 1e-30, 1e4, -1e4, -50.0, 0.0])).bfloat16().unsqueeze(0)
+    x = torch.diag(torch.tensor([1e30, 1e-10, 1e4, -1e4, -50.0, 0.0])).bfloat16().unsqueeze(0)
     weight = torch.ones(32, 6).bfloat16()
     ours = run(compiled[op], buffer(x), packed(weight, packing))
     expected = reference(x.float(), weight.float()).bfloat16().double()
@@ -219,28 +240,47 @@ def test_attention_with_scores_far_apart(compiled: dict[str, Model]) -> None:
     assert right > 0.95  # rounding of queries and keys decides where two keys are nearly equal
 
 
+def test_the_norms_epsilon_counts(compiled: dict[str, Model]) -> None:
+    """Queries and keys as small as its root: half of their size is the epsilon's."""
+    heads, shared, head_dim, causal = SHAPES["bidirectional"]
+    qkv = bfloat16(1, 60, heads + 2 * shared, head_dim, scale=EPSILON**0.5)
+    weight = torch.full((head_dim,), 2.0).bfloat16()
+    rope = torch.stack([torch.ones(1, 60, head_dim // 2), torch.zeros(1, 60, head_dim // 2)], dim=-1)
+    ours = run(
+        compiled["bidirectional"],
+        *map(buffer, (qkv, weight, weight, rope)),
+        Buffer.from_numpy(np.array([60], np.uint32)),
+    )
+    arguments = [tensor.double() for tensor in (qkv, weight, weight)], rope, [60], heads, causal
+    exact, other = (references.rotary_attention(*arguments[0], *arguments[1:], eps) for eps in (EPSILON, 0.0))
+    assert (ours - exact).norm() < 0.02 * exact.norm()
+    assert (other - exact).norm() > 0.1 * exact.norm()
+
+
+@pytest.mark.skipif("avx512_bf16" not in instructions(), reason="elsewhere no graph that is traced uses the ops")
+def test_attention_as_graphs_take_it(compiled: dict[str, Model]) -> None:
+    qkv, angles = bfloat16(3, 45, 9, 128), bfloat16(1, 45, 64, scale=3.0, seed=3).float()
+    rope = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    ours = run(compiled["wired"], buffer(qkv), buffer(rope))
+
+    def reference(dtype: torch.dtype) -> torch.Tensor:
+        tensors = [tensor.to(dtype) for tensor in (qkv, norm("q"), norm("k"))]
+        return references.rotary_attention(*tensors, rope, None, 3, False, EPSILON)
+
+    check(ours, reference(torch.bfloat16), reference(torch.float64))
+
+
+def test_shapes_that_do_not_belong_together_are_refused(compiled: dict[str, Model]) -> None:
+    with pytest.raises(Exception, match="x has 62 inputs and the packed weight 64"):
+        compiled["linear"].execute(buffer(bfloat16(1, 13, 62)), packed(bfloat16(32, 64), "panels"))
+    heads, shared, head_dim, _ = SHAPES["bidirectional"]
+    weight, lengths = bfloat16(head_dim), Buffer.from_numpy(np.array([5] * 3, np.uint32))
+    tensors = bfloat16(3, 5, heads + 2 * shared, head_dim), weight, weight, torch.ones(2, 5, head_dim // 2, 2)
+    with pytest.raises(Exception, match="2 RoPE tables for 3 items"):
+        compiled["bidirectional"].execute(*map(buffer, tensors), lengths)
+
+
 def test_an_op_runs_eagerly() -> None:
     x, weight = bfloat16(1, 13, 64), bfloat16(32, 64, seed=1)
     product = ops.linear(Tensor.from_dlpack(x), Tensor.from_dlpack(packed(weight, "panels")))
     check(torch.from_dlpack(product).double(), x @ weight.T, x.double() @ weight.double().T)
-
-
-def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "instructions", lambda: frozenset({"avx512_bf16"}))
-
-    def made(dtype: DType, inputs: int, outputs: int) -> tuple[type, type]:
-        layers = [build(lambda make=make: make(inputs, outputs), dtype, HOST) for make in (linear, gated_linear)]
-        return type(layers[0]), type(layers[1])
-
-    assert made(DType.bfloat16, 64, 96) == (PackedLinear, PackedGatedLinear)
-    assert made(DType.bfloat16, 64, 48) == (Linear, PackedGatedLinear)  # 48 gates and 48 ups are three panels
-    assert made(DType.bfloat16, 63, 96) == made(DType.float32, 64, 96) == (Linear, GatedLinear)
-    with ops.without_kernels():
-        assert made(DType.bfloat16, 64, 96) == (Linear, GatedLinear)
-    monkeypatch.setattr(ops, "instructions", lambda: frozenset({"avx512f"}))
-    assert made(DType.bfloat16, 64, 96) == (Linear, GatedLinear)
-
-
-def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="outputs divisible by 32 and inputs divisible by 2, got 40 and 64"):
-        ops.packed_shape(64, 40)

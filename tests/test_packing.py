@@ -1,4 +1,4 @@
-"""Weights in the order of the kernels, number by number."""
+"""Weights in the order of the kernels, number by number, and which layers take them so."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import pytest
 import torch
 from max.driver import Buffer
 from max.dtype import DType
+from max.experimental.nn import Linear
+from max.graph import DeviceRef
 from references.tiny import TinySpec, write_tiny
 
+from graphs import ops
+from graphs.layers import build
+from graphs.linear import GatedLinear, PackedGatedLinear, PackedLinear, gated_linear, linear
 from max_zimage.checkpoint import LoadPlan, load, plan
 from max_zimage.config import model_specs
 from max_zimage.model_files import CONFIG_FILES, find_component_files, read_config
@@ -72,5 +77,28 @@ def test_matrices_are_packed_where_they_fit_and_nothing_else_is(plans: dict[str,
 
 
 def test_float32_is_loaded_as_it_is(plans: dict[str, LoadPlan]) -> None:
-    loaded = load(plans["transformer"], "float32")
+    loaded = load(plans["transformer"], "float32", packed=True)
     assert {buffer.rank for buffer in loaded.values()} <= {1, 2}
+
+
+def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "instructions", lambda: frozenset({"avx512_bf16"}))
+
+    def made(dtype: DType, inputs: int, outputs: int) -> tuple[type, type]:
+        layers = [
+            build(lambda make=make: make(inputs, outputs), dtype, DeviceRef.CPU()) for make in (linear, gated_linear)
+        ]
+        return type(layers[0]), type(layers[1])
+
+    assert made(DType.bfloat16, 64, 96) == (PackedLinear, PackedGatedLinear)
+    assert made(DType.bfloat16, 64, 48) == (Linear, PackedGatedLinear)  # 48 gates and 48 ups are three panels
+    assert made(DType.bfloat16, 63, 96) == made(DType.float32, 64, 96) == (Linear, GatedLinear)
+    with ops.without_kernels():
+        assert made(DType.bfloat16, 64, 96) == (Linear, GatedLinear)
+    monkeypatch.setattr(ops, "instructions", lambda: frozenset({"avx512f"}))
+    assert made(DType.bfloat16, 64, 96) == (Linear, GatedLinear)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="outputs divisible by 32 and inputs divisible by 2, got 40 and 64"):
+        ops.packed_shape(64, 40)

@@ -36,8 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work, out = options.work.absolute(), options.out.absolute()
     try:
         seconds = _unpack(options.source, work / SITE) if options.stage == "install" and options.source else None
-    except (ValueError, RuntimeError) as error:
-        print(f"install: {error}", file=sys.stderr)
+    except Exception as error:  # a damaged archive or a full disk, in whatever way they show
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "install.log").open("a", encoding="utf-8") as log:
+            print(f"install: {options.source}: {error!r}", file=log)
+        print(f"install: {error or repr(error)}", file=sys.stderr)
         return 1
     _use_site(work / SITE)
     if not options.small:  # a small model's graphs are those of the tests, which the user's own folders hold

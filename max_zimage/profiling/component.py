@@ -213,8 +213,9 @@ class Prepared:
 def random_weight(shape: tuple[int, ...], dtype: ModelDtype) -> Buffer:
     """A parameter in host memory: matrices keep the size of what they multiply, vectors are ones."""
     count = prod(shape)
-    # Of a matrix [outer, inner] the inner side is summed over, of a convolution [k, k, inner, outer] all but the last.
-    fan_in = prod(shape[1:]) if len(shape) == 2 else prod(shape[:-1])
+    # Of a matrix [outer, inner] the inner side is summed over, of a packed one [panels, pairs, 64] all pairs, of a
+    # convolution [k, k, inner, outer] all but the last.
+    fan_in = {2: prod(shape[1:]), 3: 2 * prod(shape[1:2])}.get(len(shape), prod(shape[:-1]))
     few = min(count, _RANDOM)
     numbers = np.ones(few, np.float32) if len(shape) == 1 else _normal(few) * np.float32(fan_in**-0.5)
     if dtype == "float32":

@@ -6,17 +6,22 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from max.driver import CPU, Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession
-from max.experimental.nn import Linear
 from max.graph import DeviceRef, TensorType
 
 from graphs.layers import build
+from graphs.linear import PackedLinear
+from graphs.linear import linear as graph_linear
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import upload_as
 from max_zimage.profiling.work import linear
+from max_zimage.weight_order import bfloat16_bits, pack
+
+FloatArray = npt.NDArray[np.float32]
 
 _CALLS = 5
 _QUEUED = 20  # calls of an accelerator between two synchronizations, so that what a launch costs the host is hidden
@@ -57,7 +62,8 @@ def measured_rate(graph: CompiledGraph, product: Product, dtype: ModelDtype, dev
     Returns:
         Floating-point operations a second of the fastest calls.
     """
-    numbers = np.random.default_rng(0).standard_normal((product.tokens, product.width), np.float32)
+    shape = (1, product.tokens, product.width)
+    numbers = np.random.default_rng(0).standard_normal(shape, np.float32)
     inputs = upload_as(numbers, dtype, device)
     calls = 1 if device.is_host else _QUEUED
     graph(inputs)
@@ -66,13 +72,20 @@ def measured_rate(graph: CompiledGraph, product: Product, dtype: ModelDtype, dev
 
 
 def product_graph(product: Product, dtype: ModelDtype, device: Device, session: InferenceSession) -> CompiledGraph:
-    """The product as a graph, its weights as a layer has them."""
+    """The product as a graph, its weights as a layer has them: packed where the graphs' large layers are."""
     place = DeviceRef.from_device(device)
-    module = build(lambda: Linear(product.width, product.hidden, bias=False), DType[dtype], place)
-    types = [TensorType(DType[dtype], ["tokens", product.width], place)]
+    module = build(lambda: graph_linear(product.width, product.hidden), DType[dtype], place)
+    types = [TensorType(DType[dtype], [1, "tokens", product.width], place)]
     weights = np.random.default_rng(1).standard_normal((product.hidden, product.width), np.float32)
-    data = {"weight": upload_as(weights * np.float32(product.width**-0.5), dtype, CPU())}
+    weights *= np.float32(product.width**-0.5)
+    data = {"weight": packed(weights) if isinstance(module, PackedLinear) else upload_as(weights, dtype, CPU())}
     return compile_graph("matmul", module, types, data, session, spec=product, device=device)
+
+
+def packed(weights: FloatArray) -> Buffer:
+    """Matrix [outputs, inputs] as `graphs.ops.linear` takes it."""
+    panels = pack(bfloat16_bits(weights), "panels")
+    return Buffer.from_numpy(panels.reshape(-1)).view(DType.bfloat16, panels.shape)
 
 
 def _seconds(graph: CompiledGraph, inputs: Buffer, calls: int, device: Device) -> float:
