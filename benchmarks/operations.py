@@ -25,8 +25,8 @@ _INNER = re.compile(r"elementwise\(|matmulmo\.|concat$")
 """What a logged operation logs again from the inside."""
 
 KINDS = (
-    ("matrix products", re.compile(r"^matmul|max_zimage\.(gated_)?linear")),
-    ("attention", re.compile(r"flash_attention|max_zimage\.attention")),
+    ("matrix products", re.compile(r"^matmul|\b(gated_)?linear\b")),
+    ("attention", re.compile(r"attention")),
     ("RMSNorm, with what is fused into it", re.compile(r"rms_norm")),
     ("SwiGLU's product", re.compile(r"silu")),
     ("RoPE", re.compile(r"concat|Elementwise\(mul, mul|^Horizontal\(View\(static\.reshape, slice\)")),

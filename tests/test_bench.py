@@ -118,13 +118,21 @@ def test_every_moment_of_a_call_counts_for_one_kind_of_operation() -> None:
         (4.0, "CALL"),
         (4.0, "[OP] LAUNCH matmul [id=1] target=cpu:0"),
         (5.0, "[OP] COMPLETE matmul [id=1] target=cpu:0"),
-        (6.0, "END"),
+        (6.0, "CALL"),
+        (6.0, "[OP] LAUNCH gated_linear [id=4] target=cpu:0"),
+        (8.0, "[OP] COMPLETE gated_linear [id=4] target=cpu:0"),
+        (8.0, "[OP] LAUNCH linear [id=5] target=cpu:0"),
+        (9.0, "[OP] COMPLETE linear [id=5] target=cpu:0"),
+        (9.0, "[OP] LAUNCH attention [id=6] target=cpu:0"),
+        (9.5, "[OP] COMPLETE attention [id=6] target=cpu:0"),
+        (9.5, "END"),
     ]
     summed = operations.seconds_by_kind(log)
-    assert summed["matrix products"] == [2.0, 1.0]
-    assert summed["RoPE"] == [1.0, 0.0]  # without what ran beside the product
-    assert summed["other"] == [1.0, 1.0]
-    assert summed["the whole call"] == [4.0, 2.0]
+    assert summed["matrix products"] == [2.0, 1.0, 3.0]
+    assert summed["attention"] == [0.0, 0.0, 0.5]
+    assert summed["RoPE"] == [1.0, 0.0, 0.0]  # without what ran beside the product
+    assert summed["other"] == [1.0, 1.0, 0.0]
+    assert summed["the whole call"] == [4.0, 2.0, 3.5]
 
 
 def test_a_process_is_timed_to_its_picture_and_its_memory_measured() -> None:
