@@ -14,7 +14,7 @@ from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
 from graphs.layers import build, trace
-from graphs.ops import compile_with_kernels
+from graphs.kernel_library import compile_with_kernels
 from max_zimage.checkpoint import ModelDtype
 
 

@@ -13,6 +13,7 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 
 from graphs import ops
+from graphs.kernel_library import runs_here
 from graphs.rope import rotate
 
 _MASKED = -1e30  # exp() of it is zero next to any real score; -inf would turn a fully masked block into NaN
@@ -44,16 +45,32 @@ def rotary_attention(
         [items, length, heads, head_dim] in qkv's dtype. Rows beyond `valid_length` are unspecified.
     """
     channels, head_dim = int(qkv.shape[2]), int(qkv.shape[3])
-    if ops.runs_here(qkv.dtype, qkv.device) and ops.attends(head_dim):
-        if valid_length is None:
-            valid_length = F.broadcast_to(F.constant(_EVERY, DType.uint32, device=qkv.device), [qkv.shape[0]])
+    if runs_here(qkv.dtype, qkv.device) and ops.attends(head_dim):
+        lengths = _every(qkv) if valid_length is None else valid_length
         weights = query_norm.weight, key_norm.weight
         epsilon = query_norm.eps
-        return ops.attention(qkv, *weights, rope, valid_length, heads=heads, causal=causal, epsilon=epsilon)
+        return ops.rotary_attention(qkv, *weights, rope, lengths, heads=heads, causal=causal, epsilon=epsilon)
     shared = (channels - heads) // 2
     query, key, value = F.split(qkv, [heads, shared, shared], axis=2)
     query, key = rotate(query_norm(query), rope), rotate(key_norm(key), rope)
     return attention(query, key, value, scale=head_dim**-0.5, valid_length=valid_length, causal=causal)
+
+
+def joint_attention(qkv: Tensor, *, heads: int) -> Tensor:
+    """Attention from the fused product of queries, keys and values as they are; all positions exist.
+
+    Args:
+        qkv: [items, length, 3 heads, head_dim].
+        heads: As many for queries, keys and values.
+
+    Returns:
+        [items, length, heads, head_dim] in qkv's dtype.
+    """
+    head_dim = int(qkv.shape[3])
+    if runs_here(qkv.dtype, qkv.device) and ops.attends(head_dim):
+        return ops.attention(qkv, _every(qkv), heads=heads)
+    query, key, value = F.split(qkv, [heads] * 3, axis=2)
+    return attention(query, key, value, scale=head_dim**-0.5)
 
 
 def attention(
@@ -84,6 +101,11 @@ def attention(
         mask = _additive_mask(query, valid_length, causal)
         return ops.flash_attention_cpu(query, key, value, mask, scale).cast(dtype)
     return ops.flash_attention_gpu(query, key, value, scale, causal=causal, valid_length=valid_length)
+
+
+def _every(qkv: Tensor) -> Tensor:
+    """A valid length that hides nothing, uint32 [items]."""
+    return F.broadcast_to(F.constant(_EVERY, DType.uint32, device=qkv.device), [qkv.shape[0]])
 
 
 def _additive_mask(query: Tensor, valid_length: Tensor | None, causal: bool) -> Tensor:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
-from max.experimental.nn import Linear, Module
+from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
@@ -26,6 +26,7 @@ from max.graph import DeviceRef, TensorType
 
 from graphs.blocks import ContextBlock
 from graphs.dims import CAPTION_PADDED, ITEMS, PROMPTS, STEPS
+from graphs.linear import linear
 from graphs.transformer import TransformerSpec
 
 _MAX_PERIOD = 10000.0
@@ -83,7 +84,7 @@ class CaptionEmbedder(Module[[Tensor], Tensor]):
 
     def __init__(self, spec: TransformerSpec) -> None:
         self.norm = RMSNorm(spec.caption_dim, eps=spec.norm_eps)
-        self.linear = Linear(spec.caption_dim, spec.dim)
+        self.linear = linear(spec.caption_dim, spec.dim, bias=True)
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., caption_dim] -> [..., dim]."""
@@ -96,8 +97,8 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
     def __init__(self, spec: TransformerSpec) -> None:
         self.spec = spec
         self.t_embedder = TimestepEmbedder(spec)
-        self.modulation = Linear(spec.adaln_dim, spec.num_blocks * 4 * spec.dim)
-        self.final_modulation = Linear(spec.adaln_dim, spec.dim)
+        self.modulation = linear(spec.adaln_dim, spec.num_blocks * 4 * spec.dim, bias=True)
+        self.final_modulation = linear(spec.adaln_dim, spec.dim, bias=True)
 
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Modulation of all steps of a schedule.
@@ -127,8 +128,8 @@ class TimestepEmbedder(Module[[Tensor], Tensor]):
     """Sinusoidal features in float32 (cosines first), then two linear layers."""
 
     def __init__(self, spec: TransformerSpec) -> None:
-        self.linear_1 = Linear(_SINUSOIDS, _TIMESTEP_HIDDEN)
-        self.linear_2 = Linear(_TIMESTEP_HIDDEN, spec.adaln_dim)
+        self.linear_1 = linear(_SINUSOIDS, _TIMESTEP_HIDDEN, bias=True)
+        self.linear_2 = linear(_TIMESTEP_HIDDEN, spec.adaln_dim, bias=True)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """float32 [steps], scaled to [0, 1000] -> [steps, adaln_dim] in the model's dtype."""

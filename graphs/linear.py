@@ -1,4 +1,4 @@
-"""Matrix products with weights, plain or packed for a CPU's bfloat16 instructions.
+"""Matrix products with weights, plain or packed for the kernels of a CPU.
 
 `linear` and `gated_linear` choose by the dtype and device that parameters are declared in. The plain layers define what
 the packed ones compute; the packed ones round once, after all that is fused.
@@ -13,18 +13,19 @@ from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor, defaults
 
 from graphs import ops
+from graphs.kernel_library import runs_here
 
 
-def linear(inputs: int, outputs: int) -> Linear | PackedLinear:
-    """A layer [items, length, inputs] -> [items, length, outputs] without bias."""
-    if _packed(inputs, outputs):
-        return PackedLinear(inputs, outputs)
-    return Linear(inputs, outputs, bias=False)
+def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:
+    """A layer [..., inputs] -> [..., outputs]."""
+    if not _packed(inputs):
+        return Linear(inputs, outputs, bias=bias)
+    return PackedBiasedLinear(inputs, outputs) if bias else PackedLinear(inputs, outputs)
 
 
 def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear:
     """A layer [items, length, inputs] -> [items, length, outputs]: silu(x gateᵀ) · (x upᵀ)."""
-    return PackedGatedLinear(inputs, outputs) if _packed(inputs, 2 * outputs) else GatedLinear(inputs, outputs)
+    return PackedGatedLinear(inputs, outputs) if _packed(inputs) else GatedLinear(inputs, outputs)
 
 
 class GatedLinear(Module[[Tensor], Tensor]):
@@ -41,27 +42,48 @@ class GatedLinear(Module[[Tensor], Tensor]):
 
 
 class PackedLinear(Module[[Tensor], Tensor]):
-    """x weightᵀ in bfloat16 on a CPU. The weight is packed as `graphs.ops.linear` wants it."""
+    """x weightᵀ on a CPU. The weight is packed as `graphs.ops.linear` wants it."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        self.weight = Tensor.zeros(list(ops.packed_shape(inputs, outputs)))
+        self.outputs = outputs
+        self.weight = _panels(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[items, length, inputs] -> [items, length, outputs]."""
-        return ops.linear(x, self.weight)
+        """[items, length, inputs] or [rows, inputs] -> the same with `outputs`."""
+        rows = x if x.rank == 3 else F.unsqueeze(x, 0)
+        product = ops.linear(rows, self.weight, self.outputs)
+        return product if x.rank == 3 else F.squeeze(product, 0)
+
+
+class PackedBiasedLinear(PackedLinear):
+    """x weightᵀ + bias on a CPU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.bias = Tensor.zeros([outputs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[items, length, inputs] or [rows, inputs] -> the same with `outputs`."""
+        return super().forward(x) + self.bias
 
 
 class PackedGatedLinear(Module[[Tensor], Tensor]):
-    """`GatedLinear` in bfloat16 on a CPU. The weight is packed as `graphs.ops.gated_linear` wants it."""
+    """`GatedLinear` on a CPU. The weight is packed as `graphs.ops.gated_linear` wants it."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        self.weight = Tensor.zeros(list(ops.packed_shape(inputs, 2 * outputs)))
+        self.outputs = outputs
+        # A panel has 16 gates and 16 ups, so a last one that is not full has too few of both.
+        self.weight = _panels(inputs, 2 * (-(-outputs // 16) * 16))
 
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
-        return ops.gated_linear(x, self.weight)
+        return ops.gated_linear(x, self.weight, self.outputs)
 
 
-def _packed(inputs: int, outputs: int) -> bool:
+def _panels(inputs: int, outputs: int) -> Tensor:
+    return Tensor.zeros(list(ops.packed_shape(inputs, outputs, defaults()[0])))
+
+
+def _packed(inputs: int) -> bool:
     dtype, mesh = defaults()
-    return ops.runs_here(dtype, mesh.devices[0]) and ops.packable(inputs, outputs)
+    return runs_here(dtype, mesh.devices[0]) and ops.packable(inputs, dtype)

@@ -1,117 +1,80 @@
 """The only file that names Mojo symbols: one op a function.
 
-The project's own ops, in `kernels`, are compiled when the first graph that has one is traced. Two attention kernels of
-MAX's library are wrapped besides. Which one a graph may use is decided in `graphs.attention` and `graphs.linear`; a GPU
-op that reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
+The project's own are in `kernels`. Two attention kernels of MAX's library are wrapped besides. Which one a graph may use
+is decided in `graphs.attention`, `graphs.linear` and `graphs.vae_blocks`, by `graphs.kernel_library.runs_here`; a GPU op
+that reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
+
+A packed weight is [panels, units, numbers]: panels of 32 outputs side by side, and units of 32 bits along the inputs,
+which are one float32 number or two bfloat16 numbers. What does not fill the last panel or unit is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from max.driver import CPU, Device
+from max.driver import CPU
 from max.dtype import DType
-from max.engine import CompiledModel, InferenceSession
-from max.experimental import custom
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, Graph, Module, Type
+from max.graph import Dim, TensorType
 from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 
-from graphs.cpu import instructions
+from graphs.kernel_library import libraries
 
 _PANEL = 32
 """Outputs side by side in a packed weight: as many sums as the kernels keep in two vector registers."""
 
-_INSIDE, _BESIDE = Path(__file__).parent / "kernels", Path(__file__).parent.parent / "kernels"
-KERNELS = _INSIDE if _INSIDE.is_dir() else _BESIDE
-"""Folder of the Mojo sources: in a wheel inside this package, in a checkout beside it."""
-
 _flash_attention_gpu_functional = F.functional(_flash_attention_gpu)
-_own_kernels: ContextVar[bool] = ContextVar("_own_kernels", default=True)
 
 
-@contextmanager
-def without_kernels() -> Iterator[None]:
-    """Have graphs that are built inside use plain operations where they would use an op of `kernels`."""
-    token = _own_kernels.set(False)
-    try:
-        yield
-    finally:
-        _own_kernels.reset(token)
+def packable(inputs: int, dtype: DType) -> bool:
+    """Whether a matrix can be packed: its inputs are whole units."""
+    return inputs % _per_unit(dtype) == 0
 
 
-def runs_here(dtype: DType, device: Device | DeviceRef) -> bool:
-    """Whether graphs use `linear`, `gated_linear` and `attention`: in bfloat16, on a CPU that multiplies bfloat16."""
-    return _own_kernels.get() and dtype == DType.bfloat16 and _is_host(device) and "avx512_bf16" in instructions()
+def packed_shape(inputs: int, outputs: int, dtype: DType) -> tuple[int, int, int]:
+    """Shape of a packed weight [outputs, inputs]: [panels, units, 32 numbers a unit].
 
-
-def _is_host(device: Device | DeviceRef) -> bool:
-    return device.is_host if isinstance(device, Device) else device.is_cpu()
-
-
-def packable(inputs: int, outputs: int) -> bool:
-    """Whether a matrix's sizes allow packing: pairs of inputs, and whole panels of outputs."""
-    return inputs % 2 == 0 and outputs % _PANEL == 0
-
-
-def packed_shape(inputs: int, outputs: int) -> tuple[int, int, int]:
-    """Shape of a packed weight [outputs, inputs]: [panels, pairs, 2 · 32].
-
-    Number 2 j + i of a pair belongs to the panel's output j and to input i of the pair.
-
-    Raises:
-        ValueError: If the sizes do not allow it.
+    Number j · k + i of a unit of k numbers belongs to the panel's output j and to input i of the unit.
     """
-    if not packable(inputs, outputs):
-        raise ValueError(
-            f"a packed weight needs outputs divisible by {_PANEL} and inputs divisible by 2, got {outputs} and {inputs}"
-        )
-    return outputs // _PANEL, inputs // 2, 2 * _PANEL
+    return -(-outputs // _PANEL), -(-inputs // _per_unit(dtype)), _PANEL * _per_unit(dtype)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     """Product x weightᵀ, summed in float32; the twin is MAX's Linear.
 
     Args:
-        x: bfloat16 [items, length, inputs].
-        weight: bfloat16, see `packed_shape`.
+        x: float32 or bfloat16 [items, length, inputs].
+        weight: The same dtype, packed from [outputs, inputs], see `packed_shape`.
+        outputs: How many.
 
     Returns:
-        bfloat16 [items, length, outputs].
+        The same dtype, [items, length, outputs].
     """
-    product = _linear()(x, weight)
-    assert isinstance(product, Tensor)
-    return product
+    return _own("linear", [x, weight], x, [*x.shape[:2], outputs])
 
 
-def gated_linear(x: Tensor, weight: Tensor) -> Tensor:
+def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     """Product silu(x gateᵀ) · (x upᵀ), all in float32 until the end; the twin is `graphs.linear.GatedLinear`.
 
     Args:
-        x: bfloat16 [items, length, inputs].
-        weight: bfloat16, see `packed_shape`; in every panel 16 gates, then the ups that belong to them.
+        x: float32 or bfloat16 [items, length, inputs].
+        weight: The same dtype, packed: in every panel 16 gates, then the ups that belong to them.
+        outputs: How many, half of the weight's.
 
     Returns:
-        bfloat16 [items, length, outputs], half as many as the weight has.
+        The same dtype, [items, length, outputs].
     """
-    product = _gated_linear()(x, weight)
-    assert isinstance(product, Tensor)
-    return product
+    return _own("gated_linear", [x, weight], x, [*x.shape[:2], outputs])
 
 
 def attends(head_dim: int) -> bool:
-    """Whether a head's width suits `attention`: both halves are whole vectors."""
+    """Whether a head's width suits `rotary_attention` and `attention`: both halves are whole vectors."""
     return head_dim % _PANEL == 0
 
 
-def attention(
+def rotary_attention(
     qkv: Tensor,
     query_weight: Tensor,
     key_weight: Tensor,
@@ -122,12 +85,12 @@ def attention(
     causal: bool,
     epsilon: float,
 ) -> Tensor:
-    """softmax(rope(norm(query)) rope(norm(key))ᵀ / √head_dim) value on a CPU; the twin is `graphs.attention`.
+    """softmax(rope(norm(query)) rope(norm(key))ᵀ / √head_dim) value on a CPU; the twin is in `graphs.attention`.
 
     Args:
-        qkv: bfloat16 [items, length, heads + 2 key_value_heads, head_dim].
-        query_weight: bfloat16 [head_dim], of the queries' RMSNorm.
-        key_weight: bfloat16 [head_dim], of the keys' RMSNorm.
+        qkv: float32 or bfloat16 [items, length, heads + 2 key_value_heads, head_dim].
+        query_weight: The same dtype, [head_dim], of the queries' RMSNorm.
+        key_weight: The same dtype, [head_dim], of the keys' RMSNorm.
         rope: float32 [1 or items, length, head_dim/2, 2], cosine and sine; element i turns with i + head_dim/2.
         valid_length: uint32 [items]: keys at this position and beyond are not attended.
         heads: Of the queries; `key_value_heads` divides it.
@@ -135,101 +98,118 @@ def attention(
         epsilon: Added to both norms' mean squares.
 
     Returns:
-        bfloat16 [items, length, heads, head_dim]. Rows beyond `valid_length` are unspecified.
+        The same dtype, [items, length, heads, head_dim]. Rows beyond `valid_length` are unspecified.
     """
-    channels, head_dim = int(qkv.shape[2]), int(qkv.shape[3])
-    op = _attention(heads, (channels - heads) // 2, head_dim, causal)
     added = F.constant([epsilon], DType.float32, device=CPU())
-    mixed = op(qkv, query_weight, key_weight, rope, valid_length, added)
-    assert isinstance(mixed, Tensor)
-    return mixed
+    inputs = [qkv, query_weight, key_weight, rope, valid_length, added]
+    return _attention(inputs, heads=heads, causal=causal, rotary=True)
 
 
-def graph_with_kernels(
-    name: str, input_types: Sequence[Type[Any]], numbers: Iterable[tuple[DType, Device | DeviceRef]], module: Module
-) -> Graph:
-    """Begin a graph that may use the ops of `kernels`, if its parameters or inputs let it.
-
-    It has to be given them now: MAX 26.7 does not find the ops of a subgraph otherwise.
+def attention(qkv: Tensor, valid_length: Tensor, *, heads: int) -> Tensor:
+    """softmax(query keyᵀ / √head_dim) value on a CPU; the twin is `graphs.attention.attention`.
 
     Args:
-        name: The graph's name.
-        input_types: Of its arguments.
-        numbers: Dtypes and devices of parameters and arguments.
-        module: Takes the graph.
+        qkv: float32 or bfloat16 [items, length, 3 heads, head_dim].
+        valid_length: uint32 [items]: keys at this position and beyond are not attended.
+        heads: As many for queries, keys and values.
+
+    Returns:
+        The same dtype, [items, length, heads, head_dim].
     """
-    sources = _libraries() if any(runs_here(*each) for each in numbers) else []
-    return Graph(name, input_types=input_types, custom_extensions=sources, module=module)
+    unread = F.constant([0.0], qkv.dtype, device=CPU())
+    rope, epsilon = (F.constant(each, DType.float32, device=CPU()) for each in ([[[[0.0]]]], [0.0]))
+    inputs = [qkv, unread, unread, rope, valid_length, epsilon]
+    return _attention(inputs, heads=heads, causal=False, rotary=False)
 
 
-def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iterable[Graph]) -> CompiledModel:
-    """Compile a module whose graphs may have ops of `kernels`.
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, epsilon: float) -> Tensor:
+    """What normalizes each group of neighbouring channels; the twin is in `graphs.vae_blocks`.
 
     Args:
-        session: Compiles it.
-        module: Holds the graphs.
-        graphs: Its graphs, from `graphs.layers.trace`.
+        x: float32 [items, rows, columns, channels].
+        weight: float32 or bfloat16 [channels].
+        bias: Like `weight`.
+        groups: How many; divides the channels.
+        epsilon: Added to the variances.
+
+    Returns:
+        float32 [items, 3, channels]: means, scales and offsets, so that (x - mean) · scale + offset is normalized.
     """
-    sources = sorted({path for graph in graphs for path in graph.kernel_libraries_paths})
-    return session.compile(module, custom_extensions=sources)
+    added = F.constant([epsilon], DType.float32, device=CPU())
+    return _own("group_norm", [x, weight, bias, added], x, [x.shape[0], 3, x.shape[3]], {"groups": groups})
 
 
-def _libraries() -> list[Path]:
-    """`kernels`, compiled once a process, and again if its file in the folder for temporary ones is swept away."""
-    found = list(_linear().extensions)
-    if not all(path.exists() for path in found):
-        for op in (_linear, _gated_linear, _attention):
-            op.cache_clear()
-        found = list(_linear().extensions)
-    return found
+def convolution(
+    x: Tensor,
+    norm: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    shortcut: Tensor | None,
+    *,
+    outputs: int,
+    stride: int = 1,
+    upsampling: int = 1,
+) -> Tensor:
+    """convolution(upsampled(silu(norm(x)))) + bias + shortcut on a CPU; the twin is `graphs.vae_blocks.PlainConv`.
+
+    A kernel of three has a border of zeros, with a stride of two behind only.
+
+    Args:
+        x: float32 [items, rows, columns, inputs].
+        norm: float32 [items, 3, inputs] from `group_norm`, or None for neither norm nor SiLU.
+        weight: float32 or bfloat16, packed for each of the kernel's taps: [panels, 1 or 9, units, numbers].
+        bias: Like `weight`, [outputs].
+        shortcut: float32 like the result, or None for none.
+        outputs: How many channels.
+        stride: 1 or 2.
+        upsampling: How often each pixel is repeated in both directions first.
+
+    Returns:
+        float32 [items, rows · upsampling / stride, columns · upsampling / stride, outputs].
+    """
+    items, rows, columns, _ = x.shape
+    shape = [items, rows * upsampling // stride, columns * upsampling // stride, outputs]
+    norm_or_nothing = F.constant([[[0.0]]], DType.float32, device=CPU()) if norm is None else norm
+    shortcut_or_nothing = F.constant([[[[0.0]]]], DType.float32, device=CPU()) if shortcut is None else shortcut
+    parameters = {
+        "stride": stride,
+        "upsampling": upsampling,
+        "normed": norm is not None,
+        "residual": shortcut is not None,
+    }
+    return _own("convolution", [x, norm_or_nothing, weight, bias, shortcut_or_nothing], x, shape, parameters)
 
 
-@cache
-def _linear() -> custom.CustomOp:
-    return _declare_product("max_zimage.linear", _PANEL, [KERNELS])
+def _attention(inputs: Sequence[Tensor], *, heads: int, causal: bool, rotary: bool) -> Tensor:
+    qkv = inputs[0]
+    channels, head_dim = int(qkv.shape[2]), int(qkv.shape[3])
+    parameters = {
+        "heads": heads,
+        "key_value_heads": (channels - heads) // 2,
+        "head_dim": head_dim,
+        "causal": causal,
+        "rotary": rotary,
+    }
+    return _own("attention", inputs, qkv, [*qkv.shape[:2], heads, head_dim], parameters)
 
 
-@cache
-def _gated_linear() -> custom.CustomOp:
-    return _declare_product("max_zimage.gated_linear", _PANEL // 2, _libraries())
+def _own(
+    name: str,
+    inputs: Sequence[Tensor],
+    like: Tensor,
+    shape: Sequence[Dim | int],
+    parameters: Mapping[str, bool | int] | None = None,
+) -> Tensor:
+    """One result of an op of `kernels`, in the dtype and on the device of one of its inputs."""
+    result = TensorType(like.dtype, list(shape), like.device)
+    return F.custom(
+        f"max_zimage.{name}", like.device, inputs, [result], parameters=parameters, custom_extensions=libraries()
+    )[0]
 
 
-@cache
-def _attention(heads: int, key_value_heads: int, head_dim: int, causal: bool) -> custom.CustomOp:
-    items, length, tables = custom.Symbols("items", "length", "tables")
-    channels = heads + 2 * key_value_heads
-    return custom.declare(
-        "max_zimage.attention",
-        inputs={
-            "qkv": custom.TemplateType(DType.bfloat16, [items, length, channels, head_dim]),
-            "query_weight": custom.TemplateType(DType.bfloat16, [head_dim]),
-            "key_weight": custom.TemplateType(DType.bfloat16, [head_dim]),
-            "rope": custom.TemplateType(DType.float32, [tables, length, head_dim // 2, 2]),
-            "valid_length": custom.TemplateType(DType.uint32, [items]),
-            "epsilon": custom.TemplateType(DType.float32, [1]),
-        },
-        outputs=[custom.TemplateType(DType.bfloat16, [items, length, heads, head_dim])],
-        parameters={
-            "heads": heads,
-            "key_value_heads": key_value_heads,
-            "head_dim": head_dim,
-            "causal": causal,
-        },
-        custom_extensions=_libraries(),
-    )
-
-
-def _declare_product(name: str, outputs_of_panel: int, sources: Sequence[Path]) -> custom.CustomOp:
-    items, length, inputs, pairs, panels = custom.Symbols("items", "length", "inputs", "pairs", "panels")
-    return custom.declare(
-        name,
-        inputs={
-            "x": custom.TemplateType(DType.bfloat16, [items, length, inputs]),
-            "weight": custom.TemplateType(DType.bfloat16, [panels, pairs, 2 * _PANEL]),
-        },
-        outputs=[custom.TemplateType(DType.bfloat16, [items, length, panels * outputs_of_panel])],
-        custom_extensions=sources,
-    )
+def _per_unit(dtype: DType) -> int:
+    """Numbers in 32 bits."""
+    return 4 // dtype.size_in_bytes
 
 
 def flash_attention_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:

@@ -19,16 +19,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
-from max.experimental.nn import Linear, Module
+from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import Dim
 
 from graphs.blocks import ModulatedBlock
 from graphs.dims import PATCH
+from graphs.linear import linear
 
 _FINAL_NORM_EPS = 1e-6  # the reference's LayerNorm before the last projection; not part of the configuration
 
@@ -105,7 +107,7 @@ class Transformer(Module[..., Tensor]):
 
     def __init__(self, spec: TransformerSpec) -> None:
         self.spec = spec
-        self.x_embedder = Linear(spec.patch_dim, spec.dim)
+        self.x_embedder = linear(spec.patch_dim, spec.dim, bias=True)
         self.x_pad_token = Tensor.zeros([1, spec.dim])
         self.noise_refiner = ModuleList(ModulatedBlock(spec) for _ in range(spec.num_refiner_layers))
         self.layers = ModuleList(ModulatedBlock(spec) for _ in range(spec.num_layers))
@@ -183,10 +185,11 @@ class FinalLayer(Module[[Tensor, Tensor], Tensor]):
     """LayerNorm without weights, scaled by the timestep, projected to latent patches."""
 
     def __init__(self, spec: TransformerSpec) -> None:
-        self.linear = Linear(spec.dim, spec.patch_dim)
+        self.linear = linear(spec.dim, spec.patch_dim, bias=True)
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """[items, tokens, dim] and float32 [dim] -> [items, tokens, patch_dim]."""
-        offset = F.broadcast_to(F.constant(0.0, DType.float32, device=x.device), scale.shape)
+        # Written out: MAX would compile kernels twice, once to broadcast a single zero while it compiles.
+        offset = F.constant(np.zeros(int(scale.shape[0]), np.float32), DType.float32, device=x.device)
         normed = F.layer_norm(x.cast(DType.float32), scale, offset, _FINAL_NORM_EPS)
         return self.linear(normed.cast(x.dtype))

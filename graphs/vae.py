@@ -25,7 +25,15 @@ from max.graph import DeviceRef, TensorType
 
 from graphs.dims import BATCH
 from graphs.latents import denormalize, normalize, token_squares, unpack
-from graphs.vae_blocks import Conv, Downsampler, GroupNorm, MiddleBlock, Upsampler, picture_dtype, resnet_block
+from graphs.vae_blocks import (
+    Downsampler,
+    GroupNorm,
+    MiddleBlock,
+    Upsampler,
+    convolution,
+    picture_dtype,
+    resnet_block,
+)
 
 RGB = 3
 LATENT_ROWS = "latent_rows"
@@ -100,7 +108,7 @@ def decode_float(spec: VaeSpec, decoder: Decoder, tokens: Tensor) -> Tensor:
 
 def quantize(pixels: Tensor) -> Tensor:
     """float32 pixels, black at -1 and white at 1, to uint8: clamped, and halves rounded to even as numpy does."""
-    unit = F.clamp(pixels / 2.0 + 0.5, 0.0, 1.0)
+    unit = F.clamp(pixels * 0.5 + 0.5, 0.0, 1.0)
     return F.round(unit * 255.0).cast(DType.uint8)
 
 
@@ -146,20 +154,20 @@ class Decoder(Module[[Tensor], Tensor]):
     def __init__(self, spec: VaeSpec) -> None:
         widths = tuple(reversed(spec.block_out_channels))
         last = len(widths) - 1
-        self.conv_in = Conv(spec.latent_channels, widths[0])
+        self.conv_in = convolution(spec.latent_channels, widths[0])
         self.mid_block = MiddleBlock(widths[0], spec.norm_num_groups)
         self.up_blocks = ModuleList(
             UpBlock(spec, widths[max(i - 1, 0)], width, upsamplers=int(i < last)) for i, width in enumerate(widths)
         )
         self.conv_norm_out = GroupNorm(widths[-1], spec.norm_num_groups)
-        self.conv_out = Conv(widths[-1], RGB)
+        self.conv_out = convolution(widths[-1], RGB)
 
     def forward(self, latents: Tensor) -> Tensor:
         """[batch, latent_rows, latent_columns, latent_channels] -> [batch, rows, columns, 3]."""
         x = self.mid_block(self.conv_in(latents))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(x, norm=self.conv_norm_out)
 
 
 class Encoder(Module[[Tensor], Tensor]):
@@ -168,20 +176,20 @@ class Encoder(Module[[Tensor], Tensor]):
     def __init__(self, spec: VaeSpec) -> None:
         widths = spec.block_out_channels
         last = len(widths) - 1
-        self.conv_in = Conv(RGB, widths[0])
+        self.conv_in = convolution(RGB, widths[0])
         self.down_blocks = ModuleList(
             DownBlock(spec, widths[max(i - 1, 0)], width, downsamplers=int(i < last)) for i, width in enumerate(widths)
         )
         self.mid_block = MiddleBlock(widths[-1], spec.norm_num_groups)
         self.conv_norm_out = GroupNorm(widths[-1], spec.norm_num_groups)
-        self.conv_out = Conv(widths[-1], 2 * spec.latent_channels)
+        self.conv_out = convolution(widths[-1], 2 * spec.latent_channels)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[batch, rows, columns, 3] -> [batch, latent_rows, latent_columns, 2·latent_channels]."""
         x = self.conv_in(pixels)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(self.mid_block(x), norm=self.conv_norm_out)
 
 
 class UpBlock(Module[[Tensor], Tensor]):

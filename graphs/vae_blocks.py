@@ -3,6 +3,9 @@
     residual block: x + conv(silu(norm(conv(silu(norm x)))))
     middle block:   residual block, attention over all positions, residual block
 
+A convolution takes what comes before it (norm and SiLU, or a doubling of the size) and what is added behind it as
+arguments: on a CPU one op of `kernels` does all of it.
+
 Reference: diffusers models/resnet.py, models/attention_processor.py (Attention, AttnProcessor2_0),
 models/unets/unet_2d_blocks.py, models/upsampling.py, models/downsampling.py.
 """
@@ -11,11 +14,14 @@ from __future__ import annotations
 
 from max.dtype import DType
 from max.experimental import functional as F
-from max.experimental.nn import Linear, Module
+from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
-from max.experimental.tensor import Tensor
+from max.experimental.tensor import Tensor, defaults
 
-from graphs.attention import attention
+from graphs import ops
+from graphs.attention import joint_attention
+from graphs.kernel_library import runs_here
+from graphs.linear import linear
 
 _NORM_EPS = 1e-6
 
@@ -23,26 +29,71 @@ _NORM_EPS = 1e-6
 def picture_dtype(weight: Tensor) -> DType:
     """Dtype that pictures have between the layers of a model with this weight.
 
-    The weight's own on a GPU. On a CPU a bfloat16 convolution sums in bfloat16 too, which costs six times the error of
-    PyTorch over the embedded model's decoder; there the weights alone are bfloat16.
+    The weight's own on a GPU. On a CPU float32, whatever the weights are: MAX's bfloat16 convolution sums in bfloat16
+    too, which costs six times the error of PyTorch over the embedded model's decoder, and the one in `kernels` rounds
+    what it multiplies only.
     """
     return DType.float32 if weight.device.is_host else weight.dtype
 
 
-class Conv(Module[[Tensor], Tensor]):
+def convolution(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1) -> PlainConv | PackedConv:
+    """A convolution with bias, in the dtype and for the device that parameters are declared in."""
+    dtype, mesh = defaults()
+    layer = PackedConv if runs_here(dtype, mesh.devices[0]) else PlainConv
+    return layer(in_channels, out_channels, kernel=kernel, stride=stride)
+
+
+class PlainConv(Module[..., Tensor]):
     """Convolution with bias; the weight is [kernel, kernel, in_channels, out_channels]."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int) -> None:
         self.stride = stride
         # (before, after) of rows, then of columns; with a stride of two only the far edges are padded.
         self.padding = (0, 1, 0, 1) if stride == 2 else (kernel // 2,) * 4
         self.weight = Tensor.zeros([kernel, kernel, in_channels, out_channels])
         self.bias = Tensor.zeros([out_channels])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, rows, columns, in_channels] -> [batch, rows/stride, columns/stride, out_channels]."""
+    def forward(
+        self, x: Tensor, *, norm: GroupNorm | None = None, shortcut: Tensor | None = None, upsampling: int = 1
+    ) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: [batch, rows, columns, in_channels].
+            norm: What x passes first, and SiLU then.
+            shortcut: What is added to the result.
+            upsampling: How often each pixel is repeated in both directions before.
+
+        Returns:
+            [batch, rows · upsampling / stride, columns · upsampling / stride, out_channels].
+        """
+        x = x if norm is None else F.silu(norm(x))
+        x = x if upsampling == 1 else _repeated(x, upsampling)
         weight, bias = self.weight.cast(x.dtype), self.bias.cast(x.dtype)
-        return F.conv2d(x, weight, (self.stride, self.stride), padding=self.padding, bias=bias)
+        y = F.conv2d(x, weight, (self.stride, self.stride), padding=self.padding, bias=bias)
+        return y if shortcut is None else shortcut + y
+
+
+class PackedConv(Module[..., Tensor]):
+    """`PlainConv` on a CPU. The weight is packed as `graphs.ops.convolution` wants it."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int) -> None:
+        self.outputs, self.stride = out_channels, stride
+        panels, units, numbers = ops.packed_shape(in_channels, out_channels, defaults()[0])
+        self.weight = Tensor.zeros([panels, kernel * kernel, units, numbers])
+        self.bias = Tensor.zeros([out_channels])
+
+    def forward(
+        self, x: Tensor, *, norm: GroupNorm | None = None, shortcut: Tensor | None = None, upsampling: int = 1
+    ) -> Tensor:
+        """Convolve; arguments as of `PlainConv.forward`, pictures float32."""
+        moments = None if norm is None else norm.moments(x)
+        return ops.convolution(
+            *(x, moments, self.weight, self.bias, shortcut),
+            outputs=self.outputs,
+            stride=self.stride,
+            upsampling=upsampling,
+        )
 
 
 class GroupNorm(Module[[Tensor], Tensor]):
@@ -54,16 +105,25 @@ class GroupNorm(Module[[Tensor], Tensor]):
         self.bias = Tensor.zeros([channels])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, rows, columns, channels] -> the same.
+        """[batch, rows, columns, channels] -> the same."""
+        mean, scale, offset = (F.unsqueeze(each, 1) for each in F.split(self.moments(x), [1, 1, 1], axis=1))
+        return ((x.cast(DType.float32) - mean) * scale + offset).cast(x.dtype)
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Mean, scale and offset of each channel, float32 [batch, 3, channels].
 
         One channel is averaged at a time, over columns and then rows, and the few averages that are left are joined
-        into groups: whole vectors of neighbouring channels are added. On two CPU cores at 256x256x128 this takes 19 ms
-        with an error of 1e-7; MAX's own group norm, which wants channels first, 265 ms and 2e-5.
+        into groups: whole vectors of neighbouring channels are added.
         """
+        if runs_here(self.weight.dtype, self.weight.device):
+            return ops.group_norm(x, self.weight, self.bias, groups=self.groups, epsilon=_NORM_EPS)
         x_f32 = x.cast(DType.float32)
-        centred = x_f32 - self._group_mean(x_f32)
+        batch, _, _, channels = x.shape
+        mean = self._group_mean(x_f32)
+        centred = x_f32 - mean
         scale = F.rsqrt(self._group_mean(centred * centred) + _NORM_EPS) * self.weight.cast(DType.float32)
-        return (centred * scale + self.bias.cast(DType.float32)).cast(x.dtype)
+        offset = F.broadcast_to(self.bias.cast(DType.float32), [batch, 1, channels])
+        return F.concat([F.squeeze(mean, 1), F.squeeze(scale, 1), offset], axis=1)
 
     def _group_mean(self, x: Tensor) -> Tensor:
         """Mean of each channel's group, float32 [batch, 1, 1, channels]."""
@@ -78,14 +138,13 @@ class ResnetBlock(Module[[Tensor], Tensor]):
 
     def __init__(self, channels: int, groups: int) -> None:
         self.norm1 = GroupNorm(channels, groups)
-        self.conv1 = Conv(channels, channels)
+        self.conv1 = convolution(channels, channels)
         self.norm2 = GroupNorm(channels, groups)
-        self.conv2 = Conv(channels, channels)
+        self.conv2 = convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, rows, columns, channels] -> the same."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(hidden)))
+        return self.conv2(self.conv1(x, norm=self.norm1), norm=self.norm2, shortcut=x)
 
 
 class WideningBlock(Module[[Tensor], Tensor]):
@@ -93,15 +152,14 @@ class WideningBlock(Module[[Tensor], Tensor]):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         self.norm1 = GroupNorm(in_channels, groups)
-        self.conv1 = Conv(in_channels, out_channels)
+        self.conv1 = convolution(in_channels, out_channels)
         self.norm2 = GroupNorm(out_channels, groups)
-        self.conv2 = Conv(out_channels, out_channels)
-        self.conv_shortcut = Conv(in_channels, out_channels, kernel=1)
+        self.conv2 = convolution(out_channels, out_channels)
+        self.conv_shortcut = convolution(in_channels, out_channels, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, rows, columns, in_channels] -> [batch, rows, columns, out_channels]."""
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+        return self.conv2(self.conv1(x, norm=self.norm1), norm=self.norm2, shortcut=self.conv_shortcut(x))
 
 
 def resnet_block(in_channels: int, out_channels: int, groups: int) -> ResnetBlock | WideningBlock:
@@ -116,18 +174,14 @@ class SpatialAttention(Module[[Tensor], Tensor]):
 
     def __init__(self, channels: int, groups: int) -> None:
         self.group_norm = GroupNorm(channels, groups)
-        self.to_q = Linear(channels, channels)
-        self.to_k = Linear(channels, channels)
-        self.to_v = Linear(channels, channels)
-        self.to_out = Linear(channels, channels)
+        self.qkv = linear(channels, 3 * channels, bias=True)
+        self.to_out = linear(channels, channels, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, rows, columns, channels] -> the same."""
         batch, rows, columns, channels = x.shape
-        positions = F.reshape(self.group_norm(x), [batch, rows * columns, channels]).cast(self.to_q.weight.dtype)
-        one_head = (batch, rows * columns, 1, channels)
-        query, key, value = (F.reshape(layer(positions), one_head) for layer in (self.to_q, self.to_k, self.to_v))
-        mixed = attention(query, key, value, scale=int(channels) ** -0.5)
+        positions = F.reshape(self.group_norm(x), [batch, rows * columns, channels]).cast(self.qkv.weight.dtype)
+        mixed = joint_attention(F.reshape(self.qkv(positions), [batch, rows * columns, 3, channels]), heads=1)
         mixed = self.to_out(F.reshape(mixed, [batch, rows * columns, channels]))
         return x + F.reshape(mixed, [batch, rows, columns, channels]).cast(x.dtype)
 
@@ -149,22 +203,27 @@ class Upsampler(Module[[Tensor], Tensor]):
     """Each pixel becomes a 2x2 square, then a convolution."""
 
     def __init__(self, channels: int) -> None:
-        self.conv = Conv(channels, channels)
+        self.conv = convolution(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, rows, columns, channels] -> [batch, 2·rows, 2·columns, channels]."""
-        batch, rows, columns, channels = x.shape
-        pixels = F.reshape(x, [batch, rows, 1, columns, 1, channels])
-        squares = F.broadcast_to(pixels, [batch, rows, 2, columns, 2, channels])
-        return self.conv(F.reshape(squares, [batch, rows * 2, columns * 2, channels]))
+        return self.conv(x, upsampling=2)
 
 
 class Downsampler(Module[[Tensor], Tensor]):
     """A convolution with a stride of two."""
 
     def __init__(self, channels: int) -> None:
-        self.conv = Conv(channels, channels, stride=2)
+        self.conv = convolution(channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, 2·rows, 2·columns, channels] -> [batch, rows, columns, channels]."""
         return self.conv(x)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """Each pixel as a square."""
+    batch, rows, columns, channels = x.shape
+    pixels = F.reshape(x, [batch, rows, 1, columns, 1, channels])
+    squares = F.broadcast_to(pixels, [batch, rows, times, columns, times, channels])
+    return F.reshape(squares, [batch, rows * times, columns * times, channels])

@@ -1,8 +1,8 @@
-"""Attention in bfloat16 on a CPU, from the fused product of queries, keys and values to the mixed values.
+"""Attention in float32 or bfloat16 on a CPU, from the fused product of queries, keys and values to the mixed values.
 
-    keys:    RMSNorm, RoPE -> panels of 12 keys, in pairs along the head        once for all queries
-    values:  panels of 12 elements of the head, in pairs along the keys         once for all queries
-    queries: RMSNorm, RoPE -> a panel of 32 queries, in pairs along the head
+    keys:    RMSNorm, RoPE -> panels of 12 keys, in units along the head        once for all queries
+    values:  panels of 12 elements of the head, in units along the keys         once for all queries
+    queries: RMSNorm, RoPE -> a panel of 32 queries, in units along the head
     scoresᵀ: tiles of 12 keys x 32 queries, a block of keys at a time           softmax runs down the lanes
     mixedᵀ:  tiles of 12 elements x 32 queries, corrected as the maximum grows
 
@@ -18,13 +18,12 @@ from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.collections import Array
 from std.math import ceildiv, exp, rsqrt
-from std.memory import Pointer
+from std.memory import Pointer, bitcast
 from std.memory.alloc import Layout, alloc, dealloc
 
-from .heads import KEYS, pack_keys, pack_queries, pack_values
-from .products import BF16, F32, LANES, TILE_COLUMNS, TILE_ROWS, Lanes, tile_products
+from .heads import KEYS, joined, pack_keys, pack_queries, pack_values
+from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, U32, Lanes, per_unit, tile_products
 
-comptime U32 = DType.uint32
 comptime MASKED: Float32 = -1e30  # exp() of it is zero next to any real score, and a row of it alone gives no NaN
 
 
@@ -39,17 +38,26 @@ struct Attention:
         key_value_heads: Int,
         head_dim: Int,
         causal: Bool,
+        rotary: Bool,
     ](
-        output: OutputTensor[dtype=BF16, rank=4, ...],
-        qkv: InputTensor[dtype=BF16, rank=4, ...],
-        query_weight: InputTensor[dtype=BF16, rank=1, ...],
-        key_weight: InputTensor[dtype=BF16, rank=1, ...],
+        output: OutputTensor[rank=4, ...],
+        qkv: InputTensor[dtype=output.dtype, rank=4, ...],
+        query_weight: InputTensor[dtype=output.dtype, rank=1, ...],
+        key_weight: InputTensor[dtype=output.dtype, rank=1, ...],
         rope: InputTensor[dtype=F32, rank=4, ...],
         valid_length: InputTensor[dtype=U32, rank=1, ...],
         epsilon: InputTensor[dtype=F32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
         """Attend.
+
+        Parameters:
+            target: The device.
+            heads: Of the queries.
+            key_value_heads: Of keys and values.
+            head_dim: Width of a head.
+            causal: Whether a query sees no key behind it.
+            rotary: Whether queries and keys are normalized and turned; else norms, `rope` and `epsilon` are not read.
 
         Args:
             output: [items, length, heads, head_dim].
@@ -64,14 +72,16 @@ struct Attention:
         comptime assert target == "cpu", "max_zimage.attention is for CPUs"
         comptime assert head_dim % (2 * LANES) == 0, "a head's halves must be whole vectors"
         comptime assert heads % key_value_heads == 0, "heads share keys and values in equal groups"
-        comptime PAIRS = head_dim // 2
+        comptime dtype = output.dtype
+        comptime UNITS = head_dim // per_unit[dtype]()
         comptime VALUE_PANELS = ceildiv(head_dim, TILE_ROWS)
+        comptime KEY_UNITS = KEYS // per_unit[dtype]()  # in a block
         comptime CHANNELS = heads + 2 * key_value_heads
         var items, length = qkv.dim_size(0), qkv.dim_size(1)
-        if rope.dim_size(0) != 1 and rope.dim_size(0) != items:
+        if rotary and rope.dim_size(0) != 1 and rope.dim_size(0) != items:
             raise Error("there are ", rope.dim_size(0), " RoPE tables for ", items, " items")
         var blocks = ceildiv(length, KEYS)
-        var key_size, value_size = blocks * KEYS * PAIRS, blocks * KEYS // 2 * VALUE_PANELS * TILE_ROWS
+        var key_size, value_size = blocks * KEYS * UNITS, blocks * KEY_UNITS * VALUE_PANELS * TILE_ROWS
         var tables = 0 if rope.dim_size(0) == 1 else length * head_dim  # from an item's table to the next
         var source, target_ptr, angles = qkv.unsafe_ptr(), output.unsafe_ptr(), rope.unsafe_ptr()
         var query_norm, key_norm = query_weight.unsafe_ptr(), key_weight.unsafe_ptr()
@@ -83,9 +93,9 @@ struct Attention:
         def pack(task: Int) {imm}:
             var group, block = task // blocks, task % blocks
             var item, head = group // key_value_heads, group % key_value_heads
-            pack_keys[head_dim](
+            pack_keys[dtype, head_dim, rotary](
                 source.unsafe_offset((item * length * CHANNELS + heads + head) * head_dim),
-                keys.unsafe_offset(group * key_size + block * KEYS * PAIRS),
+                keys.unsafe_offset(group * key_size + block * KEYS * UNITS),
                 key_norm,
                 angles.unsafe_offset(item * tables),
                 block * KEYS,
@@ -93,13 +103,13 @@ struct Attention:
                 CHANNELS * head_dim,
                 eps,
             )
-            pack_values[head_dim](
+            pack_values[dtype, head_dim](
                 source.unsafe_offset((item * length * CHANNELS + heads + key_value_heads + head) * head_dim),
                 values.unsafe_offset(group * value_size),
                 block * KEYS,
                 length,
                 CHANNELS * head_dim,
-                blocks * KEYS // 2,
+                blocks * KEY_UNITS,
             )
 
         sync_parallelize(pack, items * key_value_heads * blocks)
@@ -112,7 +122,7 @@ struct Attention:
             var shared = item * key_value_heads + head // (heads // key_value_heads)
             var first = panel * TILE_COLUMNS
             var known = min(length, Int(lengths.unsafe_load(item)))
-            _attend[head_dim, causal](
+            _attend[dtype, head_dim, causal, rotary](
                 target_ptr.unsafe_offset((item * length * heads + head) * head_dim),
                 heads * head_dim,
                 source.unsafe_offset((item * length * CHANNELS + head) * head_dim),
@@ -121,7 +131,7 @@ struct Attention:
                 angles.unsafe_offset(item * tables),
                 keys.unsafe_offset(shared * key_size),
                 values.unsafe_offset(shared * value_size),
-                blocks * KEYS // 2,
+                blocks * KEY_UNITS,
                 first,
                 length,
                 min(known, first + TILE_COLUMNS) if causal else known,
@@ -135,51 +145,52 @@ struct Attention:
 
 @no_inline
 def _attend[
-    head_dim: Int, causal: Bool
+    dtype: DType, head_dim: Int, causal: Bool, rotary: Bool
 ](
-    output: Pointer[mut=True, Scalar[BF16], _],
+    output: Pointer[mut=True, Scalar[dtype], _],
     output_stride: Int,
-    source: Pointer[mut=_, Scalar[BF16], _],
+    source: Pointer[mut=_, Scalar[dtype], _],
     stride: Int,
-    weight: Pointer[mut=_, Scalar[BF16], _],
+    weight: Pointer[mut=_, Scalar[dtype], _],
     table: Pointer[mut=_, Float32, _],
     keys: Pointer[mut=_, UInt32, _],
     values: Pointer[mut=_, UInt32, _],
-    value_pairs: Int,
+    value_units: Int,
     first: Int,
     length: Int,
     known: Int,
     epsilon: Float32,
 ):
     """Attend for a panel of queries, to keys 0 to known."""
-    comptime PAIRS = head_dim // 2
+    comptime UNITS = head_dim // per_unit[dtype]()
+    comptime KEY_UNITS = KEYS // per_unit[dtype]()
     comptime PANELS = ceildiv(head_dim, TILE_ROWS)
     comptime SCALE = rsqrt(Float32(head_dim))
     var sums_memory = alloc(Layout[Float32](count=(PANELS * TILE_ROWS + KEYS) * TILE_COLUMNS))
-    var operands_memory = alloc(Layout[Scalar[BF16]](count=(PAIRS + KEYS // 2) * 2 * TILE_COLUMNS))
+    var operands_memory = alloc(Layout[UInt32](count=(UNITS + KEY_UNITS) * TILE_COLUMNS))
     var mixed = sums_memory.unsafe_ptr()  # [PANELS * 12][32]
     var scores = mixed.unsafe_offset(PANELS * TILE_ROWS * TILE_COLUMNS)  # [KEYS][32]
-    var queries = operands_memory.unsafe_ptr()  # [PAIRS][64]
-    var weights = queries.unsafe_offset(PAIRS * 2 * TILE_COLUMNS)  # [KEYS / 2][64]
-    pack_queries[head_dim](source, queries.unsafe_bitcast[UInt32](), weight, table, first, length, stride, epsilon)
+    var queries = operands_memory.unsafe_ptr()  # [UNITS][32]
+    var weights = queries.unsafe_offset(UNITS * TILE_COLUMNS)  # [KEY_UNITS][32]
+    pack_queries[dtype, head_dim, rotary](source, queries, weight, table, first, length, stride, epsilon)
     for i in range(2 * PANELS * TILE_ROWS):
         mixed.unsafe_store(i * LANES, Lanes(0))
     var tops = Array[Lanes, 2](fill=Lanes(MASKED))
     var sums = Array[Lanes, 2](fill=Lanes(0))
     for start in range(0, known, KEYS):
         for panel in range(KEYS // TILE_ROWS):
-            var rows = keys.unsafe_offset((start + panel * TILE_ROWS) * PAIRS)
-            var tile = tile_products(rows, queries, PAIRS)
+            var rows = keys.unsafe_offset((start + panel * TILE_ROWS) * UNITS)
+            var tile = tile_products[dtype](rows, queries, UNITS)
             comptime for i in range(2 * TILE_ROWS):
                 scores.unsafe_store((panel * 2 * TILE_ROWS + i) * LANES, tile[i] * SCALE)
         if causal or start + KEYS > known:
             _mask[causal](scores, start, known, first)
         var corrections = Array[Lanes, 2](fill=Lanes(0))
         comptime for half in range(2):
-            corrections[half] = _weigh(scores, weights, tops[half], sums[half], half * LANES)
+            corrections[half] = _weigh[dtype](scores, weights, tops[half], sums[half], half * LANES)
         for panel in range(PANELS):
-            var rows = values.unsafe_offset((panel * value_pairs + start // 2) * TILE_ROWS)
-            var tile = tile_products(rows, weights, KEYS // 2)
+            var rows = values.unsafe_offset((panel * value_units + start // per_unit[dtype]()) * TILE_ROWS)
+            var tile = tile_products[dtype](rows, weights, KEY_UNITS)
             comptime for i in range(2 * TILE_ROWS):
                 var place = (panel * 2 * TILE_ROWS + i) * LANES
                 var before = mixed.unsafe_load[width=LANES](place)
@@ -188,7 +199,7 @@ def _attend[
         var share = 1 / (sums[0] if query < LANES else sums[1])[query % LANES]
         var place = output.unsafe_offset((first + query) * output_stride)
         for i in range(head_dim):
-            place.unsafe_store(i, (mixed.unsafe_load(i * TILE_COLUMNS + query) * share).cast[BF16]())
+            place.unsafe_store(i, (mixed.unsafe_load(i * TILE_COLUMNS + query) * share).cast[dtype]())
     dealloc(sums_memory^)
     dealloc(operands_memory^)
 
@@ -209,28 +220,34 @@ def _mask[causal: Bool](scores: Pointer[mut=True, Float32, _], start: Int, known
 
 
 @always_inline
-def _weigh(
+def _weigh[
+    dtype: DType
+](
     scores: Pointer[mut=_, Float32, _],
-    weights: Pointer[mut=True, Scalar[BF16], _],
+    weights: Pointer[mut=True, UInt32, _],
     mut top: Lanes,
     mut sum: Lanes,
     lane: Int,
 ) -> Lanes:
-    """Scores [KEYS][32] to weights in pairs of keys [KEYS / 2][32][2], for sixteen queries.
+    """Scores [KEYS][32] to weights in units of keys [KEY_UNITS][32], for sixteen queries.
 
     Returns:
         What sums over earlier keys are to be multiplied with.
     """
+    comptime KEYS_OF_UNIT = per_unit[dtype]()
     var highest = top
     for key in range(KEYS):
         highest = max(highest, scores.unsafe_load[width=LANES](key * TILE_COLUMNS + lane))
     var correction = exp(top - highest)
     var total = Lanes(0)
-    for pair in range(KEYS // 2):
-        var even = exp(scores.unsafe_load[width=LANES](2 * pair * TILE_COLUMNS + lane) - highest)
-        var odd = exp(scores.unsafe_load[width=LANES]((2 * pair + 1) * TILE_COLUMNS + lane) - highest)
-        total += even + odd
-        weights.unsafe_store(2 * (pair * TILE_COLUMNS + lane), even.cast[BF16]().interleave(odd.cast[BF16]()))
+    for unit in range(KEYS // KEYS_OF_UNIT):
+        var numbers = Array[SIMD[dtype, LANES], KEYS_OF_UNIT](fill=SIMD[dtype, LANES](0))
+        comptime for j in range(KEYS_OF_UNIT):
+            var score = scores.unsafe_load[width=LANES]((unit * KEYS_OF_UNIT + j) * TILE_COLUMNS + lane)
+            var weight = exp(score - highest)
+            total += weight
+            numbers[j] = weight.cast[dtype]()
+        weights.unsafe_store(unit * TILE_COLUMNS + lane, bitcast[U32, LANES](joined[dtype](numbers)))
     top = highest
     sum = sum.fma(correction, total)
     return correction

@@ -1,4 +1,4 @@
-"""Linear layers in bfloat16 on a CPU, with weights packed at load.
+"""Linear layers on a CPU, with weights packed at load, in float32 or bfloat16.
 
     panels of the input's rows -> one tile of sums in registers -> epilogue -> the output's rows
 
@@ -16,7 +16,7 @@ from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 from std.sys.info import num_physical_cores
 
-from .products import BF16, LANES, TILE_COLUMNS, TILE_ROWS, pack_rows, tile_products
+from .products import LANES, TILE_COLUMNS, TILE_ROWS, pack_rows, per_unit, store_lanes, tile_products
 
 comptime TASKS_PER_CORE = 4  # a core that another program takes away holds up a part of the work only
 
@@ -29,9 +29,9 @@ struct Linear:
     def execute[
         target: StaticString
     ](
-        output: OutputTensor[dtype=BF16, rank=3, ...],
-        x: InputTensor[dtype=BF16, rank=3, ...],
-        weight: InputTensor[dtype=BF16, rank=3, ...],
+        output: OutputTensor[rank=3, ...],
+        x: InputTensor[dtype=output.dtype, rank=3, ...],
+        weight: InputTensor[dtype=output.dtype, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
         """Multiply.
@@ -39,7 +39,8 @@ struct Linear:
         Args:
             output: [items, length, outputs].
             x: [items, length, inputs].
-            weight: [outputs / 32, inputs / 2, 64]: panels of 32 outputs, in pairs along the inputs.
+            weight: [outputs / 32, units, 32 numbers a unit]: panels of 32 outputs, the last one
+                filled up with zeros, in units along the inputs.
             ctx: Unused.
         """
         comptime assert target == "cpu", "max_zimage.linear is for CPUs"
@@ -54,9 +55,9 @@ struct GatedLinear:
     def execute[
         target: StaticString
     ](
-        output: OutputTensor[dtype=BF16, rank=3, ...],
-        x: InputTensor[dtype=BF16, rank=3, ...],
-        weight: InputTensor[dtype=BF16, rank=3, ...],
+        output: OutputTensor[rank=3, ...],
+        x: InputTensor[dtype=output.dtype, rank=3, ...],
+        weight: InputTensor[dtype=output.dtype, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
         """Multiply by both and gate.
@@ -64,7 +65,8 @@ struct GatedLinear:
         Args:
             output: [items, length, outputs].
             x: [items, length, inputs].
-            weight: [outputs / 16, inputs / 2, 64]: panels of 16 gates and their 16 ups, in pairs along the inputs.
+            weight: [outputs / 16, units, 32 numbers a unit]: panels of 16 gates and their 16 ups, the
+                last one filled up with zeros, in units along the inputs.
             ctx: Unused.
         """
         comptime assert target == "cpu", "max_zimage.gated_linear is for CPUs"
@@ -74,26 +76,49 @@ struct GatedLinear:
 def _multiply[
     gated: Bool
 ](
-    output: OutputTensor[dtype=BF16, rank=3, ...],
-    x: InputTensor[dtype=BF16, rank=3, ...],
-    weight: InputTensor[dtype=BF16, rank=3, ...],
+    output: OutputTensor[rank=3, ...],
+    x: InputTensor[dtype=output.dtype, rank=3, ...],
+    weight: InputTensor[dtype=output.dtype, rank=3, ...],
 ) raises:
+    comptime dtype = output.dtype
+    var units = weight.dim_size(1)
+    if x.dim_size(2) != units * per_unit[dtype]():
+        raise Error("x has ", x.dim_size(2), " inputs and the packed weight ", units * per_unit[dtype]())
+    _multiply_panels[dtype, gated](
+        output.unsafe_ptr(),
+        x.unsafe_ptr().unsafe_bitcast[UInt32](),
+        weight.unsafe_ptr().unsafe_bitcast[UInt32](),
+        x.dim_size(0) * x.dim_size(1),
+        units,
+        output.dim_size(2),
+        weight.dim_size(0),
+    )
+
+
+@no_inline
+def _multiply_panels[
+    dtype: DType, gated: Bool
+](
+    target: Pointer[mut=True, Scalar[dtype], _],
+    source: Pointer[mut=_, UInt32, _],
+    columns: Pointer[mut=_, UInt32, _],
+    rows: Int,
+    units: Int,
+    outputs: Int,
+    column_panels: Int,
+):
     comptime width = LANES if gated else TILE_COLUMNS  # outputs of a tile
-    var rows, pairs, outputs = x.dim_size(0) * x.dim_size(1), weight.dim_size(1), output.dim_size(2)
-    var row_panels, column_panels = ceildiv(rows, TILE_ROWS), weight.dim_size(0)
-    if x.dim_size(2) != 2 * pairs:
-        raise Error("x has ", x.dim_size(2), " inputs and the packed weight ", 2 * pairs)
-    var source, columns, target = x.unsafe_ptr().unsafe_bitcast[UInt32](), weight.unsafe_ptr(), output.unsafe_ptr()
-    var packed = alloc(Layout[UInt32](count=row_panels * pairs * TILE_ROWS))
+    var row_panels = ceildiv(rows, TILE_ROWS)
+    var packed = alloc(Layout[UInt32](count=row_panels * units * TILE_ROWS))
     var panels = packed.unsafe_ptr()
 
     def pack(panel: Int) {imm}:
         var first = panel * TILE_ROWS
         pack_rows(
-            source.unsafe_offset(first * pairs),
-            panels.unsafe_offset(first * pairs),
+            source.unsafe_offset(first * units),
+            panels.unsafe_offset(first * units),
             min(TILE_ROWS, rows - first),
-            pairs,
+            units,
         )
 
     sync_parallelize(pack, row_panels)
@@ -103,13 +128,14 @@ def _multiply[
     def multiply(task: Int) {imm}:
         for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
             var row, column = tile % row_panels * TILE_ROWS, tile // row_panels
-            _tile[gated](
+            _tile[dtype, gated](
                 target.unsafe_offset(row * outputs + column * width),
-                panels.unsafe_offset(row * pairs),
-                columns.unsafe_offset(column * pairs * 2 * TILE_COLUMNS),
-                pairs,
+                panels.unsafe_offset(row * units),
+                columns.unsafe_offset(column * units * TILE_COLUMNS),
+                units,
                 outputs,
                 min(TILE_ROWS, rows - row),
+                outputs - column * width,
             )
 
     sync_parallelize(multiply, tasks)
@@ -118,23 +144,25 @@ def _multiply[
 
 @no_inline
 def _tile[
-    gated: Bool
+    dtype: DType, gated: Bool
 ](
-    target: Pointer[mut=True, Scalar[BF16], _],
+    target: Pointer[mut=True, Scalar[dtype], _],
     rows: Pointer[mut=_, UInt32, _],
-    columns: Pointer[mut=_, Scalar[BF16], _],
-    pairs: Int,
+    columns: Pointer[mut=_, UInt32, _],
+    units: Int,
     stride: Int,
     height: Int,
+    width: Int,
 ):
-    """One tile, of which `height` rows exist."""
-    var sums = tile_products(rows, columns, pairs)
+    """One tile, of which `height` rows and `width` outputs exist, or all where there are more."""
+    var sums = tile_products[dtype](rows, columns, units)
     comptime for row in range(TILE_ROWS):
         if row < height:
             comptime if gated:
                 var gate = sums[2 * row]
                 var gated_sums = gate / (1 + exp(-gate)) * sums[2 * row + 1]
-                target.unsafe_store(row * stride, gated_sums.cast[BF16]())
+                store_lanes(target.unsafe_offset(row * stride), gated_sums, width)
             else:
-                target.unsafe_store(row * stride, sums[2 * row].cast[BF16]())
-                target.unsafe_store(row * stride + LANES, sums[2 * row + 1].cast[BF16]())
+                comptime for half in range(2):
+                    var place = target.unsafe_offset(row * stride + half * LANES)
+                    store_lanes(place, sums[2 * row + half], width - half * LANES)

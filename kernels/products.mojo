@@ -1,12 +1,14 @@
-"""Products of bfloat16 matrices on a CPU, accumulated in float32: the tile that stays in registers, and its operands.
+"""Products of matrices on a CPU, summed in float32: the tile that stays in registers, and its operands.
 
-One instruction multiplies sixteen pairs of bfloat16 numbers by sixteen others and adds both products of a pair to a
-float32 lane (AVX-512 BF16, `vdpbf16ps`). Operands are therefore kept in pairs along the summed axis:
+Operands come in units of 32 bits along the summed axis: one float32 number, or a pair of bfloat16 numbers. One
+instruction multiplies sixteen pairs by sixteen others and adds both products of a pair to a float32 lane (AVX-512 BF16,
+`vdpbf16ps`).
 
-    rows     [panels][pairs][12]        a pair is 32 bits, broadcast to all lanes
-    columns  [panels][pairs][32]        two vectors of sixteen pairs
+    rows     [panels][units][12]        broadcast to all lanes
+    columns  [panels][units][32]        two vectors of sixteen units
 
-A tile of 12 x 32 sums takes 24 of the 32 vector registers. It is summed over the whole axis before it leaves them.
+A tile of 12 x 32 sums takes 24 of the 32 vector registers of AVX-512. Where there are fewer or narrower ones, three of
+its rows are summed at a time. It is summed over the whole axis before it leaves the registers.
 """
 
 from std.collections import Array
@@ -15,50 +17,104 @@ from std.sys import CompilationTarget, llvm_intrinsic
 
 comptime BF16 = DType.bfloat16
 comptime F32 = DType.float32
+comptime U32 = DType.uint32
 comptime LANES = 16
 comptime TILE_ROWS = 12
 comptime TILE_COLUMNS = 2 * LANES
+comptime PART_ROWS = TILE_ROWS if CompilationTarget._has_feature["avx512f"]() else 3
 comptime Lanes = SIMD[F32, LANES]
-comptime Pairs = SIMD[BF16, 2 * LANES]
+comptime Units = SIMD[U32, LANES]
+comptime Part = Array[Lanes, 2 * PART_ROWS]
 comptime Tile = Array[Lanes, 2 * TILE_ROWS]
 """Row r's sums are at 2 r and 2 r + 1."""
 
 
+def per_unit[dtype: DType]() -> Int:
+    """Numbers in 32 bits."""
+    comptime if dtype == F32:
+        return 1
+    return 2
+
+
 @always_inline
-def add_products(sums: Lanes, a: Pairs, b: Pairs) -> Lanes:
-    """Return sums[i] + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]."""
-    comptime if CompilationTarget._has_feature["avx512bf16"]():
-        return llvm_intrinsic["llvm.x86.avx512bf16.dpbf16ps.512", Lanes](sums, a, b)
+def add_products[dtype: DType](sums: Lanes, a: Units, b: Units) -> Lanes:
+    """Return sums plus the products of all numbers of a unit."""
+    comptime if dtype == F32:
+        return bitcast[F32, LANES](a).fma(bitcast[F32, LANES](b), sums)
     else:
-        var x, y = a.cast[F32]().deinterleave(), b.cast[F32]().deinterleave()
-        return x[0].fma(y[0], x[1].fma(y[1], sums))
+        var left, right = bitcast[BF16, 2 * LANES](a), bitcast[BF16, 2 * LANES](b)
+        comptime if CompilationTarget._has_feature["avx512bf16"]():
+            return llvm_intrinsic["llvm.x86.avx512bf16.dpbf16ps.512", Lanes](sums, left, right)
+        else:
+            var x, y = left.cast[F32]().deinterleave(), right.cast[F32]().deinterleave()
+            return x[0].fma(y[0], x[1].fma(y[1], sums))
 
 
 @always_inline
-def tile_products(rows: Pointer[mut=_, UInt32, _], columns: Pointer[mut=_, Scalar[BF16], _], pairs: Int) -> Tile:
+def tile_products[
+    dtype: DType
+](rows: Pointer[mut=_, UInt32, _], columns: Pointer[mut=_, UInt32, _], units: Int) -> Tile:
     """Sum a tile over its panels of rows and columns."""
     var tile = Tile(fill=Lanes(0))
-    for pair in range(pairs):
-        var left = columns.unsafe_load[width=2 * LANES](pair * 2 * TILE_COLUMNS)
-        var right = columns.unsafe_load[width=2 * LANES](pair * 2 * TILE_COLUMNS + 2 * LANES)
-        comptime for row in range(TILE_ROWS):
-            var a = bitcast[BF16, 2 * LANES](SIMD[DType.uint32, LANES](rows.unsafe_load(pair * TILE_ROWS + row)))
-            tile[2 * row] = add_products(tile[2 * row], a, left)
-            tile[2 * row + 1] = add_products(tile[2 * row + 1], a, right)
+    comptime for part in range(TILE_ROWS // PART_ROWS):
+        var sums = Part(fill=Lanes(0))
+        add_units[dtype](sums, rows.unsafe_offset(part * PART_ROWS), 1, TILE_ROWS, columns, units)
+        comptime for i in range(2 * PART_ROWS):
+            tile[part * 2 * PART_ROWS + i] = sums[i]
     return tile^
 
 
-def pack_rows(source: Pointer[mut=_, UInt32, _], panel: Pointer[mut=True, UInt32, _], rows: Int, pairs: Int):
+@always_inline
+def add_units[
+    dtype: DType
+](
+    mut sums: Part,
+    rows: Pointer[mut=_, UInt32, _],
+    row_stride: Int,
+    unit_stride: Int,
+    columns: Pointer[mut=_, UInt32, _],
+    units: Int,
+):
+    """Add products to what is summed at a time.
+
+    Args:
+        sums: Row r's at 2 r and 2 r + 1.
+        rows: The operand that is broadcast.
+        row_stride: From one row to the next.
+        unit_stride: From one unit of a row to the next.
+        columns: [units][32].
+        units: How many.
+    """
+    for unit in range(units):
+        var left = columns.unsafe_load[width=LANES](unit * TILE_COLUMNS)
+        var right = columns.unsafe_load[width=LANES](unit * TILE_COLUMNS + LANES)
+        comptime for row in range(PART_ROWS):
+            var a = Units(rows.unsafe_load(row * row_stride + unit * unit_stride))
+            sums[2 * row] = add_products[dtype](sums[2 * row], a, left)
+            sums[2 * row + 1] = add_products[dtype](sums[2 * row + 1], a, right)
+
+
+def pack_rows(source: Pointer[mut=_, UInt32, _], panel: Pointer[mut=True, UInt32, _], rows: Int, units: Int):
     """Fill one panel; rows that are not there are zero.
 
     Args:
-        source: [rows][pairs].
-        panel: [pairs][12].
+        source: [rows][units].
+        panel: [units][12].
         rows: How many there are, at most 12.
-        pairs: Pairs in a row.
+        units: Units in a row.
     """
     for row in range(TILE_ROWS):
-        for pair in range(pairs):
+        for unit in range(units):
             panel.unsafe_store(
-                pair * TILE_ROWS + row, source.unsafe_load(row * pairs + pair) if row < rows else UInt32(0)
+                unit * TILE_ROWS + row, source.unsafe_load(row * units + unit) if row < rows else UInt32(0)
             )
+
+
+@always_inline
+def store_lanes[dtype: DType](place: Pointer[mut=True, Scalar[dtype], _], numbers: Lanes, count: Int):
+    """Round and store sixteen numbers, or as many as `count` says if they are fewer."""
+    if count >= LANES:
+        place.unsafe_store(0, numbers.cast[dtype]())
+        return
+    for i in range(count):
+        place.unsafe_store(i, numbers[i].cast[dtype]())

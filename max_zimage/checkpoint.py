@@ -20,10 +20,9 @@ import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
 
-from graphs.ops import packable
 from max_zimage.safetensors_files import CheckpointError, Header, TensorInfo, map_file
 from max_zimage.weight_names import Layout, Naming, Packing
-from max_zimage.weight_order import Bits, bfloat16_bits, bring_apart, pack
+from max_zimage.weight_order import Bits, bfloat16_bits, bring_apart, packed, packs
 from max_zimage.weight_places import Names, Weight, weights
 
 ModelDtype = Literal["float32", "bfloat16"]
@@ -123,19 +122,19 @@ def plan(names: Names, header: Header) -> LoadPlan:
     return LoadPlan(names.component, label, header.files, tuple(steps), dropped)
 
 
-def load(checked: LoadPlan, dtype: ModelDtype, *, packed: bool = False) -> dict[str, Buffer]:
+def load(checked: LoadPlan, dtype: ModelDtype, *, to_pack: bool = False) -> dict[str, Buffer]:
     """Load a component.
 
     Args:
         checked: Its plan.
         dtype: Of every parameter. Numbers are rounded to the nearest, ties to even.
-        packed: Whether bfloat16 matrices that have a packing are packed, where their sizes allow it.
+        to_pack: Whether parameters that have a packing are packed, where their sizes allow it.
 
     Returns:
         Engine name -> buffer in host memory. A buffer that views a file keeps it mapped.
     """
     maps = {file: map_file(file) for file in checked.files}
-    return {step.engine: _load_step(step, maps, dtype, packed) for step in checked.steps}
+    return {step.engine: _load_step(step, maps, dtype, to_pack) for step in checked.steps}
 
 
 def _recognize(names: Names, header: Header) -> tuple[Naming, str]:
@@ -194,10 +193,9 @@ def _result_shape(parts: Sequence[TensorInfo], layout: Layout) -> tuple[int, ...
     return (rows, rest[0]) if layout == "matrix" else (rows, *rest)
 
 
-def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, packed: bool) -> Buffer:
+def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, to_pack: bool) -> Buffer:
     first = step.parts[0]
-    packing = step.packing if packed and dtype == "bfloat16" else None
-    packing = packing if packing and packable(step.shape[1], step.shape[0]) else None
+    packing = step.packing if to_pack and packs(step.packing, step.shape, DType[dtype]) else None
     in_place = step.layout != "conv" and not step.rotary_heads and packing is None
     if in_place and len(step.parts) == 1 and _FORMAT_DTYPES[first.dtype] == dtype:
         # MAX takes weights at any alignment. Bytes, because numpy knows no bfloat16.
@@ -211,8 +209,7 @@ def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, pa
         values = _stack(step.parts, maps, dtype)
         bring_apart(values.reshape(step.shape[0], -1), step.rotary_heads, step.head_dim)
     if packing:
-        panels = pack(values.view(np.uint16).reshape(step.shape), packing)
-        return Buffer.from_numpy(panels.reshape(-1)).view(DType[dtype], panels.shape)
+        return packed(values.reshape(step.shape), packing)
     return Buffer.from_numpy(values.reshape(-1)).view(DType[dtype], step.shape)
 
 

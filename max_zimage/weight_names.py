@@ -10,8 +10,8 @@ RoPE rotates pairs of a query's and a key's numbers. The transformer's checkpoin
 those, the first numbers of all pairs come to stand before the second ones. A dot product does not see the order, and
 the graphs rotate whole halves, in one pass with wide loads.
 
-A CPU that multiplies bfloat16 numbers takes the large matrices in another order yet: where a row has a `packing`, in
-panels of outputs side by side, as `graphs.ops.packed_shape` says; "gated" halves have 16 outputs each in a panel.
+A CPU takes matrices and convolutions in another order yet: where a row has a `packing`, in panels of outputs side by
+side, as `graphs.ops.packed_shape` says; "gated" halves have 16 outputs each in a panel, "taps" are packed one by one.
 
 What a file may hold and the engine does not load is a `Dropped` entry, with the reason.
 
@@ -28,7 +28,7 @@ from typing import Literal
 # over channels-last pictures takes. matrix: a convolution of one pixel, [out, in, 1, 1], becomes [out, in].
 Layout = Literal["same", "conv", "matrix"]
 Naming = Literal["diffusers", "original"]
-Packing = Literal["panels", "gated"]
+Packing = Literal["panels", "gated", "taps"]
 Shape = tuple[str | int, ...]
 Sources = tuple[tuple[str, Shape], ...]
 
@@ -104,7 +104,7 @@ def _fused(
 
 def _conv(engine: str, out: str | int, into: str | int, original: str, kernel: int = 3) -> tuple[Row, Row]:
     return (
-        _row(f"{engine}.weight", out, into, kernel, kernel, original=f"{original}.weight", layout="conv"),
+        _row(f"{engine}.weight", out, into, kernel, kernel, original=f"{original}.weight", layout="conv", packing="taps"),
         _row(f"{engine}.bias", out, original=f"{original}.bias"),
     )
 
@@ -116,16 +116,22 @@ def _affine(engine: str, size: str, original: str) -> tuple[Row, Row]:
     )
 
 
-def _pixelwise(engine: str, diffusers: str, original: str) -> tuple[Row, Row]:
-    """A linear layer that the original file keeps as a convolution of one pixel."""
+def _pixelwise(engine: str, *names: tuple[str, str]) -> tuple[Row, Row]:
+    """Linear layers as one, given by diffusers' and the original names; the original file has convolutions of one pixel."""
+    square, out = ("deepest", "deepest"), ("deepest",)
     return (
         Row(
             engine=f"{engine}.weight",
-            diffusers=((f"{diffusers}.weight", ("deepest", "deepest")),),
-            original=((f"{original}.weight", ("deepest", "deepest", 1, 1)),),
+            diffusers=tuple((f"{diffusers}.weight", square) for diffusers, _ in names),
+            original=tuple((f"{original}.weight", (*square, 1, 1)) for _, original in names),
             original_layout="matrix",
+            packing="panels",
         ),
-        _row(f"{engine}.bias", "deepest", diffusers=f"{diffusers}.bias", original=f"{original}.bias"),
+        Row(
+            engine=f"{engine}.bias",
+            diffusers=tuple((f"{diffusers}.bias", out) for diffusers, _ in names),
+            original=tuple((f"{original}.bias", out) for _, original in names),
+        ),
     )
 
 
@@ -161,7 +167,7 @@ TEXT_ENCODER_DROPPED = (
 )
 
 TRANSFORMER: tuple[Row, ...] = (
-    _row("x_embedder.weight", "dim", "patch", diffusers="all_x_embedder.2-1.weight"),
+    _row("x_embedder.weight", "dim", "patch", diffusers="all_x_embedder.2-1.weight", packing="panels"),
     _row("x_embedder.bias", "dim", diffusers="all_x_embedder.2-1.bias"),
     _row("x_pad_token", 1, "dim"),
     _row("cap_pad_token", 1, "dim"),
@@ -172,6 +178,7 @@ TRANSFORMER: tuple[Row, ...] = (
         "caption",
         diffusers="cap_embedder.1.weight",
         original="cap_embedder.1.weight",
+        packing="panels",
     ),
     _row("cap_embedder.linear.bias", "dim", diffusers="cap_embedder.1.bias", original="cap_embedder.1.bias"),
     _row(
@@ -179,6 +186,7 @@ TRANSFORMER: tuple[Row, ...] = (
         *(1024, 256),  # the sinusoid has 256 numbers whatever the model's width
         diffusers="t_embedder.mlp.0.weight",
         original="t_embedder.mlp.0.weight",
+        packing="panels",
     ),
     _row("t_embedder.linear_1.bias", 1024, diffusers="t_embedder.mlp.0.bias", original="t_embedder.mlp.0.bias"),
     _row(
@@ -187,9 +195,14 @@ TRANSFORMER: tuple[Row, ...] = (
         1024,
         diffusers="t_embedder.mlp.2.weight",
         original="t_embedder.mlp.2.weight",
+        packing="panels",
     ),
     _row("t_embedder.linear_2.bias", "adaln", diffusers="t_embedder.mlp.2.bias", original="t_embedder.mlp.2.bias"),
-    _fused("modulation.weight", (("{modulated}.adaLN_modulation.0.weight", ("4 dim", "adaln")),)),
+    _fused(
+        "modulation.weight",
+        (("{modulated}.adaLN_modulation.0.weight", ("4 dim", "adaln")),),
+        packing="panels",
+    ),
     _fused("modulation.bias", (("{modulated}.adaLN_modulation.0.bias", ("4 dim",)),)),
     _fused(
         "{block}.attention.qkv.weight",
@@ -228,6 +241,7 @@ TRANSFORMER: tuple[Row, ...] = (
         *("dim", "adaln"),
         diffusers="all_final_layer.2-1.adaLN_modulation.1.weight",
         original="final_layer.adaLN_modulation.1.weight",
+        packing="panels",
     ),
     _row(
         "final_modulation.bias",
@@ -235,7 +249,12 @@ TRANSFORMER: tuple[Row, ...] = (
         diffusers="all_final_layer.2-1.adaLN_modulation.1.bias",
         original="final_layer.adaLN_modulation.1.bias",
     ),
-    _row("final_layer.linear.weight", "patch", "dim", diffusers="all_final_layer.2-1.linear.weight"),
+    _row(
+        "final_layer.linear.weight",
+        *("patch", "dim"),
+        diffusers="all_final_layer.2-1.linear.weight",
+        packing="panels",
+    ),
     _row("final_layer.linear.bias", "patch", diffusers="all_final_layer.2-1.linear.bias"),
 )
 TRANSFORMER_DROPPED = (
@@ -256,8 +275,11 @@ VAE: tuple[Row, ...] = (
     *_conv("{widening}.conv_shortcut", "out", "in", "{widening}.nin_shortcut", kernel=1),
     *_conv("{resampler}.conv", "out", "out", "{resampler}.conv"),
     *_affine("{attention}.group_norm", "deepest", "{attention}.norm"),
-    *_pixelwise("{attention}.to_q", "{attention}.to_q", "{attention}.q"),
-    *_pixelwise("{attention}.to_k", "{attention}.to_k", "{attention}.k"),
-    *_pixelwise("{attention}.to_v", "{attention}.to_v", "{attention}.v"),
-    *_pixelwise("{attention}.to_out", "{attention}.to_out.0", "{attention}.proj_out"),
+    *_pixelwise(
+        "{attention}.qkv",
+        ("{attention}.to_q", "{attention}.q"),
+        ("{attention}.to_k", "{attention}.k"),
+        ("{attention}.to_v", "{attention}.v"),
+    ),
+    *_pixelwise("{attention}.to_out", ("{attention}.to_out.0", "{attention}.proj_out")),
 )

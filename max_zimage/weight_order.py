@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from max.driver import Buffer
+from max.dtype import DType
 
-from graphs.ops import packed_shape
+from graphs.ops import packable, packed_shape
 from max_zimage.weight_names import Packing
 
 Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -41,19 +43,34 @@ def bring_apart(rows: Bits, heads: int, head_dim: int) -> None:
         pairs[:] = np.concatenate([pairs[0::2], pairs[1::2]])
 
 
-def pack(matrix: npt.NDArray[np.uint16], packing: Packing) -> npt.NDArray[np.uint16]:
-    """Order a matrix as the kernels of `graphs.ops` take it.
+def packs(packing: Packing | None, shape: tuple[int, ...], dtype: DType) -> bool:
+    """Whether a parameter of this shape can be packed; only matrices whose inputs are no whole units cannot."""
+    return packing is not None and (packing == "taps" or packable(shape[1], dtype))
+
+
+def packed(values: Bits, packing: Packing) -> Buffer:
+    """Order a parameter as the kernels of `graphs.ops` take it.
 
     Args:
-        matrix: bfloat16's bits [outputs, inputs].
-        packing: "panels": 32 outputs side by side. "gated": of the matrix's two halves 16 each.
+        values: float32 numbers, or bfloat16's bits; a matrix [outputs, inputs], or for "taps" [height, width, inputs,
+            outputs].
+        packing: "panels": 32 outputs side by side. "gated": of the matrix's two halves 16 each. "taps": each tap a
+            matrix.
 
     Returns:
-        [panels, pairs, 64], see `graphs.ops.packed_shape`.
+        [panels, units, 32 numbers a unit], see `graphs.ops.packed_shape`; for "taps" [panels, taps, units, numbers].
     """
-    outputs, inputs = matrix.shape
-    shape = packed_shape(inputs, outputs)
-    halves = 1 if packing == "panels" else 2
-    # [half, panel, output of the half's share, pair, of the pair] -> [panel, pair, half, output, of the pair]
-    parts = matrix.reshape(halves, shape[0], -1, shape[1], 2)
-    return np.ascontiguousarray(parts.transpose(1, 3, 0, 2, 4)).reshape(shape)
+    dtype = DType.float32 if values.dtype == np.float32 else DType.bfloat16
+    per_unit = 4 // values.itemsize
+    # [tap, part, output, input], of which the outputs of all parts stand in one panel
+    parts = values[np.newaxis].reshape(1, 2 if packing == "gated" else 1, -1, values.shape[-1])
+    if packing == "taps":
+        height, width, inputs, outputs = values.shape
+        parts = values.reshape(height * width, 1, inputs, outputs).transpose(0, 1, 3, 2)
+    taps, halves, outputs, inputs = parts.shape
+    share = packed_shape(inputs, outputs, dtype)[2] // per_unit // halves  # outputs of a panel from one part
+    panels, units = -(-outputs // share), -(-inputs // per_unit)
+    filled = np.pad(parts, ((0, 0), (0, 0), (0, panels * share - outputs), (0, units * per_unit - inputs)))
+    apart = filled.reshape(taps, halves, panels, share, units, per_unit).transpose(2, 0, 4, 1, 3, 5)
+    shape = (panels, *((taps,) if packing == "taps" else ()), units, halves * share * per_unit)
+    return Buffer.from_numpy(np.ascontiguousarray(apart).reshape(-1)).view(dtype, shape)

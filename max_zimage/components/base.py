@@ -16,7 +16,7 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 from max.pipelines.modeling.config_enums import SupportedEncoding
 
-from graphs.ops import runs_here
+from graphs.kernel_library import runs_here
 from graphs.text_encoder import TextEncoderSpec
 from graphs.transformer import TransformerSpec
 from graphs.vae import VaeSpec
@@ -91,7 +91,7 @@ class ZImageComponent(ComponentModel):
 
     def load_weights(self) -> dict[str, Buffer]:
         """Engine name -> data in host memory."""
-        return load(self.plan(), self.dtype_name, packed=runs_here(self.dtype, self.device))
+        return load(self.plan(), self.dtype_name, to_pack=runs_here(self.dtype, self.device))
 
 
 def _dtype_name(encoding: str) -> ModelDtype:

@@ -1,0 +1,97 @@
+"""The project's Mojo sources as a library of MAX's: found, compiled once a process, and given to graphs.
+
+The two functions at the end are how every graph begins and is compiled. What the ops are is in `graphs.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from max.driver import Device
+from max.dtype import DType
+from max.engine import CompiledModel, InferenceSession
+from max.experimental import custom
+from max.graph import DeviceRef, Graph, Module, Type
+
+from graphs.cpu import instructions
+
+_INSIDE, _BESIDE = Path(__file__).parent / "kernels", Path(__file__).parent.parent / "kernels"
+KERNELS = _INSIDE if _INSIDE.is_dir() else _BESIDE
+"""Folder of the Mojo sources: in a wheel inside this package, in a checkout beside it."""
+
+_own_kernels: ContextVar[bool] = ContextVar("_own_kernels", default=True)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Have graphs that are built inside use plain operations where they would use an op of `kernels`."""
+    token = _own_kernels.set(False)
+    try:
+        yield
+    finally:
+        _own_kernels.reset(token)
+
+
+def runs_here(dtype: DType, device: Device | DeviceRef) -> bool:
+    """Whether graphs use the ops of `kernels`: on a CPU in float32, and in bfloat16 if it multiplies bfloat16."""
+    if not _own_kernels.get() or not (device.is_host if isinstance(device, Device) else device.is_cpu()):
+        return False
+    return dtype == DType.float32 or (dtype == DType.bfloat16 and "avx512_bf16" in instructions())
+
+
+def graph_with_kernels(
+    name: str, input_types: Sequence[Type[Any]], numbers: Iterable[tuple[DType, Device | DeviceRef]], module: Module
+) -> Graph:
+    """Begin a graph that may use the ops of `kernels`, if its parameters or inputs let it.
+
+    It has to be given them now: MAX 26.7 does not find the ops of a subgraph otherwise.
+
+    Args:
+        name: The graph's name.
+        input_types: Of its arguments.
+        numbers: Dtypes and devices of parameters and arguments.
+        module: Takes the graph.
+    """
+    sources = libraries() if any(runs_here(*each) for each in numbers) else []
+    return Graph(name, input_types=input_types, custom_extensions=sources, module=module)
+
+
+def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iterable[Graph]) -> CompiledModel:
+    """Compile a module whose graphs may have ops of `kernels`.
+
+    Args:
+        session: Compiles it.
+        module: Holds the graphs.
+        graphs: Its graphs, from `graphs.layers.trace`.
+    """
+    sources = sorted({path for graph in graphs for path in graph.kernel_libraries_paths})
+    return session.compile(module, custom_extensions=sources)
+
+
+def libraries() -> list[Path]:
+    """`kernels`, compiled once a process, and again if its file in the folder for temporary ones is swept away."""
+    found = _declared().extensions
+    if not all(path.exists() for path in found):
+        _declared.cache_clear()
+        found = _declared().extensions
+    return list(found)
+
+
+@cache
+def _declared() -> custom.CustomOp:
+    """One op stands for all: to declare it is MAX's public way to compile the package that it is in."""
+    items, length, inputs, panels, width = custom.Symbols("items", "length", "inputs", "panels", "width")
+    return custom.declare(
+        "max_zimage.linear",
+        inputs={
+            "x": custom.TemplateType(DType.float32, [items, length, inputs]),
+            "weight": custom.TemplateType(DType.float32, [panels, inputs, width]),
+        },
+        outputs=[custom.TemplateType(DType.float32, [items, length, panels * width])],
+        custom_extensions=[KERNELS],
+    )
