@@ -86,9 +86,9 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
 
         return resolutions.rows(resolutions.QUICK if quick else resolutions.FULL, repeats, roofs)
     if part == "kernels":
-        from benchmarks import kernels
+        from benchmarks import kernel_cases, kernels
 
-        return kernels.rows(kernels.QUICK if quick else kernels.FULL, repeats, roofs)
+        return kernels.rows(kernel_cases.QUICK if quick else kernel_cases.FULL, repeats, roofs)
     if part == "block":
         from benchmarks import block
 

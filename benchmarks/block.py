@@ -25,12 +25,11 @@ from benchmarks.machine import TORCH_DTYPES, as_torch
 from benchmarks.measure import Row, interleave, max_abs, relative_l2
 from graphs.blocks import ModulatedBlock
 from graphs.dims import ITEMS
-from graphs.ops import packable, runs_here
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES, upload, upload_as
 from max_zimage.profiling import work
 from max_zimage.weight_names import TRANSFORMER
-from max_zimage.weight_order import bfloat16_bits, pack
+from max_zimage.weight_order import weight_buffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,17 +187,8 @@ def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtyp
         TensorType(DType.uint32, [ITEMS], device),
         TensorType(DType.float32, [4, shape.dim], device),
     )
-    weights = {name: _buffer(name, array, dtype) for name, array in _engine_weights(block).items()}
+    weights = {name: weight_buffer(array, model, _PACKINGS.get(name)) for name, array in _engine_weights(block).items()}
     return compiled(lambda: ModulatedBlock(shape), dtype, types, weights)
-
-
-def _buffer(name: str, array: np.ndarray, dtype: ModelDtype) -> Buffer:
-    """A weight as the graph takes it, packed where the loader would pack it."""
-    packing = _PACKINGS.get(name)
-    if packing and runs_here(DType[dtype], CPU()) and packable(array.shape[1], array.shape[0]):
-        panels = pack(bfloat16_bits(array), packing)
-        return Buffer.from_numpy(panels.reshape(-1)).view(DType.bfloat16, panels.shape)
-    return upload_as(array, dtype, CPU())
 
 
 def _engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:

@@ -13,8 +13,8 @@ from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
-from graphs.layers import build, trace
 from graphs.kernel_library import compile_with_kernels
+from graphs.layers import build, trace
 from max_zimage.checkpoint import ModelDtype
 
 

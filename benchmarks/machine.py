@@ -19,12 +19,13 @@ from max.graph import DeviceRef, TensorType
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, interleave, max_abs
+from graphs.kernel_library import runs_here
 from graphs.linear import linear
-from graphs.ops import packable, runs_here
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES, upload_as
 from max_zimage.profiling import matmul_rate
-from max_zimage.profiling.matmul_rate import Product, packed
+from max_zimage.profiling.matmul_rate import Product
+from max_zimage.weight_order import weight_buffer
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -95,10 +96,11 @@ def as_torch(buffer: Buffer) -> torch.Tensor:
 
 def _own(product: Product, dtype: ModelDtype, weights: np.ndarray) -> CompiledModule | None:
     """The project's kernel; None where there is none for the dtype or the processor."""
-    if not (runs_here(DType[dtype], CPU()) and packable(product.width, product.hidden)):
+    if not runs_here(DType[dtype], CPU()):
         return None
     types = [TensorType(DType[dtype], [1, "tokens", product.width], DeviceRef.CPU())]
-    return compiled(lambda: linear(product.width, product.hidden), dtype, types, {"weight": packed(weights)})
+    data = {"weight": weight_buffer(weights, DType[dtype], "panels")}
+    return compiled(lambda: linear(product.width, product.hidden), dtype, types, data)
 
 
 def _numbers(product: Product, dtype: ModelDtype) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """The only file that names Mojo symbols: one op a function.
 
-The project's own are in `kernels`. Two attention kernels of MAX's library are wrapped besides. Which one a graph may use
-is decided in `graphs.attention`, `graphs.linear` and `graphs.vae_blocks`, by `graphs.kernel_library.runs_here`; a GPU op
-that reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
+The project's own are in `kernels`. Two attention kernels of MAX's library are wrapped besides. Which one a graph may
+use is decided in `graphs.attention`, `graphs.linear` and `graphs.vae_blocks`, by `graphs.kernel_library.runs_here`; a
+GPU op that reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
 
 A packed weight is [panels, units, numbers]: panels of 32 outputs side by side, and units of 32 bits along the inputs,
 which are one float32 number or two bfloat16 numbers. What does not fill the last panel or unit is zero.
@@ -150,7 +150,7 @@ def convolution(
     stride: int = 1,
     upsampling: int = 1,
 ) -> Tensor:
-    """convolution(upsampled(silu(norm(x)))) + bias + shortcut on a CPU; the twin is `graphs.vae_blocks.PlainConv`.
+    """Convolution of upsampled(silu(norm(x))), + bias + shortcut, on a CPU; the twin is `graphs.vae_blocks.PlainConv`.
 
     A kernel of three has a border of zeros, with a stride of two behind only.
 
@@ -168,7 +168,7 @@ def convolution(
         float32 [items, rows · upsampling / stride, columns · upsampling / stride, outputs].
     """
     items, rows, columns, _ = x.shape
-    shape = [items, rows * upsampling // stride, columns * upsampling // stride, outputs]
+    shape: list[Dim | int] = [items, rows * upsampling // stride, columns * upsampling // stride, outputs]
     norm_or_nothing = F.constant([[[0.0]]], DType.float32, device=CPU()) if norm is None else norm
     shortcut_or_nothing = F.constant([[[[0.0]]]], DType.float32, device=CPU()) if shortcut is None else shortcut
     parameters = {

@@ -201,10 +201,12 @@ def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, to
         # MAX takes weights at any alignment. Bytes, because numpy knows no bfloat16.
         raw = np.frombuffer(maps[first.file], np.uint8, first.nbytes, first.start)
         return Buffer.from_numpy(raw).view(DType[dtype], step.shape)
+    values: Bits
     if step.layout == "conv":
         height, width, into, out = step.shape
-        rows = _stack(step.parts, maps, dtype).reshape(out, into, height, width)
-        values = np.ascontiguousarray(rows.transpose(2, 3, 1, 0))
+        stacked = _stack(step.parts, maps, dtype)
+        values = np.empty(step.shape, stacked.dtype)
+        values[:] = stacked.reshape(out, into, height, width).transpose(2, 3, 1, 0)
     else:
         values = _stack(step.parts, maps, dtype)
         bring_apart(values.reshape(step.shape[0], -1), step.rotary_heads, step.head_dim)

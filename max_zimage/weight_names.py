@@ -104,7 +104,9 @@ def _fused(
 
 def _conv(engine: str, out: str | int, into: str | int, original: str, kernel: int = 3) -> tuple[Row, Row]:
     return (
-        _row(f"{engine}.weight", out, into, kernel, kernel, original=f"{original}.weight", layout="conv", packing="taps"),
+        _row(
+            f"{engine}.weight", out, into, kernel, kernel, original=f"{original}.weight", layout="conv", packing="taps"
+        ),
         _row(f"{engine}.bias", out, original=f"{original}.bias"),
     )
 
@@ -117,7 +119,7 @@ def _affine(engine: str, size: str, original: str) -> tuple[Row, Row]:
 
 
 def _pixelwise(engine: str, *names: tuple[str, str]) -> tuple[Row, Row]:
-    """Linear layers as one, given by diffusers' and the original names; the original file has convolutions of one pixel."""
+    """Linear layers as one, by diffusers' and the original names; the original file has convolutions of one pixel."""
     square, out = ("deepest", "deepest"), ("deepest",)
     return (
         Row(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 from max.dtype import DType
 
+from graphs.kernel_library import runs_here
 from graphs.ops import packable, packed_shape
 from max_zimage.weight_names import Packing
 
@@ -74,3 +75,17 @@ def packed(values: Bits, packing: Packing) -> Buffer:
     apart = filled.reshape(taps, halves, panels, share, units, per_unit).transpose(2, 0, 4, 1, 3, 5)
     shape = (panels, *((taps,) if packing == "taps" else ()), units, halves * share * per_unit)
     return Buffer.from_numpy(np.ascontiguousarray(apart).reshape(-1)).view(dtype, shape)
+
+
+def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packing | None) -> Buffer:
+    """A parameter as a graph on a CPU takes it, packed where the graphs' layers are.
+
+    Args:
+        values: Its numbers, in the shape that the plain layer has.
+        dtype: What they are rounded to, float32 or bfloat16.
+        packing: How the loader would pack it.
+    """
+    rounded: Bits = values if dtype == DType.float32 else bfloat16_bits(values)
+    if packing is not None and runs_here(dtype, CPU()) and packs(packing, values.shape, dtype):
+        return packed(rounded, packing)
+    return Buffer.from_numpy(np.ascontiguousarray(rounded).reshape(-1)).view(dtype, values.shape)

@@ -64,7 +64,7 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, code: str, module:
     assert found.endswith(f" imports {module}")
 
 
-def test_only_one_file_names_mojo_ops(tmp_path: Path) -> None:
+def test_mojo_ops_are_named_in_one_place(tmp_path: Path) -> None:
     assert mojo_names_elsewhere(ROOT) == []
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "ops.py").write_text("ops.custom('a')")

@@ -12,93 +12,109 @@ from max.experimental.nn import Linear
 from max.graph import DeviceRef
 from references.tiny import TinySpec, write_tiny
 
-from graphs import ops
+from graphs import kernel_library
 from graphs.layers import build
-from graphs.linear import GatedLinear, PackedGatedLinear, PackedLinear, gated_linear, linear
-from max_zimage.checkpoint import LoadPlan, load, plan
+from graphs.linear import GatedLinear, PackedBiasedLinear, PackedGatedLinear, PackedLinear, gated_linear, linear
+from graphs.vae_blocks import PackedConv, PlainConv, convolution
+from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
 from max_zimage.config import model_specs
+from max_zimage.devices import DTYPES
 from max_zimage.model_files import CONFIG_FILES, find_component_files, read_config
 from max_zimage.safetensors_files import scan
-from max_zimage.weight_names import TEXT_ENCODER, TRANSFORMER
-from max_zimage.weight_places import text_encoder_names, transformer_names
+from max_zimage.weight_names import TEXT_ENCODER, TRANSFORMER, VAE
+from max_zimage.weight_places import text_encoder_names, transformer_names, vae_names
 
-# The feed-forward layer is 341 wide: 2 x 341 outputs are not whole panels, 341 inputs not whole pairs.
-WIDTHS = {"transformer": {"attention.qkv", "attention.out"}}
+HOST = DeviceRef.CPU()
+ROWS = {"text_encoder": TEXT_ENCODER, "transformer": TRANSFORMER, "vae": VAE}
 
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadPlan]:
-    """Of a checkpoint whose transformer's feed-forward layer does not fit and whose text encoder's fits."""
+    """Of a checkpoint whose transformer's feed-forward layer is 341 wide: neither whole panels nor whole pairs."""
     folder: Path = tmp_path_factory.mktemp("packing")
     write_tiny(folder, TinySpec(head_dim=64, refiner_layers=1))
     specs = model_specs(**{component: read_config(folder, component) for component in CONFIG_FILES})
     names = {
         "text_encoder": text_encoder_names(specs.text_encoder, 2),
         "transformer": transformer_names(specs.transformer),
+        "vae": vae_names(specs.vae),
     }
     return {name: plan(listed, scan(find_component_files(folder, name))) for name, listed in names.items()}
 
 
-def bits(buffer: Buffer) -> torch.Tensor:
-    return torch.from_numpy(buffer.view(DType.uint16, buffer.shape).to_numpy().copy()).int()
+def numbers(buffer: Buffer) -> torch.Tensor:
+    """Float32 numbers, or bfloat16's bits."""
+    if buffer.dtype == DType.bfloat16:
+        return torch.from_numpy(buffer.view(DType.uint16, buffer.shape).to_numpy().copy()).int()
+    return torch.from_numpy(buffer.to_numpy().copy())
 
 
-def unpacked(panels: torch.Tensor, gated: bool) -> torch.Tensor:
-    """[panels, pairs, 64] back to [outputs, inputs], one number at a time."""
-    count, pairs, _ = panels.shape
-    matrix = torch.empty(count * 32, pairs * 2, dtype=panels.dtype)
+def unpacked(panels: torch.Tensor, shape: list[int], gated: bool) -> torch.Tensor:
+    """[panels, units, numbers] back to [outputs, inputs], one number at a time; what fills up must be zero."""
+    count, units, width = panels.shape
+    (outputs, inputs), per_unit = shape, width // 32
+    matrix = torch.zeros(outputs, inputs, dtype=panels.dtype)
+    half = outputs // 2
     for panel in range(count):
         for column in range(32):
             row = panel * 32 + column
+            inside = row < outputs
             if gated:
-                row = panel * 16 + column % 16 + (count * 16 if column >= 16 else 0)
-            for odd in range(2):
-                matrix[row, odd::2] = panels[panel, :, 2 * column + odd]
+                row = panel * 16 + column % 16
+                inside, row = row < half, row + (half if column >= 16 else 0)
+            for i in range(per_unit):
+                taken = panels[panel, :, per_unit * column + i]
+                if not inside:
+                    assert not taken.any()
+                    continue
+                there = len(range(i, inputs, per_unit))
+                matrix[row, i::per_unit] = taken[:there]
+                assert not taken[there:].any() and there <= units
     return matrix
 
 
-@pytest.mark.parametrize("component", ["text_encoder", "transformer"])
-def test_matrices_are_packed_where_they_fit_and_nothing_else_is(plans: dict[str, LoadPlan], component: str) -> None:
-    rows = TEXT_ENCODER if component == "text_encoder" else TRANSFORMER
-    packings = {row.engine.partition("}.")[2]: row.packing for row in rows}
-    plain, packed = (load(plans[component], "bfloat16", packed=choice) for choice in (False, True))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("component", ROWS)
+def test_what_has_a_packing_is_packed_where_it_fits(
+    plans: dict[str, LoadPlan], component: str, dtype: ModelDtype
+) -> None:
+    packings = {row.engine.partition("}.")[2] or row.engine: row.packing for row in ROWS[component]}
+    plain, packed = (load(plans[component], dtype, to_pack=choice) for choice in (False, True))
     assert plain.keys() == packed.keys()
-    changed = set()
     for name, buffer in packed.items():
-        kind = next((leaf for leaf in packings if leaf and name.endswith(leaf)), "")
-        before = bits(plain[name])
-        if buffer.rank == 3 and packings.get(kind):
-            changed.add(kind.removesuffix(".weight"))
-            assert torch.equal(unpacked(bits(buffer), packings[kind] == "gated"), before), name
+        packing = packings[next(leaf for leaf in sorted(packings, key=len, reverse=True) if name.endswith(leaf))]
+        before, after = numbers(plain[name]), numbers(buffer)
+        if packing == "taps":
+            height, width, inputs, outputs = before.shape
+            for tap in range(height * width):
+                matrix = before[tap // width, tap % width].T
+                assert torch.equal(unpacked(after[:, tap], [outputs, inputs], gated=False), matrix), name
+        elif packing and (dtype == "float32" or before.shape[1] % 2 == 0):
+            assert torch.equal(unpacked(after, list(before.shape), packing == "gated"), before), name
         else:
-            assert buffer.shape == plain[name].shape and torch.equal(bits(buffer), before), name
-            assert not packings.get(kind) or before.shape[0] % 32 or before.shape[1] % 2, name
-    assert changed == WIDTHS.get(component, {kind.removesuffix(".weight") for kind, how in packings.items() if how})
-
-
-def test_float32_is_loaded_as_it_is(plans: dict[str, LoadPlan]) -> None:
-    loaded = load(plans["transformer"], "float32", packed=True)
-    assert {buffer.rank for buffer in loaded.values()} <= {1, 2}
+            assert after.shape == before.shape and torch.equal(after, before), name
 
 
 def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "instructions", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(kernel_library, "instructions", lambda: frozenset({"avx512_bf16"}))
 
-    def made(dtype: DType, inputs: int, outputs: int) -> tuple[type, type]:
-        layers = [
-            build(lambda make=make: make(inputs, outputs), dtype, DeviceRef.CPU()) for make in (linear, gated_linear)
-        ]
-        return type(layers[0]), type(layers[1])
+    def made(dtype: DType, inputs: int, outputs: int, device: DeviceRef = HOST) -> tuple[type, ...]:
+        makers = (linear, gated_linear, convolution)
+        return tuple(type(build(lambda make=make: make(inputs, outputs), dtype, device)) for make in makers)
 
-    assert made(DType.bfloat16, 64, 96) == (PackedLinear, PackedGatedLinear)
-    assert made(DType.bfloat16, 64, 48) == (Linear, PackedGatedLinear)  # 48 gates and 48 ups are three panels
-    assert made(DType.bfloat16, 63, 96) == made(DType.float32, 64, 96) == (Linear, GatedLinear)
-    with ops.without_kernels():
-        assert made(DType.bfloat16, 64, 96) == (Linear, GatedLinear)
-    monkeypatch.setattr(ops, "instructions", lambda: frozenset({"avx512f"}))
-    assert made(DType.bfloat16, 64, 96) == (Linear, GatedLinear)
+    ours, plain = (PackedLinear, PackedGatedLinear, PackedConv), (Linear, GatedLinear, PlainConv)
+    assert made(DType.bfloat16, 64, 96) == made(DType.float32, 63, 43) == ours
+    assert made(DType.bfloat16, 63, 96) == (Linear, GatedLinear, PackedConv)  # rows of odd length are no pairs
+    assert made(DType.float32, 64, 96, DeviceRef.GPU()) == made(DType.float16, 64, 96) == plain
+    with kernel_library.without_kernels():
+        assert made(DType.bfloat16, 64, 96) == made(DType.float32, 64, 96) == plain
+    monkeypatch.setattr(kernel_library, "instructions", lambda: frozenset({"avx512f"}))
+    assert made(DType.bfloat16, 64, 96) == plain
+    assert made(DType.float32, 64, 96) == ours
 
 
-def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="outputs divisible by 32 and inputs divisible by 2, got 40 and 64"):
-        ops.packed_shape(64, 40)
+def test_a_matrix_with_its_bias() -> None:
+    biased, plain = (build(lambda bias=bias: linear(8, 8, bias=bias), DType.float32, HOST) for bias in (True, False))
+    assert type(biased) is PackedBiasedLinear
+    assert [name for name, _ in biased.parameters] == ["weight", "bias"]
+    assert [name for name, _ in plain.parameters] == ["weight"]

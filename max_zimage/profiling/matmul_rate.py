@@ -6,22 +6,18 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from max.driver import CPU, Buffer, Device
+from max.driver import Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, TensorType
 
 from graphs.layers import build
-from graphs.linear import PackedLinear
 from graphs.linear import linear as graph_linear
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import upload_as
 from max_zimage.profiling.work import linear
-from max_zimage.weight_order import bfloat16_bits, pack
-
-FloatArray = npt.NDArray[np.float32]
+from max_zimage.weight_order import weight_buffer
 
 _CALLS = 5
 _QUEUED = 20  # calls of an accelerator between two synchronizations, so that what a launch costs the host is hidden
@@ -78,14 +74,8 @@ def product_graph(product: Product, dtype: ModelDtype, device: Device, session: 
     types = [TensorType(DType[dtype], [1, "tokens", product.width], place)]
     weights = np.random.default_rng(1).standard_normal((product.hidden, product.width), np.float32)
     weights *= np.float32(product.width**-0.5)
-    data = {"weight": packed(weights) if isinstance(module, PackedLinear) else upload_as(weights, dtype, CPU())}
+    data = {"weight": weight_buffer(weights, DType[dtype], "panels" if device.is_host else None)}
     return compile_graph("matmul", module, types, data, session, spec=product, device=device)
-
-
-def packed(weights: FloatArray) -> Buffer:
-    """Matrix [outputs, inputs] as `graphs.ops.linear` takes it."""
-    panels = pack(bfloat16_bits(weights), "panels")
-    return Buffer.from_numpy(panels.reshape(-1)).view(DType.bfloat16, panels.shape)
 
 
 def _seconds(graph: CompiledGraph, inputs: Buffer, calls: int, device: Device) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import conv2d, group_norm, scaled_dot_product_attention, silu
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -38,6 +40,16 @@ def rotary_attention(
     query, key, value = (numbers.transpose(1, 2) for numbers in (query, key, value))
     mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=heads != shared)
     return mixed.transpose(1, 2)
+
+
+def resnet_block(x: torch.Tensor, weights: Mapping[str, torch.Tensor], groups: int) -> torch.Tensor:
+    """A residual block of the autoencoder: [items, channels, rows, columns], to channels last."""
+    hidden = x
+    for index in "12":
+        norm = [weights[f"norm{index}.{kind}"] for kind in ("weight", "bias")]
+        conv = [weights[f"conv{index}.{kind}"] for kind in ("weight", "bias")]
+        hidden = conv2d(silu(group_norm(hidden, groups, *norm, eps=1e-6)), *conv, padding=1)
+    return (x + hidden).permute(0, 2, 3, 1)
 
 
 def _seen(length: int, valid_length: list[int], causal: bool) -> torch.Tensor:
