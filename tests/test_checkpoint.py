@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_z_image_transformer_checkpoint_to_diffusers,
 )
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
@@ -22,9 +24,11 @@ from max.graph.weights import load_weights
 from references.engine_weights import StateDict, engine_text_encoder, engine_transformer, engine_vae
 from references.tiny import TinySpec, original_transformer, original_vae, save_single, write_tiny
 
+from graphs.kernel_library import runs_here, without_kernels
 from graphs.layers import build
-from max_zimage.checkpoint import LoadPlan, Step, load, plan
+from max_zimage.checkpoint import LoadPlan, ModelDtype, Step, load, plan
 from max_zimage.config import ModelSpecs, model_specs
+from max_zimage.devices import DTYPES
 from max_zimage.model_files import CONFIG_FILES, find_component_files, paths_of, read_config
 from max_zimage.safetensors_files import CheckpointError, scan
 from max_zimage.weight_order import bfloat16_bits
@@ -157,34 +161,34 @@ def test_rewritten_checkpoints_are_what_diffusers_reads(float32_tiny: Tiny) -> N
     assert all(torch.equal(restored[name], vae[name]) for name in vae)
 
 
-def test_names_are_those_of_the_graphs(tiny: Tiny) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_are_those_of_the_graphs(tiny: Tiny, dtype: ModelDtype, packed: bool) -> None:
     """Every parameter a graph declares is loaded, in its shape; see the graphs' own tests for their numbers."""
     from graphs.conditioning import CaptionConditioning, ModulationTable
     from graphs.text_encoder import TextEncoder
     from graphs.transformer import Transformer
-    from graphs.vae import Decoder, Encoder
+    from graphs.vae import DecodeLatents, EncodeImage
 
     specs = tiny.specs
-    graphs = {
+    graphs: dict[str, list[Callable[[], Module[..., object]]]] = {
         "text_encoder": [lambda: TextEncoder(specs.text_encoder, LAYERS_USED)],
         "transformer": [
             lambda: Transformer(specs.transformer),
             lambda: CaptionConditioning(specs.transformer),
             lambda: ModulationTable(specs.transformer),
         ],
+        "vae": [lambda: EncodeImage(specs.vae), lambda: DecodeLatents(specs.vae)],
     }
+    packed = packed and runs_here(DType[dtype], CPU())
     for component, makers in graphs.items():
         declared = {}
-        for make in makers:
-            module = build(make, DType.float32, DeviceRef.CPU())
-            declared |= {name: tuple(int(size) for size in value.shape) for name, value in module.parameters}
-        steps = {step.engine: step.shape for step in tiny.plan(component).steps}
-        assert declared == steps
-    steps = {step.engine: step.shape for step in tiny.plan("vae").steps}
-    for half, make in (("encoder", lambda: Encoder(specs.vae)), ("decoder", lambda: Decoder(specs.vae))):
-        module = build(make, DType.float32, DeviceRef.CPU())
-        declared = {f"{half}.{name}": tuple(int(size) for size in value.shape) for name, value in module.parameters}
-        assert declared == {name: shape for name, shape in steps.items() if name.startswith(half)}
+        with nullcontext() if packed else without_kernels():
+            for make in makers:
+                module = build(make, DType[dtype], DeviceRef.CPU())
+                declared |= {name: tuple(int(size) for size in value.shape) for name, value in module.parameters}
+        loaded = load(tiny.plan(component), dtype, to_pack=packed)
+        assert declared == {name: tuple(buffer.shape) for name, buffer in loaded.items()}
 
 
 def test_what_a_plan_says(float32_tiny: Tiny, bfloat16_tiny: Tiny) -> None:

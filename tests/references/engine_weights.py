@@ -59,7 +59,11 @@ def apart(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 def engine_vae(state: StateDict) -> StateDict:
     """All of an autoencoder's."""
-    return {
-        name.replace("to_out.0", "to_out"): tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
-        for name, tensor in state.items()
-    }
+    weights = {}
+    for name, tensor in state.items():
+        if ".to_q." in name:
+            parts = [state[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
+            weights[name.replace("to_q", "qkv")] = torch.cat(parts)
+        elif ".to_k." not in name and ".to_v." not in name:
+            weights[name.replace("to_out.0", "to_out")] = tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+    return weights

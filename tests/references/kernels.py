@@ -42,6 +42,13 @@ def rotary_attention(
     return mixed.transpose(1, 2)
 
 
+def attention(qkv: torch.Tensor, valid_length: list[int], heads: int) -> torch.Tensor:
+    """[items, length, 3 heads, head_dim] -> [items, length, heads, head_dim]."""
+    query, key, value = (numbers.transpose(1, 2) for numbers in qkv.split([heads] * 3, dim=2))
+    seen = _seen(qkv.shape[1], valid_length, causal=False)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2)
+
+
 def resnet_block(x: torch.Tensor, weights: Mapping[str, torch.Tensor], groups: int) -> torch.Tensor:
     """A residual block of the autoencoder: [items, channels, rows, columns], to channels last."""
     hidden = x
