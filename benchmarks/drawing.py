@@ -9,14 +9,21 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from max.driver import CPU
+from max.dtype import DType
 
 from benchmarks.measure import first_line, seconds_of
+from graphs.kernel_library import runs_here, without_kernels
 from max_zimage import ZImagePipeline
 from max_zimage.calling import EMBEDDED_MODEL
 from max_zimage.noise import initial_noise
 
 PROMPT = "a red star on a blue background"
 EAGER = "diffusers"
+EAGER_BFLOAT16 = "diffusers, bfloat16"
+OURS = "ours"
+OURS_BFLOAT16 = "ours, bfloat16"
+PLAIN = "ours, without its kernels"
 
 Draw = Callable[..., np.ndarray]
 """draw(scene, callback=None) -> uint8 [height, width, 3]."""
@@ -88,6 +95,23 @@ def our_draw(pipeline: ZImagePipeline, step_cache: str | None = None) -> Draw:
     return draw
 
 
+def our_pipelines(*, more: bool) -> dict[str, ZImagePipeline]:
+    """Ours by label, in float32.
+
+    Args:
+        more: Whether the one without the ops of `kernels` is wanted, which compiles for minutes, and the one in
+            bfloat16, which there is where this CPU multiplies it.
+    """
+    pipelines = {}
+    if more:
+        with without_kernels():
+            pipelines[PLAIN] = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
+    pipelines[OURS] = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
+    if more and runs_here(DType.bfloat16, CPU()):
+        pipelines[OURS_BFLOAT16] = ZImagePipeline.from_pretrained(device="cpu", dtype="bfloat16")
+    return pipelines
+
+
 def compiled_diffusers(scenes: Sequence[Scene]) -> CompiledDiffusers:
     """Compile the transformer and the VAE, or the transformer alone where the VAE does not compile.
 
@@ -112,9 +136,9 @@ def compiled_diffusers(scenes: Sequence[Scene]) -> CompiledDiffusers:
     return CompiledDiffusers(name="diffusers, torch.compile", draw=None, seconds=0.0, failures=tuple(failures))
 
 
-def load_diffusers() -> diffusers.ZImagePipeline:
-    """Diffusers' pipeline of the embedded model, float32."""
-    pipeline = diffusers.ZImagePipeline.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32, low_cpu_mem_usage=False)
+def load_diffusers(dtype: torch.dtype = torch.float32) -> diffusers.ZImagePipeline:
+    """Diffusers' pipeline of the embedded model."""
+    pipeline = diffusers.ZImagePipeline.from_pretrained(EMBEDDED_MODEL, dtype=dtype, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

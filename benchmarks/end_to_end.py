@@ -15,13 +15,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from benchmarks.drawing import EAGER, Draw, Scene, bound, compiled_diffusers, diffusers_draw, our_draw
+from benchmarks.drawing import (
+    EAGER,
+    EAGER_BFLOAT16,
+    OURS,
+    OURS_BFLOAT16,
+    Draw,
+    Scene,
+    bound,
+    compiled_diffusers,
+    diffusers_draw,
+    load_diffusers,
+    our_draw,
+    our_pipelines,
+)
 from benchmarks.measure import ROOT, Row, Timing, interleave, max_abs, psnr
 from max_zimage import ZImagePipeline
 from max_zimage.calling import EMBEDDED_MODEL
 
-OURS = "ours"
 CACHES = ("first_block", "taylorseer")
 
 _BUILT_IN = """
@@ -50,12 +63,14 @@ class Setting:
         cached: Scenes in which step caches take part.
         calls: At most so many timed calls of each competitor in a scene of `cached`, by its side.
         compile_diffusers: Whether torch.compile takes part.
+        more: Whether ours without its kernels and in bfloat16 take part.
     """
 
     scenes: tuple[Scene, ...]
     cached: tuple[Scene, ...]
     calls: Mapping[int, int]
     compile_diffusers: bool
+    more: bool
 
 
 FULL = Setting(
@@ -63,12 +78,14 @@ FULL = Setting(
     cached=(Scene(side=128, steps=50, guidance=4.0), Scene(side=256, steps=50, guidance=4.0)),
     calls={128: 10, 256: 5},
     compile_diffusers=True,
+    more=True,
 )
 QUICK = Setting(
     scenes=(Scene(side=96, steps=2, guidance=2.0),),
     cached=(Scene(side=96, steps=12, guidance=4.0),),
     calls={96: 1},
     compile_diffusers=False,
+    more=False,
 )
 
 
@@ -82,22 +99,25 @@ class Competitor:
 
 def rows(setting: Setting, repeats: int) -> list[Row]:
     """Measure every competitor in every scene, and where the time goes in those of few steps."""
-    begin = time.perf_counter()
-    pipeline = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
-    ours = Competitor(draw=our_draw(pipeline), compile_seconds=time.perf_counter() - begin)
-    competitors, measured = _competitors(setting, ours)
+    pipelines = our_pipelines(more=setting.more)
+    competitors, measured = _competitors(setting, pipelines)
     for scene in setting.scenes:
         measured += _pictures(scene, competitors, repeats)
         measured += _stages({name: item.draw for name, item in competitors.items()}, scene, repeats)
-    caches = {f"{OURS}, {cache}": Competitor(draw=our_draw(pipeline, cache), compile_seconds=None) for cache in CACHES}
+    caches = {
+        f"{OURS}, {cache}": Competitor(draw=our_draw(pipelines[OURS], cache), compile_seconds=None) for cache in CACHES
+    }
     for scene in setting.cached:
         measured += _pictures(scene, {**competitors, **caches}, min(repeats, setting.calls[scene.side]))
     return [*measured, _built_in()]
 
 
-def _competitors(setting: Setting, ours: Competitor) -> tuple[dict[str, Competitor], list[Row]]:
+def _competitors(setting: Setting, pipelines: Mapping[str, ZImagePipeline]) -> tuple[dict[str, Competitor], list[Row]]:
     """Everything that computes every step here, and rows that say what cannot."""
-    found = {EAGER: Competitor(draw=diffusers_draw(), compile_seconds=0.0), OURS: ours}
+    found = {EAGER: Competitor(draw=diffusers_draw(), compile_seconds=0.0)}
+    if OURS_BFLOAT16 in pipelines:
+        found[EAGER_BFLOAT16] = Competitor(draw=diffusers_draw(load_diffusers(torch.bfloat16)), compile_seconds=0.0)
+    found |= {name: Competitor(draw=our_draw(each), compile_seconds=None) for name, each in pipelines.items()}
     if not setting.compile_diffusers:
         return found, []
     compiled = compiled_diffusers([*setting.scenes, *setting.cached])
@@ -116,7 +136,7 @@ def _pictures(scene: Scene, competitors: Mapping[str, Competitor], repeats: int)
         Row(
             case=f"prompt to picture, {scene.sizes}",
             variant=name,
-            dtype="float32",
+            dtype=_dtype(name),
             sizes=scene.sizes,
             timing=timing,
             compile_seconds=competitors[name].compile_seconds,
@@ -148,13 +168,17 @@ def _stages(draws: Mapping[str, Draw], scene: Scene, repeats: int) -> list[Row]:
         Row(
             case=f"{stage}, {scene.sizes}",
             variant=name,
-            dtype="float32",
+            dtype=_dtype(name),
             sizes=scene.sizes,
             timing=Timing.of(taken),
             reference=name == EAGER,
         )
         for (stage, name), taken in sorted(seconds.items())
     ]
+
+
+def _dtype(name: str) -> str:
+    return "bfloat16" if name in (EAGER_BFLOAT16, OURS_BFLOAT16) else "float32"
 
 
 def _built_in() -> Row:

@@ -2,8 +2,8 @@
 
 The embedded model draws in float32 on a CPU. The first rows are diffusers; then a plain port to MAX, whose switches go
 on one by one; with the last lossless one it is the engine. Rows labelled lossy are alternatives to each other, each on
-top of all that is lossless. Text encoder and decoder are the engine's in every row of ours. What is switched off
-compiles together, its seconds stand in the first of these rows.
+top of all that is lossless. Text encoder and decoder are the engine's in every row of ours, without the project's kernels
+until the last lossless one. What is switched off compiles together, its seconds stand in the first of these rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from references.engine_runs import inputs_of
 from benchmarks.compiling import CompiledModule, Unit, compiled_together
 from benchmarks.drawing import (
     EAGER,
+    OURS,
+    OURS_BFLOAT16,
+    PLAIN,
     PROMPT,
     Draw,
     Scene,
@@ -32,9 +35,11 @@ from benchmarks.drawing import (
     diffusers_draw,
     load_diffusers,
     our_draw,
+    our_pipelines,
 )
 from benchmarks.measure import Row, Timing, interleave, max_abs, psnr
 from benchmarks.waterfall_graphs import ENGINE, FUSED, HALVES, SEPARATE, Guidance, PlainStep, TabledStep, VelocityStep
+from graphs.kernel_library import without_kernels
 from graphs.scheduler import SchedulerStep
 from graphs.transformer import TransformerSpec
 from max_zimage import ZImageModelInputs, ZImagePipeline
@@ -74,7 +79,10 @@ VARIANTS = (
     Variant(switch="+ modulation once a schedule", make=partial(TabledStep, kind=ENGINE), table=True),
     Variant(switch="+ captions once a request", make=partial(VelocityStep, kind=ENGINE), table=True, captions=True),
 )
-LAST = "+ guidance and Euler inside the step: the engine"
+INSIDE = "+ guidance and Euler inside the step"
+CACHES = ("first_block", "taylorseer")
+LAST = "+ the project's kernels: the engine"
+BFLOAT16 = "+ bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +93,8 @@ class Setting:
         full: Scenes that every row draws.
         long: Scenes that the engine draws with and without step caches.
         caches: Label -> step cache of the scenes in `full`; those in `long` take the defaults.
-        variants: How many of `VARIANTS`, the last ones.
+        variants: How many of `VARIANTS`, the last ones; with none, nothing that the engine does not compile by
+            itself.
         compile_diffusers: Whether torch.compile takes part.
     """
 
@@ -116,8 +125,7 @@ QUICKEST = replace(QUICK, variants=0)
 
 def rows(setting: Setting, repeats: int) -> list[Row]:
     """Measure every row in the scenes of few steps, the engine and its step caches in the long ones."""
-    pipeline = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
-    diffusers = load_diffusers()
+    pipelines, diffusers = our_pipelines(more=setting.variants > 0), load_diffusers()
     draws: dict[str, Draw] = {EAGER: diffusers_draw(diffusers)}
     compile_seconds: dict[str, float] = {}
     failures: list[Row] = []
@@ -129,19 +137,27 @@ def rows(setting: Setting, repeats: int) -> list[Row]:
         ]
         if theirs.draw is not None:
             draws[theirs.name], compile_seconds[theirs.name] = theirs.draw, theirs.seconds
-    ours, taken = variant_draws(pipeline, diffusers.transformer, VARIANTS[len(VARIANTS) - setting.variants :])
-    draws |= ours
-    compile_seconds |= dict.fromkeys(list(ours)[:1], taken)
-    draws[LAST] = our_draw(pipeline)
+    if setting.variants:
+        variants = VARIANTS[len(VARIANTS) - setting.variants :]
+        ours, taken = variant_draws(pipelines[PLAIN], diffusers.transformer, variants)
+        draws |= {**ours, INSIDE: our_draw(pipelines[PLAIN])}
+        compile_seconds |= dict.fromkeys(list(ours)[:1], taken)
+    draws[LAST] = our_draw(pipelines[OURS])
     measured = [*failures]
     for scene in setting.full:
-        lossy = {f"+ {cache}": our_draw(pipeline, cache) for cache in setting.caches}
+        lossy = _lossy(pipelines, setting.caches)
         measured += _scene_rows(scene, draws, lossy, repeats, compile_seconds)
     for scene in setting.long:
-        lossy = {f"+ {cache}": our_draw(pipeline, cache) for cache in ("first_block", "taylorseer")}
-        exact = {EAGER: draws[EAGER], LAST: draws[LAST]}
-        measured += _scene_rows(scene, exact, lossy, repeats, {})
+        exact = {name: draws[name] for name in (EAGER, LAST)}
+        measured += _scene_rows(scene, exact, _lossy(pipelines, CACHES), repeats, {})
     return measured
+
+
+def _lossy(pipelines: Mapping[str, ZImagePipeline], caches: Sequence[str]) -> dict[str, Draw]:
+    lossy = {f"+ {cache}": our_draw(pipelines[OURS], cache) for cache in caches}
+    if OURS_BFLOAT16 in pipelines:
+        lossy[BFLOAT16] = our_draw(pipelines[OURS_BFLOAT16])
+    return lossy
 
 
 def _scene_rows(
@@ -155,7 +171,7 @@ def _scene_rows(
         Row(
             case=f"waterfall {scene.sizes}",
             variant=name,
-            dtype="float32",
+            dtype="bfloat16" if name == BFLOAT16 else "float32",
             sizes=scene.sizes,
             timing=timing,
             compile_seconds=seconds.get(name),
@@ -191,10 +207,10 @@ def _place(lossy: bool) -> str:
 def variant_draws(
     pipeline: ZImagePipeline, transformer: torch.nn.Module, variants: Sequence[Variant]
 ) -> tuple[dict[str, Draw], float]:
-    """Compile variants together.
+    """Compile variants together, in plain operations.
 
     Args:
-        pipeline: The engine, whose other graphs they use.
+        pipeline: The engine without its kernels, whose other graphs they use.
         transformer: Diffusers' transformer with the same weights.
         variants: Some of `VARIANTS`.
 
@@ -207,7 +223,8 @@ def variant_draws(
     units = {f"step_{index}": _unit(variant, f"step_{index}", spec, dtype) for index, variant in enumerate(variants)}
     units["guidance"] = Unit(make=lambda: Guidance(spec), types=lambda module: module.input_types(device))
     units["euler"] = Unit(make=SchedulerStep, types=lambda module: module.input_types(device))
-    graphs, seconds = compiled_together(units, pipeline.transformer.dtype_name, weights(pipeline, transformer))
+    with without_kernels():
+        graphs, seconds = compiled_together(units, pipeline.transformer.dtype_name, weights(pipeline, transformer))
     rest = (graphs["guidance"], graphs["euler"])
     draws = {
         variant.switch: _draw(pipeline, variant, graphs[f"step_{index}"], *rest)
@@ -224,7 +241,8 @@ def _unit(variant: Variant, name: str, spec: TransformerSpec, dtype: DType) -> U
 
 def weights(pipeline: ZImagePipeline, transformer: torch.nn.Module) -> dict[str, Buffer]:
     """The transformer's weights, both as the engine orders them and as diffusers does, by the names of every step."""
-    named, state = pipeline.transformer.load_weights(), transformer.state_dict()
+    with without_kernels():
+        named, state = pipeline.transformer.load_weights(), transformer.state_dict()
     for name, tensor in state.items():
         if ".attention." in name or ".feed_forward." in name:
             named.setdefault(name, upload(tensor.numpy(), pipeline.device))

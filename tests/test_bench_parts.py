@@ -8,7 +8,7 @@ import torch
 from test_bench import row
 
 from benchmarks import end_to_end, resolutions, waterfall
-from benchmarks.drawing import EAGER, Scene, diffusers_draw, load_diffusers, our_draw
+from benchmarks.drawing import EAGER, OURS, PLAIN, Scene, diffusers_draw, load_diffusers, our_draw, our_pipelines
 from benchmarks.measure import Timing, max_abs, speedup
 from benchmarks.resolutions import FULL, Fit
 from max_zimage import ZImagePipeline
@@ -93,10 +93,11 @@ def test_the_waterfall_runs_with_what_the_engine_compiles() -> None:
 
 @pytest.mark.slow
 def test_every_variant_draws_the_engines_picture() -> None:
-    pipeline, theirs = ZImagePipeline.from_pretrained(device="cpu", dtype="float32"), load_diffusers()
-    draws, _ = waterfall.variant_draws(pipeline, theirs.transformer, waterfall.VARIANTS)
+    pipelines, theirs = our_pipelines(more=True), load_diffusers()
+    draws, _ = waterfall.variant_draws(pipelines[PLAIN], theirs.transformer, waterfall.VARIANTS)
+    draws[waterfall.INSIDE] = our_draw(pipelines[PLAIN])
     for scene in (Scene(side=96, steps=3, guidance=2.0), Scene(side=128, steps=2, guidance=0.0)):
-        engine = our_draw(pipeline)(scene)
+        engine = our_draw(pipelines[OURS])(scene)
         assert max_abs(engine, diffusers_draw(theirs)(scene)) <= 1
         for name, draw in draws.items():
             assert max_abs(draw(scene), engine) <= 1, name

@@ -160,5 +160,5 @@ def test_a_constant_picture_is_no_division_by_zero(compiled: Ops) -> None:
 
 def test_channels_that_do_not_belong_together_are_refused(compiled: Ops) -> None:
     weight = as_ours(numbers(compiled.dtype, 32, 5, 3, 3), 1)
-    with pytest.raises(Exception, match="x has 3 channels and the packed weight [56]"):
+    with pytest.raises(Exception, match=r"x has 3 channels and the packed weight [56]"):
         compiled.models["any channels"].execute(buffer(numbers("float32", 1, 4, 4, 3)), weight, buffer(torch.zeros(1)))
