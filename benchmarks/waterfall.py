@@ -2,8 +2,9 @@
 
 The embedded model draws in float32 on a CPU. The first rows are diffusers; then a plain port to MAX, whose switches go
 on one by one; with the last lossless one it is the engine. Rows labelled lossy are alternatives to each other, each on
-top of all that is lossless. Text encoder and decoder are the engine's in every row of ours, without the project's kernels
-until the last lossless one. What is switched off compiles together, its seconds stand in the first of these rows.
+top of all that is lossless. Text encoder and decoder are the engine's in every row of ours, without the project's
+kernels until the last lossless one. What is switched off compiles together, its seconds stand in the first of these
+rows.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,23 +169,17 @@ def test_names_are_those_of_the_graphs(tiny: Tiny, dtype: ModelDtype, packed: bo
     from graphs.transformer import Transformer
     from graphs.vae import DecodeLatents, EncodeImage
 
-    specs = tiny.specs
-    graphs: dict[str, list[Callable[[], Module[..., object]]]] = {
+    specs, spec = tiny.specs, tiny.specs.transformer
+    graphs = {
         "text_encoder": [lambda: TextEncoder(specs.text_encoder, LAYERS_USED)],
-        "transformer": [
-            lambda: Transformer(specs.transformer),
-            lambda: CaptionConditioning(specs.transformer),
-            lambda: ModulationTable(specs.transformer),
-        ],
+        "transformer": [lambda: Transformer(spec), lambda: CaptionConditioning(spec), lambda: ModulationTable(spec)],
         "vae": [lambda: EncodeImage(specs.vae), lambda: DecodeLatents(specs.vae)],
     }
     packed = packed and runs_here(DType[dtype], CPU())
     for component, makers in graphs.items():
-        declared = {}
         with nullcontext() if packed else without_kernels():
-            for make in makers:
-                module = build(make, DType[dtype], DeviceRef.CPU())
-                declared |= {name: tuple(int(size) for size in value.shape) for name, value in module.parameters}
+            modules = [build(make, DType[dtype], DeviceRef.CPU()) for make in makers]
+        declared = {name: tuple(map(int, value.shape)) for module in modules for name, value in module.parameters}
         loaded = load(tiny.plan(component), dtype, to_pack=packed)
         assert declared == {name: tuple(buffer.shape) for name, buffer in loaded.items()}
 

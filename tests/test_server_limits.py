@@ -37,6 +37,8 @@ def test_a_full_queue_is_told_at_once(server: Server) -> None:
             again = server.draw(**SLOW)
         finally:
             stop.set()
+    while server.draw(steps=1).status_code == 429 and time.monotonic() < deadline + 30:
+        time.sleep(0.2)  # the worker lets go of those that hung up between two of its steps
     assert {status for status, _ in refused} == {429}
     assert len(refused) == 12 - 4 - 3  # four in the worker, three in the queue
     assert max(seconds for _, seconds in refused) < 10

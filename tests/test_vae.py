@@ -22,9 +22,13 @@ from max.engine import InferenceSession, Model
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 from max.graph import Module as GraphModule
+from references.engine_weights import engine_vae
 
+from graphs.kernel_library import compile_with_kernels
 from graphs.layers import build, trace
 from graphs.vae import DecodeLatents, EncodeImage, VaeSpec, decode_float, quantize
+from max_zimage.weight_names import VAE, Packing
+from max_zimage.weight_order import weight_buffer
 
 ASSET = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage" / "vae"
 CPU = DeviceRef.CPU()
@@ -39,6 +43,9 @@ class DecodeBoth(DecodeLatents):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         pixels = decode_float(self.spec, self.decoder, tokens)
         return pixels, quantize(pixels)
+
+
+PARTS = {DecodeLatents: "decoder.", DecodeBoth: "decoder.", EncodeImage: "encoder."}
 
 
 @dataclass(frozen=True)
@@ -90,28 +97,25 @@ def make_case(model: AutoencoderKL) -> Case:
     return Case(reference=model.eval(), spec=spec)
 
 
-def engine_weights(model: AutoencoderKL, part: str) -> dict[str, torch.Tensor]:
-    weights = {}
-    for name, value in model.state_dict().items():
-        if name.startswith(part):
-            value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value
-            weights[name.replace("to_out.0", "to_out")] = value.contiguous()
-    return weights
-
-
 def compile_graphs(kinds: list[type], case: Case, dtype: DType) -> list[Model]:
     """One model a kind; both kinds as one module, because they share most kernels."""
-    together, weights = GraphModule(), {}
+    together, weights, graphs = GraphModule(), {}, []
+    state = engine_vae(case.reference.state_dict())
     for kind in kinds:
         module = build(lambda kind=kind: kind(case.spec), dtype, CPU)
-        part = "encoder." if kind is EncodeImage else "decoder."
-        torch_dtype = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}[dtype]
-        own = {name: value.to(torch_dtype) for name, value in engine_weights(case.reference, part).items()}
+        own = {name: value for name, value in state.items() if name.startswith(PARTS[kind])}
         assert set(own) == {name for name, _ in module.parameters}
-        weights |= own
-        trace(module, module.input_types(CPU), kind.__name__, together)
-    models = InferenceSession(devices=[CPU.to_device()]).load_all(together, weights_registry=weights)
+        weights |= {
+            name: weight_buffer(value.contiguous().numpy(), dtype, packing(name)) for name, value in own.items()
+        }
+        graphs.append(trace(module, module.input_types(CPU), kind.__name__, together))
+    session = InferenceSession(devices=[CPU.to_device()])
+    models = session.init_all(compile_with_kernels(session, together, graphs), weights_registry=weights)
     return [models[kind.__name__] for kind in kinds]
+
+
+def packing(name: str) -> Packing | None:
+    return next(row.packing for row in VAE if name.endswith(row.engine.rpartition("}.")[2]))
 
 
 # The embedded model's pictures are compared in the pipeline's tests as well, without compiling its decoder once more.
