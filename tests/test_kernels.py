@@ -5,12 +5,7 @@ Rows are counted around the 12 of a tile, queries around the 32 of a panel, keys
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,16 +288,3 @@ def test_an_op_runs_eagerly() -> None:
     x, weight = numbers("float32", 1, 13, 64), numbers("float32", 32, 64, seed=1)
     product = ops.linear(Tensor.from_dlpack(x), Tensor.from_dlpack(panels(weight, "panels")), 32)
     check(torch.from_dlpack(product).double(), x @ weight.T, x.double() @ weight.double().T)
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor is one of x86-64")
-def test_the_tile_on_a_processor_without_avx512(tmp_path: Path) -> None:
-    """Three rows at a time in the sixteen registers of AVX2, and pairs of bfloat16 without their instruction."""
-    program, tests = tmp_path / "tile", Path(__file__).parent
-    mojo = [sys.executable, str(Path(sys.executable).with_name("mojo"))]
-    build = [*mojo, "build", "--target-cpu", "haswell", "-I", str(tests.parent), "-o", str(program)]
-    # MAX has put paths of this process's Python into its environment.
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MOJO"))}
-    done = subprocess.run([*build, str(tests / "tile_products.mojo")], env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert subprocess.run([program], check=True, capture_output=True, text=True).stdout.split() == ["0.0", "0.0"]
