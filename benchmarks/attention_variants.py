@@ -22,7 +22,7 @@ from max.graph import DeviceRef, TensorType
 from benchmarks.attention import Shape
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import PAUSE_SECONDS, relative_l2
-from graphs.attention import attention
+from graphs.attention import attention, joint_attention
 from max_zimage.devices import upload
 
 _CHECKED_ROWS = 8
@@ -32,8 +32,15 @@ Call = Callable[[], Array]
 """Computes [1, tokens, heads, head_dim]."""
 
 
+class Joint(Module[[Tensor], Tensor]):
+    """The engine's, from queries, keys and values as one product makes them."""
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        return joint_attention(qkv, heads=int(qkv.shape[2]) // 3)
+
+
 class Blocked(Module[[Tensor, Tensor, Tensor], Tensor]):
-    """The engine's."""
+    """MAX's, which keeps no scores either."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attention(query, key, value, scale=int(query.shape[3]) ** -0.5)
@@ -79,7 +86,8 @@ def main() -> None:
     generator = np.random.default_rng(0)
     size = (1, shape.tokens, shape.heads, shape.head_dim)
     arrays = [generator.standard_normal(size, dtype=np.float32) for _ in range(3)]
-    call = {"torch": _torch, "blocked": _blocked, "naive": _naive, "one_graph": _one_graph}[variant](shape, arrays)
+    make = {"torch": _torch, "joint": _joint, "blocked": _blocked, "naive": _naive, "one_graph": _one_graph}[variant]
+    call = make(shape, arrays)
 
     before, seconds = _reset_peak_mib(), []
     for _ in range(calls):
@@ -121,6 +129,12 @@ def _torch(shape: Shape, arrays: list[Array]) -> Call:
     query, key, value = (torch.from_numpy(array).transpose(1, 2) for array in arrays)
     attend = torch.nn.functional.scaled_dot_product_attention
     return lambda: attend(query, key, value).transpose(1, 2).numpy()
+
+
+def _joint(shape: Shape, arrays: list[Array]) -> Call:
+    graph = _compiled(Joint, [[1, shape.tokens, 3 * shape.heads, shape.head_dim]])
+    qkv = upload(np.concatenate(arrays, axis=2), CPU())
+    return lambda: graph(qkv)[0].to_numpy()
 
 
 def _blocked(shape: Shape, arrays: list[Array]) -> Call:

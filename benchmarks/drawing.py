@@ -24,6 +24,7 @@ EAGER_BFLOAT16 = "diffusers, bfloat16"
 OURS = "ours"
 OURS_BFLOAT16 = "ours, bfloat16"
 PLAIN = "ours, without its kernels"
+CACHES = ("first_block", "taylorseer")
 
 Draw = Callable[..., np.ndarray]
 """draw(scene, callback=None) -> uint8 [height, width, 3]."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.drawing import (
+    CACHES,
     EAGER,
     EAGER_BFLOAT16,
     OURS,
@@ -34,8 +35,6 @@ from benchmarks.drawing import (
 from benchmarks.measure import ROOT, Row, Timing, interleave, max_abs, psnr
 from max_zimage import ZImagePipeline
 from max_zimage.calling import EMBEDDED_MODEL
-
-CACHES = ("first_block", "taylorseer")
 
 _BUILT_IN = """
 import resource, sys

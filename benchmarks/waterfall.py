@@ -24,6 +24,7 @@ from references.engine_runs import inputs_of
 
 from benchmarks.compiling import CompiledModule, Unit, compiled_together
 from benchmarks.drawing import (
+    CACHES,
     EAGER,
     OURS,
     OURS_BFLOAT16,
@@ -81,7 +82,6 @@ VARIANTS = (
     Variant(switch="+ captions once a request", make=partial(VelocityStep, kind=ENGINE), table=True, captions=True),
 )
 INSIDE = "+ guidance and Euler inside the step"
-CACHES = ("first_block", "taylorseer")
 LAST = "+ the project's kernels: the engine"
 BFLOAT16 = "+ bfloat16"
 

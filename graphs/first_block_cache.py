@@ -189,7 +189,7 @@ def _mean_abs(x: Tensor) -> Tensor:
 
 
 def _constant(value: int, like: Tensor) -> Tensor:
-    return F.broadcast_to(F.constant(value, DType.int32, device=like.device), [1])
+    return F.constant([value], DType.int32, device=like.device)
 
 
 def _values(*tensors: Tensor) -> list[TensorValue]:

@@ -1,6 +1,6 @@
 """The project's Mojo sources as a library of MAX's: found, compiled once a process, and given to graphs.
 
-The two functions at the end are how every graph begins and is compiled. What the ops are is in `graphs.ops`.
+`graph_with_kernels` begins every graph and `compile_with_kernels` compiles it. What the ops are is in `graphs.ops`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The only file that names Mojo symbols: one op a function.
+"""The ops that graphs call, the project's own and MAX's, by their Mojo names: one op a function.
 
 The project's own are in `kernels`. Two attention kernels of MAX's library are wrapped besides. Which one a graph may
 use is decided in `graphs.attention`, `graphs.linear` and `graphs.vae_blocks`, by `graphs.kernel_library.runs_here`; a
@@ -22,7 +22,7 @@ from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 
 from graphs.kernel_library import libraries
 
-_PANEL = 32
+PANEL = 32
 """Outputs side by side in a packed weight: as many sums as the kernels keep in two vector registers."""
 
 _flash_attention_gpu_functional = F.functional(_flash_attention_gpu)
@@ -38,7 +38,7 @@ def packed_shape(inputs: int, outputs: int, dtype: DType) -> tuple[int, int, int
 
     Number j · k + i of a unit of k numbers belongs to the panel's output j and to input i of the unit.
     """
-    return -(-outputs // _PANEL), -(-inputs // _per_unit(dtype)), _PANEL * _per_unit(dtype)
+    return -(-outputs // PANEL), -(-inputs // _per_unit(dtype)), PANEL * _per_unit(dtype)
 
 
 def linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -71,7 +71,7 @@ def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
 
 def attends(head_dim: int) -> bool:
     """Whether a head's width suits `rotary_attention` and `attention`: both halves are whole vectors."""
-    return head_dim % _PANEL == 0
+    return head_dim % PANEL == 0
 
 
 def rotary_attention(

@@ -120,7 +120,7 @@ def _convolve[
     var width = (shape.out_columns - 1) * stride + shape.kernel
     var line = width * shape.units
     var height = max(1, STRIPE_BYTES // (4 * line * stride))  # output rows of a stripe
-    height = min(height, ceildiv(shape.out_rows * shape.items, TASKS_PER_CORE * num_physical_cores()))
+    height = min(height, max(1, ceildiv(shape.out_rows * shape.items, TASKS_PER_CORE * num_physical_cores())))
     var stripes = ceildiv(shape.out_rows, height)
     var lines = (height - 1) * stride + shape.kernel
     # The last tile of a line reads on behind it.

@@ -71,7 +71,9 @@ def packed(values: Bits, packing: Packing) -> Buffer:
     taps, halves, outputs, inputs = parts.shape
     share = packed_shape(inputs, outputs, dtype)[2] // per_unit // halves  # outputs of a panel from one part
     panels, units = -(-outputs // share), -(-inputs // per_unit)
-    filled = np.pad(parts, ((0, 0), (0, 0), (0, panels * share - outputs), (0, units * per_unit - inputs)))
+    missing = (panels * share - outputs, units * per_unit - inputs)
+    # Nothing is missing from the matrices of the published models, the largest of which is not to be copied twice.
+    filled = np.pad(parts, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else parts
     apart = filled.reshape(taps, halves, panels, share, units, per_unit).transpose(2, 0, 4, 1, 3, 5)
     shape = (panels, *((taps,) if packing == "taps" else ()), units, halves * share * per_unit)
     return Buffer.from_numpy(np.ascontiguousarray(apart).reshape(-1)).view(dtype, shape)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
@@ -137,6 +137,13 @@ def test_convolutions(compiled: Ops, name: str, size: tuple[int, int, int]) -> N
         for dtype in (TORCH[compiled.dtype], torch.float64)
     )
     check(ours, plain, exact)
+
+
+def test_no_pictures_are_no_pictures(compiled: Ops) -> None:
+    x = Buffer(DType.float32, (0, 4, 5, 3), CPU())
+    arguments = CONVOLUTIONS["from a picture"].arguments(compiled.dtype, 1, 4, 5)
+    (out,) = compiled.models["from a picture"].execute(x, *(as_ours(tensor, 1) for tensor in arguments[1:]))
+    assert list(out.shape) == [0, 4, 5, 32]
 
 
 def test_group_norm_of_numbers_far_from_zero(compiled: Ops) -> None:

@@ -90,6 +90,10 @@ def test_random_weights_keep_the_size_of_what_they_multiply() -> None:
     assert kernel.std() == pytest.approx((9 * 64) ** -0.5, rel=0.1)
     panels = random_weight((5, 32, 64), "float32").to_numpy()  # 160 outputs of 64 inputs
     assert panels.std() == pytest.approx(64**-0.5, rel=0.1)
+    panels = random_weight((5, 64, 32), "float32").to_numpy()  # the same in float32's units
+    assert panels.std() == pytest.approx(64**-0.5, rel=0.1)
+    taps = random_weight((2, 9, 64, 32), "float32").to_numpy()  # 64 outputs of 9 taps of 64 inputs
+    assert taps.std() == pytest.approx((9 * 64) ** -0.5, rel=0.1)
     assert (random_weight((7,), "float32").to_numpy() == 1).all()
     bits = random_weight((48, 64), "bfloat16").view(DType.uint16, (48, 64)).to_numpy()
     rounded = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -14,6 +14,7 @@ from max.engine import InferenceSession
 from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 
+from graphs.ops import PANEL
 from max_zimage import progress
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.compiler import CompiledGraph, compile_graph
@@ -213,14 +214,22 @@ class Prepared:
 def random_weight(shape: tuple[int, ...], dtype: ModelDtype) -> Buffer:
     """A parameter in host memory: matrices keep the size of what they multiply, vectors are ones."""
     count = prod(shape)
-    # Of a matrix [outer, inner] the inner side is summed over, of a packed one [panels, pairs, 64] all pairs, of a
-    # convolution [k, k, inner, outer] all but the last.
-    fan_in = {2: prod(shape[1:]), 3: 2 * prod(shape[1:2])}.get(len(shape), prod(shape[:-1]))
+    fan_in = _summed(shape)
     few = min(count, _RANDOM)
     numbers = np.ones(few, np.float32) if len(shape) == 1 else _normal(few) * np.float32(fan_in**-0.5)
     if dtype == "float32":
         return Buffer.from_numpy(np.resize(numbers, shape))
     return Buffer.from_numpy(np.resize(bfloat16_bits(numbers), count)).view(DType.bfloat16, shape)
+
+
+def _summed(shape: tuple[int, ...]) -> int:
+    """Numbers that one output sums: a matrix is [outputs, inputs], a plain convolution [k, k, inputs, outputs]."""
+    if len(shape) == 2:
+        return shape[1]
+    if len(shape) == 4 and shape[0] == shape[1] and shape[0] in (1, 3):
+        return prod(shape[:-1])
+    # Packed: [panels, units, numbers] or [panels, taps, units, numbers]; a unit's numbers belong to a panel's outputs.
+    return max(1, prod(shape[1:]) // PANEL)
 
 
 def _nbytes(shape: tuple[int, ...], dtype: DType) -> int:
