@@ -1,0 +1,109 @@
+"""Flow matching on latents and captions: what one step of the training of text encoder and transformer is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.embedded_model.autoencoder import scaled
+from benchmarks.embedded_model.pictures import Pictures
+from benchmarks.embedded_model.training import Plan, Training, chance_of, muon
+from benchmarks.embedded_model.transformer import Captions, Model, patchify
+
+SHIFT = 3.0
+"""Of the noise levels, in training and in the checkpoint's scheduler."""
+UNIFORM = 0.25
+"""Share of noise levels that are drawn evenly before the shift; the others come from the middle more often."""
+NO_CAPTION = 0.1
+"""Share of pictures whose caption is empty, which is what guidance compares with."""
+BY_ADAM = ("embed", "adaLN_modulation", "final_layer", "pad_token")
+"""Names of the matrices that Muon is not meant for: inputs, outputs, and what the timestep decides."""
+
+_SEED = 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Pictures of one size, as the transformer sees them.
+
+    Attributes:
+        values: float16 [count, 16, height / 8, width / 8], of unit scale.
+        captions: One each; the last row is the empty caption.
+    """
+
+    values: Tensor
+    captions: Captions
+
+
+@torch.no_grad()
+def encode_all(
+    vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase, pictures: Mapping[tuple[int, int], Pictures], file: Path
+) -> dict[tuple[int, int], Latents]:
+    """Means of the latents of all pictures, from the file if they were computed before."""
+    if not file.exists():
+        values = {size: _encoded(vae, some) for size, some in pictures.items()}
+        torch.save(values, file.with_suffix(".new"))
+        file.with_suffix(".new").replace(file)
+    known = torch.load(file, weights_only=True)
+    return {
+        size: Latents(values=known[size], captions=Captions.of(tokenizer, [*some.captions, ""]))
+        for size, some in pictures.items()
+    }
+
+
+def _encoded(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
+    parts = []
+    for begin in range(0, len(pictures.pixels), 50):
+        pixels = scaled(pictures.pixels[begin : begin + 50])
+        with torch.autocast("cpu", torch.bfloat16):
+            means = vae.encode(pixels).latent_dist.mode()
+        parts.append(((means.float() - vae.config.shift_factor) * vae.config.scaling_factor).half())
+    return torch.cat(parts)
+
+
+def noise_levels(count: int, random: torch.Generator) -> Tensor:
+    """Sigmas from 0 to 1, float32 [count], most of them where an image takes shape."""
+    middle = torch.randn(count, generator=random).sigmoid()
+    even = torch.rand(count, generator=random)
+    u = torch.where(torch.rand(count, generator=random) < UNIFORM, even, middle)
+    return SHIFT * u / (1 + (SHIFT - 1) * u)
+
+
+def train(folder: Path, model: Model, latents: Mapping[tuple[int, int], Latents], plan: Plan) -> Model:
+    """Train both; the model given ends with the average of its weights."""
+    training = Training(folder, model, muon(model, plan, BY_ADAM), plan)
+    for block in model.blocks():
+        block.compile(dynamic=False)
+    sizes = list(latents)
+    counts = np.array([len(latents[size].values) for size in sizes])
+
+    def loss_of(step: int) -> Tensor:
+        chance, random = chance_of(_SEED, step)
+        some = latents[sizes[int(chance.choice(len(sizes), p=counts / counts.sum()))]]
+        rows = torch.from_numpy(chance.integers(len(some.values), size=plan.batch))
+        texts = torch.where(torch.rand(plan.batch, generator=random) < NO_CAPTION, len(some.values), rows)
+        return _loss(model, some, rows, texts, random)
+
+    training.run(loss_of)
+    model.load_state_dict(training.averaged.module.state_dict())
+    return model
+
+
+def _loss(model: Model, latents: Latents, rows: Tensor, texts: Tensor, random: torch.Generator) -> Tensor:
+    clean = latents.values[rows].float()
+    noise = torch.randn(clean.shape, generator=random)
+    sigma = noise_levels(len(rows), random)
+    noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+    ids, mask = latents.captions.ids[texts], latents.captions.mask[texts]
+    grid = (clean.shape[2] // 2, clean.shape[3] // 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity = model(patchify(noisy), 1 - sigma, ids, mask, grid)
+    return F.mse_loss(velocity.float(), patchify(clean - noise))

@@ -1,0 +1,176 @@
+"""What both trainings share: a learning rate over steps, a running average of weights, a curve, and going on later.
+
+Everything that a step draws at random comes from its number, so that an interrupted training goes on as if it had not
+been.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+LOG_STEPS = 50
+SAVE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long to train and how fast.
+
+    Attributes:
+        steps: Updates of the weights.
+        batch: Pictures a step.
+        rate: Highest learning rate.
+        warmup: Steps until it is reached.
+        decay: Share of the steps, at the end, in which it falls to nothing in a straight line.
+        averaged: Steps that the average of weights reaches back, once there are ten times as many.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    warmup: int = 100
+    decay: float = 0.4
+    averaged: int = 500
+
+    def share_of_rate(self, step: int) -> float:
+        """Learning rate of a step, as a share of the highest."""
+        left = (self.steps - step) / (self.decay * self.steps)
+        return min(1.0, (step + 1) / self.warmup, max(left, 0.001))
+
+    def average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
+        """Draw the averages towards the weights; early ones are forgotten soon."""
+        share = max(1 / self.averaged, 1 / (10 + int(count) / 10))
+        torch._foreach_lerp_(list(averages), list(weights), share)
+
+
+def chance_of(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The random numbers of one step, numpy's and torch's."""
+    return np.random.default_rng((seed, step)), torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def muon(module: nn.Module, plan: Plan, others: Sequence[str] = ()) -> list[Optimizer]:
+    """Muon for matrices, AdamW for vectors and for matrices whose name holds one of `others`."""
+    wanted = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in wanted if p.ndim == 2 and not any(other in name for other in others)]
+    taken = {id(p) for p in matrices}
+    rest = [p for _, p in wanted if id(p) not in taken]
+    return [
+        Muon(matrices, lr=plan.rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        AdamW(rest, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
+
+
+class _Kernel(nn.Module):
+    """A convolution's weight as what it is made from: a matrix of one row an output."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self._shape = shape
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        return matrix.view(self._shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+
+def kernels_as_matrices(module: nn.Module) -> None:
+    """Let Muon train convolutions, which takes matrices only; undone by `kernels_as_they_were`."""
+    for part in list(module.modules()):
+        if isinstance(part, nn.Conv2d):
+            parametrize.register_parametrization(part, "weight", _Kernel(part.weight.shape))
+
+
+def kernels_as_they_were(module: nn.Module) -> None:
+    """Give convolutions their plain weights back."""
+    for part in list(module.modules()):
+        if isinstance(part, nn.Conv2d):
+            parametrize.remove_parametrizations(part, "weight")
+
+
+class Training:
+    """Trains one module in a folder, from where the last run there was stopped.
+
+    Attributes:
+        module: Whose parameters that want gradients are trained.
+        averaged: The same module with the running average of its weights, which is what is kept.
+    """
+
+    def __init__(self, folder: Path, module: nn.Module, optimizers: list[Optimizer], plan: Plan) -> None:
+        self.module = module
+        self.averaged = AveragedModel(module, multi_avg_fn=plan.average, use_buffers=False)
+        self._optimizers, self._plan = optimizers, plan
+        self._schedules = [LambdaLR(optimizer, plan.share_of_rate) for optimizer in optimizers]
+        self._state, self._curve = folder / "state.pt", folder / "curve.csv"
+        self._seconds, self._step = 0.0, 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._state.exists():
+            self._load()
+
+    def run(self, loss_of: Callable[[int], Tensor], report: Callable[[int], str] = lambda step: "") -> None:
+        """Take the steps that are left.
+
+        Args:
+            loss_of: Computes the loss of a step of the number given.
+            report: What to write beside the loss every `LOG_STEPS` steps.
+        """
+        losses: list[float] = []
+        begin, saved = time.monotonic() - self._seconds, time.monotonic()
+        while self._step < self._plan.steps:
+            losses.append(self._take(loss_of(self._step)))
+            self._step += 1
+            self._seconds = time.monotonic() - begin
+            if self._step % LOG_STEPS == 0 or self._step == self._plan.steps:
+                self._log(float(np.mean(losses)), report(self._step))
+                losses.clear()
+            if time.monotonic() - saved > SAVE_SECONDS or self._step == self._plan.steps:
+                self._save()
+                saved = time.monotonic()
+
+    def _take(self, loss: Tensor) -> float:
+        loss.backward()
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+        self.averaged.update_parameters(self.module)
+        return float(loss.detach())
+
+    def _log(self, loss: float, said: str) -> None:
+        rate = self._schedules[0].get_last_lr()[0]
+        print(f"{self._seconds:7.0f} s  step {self._step:6d}  loss {loss:.4f}  rate {rate:.1e}  {said}", flush=True)
+        new = not self._curve.exists()
+        with self._curve.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["seconds", "step", "loss", "rate"])
+            writer.writerow([round(self._seconds), self._step, f"{loss:.5f}", f"{rate:.2e}"])
+
+    def _save(self) -> None:
+        parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
+        state = {"parts": [part.state_dict() for part in parts], "step": self._step, "seconds": self._seconds}
+        unfinished = self._state.with_suffix(".new")
+        torch.save(state, unfinished)
+        unfinished.replace(self._state)
+
+    def _load(self) -> None:
+        state = torch.load(self._state, weights_only=True)
+        parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
+        for part, values in zip(parts, state["parts"], strict=True):
+            part.load_state_dict(values)
+        self._step, self._seconds = state["step"], state["seconds"]
+        print(f"goes on at step {self._step} of {self._plan.steps}", flush=True)
