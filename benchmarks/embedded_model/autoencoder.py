@@ -13,12 +13,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.embedded_model.pictures import Pictures
-from benchmarks.embedded_model.training import Plan, Training, chance_of, kernels_as_matrices, kernels_as_they_were, muon
+from benchmarks.embedded_model.training import (
+    Plan,
+    Training,
+    chance_of,
+    kernels_as_matrices,
+    kernels_as_they_were,
+    muon,
+)
 
 CHANNELS = (16, 32, 64, 96)
 CROP = 64
@@ -57,25 +63,26 @@ def train_on_crops(folder: Path, pictures: Mapping[tuple[int, int], Pictures], p
     Returns:
         An autoencoder whose configuration scales its latents to a mean of 0 and a deviation of 1.
     """
-    vae = new_autoencoder()
+    vae = new_autoencoder().to(plan.device)
     kernels_as_matrices(vae)
     training = Training(folder, vae, muon(vae, plan), plan)
     latest = {"psnr": 0.0, "kl": 0.0}
 
     def loss_of(step: int) -> Tensor:
         chance, noise = chance_of(_SEEDS["crops"], step)
-        pixels = scaled(_crops(pictures, chance, plan.batch))
-        side = CROP // 8
-        with torch.autocast("cpu", torch.bfloat16):
-            out, mean, logvar = _through(vae, pixels, torch.randn(plan.batch, 16, side, side, generator=noise))
+        pixels = scaled(_crops(pictures, chance, plan.batch)).to(plan.device)
+        drawn = torch.randn(plan.batch, 16, CROP // 8, CROP // 8, generator=noise).to(plan.device)
+        with plan.half():
+            out, mean, logvar = _through(vae, pixels, drawn)
         error = out.float() - pixels
         kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
         latest.update(psnr=psnr(error), kl=float(kl))
         return _reconstruction(error) + KL_WEIGHT * kl
 
-    training.run(loss_of, lambda step: f"PSNR {latest['psnr']:.2f} dB, KL {latest['kl']:.2f}")
+    training.run(loss_of, lambda: f"PSNR {latest['psnr']:.2f} dB, KL {latest['kl']:.2f}")
     trained: AutoencoderKL = training.averaged.module
     kernels_as_they_were(trained)
+    trained = trained.cpu()
     _scale_latents(trained, pictures)
     return trained
 
@@ -86,33 +93,43 @@ def train_decoder(
     """The second training."""
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
+    vae.to(plan.device)
     kernels_as_matrices(vae.decoder)
     training = Training(folder, vae.decoder, muon(vae.decoder, plan), plan)
     latest = {"psnr": 0.0}
 
     def loss_of(step: int) -> Tensor:
         chance, random = chance_of(_SEEDS["decoder"], step)
-        pixels = scaled(_wholes(pictures, chance, plan.batch))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        pixels = scaled(_wholes(pictures, chance, plan.batch)).to(plan.device)
+        with torch.no_grad(), plan.half():
             latents = _means(vae, pixels).float()
-        noise = torch.randn(latents.shape, generator=random) / vae.config.scaling_factor
-        latents = latents + noise * NOISE * torch.rand(plan.batch, 1, 1, 1, generator=random)
-        with torch.autocast("cpu", torch.bfloat16):
+        strength = NOISE / vae.config.scaling_factor * torch.rand(plan.batch, 1, 1, 1, generator=random)
+        latents = latents + (strength * torch.randn(latents.shape, generator=random)).to(plan.device)
+        with plan.half():
             out = vae.decoder(latents)
         error = out.float() - pixels
         latest["psnr"] = psnr(error)
         return _reconstruction(error)
 
-    training.run(loss_of, lambda step: f"PSNR {latest['psnr']:.2f} dB")
+    training.run(loss_of, lambda: f"PSNR {latest['psnr']:.2f} dB")
     vae.decoder.load_state_dict(training.averaged.module.state_dict())
     kernels_as_they_were(vae.decoder)
-    return vae
+    return vae.cpu()
 
 
 @torch.no_grad()
 def reconstructed(vae: AutoencoderKL, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Pictures through encoder and decoder in float32, uint8 [n, height, width, 3]."""
-    out = vae.decode(vae.encode(scaled(pixels)).latent_dist.mode()).sample
+    return _bytes(vae.decode(vae.encode(scaled(pixels)).latent_dist.mode()).sample)
+
+
+@torch.no_grad()
+def pixels_of(vae: AutoencoderKL, latents: Tensor) -> npt.NDArray[np.uint8]:
+    """Decode latents of unit scale, float32 [n, 16, height / 8, width / 8], to uint8 [n, height, width, 3]."""
+    return _bytes(vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample)
+
+
+def _bytes(out: Tensor) -> npt.NDArray[np.uint8]:
     return ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
@@ -150,9 +167,7 @@ def _crops(
     # Edges of objects in the middle are a quarter to three quarters down and across.
     tops[::2], lefts[::2] = np.clip(tops[::2], 12, 52), np.clip(lefts[::2], 12, 52)
     chosen = chance.integers(len(pixels), size=count)
-    return np.stack(
-        [pixels[n, y : y + CROP, x : x + CROP] for n, y, x in zip(chosen, tops, lefts, strict=True)]
-    )
+    return np.stack([pixels[n, y : y + CROP, x : x + CROP] for n, y, x in zip(chosen, tops, lefts, strict=True)])
 
 
 def _wholes(

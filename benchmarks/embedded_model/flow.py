@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.embedded_model.autoencoder import scaled
 from benchmarks.embedded_model.pictures import Pictures
 from benchmarks.embedded_model.training import Plan, Training, chance_of, muon
-from benchmarks.embedded_model.transformer import Captions, Model, patchify
+from benchmarks.embedded_model.transformer import Captions, Model, patchify, unpatchify
 
 SHIFT = 3.0
 """Of the noise levels, in training and in the checkpoint's scheduler."""
@@ -77,8 +78,23 @@ def noise_levels(count: int, random: torch.Generator) -> Tensor:
     return SHIFT * u / (1 + (SHIFT - 1) * u)
 
 
-def train(folder: Path, model: Model, latents: Mapping[tuple[int, int], Latents], plan: Plan) -> Model:
-    """Train both; the model given ends with the average of its weights."""
+def train(
+    folder: Path,
+    model: Model,
+    latents: Mapping[tuple[int, int], Latents],
+    plan: Plan,
+    show: Callable[[Model, int], None],
+) -> Model:
+    """Train both; the model given ends with the average of its weights.
+
+    Args:
+        folder: For the curve and the state to go on from.
+        model: Text encoder and transformer.
+        latents: What to learn from, by picture size.
+        plan: How long and how fast.
+        show: Is called with an averaged model and the step after each tenth.
+    """
+    model.to(plan.device)
     training = Training(folder, model, muon(model, plan, BY_ADAM), plan)
     for block in model.blocks():
         block.compile(dynamic=False)
@@ -90,20 +106,41 @@ def train(folder: Path, model: Model, latents: Mapping[tuple[int, int], Latents]
         some = latents[sizes[int(chance.choice(len(sizes), p=counts / counts.sum()))]]
         rows = torch.from_numpy(chance.integers(len(some.values), size=plan.batch))
         texts = torch.where(torch.rand(plan.batch, generator=random) < NO_CAPTION, len(some.values), rows)
-        return _loss(model, some, rows, texts, random)
+        return _loss(model, some, rows, texts, random, plan)
 
-    training.run(loss_of)
+    training.run(loss_of, show=show)
     model.load_state_dict(training.averaged.module.state_dict())
-    return model
+    return model.cpu()
 
 
-def _loss(model: Model, latents: Latents, rows: Tensor, texts: Tensor, random: torch.Generator) -> Tensor:
+@torch.no_grad()
+def sample(model: Model, captions: Captions, noise: Tensor, steps: int) -> Tensor:
+    """Latents drawn by a model in training, without guidance: a look at it, not the pipeline.
+
+    Args:
+        model: Text encoder and transformer.
+        captions: One a row of the noise.
+        noise: float32 [batch, 16, height, width].
+        steps: Of Euler's method.
+    """
+    device = next(model.parameters()).device
+    ids, mask = captions.ids.to(device), captions.mask.to(device)
+    latents, grid = noise.to(device), (noise.shape[2] // 2, noise.shape[3] // 2)
+    u = torch.linspace(1, 0, steps + 1)
+    for sigma, following in pairwise(SHIFT * u / (1 + (SHIFT - 1) * u)):
+        times = (1 - sigma).expand(len(noise)).to(device)
+        velocity = unpatchify(model(patchify(latents), times, ids, mask, grid), grid)
+        latents = latents + (sigma - following) * velocity
+    return latents.cpu()
+
+
+def _loss(model: Model, latents: Latents, rows: Tensor, texts: Tensor, random: torch.Generator, plan: Plan) -> Tensor:
     clean = latents.values[rows].float()
     noise = torch.randn(clean.shape, generator=random)
     sigma = noise_levels(len(rows), random)
     noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-    ids, mask = latents.captions.ids[texts], latents.captions.mask[texts]
     grid = (clean.shape[2] // 2, clean.shape[3] // 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = model(patchify(noisy), 1 - sigma, ids, mask, grid)
-    return F.mse_loss(velocity.float(), patchify(clean - noise))
+    inputs = (patchify(noisy), 1 - sigma, latents.captions.ids[texts], latents.captions.mask[texts])
+    with plan.half():
+        velocity = model(*(tensor.to(plan.device) for tensor in inputs), grid)
+    return F.mse_loss(velocity.float(), patchify(clean - noise).to(plan.device))

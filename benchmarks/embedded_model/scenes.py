@@ -1,7 +1,8 @@
 """Random scenes with their captions, and which of them the model never sees.
 
-A scene is one object in the middle, or two beside or above each other, as `references.scenes.render` paints them. A tenth
-of the combinations of colour, shape and ground is kept out of training: what is drawn well there was not learned by heart.
+A scene is one object in the middle, or two beside or above each other, as `references.scenes.render` paints them. A
+tenth of the combinations of colour, shape and ground is kept out of training: what is drawn well there was not learned
+by heart.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ def _one(chance: np.random.Generator, color: str, shape: str, ground: str) -> Sc
 
 def _two(chance: np.random.Generator, first: tuple[str, str], second: tuple[str, str], ground: str) -> Scene:
     relation = _one_of(chance, list(RELATIONS))
-    behind = _one_of(
-        chance, [f" on {_article(ground)} {ground} background", f" on {ground}", f", {ground} background"]
-    )
+    behind = _one_of(chance, [f" on {_article(ground)} {ground} background", f" on {ground}", f", {ground} background"])
     names = [f"{_article(color)} {color} {shape}" for color, shape in (first, second)]
     radius = PAIR_RADIUS * chance.uniform(0.94, 1.06)
     objects = []

@@ -35,6 +35,7 @@ class Plan:
         warmup: Steps until it is reached.
         decay: Share of the steps, at the end, in which it falls to nothing in a straight line.
         averaged: Steps that the average of weights reaches back, once there are ten times as many.
+        device: Where to compute, as torch names it.
     """
 
     steps: int
@@ -43,11 +44,16 @@ class Plan:
     warmup: int = 100
     decay: float = 0.4
     averaged: int = 500
+    device: str = "cpu"
 
     def share_of_rate(self, step: int) -> float:
         """Learning rate of a step, as a share of the highest."""
         left = (self.steps - step) / (self.decay * self.steps)
         return min(1.0, (step + 1) / self.warmup, max(left, 0.001))
+
+    def half(self) -> torch.autocast:
+        """Products in bfloat16 where they are computed."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
     def average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
         """Draw the averages towards the weights; early ones are forgotten soon."""
@@ -109,6 +115,7 @@ class Training:
     """
 
     def __init__(self, folder: Path, module: nn.Module, optimizers: list[Optimizer], plan: Plan) -> None:
+        """Begin, or go on from what is in the folder; the module is on the plan's device already."""
         self.module = module
         self.averaged = AveragedModel(module, multi_avg_fn=plan.average, use_buffers=False)
         self._optimizers, self._plan = optimizers, plan
@@ -119,12 +126,18 @@ class Training:
         if self._state.exists():
             self._load()
 
-    def run(self, loss_of: Callable[[int], Tensor], report: Callable[[int], str] = lambda step: "") -> None:
+    def run(
+        self,
+        loss_of: Callable[[int], Tensor],
+        said: Callable[[], str] = lambda: "",
+        show: Callable[[nn.Module, int], None] = lambda module, step: None,
+    ) -> None:
         """Take the steps that are left.
 
         Args:
             loss_of: Computes the loss of a step of the number given.
-            report: What to write beside the loss every `LOG_STEPS` steps.
+            said: What to write beside the loss every `LOG_STEPS` steps.
+            show: Called with the averaged module after each tenth of the steps.
         """
         losses: list[float] = []
         begin, saved = time.monotonic() - self._seconds, time.monotonic()
@@ -133,8 +146,10 @@ class Training:
             self._step += 1
             self._seconds = time.monotonic() - begin
             if self._step % LOG_STEPS == 0 or self._step == self._plan.steps:
-                self._log(float(np.mean(losses)), report(self._step))
+                self._log(float(np.mean(losses)), said())
                 losses.clear()
+            if self._step % max(1, self._plan.steps // 10) == 0:
+                show(self.averaged.module, self._step)
             if time.monotonic() - saved > SAVE_SECONDS or self._step == self._plan.steps:
                 self._save()
                 saved = time.monotonic()
@@ -168,7 +183,7 @@ class Training:
         unfinished.replace(self._state)
 
     def _load(self) -> None:
-        state = torch.load(self._state, weights_only=True)
+        state = torch.load(self._state, weights_only=True, map_location=self._plan.device)
         parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
         for part, values in zip(parts, state["parts"], strict=True):
             part.load_state_dict(values)

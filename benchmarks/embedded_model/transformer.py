@@ -135,7 +135,7 @@ class Model(nn.Module):
         """
         model = self.transformer
         tokens = patches.shape[1]
-        image_table, caption_table = (self._table(ids) for ids in position_ids(*grid))
+        image_table, caption_table = (self._table(places.to(patches.device)) for places in position_ids(*grid))
         features = self.text_encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         condition = model.t_embedder(times * model.t_scale)
         image = model.all_x_embedder["2-1"](patches)
@@ -215,3 +215,9 @@ def patchify(latents: Tensor) -> Tensor:
     batch, channels, height, width = latents.shape
     cut = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1)
     return cut.reshape(batch, height // 2 * (width // 2), 4 * channels)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`, of rows and columns of patches."""
+    cut = patches.view(len(patches), *grid, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)
+    return cut.reshape(len(patches), -1, 2 * grid[0], 2 * grid[1])

@@ -1,7 +1,7 @@
 """The pictures that the embedded model was trained on, and how to tell whether a picture shows what was asked.
 
 A scene is one or two shaded, coloured shapes with a soft shadow on a coloured ground, 128x128 by default. `render`
-paints one, `recognize` reads colours and shape back from any picture of one object.
+paints one, `recognize` reads colours and shape back from any picture of one object, `recognize_all` of any number.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
+from skimage.measure import label
 
 Array = npt.NDArray[np.generic]
 SceneObject = tuple[str, str, tuple[float, float], float]
 """Colour, shape, centre as shares of the sides, radius as a share of the shorter side."""
+SeenObject = tuple[str, str, tuple[float, float]]
+"""Colour, shape, centre of its box as shares of the sides."""
 
 COLORS = {
     "red": (220, 40, 40),
@@ -33,6 +36,8 @@ COLORS = {
 }
 SIZES = {"small": 0.17, "": 0.26, "large": 0.36}
 """Radius, as a share of the shorter side, by the word for it."""
+_FEWEST_PIXELS = 30
+"""Of an object; less than these are nothing."""
 _BLUR_PIXELS = 0.7
 """Of the finished picture. An edge without it is mostly what no autoencoder of eight pixels a latent can hold."""
 
@@ -162,7 +167,7 @@ def _named(rgb: Array) -> str:
 
 def _cropped(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_] | None:
     ys, xs = np.where(region)
-    if len(ys) < 30:
+    if len(ys) < _FEWEST_PIXELS:
         return None
     box = region[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
     return np.asarray(Image.fromarray((box * 255).astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)) > 127
@@ -181,17 +186,49 @@ def recognize(picture: npt.NDArray[np.uint8]) -> tuple[str, str, str]:
     The ground is the median of the border; the object is what differs from it; the shape is the template with the
     largest overlap after cropping both to their boxes.
     """
+    background, region = _ground(picture)
+    color, shape = _look(picture, region)
+    return color, shape, background
+
+
+def recognize_all(picture: npt.NDArray[np.uint8]) -> tuple[list[SeenObject], str]:
+    """Every object in a picture, uint8 [height, width, 3], the largest first, and the ground.
+
+    Objects are connected regions that differ from the ground. Those of less than a tenth of the largest one are taken
+    for specks.
+    """
+    background, region = _ground(picture)
+    labels = label(region)
+    areas = np.bincount(labels.ravel())[1:]
+    found = []
+    for index in np.argsort(-areas, kind="stable"):
+        if areas[index] < max(_FEWEST_PIXELS, areas.max() / 10):
+            break
+        part = labels == index + 1
+        ys, xs = np.where(part)
+        place = ((xs.min() + xs.max() + 1) / 2 / part.shape[1], (ys.min() + ys.max() + 1) / 2 / part.shape[0])
+        found.append((*_look(picture, part), place))
+    return found, background
+
+
+def _ground(picture: npt.NDArray[np.uint8]) -> tuple[str, npt.NDArray[np.bool_]]:
+    """Colour of the ground, and where the picture differs from it."""
     edges = [picture[:4], picture[-4:], picture[:, :4], picture[:, -4:]]
     background = _named(np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0))
     region = np.abs(picture.astype(int) - np.array(COLORS[background])).sum(-1) > 75
     region[:3] = region[-3:] = False
     region[:, :3] = region[:, -3:] = False
+    return background, region
+
+
+def _look(picture: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_]) -> tuple[str, str]:
+    """Colour and shape of what a region shows."""
     found = _cropped(region)
     if found is None:
-        return "nothing", "nothing", background
+        return "nothing", "nothing"
 
     def overlap(shape: str) -> float:
         template = _template(shape)
         return float((found & template).sum() / max(1, (found | template).sum()))
 
-    return _named(np.median(picture[region], axis=0)), max(SHAPES, key=overlap), background
+    return _named(np.median(picture[region], axis=0)), max(SHAPES, key=overlap)

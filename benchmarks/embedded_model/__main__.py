@@ -1,0 +1,114 @@
+"""Train the embedded model from nothing, or score a checkpoint: `python -m benchmarks.embedded_model train DIR`.
+
+Training goes on where an earlier run in the same folder was stopped. Two hours on two cores; every number is drawn from
+fixed seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OTEL_SDK_DISABLED", "true")
+
+from benchmarks.measure import RESULTS
+
+NAME = "tiny-zimage"
+_SETTINGS = "settings.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train or score; 2 if it cannot be done as asked."""
+    options = _parse(arguments)
+    try:
+        if options.task == "train":
+            _train(options)
+        else:
+            _evaluate(options.model, options.count, options.competitors, options.results, options.sheets)
+    except (ValueError, OSError) as error:
+        print(f"embedded_model: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.embedded_model", description=__doc__)
+    tasks = parser.add_subparsers(dest="task", required=True)
+    train = tasks.add_parser("train", help=f"train in a folder; the checkpoint is {NAME} in it")
+    train.add_argument("directory", type=Path, metavar="DIR", help="for all that is made; made if it is not there")
+    train.add_argument("--share", type=float, default=1.0, help="of pictures and steps, to see it run (default 1)")
+    train.add_argument("--device", default="cpu", help="as torch names it: cpu (default) or cuda")
+    train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU (default all)")
+    score = tasks.add_parser("evaluate", help="draw scenes that training never showed, and read them back")
+    score.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint in the layout of diffusers")
+    score.add_argument("--results", type=Path, default=RESULTS / "embedded_model.csv", metavar="FILE")
+    score.add_argument("--sheets", type=Path, metavar="DIR", help="where sheets of the pictures go; none are written")
+    for task in (train, score):
+        task.add_argument("--count", type=int, default=200, help="pictures of each setting to score (default 200)")
+        task.add_argument(
+            "--competitors",
+            nargs="+",
+            choices=["diffusers", "engine"],
+            default=["diffusers", "engine"],
+            help="who draws (default both)",
+        )
+    options = parser.parse_args(arguments)
+    if options.count < 1:
+        parser.error(f"--count must be at least 1, got {options.count}")
+    if options.task == "train" and not 0 < options.share <= 1:
+        parser.error(f"--share must be above 0 and at most 1, got {options.share:g}")
+    if options.task == "train" and options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    return options
+
+
+def _train(options: argparse.Namespace) -> None:
+    from benchmarks.embedded_model.card import write_card
+    from benchmarks.embedded_model.recipe import train
+
+    _same_settings(options.directory, {"share": options.share})
+    checkpoint = options.directory / NAME
+    train(options.directory, checkpoint, share=options.share, device=options.device, threads=options.threads)
+    results = options.directory / "embedded_model.csv"
+    _evaluate(checkpoint, options.count, options.competitors, results, options.directory / "sheets")
+    write_card(checkpoint, results, options.directory / "sheets")
+    print(f"{checkpoint}: done", flush=True)
+
+
+def _same_settings(directory: Path, settings: dict[str, float]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / _SETTINGS
+    if not file.exists():
+        file.write_text(json.dumps(settings), encoding="utf-8")
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before != settings:
+        raise ValueError(f"{directory} holds a training of {before}, asked for is {settings}; name another folder")
+
+
+def _evaluate(model: Path, count: int, competitors: Sequence[str], results: Path, sheets: Path | None) -> None:
+    from benchmarks.embedded_model import evaluation
+    from benchmarks.embedded_model.sheets import sheet
+    from benchmarks.measure import Conditions, table, write_csv
+
+    if not (model / "model_index.json").exists():
+        raise ValueError(f"MODEL must be a checkpoint in the layout of diffusers, {model} has no model_index.json")
+    conditions = Conditions.now()
+    makers = {"diffusers": evaluation.with_diffusers, "engine": evaluation.with_engine}
+    rows = [evaluation.autoencoder_row(model, count)]
+    scored, pictures = evaluation.evaluate({name: makers[name](model) for name in competitors}, count)
+    rows += scored
+    write_csv(results, rows, conditions)
+    print(f"{table(rows, conditions)}\n-> {results}", flush=True)
+    if sheets is not None:
+        sheets.mkdir(parents=True, exist_ok=True)
+        for name, some in pictures.items():
+            sheet(some[:24], 8).save(sheets / f"{name.replace(', ', '-').replace(' ', '-')}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
