@@ -28,7 +28,7 @@ info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
 	max-zimage info $(ARGS)
 
 ##@ Work on the code
-.PHONY: fmt lint types test bench report quality profile size wheel-check
+.PHONY: fmt lint types test bench report quality profile size wheel-check embedded-model
 fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
 
@@ -52,6 +52,9 @@ profile: $(VENV)/.runtime ## where the seconds of a picture go; a component alon
 
 quality: $(VENV)/.test ## what step caches save, and what it does to the pictures
 	PYTHONPATH=tests python -m benchmarks.quality $(ARGS)
+
+embedded-model: $(VENV)/.test ## train it from nothing with ARGS="train DIR", two hours; score one with ARGS="evaluate MODEL"
+	PYTHONPATH=tests python -m benchmarks.embedded_model $(ARGS)
 
 size: $(VENV)/.runtime ## lines a file and a function
 	python -m benchmarks.size $(ARGS)
@@ -79,7 +82,7 @@ $(VENV)/.test: $(VENV)/.runtime
 	@touch $@
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 clean: ## remove the environment, caches and builds
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

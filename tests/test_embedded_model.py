@@ -2,15 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from references.scenes import COLORS, render
+from safetensors.torch import load_file
 from tolerances import TRANSFORMER_L2
+from torch import Tensor, nn
 
+from benchmarks.embedded_model import __main__ as command
+from benchmarks.embedded_model.autoencoder import new_autoencoder
+from benchmarks.embedded_model.evaluation import SETTINGS, score, shown, unseen_scenes
+from benchmarks.embedded_model.flow import noise_levels
+from benchmarks.embedded_model.scenes import held_out, random_scene
 from benchmarks.embedded_model.tokenizer import train_tokenizer
-from benchmarks.embedded_model.transformer import Captions, Model, new_text_encoder, new_transformer, patchify
+from benchmarks.embedded_model.training import (
+    Plan,
+    Training,
+    chance_of,
+    kernels_as_matrices,
+    kernels_as_they_were,
+    muon,
+)
+from benchmarks.embedded_model.transformer import (
+    Captions,
+    Model,
+    new_text_encoder,
+    new_transformer,
+    patchify,
+    unpatchify,
+)
+
+EMBEDDED = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage"
 
 
-def randomized(module: torch.nn.Module) -> None:
+def test_training_never_shows_what_is_kept_out() -> None:
+    chance = np.random.default_rng(0)
+    kept = [held_out(color, shape, ground) for color in COLORS for shape in ("star", "ring") for ground in COLORS]
+    assert 0.05 < np.mean(kept) < 0.15
+    for objects in (1, 2):
+        for unseen in (True, False):
+            scenes = [random_scene(chance, objects, unseen=unseen) for _ in range(50)]
+            looks = [(color, shape, scene.ground) for scene in scenes for color, shape, _, _ in scene.objects]
+            assert len(looks) == 50 * objects
+            assert {held_out(*look) for look in looks} == {unseen}
+            assert all(
+                color in scene.caption and shape in scene.caption
+                for scene in scenes
+                for color, shape, *_ in scene.objects
+            )
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_painted_scenes_are_read_back(objects: int) -> None:
+    scenes = unseen_scenes(objects, 60)
+    quality = score(scenes, np.stack([scene.painted(128, 128) for scene in scenes]))
+    assert (quality.color_right, quality.shape_right, quality.background_right, quality.all_right) == (1, 1, 1, 1)
+
+
+def test_what_is_wrong_is_seen() -> None:
+    left, right = ("red", "star", (0.25, 0.5), 0.175), ("blue", "ring", (0.75, 0.5), 0.175)
+    chance = np.random.default_rng(0)
+    scene = replace(random_scene(chance, 2, unseen=False), objects=(left, right), ground="white")
+    assert shown(scene, render([left, right], "white")) == (True, True, True, True)
+    assert shown(scene, render([left, right], "yellow")) == (True, True, False, False)
+    swapped = [("blue", "ring", left[2], 0.175), ("red", "star", right[2], 0.175)]
+    assert shown(scene, render(swapped, "white")) == (False, False, True, False)
+    mixed = [("red", "ring", left[2], 0.175), ("blue", "star", right[2], 0.175)]
+    assert shown(scene, render(mixed, "white")) == (True, False, True, False)
+    above = [("red", "star", (0.5, 0.25), 0.175), ("blue", "ring", (0.5, 0.75), 0.175)]
+    assert not shown(scene, render(above, "white"))[3]
+    assert not shown(scene, render([left], "white"))[3]
+    third = ("green", "square", (0.5, 0.85), 0.12)
+    assert not shown(scene, render([left, right, third], "white"))[3]
+
+
+def randomized(module: nn.Module) -> None:
     """Weights that a training would leave: nothing is zero, so that nothing is invisible."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -35,3 +105,124 @@ def test_what_is_trained_is_what_diffusers_runs(grid: tuple[int, int]) -> None:
     ours = Model(text, transformer)(patchify(latents), times, captions.ids, captions.mask, grid)
     expected = patchify(torch.stack([image[:, 0] for image in theirs]))
     assert torch.linalg.norm(ours - expected) / torch.linalg.norm(expected) < TRANSFORMER_L2
+    assert torch.equal(unpatchify(patchify(latents), grid), latents)
+
+
+def test_captions_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"captions must have at most 32 tokens, got \d+; shorten them"):
+        Captions.of(train_tokenizer(), ["a red star " * 20])
+
+
+class Net(nn.Module):
+    """One of everything that is trained: a convolution, a matrix for each optimizer, vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(3, 4, 3)
+        self.matrix = nn.Linear(4, 4)
+        self.embedder = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embedder(self.matrix(self.convolution(x).mean(dim=(2, 3))))
+
+
+def trained(folder: Path, plan: Plan, steps: int) -> dict[str, Tensor]:
+    """The averages after some of a plan's steps, in a process that begins anew."""
+    net = Net()
+    kernels_as_matrices(net)
+    optimizers = muon(net, plan, ("embedder",))
+    assert [len(optimizer.param_groups[0]["params"]) for optimizer in optimizers] == [2, 4]
+    training = Training(folder, net, optimizers, plan)
+
+    def loss_of(step: int) -> Tensor:
+        if step == steps:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 3, 5, 5, generator=chance_of(1, step)[1])
+        return ((net(x) - x.mean(dim=(2, 3))[:, :2]) ** 2).mean()
+
+    if steps < plan.steps:
+        with pytest.raises(KeyboardInterrupt):
+            training.run(loss_of)
+        training._save()
+    else:
+        training.run(loss_of)
+    kernels_as_they_were(training.averaged.module)
+    return training.averaged.module.state_dict()
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    plan = Plan(steps=40, batch=8, rate=3e-2, warmup=5)
+    at_once = trained(tmp_path / "a", plan, 40)
+    trained(tmp_path / "b", plan, 17)
+    resumed = trained(tmp_path / "b", plan, 40)
+    assert at_once.keys() == Net().state_dict().keys()
+    for name, values in at_once.items():
+        torch.testing.assert_close(resumed[name], values, rtol=0, atol=0)
+        assert not torch.equal(values, Net().state_dict()[name])
+    curve = (tmp_path / "a" / "curve.csv").read_text().splitlines()
+    assert curve[0] == "seconds,step,loss,rate"
+    assert curve[-1].split(",")[1] == "40"
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    plan = Plan(steps=1000, batch=1, rate=1.0, warmup=100, decay=0.4)
+    shares = [plan.share_of_rate(step) for step in (0, 49, 100, 599, 800, 999)]
+    assert shares == pytest.approx([0.01, 0.5, 1.0, 1.0, 0.5, 0.0025])
+
+
+def test_noise_levels_are_those_of_few_steps() -> None:
+    sigma = noise_levels(10_000, torch.Generator().manual_seed(0))
+    assert sigma.min() >= 0 and sigma.max() <= 1
+    assert sigma.median() == pytest.approx(0.75, abs=0.02)  # u of a half, shifted by 3
+    assert (sigma < 0.1).float().mean() > 0.005
+
+
+def test_the_embedded_model_is_one_that_the_trainer_makes() -> None:
+    """Same parts and shapes: what is shipped can be made again."""
+    made = {
+        "transformer": new_transformer(),
+        "text_encoder": new_text_encoder(len(train_tokenizer())),
+        "vae": new_autoencoder(),
+    }
+    for name, module in made.items():
+        (file,) = (EMBEDDED / name).glob("*.safetensors")
+        shapes = {key: tuple(value.shape) for key, value in load_file(file).items()}
+        wanted = {key: tuple(value.shape) for key, value in module.state_dict().items() if key != "lm_head.weight"}
+        assert shapes == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "x", "--share", "0"], "--share must be above 0 and at most 1, got 0"),
+        (["train", "x", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["evaluate", "x", "--count", "0"], "--count must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["evaluate", str(tmp_path)]) == 2
+    assert "has no model_index.json" in capsys.readouterr().err
+    (tmp_path / "settings.json").write_text('{"share": 0.5}')
+    assert command.main(["train", str(tmp_path)]) == 2
+    assert "name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_everything_from_nothing(tmp_path: Path) -> None:
+    """A thousandth of the training: a checkpoint with a card, whose pictures are read, rightly or not."""
+    arguments = ["train", str(tmp_path), "--share", "0.001", "--count", "4", "--competitors", "diffusers"]
+    assert command.main(arguments) == 0
+    made = tmp_path / "tiny-zimage"
+    card = (made / "README.md").read_text()
+    assert all(setting.name in card for setting in SETTINGS)
+    assert len(list((made / "samples").glob("*.png"))) == len(SETTINGS)
+    before = (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert command.main(arguments) == 0
+    assert (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == before

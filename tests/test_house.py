@@ -107,7 +107,19 @@ def test_the_size_tool_counts_and_complains(tmp_path: Path) -> None:
 def test_make_and_pixi_have_the_same_tasks() -> None:
     tasks = make_tasks(ROOT)
     assert tasks == pixi_tasks(ROOT)
-    wanted = {"fmt", "lint", "types", "test", "bench", "report", "quality", "profile", "size", "wheel-check"}
+    wanted = {
+        "fmt",
+        "lint",
+        "types",
+        "test",
+        "bench",
+        "report",
+        "quality",
+        "profile",
+        "size",
+        "wheel-check",
+        "embedded-model",
+    }
     wanted |= {"generate", "serve", "compile", "info"}
     assert set(tasks) == wanted
 

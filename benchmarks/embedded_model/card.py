@@ -61,15 +61,15 @@ of those alone: every object in them is of a combination that training never sho
 
 ## How it was made
 
-In the project's source, `make train ARGS="train DIR"` makes it again, from fixed seeds:
+In the project's source, `make embedded-model ARGS="train DIR"` makes it again, from fixed seeds:
 
 - {pictures:,} pictures, half of one object and half of two, painted by a program, as soft as through a lens.
 - The autoencoder: {crops.steps:,} steps of {crops.batch} crops of 64x64, then {decoder.steps} of its decoder alone on
   {decoder.batch} whole pictures, from latents with noise; absolute, squared and slope errors and a small KL loss.
 - Text encoder and transformer together: {flow.steps:,} steps of {flow.batch} pictures, flow matching, a tenth of the
   captions empty, for guidance.
-- Matrices and convolutions by Muon, everything else by AdamW; learning rates that stay and then fall to nothing; running
-  averages of all weights.
+- Matrices and convolutions by Muon, everything else by AdamW; learning rates that stay and then fall to nothing;
+  running averages of all weights.
 
 Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
