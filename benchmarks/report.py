@@ -33,6 +33,11 @@ PLOTS: Mapping[str, str] = {
 """Parts with a plot -> what it shows."""
 SHOWN: Mapping[str, tuple[str, ...]] = {"end_to_end": ("prompt to picture", "torch.compile", "MAX's built-in pipeline")}
 """Parts of which the README shows only some cases -> how these begin."""
+COMMANDS: Mapping[str, str] = {
+    "quality": "make quality",
+    "embedded_model": 'make embedded-model ARGS="evaluate max_zimage/assets/tiny-zimage"',
+}
+"""How parts are measured that are not `make bench`'s."""
 FINGERPRINT = "Source"
 """Name of the PNG text chunk with the SHA-256 of the CSV file."""
 
@@ -119,7 +124,7 @@ def lines_of(results: Path, part: str) -> list[Line]:
 def section(part: str, lines: Sequence[Line]) -> str:
     """What stands between the markers of a part."""
     if part == "quality":
-        return f"\n{quality_table.table(lines)}\n\n{conditions(part, lines, task='quality')}\n\n"
+        return f"\n{quality_table.table(lines)}\n\n{conditions(part, lines)}\n\n"
     shown = [line for line in lines if line["case"].startswith(SHOWN.get(part, ("",)))]
     plot = f"\n![{PLOTS[part]}](docs/{part}.png)\n" if part in PLOTS else ""
     return f"\n{table(shown)}\n\n{conditions(part, shown)}\n{plot}\n"
@@ -157,8 +162,8 @@ def _calls(lines: Sequence[Line]) -> list[int]:
     return sorted({int(line["n"]) for line in lines if line.get("n")})
 
 
-def conditions(part: str, lines: Sequence[Line], task: str = "") -> str:
-    """What the numbers of a table depend on; older files lack some of it. The task is `make bench` if none is named."""
+def conditions(part: str, lines: Sequence[Line]) -> str:
+    """What the numbers of a table depend on; older files lack some of it."""
 
     def once(column: str) -> str:
         return ", ".join(dict.fromkeys(line[column] for line in lines if line.get(column)))
@@ -184,7 +189,7 @@ def conditions(part: str, lines: Sequence[Line], task: str = "") -> str:
     )
     said = ", ".join(words.format(value) for value, words in named if value)
     note = f"{_same_note(lines)}. " if _same_note(lines) else ""
-    command = f"make {task}" if task else f"make bench ARGS={part}"
+    command = COMMANDS.get(part, f"make bench ARGS={part}")
     return f"<sub>{note}`{command}`: {said}; [all columns](benchmarks/results/{part}.csv)</sub>"
 
 
