@@ -49,7 +49,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     score.add_argument("--results", type=Path, default=RESULTS / "embedded_model.csv", metavar="FILE")
     score.add_argument("--sheets", type=Path, metavar="DIR", help="where sheets of the pictures go; none are written")
     for task in (train, score):
-        task.add_argument("--count", type=int, default=200, help="pictures of each setting to score (default 200)")
+        task.add_argument(
+            "--count",
+            type=int,
+            default=200,
+            help="pictures of each setting without guidance to score, half of them with (default 200)",
+        )
         task.add_argument(
             "--competitors",
             nargs="+",

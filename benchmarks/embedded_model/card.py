@@ -50,12 +50,11 @@ Weights are bfloat16, {megabytes:.1f} MB in all. Sizes in training: {sizes}.
 A tenth of the combinations of colour, shape and ground was kept out of training. The pictures below and the numbers are
 of those alone: every object in them is of a combination that training never showed.
 
-| setting | drawn by | colours right | shapes right | ground right | all right, places included |
-|---|---|---|---|---|---|
+| setting | drawn by | pictures | colours right | shapes right | ground right | all right, places included |
+|---|---|---|---|---|---|---|
 {rows}
 
-{count} pictures each, 128x128, float32, from the same noise; {machine}. The autoencoder gives fresh scenes back at
-{psnr:.1f} dB.
+128x128, float32, from the same noise; {machine}. The autoencoder gives fresh scenes back at {psnr:.1f} dB.
 
 {sheets}
 
@@ -99,7 +98,6 @@ def write_card(checkpoint: Path, results: Path, sheets: Path) -> None:
         size_count=len(SIZES),
         relations=", ".join(f'"{relation}"' for relation in RELATIONS),
         rows="\n".join(map(_row, scored)),
-        count=scored[0]["sizes"].partition(", ")[2].partition(" ")[0],
         machine=f"{scored[0]['cpu']}, diffusers {scored[0]['diffusers']}, MAX {scored[0]['max']}, {scored[0]['date']}",
         psnr=float(autoencoder["psnr_db"]),
         sheets="\n\n".join(
@@ -149,4 +147,6 @@ def _sheet(path: Path) -> str:
 
 def _row(line: dict[str, str]) -> str:
     shares = [line[f"{part}_right"] for part in ("color", "shape", "background", "all")]
-    return f"| {line['case']} | {line['variant']} | {' | '.join(f'{100 * float(share):.1f} %' for share in shares)} |"
+    count = line["sizes"].partition(", ")[2].partition(" ")[0]
+    cells = [line["case"], line["variant"], count, *(f"{100 * float(share):.1f} %" for share in shares)]
+    return f"| {' | '.join(cells)} |"
