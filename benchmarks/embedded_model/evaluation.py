@@ -59,6 +59,8 @@ class Setting:
 
 
 SETTINGS = (
+    Setting(objects=1, steps=4, guidance=0.0),
+    Setting(objects=2, steps=4, guidance=0.0),
     Setting(objects=1, steps=8, guidance=0.0),
     Setting(objects=2, steps=8, guidance=0.0),
     Setting(objects=1, steps=24, guidance=2.0),
