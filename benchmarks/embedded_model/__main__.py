@@ -112,7 +112,7 @@ def _evaluate(model: Path, count: int, competitors: Sequence[str], results: Path
     if sheets is not None:
         sheets.mkdir(parents=True, exist_ok=True)
         for name, some in pictures.items():
-            sheet(some[:24], 8).save(sheets / f"{name.replace(', ', '-').replace(' ', '-')}.png")
+            sheet(some[:16], 8).save(sheets / f"{name.replace(', ', '-').replace(' ', '-')}.png")
 
 
 if __name__ == "__main__":

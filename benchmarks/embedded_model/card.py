@@ -54,7 +54,8 @@ of those alone: every object in them is of a combination that training never sho
 |---|---|---|---|---|---|---|
 {rows}
 
-128x128, float32, from the same noise; {machine}. The autoencoder gives fresh scenes back at {psnr:.1f} dB.
+128x128, float32, from the same noise; {machine}.
+The autoencoder gives fresh scenes back at {psnr:.1f} dB.
 
 {sheets}
 
@@ -63,10 +64,10 @@ of those alone: every object in them is of a combination that training never sho
 In the project's source, `make embedded-model ARGS="train DIR"` makes it again, from fixed seeds:
 
 - {pictures:,} pictures, half of one object and half of two, painted by a program, as soft as through a lens.
-- The autoencoder: {crops.steps:,} steps of {crops.batch} crops of 64x64, then {decoder.steps} of its decoder alone on
-  {decoder.batch} whole pictures, from latents with noise; absolute, squared and slope errors and a small KL loss.
-- Text encoder and transformer together: {flow.steps:,} steps of {flow.batch} pictures, flow matching, a tenth of the
-  captions empty, for guidance.
+- The autoencoder: {crops.steps:,} steps of {crops.batch} crops of 64x64, then {decoder.steps} of its decoder alone
+  on {decoder.batch} whole pictures, from latents with noise; absolute, squared and slope errors and a small KL loss.
+- Text encoder and transformer together: {flow.steps:,} steps of {flow.batch} pictures, flow matching, a tenth of
+  the captions empty, for guidance.
 - Matrices and convolutions by Muon, everything else by AdamW; learning rates that stay and then fall to nothing;
   running averages of all weights.
 
@@ -142,7 +143,8 @@ def _parameters(component: Path) -> int:
 
 
 def _sheet(path: Path) -> str:
-    return f"{path.stem}:\n\n![{path.stem}]({SAMPLES}/{path.name})"
+    name = path.stem.replace("-", " ")
+    return f"{name[0].upper()}{name[1:]}:\n\n![{name}]({SAMPLES}/{path.name})"
 
 
 def _row(line: dict[str, str]) -> str:

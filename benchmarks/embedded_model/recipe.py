@@ -53,7 +53,7 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
     folder = work / "flow"
     folder.mkdir(exist_ok=True)
     model = flow.train(folder, model, latents, _scaled(FLOW, share, device), watch(folder, vae, tokenizer))
-    size = export(checkpoint, vae, tokenizer, model)
+    size = export(checkpoint, vae, work / "tokenizer", model)
     tell(f"checkpoint of {size / 1e6:.1f} MB: {checkpoint}")
 
 
