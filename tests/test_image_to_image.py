@@ -83,7 +83,7 @@ def test_the_strength_is_how_far_it_goes(embedded: Pair) -> None:
             image=start(),
             strength=strength,
             num_inference_steps=8,
-            guidance_scale=2.0,
+            guidance_scale=0.0,  # guidance pulls towards the prompt even in the one step of the smallest strength
             seed=1,
             output_type="np",
         )

@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     flags = ["--model", str(EMBEDDED), "--served-model-name", "zimage", "--custom-architectures", ARCHITECTURE]
     flags += ["--devices", "cpu", "--host", "127.0.0.1"]
-    flags += ["--taylorseer", "--taylorseer-cache-interval", "3", "--taylorseer-warmup-steps", "2"]
+    flags += ["--taylorseer", "--taylorseer-cache-interval", "2", "--taylorseer-warmup-steps", "3"]
     folder = tmp_path_factory.mktemp("serve")
     with Server(folder, flags, command=("max", "serve"), environment=environment) as running:
         yield running
@@ -56,7 +56,7 @@ def test_a_served_picture_is_what_was_asked_for_and_what_the_pipeline_draws(serv
     options = {"width": 128, "height": 128, "steps": 8, "guidance_scale": 2.0, "output_format": "png", "num_images": 2}
     asked: dict[str, Any] = {"input": PROMPT, "seed": 7, "provider_options": {"image": options}}
     pipeline = ZImagePipeline.from_pretrained(EMBEDDED, device="cpu")
-    flagged = TaylorSeer(cache_interval=3, warmup_steps=2, max_order=1)
+    flagged = TaylorSeer(cache_interval=2, warmup_steps=3, max_order=1)
     for more, cache in (({"metadata": {"step_cache": "off"}}, None), ({}, flagged)):
         status, answer = post(server, **asked, **more)
         assert status == 200, answer

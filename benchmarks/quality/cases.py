@@ -72,7 +72,7 @@ class Case:
 
     def quick(self) -> Case:
         """With a few settings: nothing left out, a little, more; one of each method."""
-        few = (FirstBlockCache(threshold=0), FirstBlockCache(), FirstBlockCache(threshold=0.2))
+        few = tuple(FirstBlockCache(threshold=threshold) for threshold in (0, 0.1, 0.2))
         return replace(self, caches=(*few, TaylorSeer(cache_interval=3, warmup_steps=self.warmup)))
 
     @property
