@@ -53,7 +53,7 @@ profile: $(VENV)/.runtime ## where the seconds of a picture go; a component alon
 quality: $(VENV)/.test ## what step caches save, and what it does to the pictures
 	PYTHONPATH=tests python -m benchmarks.quality $(ARGS)
 
-embedded-model: $(VENV)/.test ## train it from nothing with ARGS="train DIR", two hours; score one with ARGS="evaluate MODEL"
+embedded-model: $(VENV)/.test ## train it from nothing with ARGS="train DIR", 1.5 hours; score one with ARGS="evaluate MODEL"
 	PYTHONPATH=tests python -m benchmarks.embedded_model $(ARGS)
 
 size: $(VENV)/.runtime ## lines a file and a function

@@ -61,7 +61,7 @@ The autoencoder gives fresh scenes back at {psnr:.1f} dB.
 
 ## How it was made
 
-In the project's source, `make embedded-model ARGS="train DIR"` makes it again, from fixed seeds:
+In the project's source, `make embedded-model ARGS="train DIR"` makes one like it, from fixed seeds:
 
 - {pictures:,} pictures, half of one object and half of two, painted by a program, as soft as through a lens.
 - The autoencoder: {crops.steps:,} steps of {crops.batch} crops of 64x64, then {decoder.steps} of its decoder alone
