@@ -110,7 +110,7 @@ def test_what_is_trained_is_what_diffusers_runs(grid: tuple[int, int]) -> None:
 
 def test_captions_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"captions must have at most 32 tokens, got \d+; shorten them"):
-        Captions.of(train_tokenizer(), ["a red star " * 20])
+        Captions.of(train_tokenizer(), ["", "a red star " * 20])
 
 
 class Net(nn.Module):
@@ -136,15 +136,16 @@ def trained(folder: Path, plan: Plan, steps: int) -> dict[str, Tensor]:
     training = Training(folder, net, optimizers, plan)
 
     def loss_of(step: int) -> Tensor:
-        if step == steps:
+        if step == steps < plan.steps:
             raise KeyboardInterrupt
+        if step == 60 and steps < plan.steps:
+            training._save()
         x = torch.randn(8, 3, 5, 5, generator=chance_of(1, step)[1])
         return ((net(x) - x.mean(dim=(2, 3))[:, :2]) ** 2).mean()
 
     if steps < plan.steps:
         with pytest.raises(KeyboardInterrupt):
             training.run(loss_of)
-        training._save()
     else:
         training.run(loss_of)
     kernels_as_they_were(training.averaged.module)
@@ -152,17 +153,20 @@ def trained(folder: Path, plan: Plan, steps: int) -> dict[str, Tensor]:
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    plan = Plan(steps=40, batch=8, rate=3e-2, warmup=5)
-    at_once = trained(tmp_path / "a", plan, 40)
-    trained(tmp_path / "b", plan, 17)
-    resumed = trained(tmp_path / "b", plan, 40)
+    plan = Plan(steps=160, batch=8, rate=1e-2, warmup=5)
+    at_once = trained(tmp_path / "a", plan, 160)
+    trained(tmp_path / "b", plan, 110)  # saved at 60, a row of the curve at 100, stopped at 110
+    resumed = trained(tmp_path / "b", plan, 160)
     assert at_once.keys() == Net().state_dict().keys()
     for name, values in at_once.items():
         torch.testing.assert_close(resumed[name], values, rtol=0, atol=0)
         assert not torch.equal(values, Net().state_dict()[name])
-    curve = (tmp_path / "a" / "curve.csv").read_text().splitlines()
-    assert curve[0] == "seconds,step,loss,rate"
-    assert curve[-1].split(",")[1] == "40"
+    for folder in ("a", "b"):
+        curve = [row.split(",") for row in (tmp_path / folder / "curve.csv").read_text().splitlines()]
+        assert curve[0] == ["seconds", "step", "loss", "rate"]
+        assert [row[1] for row in curve[1:]] == ["50", "100", "150", "160"]
+    with pytest.raises(ValueError, match=r"holds a training of .*'steps': 160.*name another folder"):
+        trained(tmp_path / "b", replace(plan, steps=170), 170)
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
@@ -223,6 +227,8 @@ def test_everything_from_nothing(tmp_path: Path) -> None:
     card = (made / "README.md").read_text()
     assert all(setting.name in card for setting in SETTINGS)
     assert len(list((made / "samples").glob("*.png"))) == len(SETTINGS)
+    assert "600 pictures" in card
+    assert "7 steps of 40 pictures" in card
     before = (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert command.main(arguments) == 0
     assert (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == before

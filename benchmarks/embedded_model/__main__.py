@@ -42,18 +42,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     train = tasks.add_parser("train", help=f"train in a folder; the checkpoint is {NAME} in it")
     train.add_argument("directory", type=Path, metavar="DIR", help="for all that is made; made if it is not there")
     train.add_argument("--share", type=float, default=1.0, help="of pictures and steps, to see it run (default 1)")
-    train.add_argument("--device", default="cpu", help="as torch names it: cpu (default) or cuda")
-    train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU (default all)")
+    train.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train (default cpu)")
+    train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU, in training (default all)")
     score = tasks.add_parser("evaluate", help="draw scenes that training never showed, and read them back")
     score.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint in the layout of diffusers")
     score.add_argument("--results", type=Path, default=RESULTS / "embedded_model.csv", metavar="FILE")
-    score.add_argument("--sheets", type=Path, metavar="DIR", help="where sheets of the pictures go; none are written")
+    score.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the pictures there")
     for task in (train, score):
         task.add_argument(
             "--count",
             type=int,
             default=200,
-            help="pictures of each setting without guidance to score, half of them with (default 200)",
+            help="pictures to score in each setting without guidance, and half as many with it (default 200)",
         )
         task.add_argument(
             "--competitors",
@@ -73,15 +73,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from benchmarks.embedded_model.card import write_card
+    import torch
+
+    from benchmarks.embedded_model.card import SHEETS, write_card
     from benchmarks.embedded_model.recipe import train
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU and a PyTorch built for it, found none; leave it out for the CPU")
     _same_settings(options.directory, {"share": options.share})
     checkpoint = options.directory / NAME
     train(options.directory, checkpoint, share=options.share, device=options.device, threads=options.threads)
     results = options.directory / "embedded_model.csv"
-    _evaluate(checkpoint, options.count, options.competitors, results, options.directory / "sheets")
-    write_card(checkpoint, results, options.directory / "sheets")
+    _evaluate(checkpoint, options.count, options.competitors, results, options.directory / SHEETS)
+    write_card(checkpoint, results, options.directory, options.share)
     print(f"{checkpoint}: done", flush=True)
 
 
@@ -97,7 +101,7 @@ def _same_settings(directory: Path, settings: dict[str, float]) -> None:
 
 def _evaluate(model: Path, count: int, competitors: Sequence[str], results: Path, sheets: Path | None) -> None:
     from benchmarks.embedded_model import evaluation
-    from benchmarks.embedded_model.sheets import sheet
+    from benchmarks.embedded_model.sheets import sheet, sheet_name
     from benchmarks.measure import Conditions, table, write_csv
 
     if not (model / "model_index.json").exists():
@@ -105,14 +109,16 @@ def _evaluate(model: Path, count: int, competitors: Sequence[str], results: Path
     conditions = Conditions.now()
     makers = {"diffusers": evaluation.with_diffusers, "engine": evaluation.with_engine}
     rows = [evaluation.autoencoder_row(model, count)]
-    scored, pictures = evaluation.evaluate({name: makers[name](model) for name in competitors}, count)
+    scored, pictures = evaluation.evaluate(
+        {name: make(model) for name, make in makers.items() if name in competitors}, count
+    )
     rows += scored
     write_csv(results, rows, conditions)
     print(f"{table(rows, conditions)}\n-> {results}", flush=True)
     if sheets is not None:
         sheets.mkdir(parents=True, exist_ok=True)
         for name, some in pictures.items():
-            sheet(some[:16], 8).save(sheets / f"{name.replace(', ', '-').replace(' ', '-')}.png")
+            sheet(some[:16], 8).save(sheets / sheet_name(name))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,14 @@ from references.scenes import COLORS, SHAPES, SIZES
 from safetensors import safe_open
 
 from benchmarks.embedded_model import recipe
+from benchmarks.embedded_model.evaluation import SETTINGS
 from benchmarks.embedded_model.scenes import RELATIONS
+from benchmarks.embedded_model.sheets import sheet_name
 from benchmarks.embedded_model.tokenizer import ENTRIES
 from max_zimage.model_files import COMPONENTS
 
+SHEETS = "sheets"
+"""Folder of the sheets in that of the training."""
 SAMPLES = "samples"
 """Folder of the sheets beside the card."""
 
@@ -75,8 +79,15 @@ Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
 
 
-def write_card(checkpoint: Path, results: Path, sheets: Path) -> None:
-    """Write README.md into a checkpoint, from the CSV file of its evaluation, and the sheets beside it."""
+def write_card(checkpoint: Path, results: Path, work: Path, share: float) -> None:
+    """Write README.md into a checkpoint, and sheets of samples beside it.
+
+    Args:
+        checkpoint: Finished.
+        results: The CSV file of its evaluation.
+        work: Folder of its training, with the sheets of its evaluation.
+        share: Of the recipe's pictures and steps that it was trained with.
+    """
     with results.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     scored = [line for line in lines if line["all_right"]]
@@ -84,7 +95,10 @@ def write_card(checkpoint: Path, results: Path, sheets: Path) -> None:
     configs = {name: _config(checkpoint, name) for name in ("transformer", "text_encoder", "vae", "scheduler")}
     folder = checkpoint / SAMPLES
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(sheets, folder)
+    folder.mkdir()
+    kept = [folder / sheet_name(setting.name) for setting in SETTINGS]
+    for path in kept:
+        shutil.copyfile(work / SHEETS / path.name, path)
     text = _CARD.format(
         shift=configs["scheduler"]["shift"],
         **_shapes(configs),
@@ -101,13 +115,11 @@ def write_card(checkpoint: Path, results: Path, sheets: Path) -> None:
         rows="\n".join(map(_row, scored)),
         machine=f"{scored[0]['cpu']}, diffusers {scored[0]['diffusers']}, MAX {scored[0]['max']}, {scored[0]['date']}",
         psnr=float(autoencoder["psnr_db"]),
-        sheets="\n\n".join(
-            f"{path.stem}:\n\n![{path.stem}]({SAMPLES}/{path.name})" for path in sorted(folder.iterdir())
-        ),
-        pictures=recipe.PICTURES,
-        crops=recipe.CROPS,
-        decoder=recipe.DECODER,
-        flow=recipe.FLOW,
+        sheets="\n\n".join(_sheet(path) for path in kept),
+        pictures=sum(len(some.captions) for some in recipe.pictures.open_pictures(work / "pictures").values()),
+        crops=recipe.scaled(recipe.CROPS, share),
+        decoder=recipe.scaled(recipe.DECODER, share),
+        flow=recipe.scaled(recipe.FLOW, share),
     )
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
 

@@ -43,21 +43,22 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
     tell("tokenizer")
     tokenizer = _tokenizer(work / "tokenizer")
     tell("autoencoder, crops")
-    vae = autoencoder.train_on_crops(work / "crops", painted, _scaled(CROPS, share, device))
+    vae = autoencoder.train_on_crops(work / "crops", painted, scaled(CROPS, share, device))
     tell("autoencoder, decoder")
-    vae = autoencoder.train_decoder(work / "decoder", vae, painted, _scaled(DECODER, share, device))
+    vae = autoencoder.train_decoder(work / "decoder", vae, painted, scaled(DECODER, share, device))
     tell("latents")
     latents = flow.encode_all(vae, tokenizer, painted, work / "latents.pt")
     tell("text encoder and transformer")
     model = Model(new_text_encoder(len(tokenizer)), new_transformer())
     folder = work / "flow"
     folder.mkdir(exist_ok=True)
-    model = flow.train(folder, model, latents, _scaled(FLOW, share, device), watch(folder, vae, tokenizer))
+    model = flow.train(folder, model, latents, scaled(FLOW, share, device), watch(folder, vae, tokenizer))
     size = export(checkpoint, vae, work / "tokenizer", model)
     tell(f"checkpoint of {size / 1e6:.1f} MB: {checkpoint}")
 
 
-def _scaled(plan: Plan, share: float, device: str) -> Plan:
+def scaled(plan: Plan, share: float, device: str = "cpu") -> Plan:
+    """A plan with a share of its steps."""
     return replace(plan, steps=max(2, round(plan.steps * share)), device=device)
 
 

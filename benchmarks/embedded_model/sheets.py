@@ -35,6 +35,11 @@ def sheet(pictures: npt.NDArray[np.uint8], columns: int) -> Image.Image:
     return Image.fromarray(whole)
 
 
+def sheet_name(setting: str) -> str:
+    """File of the pictures of one setting."""
+    return f"{setting.replace(', ', '-').replace(' ', '-')}.png"
+
+
 def watch(folder: Path, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase) -> Callable[[Model, int], None]:
     """Draw a sheet of one and two objects during training, and note how many of them are right."""
     scenes = unseen_scenes(1, _EACH) + unseen_scenes(2, _EACH)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +128,8 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         if self._state.exists():
             self._load()
+        else:
+            self._curve.unlink(missing_ok=True)
 
     def run(
         self,
@@ -181,14 +183,33 @@ class Training:
     def _save(self) -> None:
         parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
         state = {"parts": [part.state_dict() for part in parts], "step": self._step, "seconds": self._seconds}
+        state["plan"] = self._said_plan()
         unfinished = self._state.with_suffix(".new")
         torch.save(state, unfinished)
         unfinished.replace(self._state)
 
     def _load(self) -> None:
         state = torch.load(self._state, weights_only=True, map_location=self._plan.device)
+        if state["plan"] != self._said_plan():
+            raise ValueError(
+                f"{self._state.parent} holds a training of {state['plan']}, asked for is {self._said_plan()}; "
+                "name another folder"
+            )
         parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
         for part, values in zip(parts, state["parts"], strict=True):
             part.load_state_dict(values)
         self._step, self._seconds = state["step"], state["seconds"]
+        self._forget_later_rows()
         print(f"goes on at step {self._step} of {self._plan.steps}", flush=True)
+
+    def _said_plan(self) -> dict[str, float]:
+        """What must be the same for a training to go on; it may do so on another device."""
+        return {name: value for name, value in asdict(self._plan).items() if name != "device"}
+
+    def _forget_later_rows(self) -> None:
+        """Steps that were taken after the state was saved are taken once more: their rows go."""
+        if not self._curve.exists():
+            return
+        heading, *lines = self._curve.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if int(line.split(",")[1]) <= self._step]
+        self._curve.write_text("\n".join([heading, *kept]) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 """Text encoder and transformer, trained together by flow matching on latents and captions.
 
 The modules are those of diffusers and transformers; only two things about them are done otherwise in training, which
-change no number: RoPE in real arithmetic and attention as plain products, both of which torch.compile joins with what
-stands around them. Captions fill one multiple of 32 tokens.
+change nothing but rounding: RoPE in real arithmetic and attention as plain products, both of which torch.compile joins
+with what stands around them. Captions fill one multiple of 32 tokens.
 """
 
 from __future__ import annotations
@@ -91,13 +91,14 @@ class Captions:
         chats = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        made = tokenizer(chats, padding="max_length", max_length=CAPTION_TOKENS, return_tensors="pt")
-        if made.input_ids.shape[1] > CAPTION_TOKENS:
+        made = tokenizer(chats, padding="max_length", max_length=CAPTION_TOKENS)
+        longest = max(map(sum, made.attention_mask))
+        if longest > CAPTION_TOKENS:
             raise ValueError(
-                f"captions must have at most {CAPTION_TOKENS} tokens, got {int(made.attention_mask.sum(1).max())}; "
+                f"captions must have at most {CAPTION_TOKENS} tokens, got {longest}; "
                 "shorten them or train with a larger vocabulary"
             )
-        return cls(ids=made.input_ids, mask=made.attention_mask)
+        return cls(ids=torch.tensor(made.input_ids), mask=torch.tensor(made.attention_mask))
 
 
 class Model(nn.Module):
@@ -135,7 +136,7 @@ class Model(nn.Module):
         """
         model = self.transformer
         tokens = patches.shape[1]
-        image_table, caption_table = (self._table(places.to(patches.device)) for places in position_ids(*grid))
+        image_table, caption_table = (self._table(places, patches.device) for places in position_ids(*grid))
         features = self.text_encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         condition = model.t_embedder(times * model.t_scale)
         image = model.all_x_embedder["2-1"](patches)
@@ -153,13 +154,13 @@ class Model(nn.Module):
             both = block(both, None, table, condition)
         return model.all_final_layer["2-1"](both, condition)[:, :tokens]
 
-    def _table(self, ids: Tensor) -> Table:
+    def _table(self, ids: Tensor, device: torch.device) -> Table:
         angles = []
         for axis, dim in enumerate(self.transformer.config.axes_dims):
             frequencies = self.transformer.config.rope_theta ** -(torch.arange(0, dim, 2).double() / dim)
             angles.append(ids[:, axis, None].double() * frequencies)
         joined = torch.cat(angles, dim=1)
-        return joined.cos().float(), joined.sin().float()
+        return joined.cos().float().to(device), joined.sin().float().to(device)
 
 
 class RealRopeAttention:
