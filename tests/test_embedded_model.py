@@ -228,7 +228,7 @@ def test_everything_from_nothing(tmp_path: Path) -> None:
     assert all(setting.name in card for setting in SETTINGS)
     assert len(list((made / "samples").glob("*.png"))) == len(SETTINGS)
     assert "600 pictures" in card
-    assert "7 steps of 40 pictures" in card
+    assert "5 steps of 40 pictures" in card
     before = (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert command.main(arguments) == 0
     assert (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == before
