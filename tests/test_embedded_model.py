@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.embedded_model import __main__ as command
 from benchmarks.embedded_model.autoencoder import new_autoencoder
 from benchmarks.embedded_model.evaluation import SETTINGS, score, shown, unseen_scenes
-from benchmarks.embedded_model.flow import noise_levels
+from benchmarks.embedded_model.flow import Latents, _loss, noise_levels, sample
 from benchmarks.embedded_model.scenes import held_out, random_scene
 from benchmarks.embedded_model.tokenizer import train_tokenizer
 from benchmarks.embedded_model.training import (
@@ -106,6 +106,29 @@ def test_what_is_trained_is_what_diffusers_runs(grid: tuple[int, int]) -> None:
     expected = patchify(torch.stack([image[:, 0] for image in theirs]))
     assert torch.linalg.norm(ours - expected) / torch.linalg.norm(expected) < TRANSFORMER_L2
     assert torch.equal(unpatchify(patchify(latents), grid), latents)
+
+
+class Straight(nn.Module):
+    """Knows the velocity from one noise to one picture."""
+
+    def __init__(self, clean: Tensor, noise: Tensor) -> None:
+        super().__init__()
+        self.velocity = nn.Parameter(patchify(clean - noise))
+
+    def forward(self, patches: Tensor, times: Tensor, ids: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.velocity
+
+
+def test_a_model_without_loss_samples_its_picture() -> None:
+    clean, noise = torch.randn(2, 3, 16, 12, 16, generator=torch.Generator().manual_seed(0))
+    captions = Captions.of(train_tokenizer(), ["a red star"] * 3)
+    model, rows, random = Straight(clean, noise), torch.arange(3), torch.Generator().manual_seed(4)
+    torch.testing.assert_close(sample(model, captions, noise, 5), clean)
+    # The loss draws its noise first: that of this generator is what makes the same model one without loss.
+    drawn = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
+    plan = Plan(steps=1, batch=3, rate=1.0, warmup=1)
+    latents = Latents(values=clean, captions=captions)
+    assert _loss(Straight(clean, drawn), latents, rows, rows, random, plan) < 1e-10
 
 
 def test_captions_that_do_not_fit_are_refused() -> None:

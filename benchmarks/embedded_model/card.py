@@ -54,7 +54,7 @@ Weights are bfloat16, {megabytes:.1f} MB in all. Sizes in training: {sizes}.
 A tenth of the combinations of colour, shape and ground was kept out of training. The pictures below and the numbers are
 of those alone: every object in them is of a combination that training never showed.
 
-| setting | drawn by | pictures | colours right | shapes right | ground right | all right, places included |
+| setting | drawn by | pictures | colours right | shapes right | ground right | all right, two objects in their places |
 |---|---|---|---|---|---|---|
 {rows}
 

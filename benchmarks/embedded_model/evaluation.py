@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from max_zimage.noise import initial_noise
 
 Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Pixels]
-"""draw(prompts, latents, steps, guidance) -> uint8 [prompts, height, width, 3]."""
+"""draw(prompts, latents, steps, guidance) -> uint8 [prompts, SIDE, SIDE, 3]."""
 
 SIDE = 128
 BATCH = 10
@@ -77,18 +78,9 @@ def unseen_scenes(objects: Objects, count: int) -> list[Scene]:
 def with_diffusers(directory: Path) -> Draw:
     """The reference, float32."""
     pipeline = load_reference(directory, torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
-        out = pipeline(
-            list(prompts),
-            latents=torch.from_numpy(latents),
-            height=8 * latents.shape[2],
-            width=8 * latents.shape[3],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="np",
-        )
+        out = pipeline(list(prompts), latents=torch.from_numpy(latents), **_asked(steps, guidance))
         return (out.images * 255).round().astype(np.uint8)
 
     return draw
@@ -99,18 +91,20 @@ def with_engine(directory: Path) -> Draw:
     pipeline = ZImagePipeline.from_pretrained(directory, device="cpu", dtype="float32")
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
-        drawn = pipeline(
-            list(prompts),
-            latents=latents,
-            height=8 * latents.shape[2],
-            width=8 * latents.shape[3],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="np",
-        )
-        return np.asarray(drawn)
+        return np.asarray(pipeline(list(prompts), latents=latents, **_asked(steps, guidance)))
 
     return draw
+
+
+def _asked(steps: int, guidance: float) -> dict[str, Any]:
+    """Arguments under the names that both pipelines know."""
+    return {
+        "height": SIDE,
+        "width": SIDE,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "output_type": "np",
+    }
 
 
 def drawn(draw: Draw, scenes: Sequence[Scene], setting: Setting) -> Pixels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def sheet_name(setting: str) -> str:
 
 
 def watch(folder: Path, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase) -> Callable[[Model, int], None]:
-    """Draw a sheet of one and two objects during training, and note how many of them are right."""
+    """Draw a sheet of one and two objects during training, and say how many of them are right."""
     scenes = unseen_scenes(1, _EACH) + unseen_scenes(2, _EACH)
     captions = Captions.of(tokenizer, [scene.caption for scene in scenes])
     noise = torch.randn(len(scenes), 16, _SIDE // 8, _SIDE // 8, generator=torch.Generator().manual_seed(5))
@@ -50,16 +49,14 @@ def watch(folder: Path, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase) 
         latents = sample(model, captions, noise, STEPS)
         pictures = pixels_of(vae, latents)
         sheet(pictures, _EACH // 2).save(folder / f"samples-{step:06d}.png")
-        right = [step]
+        right: list[int] = []
         for begin in (0, _EACH):
             quality = score(scenes[begin : begin + _EACH], pictures[begin : begin + _EACH])
             right += [round(_EACH * share) for share in (quality.color_right or 0, quality.shape_right or 0)]
         print(
-            f"step {step}: of {_EACH} pictures each, one object: colours {right[1]}, shapes {right[2]}; "
-            f"two objects: colours {right[3]}, shapes {right[4]}",
+            f"step {step}: of {_EACH} pictures each, one object: colours {right[0]}, shapes {right[1]}; "
+            f"two objects: colours {right[2]}, shapes {right[3]}",
             flush=True,
         )
-        with (folder / "samples.csv").open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(right)
 
     return show

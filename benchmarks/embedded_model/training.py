@@ -22,6 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 
 LOG_STEPS = 50
 SAVE_SECONDS = 120.0
+AVERAGED = 500
+"""Steps that the average of weights reaches back, once there are ten times as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +36,14 @@ class Plan:
         rate: Highest learning rate.
         warmup: Steps until it is reached.
         decay: Share of the steps, at the end, in which it falls to nothing in a straight line.
-        averaged: Steps that the average of weights reaches back, once there are ten times as many.
         device: Where to compute, as torch names it.
     """
 
     steps: int
     batch: int
     rate: float
-    warmup: int = 100
+    warmup: int
     decay: float = 0.4
-    averaged: int = 500
     device: str = "cpu"
 
     def share_of_rate(self, step: int) -> float:
@@ -57,7 +57,7 @@ class Plan:
 
     def average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
         """Draw the averages towards the weights; early ones are forgotten soon."""
-        share = max(1 / self.averaged, 1 / (10 + int(count) / 10))
+        share = max(1 / AVERAGED, 1 / (10 + int(count) / 10))
         torch._foreach_lerp_(list(averages), list(weights), share)
 
 
