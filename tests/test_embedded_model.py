@@ -236,7 +236,7 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
 def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["evaluate", str(tmp_path)]) == 2
     assert "has no model_index.json" in capsys.readouterr().err
-    (tmp_path / "settings.json").write_text('{"share": 0.5}')
+    (tmp_path / "settings.json").write_text('{"share": 0.5, "scenes": 1}')
     assert command.main(["train", str(tmp_path)]) == 2
     assert "name another folder" in capsys.readouterr().err
 

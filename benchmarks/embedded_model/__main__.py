@@ -84,11 +84,12 @@ def _train(options: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.embedded_model.card import SHEETS, write_card
+    from benchmarks.embedded_model.pictures import fingerprint
     from benchmarks.embedded_model.recipe import train
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a GPU and a PyTorch built for it, found none; leave it out for the CPU")
-    _same_settings(options.directory, {"share": options.share})
+    _same_settings(options.directory, {"share": options.share, "scenes": fingerprint()})
     checkpoint = options.directory / NAME
     train(options.directory, checkpoint, share=options.share, device=options.device, threads=options.threads)
     results = options.directory / "embedded_model.csv"

@@ -17,9 +17,9 @@ from benchmarks.embedded_model.training import Plan
 from benchmarks.embedded_model.transformer import Model, new_text_encoder, new_transformer
 
 PICTURES = 24_000
-CROPS = Plan(steps=3000, batch=16, rate=4e-3, warmup=20)
+CROPS = Plan(steps=1800, batch=16, rate=4e-3, warmup=20)
 DECODER = Plan(steps=400, batch=16, rate=3e-3, warmup=20)
-FLOW = Plan(steps=5400, batch=40, rate=3e-3, warmup=200, decay=0.5)
+FLOW = Plan(steps=7000, batch=40, rate=3e-3, warmup=200, decay=0.5)
 
 
 def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from references.scenes import COLORS, SHAPES, SIZES, SceneObject, render
 
-PAIR_RADIUS = 0.175
+PAIR_RADIUS = 0.185
 """Of each of two objects, as a share of the shorter side; about their centres at a quarter and three quarters."""
 
 RELATIONS = ("to the left of", "above", "and")
@@ -88,7 +88,7 @@ def _two(chance: np.random.Generator, first: tuple[str, str], second: tuple[str,
     radius = PAIR_RADIUS * chance.uniform(0.94, 1.06)
     objects = []
     for (color, shape), along in zip((first, second), (0.25, 0.75), strict=True):
-        along, across = along + chance.uniform(-0.03, 0.03), 0.5 + chance.uniform(-0.03, 0.03)
+        along, across = along + chance.uniform(-0.015, 0.015), 0.5 + chance.uniform(-0.03, 0.03)
         objects.append((color, shape, (across, along) if relation == "above" else (along, across), radius))
     return Scene(caption=f"{names[0]} {relation} {names[1]}{behind}", objects=tuple(objects), ground=ground)
 

@@ -34,7 +34,7 @@ COLORS = {
     "gray": (130, 130, 130),
     "black": (25, 25, 28),
 }
-SIZES = {"small": 0.17, "": 0.26, "large": 0.36}
+SIZES = {"small": 0.19, "": 0.26, "large": 0.36}
 """Radius, as a share of the shorter side, by the word for it."""
 _FEWEST_PIXELS = 30
 """Of an object; less than these are nothing."""
