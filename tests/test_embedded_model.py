@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from references.scenes import COLORS, render
+from references.scenes import COLORS, SIZES, SceneObject, render
 from safetensors.torch import load_file
 from tolerances import TRANSFORMER_L2
 from torch import Tensor, nn
 
 from benchmarks.embedded_model import __main__ as command
+from benchmarks.embedded_model import pictures, scenes
 from benchmarks.embedded_model.autoencoder import new_autoencoder
 from benchmarks.embedded_model.evaluation import SETTINGS, score, shown, unseen_scenes
 from benchmarks.embedded_model.flow import Latents, _loss, noise_levels, sample
@@ -78,6 +79,25 @@ def test_what_is_wrong_is_seen() -> None:
     assert not shown(scene, render([left], "white"))[3]
     third = ("green", "square", (0.5, 0.85), 0.12)
     assert not shown(scene, render([left, right, third], "white"))[3]
+
+
+@pytest.mark.parametrize("word", list(SIZES))
+def test_one_object_has_its_place_and_size(word: str) -> None:
+    """As far as the caption tells them: training has pictures this much moved and scaled of the same words."""
+    chance = np.random.default_rng(0)
+    for color, shape in (("red", "ring"), ("gray", "crescent"), ("green", "triangle")):
+        painted = (color, shape, (0.46, 0.46), SIZES[word] * 0.94)
+        scene = replace(random_scene(chance, 1, unseen=False), objects=(painted,), ground="white")
+
+        def right(x: float, radius: float, *others: SceneObject) -> tuple[bool, ...]:
+            return shown(scene, render([(color, shape, (x, 0.54), radius), *others], "white"))  # noqa: B023
+
+        assert right(0.54, SIZES[word] * 1.06) == (True, True, True, True)
+        assert right(0.6, SIZES[word]) == (True, True, True, False)
+        other = {"small": "", "": "large", "large": ""}[word]
+        assert right(0.5, SIZES[other]) == (True, True, True, False)
+        second = ("blue", "square", (0.09, 0.09), 0.05)
+        assert right(0.5, SIZES[word], second) == (True, True, True, False)
 
 
 def randomized(module: nn.Module) -> None:
@@ -241,6 +261,13 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "name another folder" in capsys.readouterr().err
 
 
+def test_other_scenes_are_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = pictures.fingerprint()
+    assert pictures.fingerprint() == same
+    monkeypatch.setattr(scenes, "PAIR_RADIUS", scenes.PAIR_RADIUS * 1.02)
+    assert pictures.fingerprint() != same
+
+
 @pytest.mark.slow
 def test_everything_from_nothing(tmp_path: Path) -> None:
     """A thousandth of the training: a checkpoint with a card, whose pictures are read, rightly or not."""
@@ -251,7 +278,7 @@ def test_everything_from_nothing(tmp_path: Path) -> None:
     assert all(setting.name in card for setting in SETTINGS)
     assert len(list((made / "samples").glob("*.png"))) == len(SETTINGS)
     assert "600 pictures" in card
-    assert "5 steps of 40 pictures" in card
+    assert "7 steps of 40 pictures" in card
     before = (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert command.main(arguments) == 0
     assert (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == before

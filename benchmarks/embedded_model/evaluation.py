@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from references.diffusers_runs import load_reference
-from references.scenes import recognize, recognize_all
+from references.scenes import SeenObject, recognize_all
 
 from benchmarks.embedded_model.autoencoder import reconstructed
 from benchmarks.embedded_model.scenes import Objects, Scene, random_scene
@@ -31,6 +31,10 @@ Draw = Callable[..., Pixels]
 
 SIDE = 128
 BATCH = 10
+NEAR = 0.125
+"""How far from where it was painted an object may be, as a share of the side; two objects are half a side apart."""
+SAME_SIZE = 1.18
+"""How much wider or narrower than painted: sizes with different words are a factor of 1.37 or more apart."""
 _SEED = 31
 
 
@@ -64,6 +68,8 @@ SETTINGS = (
     Setting(objects=2, steps=4, guidance=0.0),
     Setting(objects=1, steps=8, guidance=0.0),
     Setting(objects=2, steps=8, guidance=0.0),
+    Setting(objects=1, steps=8, guidance=2.0),
+    Setting(objects=2, steps=8, guidance=2.0),
     Setting(objects=1, steps=24, guidance=2.0),
     Setting(objects=2, steps=24, guidance=2.0),
 )
@@ -118,18 +124,25 @@ def drawn(draw: Draw, scenes: Sequence[Scene], setting: Setting) -> Pixels:
 
 
 def shown(scene: Scene, pixels: Pixels) -> tuple[bool, bool, bool, bool]:
-    """Whether colours, shapes, the ground and everything together, places included, are right."""
-    if len(scene.objects) == 1:
-        color, shape, ground = recognize(pixels)
-        right = (color == scene.objects[0][0], shape == scene.objects[0][1], ground == scene.ground)
-        return *right, all(right)
+    """Whether colours, shapes, the ground and everything together are right.
+
+    Everything: the objects asked for and no other, in their places, and one object in the size that its caption says.
+    """
+    asked, _ = recognize_all(scene.painted(*pixels.shape[:2]))
     seen, ground = recognize_all(pixels)
-    axis = int(abs(scene.objects[0][2][1] - scene.objects[1][2][1]) > 0.25)
-    seen = sorted(seen, key=lambda one: one[2][axis])
-    colors = [one[0] for one in seen] == [one[0] for one in scene.objects]
-    shapes = [one[1] for one in seen] == [one[1] for one in scene.objects]
-    placed = len(seen) == 2 and seen[1][2][axis] - seen[0][2][axis] > 0.25
-    return colors, shapes, ground == scene.ground, colors and shapes and ground == scene.ground and placed
+    if len(scene.objects) == 2:
+        axis = int(abs(scene.objects[0][2][1] - scene.objects[1][2][1]) > NEAR)
+        asked, seen = (sorted(some, key=lambda one: one.place[axis]) for some in (asked, seen))
+    colors = [one.color for one in seen[: len(asked)]] == [color for color, *_ in scene.objects]
+    shapes = [one.shape for one in seen[: len(asked)]] == [shape for _, shape, *_ in scene.objects]
+    alike = len(seen) == len(asked) and all(map(_alike, seen, asked))
+    return colors, shapes, ground == scene.ground, colors and shapes and ground == scene.ground and alike
+
+
+def _alike(seen: SeenObject, asked: SeenObject) -> bool:
+    """Whether place and size are those that were painted, as far as a caption tells them."""
+    near = all(abs(here - there) < NEAR for here, there in zip(seen.place, asked.place, strict=True))
+    return near and 1 / SAME_SIZE < (seen.area / asked.area) ** 0.5 < SAME_SIZE
 
 
 def score(scenes: Sequence[Scene], pictures: Pixels) -> Quality:

@@ -1,8 +1,8 @@
 """Random scenes with their captions, and which of them the model never sees.
 
-A scene is one object in the middle, or two beside or above each other, as `references.scenes.render` paints them. A
-tenth of the combinations of colour, shape and ground is kept out of training: what is drawn well there was not learned
-by heart.
+A scene is one object in the middle, or two beside or above each other, as `references.scenes.render` paints them.
+About a tenth of the combinations of colour, shape and ground is kept out of training: what is drawn well there was not
+learned by heart.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scene:
 
 
 def held_out(color: str, shape: str, ground: str) -> bool:
-    """Whether training never shows this combination; the same tenth in every process."""
+    """Whether training never shows this combination; one in ten or so, the same ones in every process."""
     return zlib.crc32(f"{color}/{shape}/{ground}".encode()) % 10 == 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,6 @@ from skimage.measure import label
 Array = npt.NDArray[np.generic]
 SceneObject = tuple[str, str, tuple[float, float], float]
 """Colour, shape, centre as shares of the sides, radius as a share of the shorter side."""
-SeenObject = tuple[str, str, tuple[float, float]]
-"""Colour, shape, centre of its box as shares of the sides."""
 
 COLORS = {
     "red": (220, 40, 40),
@@ -38,8 +37,28 @@ SIZES = {"small": 0.19, "": 0.26, "large": 0.36}
 """Radius, as a share of the shorter side, by the word for it."""
 _FEWEST_PIXELS = 30
 """Of an object; less than these are nothing."""
+_SPECK = 0.003
+"""Share of the picture: less than this is none of several objects."""
+_THIN = 0.06
+"""Of the shorter side: less high or wide than this is no object."""
 _BLUR_PIXELS = 0.7
 """Of the finished picture. An edge without it is mostly what no autoencoder of eight pixels a latent can hold."""
+
+
+class SeenObject(NamedTuple):
+    """An object that was found in a picture.
+
+    Attributes:
+        color: Name of the nearest colour.
+        shape: Name of the shape that covers it best.
+        place: Centre of its box, across and down, as shares of the sides.
+        area: Share of the picture that it takes up, with what its shadow adds.
+    """
+
+    color: str
+    shape: str
+    place: tuple[float, float]
+    area: float
 
 
 class _Pen:
@@ -194,20 +213,21 @@ def recognize(picture: npt.NDArray[np.uint8]) -> tuple[str, str, str]:
 def recognize_all(picture: npt.NDArray[np.uint8]) -> tuple[list[SeenObject], str]:
     """Every object in a picture, uint8 [height, width, 3], the largest first, and the ground.
 
-    Objects are connected regions that differ from the ground. Those of less than a tenth of the largest one are taken
-    for specks.
+    Objects are connected regions that differ from the ground. Specks and thin strips are none: they are left of a shadow
+    below an object whose edge is like the ground.
     """
     background, region = _ground(picture)
     labels = label(region)
     areas = np.bincount(labels.ravel())[1:]
     found = []
     for index in np.argsort(-areas, kind="stable"):
-        if areas[index] < max(_FEWEST_PIXELS, areas.max() / 10):
-            break
         part = labels == index + 1
         ys, xs = np.where(part)
-        place = ((xs.min() + xs.max() + 1) / 2 / part.shape[1], (ys.min() + ys.max() + 1) / 2 / part.shape[0])
-        found.append((*_look(picture, part), place))
+        height, width = part.shape
+        if areas[index] < _SPECK * region.size or min(np.ptp(ys), np.ptp(xs)) + 1 < _THIN * min(height, width):
+            continue
+        place = (float(xs.min() + xs.max() + 1) / 2 / width, float(ys.min() + ys.max() + 1) / 2 / height)
+        found.append(SeenObject(*_look(picture, part), place, float(part.mean())))
     return found, background
 
 
@@ -215,7 +235,9 @@ def _ground(picture: npt.NDArray[np.uint8]) -> tuple[str, npt.NDArray[np.bool_]]
     """Colour of the ground, and where the picture differs from it."""
     edges = [picture[:4], picture[-4:], picture[:, :4], picture[:, -4:]]
     background = _named(np.median(np.concatenate([edge.reshape(-1, 3) for edge in edges]), axis=0))
-    region = np.abs(picture.astype(int) - np.array(COLORS[background])).sum(-1) > 75
+    # The ground is shaded from top to bottom: where it is bright, that alone differs by as much as an object may.
+    behind = np.median(np.concatenate([picture[:, :4], picture[:, -4:]], axis=1), axis=1, keepdims=True)
+    region = np.abs(picture - behind).sum(-1) > 75
     region[:3] = region[-3:] = False
     region[:, :3] = region[:, -3:] = False
     return background, region
