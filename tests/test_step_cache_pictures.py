@@ -92,7 +92,7 @@ def test_a_first_block_that_always_differs_changes_nothing(
 MODELS = {
     "guided": [FirstBlockCache(), FirstBlockCache(threshold=1e9), TaylorSeer(warmup_steps=2, max_order=2)],
     "unguided": [FirstBlockCache(threshold=0.2, warmup_steps=5), TaylorSeer(cache_interval=60, warmup_steps=1)],
-    "two prompts": [FirstBlockCache(threshold=0.1), TaylorSeer(cache_interval=3, warmup_steps=3, max_order=2)],
+    "two prompts": [FirstBlockCache(threshold=0.2), TaylorSeer(cache_interval=3, warmup_steps=3, max_order=2)],
     "guidance ends": [FirstBlockCache(threshold=0.1), TaylorSeer(cache_interval=4, warmup_steps=3, max_order=2)],
     "several pictures": [FirstBlockCache(threshold=0.15)],
 }
