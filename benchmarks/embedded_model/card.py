@@ -52,8 +52,8 @@ Weights are bfloat16, {megabytes:.1f} MB in all. Sizes in training: {sizes}.
     a cyan crescent to the left of an orange hexagon on a purple background
     a white ring above a green square, black background
 
-{held_out} of the {combinations:,} combinations of colour, shape and ground were kept out of training. The pictures below
-and the numbers are of those alone: every object in them is of a combination that training never showed.
+{held_out} of the {combinations:,} combinations of colour, shape and ground were kept out of training. The pictures
+below and the numbers are of those alone: every object in them is of a combination that training never showed.
 
 | setting | drawn by | pictures | colours right | shapes right | ground right | all right |
 |---|---|---|---|---|---|---|

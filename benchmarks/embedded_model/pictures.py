@@ -66,7 +66,9 @@ def fingerprint() -> int:
     return zlib.crc32("\n".join(captions).encode(), zlib.crc32(pixels.tobytes()))
 
 
-def _chunk(seed: tuple[int, ...], size: tuple[int, int], count: int = _CHUNK) -> tuple[npt.NDArray[np.uint8], list[str]]:
+def _chunk(
+    seed: tuple[int, ...], size: tuple[int, int], count: int = _CHUNK
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
     chance = np.random.default_rng(seed)
     scenes = [random_scene(chance, 2 if chance.random() < PAIRS else 1, unseen=False) for _ in range(count)]
     return np.stack([scene.painted(*size) for scene in scenes]), [scene.caption for scene in scenes]

@@ -213,8 +213,8 @@ def recognize(picture: npt.NDArray[np.uint8]) -> tuple[str, str, str]:
 def recognize_all(picture: npt.NDArray[np.uint8]) -> tuple[list[SeenObject], str]:
     """Every object in a picture, uint8 [height, width, 3], the largest first, and the ground.
 
-    Objects are connected regions that differ from the ground. Specks and thin strips are none: they are left of a shadow
-    below an object whose edge is like the ground.
+    Objects are connected regions that differ from the ground. Specks and thin strips are none: they are left of a
+    shadow below an object whose edge is like the ground.
     """
     background, region = _ground(picture)
     labels = label(region)
