@@ -247,6 +247,11 @@ def test_small_stages_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
     assert model["pipeline", "ready"]["note"] == "1 of 1 modules found on disk"  # the embedded model's graphs
     assert {variant for case, variant in model if case == "graph ready"} >= {"denoise", "text_encoder", "decode"}
 
+    assert command.main(["embedded", *where]) == 0
+    embedded = lines(tmp_path / "embedded.csv")
+    assert [line["variant"] for line in embedded] == ["diffusers", "ours"] * 2
+    assert min(float(line["psnr_db"]) for line in embedded) > 50
+
     assert command.main(["pictures", *where]) == 0
     pictures = {line["case"]: line for line in lines(tmp_path / "pictures.csv")}
     assert float(pictures["base 128x128: prompt to picture"]["gflop"]) == pytest.approx(

@@ -9,8 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from conftest import EMBEDDED_MODEL
 from max.driver import accelerator_count
-from references.diffusers_runs import Call, Pair, noise, packed, reference_features, reference_prediction, relative_l2
+from references.diffusers_runs import (
+    Call,
+    Pair,
+    load_reference,
+    noise,
+    packed,
+    reference_features,
+    reference_prediction,
+    relative_l2,
+)
 from references.engine_runs import OpenTransformer, inputs_of, request_of
 from references.scenes import recognize
 from tolerances import BFLOAT16_RATIO, GPU_FLOAT32_L2
@@ -32,13 +43,13 @@ CALLS = {
 
 
 @pytest.fixture(scope="module")
-def float32(embedded: Pair) -> Pair:
-    return Pair(ZImagePipeline.from_pretrained(device="gpu", dtype="float32"), embedded.theirs)
+def float32() -> Pair:
+    return Pair(ZImagePipeline.from_pretrained(device="gpu", dtype="float32"), load_reference(EMBEDDED_MODEL))
 
 
 @pytest.fixture(scope="module")
-def bfloat16(embedded: Pair) -> Pair:
-    return Pair(ZImagePipeline.from_pretrained(device="gpu"), embedded.theirs)
+def bfloat16() -> Pair:
+    return Pair(ZImagePipeline.from_pretrained(device="gpu"), load_reference(EMBEDDED_MODEL, torch.bfloat16))
 
 
 def test_bfloat16_is_what_a_gpu_gets(bfloat16: Pair) -> None:
@@ -62,11 +73,11 @@ def test_transformer_in_float32(name: str, float32: Pair, record_property: pytes
 
 @pytest.mark.parametrize("name", CALLS)
 def test_final_latents_in_bfloat16(
-    name: str, embedded: Pair, embedded_bfloat16: Pair, bfloat16: Pair, record_property: pytest.RecordProperty
+    name: str, float32: Pair, bfloat16: Pair, record_property: pytest.RecordProperty
 ) -> None:
     """At most twice what torch loses on the CPU in the same dtype."""
-    exact = embedded.run_theirs(CALLS[name]).latents[-1]
-    theirs = embedded_bfloat16.run_theirs(CALLS[name]).latents[-1]
+    exact = float32.run_theirs(CALLS[name]).latents[-1]
+    theirs = bfloat16.run_theirs(CALLS[name]).latents[-1]
     ours = bfloat16.run_ours(CALLS[name]).latents[-1]
     ratio = relative_l2(ours, exact) / relative_l2(theirs, exact)
     record_property("bfloat16_ratio", ratio)

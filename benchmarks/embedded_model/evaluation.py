@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
-from references.diffusers_runs import load_reference
 from references.scenes import SeenObject, recognize_all
 
 from benchmarks.embedded_model.autoencoder import reconstructed
 from benchmarks.embedded_model.scenes import Objects, Scene, random_scene
 from benchmarks.measure import Row, psnr
 from benchmarks.pictures import Quality
-from max_zimage import ZImagePipeline
 from max_zimage.noise import initial_noise
 
 Pixels = npt.NDArray[np.uint8]
@@ -83,6 +81,8 @@ def unseen_scenes(objects: Objects, count: int) -> list[Scene]:
 
 def with_diffusers(directory: Path) -> Draw:
     """The reference, float32."""
+    from references.diffusers_runs import load_reference  # here, as training needs no MAX
+
     pipeline = load_reference(directory, torch.float32)
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
@@ -94,6 +94,8 @@ def with_diffusers(directory: Path) -> Draw:
 
 def with_engine(directory: Path) -> Draw:
     """The engine on a CPU, float32."""
+    from max_zimage import ZImagePipeline
+
     pipeline = ZImagePipeline.from_pretrained(directory, device="cpu", dtype="float32")
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:

@@ -46,11 +46,17 @@ class Latents:
 
 @torch.no_grad()
 def encode_all(
-    vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase, pictures: Mapping[tuple[int, int], Pictures], file: Path
+    vae: AutoencoderKL,
+    tokenizer: PreTrainedTokenizerBase,
+    pictures: Mapping[tuple[int, int], Pictures],
+    file: Path,
+    device: str,
 ) -> dict[tuple[int, int], Latents]:
     """Means of the latents of all pictures, from the file if they were computed before."""
     if not file.exists():
-        values = {size: _encoded(vae, some) for size, some in pictures.items()}
+        vae.to(device)
+        values = {size: _encoded(vae, some, device) for size, some in pictures.items()}
+        vae.cpu()
         torch.save(values, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
     known = torch.load(file, weights_only=True)
@@ -60,13 +66,13 @@ def encode_all(
     }
 
 
-def _encoded(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
+def _encoded(vae: AutoencoderKL, pictures: Pictures, device: str) -> Tensor:
     parts = []
     for begin in range(0, len(pictures.pixels), 50):
-        pixels = scaled(pictures.pixels[begin : begin + 50])
-        with torch.autocast("cpu", torch.bfloat16):
+        pixels = scaled(pictures.pixels[begin : begin + 50]).to(device)
+        with torch.autocast(pixels.device.type, torch.bfloat16):
             means = vae.encode(pixels).latent_dist.mode()
-        parts.append(((means.float() - vae.config.shift_factor) * vae.config.scaling_factor).half())
+        parts.append(((means.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
     return torch.cat(parts)
 
 

@@ -47,7 +47,7 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
     tell("autoencoder, decoder")
     vae = autoencoder.train_decoder(work / "decoder", vae, painted, scaled(DECODER, share, device))
     tell("latents")
-    latents = flow.encode_all(vae, tokenizer, painted, work / "latents.pt")
+    latents = flow.encode_all(vae, tokenizer, painted, work / "latents.pt", device)
     tell("text encoder and transformer")
     model = Model(new_text_encoder(len(tokenizer)), new_transformer())
     folder = work / "flow"

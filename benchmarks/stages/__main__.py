@@ -21,6 +21,7 @@ from benchmarks.stages.unpack import install
 
 STAGES = {
     "install": "unpack an environment, and run the tests that need a GPU",
+    "embedded": "the embedded model: ours and diffusers in turn",
     "model": "write the full-size random checkpoint and compile its graphs",
     "pictures": "prompt to picture, and where the time goes",
     "peers": "diffusers on the same weights and noise, eager and compiled",

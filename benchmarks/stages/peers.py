@@ -92,10 +92,15 @@ def _quality(stage: Stage, case: Case, picture: Picture) -> dict[str, Any]:
     return {"psnr_db": psnr(picture, ours), "max_abs": max_abs(picture, ours), "note": "against our picture"}
 
 
-def draw(pipeline: diffusers.ZImagePipeline, case: Case, callback: Callable[..., Any] | None = None) -> Picture:
+def draw(
+    pipeline: diffusers.ZImagePipeline,
+    case: Case,
+    callback: Callable[..., Any] | None = None,
+    prompt: str = setting.PROMPT,
+) -> Picture:
     """Draw with diffusers; the picture is on the host, uint8 [side, side, 3]."""
     images = pipeline(
-        setting.PROMPT,
+        prompt,
         height=case.side,
         width=case.side,
         num_inference_steps=case.steps,

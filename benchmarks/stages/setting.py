@@ -104,10 +104,10 @@ def checkpoint(stage: Stage) -> Path:
     return stage.work / f"{CHECKPOINT}{'-small' if stage.small else ''}"
 
 
-def draw(pipeline: ZImagePipeline, case: Case, **more: Any) -> Picture:
+def draw(pipeline: ZImagePipeline, case: Case, prompt: str = PROMPT, **more: Any) -> Picture:
     """Draw with our pipeline; the picture is on the host, uint8 [side, side, 3]."""
     images = pipeline(
-        PROMPT,
+        prompt,
         height=case.side,
         width=case.side,
         num_inference_steps=case.steps,
