@@ -8,6 +8,7 @@ Reference: diffusers models/transformers/transformer_z_image.py, FeedForward (Sw
 
 from __future__ import annotations
 
+from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor, defaults
@@ -15,9 +16,15 @@ from max.experimental.tensor import Tensor, defaults
 from graphs import ops
 from graphs.kernel_library import runs_here
 
+ROW_BYTES = 16
+"""MAX 26.7 has no bfloat16 product for GPUs of which a row of either factor is no multiple of this: the compiler takes
+23 GB and more before it fails."""
+
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:
     """A layer [..., inputs] -> [..., outputs]."""
+    if _needs_whole_rows(inputs):
+        return WholeRowsLinear(inputs, outputs, bias=bias)
     if not _packed(inputs):
         return Linear(inputs, outputs, bias=bias)
     return PackedBiasedLinear(inputs, outputs) if bias else PackedLinear(inputs, outputs)
@@ -26,6 +33,16 @@ def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedL
 def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear:
     """A layer [items, length, inputs] -> [items, length, outputs]: silu(x gateᵀ) · (x upᵀ)."""
     return PackedGatedLinear(inputs, outputs) if _packed(inputs) else GatedLinear(inputs, outputs)
+
+
+class WholeRowsLinear(Linear):
+    """x weightᵀ + bias with rows of `ROW_BYTES` and multiples: zeros are put behind what there is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        missing = -int(self.in_dim) % (ROW_BYTES // x.dtype.size_in_bytes)
+        filled = F.pad(x, [0, 0] * (x.rank - 1) + [0, missing])
+        return filled @ F.pad(self.weight, [0, 0, 0, missing]).T + self.bias
 
 
 class GatedLinear(Module[[Tensor], Tensor]):
@@ -82,6 +99,12 @@ class PackedGatedLinear(Module[[Tensor], Tensor]):
 
 def _panels(inputs: int, outputs: int) -> Tensor:
     return Tensor.zeros(list(ops.packed_shape(inputs, outputs, defaults()[0])))
+
+
+def _needs_whole_rows(inputs: int) -> bool:
+    dtype, mesh = defaults()
+    on_gpu = not mesh.devices[0].is_host
+    return on_gpu and dtype == DType.bfloat16 and inputs * dtype.size_in_bytes % ROW_BYTES > 0
 
 
 def _packed(inputs: int) -> bool:

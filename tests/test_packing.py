@@ -6,15 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 from max.dtype import DType
+from max.engine import InferenceSession
 from max.experimental.nn import Linear
-from max.graph import DeviceRef
+from max.graph import DeviceRef, Module, TensorType
 from references.tiny import TinySpec, write_tiny
 
 from graphs import kernel_library
-from graphs.layers import build
-from graphs.linear import GatedLinear, PackedBiasedLinear, PackedGatedLinear, PackedLinear, gated_linear, linear
+from graphs.layers import build, trace
+from graphs.linear import (
+    GatedLinear,
+    PackedBiasedLinear,
+    PackedGatedLinear,
+    PackedLinear,
+    WholeRowsLinear,
+    gated_linear,
+    linear,
+)
 from graphs.vae_blocks import PackedConv, PlainConv, convolution
 from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
 from max_zimage.config import model_specs
@@ -119,3 +128,16 @@ def test_a_matrix_with_its_bias() -> None:
     assert type(biased) is PackedBiasedLinear
     assert [name for name, _ in biased.parameters] == ["weight", "bias"]
     assert [name for name, _ in plain.parameters] == ["weight"]
+
+
+@pytest.mark.slow  # two minutes for MAX's own product, which no other test compiles
+def test_rows_filled_with_zeros_give_the_same_product() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=random) for shape in ((2, 3, 43), (5, 43), (5,)))
+    layer = build(lambda: WholeRowsLinear(43, 5), DType.float32, HOST)
+    graph = trace(layer, [TensorType(DType.float32, [2, 3, 43], HOST)], "rows", Module())
+    model = InferenceSession(devices=[CPU()]).load(
+        graph, weights_registry={"weight": weight.numpy(), "bias": bias.numpy()}
+    )
+    (ours,) = model.execute(Buffer.from_numpy(x.numpy()))
+    torch.testing.assert_close(torch.from_numpy(ours.to_numpy()), x @ weight.T + bias)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import EMBEDDED_MODEL
 from test_config import TEXT_ENCODER, TRANSFORMER, VAE
 
 from max_zimage import cli
-from max_zimage.config import text_encoder_spec, transformer_spec, vae_spec
+from max_zimage.config import model_specs, text_encoder_spec, transformer_spec, vae_spec
+from max_zimage.model_files import CONFIG_FILES, read_config
 from max_zimage.targets import (
     FULL_MODEL,
     GRAPHS,
@@ -130,3 +135,36 @@ def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
     (report,) = compile_target(with_layers(FULL_MODEL, 2), "cuda:sm_90a", "bfloat16", [graph])
     assert report.error is None, f"{report.error}; see {report.log}"
     print(f"{graph}: {report.seconds:.1f} s, {report.cpu_seconds:.0f} CPU s, {report.peak_bytes / 2**30:.1f} GiB")
+
+
+ODD_ROWS = """
+from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
+set_virtual_device_api("cuda")
+set_virtual_device_target_arch("sm_90a")
+set_virtual_device_count(1)
+from max.dtype import DType
+from max.engine import InferenceSession
+from max.graph import DeviceRef, Module, TensorType
+from graphs.layers import build, trace
+from graphs.linear import linear
+device = Accelerator()
+place = DeviceRef.from_device(device)
+layer = build(lambda: linear(682, 256), DType.bfloat16, place)
+graph = trace(layer, [TensorType(DType.bfloat16, ["items", "length", 682], place)], "product", Module())
+InferenceSession(devices=[device]).compile(graph)
+"""
+
+
+@pytest.mark.targets
+def test_a_bfloat16_product_of_rows_that_are_no_multiple_of_16_bytes() -> None:
+    """The feed-forward layer of the embedded model is 682 wide."""
+    done = subprocess.run([sys.executable, "-c", ODD_ROWS], env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.targets
+@pytest.mark.slow
+def test_the_embedded_model_compiles_for_sm_90a() -> None:
+    specs = model_specs(**{name: read_config(EMBEDDED_MODEL, name) for name in CONFIG_FILES})
+    for report in compile_target(specs, "cuda:sm_90a", "bfloat16", ["denoise", "decode"]):
+        assert report.error is None, f"{report.error}; see {report.log}"
