@@ -30,9 +30,10 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
         checkpoint: Where the finished model goes.
         share: Of pictures and steps; 1 is the model that is shipped.
         device: Where to train, as torch names it.
-        threads: Of the CPU.
+        threads: Of the CPU. Beside a GPU all of them paint, and training has two: more would wait for each other
+            around operations that take microseconds.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads if device == "cpu" else min(threads, 2))
     begin = time.monotonic()
 
     def tell(stage: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +137,8 @@ class Model(nn.Module):
         """
         model = self.transformer
         tokens = patches.shape[1]
-        image_table, caption_table = (self._table(places, patches.device) for places in position_ids(*grid))
+        config = model.config
+        image_table, caption_table = tables(grid, tuple(config.axes_dims), config.rope_theta, patches.device)
         features = self.text_encoder.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         condition = model.t_embedder(times * model.t_scale)
         image = model.all_x_embedder["2-1"](patches)
@@ -153,14 +155,6 @@ class Model(nn.Module):
         for block in model.layers:
             both = block(both, None, table, condition)
         return model.all_final_layer["2-1"](both, condition)[:, :tokens]
-
-    def _table(self, ids: Tensor, device: torch.device) -> Table:
-        angles = []
-        for axis, dim in enumerate(self.transformer.config.axes_dims):
-            frequencies = self.transformer.config.rope_theta ** -(torch.arange(0, dim, 2).double() / dim)
-            angles.append(ids[:, axis, None].double() * frequencies)
-        joined = torch.cat(angles, dim=1)
-        return joined.cos().float().to(device), joined.sin().float().to(device)
 
 
 class RealRopeAttention:
@@ -200,6 +194,24 @@ def _rotated(x: Tensor, table: Table) -> Tensor:
     cos, sin = (values[:, None] for values in table)
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+
+
+@lru_cache(maxsize=16)
+def tables(
+    grid: tuple[int, int], axes_dims: tuple[int, ...], theta: float, device: torch.device
+) -> tuple[Table, Table]:
+    """RoPE of image tokens and of caption tokens, for a grid of patches; made once, as every step needs them."""
+    image, caption = (_table(places, axes_dims, theta, device) for places in position_ids(*grid))
+    return image, caption
+
+
+def _table(places: Tensor, axes_dims: tuple[int, ...], theta: float, device: torch.device) -> Table:
+    angles = []
+    for axis, dim in enumerate(axes_dims):
+        frequencies = theta ** -(torch.arange(0, dim, 2).double() / dim)
+        angles.append(places[:, axis, None].double() * frequencies)
+    joined = torch.cat(angles, dim=1)
+    return joined.cos().float().to(device), joined.sin().float().to(device)
 
 
 def position_ids(rows: int, columns: int) -> tuple[Tensor, Tensor]:
