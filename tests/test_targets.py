@@ -138,6 +138,7 @@ def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
 
 
 ODD_WIDTHS = """
+import os
 from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 set_virtual_device_api("cuda")
 set_virtual_device_target_arch("sm_90a")
@@ -152,6 +153,7 @@ place = DeviceRef.from_device(device)
 layer = build(lambda: SwiGLU(256, 682), DType.bfloat16, place)
 graph = trace(layer, [TensorType(DType.bfloat16, ["items", "length", 256], place)], "products", Module())
 InferenceSession(devices=[device]).compile(graph)
+os._exit(0)  # MAX's compiler threads now and then abort a process that ends in the usual way
 """
 
 
