@@ -14,7 +14,7 @@ from rich.table import Table
 
 from max_zimage import __version__
 from max_zimage.checkpoint import ModelDtype
-from max_zimage.cli_errors import checking
+from max_zimage.cli_errors import BadInput, checking
 from max_zimage.cli_request import model_path
 from max_zimage.config import ModelSpecs, model_specs
 from max_zimage.console import display, table_console
@@ -43,8 +43,13 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         specs = specs_of(arguments.model)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
+    if arguments.keep and target == "cpu":
+        raise BadInput(
+            "--keep is for GPUs, got --target cpu; on a CPU the first picture compiles and keeps the graphs: "
+            "max-zimage generate"
+        )
     with shown_by(display()), stage(f"Compiling for {target}", len(graphs)) as shown:
-        for report in compile_target(specs, target, dtype, graphs):
+        for report in compile_target(specs, target, dtype, graphs, keep=arguments.keep):
             reports.append(report)
             shown.advance(report.graph)
     if arguments.json:
@@ -94,6 +99,8 @@ def _print_table(reports: list[Report], title: str) -> None:
             f"{report.peak_bytes / 2**30:.1f}",
         )
     console.print(table)
+    for folder in {report.artifact.parent for report in reports if report.artifact is not None}:
+        console.print(f"kept in {folder}; a machine with the GPU takes them from there, or from its MAX_ZIMAGE_CACHE")
     for report in reports:
         if report.error is not None:
             console.print(f"{report.graph}: {report.error}")

@@ -38,6 +38,7 @@ from graphs.scheduler import PrepareScheduler, SchedulerStep
 from graphs.taylorseer import TaylorStep, TaylorUpdate
 from graphs.text_encoder import TextEncoder
 from graphs.vae import DecodeLatents, EncodeImage
+from max_zimage.artifacts import artifact_key, artifact_path, found, save
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
 from max_zimage.targets import TARGETS, Job
@@ -67,15 +68,23 @@ def main() -> None:
     os._exit(0)
 
 
-def _compile(job: Job) -> dict[str, float]:
+def _compile(job: Job) -> dict[str, float | str]:
     device = _device(job.target)
     session = InferenceSession(devices=[device])
     begin = time.perf_counter()
     module, types = definition(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
     graph = trace(module, types, job.graph, GraphModule())
     traced = time.perf_counter()
-    session.compile(graph)
-    return {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
+    compiled = session.compile(graph)
+    result: dict[str, float | str] = {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
+    if job.keep:
+        key = artifact_key(job.graph, spec_of(job.graph, job.specs), module, types, device)
+        path = artifact_path([job.graph], [key])
+        save(compiled, path)
+        if not found(path):
+            raise OSError(f"the artifact could not be written to {path.parent}; set MAX_ZIMAGE_CACHE to a folder")
+        result["artifact"] = str(path)
+    return result
 
 
 def _device(target: str) -> Device:
@@ -87,6 +96,19 @@ def _device(target: str) -> Device:
     set_virtual_device_target_arch(architecture)
     set_virtual_device_count(1)
     return Accelerator()
+
+
+def spec_of(graph: str, specs: ModelSpecs) -> object:
+    """The spec that the pipeline names as what a graph is made from; see `max_zimage.artifacts.artifact_key`."""
+    match graph:
+        case "pack" | "prepare_scheduler" | "scheduler_step":
+            return None
+        case "text_encoder":
+            return specs.text_encoder
+        case "decode" | "encode":
+            return specs.vae
+        case _:
+            return specs.transformer
 
 
 def definition(graph: str, specs: ModelSpecs, model_dtype: ModelDtype, device: DeviceRef) -> Definition:

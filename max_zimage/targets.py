@@ -98,12 +98,14 @@ class Job:
         target: One of `TARGETS`.
         dtype: Of weights and computation.
         specs: Shapes of the model.
+        keep: Whether the artifact is written where a pipeline looks for it, see `max_zimage.artifacts`.
     """
 
     graph: str
     target: str
     dtype: ModelDtype
     specs: ModelSpecs
+    keep: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ class Report:
         trace_seconds: Of building the graph in Python before that; None where that failed.
         cpu_seconds: Processor time of the child, imports included: what compares where other work shares the machine.
         peak_bytes: Most memory that the child had.
+        artifact: What was kept; None where nothing was to be.
         error: The first line of what went wrong; None where nothing did.
         log: Everything the child wrote; None where nothing went wrong.
     """
@@ -125,6 +128,7 @@ class Report:
     trace_seconds: float | None
     cpu_seconds: float
     peak_bytes: int
+    artifact: Path | None
     error: str | None
     log: Path | None
 
@@ -171,7 +175,9 @@ def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:
     )
 
 
-def compile_target(specs: ModelSpecs, target: str, dtype: ModelDtype, graphs: Sequence[str]) -> Iterator[Report]:
+def compile_target(
+    specs: ModelSpecs, target: str, dtype: ModelDtype, graphs: Sequence[str], *, keep: bool = False
+) -> Iterator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
     Args:
@@ -179,16 +185,22 @@ def compile_target(specs: ModelSpecs, target: str, dtype: ModelDtype, graphs: Se
         target: One of `TARGETS`.
         dtype: Of weights and computation.
         graphs: From `check_graphs`.
+        keep: Whether to keep the artifacts where a pipeline looks for them.
 
     Yields:
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
 
     Raises:
-        ValueError: If the target is unknown.
+        ValueError: If the target is unknown, or artifacts of a CPU are to be kept.
     """
     check_target(target)
+    if keep and TARGETS[target] is None:
+        raise ValueError(
+            "keep is for GPUs, whose graphs are compiled one by one; got the target cpu, whose graphs are one module "
+            "that the first picture there compiles and keeps"
+        )
     for graph in graphs:
-        yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs))
+        yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs, keep=keep))
 
 
 def _compile(job: Job) -> Report:
@@ -226,6 +238,7 @@ def _report(graph: str, answer: str, status: int, log: Path) -> Report:
         trace_seconds=result.get("trace_seconds"),
         cpu_seconds=result.get("cpu_seconds", 0.0),
         peak_bytes=result.get("peak_bytes", 0),
+        artifact=Path(result["artifact"]) if result.get("artifact") else None,
         error=error,
         log=None if error is None else log,
     )

@@ -72,6 +72,15 @@ def test_transformer_in_float32(name: str, float32: Pair, record_property: pytes
 
 
 @pytest.mark.parametrize("name", CALLS)
+def test_pictures_in_float32(name: str, float32: Pair, record_property: pytest.RecordProperty) -> None:
+    """From the prompt on: text encoder, steps and decoder."""
+    ours, theirs = (run(CALLS[name]).pixels.astype(int) for run in (float32.run_ours, float32.run_theirs))
+    near = float(np.mean(np.abs(ours - theirs) <= 2))
+    record_property("within_2", near)
+    assert near >= 0.99
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_final_latents_in_bfloat16(
     name: str, float32: Pair, bfloat16: Pair, record_property: pytest.RecordProperty
 ) -> None:

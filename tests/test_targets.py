@@ -61,6 +61,7 @@ def test_targets_and_graphs_are_checked() -> None:
         (["--target", "cuda:sm_80"], "target must be one of cpu, cuda:sm_90a, cuda:sm_100a, hip:gfx942, got"),
         (["--target", "cpu", "--graphs", "unet"], "graphs must be among"),
         (["--target", "cpu", "--model", "nothing"], "no model at nothing"),
+        (["--target", "cpu", "--keep"], "--keep is for GPUs, got --target cpu"),
         ([], "the following arguments are required: --target"),
     ],
 )
@@ -170,3 +171,63 @@ def test_the_embedded_model_compiles_for_sm_90a() -> None:
     specs = model_specs(**{name: read_config(EMBEDDED_MODEL, name) for name in CONFIG_FILES})
     for report in compile_target(specs, "cuda:sm_90a", "bfloat16", ["denoise", "decode"]):
         assert report.error is None, f"{report.error}; see {report.log}"
+
+
+KEYS = """
+import json, os, sys
+from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
+set_virtual_device_api("cuda")
+set_virtual_device_target_arch("sm_90a")
+set_virtual_device_count(1)
+from max.graph import DeviceRef
+from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline, compiler
+from max_zimage.artifacts import artifact_key
+from max_zimage.target_worker import definition, spec_of
+
+pipelines = {}
+def not_compiled(definitions):
+    pipelines.update({each.name: each.key for each in definitions})
+    return {each.name: None for each in definitions}
+compiler._models = not_compiled
+pipeline = ZImagePipeline.from_pretrained(device="gpu", dtype=sys.argv[1])
+for cache in (FirstBlockCache(), TaylorSeer()):
+    pipeline.use_step_cache(cache)
+pipeline.build_prepare_scheduler()
+pipeline.build_scheduler_step()
+compiler.compile_together([pipeline.vae.encoder])
+device, specs = Accelerator(), pipeline.sources.specs
+workers = {}
+for name in pipelines:
+    module, types = definition(name, specs, sys.argv[1], DeviceRef.from_device(device))
+    workers[name] = artifact_key(name, spec_of(name, specs), module, types, device)
+print(json.dumps([pipelines, workers]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pipeline_finds_what_is_kept(dtype: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KEYS, dtype], env=dict(os.environ), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    pipelines, workers = json.loads(done.stdout.splitlines()[-1])
+    assert set(pipelines) == set(GRAPHS)
+    assert workers == pipelines
+
+
+@pytest.mark.targets
+def test_artifacts_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path / "kept"))
+    command = ["compile", "--target", "cuda:sm_90a", "--graphs", "pack", "--keep"]
+    assert cli.main([*command, "--json"]) == 0
+    (graph,) = json.loads(capsys.readouterr().out)["graphs"]
+    (file,) = (tmp_path / "kept").glob("pack-*.mef")
+    assert (graph["artifact"], graph["error"]) == (str(file), None)
+    assert cli.main(command) == 0
+    assert "kept in" in capsys.readouterr().out
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(file))
+    assert cli.main([*command, "--json"]) == 1
+    assert "could not be written to" in json.loads(capsys.readouterr().out)["graphs"][0]["error"]
