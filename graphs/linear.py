@@ -1,7 +1,7 @@
-"""Matrix products with weights, plain or packed for the kernels of a CPU.
+"""Matrix products with weights: plain, packed for the kernels of a CPU, or filled up for those of a GPU.
 
-`linear` and `gated_linear` choose by the dtype and device that parameters are declared in. The plain layers define what
-the packed ones compute; the packed ones round once, after all that is fused.
+`linear` and `gated_linear` choose by the dtype and device that parameters are declared in, and by their widths. The
+plain layers define what the others compute; the packed ones round once, after all that is fused.
 
 Reference: diffusers models/transformers/transformer_z_image.py, FeedForward (SwiGLU).
 """
@@ -17,8 +17,8 @@ from graphs import ops
 from graphs.kernel_library import runs_here
 
 TILE = 64
-"""What widths of a bfloat16 product on a GPU are filled up to if they are no multiple of 8. MAX 26.7 has other kernels
-for those: 682 inputs do not compile (`sm_90a`), and with 1,364 outputs a block was 3 % off on an H200."""
+"""What both widths of a bfloat16 product on a GPU are filled up to if one is no multiple of 8. MAX 26.7 has other
+kernels for those: 682 inputs do not compile (`sm_90a`), and with 1,364 outputs a block was 3 % off on an H200."""
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:

@@ -25,8 +25,9 @@ from max.graph import TensorType
 
 import graphs
 from graphs.cpu import instructions
+from graphs.kernel_library import KERNELS
 
-_KEPT = 64  # artifacts; one is 5 to 50 MB, a checkpoint has one
+_KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has one on a CPU and up to 14 on a GPU
 _SOURCES = Path(graphs.__file__).parent
 
 
@@ -70,15 +71,44 @@ def save(model: CompiledModel, path: Path) -> None:
     A folder that cannot be written is no error: the graph is compiled, only not kept.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        os.close(handle)
-        model.export_mef(scratch)
-        os.replace(scratch, path)  # a reader sees the whole file or none
+        write(model, path)
         for old in sorted(path.parent.glob("*.mef"), key=_used, reverse=True)[_KEPT:]:
             old.unlink(missing_ok=True)
     except OSError:
         return
+
+
+def write(model: CompiledModel, path: Path) -> None:
+    """Write an artifact.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    handle, scratch = _scratch(path.parent)
+    os.close(handle)
+    model.export_mef(scratch)
+    os.replace(scratch, path)  # a reader sees the whole file or none
+
+
+def check_writable() -> None:
+    """See that artifacts can be kept, before what makes them takes minutes.
+
+    Raises:
+        ValueError: If the folder cannot be made or written to.
+    """
+    try:
+        handle, scratch = _scratch(_folder())
+        os.close(handle)
+        os.unlink(scratch)
+    except OSError as error:
+        raise ValueError(
+            f"artifacts go to {_folder()}, which fails: {error}; set MAX_ZIMAGE_CACHE to a folder"
+        ) from error
+
+
+def _scratch(folder: Path) -> tuple[int, str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkstemp(dir=folder, suffix=".part")
 
 
 def found(path: Path) -> bool:
@@ -106,9 +136,17 @@ def _used(path: Path) -> float:
 @lru_cache(maxsize=1)
 def _sources_digest() -> str:
     """Digest of everything that decides what is traced."""
-    folders = (_SOURCES, _SOURCES.parent / "kernels")
-    files = sorted(file for folder in folders for end in ("py", "mojo") for file in folder.rglob(f"*.{end}"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    return digest_of(_SOURCES, KERNELS)
+
+
+def digest_of(python: Path, mojo: Path) -> str:
+    """Digest of the sources in two folders, wherever these are: in a package one is inside the other."""
+    digest = hashlib.sha256()
+    for folder, end in ((python, "py"), (mojo, "mojo")):
+        for file in sorted(folder.rglob(f"*.{end}"), key=lambda file: file.relative_to(folder).parts):
+            digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=8)

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from max_zimage import __version__
 from max_zimage.checkpoint import ModelDtype
-from max_zimage.cli_errors import BadInput, checking
+from max_zimage.cli_errors import checking
 from max_zimage.cli_request import model_path
 from max_zimage.config import ModelSpecs, model_specs
 from max_zimage.console import display, table_console
 from max_zimage.model_files import CONFIG_FILES, read_config, resolve_model
 from max_zimage.progress import shown_by, stage
-from max_zimage.targets import FULL_MODEL, Report, check_graphs, check_target, compile_target, default_dtype
+from max_zimage.targets import FULL_MODEL, Report, check_graphs, check_keep, check_target, compile_target, default_dtype
 
 PUBLISHED = "the published Z-Image models"
 
@@ -32,22 +32,19 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         arguments: From `max_zimage.cli`.
 
     Returns:
-        The exit code: 1 if a graph could not be compiled.
+        The exit code: 1 if a graph could not be compiled or kept.
 
     Raises:
-        BadInput: If the target, a graph or the model is unknown.
+        BadInput: If the target, a graph or the model is unknown, or artifacts cannot be kept.
     """
     with checking():
         target = check_target(arguments.target)
         graphs = check_graphs(arguments.graphs)
+        if arguments.keep:
+            check_keep(target)
         specs = specs_of(arguments.model)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
-    if arguments.keep and target == "cpu":
-        raise BadInput(
-            "--keep is for GPUs, got --target cpu; on a CPU the first picture compiles and keeps the graphs: "
-            "max-zimage generate"
-        )
     with shown_by(display()), stage(f"Compiling for {target}", len(graphs)) as shown:
         for report in compile_target(specs, target, dtype, graphs, keep=arguments.keep):
             reports.append(report)
@@ -100,7 +97,7 @@ def _print_table(reports: list[Report], title: str) -> None:
         )
     console.print(table)
     for folder in {report.artifact.parent for report in reports if report.artifact is not None}:
-        console.print(f"kept in {folder}; a machine with the GPU takes them from there, or from its MAX_ZIMAGE_CACHE")
+        console.print(f"kept in {folder}: what a machine with the GPU needs in its MAX_ZIMAGE_CACHE")
     for report in reports:
         if report.error is not None:
             console.print(f"{report.graph}: {report.error}")

@@ -38,7 +38,7 @@ from graphs.scheduler import PrepareScheduler, SchedulerStep
 from graphs.taylorseer import TaylorStep, TaylorUpdate
 from graphs.text_encoder import TextEncoder
 from graphs.vae import DecodeLatents, EncodeImage
-from max_zimage.artifacts import artifact_key, artifact_path, found, save
+from max_zimage.artifacts import artifact_key, artifact_path, write
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
 from max_zimage.targets import TARGETS, Job
@@ -56,7 +56,7 @@ def main() -> None:
     os.dup2(2, 1)
     result: dict[str, object] = {"error": None}
     try:
-        result |= _compile(job)
+        _compile(job, result)
     except Exception as error:  # the compiler's failures have no type of their own
         traceback.print_exc()
         result["error"] = _first_line(error)
@@ -68,7 +68,8 @@ def main() -> None:
     os._exit(0)
 
 
-def _compile(job: Job) -> dict[str, float | str]:
+def _compile(job: Job, result: dict[str, object]) -> None:
+    """Compile a job; what is known so far is in the result if a later part fails."""
     device = _device(job.target)
     session = InferenceSession(devices=[device])
     begin = time.perf_counter()
@@ -76,15 +77,12 @@ def _compile(job: Job) -> dict[str, float | str]:
     graph = trace(module, types, job.graph, GraphModule())
     traced = time.perf_counter()
     compiled = session.compile(graph)
-    result: dict[str, float | str] = {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
+    result |= {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
     if job.keep:
         key = artifact_key(job.graph, spec_of(job.graph, job.specs), module, types, device)
         path = artifact_path([job.graph], [key])
-        save(compiled, path)
-        if not found(path):
-            raise OSError(f"the artifact could not be written to {path.parent}; set MAX_ZIMAGE_CACHE to a folder")
+        write(compiled, path)
         result["artifact"] = str(path)
-    return result
 
 
 def _device(target: str) -> Device:

@@ -21,6 +21,7 @@ from pathlib import Path
 from graphs.text_encoder import TextEncoderSpec
 from graphs.transformer import TransformerSpec
 from graphs.vae import VaeSpec
+from max_zimage.artifacts import check_writable
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
 from max_zimage.schedule import ScheduleSpec
@@ -114,7 +115,7 @@ class Report:
 
     Attributes:
         graph: Its name.
-        seconds: Of the compiler; None where it failed.
+        seconds: Of the compiler; None where that failed.
         trace_seconds: Of building the graph in Python before that; None where that failed.
         cpu_seconds: Processor time of the child, imports included: what compares where other work shares the machine.
         peak_bytes: Most memory that the child had.
@@ -156,6 +157,20 @@ def check_graphs(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in GRAPHS if not names or name in names)
 
 
+def check_keep(target: str) -> None:
+    """See that artifacts for a target can be kept.
+
+    Raises:
+        ValueError: If it is the CPU, or the folder cannot be written to.
+    """
+    if TARGETS[target] is None:
+        raise ValueError(
+            f"keep is for GPUs, got target {target!r}, whose graphs are one module that the first picture there keeps; "
+            "leave it out"
+        )
+    check_writable()
+
+
 def default_dtype(target: str) -> ModelDtype:
     """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.devices.model_dtype`."""
     return "float32" if TARGETS[target] is None else "bfloat16"
@@ -191,14 +206,11 @@ def compile_target(
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
 
     Raises:
-        ValueError: If the target is unknown, or artifacts of a CPU are to be kept.
+        ValueError: If the target is unknown, or artifacts cannot be kept.
     """
     check_target(target)
-    if keep and TARGETS[target] is None:
-        raise ValueError(
-            "keep is for GPUs, whose graphs are compiled one by one; got the target cpu, whose graphs are one module "
-            "that the first picture there compiles and keeps"
-        )
+    if keep:
+        check_keep(target)
     for graph in graphs:
         yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs, keep=keep))
 

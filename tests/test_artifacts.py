@@ -127,3 +127,18 @@ def test_a_name_says_what_the_graph_contains(monkeypatch: pytest.MonkeyPatch) ->
     before = path()
     monkeypatch.setattr(artifacts, "_sources_digest", lambda: "other sources")
     assert path() != before
+
+
+def test_sources_are_the_same_in_a_checkout_and_in_a_package(tmp_path: Path) -> None:
+    checkout, package = tmp_path / "checkout", tmp_path / "package"
+    for kernels in (checkout / "kernels", package / "graphs" / "kernels"):
+        kernels.mkdir(parents=True)
+        (kernels / "op.mojo").write_text("fn op")
+    for root in (checkout, package):
+        (root / "graphs").mkdir(exist_ok=True)
+        (root / "graphs" / "a.py").write_text("a = 1")
+        (root / "graphs" / "z.py").write_text("z = 1")
+    here = artifacts.digest_of(checkout / "graphs", checkout / "kernels")
+    assert here == artifacts.digest_of(package / "graphs", package / "graphs" / "kernels")
+    (checkout / "graphs" / "z.py").rename(checkout / "graphs" / "y.py")
+    assert here != artifacts.digest_of(checkout / "graphs", checkout / "kernels")

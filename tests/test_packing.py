@@ -132,7 +132,6 @@ def test_a_matrix_with_its_bias() -> None:
 
 
 @pytest.mark.slow  # two minutes for MAX's own product, which no other test compiles
-@pytest.mark.slow  # two minutes for MAX's own product, which no other test compiles
 def test_products_filled_up_to_whole_tiles_are_the_same() -> None:
     random = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=random) for shape in ((2, 3, 43), (10, 43), (10,)))

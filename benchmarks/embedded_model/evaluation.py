@@ -81,7 +81,7 @@ def unseen_scenes(objects: Objects, count: int) -> list[Scene]:
 
 def with_diffusers(directory: Path) -> Draw:
     """The reference, float32."""
-    from references.diffusers_runs import load_reference  # here, as training needs no MAX
+    from references.diffusers_runs import load_reference  # here: the trainer's own modules need no MAX
 
     pipeline = load_reference(directory, torch.float32)
 

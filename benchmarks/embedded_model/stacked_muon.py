@@ -17,7 +17,7 @@ from torch.optim._muon import _adjust_lr
 
 
 class StackedMuon(Muon):
-    """Takes what `torch.optim.Muon` takes and keeps the same state."""
+    """Takes what `torch.optim.Muon` takes, but for a rate in a tensor, and keeps the same state."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:

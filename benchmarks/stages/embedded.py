@@ -1,7 +1,8 @@
 """The embedded model from prompt to picture, ours and diffusers on the same device, dtype, prompt and noise, in turn.
 
 It is small: what is measured at 128x128 is what both spend beside the device's work, what is measured at 1024x1024 is
-mostly attention.
+mostly attention. Its graphs may take longer to compile than a stage has: `max-zimage compile --keep` makes them
+beforehand, for the folder `graphs` in the work folder.
 """
 
 from __future__ import annotations

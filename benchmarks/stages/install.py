@@ -32,8 +32,8 @@ def _tests(stage: Stage) -> list[Row]:
     """Run the tests that are marked; the log is written as they go."""
     mark = "gpu" if not stage.small else "gpu or not gpu"
     # By file: the others import what an environment for a GPU need not have.
-    tests = sorted((ROOT / "tests").glob("test_*.py"))
-    chosen = [str(file) for file in tests if "pytest.mark.gpu" in file.read_text(encoding="utf-8")]
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    chosen = [str(file) for file in files if "pytest.mark.gpu" in file.read_text(encoding="utf-8")]
     chosen = ["tests/test_noise.py"] if stage.small else chosen
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
