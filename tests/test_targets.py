@@ -61,7 +61,7 @@ def test_targets_and_graphs_are_checked() -> None:
         (["--target", "cuda:sm_80"], "target must be one of cpu, cuda:sm_90a, cuda:sm_100a, hip:gfx942, got"),
         (["--target", "cpu", "--graphs", "unet"], "graphs must be among"),
         (["--target", "cpu", "--model", "nothing"], "no model at nothing"),
-        (["--target", "cpu", "--keep"], "--keep is for GPUs, got --target 'cpu'"),
+        (["--target", "cpu", "--keep"], "keep is for GPUs, got target 'cpu'"),
         ([], "the following arguments are required: --target"),
     ],
 )
