@@ -71,7 +71,9 @@ class FilledGatedLinear(GatedLinear):
 
 
 def filled_product(x: Tensor, weight: Tensor) -> Tensor:
-    """X weightᵀ with zeros behind inputs and outputs up to multiples of `TILE`.
+    """The product x weightᵀ with zeros behind inputs and outputs up to multiples of `TILE`.
+
+    Weights are filled up here, in every call, and not at load: no published model has such widths.
 
     Args:
         x: [..., inputs].

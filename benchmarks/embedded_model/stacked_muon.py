@@ -1,6 +1,6 @@
 """PyTorch's Muon with all matrices of one shape updated at once, for a GPU.
 
-`torch.optim.Muon` starts some thirty small kernels for every matrix: on a GPU the processor that starts them is what a
+`torch.optim.Muon` starts dozens of small kernels for every matrix: on a GPU the processor that starts them is what a
 step waits for. The numbers are the same but for rounding.
 """
 
