@@ -17,7 +17,7 @@ from benchmarks.embedded_model import __main__ as command
 from benchmarks.embedded_model import pictures, scenes
 from benchmarks.embedded_model.autoencoder import new_autoencoder
 from benchmarks.embedded_model.evaluation import SETTINGS, score, shown, unseen_scenes
-from benchmarks.embedded_model.flow import Latents, _loss, noise_levels, sample
+from benchmarks.embedded_model.flow import Latents, _inputs, _loss, noise_levels, sample
 from benchmarks.embedded_model.scenes import held_out, random_scene
 from benchmarks.embedded_model.tokenizer import train_tokenizer
 from benchmarks.embedded_model.training import (
@@ -148,7 +148,8 @@ def test_a_model_without_loss_samples_its_picture() -> None:
     drawn = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
     plan = Plan(steps=1, batch=3, rate=1.0, warmup=1)
     latents = Latents(values=clean, captions=captions)
-    assert _loss(Straight(clean, drawn), latents, rows, rows, random, plan) < 1e-10
+    (loss,) = _loss(Straight(clean, drawn), plan, *_inputs(latents, rows, rows, random))
+    assert loss < 1e-10
 
 
 def test_captions_that_do_not_fit_are_refused() -> None:
@@ -178,21 +179,23 @@ def trained(folder: Path, plan: Plan, steps: int) -> dict[str, Tensor]:
     assert [len(optimizer.param_groups[0]["params"]) for optimizer in optimizers] == [2, 4]
     training = Training(folder, net, optimizers, plan)
 
-    def loss_of(step: int) -> Tensor:
+    def inputs_of(step: int) -> tuple[Tensor]:
         if step == steps < plan.steps:
             raise KeyboardInterrupt
         if step == 60 and steps < plan.steps:
             training._save()
-        x = torch.randn(8, 3, 5, 5, generator=chance_of(1, step)[1])
-        return ((net(x) - x.mean(dim=(2, 3))[:, :2]) ** 2).mean()
+        return (torch.randn(8, 3, 5, 5, generator=chance_of(1, step)[1]),)
+
+    def loss_of(x: Tensor) -> tuple[Tensor]:
+        return (((net(x) - x.mean(dim=(2, 3))[:, :2]) ** 2).mean(),)
 
     if steps < plan.steps:
         with pytest.raises(KeyboardInterrupt):
-            training.run(loss_of)
+            training.run(inputs_of, loss_of)
     else:
-        training.run(loss_of)
-    kernels_as_they_were(training.averaged.module)
-    return training.averaged.module.state_dict()
+        training.run(inputs_of, loss_of)
+    kernels_as_they_were(training.averaged)
+    return training.averaged.state_dict()
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train or score; 2 if it cannot be done as asked."""
     options = _parse(arguments)
     try:
+        _check(options.device)
         if options.task == "train":
             _train(options)
         else:
             shipped = options.model.resolve() == EMBEDDED_MODEL.resolve()
             results = options.results or (RESULTS / "embedded_model.csv" if shipped else None)
-            _evaluate(options.model, options.count, options.competitors, results, options.sheets)
+            _evaluate(options.model, options, results, options.sheets)
     except (ValueError, OSError) as error:
         print(f"embedded_model: error: {error}", file=sys.stderr)
         return 2
@@ -45,7 +46,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     train = tasks.add_parser("train", help=f"train in a folder; the checkpoint is {NAME} in it")
     train.add_argument("directory", type=Path, metavar="DIR", help="for all that is made; made if it is not there")
     train.add_argument("--share", type=float, default=1.0, help="of pictures and steps, to see it run (default 1)")
-    train.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train (default cpu)")
     train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU, in training (default all)")
     score = tasks.add_parser("evaluate", help="draw scenes that training never showed, and read them back")
     score.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint in the layout of diffusers")
@@ -57,6 +57,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     score.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the pictures there")
     for task in (train, score):
+        task.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute (default cpu)")
         task.add_argument(
             "--count",
             type=int,
@@ -80,20 +81,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _train(options: argparse.Namespace) -> None:
+def _check(device: str) -> None:
     import torch
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU and a PyTorch built for it, found none; leave it out for the CPU")
+
+
+def _train(options: argparse.Namespace) -> None:
     from benchmarks.embedded_model.card import SHEETS, write_card
     from benchmarks.embedded_model.pictures import fingerprint
     from benchmarks.embedded_model.recipe import train
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda needs a GPU and a PyTorch built for it, found none; leave it out for the CPU")
     _same_settings(options.directory, {"share": options.share, "scenes": fingerprint()})
     checkpoint = options.directory / NAME
     train(options.directory, checkpoint, share=options.share, device=options.device, threads=options.threads)
     results = options.directory / "embedded_model.csv"
-    _evaluate(checkpoint, options.count, options.competitors, results, options.directory / SHEETS)
+    _evaluate(checkpoint, options, results, options.directory / SHEETS)
     write_card(checkpoint, results, options.directory, options.share)
     print(f"{checkpoint}: done", flush=True)
 
@@ -108,7 +112,7 @@ def _same_settings(directory: Path, settings: dict[str, float]) -> None:
         raise ValueError(f"{directory} holds a training of {before}, asked for is {settings}; name another folder")
 
 
-def _evaluate(model: Path, count: int, competitors: Sequence[str], results: Path | None, sheets: Path | None) -> None:
+def _evaluate(model: Path, options: argparse.Namespace, results: Path | None, sheets: Path | None) -> None:
     from benchmarks.embedded_model import evaluation
     from benchmarks.embedded_model.sheets import sheet, sheet_name
     from benchmarks.measure import Conditions, table, write_csv
@@ -117,10 +121,9 @@ def _evaluate(model: Path, count: int, competitors: Sequence[str], results: Path
         raise ValueError(f"MODEL must be a checkpoint in the layout of diffusers, {model} has no model_index.json")
     conditions = Conditions.now()
     makers = {"diffusers": evaluation.with_diffusers, "engine": evaluation.with_engine}
-    rows = [evaluation.autoencoder_row(model, count)]
-    scored, pictures = evaluation.evaluate(
-        {name: make(model) for name, make in makers.items() if name in competitors}, count
-    )
+    rows = [evaluation.autoencoder_row(model, options.count, options.device)]
+    competitors = {name: make(model, options.device) for name, make in makers.items() if name in options.competitors}
+    scored, pictures = evaluation.evaluate(competitors, options.count)
     rows += scored
     print(table(rows, conditions), flush=True)
     if results is not None:

@@ -8,6 +8,7 @@ will hand them to it; the encoder stays as it is, so that the latents do too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from benchmarks.embedded_model.gradients import Numbers
 from benchmarks.embedded_model.pictures import Pictures
 from benchmarks.embedded_model.training import (
     Plan,
@@ -66,23 +68,16 @@ def train_on_crops(folder: Path, pictures: Mapping[tuple[int, int], Pictures], p
     vae = new_autoencoder().to(plan.device)
     kernels_as_matrices(vae)
     training = Training(folder, vae, muon(vae, plan), plan)
-    latest = {"psnr": 0.0, "kl": 0.0}
 
-    def loss_of(step: int) -> Tensor:
+    def inputs_of(step: int) -> tuple[Tensor, ...]:
         chance, noise = chance_of(_SEEDS["crops"], step)
-        pixels = scaled(_crops(pictures, chance, plan.batch)).to(plan.device)
-        drawn = torch.randn(plan.batch, 16, CROP // 8, CROP // 8, generator=noise).to(plan.device)
-        with plan.half():
-            out, mean, logvar = _through(vae, pixels, drawn)
-        error = out.float() - pixels
-        kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
-        latest.update(psnr=psnr(error), kl=float(kl))
-        return _reconstruction(error) + KL_WEIGHT * kl
+        pixels = torch.from_numpy(_crops(pictures, chance, plan.batch))
+        return pixels, torch.randn(plan.batch, 16, CROP // 8, CROP // 8, generator=noise)
 
-    training.run(loss_of, lambda: f"PSNR {latest['psnr']:.2f} dB, KL {latest['kl']:.2f}")
-    trained: AutoencoderKL = training.averaged.module
+    loss_of = partial(_crops_loss, vae, plan)
+    training.run(inputs_of, loss_of, lambda decibels, kl: f"PSNR {decibels:.2f} dB, KL {kl:.2f}")
+    trained: AutoencoderKL = training.averaged
     kernels_as_they_were(trained)
-    trained = trained.cpu()
     _scale_latents(trained, pictures)
     return trained
 
@@ -90,57 +85,74 @@ def train_on_crops(folder: Path, pictures: Mapping[tuple[int, int], Pictures], p
 def train_decoder(
     folder: Path, vae: AutoencoderKL, pictures: Mapping[tuple[int, int], Pictures], plan: Plan
 ) -> AutoencoderKL:
-    """The second training."""
+    """The second training; the autoencoder given ends with the average of the decoder's weights."""
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     vae.to(plan.device)
     kernels_as_matrices(vae.decoder)
     training = Training(folder, vae.decoder, muon(vae.decoder, plan), plan)
-    latest = {"psnr": 0.0}
 
-    def loss_of(step: int) -> Tensor:
+    def inputs_of(step: int) -> tuple[Tensor, ...]:
         chance, random = chance_of(_SEEDS["decoder"], step)
-        pixels = scaled(_wholes(pictures, chance, plan.batch)).to(plan.device)
-        with torch.no_grad(), plan.half():
-            latents = _means(vae, pixels).float()
-        strength = NOISE / vae.config.scaling_factor * torch.rand(plan.batch, 1, 1, 1, generator=random)
-        latents = latents + (strength * torch.randn(latents.shape, generator=random)).to(plan.device)
-        with plan.half():
-            out = vae.decoder(latents)
-        error = out.float() - pixels
-        latest["psnr"] = psnr(error)
-        return _reconstruction(error)
+        pixels = torch.from_numpy(_wholes(pictures, chance, plan.batch))
+        count, height, width, _ = pixels.shape
+        strength = torch.rand(count, 1, 1, 1, generator=random)
+        return pixels, strength, torch.randn(count, 16, height // 8, width // 8, generator=random)
 
-    training.run(loss_of, lambda: f"PSNR {latest['psnr']:.2f} dB")
-    vae.decoder.load_state_dict(training.averaged.module.state_dict())
+    loss_of = partial(_decoder_loss, vae, plan)
+    training.run(inputs_of, loss_of, lambda decibels: f"PSNR {decibels:.2f} dB")
+    vae.decoder.load_state_dict(training.averaged.state_dict())
     kernels_as_they_were(vae.decoder)
-    return vae.cpu()
+    return vae
 
 
 @torch.no_grad()
 def reconstructed(vae: AutoencoderKL, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Pictures through encoder and decoder in float32, uint8 [n, height, width, 3]."""
-    return _bytes(vae.decode(vae.encode(scaled(pixels)).latent_dist.mode()).sample)
+    wanted = scaled(torch.from_numpy(pixels).to(vae.device))
+    return _bytes(vae.decode(vae.encode(wanted).latent_dist.mode()).sample)
 
 
 @torch.no_grad()
 def pixels_of(vae: AutoencoderKL, latents: Tensor) -> npt.NDArray[np.uint8]:
     """Decode latents of unit scale, float32 [n, 16, height / 8, width / 8], to uint8 [n, height, width, 3]."""
+    latents = latents.to(vae.device)
     return _bytes(vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample)
 
 
 def _bytes(out: Tensor) -> npt.NDArray[np.uint8]:
-    return ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return ((out.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def scaled(pixels: npt.NDArray[np.uint8]) -> Tensor:
+def scaled(pixels: Tensor) -> Tensor:
     """uint8 [n, height, width, 3] as float32 [n, 3, height, width] from -1 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def psnr(error: Tensor) -> float:
+def psnr(error: Tensor) -> Tensor:
     """In dB, of an error in numbers from -1 to 1."""
-    return float(-10 * torch.log10((error.detach() ** 2).mean() / 4))
+    return -10 * torch.log10((error.detach() ** 2).mean() / 4)
+
+
+def _crops_loss(vae: AutoencoderKL, plan: Plan, pixels: Tensor, noise: Tensor) -> Numbers:
+    """Loss, PSNR and KL of uint8 [n, height, width, 3] and the noise of its latents."""
+    wanted = scaled(pixels)
+    with plan.half():
+        out, mean, logvar = _through(vae, wanted, noise)
+    error = out.float() - wanted
+    kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
+    return _reconstruction(error) + KL_WEIGHT * kl, psnr(error), kl
+
+
+def _decoder_loss(vae: AutoencoderKL, plan: Plan, pixels: Tensor, strength: Tensor, noise: Tensor) -> Numbers:
+    """Loss and PSNR of uint8 [n, height, width, 3], with noise of a strength from 0 to 1 on its latents."""
+    wanted = scaled(pixels)
+    with torch.no_grad(), plan.half():
+        latents = _means(vae, wanted).float()
+    with plan.half():
+        out = vae.decoder(latents + NOISE / vae.config.scaling_factor * strength * noise)
+    error = out.float() - wanted
+    return _reconstruction(error), psnr(error)
 
 
 def _through(vae: AutoencoderKL, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,5 +193,6 @@ def _wholes(
 @torch.no_grad()
 def _scale_latents(vae: AutoencoderKL, pictures: Mapping[tuple[int, int], Pictures]) -> None:
     chance, _ = chance_of(_SEEDS["statistics"], 0)
-    means = torch.cat([_means(vae, scaled(_wholes(pictures, chance, 16))).flatten() for _ in range(16)])
+    some = (torch.from_numpy(_wholes(pictures, chance, 16)).to(vae.device) for _ in range(16))
+    means = torch.cat([_means(vae, scaled(pixels)).flatten() for pixels in some])
     vae.register_to_config(shift_factor=float(means.mean()), scaling_factor=float(1 / means.std()))

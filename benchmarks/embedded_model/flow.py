@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.embedded_model.autoencoder import scaled
+from benchmarks.embedded_model.gradients import Numbers
 from benchmarks.embedded_model.pictures import Pictures
 from benchmarks.embedded_model.training import Plan, Training, chance_of, muon
 from benchmarks.embedded_model.transformer import Captions, Model, patchify, unpatchify
@@ -50,13 +52,10 @@ def encode_all(
     tokenizer: PreTrainedTokenizerBase,
     pictures: Mapping[tuple[int, int], Pictures],
     file: Path,
-    device: str,
 ) -> dict[tuple[int, int], Latents]:
     """Means of the latents of all pictures, from the file if they were computed before."""
     if not file.exists():
-        vae.to(device)
-        values = {size: _encoded(vae, some, device) for size, some in pictures.items()}
-        vae.cpu()
+        values = {size: _encoded(vae, some) for size, some in pictures.items()}
         torch.save(values, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
     known = torch.load(file, weights_only=True)
@@ -66,12 +65,12 @@ def encode_all(
     }
 
 
-def _encoded(vae: AutoencoderKL, pictures: Pictures, device: str) -> Tensor:
+def _encoded(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
     parts = []
     for begin in range(0, len(pictures.pixels), 50):
-        pixels = scaled(pictures.pixels[begin : begin + 50]).to(device)
+        pixels = torch.from_numpy(np.array(pictures.pixels[begin : begin + 50])).to(vae.device)
         with torch.autocast(pixels.device.type, torch.bfloat16):
-            means = vae.encode(pixels).latent_dist.mode()
+            means = vae.encode(scaled(pixels)).latent_dist.mode()
         parts.append(((means.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
     return torch.cat(parts)
 
@@ -102,21 +101,22 @@ def train(
     """
     model.to(plan.device)
     training = Training(folder, model, muon(model, plan, BY_ADAM), plan)
-    for block in model.blocks():
-        block.compile(dynamic=False)
+    if plan.device == "cpu":  # on a GPU the whole step is recorded as it is
+        for block in model.blocks():
+            block.compile(dynamic=False)
     sizes = list(latents)
     counts = np.array([len(latents[size].values) for size in sizes])
 
-    def loss_of(step: int) -> Tensor:
+    def inputs_of(step: int) -> tuple[Tensor, ...]:
         chance, random = chance_of(_SEED, step)
         some = latents[sizes[int(chance.choice(len(sizes), p=counts / counts.sum()))]]
         rows = torch.from_numpy(chance.integers(len(some.values), size=plan.batch))
         texts = torch.where(torch.rand(plan.batch, generator=random) < NO_CAPTION, len(some.values), rows)
-        return _loss(model, some, rows, texts, random, plan)
+        return _inputs(some, rows, texts, random)
 
-    training.run(loss_of, show=show)
-    model.load_state_dict(training.averaged.module.state_dict())
-    return model.cpu()
+    training.run(inputs_of, partial(_loss, model, plan), show=show)
+    model.load_state_dict(training.averaged.state_dict())
+    return model
 
 
 @torch.no_grad()
@@ -140,13 +140,20 @@ def sample(model: Model, captions: Captions, noise: Tensor, steps: int) -> Tenso
     return latents.cpu()
 
 
-def _loss(model: Model, latents: Latents, rows: Tensor, texts: Tensor, random: torch.Generator, plan: Plan) -> Tensor:
-    clean = latents.values[rows].float()
+def _inputs(latents: Latents, rows: Tensor, texts: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
+    """Latents float16, noise and noise levels float32, ids and mask of captions: a step, in host memory."""
+    clean = latents.values[rows]
     noise = torch.randn(clean.shape, generator=random)
     sigma = noise_levels(len(rows), random)
+    return clean, noise, sigma, latents.captions.ids[texts], latents.captions.mask[texts]
+
+
+def _loss(
+    model: Model, plan: Plan, latents: Tensor, noise: Tensor, sigma: Tensor, ids: Tensor, mask: Tensor
+) -> Numbers:
+    clean = latents.float()
     noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
     grid = (clean.shape[2] // 2, clean.shape[3] // 2)
-    inputs = (patchify(noisy), 1 - sigma, latents.captions.ids[texts], latents.captions.mask[texts])
     with plan.half():
-        velocity = model(*(tensor.to(plan.device) for tensor in inputs), grid)
-    return F.mse_loss(velocity.float(), patchify(clean - noise).to(plan.device))
+        velocity = model(patchify(noisy), 1 - sigma, ids, mask, grid)
+    return (F.mse_loss(velocity.float(), patchify(clean - noise)),)

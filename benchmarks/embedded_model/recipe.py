@@ -37,7 +37,7 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
     begin = time.monotonic()
 
     def tell(stage: str) -> None:
-        print(f"## {stage} ({(time.monotonic() - begin) / 60:.0f} min)", flush=True)
+        print(f"## {stage} ({(time.monotonic() - begin) / 60:.1f} min)", flush=True)
 
     tell("pictures")
     painted = _pictures(work / "pictures", max(400, round(PICTURES * share)), threads)
@@ -48,7 +48,7 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
     tell("autoencoder, decoder")
     vae = autoencoder.train_decoder(work / "decoder", vae, painted, scaled(DECODER, share, device))
     tell("latents")
-    latents = flow.encode_all(vae, tokenizer, painted, work / "latents.pt", device)
+    latents = flow.encode_all(vae, tokenizer, painted, work / "latents.pt")
     tell("text encoder and transformer")
     model = Model(new_text_encoder(len(tokenizer)), new_transformer())
     folder = work / "flow"

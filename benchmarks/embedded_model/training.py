@@ -6,6 +6,7 @@ been.
 
 from __future__ import annotations
 
+import copy
 import csv
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 
+from benchmarks.embedded_model.gradients import Gradients, Numbers
 from benchmarks.embedded_model.stacked_muon import StackedMuon
 
 LOG_STEPS = 50
@@ -56,11 +57,6 @@ class Plan:
     def half(self) -> torch.autocast:
         """Products in bfloat16 where they are computed."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
-
-    def average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
-        """Draw the averages towards the weights; early ones are forgotten soon."""
-        share = max(1 / AVERAGED, 1 / (10 + int(count) / 10))
-        torch._foreach_lerp_(list(averages), list(weights), share)
 
 
 def chance_of(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -126,7 +122,7 @@ class Training:
     def __init__(self, folder: Path, module: nn.Module, optimizers: list[Optimizer], plan: Plan) -> None:
         """Begin, or go on from what is in the folder; the module is on the plan's device already."""
         self.module = module
-        self.averaged = AveragedModel(module, multi_avg_fn=plan.average, use_buffers=False)
+        self.averaged = copy.deepcopy(module)
         self._optimizers, self._plan = optimizers, plan
         self._schedules = [LambdaLR(optimizer, plan.share_of_rate) for optimizer in optimizers]
         self._state, self._curve = folder / "state.pt", folder / "curve.csv"
@@ -139,42 +135,48 @@ class Training:
 
     def run(
         self,
-        loss_of: Callable[[int], Tensor],
-        said: Callable[[], str] = lambda: "",
+        inputs_of: Callable[[int], Sequence[Tensor]],
+        loss_of: Callable[..., Numbers],
+        said: Callable[..., str] = lambda: "",
         show: Callable[[nn.Module, int], None] = lambda module, step: None,
     ) -> None:
         """Take the steps that are left.
 
         Args:
-            loss_of: Computes the loss of a step of the number given.
-            said: What to write beside the loss every `LOG_STEPS` steps.
+            inputs_of: What a step of the number given is computed from, in host memory.
+            loss_of: Computes the loss of such inputs, and what else is said, see `Gradients`.
+            said: What to write beside the loss every `LOG_STEPS` steps, of the means of what else is said.
             show: Called with the averaged module after each tenth of the steps.
         """
-        losses: list[float] = []
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        gradients = Gradients(parameters, loss_of, self._plan.device)
+        numbers: list[Tensor] = []  # looked at when they are logged: a GPU would be waited for
         begin, saved = time.monotonic() - self._seconds, time.monotonic()
         while self._step < self._plan.steps:
-            losses.append(self._take(loss_of(self._step)))
+            numbers.append(torch.stack(gradients(*inputs_of(self._step))))
+            self._update(parameters)
             self._step += 1
-            self._seconds = time.monotonic() - begin
             if self._step % LOG_STEPS == 0 or self._step == self._plan.steps:
-                self._log(float(np.mean(losses)), said())
-                losses.clear()
+                loss, *others = torch.stack(numbers).double().mean(dim=0).tolist()
+                numbers.clear()
+                self._seconds = time.monotonic() - begin
+                self._log(loss, said(*others))
             if self._step % max(1, self._plan.steps // 10) == 0:
-                show(self.averaged.module, self._step)
+                show(self.averaged, self._step)
             if time.monotonic() - saved > SAVE_SECONDS or self._step == self._plan.steps:
+                self._seconds = time.monotonic() - begin
                 self._save()
                 saved = time.monotonic()
 
-    def _take(self, loss: Tensor) -> float:
-        loss.backward()
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
+    def _update(self, parameters: Sequence[nn.Parameter]) -> None:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             schedule.step()
-        self.averaged.update_parameters(self.module)
-        return float(loss.detach())
+        # torch's AveragedModel would read its count of steps back from a GPU, and wait for it.
+        share = max(1 / AVERAGED, 1 / (10 + self._step / 10)) if self._step else 1.0
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), share)
 
     def _log(self, loss: float, said: str) -> None:
         rate = self._schedules[0].get_last_lr()[0]
