@@ -1,7 +1,7 @@
 """Train the embedded model from nothing, or score a checkpoint: `make embedded-model ARGS="train DIR"`.
 
 Training goes on where an earlier run in the same folder was stopped. It takes an hour and a half on two cores that
-multiply bfloat16 in tiles (AMX); every random number is drawn from fixed seeds.
+multiply bfloat16 in tiles (AMX), minutes on a GPU; every random number is drawn from fixed seeds.
 """
 
 from __future__ import annotations
