@@ -144,7 +144,7 @@ def test_a_model_without_loss_samples_its_picture() -> None:
     captions = Captions.of(train_tokenizer(), ["a red star"] * 3)
     model, rows, random = Straight(clean, noise), torch.arange(3), torch.Generator().manual_seed(4)
     torch.testing.assert_close(sample(model, captions, noise, 5), clean)
-    # The loss draws its noise first: that of this generator is what makes the same model one without loss.
+    # A step draws its noise first: that of this generator is what makes the same model one without loss.
     drawn = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
     plan = Plan(steps=1, batch=3, rate=1.0, warmup=1)
     latents = Latents(values=clean, captions=captions)
@@ -213,12 +213,6 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -
         assert [row[1] for row in curve[1:]] == ["50", "100", "150", "160"]
     with pytest.raises(ValueError, match=r"holds a training of .*'steps': 160.*name another folder"):
         trained(tmp_path / "b", replace(plan, steps=170), 170)
-
-
-def test_the_learning_rate_rises_stays_and_falls() -> None:
-    plan = Plan(steps=1000, batch=1, rate=1.0, warmup=100, decay=0.4)
-    shares = [plan.share_of_rate(step) for step in (0, 49, 100, 599, 800, 999)]
-    assert shares == pytest.approx([0.01, 0.5, 1.0, 1.0, 0.5, 0.0025])
 
 
 def test_noise_levels_are_those_of_few_steps() -> None:

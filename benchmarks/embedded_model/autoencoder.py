@@ -109,7 +109,7 @@ def train_decoder(
 @torch.no_grad()
 def reconstructed(vae: AutoencoderKL, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Pictures through encoder and decoder in float32, uint8 [n, height, width, 3]."""
-    wanted = scaled(torch.from_numpy(pixels).to(vae.device))
+    wanted = scaled(torch.tensor(pixels, device=vae.device))
     return _bytes(vae.decode(vae.encode(wanted).latent_dist.mode()).sample)
 
 

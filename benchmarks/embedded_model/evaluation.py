@@ -96,7 +96,7 @@ def with_engine(directory: Path, device: str) -> Draw:
     """The engine, float32."""
     from max_zimage import ZImagePipeline
 
-    pipeline = ZImagePipeline.from_pretrained(directory, device="gpu" if device == "cuda" else device, dtype="float32")
+    pipeline = ZImagePipeline.from_pretrained(directory, device=device, dtype="float32")
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
         return np.asarray(pipeline(list(prompts), latents=latents, **_asked(steps, guidance)))

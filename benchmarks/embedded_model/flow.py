@@ -68,7 +68,7 @@ def encode_all(
 def _encoded(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
     parts = []
     for begin in range(0, len(pictures.pixels), 50):
-        pixels = torch.from_numpy(np.array(pictures.pixels[begin : begin + 50])).to(vae.device)
+        pixels = torch.tensor(pictures.pixels[begin : begin + 50], device=vae.device)
         with torch.autocast(pixels.device.type, torch.bfloat16):
             means = vae.encode(scaled(pixels)).latent_dist.mode()
         parts.append(((means.float() - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu())
@@ -101,7 +101,7 @@ def train(
     """
     model.to(plan.device)
     training = Training(folder, model, muon(model, plan, BY_ADAM), plan)
-    if plan.device == "cpu":  # on a GPU the whole step is recorded as it is
+    if plan.device == "cpu":  # on a GPU, operations are recorded as they are
         for block in model.blocks():
             block.compile(dynamic=False)
     sizes = list(latents)

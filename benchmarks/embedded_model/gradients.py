@@ -16,7 +16,8 @@ Numbers = tuple[Tensor, ...]
 """The loss, and what else is said about a step: scalars where the step is computed."""
 
 _WARM_UPS = 3
-"""Steps before a recording: libraries choose their kernels and workspaces in the first ones."""
+"""Steps before a recording: libraries choose their kernels and workspaces in the first ones, and the first of all makes
+the gradients, which therefore are in no recording's own memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,9 @@ class Gradients:
 
         Args:
             parameters: Get the gradients; on a GPU these stay the same tensors from the first step on.
-            loss_of: From inputs on the device to numbers there, the loss first. On a GPU it is called for the first
-                step of each set of shapes only, and may neither wait for the device nor move anything to or from it.
+            loss_of: From inputs on the device to numbers there, the loss first. It reaches the same parameters whatever
+                the shapes. On a GPU it is called for the first step of each set of shapes only, may neither wait for
+                the device nor move anything to or from it, and what else it reads stays where it is in memory.
             device: Where to compute, as torch names it.
         """
         self._parameters, self._loss_of, self._device = parameters, loss_of, torch.device(device)
@@ -50,7 +52,7 @@ class Gradients:
             inputs: In host memory.
 
         Returns:
-            The step's numbers, of which nothing that follows takes hold.
+            The step's numbers, copies that later steps do not overwrite.
         """
         if self._device.type != "cuda":
             for parameter in self._parameters:
@@ -60,8 +62,8 @@ class Gradients:
         if shapes not in self._recordings:
             self._recordings[shapes] = self._record(inputs)
         recording = self._recordings[shapes]
-        for place, values in zip(recording.inputs, inputs, strict=True):
-            place.copy_(values.pin_memory(), non_blocking=True)
+        for recorded, values in zip(recording.inputs, inputs, strict=True):
+            recorded.copy_(values.pin_memory(), non_blocking=True)
         recording.graph.replay()
         return tuple(number.clone() for number in recording.numbers)
 
@@ -72,19 +74,19 @@ class Gradients:
 
     def _compute_in_place(self, inputs: Sequence[Tensor]) -> Numbers:
         """As `_compute`, but into the gradients that are there, which all recordings share."""
-        if there := [parameter.grad for parameter in self._parameters if parameter.grad is not None]:
-            torch._foreach_zero_(there)
+        if gradients := [parameter.grad for parameter in self._parameters if parameter.grad is not None]:
+            torch._foreach_zero_(gradients)
         return self._compute(inputs)
 
     def _record(self, inputs: Sequence[Tensor]) -> _Recording:
-        places = [values.to(self._device) for values in inputs]
-        aside, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        static = [values.to(self._device) for values in inputs]
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
-                self._compute_in_place(places)
-        here.wait_stream(aside)
+                self._compute_in_place(static)
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            numbers = self._compute_in_place(places)
-        return _Recording(graph=graph, inputs=places, numbers=numbers)
+            numbers = self._compute_in_place(static)
+        return _Recording(graph=graph, inputs=static, numbers=numbers)

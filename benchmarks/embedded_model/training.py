@@ -24,9 +24,11 @@ from benchmarks.embedded_model.gradients import Gradients, Numbers
 from benchmarks.embedded_model.stacked_muon import StackedMuon
 
 LOG_STEPS = 50
-SAVE_SECONDS = 120.0
+SAVE_SECONDS = 60.0
 AVERAGED = 500
 """Steps that the average of weights reaches back, once there are ten times as many."""
+_VERSION = 2
+"""Of what a state to go on from contains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,11 @@ def muon(module: nn.Module, plan: Plan, others: Sequence[str] = ()) -> list[Opti
     ]
 
 
+def share_of_weights(step: int) -> float:
+    """How far a step draws the average towards its weights; early ones are forgotten soon, the start at once."""
+    return max(1 / AVERAGED, 1 / (10 + step / 10)) if step else 1.0
+
+
 class _Kernel(nn.Module):
     """A convolution's weight as what it is made from: a matrix of one row an output."""
 
@@ -137,7 +144,7 @@ class Training:
         self,
         inputs_of: Callable[[int], Sequence[Tensor]],
         loss_of: Callable[..., Numbers],
-        said: Callable[..., str] = lambda: "",
+        said: Callable[..., str] = lambda *others: "",
         show: Callable[[nn.Module, int], None] = lambda module, step: None,
     ) -> None:
         """Take the steps that are left.
@@ -174,9 +181,9 @@ class Training:
             optimizer.step()
             schedule.step()
         # torch's AveragedModel would read its count of steps back from a GPU, and wait for it.
-        share = max(1 / AVERAGED, 1 / (10 + self._step / 10)) if self._step else 1.0
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), share)
+            averages, weights = list(self.averaged.parameters()), list(self.module.parameters())
+            torch._foreach_lerp_(averages, weights, share_of_weights(self._step))
 
     def _log(self, loss: float, said: str) -> None:
         rate = self._schedules[0].get_last_lr()[0]
@@ -191,17 +198,17 @@ class Training:
     def _save(self) -> None:
         parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
         state = {"parts": [part.state_dict() for part in parts], "step": self._step, "seconds": self._seconds}
-        state["plan"] = self._said_plan()
+        state |= {"plan": self._said_plan(), "version": _VERSION}
         unfinished = self._state.with_suffix(".new")
         torch.save(state, unfinished)
         unfinished.replace(self._state)
 
     def _load(self) -> None:
         state = torch.load(self._state, weights_only=True, map_location=self._plan.device)
-        if state["plan"] != self._said_plan():
+        if state.get("version") != _VERSION or state["plan"] != self._said_plan():
             raise ValueError(
-                f"{self._state.parent} holds a training of {state['plan']}, asked for is {self._said_plan()}; "
-                "name another folder"
+                f"{self._state.parent} holds a training of {state['plan']}, version {state.get('version')}; "
+                f"asked for is {self._said_plan()}, version {_VERSION}; name another folder"
             )
         parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
         for part, values in zip(parts, state["parts"], strict=True):

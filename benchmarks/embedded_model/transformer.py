@@ -1,8 +1,8 @@
 """Text encoder and transformer, trained together by flow matching on latents and captions.
 
 The modules are those of diffusers and transformers; only two things about them are done otherwise in training, which
-change nothing but rounding: RoPE in real arithmetic and attention as plain products, both of which torch.compile joins
-with what stands around them. Captions fill one multiple of 32 tokens.
+change nothing but rounding: RoPE in real arithmetic and attention as plain products, both of which torch.compile, used
+on a CPU, joins with what stands around them. Captions fill one multiple of 32 tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -196,11 +196,11 @@ def _rotated(x: Tensor, table: Table) -> Tensor:
     return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
 
 
-@lru_cache(maxsize=16)
+@cache
 def tables(
     grid: tuple[int, int], axes_dims: tuple[int, ...], theta: float, device: torch.device
 ) -> tuple[Table, Table]:
-    """RoPE of image tokens and of caption tokens, for a grid of patches; made once, as every step needs them."""
+    """RoPE of image tokens and of caption tokens, for a grid of patches; kept, for recorded steps read them."""
     image, caption = (_table(places, axes_dims, theta, device) for places in position_ids(*grid))
     return image, caption
 
