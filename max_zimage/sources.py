@@ -84,7 +84,7 @@ def find_sources(
     return Sources(
         specs=specs,
         configs=configs,
-        dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device) for name in COMPONENTS},
+        dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device, specs) for name in COMPONENTS},
         files=files,
         plans=_plans(specs, files),
         defaults=RequestDefaults.of(

@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from conftest import EMBEDDED_MODEL
+from max.driver import Device
 from test_config import TEXT_ENCODER, TRANSFORMER, VAE
 
 from max_zimage import cli
+from max_zimage.cli_compile import specs_of
 from max_zimage.config import model_specs, text_encoder_spec, transformer_spec, vae_spec
+from max_zimage.devices import model_dtype
 from max_zimage.model_files import CONFIG_FILES, read_config
 from max_zimage.targets import (
     FULL_MODEL,
@@ -23,7 +28,7 @@ from max_zimage.targets import (
     check_graphs,
     check_target,
     compile_target,
-    default_dtype,
+    target_dtype,
     with_layers,
 )
 
@@ -52,7 +57,15 @@ def test_targets_and_graphs_are_checked() -> None:
     assert check_graphs(("denoise", "pack")) == ("pack", "denoise")
     with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, got 'unet'"):
         check_graphs(("unet", "pack"))
-    assert [default_dtype(target) for target in TARGETS] == ["float32", "bfloat16", "bfloat16", "bfloat16"]
+    assert [target_dtype(target, FULL_MODEL) for target in TARGETS] == ["float32", "bfloat16", "bfloat16", "bfloat16"]
+    # 682 is no multiple of 8.
+    assert {target_dtype(target, specs_of("tiny-zimage")) for target in TARGETS} == {"float32"}
+
+
+def test_the_dtype_of_a_gpu() -> None:
+    gpu, embedded = cast(Device, SimpleNamespace(is_host=False)), specs_of("tiny-zimage")
+    assert [model_dtype("auto", gpu, specs) for specs in (FULL_MODEL, embedded)] == ["bfloat16", "float32"]
+    assert [model_dtype(name, gpu, embedded) for name in ("bfloat16", "float32")] == ["bfloat16", "float32"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +112,7 @@ def test_a_graph_that_cannot_be_compiled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("max_zimage.targets.tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("max_zimage.cli_compile.default_dtype", lambda target: "float7")
+    monkeypatch.setattr("max_zimage.cli_compile.target_dtype", lambda target, specs: "float7")
     assert cli.main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack", "--json"]) == 1
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     assert graph["seconds"] is None

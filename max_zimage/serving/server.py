@@ -15,7 +15,6 @@ import uvicorn
 from max_zimage.calling import Prepared
 from max_zimage.cli import EMBEDDED_NAME
 from max_zimage.context_tokenizer import ZImageTokenizer
-from max_zimage.devices import model_dtype
 from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.serving.app import make_app
@@ -111,7 +110,7 @@ def _served(settings: ServerSettings, prepared: Prepared) -> Served:
     return Served(
         name=settings.name,
         model=settings.model or EMBEDDED_NAME,
-        dtype=model_dtype(settings.dtype, prepared.devices[0]),
+        dtype=prepared.sources.dtypes["transformer"],
         tokenizer=tokenizer,
         limits=settings.limits,
     )
