@@ -71,7 +71,7 @@ def default_dtype(specs: ModelSpecs, *, on_host: bool) -> ModelDtype:
 
     On a CPU float32: pictures are the reference's to a rounding there, and bfloat16 is the faster one only with
     AVX-512 BF16. On an accelerator bfloat16, but for a model with widths that are no multiples of 8, as the embedded
-    one's: MAX 26.7 multiplied it wrongly on an H200, 5 to 58 times as far off as rounding in some pictures.
+    one's: MAX 26.7 multiplies some of its shapes wrongly on an H200.
 
     Args:
         specs: The model.

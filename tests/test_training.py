@@ -53,24 +53,10 @@ def test_what_is_averaged_and_what_is_said(tmp_path: Path, capsys: pytest.Captur
     assert "step     80  loss 4.3550" in last and last.endswith("twice 129")
 
 
-@pytest.mark.parametrize(
-    ("torch_has_one", "others", "message"),
-    [
-        (False, [], "--device cuda needs a GPU and a PyTorch built for it, found none"),
-        (True, ["--competitors", "engine"], "--competitors engine needs a GPU that MAX finds, it found none"),
-    ],
-)
 def test_a_gpu_that_is_not_there(
-    torch_has_one: bool,
-    others: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_one)
-    monkeypatch.setattr("max.driver.accelerator_count", lambda: 0)
-    for task in ("train", "evaluate"):
-        assert command.main([task, str(tmp_path / "new"), "--device", "cuda", *others]) == 2
-        assert message in capsys.readouterr().err
-        assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main(["train", str(tmp_path / "new"), "--device", "cuda"]) == 2
+    assert "--device cuda needs a GPU and a PyTorch built for it, found none" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -119,9 +119,7 @@ def write_card(checkpoint: Path, results: Path, work: Path, share: float) -> Non
         combinations=len(looks),
         relations=", ".join(f'"{relation}"' for relation in RELATIONS),
         rows="\n".join(map(_row, scored)),
-        machine="{machine}, diffusers {diffusers}, MAX {max}, {date}".format(
-            machine=scored[0]["gpu"] or scored[0]["cpu"], **scored[0]
-        ),
+        machine=f"{scored[0]['cpu']}, diffusers {scored[0]['diffusers']}, MAX {scored[0]['max']}, {scored[0]['date']}",
         psnr=float(autoencoder["psnr_db"]),
         sheets="\n\n".join(_sheet(path) for path in kept),
         pictures=sum(len(some.captions) for some in recipe.pictures.open_pictures(work / "pictures").values()),

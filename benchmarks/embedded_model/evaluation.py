@@ -79,11 +79,11 @@ def unseen_scenes(objects: Objects, count: int) -> list[Scene]:
     return [random_scene(chance, objects, unseen=True) for _ in range(count)]
 
 
-def with_diffusers(directory: Path, device: str) -> Draw:
+def with_diffusers(directory: Path) -> Draw:
     """The reference, float32."""
     from references.diffusers_runs import load_reference  # here: the trainer's own modules need no MAX
 
-    pipeline = load_reference(directory, torch.float32).to(device)
+    pipeline = load_reference(directory, torch.float32)
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
         out = pipeline(list(prompts), latents=torch.from_numpy(latents), **_asked(steps, guidance))
@@ -92,11 +92,11 @@ def with_diffusers(directory: Path, device: str) -> Draw:
     return draw
 
 
-def with_engine(directory: Path, device: str) -> Draw:
-    """The engine, float32."""
+def with_engine(directory: Path) -> Draw:
+    """The engine on a CPU, float32."""
     from max_zimage import ZImagePipeline
 
-    pipeline = ZImagePipeline.from_pretrained(directory, device=device, dtype="float32")
+    pipeline = ZImagePipeline.from_pretrained(directory, device="cpu", dtype="float32")
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
         return np.asarray(pipeline(list(prompts), latents=latents, **_asked(steps, guidance)))
@@ -154,9 +154,9 @@ def score(scenes: Sequence[Scene], pictures: Pixels) -> Quality:
     return Quality(color_right=color, shape_right=shape, background_right=ground, all_right=everything)
 
 
-def autoencoder_row(directory: Path, count: int, device: str) -> Row:
+def autoencoder_row(directory: Path, count: int) -> Row:
     """Mean PSNR of fresh scenes through encoder and decoder, half of them of two objects."""
-    vae = AutoencoderKL.from_pretrained(directory / "vae", torch_dtype=torch.float32).to(device)
+    vae = AutoencoderKL.from_pretrained(directory / "vae", torch_dtype=torch.float32)
     scenes = unseen_scenes(1, count - count // 2) + unseen_scenes(2, count // 2)
     values = []
     for scene in scenes:
