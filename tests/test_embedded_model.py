@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from tolerances import TRANSFORMER_L2
 from torch import Tensor, nn
 
-from benchmarks.embedded_model import __main__ as command
 from benchmarks.embedded_model import pictures, scenes
 from benchmarks.embedded_model.autoencoder import new_autoencoder
-from benchmarks.embedded_model.evaluation import SETTINGS, score, shown, unseen_scenes
+from benchmarks.embedded_model.evaluation import score, shown, unseen_scenes
 from benchmarks.embedded_model.flow import Latents, _inputs, _loss, noise_levels, sample
 from benchmarks.embedded_model.scenes import held_out, random_scene
 from benchmarks.embedded_model.tokenizer import train_tokenizer
@@ -236,46 +235,8 @@ def test_the_embedded_model_is_one_that_the_trainer_makes() -> None:
         assert shapes == wanted
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "x", "--share", "0"], "--share must be above 0 and at most 1, got 0"),
-        (["train", "x", "--threads", "0"], "--threads must be at least 1, got 0"),
-        (["evaluate", "x", "--count", "0"], "--count must be at least 1, got 0"),
-    ],
-)
-def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        command.main(arguments)
-    assert message in capsys.readouterr().err
-
-
-def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["evaluate", str(tmp_path)]) == 2
-    assert "has no model_index.json" in capsys.readouterr().err
-    (tmp_path / "settings.json").write_text('{"share": 0.5, "scenes": 1}')
-    assert command.main(["train", str(tmp_path)]) == 2
-    assert "name another folder" in capsys.readouterr().err
-
-
 def test_other_scenes_are_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
     same = pictures.fingerprint()
     assert pictures.fingerprint() == same
     monkeypatch.setattr(scenes, "PAIR_RADIUS", scenes.PAIR_RADIUS * 1.02)
     assert pictures.fingerprint() != same
-
-
-@pytest.mark.slow
-def test_everything_from_nothing(tmp_path: Path) -> None:
-    """A thousandth of the training: a checkpoint with a card, whose pictures are read, rightly or not."""
-    arguments = ["train", str(tmp_path), "--share", "0.001", "--count", "4", "--competitors", "diffusers"]
-    assert command.main(arguments) == 0
-    made = tmp_path / "tiny-zimage"
-    card = (made / "README.md").read_text()
-    assert all(setting.name in card for setting in SETTINGS)
-    assert len(list((made / "samples").glob("*.png"))) == len(SETTINGS)
-    assert "600 pictures" in card
-    assert "7 steps of 40 pictures" in card
-    before = (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
-    assert command.main(arguments) == 0
-    assert (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == before

@@ -16,12 +16,12 @@ from benchmarks.embedded_model.evaluation import SETTINGS
 from benchmarks.embedded_model.scenes import RELATIONS, held_out
 from benchmarks.embedded_model.sheets import sheet_name
 from benchmarks.embedded_model.tokenizer import ENTRIES
-from max_zimage.model_files import COMPONENTS
 
 SHEETS = "sheets"
 """Folder of the sheets in that of the training."""
 SAMPLES = "samples"
 """Folder of the sheets beside the card."""
+_COMPONENTS = ("transformer", "text_encoder", "vae")
 
 _CARD = """# tiny-zimage: the embedded model
 
@@ -95,7 +95,7 @@ def write_card(checkpoint: Path, results: Path, work: Path, share: float) -> Non
         lines = list(csv.DictReader(file))
     scored = [line for line in lines if line["all_right"]]
     (autoencoder,) = [line for line in lines if line["case"].startswith("autoencoder")]
-    configs = {name: _config(checkpoint, name) for name in ("transformer", "text_encoder", "vae", "scheduler")}
+    configs = {name: _config(checkpoint, name) for name in (*_COMPONENTS, "scheduler")}
     folder = checkpoint / SAMPLES
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -106,7 +106,7 @@ def write_card(checkpoint: Path, results: Path, work: Path, share: float) -> Non
     text = _CARD.format(
         shift=configs["scheduler"]["shift"],
         **_shapes(configs),
-        **{f"{name}_parameters": f"{_parameters(checkpoint / name) / 1e6:.2f} M" for name in COMPONENTS},
+        **{f"{name}_parameters": f"{_parameters(checkpoint / name) / 1e6:.2f} M" for name in _COMPONENTS},
         entries=ENTRIES,
         megabytes=sum(path.stat().st_size for path in checkpoint.rglob("*.safetensors")) / 1e6,
         sizes=", ".join("x".join(map(str, size)) for size in recipe.pictures.SIZES),
@@ -119,7 +119,7 @@ def write_card(checkpoint: Path, results: Path, work: Path, share: float) -> Non
         combinations=len(looks),
         relations=", ".join(f'"{relation}"' for relation in RELATIONS),
         rows="\n".join(map(_row, scored)),
-        machine=f"{scored[0]['cpu']}, diffusers {scored[0]['diffusers']}, MAX {scored[0]['max']}, {scored[0]['date']}",
+        machine=_machine(scored),
         psnr=float(autoencoder["psnr_db"]),
         sheets="\n\n".join(_sheet(path) for path in kept),
         pictures=sum(len(some.captions) for some in recipe.pictures.open_pictures(work / "pictures").values()),
@@ -128,6 +128,14 @@ def write_card(checkpoint: Path, results: Path, work: Path, share: float) -> Non
         flow=recipe.scaled(recipe.FLOW, share),
     )
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
+
+
+def _machine(scored: list[dict[str, str]]) -> str:
+    """Processor, who drew with their versions, and when."""
+    names = {"diffusers": "diffusers", "engine": "max"}
+    drawn_by = [names[name] for name in dict.fromkeys(line["variant"] for line in scored)]
+    versions = [f"{'MAX' if name == 'max' else name} {scored[0][name]}" for name in drawn_by]
+    return ", ".join([scored[0]["cpu"], *versions, scored[0]["date"]])
 
 
 def _config(checkpoint: Path, component: str) -> dict[str, object]:

@@ -6,6 +6,7 @@ the pictures.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ZImagePipeline
 from references.scenes import SeenObject, recognize_all
 
 from benchmarks.embedded_model.autoencoder import reconstructed
@@ -81,9 +82,9 @@ def unseen_scenes(objects: Objects, count: int) -> list[Scene]:
 
 def with_diffusers(directory: Path) -> Draw:
     """The reference, float32."""
-    from references.diffusers_runs import load_reference  # here: the trainer's own modules need no MAX
-
-    pipeline = load_reference(directory, torch.float32)
+    pipeline = ZImagePipeline.from_pretrained(directory, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    torch.set_num_threads(os.cpu_count() or 1)
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
         out = pipeline(list(prompts), latents=torch.from_numpy(latents), **_asked(steps, guidance))
@@ -94,9 +95,9 @@ def with_diffusers(directory: Path) -> Draw:
 
 def with_engine(directory: Path) -> Draw:
     """The engine on a CPU, float32."""
-    from max_zimage import ZImagePipeline
+    import max_zimage  # here: whoever trains with PyTorch alone needs no MAX
 
-    pipeline = ZImagePipeline.from_pretrained(directory, device="cpu", dtype="float32")
+    pipeline = max_zimage.ZImagePipeline.from_pretrained(directory, device="cpu", dtype="float32")
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
         return np.asarray(pipeline(list(prompts), latents=latents, **_asked(steps, guidance)))
