@@ -12,14 +12,16 @@ from typing import cast
 
 import pytest
 from conftest import EMBEDDED_MODEL
-from max.driver import Device
+from max.driver import Device, DeviceSpec
+from max.pipelines import PipelineArgs
+from max.pipelines.lib.config import PipelineConfig
 from test_config import TEXT_ENCODER, TRANSFORMER, VAE
 
 from max_zimage import cli
 from max_zimage.cli_compile import specs_of
 from max_zimage.config import model_specs, text_encoder_spec, transformer_spec, vae_spec
 from max_zimage.devices import model_dtype
-from max_zimage.model_files import CONFIG_FILES, read_config
+from max_zimage.model_files import COMPONENTS, CONFIG_FILES, read_config
 from max_zimage.targets import (
     FULL_MODEL,
     GRAPHS,
@@ -66,6 +68,14 @@ def test_the_dtype_of_a_gpu() -> None:
     gpu, embedded = cast(Device, SimpleNamespace(is_host=False)), specs_of("tiny-zimage")
     assert [model_dtype("auto", gpu, specs) for specs in (FULL_MODEL, embedded)] == ["bfloat16", "float32"]
     assert [model_dtype(name, gpu, embedded) for name in ("bfloat16", "float32")] == ["bfloat16", "float32"]
+
+
+def test_served_on_a_gpu_no_dtype_is_named_but_by_the_user() -> None:
+    """Then "auto" decides, as in Python: MAX does not put the architecture's default in its place."""
+    for named in ({}, {"quantization_encoding": "bfloat16"}):
+        arguments = {"model_path": str(EMBEDDED_MODEL), "device_specs": [DeviceSpec.accelerator()], **named}
+        models = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**arguments)).models
+        assert {models[name].quantization_encoding for name in COMPONENTS} == {named.get("quantization_encoding")}
 
 
 @pytest.mark.parametrize(
