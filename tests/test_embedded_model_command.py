@@ -30,6 +30,11 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     assert message in capsys.readouterr().err
 
 
+def test_who_draws_what_is_scored() -> None:
+    assert command._parse(["train", "x"]).competitors == ["diffusers"]
+    assert command._parse(["evaluate", "x"]).competitors == ["diffusers", "engine"]
+
+
 def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["evaluate", str(tmp_path)]) == 2
     assert "has no model_index.json" in capsys.readouterr().err
@@ -83,6 +88,7 @@ def test_everything_from_nothing(tmp_path: Path) -> None:
     card = (made / "README.md").read_text()
     assert all(setting.name in card for setting in SETTINGS)
     assert len(list((made / "samples").glob("*.png"))) == len(SETTINGS)
+    assert "MAX" not in card
     assert "600 pictures" in card
     assert "7 steps of 40 pictures" in card
     before = (made / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
