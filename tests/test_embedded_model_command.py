@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import EMBEDDED_MODEL
 
 from benchmarks.embedded_model import __main__ as command
+from benchmarks.embedded_model.card import _machine
 from benchmarks.embedded_model.evaluation import SETTINGS
-
-EMBEDDED = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage"
+from max_zimage import calling
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,17 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
 def test_who_draws_what_is_scored() -> None:
     assert command._parse(["train", "x"]).competitors == ["diffusers"]
     assert command._parse(["evaluate", "x"]).competitors == ["diffusers", "engine"]
+
+
+def test_the_shipped_model_is_the_one_that_people_get() -> None:
+    assert command._SHIPPED == calling.EMBEDDED_MODEL
+
+
+def test_a_card_names_what_computed_its_numbers() -> None:
+    line = {"cpu": "A CPU", "diffusers": "0.42", "max": "26.7", "date": "today"}
+    theirs, ours = {**line, "variant": "diffusers"}, {**line, "variant": "engine"}
+    assert _machine([theirs]) == "A CPU, diffusers 0.42, today"
+    assert _machine([theirs, ours]) == _machine([ours]) == "A CPU, diffusers 0.42, MAX 26.7, today"
 
 
 def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +73,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_training_and_scoring_need_no_max(tmp_path: Path) -> None:
     def run(*competitors: str) -> subprocess.CompletedProcess[str]:
-        arguments = ["evaluate", str(EMBEDDED), "--count", "1", "--results", str(tmp_path / "scores.csv")]
+        arguments = ["evaluate", str(EMBEDDED_MODEL), "--count", "1", "--results", str(tmp_path / "scores.csv")]
         words = [sys.executable, "-c", _WITHOUT_MAX, *arguments, "--competitors", *competitors]
         places = os.pathsep.join(path for path in sys.path if path)
         return subprocess.run(
@@ -70,7 +82,7 @@ def test_training_and_scoring_need_no_max(tmp_path: Path) -> None:
 
     refused = run("diffusers", "engine")
     assert refused.returncode == 2
-    assert "--competitors engine needs MAX, which is not installed; ask for diffusers alone" in refused.stderr
+    assert "the engine needs MAX, which is not installed; ask for --competitors diffusers" in refused.stderr
     scored = run("diffusers")
     assert scored.returncode == 0, scored.stderr
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ from conftest import EMBEDDED_MODEL
 from max.driver import Device, DeviceSpec
 from max.pipelines import PipelineArgs
 from max.pipelines.lib.config import PipelineConfig
+from max.pipelines.modeling.types import PipelineTask
 from test_config import TEXT_ENCODER, TRANSFORMER, VAE
 
 from max_zimage import cli
@@ -72,9 +73,14 @@ def test_the_dtype_of_a_gpu() -> None:
 
 def test_served_on_a_gpu_no_dtype_is_named_but_by_the_user() -> None:
     """Then "auto" decides, as in Python: MAX does not put the architecture's default in its place."""
-    for named in ({}, {"quantization_encoding": "bfloat16"}):
-        arguments = {"model_path": str(EMBEDDED_MODEL), "device_specs": [DeviceSpec.accelerator()], **named}
-        models = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**arguments)).models
+    served = {
+        "model_path": str(EMBEDDED_MODEL),
+        "device_specs": [DeviceSpec.accelerator()],
+        "custom_architectures": ["max_zimage"],
+        "task": PipelineTask.PIXEL_GENERATION,
+    }
+    for named in ({}, {"quantization_encoding": "float32"}):
+        models = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**served, **named)).models
         assert {models[name].quantization_encoding for name in COMPONENTS} == {named.get("quantization_encoding")}
 
 

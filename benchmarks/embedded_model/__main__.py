@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         if "engine" in options.competitors and find_spec("max") is None:
-            raise ValueError("--competitors engine needs MAX, which is not installed; ask for diffusers alone")
+            raise ValueError("the engine needs MAX, which is not installed; ask for --competitors diffusers")
         if options.task == "train":
             _train(options)
         else:
@@ -104,8 +104,8 @@ def _train(options: argparse.Namespace) -> None:
     results = options.directory / "embedded_model.csv"
     _evaluate(checkpoint, options.count, options.competitors, results, options.directory / SHEETS)
     write_card(checkpoint, results, options.directory, options.share)
-    taken = f"{time.monotonic() - begin:.0f} s, {time.monotonic() - trained:.0f} of them for scores and card"
-    print(f"{checkpoint}: done in {taken}", flush=True)
+    end = time.monotonic()
+    print(f"{checkpoint}: done; this run took {end - begin:.0f} s, {end - trained:.0f} of them for scores and card")
 
 
 def _same_settings(directory: Path, settings: dict[str, float]) -> None:

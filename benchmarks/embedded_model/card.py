@@ -60,7 +60,7 @@ below and the numbers are of those alone: every object in them is of a combinati
 {rows}
 
 All right: besides, these objects and no other, in their places, and one object in the size that its caption says.
-128x128, float32, from the same noise; {machine}.
+128x128, float32, from noise that is always the same; {machine}.
 The autoencoder gives fresh scenes back at {psnr:.1f} dB.
 
 {sheets}
@@ -131,11 +131,10 @@ def write_card(checkpoint: Path, results: Path, work: Path, share: float) -> Non
 
 
 def _machine(scored: list[dict[str, str]]) -> str:
-    """Processor, who drew with their versions, and when."""
-    names = {"diffusers": "diffusers", "engine": "max"}
-    drawn_by = [names[name] for name in dict.fromkeys(line["variant"] for line in scored)]
-    versions = [f"{'MAX' if name == 'max' else name} {scored[0][name]}" for name in drawn_by]
-    return ", ".join([scored[0]["cpu"], *versions, scored[0]["date"]])
+    """Processor, versions of what computed the numbers, and when; the autoencoder is always diffusers'."""
+    first = scored[0]
+    engine = [f"MAX {first['max']}"] if any(line["variant"] == "engine" for line in scored) else []
+    return ", ".join([first["cpu"], f"diffusers {first['diffusers']}", *engine, first["date"]])
 
 
 def _config(checkpoint: Path, component: str) -> dict[str, object]:

@@ -6,7 +6,6 @@ the pictures.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKL, ZImagePipeline
+from diffusers import AutoencoderKL
+from references.diffusers_runs import load_reference
 from references.scenes import SeenObject, recognize_all
 
 from benchmarks.embedded_model.autoencoder import reconstructed
@@ -81,10 +81,8 @@ def unseen_scenes(objects: Objects, count: int) -> list[Scene]:
 
 
 def with_diffusers(directory: Path) -> Draw:
-    """The reference, float32."""
-    pipeline = ZImagePipeline.from_pretrained(directory, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    torch.set_num_threads(os.cpu_count() or 1)
+    """The reference, float32, on all cores."""
+    pipeline = load_reference(directory)
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
         out = pipeline(list(prompts), latents=torch.from_numpy(latents), **_asked(steps, guidance))
@@ -95,9 +93,9 @@ def with_diffusers(directory: Path) -> Draw:
 
 def with_engine(directory: Path) -> Draw:
     """The engine on a CPU, float32."""
-    import max_zimage  # here: whoever trains with PyTorch alone needs no MAX
+    from max_zimage import ZImagePipeline  # here: the name brings MAX along, which training needs not
 
-    pipeline = max_zimage.ZImagePipeline.from_pretrained(directory, device="cpu", dtype="float32")
+    pipeline = ZImagePipeline.from_pretrained(directory, device="cpu", dtype="float32")
 
     def draw(prompts: Sequence[str], latents: npt.NDArray[np.float32], steps: int, guidance: float) -> Pixels:
         return np.asarray(pipeline(list(prompts), latents=latents, **_asked(steps, guidance)))

@@ -55,7 +55,7 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
     folder.mkdir(exist_ok=True)
     model = flow.train(folder, model, latents, scaled(FLOW, share, device), watch(folder, vae, tokenizer))
     size = export(checkpoint, vae, work / "tokenizer", model)
-    torch.set_num_threads(threads)  # of what comes after, such as scoring
+    torch.set_num_threads(threads)  # two are for training beside a GPU alone
     tell(f"checkpoint of {size / 1e6:.1f} MB: {checkpoint}")
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import ZImagePipeline as DiffusersPipeline
 
-from max_zimage import ZImagePipeline
-from max_zimage.tokenizer import PromptTokenizer
+if TYPE_CHECKING:  # the reference itself needs no MAX
+    from max_zimage import ZImagePipeline
+    from max_zimage.tokenizer import PromptTokenizer
 
 FloatArray = npt.NDArray[np.float32]
 Features = tuple[list[torch.Tensor], list[torch.Tensor]]
