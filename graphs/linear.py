@@ -1,14 +1,13 @@
-"""Matrix products with weights: plain, packed for the kernels of a CPU, or filled up for those of a GPU.
+"""Matrix products with weights: plain, or packed for the kernels of a CPU.
 
 `linear` and `gated_linear` choose by the dtype and device that parameters are declared in, and by their widths. The
-plain layers define what the others compute; the packed ones round once, after all that is fused.
+plain layers define what the packed ones compute; these round once, after all that is fused.
 
 Reference: diffusers models/transformers/transformer_z_image.py, FeedForward (SwiGLU).
 """
 
 from __future__ import annotations
 
-from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor, defaults
@@ -16,15 +15,9 @@ from max.experimental.tensor import Tensor, defaults
 from graphs import ops
 from graphs.kernel_library import runs_here
 
-TILE = 64
-"""What both widths of a bfloat16 product on a GPU are filled up to if one is no multiple of 8. MAX 26.7 has other
-kernels for those: 682 inputs do not compile (`sm_90a`), and with 1,364 outputs a block was 3 % off on an H200."""
-
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:
     """A layer [..., inputs] -> [..., outputs]."""
-    if _has_no_kernel(inputs, outputs):
-        return FilledLinear(inputs, outputs, bias=bias)
     if not _packed(inputs):
         return Linear(inputs, outputs, bias=bias)
     return PackedBiasedLinear(inputs, outputs) if bias else PackedLinear(inputs, outputs)
@@ -32,8 +25,6 @@ def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedL
 
 def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear:
     """A layer [items, length, inputs] -> [items, length, outputs]: silu(x gateᵀ) · (x upᵀ)."""
-    if _has_no_kernel(inputs, 2 * outputs):
-        return FilledGatedLinear(inputs, outputs)
     return PackedGatedLinear(inputs, outputs) if _packed(inputs) else GatedLinear(inputs, outputs)
 
 
@@ -46,47 +37,8 @@ class GatedLinear(Module[[Tensor], Tensor]):
 
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
-        gate, up = F.split(self.product(x), [self.outputs] * 2, axis=-1)
+        gate, up = F.split(x @ self.weight.T, [self.outputs] * 2, axis=-1)
         return F.silu(gate) * up
-
-    def product(self, x: Tensor) -> Tensor:
-        """[items, length, inputs] -> [items, length, 2 * outputs]."""
-        return x @ self.weight.T
-
-
-class FilledLinear(Linear):
-    """x weightᵀ + bias, filled up to whole tiles."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
-        return filled_product(x, self.weight) + self.bias
-
-
-class FilledGatedLinear(GatedLinear):
-    """`GatedLinear`, filled up to whole tiles."""
-
-    def product(self, x: Tensor) -> Tensor:
-        """[items, length, inputs] -> [items, length, 2 * outputs]."""
-        return filled_product(x, self.weight)
-
-
-def filled_product(x: Tensor, weight: Tensor) -> Tensor:
-    """The product x weightᵀ with zeros behind inputs and outputs up to multiples of `TILE`.
-
-    Weights are filled up here, in every call, and not at load: no published model has such widths.
-
-    Args:
-        x: [..., inputs].
-        weight: [outputs, inputs].
-
-    Returns:
-        [..., outputs].
-    """
-    outputs, inputs = map(int, weight.shape)
-    rows, columns = -outputs % TILE, -inputs % TILE
-    filled = F.pad(x, [0, 0] * (x.rank - 1) + [0, columns]) if columns else x
-    product = filled @ F.pad(weight, [0, rows, 0, columns]).T
-    return product[..., :outputs] if rows else product
 
 
 class PackedLinear(Module[[Tensor], Tensor]):
@@ -130,11 +82,6 @@ class PackedGatedLinear(Module[[Tensor], Tensor]):
 
 def _panels(inputs: int, outputs: int) -> Tensor:
     return Tensor.zeros(list(ops.packed_shape(inputs, outputs, defaults()[0])))
-
-
-def _has_no_kernel(inputs: int, outputs: int) -> bool:
-    dtype, mesh = defaults()
-    return not mesh.devices[0].is_host and dtype == DType.bfloat16 and (inputs % 8 > 0 or outputs % 8 > 0)
 
 
 def _packed(inputs: int) -> bool:

@@ -20,7 +20,7 @@ from max.pipelines.lib.config import PipelineConfig
 from PIL import Image
 
 from max_zimage.denoising import as_squares, unpacked
-from max_zimage.devices import check_dtype, device_spec, upload
+from max_zimage.devices import device_spec, model_dtype, upload
 from max_zimage.inputs import GenerationRequest
 from max_zimage.model_files import resolve_model
 from max_zimage.request_checks import step_cache as checked_step_cache
@@ -82,8 +82,7 @@ class Calling:
             model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the
                 small model that the package contains.
             device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
-            dtype: "float32", "bfloat16" or "auto": bfloat16 on an accelerator if the model's widths are multiples of 8,
-                or else float32.
+            dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
             weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder,
                 transformer or vae belongs to the transformer.
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
@@ -116,7 +115,7 @@ class Calling:
         """
         spec = device_spec(device)
         devices = load_devices([spec])
-        check_dtype(dtype)
+        model_dtype(dtype, devices[0])
         cache = checked_step_cache(step_cache, None)
         given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
         directory = resolve_model(model if isinstance(model, str) else Path(model or EMBEDDED_MODEL))

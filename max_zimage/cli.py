@@ -159,11 +159,7 @@ def _add_model(parser: _Parser) -> None:
     model.add_argument("--model", help=f"a directory or a hub id; the embedded {EMBEDDED_NAME} if not given")
     model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
     model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    model.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        help="auto: bfloat16 on a GPU but for the embedded model, or float32",
-    )
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
 
 
 def _at_least_one(text: str) -> int:

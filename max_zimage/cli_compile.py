@@ -20,7 +20,7 @@ from max_zimage.config import ModelSpecs, model_specs
 from max_zimage.console import display, table_console
 from max_zimage.model_files import CONFIG_FILES, read_config, resolve_model
 from max_zimage.progress import shown_by, stage
-from max_zimage.targets import FULL_MODEL, Report, check_graphs, check_keep, check_target, compile_target, target_dtype
+from max_zimage.targets import FULL_MODEL, Report, check_graphs, check_keep, check_target, compile_target, default_dtype
 
 PUBLISHED = "the published Z-Image models"
 
@@ -43,7 +43,7 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         if arguments.keep:
             check_keep(target)
         specs = specs_of(arguments.model)
-    dtype = target_dtype(target, specs) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
+    dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     with shown_by(display()), stage(f"Compiling for {target}", len(graphs)) as shown:
         for report in compile_target(specs, target, dtype, graphs, keep=arguments.keep):

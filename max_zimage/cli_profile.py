@@ -173,13 +173,12 @@ def component(arguments: argparse.Namespace) -> Subject:
         ValueError: If anything is wrong with them.
     """
     (device,) = load_devices([device_spec(arguments.device)])
-    specs = specs_of(arguments.model)
-    dtype = model_dtype(arguments.dtype or "auto", device, specs)
+    dtype = model_dtype(arguments.dtype or "auto", device)
     name = arguments.component
     tokens = {"text_encoder": _CAPTION_TOKENS, "transformer": _TOKENS, "vae": 0}[name]
     wanted = Component(
         name=name,
-        specs=cut(specs, name, arguments.layers),
+        specs=cut(specs_of(arguments.model), name, arguments.layers),
         dtype=dtype,
         batch=arguments.batch,
         tokens=tokens if arguments.tokens is None else arguments.tokens,

@@ -51,11 +51,7 @@ def add_profile(
     running = parser.add_argument_group("the model")
     running.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its weights")
     running.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    running.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        help="auto: bfloat16 on a GPU but for the embedded model, or float32",
-    )
+    running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
 
 
 def _add_measuring(parser: argparse.ArgumentParser, at_least_one: Callable[[str], int]) -> None:

@@ -29,11 +29,7 @@ def add_serve(commands: argparse._SubParsersAction[Any], at_least_one: Callable[
     parser.add_argument("--host", default=ServerSettings.host, help="address to listen on; 127.0.0.1 if not given")
     parser.add_argument("--port", type=int, default=ServerSettings.port, help="8000 if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        help="auto: bfloat16 on a GPU but for the embedded model, or float32",
-    )
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
     _add_running(parser, at_least_one)
     _add_limits(parser, at_least_one)

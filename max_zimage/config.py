@@ -42,13 +42,6 @@ class ModelSpecs:
     vae: VaeSpec
     schedule: ScheduleSpec
 
-    @property
-    def whole_vectors(self) -> bool:
-        """Whether every width of a matrix product in text encoder and transformer is a multiple of 8."""
-        text, transformer = self.text_encoder, self.transformer
-        widths = (text.hidden_size, text.intermediate_size, transformer.dim, transformer.ffn_dim)
-        return all(width % 8 == 0 for width in widths)
-
     def __post_init__(self) -> None:
         problems = []
         features, latents = self.text_encoder.hidden_size, self.vae.latent_channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,6 @@ from max.driver import CPU, Buffer, Device, DeviceSpec, accelerator_count
 from max.dtype import DType
 
 from max_zimage.checkpoint import ModelDtype
-from max_zimage.config import ModelSpecs
 from max_zimage.weight_order import bfloat16_bits
 
 _ACCELERATOR = re.compile(r"(?:gpu|cuda|hip)(?::(\d+))?")
@@ -41,43 +40,23 @@ def device_spec(name: str) -> DeviceSpec:
     return DeviceSpec.accelerator(number)
 
 
-def check_dtype(name: str) -> None:
-    """See that there is such a dtype.
-
-    Raises:
-        ValueError: If the name is none of `model_dtype`'s.
-    """
-    if name not in ("auto", *DTYPES):
-        raise ValueError(f'dtype must be "auto", {" or ".join(repr(dtype) for dtype in DTYPES)}, got {name!r}')
-
-
-def model_dtype(name: str, device: Device, specs: ModelSpecs) -> ModelDtype:
+def model_dtype(name: str, device: Device) -> ModelDtype:
     """Choose the dtype that a model runs in.
 
     Args:
-        name: "float32", "bfloat16", or "auto", see `default_dtype`.
+        name: "float32", "bfloat16", or "auto": bfloat16 on an accelerator, float32 on a CPU, where pictures are the
+            reference's to a rounding; bfloat16 is the faster one if it has AVX-512 BF16.
         device: Where the model runs.
-        specs: The model.
 
     Raises:
         ValueError: If the name is unknown.
     """
-    check_dtype(name)
-    return default_dtype(specs, on_host=device.is_host) if name == "auto" else cast(ModelDtype, name)
-
-
-def default_dtype(specs: ModelSpecs, *, on_host: bool) -> ModelDtype:
-    """The dtype that a model runs in unless told otherwise.
-
-    On a CPU float32: pictures are the reference's to a rounding there, and bfloat16 is the faster one only with
-    AVX-512 BF16. On an accelerator bfloat16, but for a model with widths that are no multiples of 8, as the embedded
-    one's: MAX 26.7 multiplies some of its shapes wrongly on an H200.
-
-    Args:
-        specs: The model.
-        on_host: Whether it runs on a CPU.
-    """
-    return "float32" if on_host or not specs.whole_vectors else "bfloat16"
+    if name == "auto":
+        return "float32" if device.is_host else "bfloat16"
+    for dtype in DTYPES:
+        if name == dtype:
+            return dtype
+    raise ValueError(f'dtype must be "auto", {" or ".join(repr(dtype) for dtype in DTYPES)}, got {name!r}')
 
 
 def upload(array: npt.NDArray[np.generic], device: Device) -> Buffer:

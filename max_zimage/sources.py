@@ -12,6 +12,7 @@ from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
 from max_zimage.checkpoint import LoadPlan, ModelDtype, plan
 from max_zimage.components.text_encoder import HIDDEN_LAYER
 from max_zimage.config import ModelSpecs, model_specs
+from max_zimage.cublas import check_cublas
 from max_zimage.devices import model_dtype
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.model_files import COMPONENTS, find_component_files, resolve_model, route_weight_files
@@ -75,7 +76,9 @@ def find_sources(
     Raises:
         ConfigError: If a configuration is not one that the graphs compute.
         CheckpointError: With everything that is wrong with the files of all components.
+        ValueError: If the device lacks a library.
     """
+    check_cublas(device)
     models = config.models
     configs = {name: models[name].huggingface_config.to_dict() for name in (*COMPONENTS, "scheduler")}
     specs = model_specs(**configs)
@@ -84,7 +87,7 @@ def find_sources(
     return Sources(
         specs=specs,
         configs=configs,
-        dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device, specs) for name in COMPONENTS},
+        dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device) for name in COMPONENTS},
         files=files,
         plans=_plans(specs, files),
         defaults=RequestDefaults.of(

@@ -32,6 +32,7 @@ from max.graph import Module as GraphModule
 from graphs.conditioning import CaptionConditioning, ModulationTable
 from graphs.denoise import DenoiseStep
 from graphs.first_block_cache import FirstBlockStep, PictureGuidance
+from graphs.kernel_library import compile_with_kernels
 from graphs.latents import PackLatents
 from graphs.layers import build, trace
 from graphs.scheduler import PrepareScheduler, SchedulerStep
@@ -74,9 +75,10 @@ def _compile(job: Job, result: dict[str, object]) -> None:
     session = InferenceSession(devices=[device])
     begin = time.perf_counter()
     module, types = definition(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
-    graph = trace(module, types, job.graph, GraphModule())
+    together = GraphModule()
+    graph = trace(module, types, job.graph, together)
     traced = time.perf_counter()
-    compiled = session.compile(graph)
+    compiled = compile_with_kernels(session, together, [graph])
     result |= {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
     if job.keep:
         key = artifact_key(job.graph, spec_of(job.graph, job.specs), module, types, device)

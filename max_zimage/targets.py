@@ -24,7 +24,6 @@ from graphs.vae import VaeSpec
 from max_zimage.artifacts import check_writable
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
-from max_zimage.devices import default_dtype
 from max_zimage.schedule import ScheduleSpec
 
 TARGETS: dict[str, tuple[str, str] | None] = {
@@ -172,9 +171,9 @@ def check_keep(target: str) -> None:
     check_writable()
 
 
-def target_dtype(target: str, specs: ModelSpecs) -> ModelDtype:
-    """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.devices.default_dtype`."""
-    return default_dtype(specs, on_host=TARGETS[target] is None)
+def default_dtype(target: str) -> ModelDtype:
+    """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.devices.model_dtype`."""
+    return "float32" if TARGETS[target] is None else "bfloat16"
 
 
 def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:

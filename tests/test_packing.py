@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from max.driver import CPU, Buffer
+from max.driver import Buffer
 from max.dtype import DType
-from max.engine import InferenceSession
 from max.experimental.nn import Linear
-from max.graph import DeviceRef, Module, TensorType
+from max.graph import DeviceRef
 from references.tiny import TinySpec, write_tiny
 
 from graphs import kernel_library
-from graphs.layers import build, trace
+from graphs.layers import build
 from graphs.linear import (
-    FilledGatedLinear,
-    FilledLinear,
     GatedLinear,
     PackedBiasedLinear,
     PackedGatedLinear,
@@ -129,24 +126,3 @@ def test_a_matrix_with_its_bias() -> None:
     assert type(biased) is PackedBiasedLinear
     assert [name for name, _ in biased.parameters] == ["weight", "bias"]
     assert [name for name, _ in plain.parameters] == ["weight"]
-
-
-@pytest.mark.slow  # two minutes for MAX's own product, which no other test compiles
-def test_products_filled_up_to_whole_tiles_are_the_same() -> None:
-    random = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=random) for shape in ((2, 3, 43), (10, 43), (10,)))
-    gate, up = x @ weight[:5].T, x @ weight[5:].T
-    expected = {"filled": x @ weight.T + bias, "gated": torch.nn.functional.silu(gate) * up}
-    layers = {
-        "filled": build(lambda: FilledLinear(43, 10, bias=True), DType.float32, HOST),
-        "gated": build(lambda: FilledGatedLinear(43, 5), DType.float32, HOST),
-    }
-    together, types = Module(), [TensorType(DType.float32, [2, 3, 43], HOST)]
-    for name, layer in layers.items():
-        trace(layer, types, name, together)
-    session = InferenceSession(devices=[CPU()])
-    weights = {"weight": weight.numpy(), "bias": bias.numpy()}
-    models = session.init_all(session.compile(together), weights_registry=weights)
-    for name, model in models.items():
-        (ours,) = model.execute(Buffer.from_numpy(x.numpy()))
-        torch.testing.assert_close(torch.from_numpy(ours.to_numpy()), expected[name])

@@ -19,7 +19,6 @@ from max.pipelines.modeling.types import PipelineTask
 from test_config import TEXT_ENCODER, TRANSFORMER, VAE
 
 from max_zimage import cli
-from max_zimage.cli_compile import specs_of
 from max_zimage.config import model_specs, text_encoder_spec, transformer_spec, vae_spec
 from max_zimage.devices import model_dtype
 from max_zimage.model_files import COMPONENTS, CONFIG_FILES, read_config
@@ -31,7 +30,7 @@ from max_zimage.targets import (
     check_graphs,
     check_target,
     compile_target,
-    target_dtype,
+    default_dtype,
     with_layers,
 )
 
@@ -60,15 +59,12 @@ def test_targets_and_graphs_are_checked() -> None:
     assert check_graphs(("denoise", "pack")) == ("pack", "denoise")
     with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, got 'unet'"):
         check_graphs(("unet", "pack"))
-    assert [target_dtype(target, FULL_MODEL) for target in TARGETS] == ["float32", "bfloat16", "bfloat16", "bfloat16"]
-    # 682 is no multiple of 8.
-    assert {target_dtype(target, specs_of("tiny-zimage")) for target in TARGETS} == {"float32"}
+    assert [default_dtype(target) for target in TARGETS] == ["float32", "bfloat16", "bfloat16", "bfloat16"]
 
 
 def test_the_dtype_of_a_gpu() -> None:
-    gpu, embedded = cast(Device, SimpleNamespace(is_host=False)), specs_of("tiny-zimage")
-    assert [model_dtype("auto", gpu, specs) for specs in (FULL_MODEL, embedded)] == ["bfloat16", "float32"]
-    assert [model_dtype(name, gpu, embedded) for name in ("bfloat16", "float32")] == ["bfloat16", "float32"]
+    gpu = cast(Device, SimpleNamespace(is_host=False))
+    assert [model_dtype(name, gpu) for name in ("auto", "bfloat16", "float32")] == ["bfloat16", "bfloat16", "float32"]
 
 
 def test_served_on_a_gpu_no_dtype_is_named_but_by_the_user() -> None:
@@ -128,7 +124,7 @@ def test_a_graph_that_cannot_be_compiled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("max_zimage.targets.tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("max_zimage.cli_compile.target_dtype", lambda target, specs: "float7")
+    monkeypatch.setattr("max_zimage.cli_compile.default_dtype", lambda target: "float7")
     assert cli.main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack", "--json"]) == 1
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     assert graph["seconds"] is None
@@ -168,7 +164,7 @@ def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
 
 
 ODD_WIDTHS = """
-import os
+import os, sys
 from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 set_virtual_device_api("cuda")
 set_virtual_device_target_arch("sm_90a")
@@ -176,22 +172,29 @@ set_virtual_device_count(1)
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Module, TensorType
-from graphs.layers import build, trace
 from graphs.blocks import SwiGLU
+from graphs.kernel_library import compile_with_kernels
+from graphs.layers import build, trace
 device = Accelerator()
 place = DeviceRef.from_device(device)
 layer = build(lambda: SwiGLU(256, 682), DType.bfloat16, place)
-graph = trace(layer, [TensorType(DType.bfloat16, ["items", "length", 256], place)], "products", Module())
-InferenceSession(devices=[device]).compile(graph)
+together = Module()
+graph = trace(layer, [TensorType(DType.bfloat16, ["items", "length", 256], place)], "products", together)
+compile_with_kernels(InferenceSession(devices=[device]), together, [graph]).export_mef(sys.argv[1])
 os._exit(0)  # MAX's compiler threads now and then abort a process that ends in the usual way
 """
 
 
 @pytest.mark.targets
-def test_bfloat16_products_of_widths_that_are_no_multiples_of_8() -> None:
-    """The feed-forward layer of the embedded model."""
-    done = subprocess.run([sys.executable, "-c", ODD_WIDTHS], env=dict(os.environ), capture_output=True, text=True)
+def test_products_are_those_of_cublas(tmp_path: Path) -> None:
+    """In the feed-forward layer of the embedded model, whose width is no multiple of 8."""
+    file = tmp_path / "products.mef"
+    command = [sys.executable, "-c", ODD_WIDTHS, str(file)]
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    compiled = file.read_bytes()
+    assert b"libcublas.so" in compiled
+    assert b"sm90_matmul" not in compiled
 
 
 @pytest.mark.targets
@@ -209,7 +212,7 @@ set_virtual_device_api("cuda")
 set_virtual_device_target_arch("sm_90a")
 set_virtual_device_count(1)
 from max.graph import DeviceRef
-from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline, compiler
+from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline, compiler, cublas
 from max_zimage.artifacts import artifact_key
 from max_zimage.target_worker import definition, spec_of
 
@@ -218,6 +221,7 @@ def not_compiled(definitions):
     pipelines.update({each.name: each.key for each in definitions})
     return {each.name: None for each in definitions}
 compiler._models = not_compiled
+cublas.loaded = lambda: True  # nothing runs here
 pipeline = ZImagePipeline.from_pretrained(device="gpu", dtype=sys.argv[1])
 for cache in (FirstBlockCache(), TaylorSeer()):
     pipeline.use_step_cache(cache)
