@@ -24,11 +24,6 @@ _INSIDE, _BESIDE = Path(__file__).parent / "kernels", Path(__file__).parent.pare
 KERNELS = _INSIDE if _INSIDE.is_dir() else _BESIDE
 """Folder of the Mojo sources: in a wheel inside this package, in a checkout beside it."""
 
-VENDOR_PRODUCTS = ("MODULE_USE_VENDOR_BLAS", "true")
-"""Has MAX call cuBLAS or hipBLASLt for products of matrices on a GPU. Its own for Hopper are wrong in 26.7
-(modular/modular 6883, 7146): in bfloat16 over 32 rows a block of the published widths was 70 % off on an H200, with
-cuBLAS 0.8 %."""
-
 _own_kernels: ContextVar[bool] = ContextVar("_own_kernels", default=True)
 
 
@@ -67,7 +62,10 @@ def graph_with_kernels(
 
 
 def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iterable[Graph]) -> CompiledModel:
-    """Compile a module whose graphs may have ops of `kernels`; on a GPU products of matrices are the vendor's.
+    """Compile a module whose graphs may have ops of `kernels`; on an NVIDIA GPU products of matrices are cuBLAS's.
+
+    MAX 26.7's own for Hopper are wrong in places (modular/modular 6883, 7146): in bfloat16 over 32 rows a block of the
+    published widths was 70 % off on an H200, with cuBLAS 0.8 %.
 
     Args:
         session: Compiles it.
@@ -75,8 +73,8 @@ def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iter
         graphs: Its graphs, from `graphs.layers.trace`.
     """
     sources = sorted({path for graph in graphs for path in graph.kernel_libraries_paths})
-    if any(not device.is_host for device in session.devices):
-        session._set_mojo_define(*VENDOR_PRODUCTS)  # MAX has no public switch for it
+    if any(device.api == "cuda" for device in session.devices):
+        session._use_vendor_blas("true")  # public as `use_vendor_blas` of MAX's server alone
     return session.compile(module, custom_extensions=sources)
 
 

@@ -19,6 +19,7 @@ from max.pipelines import PipelineArgs
 from max.pipelines.lib.config import PipelineConfig
 from PIL import Image
 
+from max_zimage.cublas import check_cublas
 from max_zimage.denoising import as_squares, unpacked
 from max_zimage.devices import device_spec, model_dtype, upload
 from max_zimage.inputs import GenerationRequest
@@ -116,6 +117,7 @@ class Calling:
         spec = device_spec(device)
         devices = load_devices([spec])
         model_dtype(dtype, devices[0])
+        check_cublas(devices[0])
         cache = checked_step_cache(step_cache, None)
         given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
         directory = resolve_model(model if isinstance(model, str) else Path(model or EMBEDDED_MODEL))

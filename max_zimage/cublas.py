@@ -1,6 +1,7 @@
 """cuBLAS, which multiplies matrices on NVIDIA GPUs, found where a CUDA toolkit or Python packages have it.
 
-Graphs for a GPU call it (`graphs.kernel_library.VENDOR_PRODUCTS`). MAX opens it by its name and does not bring it.
+Graphs for such a GPU call it, see `graphs.kernel_library.compile_with_kernels`. MAX opens it by its name and does not
+bring it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ def check_cublas(device: Device) -> None:
     """See that graphs on a device find cuBLAS, and have it found if it lies where only Python looks.
 
     Raises:
-        ValueError: If the device is NVIDIA's and there is no such library.
+        ValueError: If the device is NVIDIA's and no such library can be loaded.
     """
     if not device.is_host and device.api == "cuda" and not loaded():
         raise ValueError(
-            f"graphs for an NVIDIA GPU need cuBLAS ({' or '.join(NAMES)}), which is not found; install nvidia-cublas "
-            '(CUDA 13) or nvidia-cublas-cu12 with pip, or a CUDA toolkit, or use device="cpu"'
+            f"graphs for an NVIDIA GPU need cuBLAS ({' or '.join(NAMES)}), which cannot be loaded; install a CUDA "
+            'toolkit, or nvidia-cublas (CUDA 13) or nvidia-cublas-cu12 with pip, or use device="cpu"'
         )
 
 
