@@ -147,8 +147,8 @@ def compile_graph(
 def wait_for(graphs: Sequence[CompiledGraph]) -> None:
     """Compile graphs, showing progress: as one module for a CPU, one by one for an accelerator.
 
-    There one graph at the real widths takes up to 5.4 GiB of host memory to compile; a module of all of them had
-    reached 21 GB when it was given up.
+    There one graph at the real widths takes up to 3.4 GiB of host memory to compile; a module of all of them, with
+    MAX's own products, had reached 21 GB when it was given up.
 
     Raises:
         RuntimeError: If MAX cannot compile one.
