@@ -23,10 +23,10 @@ from references.engine_weights import apart
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.machine import TORCH_DTYPES, as_torch
 from benchmarks.measure import Row, interleave, max_abs, relative_l2
-from graphs.blocks import ModulatedBlock
-from graphs.dims import ITEMS
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES, upload, upload_as
+from max_zimage.graphs.blocks import ModulatedBlock
+from max_zimage.graphs.dims import ITEMS
 from max_zimage.profiling import work
 from max_zimage.weight_names import TRANSFORMER
 from max_zimage.weight_order import weight_buffer

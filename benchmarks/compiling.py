@@ -13,9 +13,9 @@ from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
-from graphs.kernel_library import compile_with_kernels
-from graphs.layers import build, trace
 from max_zimage.checkpoint import ModelDtype
+from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.layers import build, trace
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from max.driver import CPU
 from max.dtype import DType
 
 from benchmarks.measure import first_line, seconds_of
-from graphs.kernel_library import runs_here, without_kernels
 from max_zimage import ZImagePipeline
 from max_zimage.calling import EMBEDDED_MODEL
+from max_zimage.graphs.kernel_library import runs_here, without_kernels
 from max_zimage.noise import initial_noise
 
 PROMPT = "a red star on a blue background"

@@ -14,10 +14,10 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 from references import kernels as references
 
-from graphs.attention import rotary_attention
-from graphs.linear import gated_linear, linear
-from graphs.vae_blocks import ResnetBlock
 from max_zimage.checkpoint import ModelDtype
+from max_zimage.graphs.attention import rotary_attention
+from max_zimage.graphs.linear import gated_linear, linear
+from max_zimage.graphs.vae_blocks import ResnetBlock
 from max_zimage.profiling import work
 from max_zimage.weight_names import Packing
 

@@ -21,13 +21,13 @@ from max.graph import DeviceRef
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, Timing, seconds_of
-from graphs.denoise import DenoiseStep
-from graphs.dims import FirstBlock
-from graphs.first_block_cache import FirstBlockStep
-from graphs.layers import build
-from graphs.taylorseer import TaylorStep, TaylorUpdate
-from graphs.transformer import TransformerSpec
 from max_zimage.devices import upload
+from max_zimage.graphs.denoise import DenoiseStep
+from max_zimage.graphs.dims import FirstBlock
+from max_zimage.graphs.first_block_cache import FirstBlockStep
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
+from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.positions import padded
 from max_zimage.profiling import work
 from max_zimage.targets import FULL_MODEL

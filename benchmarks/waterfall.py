@@ -41,11 +41,11 @@ from benchmarks.drawing import (
 )
 from benchmarks.measure import Row, Timing, interleave, max_abs, psnr
 from benchmarks.waterfall_graphs import ENGINE, FUSED, HALVES, SEPARATE, Guidance, PlainStep, TabledStep, VelocityStep
-from graphs.kernel_library import without_kernels
-from graphs.scheduler import SchedulerStep
-from graphs.transformer import TransformerSpec
 from max_zimage import ZImageModelInputs, ZImagePipeline
 from max_zimage.devices import upload
+from max_zimage.graphs.kernel_library import without_kernels
+from max_zimage.graphs.scheduler import SchedulerStep
+from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.inputs import GenerationRequest
 from max_zimage.model_inputs import caption_arguments, steps
 

@@ -26,12 +26,12 @@ from max.experimental.realization_context import GraphRealizationContext, subgra
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
-from graphs.conditioning import CaptionConditioning, ModulationTable
-from graphs.denoise import limit_norm
-from graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
-from graphs.rope import rotate
-from graphs.transformer import Surroundings, Transformer, TransformerSpec
+from max_zimage.graphs.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
+from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
+from max_zimage.graphs.denoise import limit_norm
+from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
+from max_zimage.graphs.rope import rotate
+from max_zimage.graphs.transformer import Surroundings, Transformer, TransformerSpec
 
 _QK_NORM_EPS = 1e-5
 _MASKED = -1e30

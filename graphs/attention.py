@@ -12,9 +12,9 @@ from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 
-from graphs import ops
-from graphs.kernel_library import runs_here
-from graphs.rope import rotate
+from max_zimage.graphs import ops
+from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.rope import rotate
 
 _MASKED = -1e30  # exp() of it is zero next to any real score; -inf would turn a fully masked block into NaN
 _EVERY = 2**31  # more positions than there are

@@ -16,8 +16,8 @@ from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 
-from graphs.attention import rotary_attention
-from graphs.linear import gated_linear, linear
+from max_zimage.graphs.attention import rotary_attention
+from max_zimage.graphs.linear import gated_linear, linear
 
 _QK_NORM_EPS = 1e-5  # fixed in the reference, whatever norm_eps says
 

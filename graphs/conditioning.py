@@ -24,10 +24,10 @@ from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.blocks import ContextBlock
-from graphs.dims import CAPTION_PADDED, ITEMS, PROMPTS, STEPS
-from graphs.linear import linear
-from graphs.transformer import TransformerSpec
+from max_zimage.graphs.blocks import ContextBlock
+from max_zimage.graphs.dims import CAPTION_PADDED, ITEMS, PROMPTS, STEPS
+from max_zimage.graphs.linear import linear
+from max_zimage.graphs.transformer import TransformerSpec
 
 _MAX_PERIOD = 10000.0
 _SINUSOIDS = 256  # cosines and sines together, whatever the model's width

@@ -19,8 +19,8 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
-from graphs.transformer import Transformer, TransformerSpec
+from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
+from max_zimage.graphs.transformer import Transformer, TransformerSpec
 
 
 class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):

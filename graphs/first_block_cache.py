@@ -24,10 +24,10 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType, TensorValue
 
-from graphs.denoise import guided_step
-from graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS, FirstBlock
-from graphs.layers import choose
-from graphs.transformer import Surroundings, Transformer, TransformerSpec
+from max_zimage.graphs.denoise import guided_step
+from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS, FirstBlock
+from max_zimage.graphs.layers import choose
+from max_zimage.graphs.transformer import Surroundings, Transformer, TransformerSpec
 
 
 class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):

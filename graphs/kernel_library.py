@@ -18,11 +18,10 @@ from max.engine import CompiledModel, InferenceSession
 from max.experimental import custom
 from max.graph import DeviceRef, Graph, Module, Type
 
-from graphs.cpu import instructions
+from max_zimage.graphs.cpu import instructions
 
-_INSIDE, _BESIDE = Path(__file__).parent / "kernels", Path(__file__).parent.parent / "kernels"
-KERNELS = _INSIDE if _INSIDE.is_dir() else _BESIDE
-"""Folder of the Mojo sources: in a wheel inside this package, in a checkout beside it."""
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+"""Folder of the Mojo sources: beside `graphs`, in a checkout and in a wheel."""
 
 _own_kernels: ContextVar[bool] = ContextVar("_own_kernels", default=True)
 

@@ -19,7 +19,7 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.dims import BATCH, PATCH
+from max_zimage.graphs.dims import BATCH, PATCH
 
 TOKEN_ROWS = "token_rows"
 TOKEN_COLUMNS = "token_columns"

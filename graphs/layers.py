@@ -20,7 +20,7 @@ from max.experimental.tensor import Tensor, default_device, default_dtype
 from max.graph import DeviceRef, Graph, TensorType, TensorValue
 from max.graph import Module as GraphModule
 
-from graphs.kernel_library import graph_with_kernels
+from max_zimage.graphs.kernel_library import graph_with_kernels
 
 ModuleT = TypeVar("ModuleT", bound=Module[..., Any])
 

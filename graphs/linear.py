@@ -12,8 +12,8 @@ from max.experimental import functional as F
 from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor, defaults
 
-from graphs import ops
-from graphs.kernel_library import runs_here
+from max_zimage.graphs import ops
+from max_zimage.graphs.kernel_library import runs_here
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:

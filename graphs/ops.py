@@ -20,7 +20,7 @@ from max.graph import Dim, TensorType
 from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 
-from graphs.kernel_library import libraries
+from max_zimage.graphs.kernel_library import libraries
 
 PANEL = 32
 """Outputs side by side in a packed weight: as many sums as the kernels keep in two vector registers."""

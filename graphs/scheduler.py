@@ -12,8 +12,8 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.denoise import euler_step
-from graphs.dims import BATCH, IMAGE_TOKENS
+from max_zimage.graphs.denoise import euler_step
+from max_zimage.graphs.dims import BATCH, IMAGE_TOKENS
 
 SIGMAS = "sigmas"
 

@@ -17,9 +17,9 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.denoise import guided_step
-from graphs.dims import BATCH, IMAGE_TOKENS, ITEMS
-from graphs.transformer import TransformerSpec
+from max_zimage.graphs.denoise import guided_step
+from max_zimage.graphs.dims import BATCH, IMAGE_TOKENS, ITEMS
+from max_zimage.graphs.transformer import TransformerSpec
 
 
 class TaylorUpdate(Module[..., tuple[Tensor, Tensor]]):

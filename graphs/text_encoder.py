@@ -22,9 +22,9 @@ from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.attention import rotary_attention
-from graphs.dims import CAPTION_PADDED, PROMPTS
-from graphs.linear import gated_linear, linear
+from max_zimage.graphs.attention import rotary_attention
+from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
+from max_zimage.graphs.linear import gated_linear, linear
 
 
 @dataclass(frozen=True, kw_only=True)

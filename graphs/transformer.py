@@ -28,9 +28,9 @@ from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import Dim
 
-from graphs.blocks import ModulatedBlock
-from graphs.dims import PATCH
-from graphs.linear import linear
+from max_zimage.graphs.blocks import ModulatedBlock
+from max_zimage.graphs.dims import PATCH
+from max_zimage.graphs.linear import linear
 
 _FINAL_NORM_EPS = 1e-6  # the reference's LayerNorm before the last projection; not part of the configuration
 

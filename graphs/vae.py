@@ -23,9 +23,9 @@ from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.dims import BATCH
-from graphs.latents import denormalize, normalize, token_squares, unpack
-from graphs.vae_blocks import (
+from max_zimage.graphs.dims import BATCH
+from max_zimage.graphs.latents import denormalize, normalize, token_squares, unpack
+from max_zimage.graphs.vae_blocks import (
     Downsampler,
     GroupNorm,
     MiddleBlock,

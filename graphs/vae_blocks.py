@@ -18,10 +18,10 @@ from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor, defaults
 
-from graphs import ops
-from graphs.attention import joint_attention
-from graphs.kernel_library import runs_here
-from graphs.linear import linear
+from max_zimage.graphs import ops
+from max_zimage.graphs.attention import joint_attention
+from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.linear import linear
 
 _NORM_EPS = 1e-6
 

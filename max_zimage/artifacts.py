@@ -23,12 +23,12 @@ from max.engine import CompiledModel
 from max.experimental.nn import Module
 from max.graph import TensorType
 
-import graphs
-from graphs.cpu import instructions
-from graphs.kernel_library import KERNELS
+from max_zimage import graphs
+from max_zimage.graphs.cpu import instructions
+from max_zimage.graphs.kernel_library import KERNELS
 
 _KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has one on a CPU and up to 14 on a GPU
-_SOURCES = Path(graphs.__file__).parent
+_SOURCES = Path(graphs.__file__).resolve().parent
 
 
 def artifact_path(names: Sequence[str], keys: Iterable[str]) -> Path:
@@ -140,7 +140,7 @@ def _sources_digest() -> str:
 
 
 def digest_of(python: Path, mojo: Path) -> str:
-    """Digest of the sources in two folders, wherever these are: in a package one is inside the other."""
+    """Digest of the sources in two folders, wherever these are."""
     digest = hashlib.sha256()
     for folder, end in ((python, "py"), (mojo, "mojo")):
         for file in sorted(folder.rglob(f"*.{end}"), key=lambda file: file.relative_to(folder).parts):

@@ -16,8 +16,8 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from max.pipelines.diffusion.cache import DenoisingCacheState
 
-from graphs.transformer import TransformerSpec
 from max_zimage.devices import upload
+from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.positions import padded
 from max_zimage.step_cache import FirstBlockCache, StepCache, TaylorSeer, configured
 

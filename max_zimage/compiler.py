@@ -25,10 +25,10 @@ from max.graph import Module as GraphModule
 from max.graph import TensorType
 from max.profiler import Tracer
 
-from graphs.kernel_library import compile_with_kernels
-from graphs.layers import trace
 from max_zimage import progress
 from max_zimage.artifacts import artifact_key, artifact_path, found, save
+from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.layers import trace
 from max_zimage.profiling.observer import observed
 
 _log = logging.getLogger("max_zimage")

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from graphs.text_encoder import TextEncoderSpec
-from graphs.transformer import TransformerSpec
-from graphs.vae import VaeSpec
 from max_zimage.config_reader import Config, ConfigError, Reader
+from max_zimage.graphs.text_encoder import TextEncoderSpec
+from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.graphs.vae import VaeSpec
 from max_zimage.schedule import ScheduleSpec
 
 __all__ = [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from graphs.text_encoder import TextEncoderSpec
-from graphs.transformer import TransformerSpec
-from graphs.vae import VaeSpec
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
+from max_zimage.graphs.text_encoder import TextEncoderSpec
+from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.graphs.vae import VaeSpec
 from max_zimage.positions import PIXELS_PER_TOKEN, padded
 
 _BYTES = {"float32": 4, "bfloat16": 2}

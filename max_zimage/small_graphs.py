@@ -8,12 +8,12 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 
-from graphs.first_block_cache import PictureGuidance
-from graphs.latents import PackLatents
-from graphs.layers import build
-from graphs.scheduler import PrepareScheduler, SchedulerStep
-from graphs.transformer import TransformerSpec
 from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.graphs.first_block_cache import PictureGuidance
+from max_zimage.graphs.latents import PackLatents
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.scheduler import PrepareScheduler, SchedulerStep
+from max_zimage.graphs.transformer import TransformerSpec
 
 
 def pack_graph(latent_channels: int, device: DeviceRef, session: InferenceSession) -> CompiledGraph:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 import numpy.typing as npt
 
-from graphs.dims import FirstBlock
+from max_zimage.graphs.dims import FirstBlock
 
 if TYPE_CHECKING:
     from max.pipelines.diffusion.config import DenoisingCacheConfig

@@ -29,19 +29,19 @@ from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
-from graphs.conditioning import CaptionConditioning, ModulationTable
-from graphs.denoise import DenoiseStep
-from graphs.first_block_cache import FirstBlockStep, PictureGuidance
-from graphs.kernel_library import compile_with_kernels
-from graphs.latents import PackLatents
-from graphs.layers import build, trace
-from graphs.scheduler import PrepareScheduler, SchedulerStep
-from graphs.taylorseer import TaylorStep, TaylorUpdate
-from graphs.text_encoder import TextEncoder
-from graphs.vae import DecodeLatents, EncodeImage
 from max_zimage.artifacts import artifact_key, artifact_path, write
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
+from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
+from max_zimage.graphs.denoise import DenoiseStep
+from max_zimage.graphs.first_block_cache import FirstBlockStep, PictureGuidance
+from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.latents import PackLatents
+from max_zimage.graphs.layers import build, trace
+from max_zimage.graphs.scheduler import PrepareScheduler, SchedulerStep
+from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
+from max_zimage.graphs.text_encoder import TextEncoder
+from max_zimage.graphs.vae import DecodeLatents, EncodeImage
 from max_zimage.targets import TARGETS, Job
 
 Definition = tuple[Module[..., Any], tuple[TensorType, ...]]

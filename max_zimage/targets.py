@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphs.text_encoder import TextEncoderSpec
-from graphs.transformer import TransformerSpec
-from graphs.vae import VaeSpec
 from max_zimage.artifacts import check_writable
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
+from max_zimage.graphs.text_encoder import TextEncoderSpec
+from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.graphs.vae import VaeSpec
 from max_zimage.schedule import ScheduleSpec
 
 TARGETS: dict[str, tuple[str, str] | None] = {

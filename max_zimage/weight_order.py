@@ -7,8 +7,8 @@ import numpy.typing as npt
 from max.driver import CPU, Buffer
 from max.dtype import DType
 
-from graphs.kernel_library import runs_here
-from graphs.ops import packable, packed_shape
+from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.ops import packable, packed_shape
 from max_zimage.weight_names import Packing
 
 Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from graphs.text_encoder import TextEncoderSpec
-from graphs.transformer import TransformerSpec
-from graphs.vae import VaeSpec
+from max_zimage.graphs.text_encoder import TextEncoderSpec
+from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.graphs.vae import VaeSpec
 from max_zimage.weight_names import (
     TEXT_ENCODER,
     TEXT_ENCODER_DROPPED,

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a red star on a blue background"
 # Where the code and the weights come from: from the wheel, not by chance from the checkout.
-WHERE = "import graphs, max_zimage; print(graphs.__file__, max_zimage.__file__)"
+WHERE = "from max_zimage import graphs; import max_zimage; print(graphs.__file__, max_zimage.__file__)"
 READ = (
     "import sys, pathlib; from max_zimage.images import read_parameters as read; print(read(pathlib.Path(sys.argv[1])))"
 )

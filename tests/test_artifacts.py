@@ -12,11 +12,11 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 
-from graphs.latents import PackLatents
-from graphs.layers import build
 from max_zimage import artifacts, compiler
 from max_zimage.compiler import CompiledGraph, compile_graph, compile_together, wait_for
 from max_zimage.devices import download, upload
+from max_zimage.graphs.latents import PackLatents
+from max_zimage.graphs.layers import build
 
 
 @pytest.fixture(autouse=True)
@@ -131,14 +131,14 @@ def test_a_name_says_what_the_graph_contains(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_sources_are_the_same_in_a_checkout_and_in_a_package(tmp_path: Path) -> None:
     checkout, package = tmp_path / "checkout", tmp_path / "package"
-    for kernels in (checkout / "kernels", package / "graphs" / "kernels"):
+    for kernels in (checkout / "kernels", package / "max_zimage" / "kernels"):
         kernels.mkdir(parents=True)
         (kernels / "op.mojo").write_text("fn op")
-    for root in (checkout, package):
+    for root in (checkout, package / "max_zimage"):
         (root / "graphs").mkdir(exist_ok=True)
         (root / "graphs" / "a.py").write_text("a = 1")
         (root / "graphs" / "z.py").write_text("z = 1")
     here = artifacts.digest_of(checkout / "graphs", checkout / "kernels")
-    assert here == artifacts.digest_of(package / "graphs", package / "graphs" / "kernels")
+    assert here == artifacts.digest_of(package / "max_zimage" / "graphs", package / "max_zimage" / "kernels")
     (checkout / "graphs" / "z.py").rename(checkout / "graphs" / "y.py")
     assert here != artifacts.digest_of(checkout / "graphs", checkout / "kernels")

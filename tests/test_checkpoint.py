@@ -23,11 +23,11 @@ from max.graph.weights import load_weights
 from references.engine_weights import StateDict, engine_text_encoder, engine_transformer, engine_vae
 from references.tiny import TinySpec, original_transformer, original_vae, save_single, write_tiny
 
-from graphs.kernel_library import runs_here, without_kernels
-from graphs.layers import build
 from max_zimage.checkpoint import LoadPlan, ModelDtype, Step, load, plan
 from max_zimage.config import ModelSpecs, model_specs
 from max_zimage.devices import DTYPES
+from max_zimage.graphs.kernel_library import runs_here, without_kernels
+from max_zimage.graphs.layers import build
 from max_zimage.model_files import CONFIG_FILES, find_component_files, paths_of, read_config
 from max_zimage.safetensors_files import CheckpointError, scan
 from max_zimage.weight_order import bfloat16_bits
@@ -164,10 +164,10 @@ def test_rewritten_checkpoints_are_what_diffusers_reads(float32_tiny: Tiny) -> N
 @pytest.mark.parametrize("packed", [False, True])
 def test_names_are_those_of_the_graphs(tiny: Tiny, dtype: ModelDtype, packed: bool) -> None:
     """Every parameter a graph declares is loaded, in its shape; see the graphs' own tests for their numbers."""
-    from graphs.conditioning import CaptionConditioning, ModulationTable
-    from graphs.text_encoder import TextEncoder
-    from graphs.transformer import Transformer
-    from graphs.vae import DecodeLatents, EncodeImage
+    from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
+    from max_zimage.graphs.text_encoder import TextEncoder
+    from max_zimage.graphs.transformer import Transformer
+    from max_zimage.graphs.vae import DecodeLatents, EncodeImage
 
     specs, spec = tiny.specs, tiny.specs.transformer
     graphs = {

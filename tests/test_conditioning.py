@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
 
-from graphs.conditioning import _frequencies
+from max_zimage.graphs.conditioning import _frequencies
 
 
 def test_sinusoids_are_those_of_diffusers() -> None:

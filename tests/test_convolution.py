@@ -18,9 +18,9 @@ from max.graph import DeviceRef, TensorType
 from references.op_modules import TORCH, Op, Ops, buffer, check, compile_ops, numbers, run
 from torch.nn.functional import conv2d, group_norm, interpolate, pad, silu
 
-from graphs import ops
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES
+from max_zimage.graphs import ops
 from max_zimage.weight_order import bfloat16_bits, packed
 
 HOST = DeviceRef.CPU()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from max.graph import Module
 
-from graphs.kernel_library import compile_with_kernels
 from max_zimage import cublas
+from max_zimage.graphs.kernel_library import compile_with_kernels
 
 CPU, NVIDIA, AMD = (SimpleNamespace(is_host=api == "cpu", api=api) for api in ("cpu", "cuda", "hip"))
 

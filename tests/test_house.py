@@ -14,6 +14,7 @@ import pytest
 from house_rules import (
     MAY_IMPORT,
     ROOT,
+    graphs_without_package,
     import_violations,
     make_tasks,
     mojo_names_elsewhere,
@@ -53,15 +54,29 @@ def test_imports_keep_their_directions() -> None:
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, file: str, code: str, module: str) -> None:
+    allowed = "import max.graph\nfrom max_zimage.graphs import dims\nfrom . import other\n"
     for good in MAY_IMPORT:
         (tmp_path / good).mkdir()
-        (tmp_path / good / "good.py").write_text("import max.graph\nfrom graphs import dims\nfrom . import other\n")
+        (tmp_path / good / "good.py").write_text(allowed)
     assert import_violations(tmp_path) == []
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(code)
     (found,) = import_violations(tmp_path)
     assert found.startswith(f"{file}:")
     assert found.endswith(f" imports {module}")
+
+
+def test_no_script_can_stand_before_graphs(tmp_path: Path) -> None:
+    """Only under its name inside the package does it have no competitor on the path."""
+    assert graphs_without_package(ROOT) == []
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "a.py").write_text("from graphs.dims import x\nfrom max_zimage.graphs import y\n")
+    assert graphs_without_package(tmp_path) == ["tests/a.py:1 imports graphs.dims.x"]
+    code = "from max_zimage.graphs import dims; import sys; print(dims.__name__, 'graphs' in sys.modules)"
+    (tmp_path / "graphs.py").write_text("raise ImportError('of somebody else')")
+    (tmp_path / "script.py").write_text(code)
+    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout == "max_zimage.graphs.dims False\n", ran.stderr
 
 
 def test_mojo_ops_are_named_in_one_place(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from max.graph import DeviceRef, TensorType
 from references import kernels as references
 from references.op_modules import TORCH, Op, Ops, buffer, check, compile_ops, needs_kernels, numbers, run
 
-from graphs import ops
-from graphs.attention import rotary_attention
-from graphs.linear import PackedLinear
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.devices import DTYPES
+from max_zimage.graphs import ops
+from max_zimage.graphs.attention import rotary_attention
+from max_zimage.graphs.linear import PackedLinear
 from max_zimage.weight_names import Packing
 from max_zimage.weight_order import bfloat16_bits, packed
 

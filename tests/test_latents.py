@@ -11,8 +11,8 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from graphs.latents import PackLatents, denormalize, normalize, token_squares, unpack
-from graphs.layers import build
+from max_zimage.graphs.latents import PackLatents, denormalize, normalize, token_squares, unpack
+from max_zimage.graphs.layers import build
 
 CHANNELS, SCALING, SHIFT = 16, 0.3611, 0.1159
 CPU = DeviceRef.CPU()

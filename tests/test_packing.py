@@ -12,9 +12,12 @@ from max.experimental.nn import Linear
 from max.graph import DeviceRef
 from references.tiny import TinySpec, write_tiny
 
-from graphs import kernel_library
-from graphs.layers import build
-from graphs.linear import (
+from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
+from max_zimage.config import model_specs
+from max_zimage.devices import DTYPES
+from max_zimage.graphs import kernel_library
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.linear import (
     GatedLinear,
     PackedBiasedLinear,
     PackedGatedLinear,
@@ -22,10 +25,7 @@ from graphs.linear import (
     gated_linear,
     linear,
 )
-from graphs.vae_blocks import PackedConv, PlainConv, convolution
-from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
-from max_zimage.config import model_specs
-from max_zimage.devices import DTYPES
+from max_zimage.graphs.vae_blocks import PackedConv, PlainConv, convolution
 from max_zimage.model_files import CONFIG_FILES, find_component_files, read_config
 from max_zimage.safetensors_files import scan
 from max_zimage.weight_names import TEXT_ENCODER, TRANSFORMER, VAE

@@ -172,9 +172,9 @@ set_virtual_device_count(1)
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Module, TensorType
-from graphs.blocks import SwiGLU
-from graphs.kernel_library import compile_with_kernels
-from graphs.layers import build, trace
+from max_zimage.graphs.blocks import SwiGLU
+from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.layers import build, trace
 device = Accelerator()
 place = DeviceRef.from_device(device)
 layer = build(lambda: SwiGLU(256, 682), DType.bfloat16, place)

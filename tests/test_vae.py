@@ -24,9 +24,9 @@ from max.graph import DeviceRef
 from max.graph import Module as GraphModule
 from references.engine_weights import engine_vae
 
-from graphs.kernel_library import compile_with_kernels
-from graphs.layers import build, trace
-from graphs.vae import DecodeLatents, EncodeImage, VaeSpec, decode_float, quantize
+from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.layers import build, trace
+from max_zimage.graphs.vae import DecodeLatents, EncodeImage, VaeSpec, decode_float, quantize
 from max_zimage.weight_names import VAE, Packing
 from max_zimage.weight_order import weight_buffer
 

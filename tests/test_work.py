@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Model
 
-from graphs.kernel_library import without_kernels
 from max_zimage.cli_compile import specs_of
 from max_zimage.config import ModelSpecs
+from max_zimage.graphs.kernel_library import without_kernels
 from max_zimage.profiling import work
 from max_zimage.profiling.work import Counter, Work
 from max_zimage.target_worker import definition

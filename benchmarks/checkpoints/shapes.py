@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from graphs.text_encoder import TextEncoderSpec
-from graphs.transformer import TransformerSpec
-from graphs.vae import VaeSpec
 from max_zimage.calling import EMBEDDED_MODEL
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs, model_specs
+from max_zimage.graphs.text_encoder import TextEncoderSpec
+from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.graphs.vae import VaeSpec
 from max_zimage.model_files import CONFIG_FILES, read_config
 from max_zimage.targets import FULL_MODEL
 

@@ -19,10 +19,10 @@ from max.driver import Buffer, Device
 from benchmarks.checkpoints.shapes import BASE_SHIFT, TURBO_SHIFT
 from benchmarks.measure import ask, seconds_of
 from benchmarks.stages.stage import Stage
-from graphs.transformer import TransformerSpec
 from max_zimage import ZImagePipeline
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.compiler import CompiledGraph
+from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.noise import initial_noise
 from max_zimage.positions import PIXELS_PER_TOKEN, padded
 

@@ -16,13 +16,13 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 from max.pipelines.modeling.config_enums import SupportedEncoding
 
-from graphs.kernel_library import runs_here
-from graphs.text_encoder import TextEncoderSpec
-from graphs.transformer import TransformerSpec
-from graphs.vae import VaeSpec
 from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
 from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import DTYPES
+from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.text_encoder import TextEncoderSpec
+from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.graphs.vae import VaeSpec
 from max_zimage.model_files import paths_of
 from max_zimage.safetensors_files import scan
 from max_zimage.weight_places import Names

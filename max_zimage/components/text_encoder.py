@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 
-from graphs.layers import build
-from graphs.text_encoder import TextEncoder, TextEncoderSpec
 from max_zimage.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import text_encoder_spec
 from max_zimage.devices import upload
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.text_encoder import TextEncoder, TextEncoderSpec
 from max_zimage.positions import padded, text_rope
 from max_zimage.weight_places import Names, text_encoder_names
 

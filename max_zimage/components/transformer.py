@@ -10,17 +10,17 @@ import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 
-from graphs.conditioning import CaptionConditioning, ModulationTable
-from graphs.denoise import DenoiseStep
-from graphs.dims import FirstBlock
-from graphs.first_block_cache import FirstBlockStep, PictureGuidance
-from graphs.layers import build
-from graphs.taylorseer import TaylorStep, TaylorUpdate
-from graphs.transformer import TransformerSpec
 from max_zimage.compiler import CompiledGraph, wait_for
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import transformer_spec
 from max_zimage.devices import upload
+from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
+from max_zimage.graphs.denoise import DenoiseStep
+from max_zimage.graphs.dims import FirstBlock
+from max_zimage.graphs.first_block_cache import FirstBlockStep, PictureGuidance
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
+from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.memory import check_device_memory
 from max_zimage.positions import RopeSpec
 from max_zimage.weight_places import Names, transformer_names

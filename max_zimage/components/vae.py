@@ -7,11 +7,11 @@ from functools import cached_property
 from max.driver import Buffer
 from max.dtype import DType
 
-from graphs.layers import build
-from graphs.vae import DecodeLatents, EncodeImage, VaeSpec
 from max_zimage.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import vae_spec
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.vae import DecodeLatents, EncodeImage, VaeSpec
 from max_zimage.weight_places import Names, vae_names
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from max.driver import Device
 from max.graph import DeviceRef
 
-from graphs.transformer import TransformerSpec
 from max_zimage.compiler import wait_for
 from max_zimage.devices import upload
+from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.profiling.recorder import Call, Recorder
 from max_zimage.small_graphs import guidance_graph, scheduler_step_graph
 

@@ -14,13 +14,13 @@ from max.engine import InferenceSession
 from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 
-from graphs.ops import PANEL
 from max_zimage import progress
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.config import ModelSpecs
 from max_zimage.devices import upload, upload_as
 from max_zimage.estimate import decode_bytes, step_bytes, text_bytes
+from max_zimage.graphs.ops import PANEL
 from max_zimage.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.model_inputs import make_items
 from max_zimage.positions import PIXELS_PER_TOKEN, SEQUENCE_MULTIPLE, RopeSpec, text_rope

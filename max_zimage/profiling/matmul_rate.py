@@ -11,11 +11,11 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, TensorType
 
-from graphs.layers import build
-from graphs.linear import linear as graph_linear
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import upload_as
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.linear import linear as graph_linear
 from max_zimage.profiling.work import linear
 from max_zimage.weight_order import weight_buffer
 

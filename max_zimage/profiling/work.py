@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphs.blocks import BlockShape
-from graphs.dims import FirstBlock
-from graphs.text_encoder import TextEncoderSpec
-from graphs.transformer import TransformerSpec
-from graphs.vae import RGB, VaeSpec
+from max_zimage.graphs.blocks import BlockShape
+from max_zimage.graphs.dims import FirstBlock
+from max_zimage.graphs.text_encoder import TextEncoderSpec
+from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.graphs.vae import RGB, VaeSpec
 
 _FLOAT32 = 4
 _SINUSOIDS, _TIMESTEP_HIDDEN = 256, 1024  # graphs.conditioning: not part of any configuration

@@ -15,9 +15,9 @@ from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 from tolerances import BFLOAT16_RATIO
 
-from graphs.kernel_library import compile_with_kernels, runs_here
-from graphs.layers import build, trace
 from max_zimage.checkpoint import ModelDtype
+from max_zimage.graphs.kernel_library import compile_with_kernels, runs_here
+from max_zimage.graphs.layers import build, trace
 
 TORCH: Mapping[ModelDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
