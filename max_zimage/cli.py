@@ -151,7 +151,9 @@ def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser)
     parser.add_argument("--model", help="a checkpoint whose shapes are compiled; those of Z-Image if not given")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="some of the graphs only")
-    parser.add_argument("--keep", action="store_true", help="GPUs only: keep the graphs in MAX_ZIMAGE_CACHE")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--keep", action="store_true", help="GPUs only: keep the graphs in MAX_ZIMAGE_CACHE")
+    instead.add_argument("--list-kernels", action="store_true", help="GPUs only: list the launches, compile nothing")
 
 
 def _add_model(parser: _Parser) -> None:

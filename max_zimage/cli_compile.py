@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,16 @@ from max_zimage.config import ModelSpecs, model_specs
 from max_zimage.console import display, table_console
 from max_zimage.model_files import CONFIG_FILES, read_config, resolve_model
 from max_zimage.progress import shown_by, stage
-from max_zimage.targets import FULL_MODEL, Report, check_graphs, check_keep, check_target, compile_target, default_dtype
+from max_zimage.targets import (
+    FULL_MODEL,
+    Report,
+    check_graphs,
+    check_keep,
+    check_listable,
+    check_target,
+    compile_target,
+    default_dtype,
+)
 
 PUBLISHED = "the published Z-Image models"
 
@@ -42,15 +52,21 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         graphs = check_graphs(arguments.graphs)
         if arguments.keep:
             check_keep(target)
+        if arguments.list_kernels:
+            check_listable(target)
         specs = specs_of(arguments.model)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
-    with shown_by(display()), stage(f"Compiling for {target}", len(graphs)) as shown:
-        for report in compile_target(specs, target, dtype, graphs, keep=arguments.keep):
+    what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"
+    ways = {"keep": arguments.keep, "list_kernels": arguments.list_kernels}
+    with shown_by(display()), stage(what, len(graphs)) as shown:
+        for report in compile_target(specs, target, dtype, graphs, **ways):
             reports.append(report)
             shown.advance(report.graph)
     if arguments.json:
         print(_json(arguments, target, dtype, reports))
+    elif arguments.list_kernels:
+        print("\n\n".join(listing(report) for report in reports))
     else:
         _print_table(reports, f"{arguments.model or PUBLISHED} in {dtype} for {target}, MAX {version('modular')}")
     return 1 if any(report.error is not None for report in reports) else 0
@@ -67,6 +83,15 @@ def specs_of(model: str | None) -> ModelSpecs:
     named = model_path(model)
     directory = resolve_model(named if named is not None else Path(__file__).parent / "assets" / model)
     return model_specs(**{name: read_config(directory, name) for name in CONFIG_FILES})
+
+
+def listing(report: Report) -> str:
+    """A graph's launches as text, equal ones that follow each other as one line with their number."""
+    if report.kernels is None:
+        return f"# {report.graph}: {report.error}\n# everything it wrote: {report.log}"
+    runs = [(kernel, len(list(same))) for kernel, same in groupby(report.kernels)]
+    lines = [f"{kernel}{f'  x {count}' if count > 1 else ''}" for kernel, count in runs]
+    return "\n".join([f"# {report.graph}: {len(report.kernels)} launches", *lines])
 
 
 def _json(arguments: argparse.Namespace, target: str, dtype: str, reports: list[Report]) -> str:

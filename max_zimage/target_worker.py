@@ -42,6 +42,7 @@ from max_zimage.graphs.scheduler import PrepareScheduler, SchedulerStep
 from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
 from max_zimage.graphs.text_encoder import TextEncoder
 from max_zimage.graphs.vae import DecodeLatents, EncodeImage
+from max_zimage.kernel_lists import kernels_of
 from max_zimage.targets import TARGETS, Job
 
 Definition = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -78,8 +79,13 @@ def _compile(job: Job, result: dict[str, object]) -> None:
     together = GraphModule()
     graph = trace(module, types, job.graph, together)
     traced = time.perf_counter()
+    result["trace_seconds"] = traced - begin
+    if job.list_kernels:
+        result["kernels"] = kernels_of(session, lambda: compile_with_kernels(session, together, [graph]))
+        result["seconds"] = time.perf_counter() - traced
+        return
     compiled = compile_with_kernels(session, together, [graph])
-    result |= {"trace_seconds": traced - begin, "seconds": time.perf_counter() - traced}
+    result["seconds"] = time.perf_counter() - traced
     if job.keep:
         key = artifact_key(job.graph, spec_of(job.graph, job.specs), module, types, device)
         path = artifact_path([job.graph], [key])

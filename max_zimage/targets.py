@@ -100,6 +100,7 @@ class Job:
         dtype: Of weights and computation.
         specs: Shapes of the model.
         keep: Whether the artifact is written where a pipeline looks for it, see `max_zimage.artifacts`.
+        list_kernels: Whether only the kernels that the graph launches are found, see `max_zimage.kernel_lists`.
     """
 
     graph: str
@@ -107,6 +108,7 @@ class Job:
     dtype: ModelDtype
     specs: ModelSpecs
     keep: bool = False
+    list_kernels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ class Report:
         trace_seconds: Of building the graph in Python before that; None where that failed.
         cpu_seconds: Processor time of the child, imports included: what compares where other work shares the machine.
         peak_bytes: Most memory that the child had.
+        kernels: What the graph launches, from `max_zimage.kernel_lists`; None where it was compiled instead.
         artifact: What was kept; None where nothing was to be.
         error: The first line of what went wrong; None where nothing did.
         log: Everything the child wrote; None where nothing went wrong.
@@ -129,6 +132,7 @@ class Report:
     trace_seconds: float | None
     cpu_seconds: float
     peak_bytes: int
+    kernels: tuple[str, ...] | None
     artifact: Path | None
     error: str | None
     log: Path | None
@@ -171,6 +175,16 @@ def check_keep(target: str) -> None:
     check_writable()
 
 
+def check_listable(target: str) -> None:
+    """See that the launches for a target can be listed.
+
+    Raises:
+        ValueError: If it is the CPU, which launches nothing.
+    """
+    if TARGETS[target] is None:
+        raise ValueError(f"kernels are listed for GPUs, got target {target!r}; name a GPU, such as cuda:sm_90a")
+
+
 def default_dtype(target: str) -> ModelDtype:
     """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.devices.model_dtype`."""
     return "float32" if TARGETS[target] is None else "bfloat16"
@@ -191,7 +205,13 @@ def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:
 
 
 def compile_target(
-    specs: ModelSpecs, target: str, dtype: ModelDtype, graphs: Sequence[str], *, keep: bool = False
+    specs: ModelSpecs,
+    target: str,
+    dtype: ModelDtype,
+    graphs: Sequence[str],
+    *,
+    keep: bool = False,
+    list_kernels: bool = False,
 ) -> Iterator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
@@ -201,18 +221,21 @@ def compile_target(
         dtype: Of weights and computation.
         graphs: From `check_graphs`.
         keep: Whether to keep the artifacts where a pipeline looks for them.
+        list_kernels: Whether to list what the graphs launch instead, on a GPU: seconds in place of minutes.
 
     Yields:
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
 
     Raises:
-        ValueError: If the target is unknown, or artifacts cannot be kept.
+        ValueError: If the target is unknown or launches nothing, or artifacts cannot be kept.
     """
     check_target(target)
+    if list_kernels:
+        check_listable(target)
     if keep:
         check_keep(target)
     for graph in graphs:
-        yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs, keep=keep))
+        yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs, keep=keep, list_kernels=list_kernels))
 
 
 def _compile(job: Job) -> Report:
@@ -250,6 +273,7 @@ def _report(graph: str, answer: str, status: int, log: Path) -> Report:
         trace_seconds=result.get("trace_seconds"),
         cpu_seconds=result.get("cpu_seconds", 0.0),
         peak_bytes=result.get("peak_bytes", 0),
+        kernels=tuple(result["kernels"]) if result.get("kernels") else None,
         artifact=Path(result["artifact"]) if result.get("artifact") else None,
         error=error,
         log=None if error is None else log,
