@@ -21,16 +21,20 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
 
+pytest_plugins = ["compile_share"]
+
 EMBEDDED_MODEL = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage"
 
 
 def load_pair(directory: Path, dtype: str = "float32") -> Pair:
     # Imported here: MAX, torch and diffusers take ten seconds, and most test files need none of them.
+    import compile_share
     import torch
     from references.diffusers_runs import Pair, load_reference
 
     from max_zimage import ZImagePipeline
 
+    compile_share.watch()  # here at the latest MAX has been imported
     ours = ZImagePipeline.from_pretrained(directory, device="cpu", dtype=dtype)
     return Pair(ours, load_reference(directory, getattr(torch, dtype)))
 
