@@ -1,27 +1,32 @@
-"""Images that requests bring: read from bytes that nobody vouches for.
+"""Images that requests bring: one way to pixels, whatever they come in.
 
-The header is read and judged before a pixel is decoded: a small file may claim gigabytes. Nothing here opens a path or
-an address.
+The header is judged before a pixel is decoded: a small file may claim gigabytes. What comes as bytes opens no path and
+no address. Orientation and colour profiles are applied, which diffusers leaves to its caller.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import re
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
-from max_zimage.request_checks import RequestError
+from max_zimage.image_colours import colour_key, to_srgb
+from max_zimage.image_files import check_size, damaged, open_image
+from max_zimage.request_checks import RequestError, side
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 4096 * 4096
-"""Height times width of an image, where the server says nothing else."""
+"""Height times width of an image, where nothing else is said."""
+MAX_FILE_BYTES = 512 * 2**20
 
-_DATA_URL = re.compile(r"data:image/[a-z+.-]+;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:(image/[a-z0-9+.-]+|application/octet-stream)?(;[^;,]*)*?;base64,", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
+# Formats whose further pictures belong to the first: a phone's second JPEG, the layers below.
+_OF_ONE_PICTURE = ("MPO", "PSD")
 
 
 def image_of_data_url(name: str, url: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -29,24 +34,47 @@ def image_of_data_url(name: str, url: str, max_pixels: int = MAX_PIXELS) -> npt.
 
     Args:
         name: What messages call it.
-        url: "data:image/png;base64,…".
+        url: "data:image/png;base64,…". The file's bytes say what it is, whatever stands there.
         max_pixels: Height times width.
 
     Raises:
         RequestError: If it is no such URL, or the image does not do.
     """
-    match = _DATA_URL.match(url)
+    match = _DATA_URL.match(url[:200])
     if match is None:
         raise RequestError(f'{name} must be a data URL, "data:image/png;base64,...", got {url[:40]!r}')
+    text = "".join(url[match.end() :].split()).translate(_URL_SAFE)
     try:
-        content = base64.b64decode(url[match.end() :], validate=True)
+        content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError(f"{name} is no valid base64 ({error}); encode the file's bytes again") from error
     return decode_image(name, content, max_pixels)
 
 
+def read_image(name: str, path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Read an image from a file; see `decode_image`.
+
+    Args:
+        name: What messages call it.
+        path: Of a PNG, JPEG or WebP file, whatever its name ends in.
+        max_pixels: Height times width.
+
+    Raises:
+        RequestError: If it cannot be read, or the image does not do.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{name} {path} cannot be read: {reason}; name a PNG, JPEG or WebP file") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise RequestError(f"{name} {path} has more than {MAX_FILE_BYTES} bytes; send a smaller file")
+    return decode_image(f"{name} {path}", content, max_pixels)
+
+
 def decode_image(name: str, content: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Read an image from a file's bytes, turned as its EXIF data says.
+    """Read an image from a file's bytes: opaque, upright, in sRGB.
 
     Args:
         name: What messages call it.
@@ -59,20 +87,47 @@ def decode_image(name: str, content: bytes, max_pixels: int = MAX_PIXELS) -> npt
     Raises:
         RequestError: If it is none, is damaged, animated, transparent or too large.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            _check_header(name, picture, max_pixels)
-            picture.load()
-            return np.asarray(_opaque(name, ImageOps.exif_transpose(picture)))
-    except RequestError:
-        raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit, for a server whose limit is higher
-        raise RequestError(
-            f"{name} has too many pixels, at most {max_pixels} are allowed; send a smaller one"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise RequestError(f"{name} is no {kinds} file, or a damaged one; send the file again") from error
+    picture, kind = open_image(name, content, max_pixels)
+    with picture:
+        return _pixels(name, picture, max_pixels, kind)
+
+
+def picture_pixels(name: str, picture: Image.Image, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Turn one of Pillow's pictures into pixels as `decode_image` does with a file's, of any mode and format.
+
+    Args:
+        name: What messages call it.
+        picture: Decoded or not; it is left open and as it is.
+        max_pixels: Height times width.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        RequestError: If it is damaged, animated, transparent or too large, or has values whose meaning cannot be told.
+    """
+    return _pixels(name, picture, max_pixels, picture.format or "image")
+
+
+def starting_image(name: str, value: object, largest: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return a picture to begin with as uint8 [height, width, 3], from one of Pillow's or an array.
+
+    Args:
+        name: What messages call it.
+        value: What was given.
+        largest: Height and width that the checkpoint has positions for.
+    """
+    if isinstance(value, Image.Image):
+        value = picture_pixels(name, value, largest[0] * largest[1])
+    wanted = f"{name} must be a PIL image or a uint8 array [height, width, 3]"
+    if not isinstance(value, np.ndarray):
+        remedy = "; open it with PIL.Image.open" if isinstance(value, (str, bytes, Path)) else ""
+        raise RequestError(f"{wanted}, got {type(value).__name__}{remedy}")
+    if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
+        raise RequestError(f"{wanted}, got {value.dtype} {list(value.shape)}")
+    for axis, pixels, limit in zip(("height", "width"), value.shape[:2], largest, strict=True):
+        side(f"the {name}'s {axis}", pixels, limit)
+    return value
 
 
 def resized(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -80,15 +135,18 @@ def resized(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArr
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _check_header(name: str, picture: Image.Image, max_pixels: int) -> None:
+def _pixels(name: str, picture: Image.Image, max_pixels: int, kind: str) -> npt.NDArray[np.uint8]:
     width, height = picture.size
-    if width * height > max_pixels:
-        raise RequestError(f"{name} has {width}x{height} pixels, at most {max_pixels} are allowed; send a smaller one")
-    if getattr(picture, "n_frames", 1) != 1:
-        raise RequestError(f"{name} is animated; send a single picture")
-
-
-def _opaque(name: str, picture: Image.Image) -> Image.Image:
-    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
-        raise RequestError(f"{name} has transparent pixels, which have no colour here; put it on a background before")
-    return picture.convert("RGB")
+    check_size(name, width, height, max_pixels)
+    if width * height == 0:
+        raise RequestError(f"{name} has {width}x{height} pixels; send one that has some")
+    try:
+        if getattr(picture, "is_animated", False) and picture.format not in _OF_ONE_PICTURE:
+            raise RequestError(f"{name} is animated; send a single picture")
+        key = colour_key(picture)
+        picture.load()
+    except RequestError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise damaged(name, kind, error) from error
+    return to_srgb(name, picture, key)

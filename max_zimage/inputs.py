@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from max_zimage import request_checks as checks
+from max_zimage.input_images import starting_image
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.noise import fresh_seed
 from max_zimage.request_checks import OutputType, Problems, RequestError
@@ -180,7 +181,7 @@ def _picture(
     problems: Problems, image: object, height: object, width: object, limits: Limits, defaults: RequestDefaults
 ) -> tuple[npt.NDArray[np.uint8] | None, int, int]:
     """The image to begin with, height and width; these are the image's, or else the checkpoint's, if not given."""
-    picture = problems.optional(checks.image, "image", image, (limits.max_height, limits.max_width))
+    picture = problems.optional(starting_image, "image", image, (limits.max_height, limits.max_width))
     usual = (defaults.height, defaults.width) if picture is None else picture.shape[:2]
     sides = (_or(height, usual[0]), _or(width, usual[1]))
     return (

@@ -11,7 +11,6 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from max_zimage.limits import Limits
 from max_zimage.noise import MAX_SEED
@@ -196,28 +195,6 @@ def array(name: str, value: object, shape: tuple[int | None, ...], meaning: str)
         raise RequestError(f"{wanted}, got shape {list(value.shape)}")
     if not np.isfinite(value).all():
         raise RequestError(f"{wanted} of finite values, got {int((~np.isfinite(value)).sum())} that are not")
-    return value
-
-
-def image(name: str, value: object, largest: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return a picture to begin with as uint8 [height, width, 3], from one of PIL's or an array.
-
-    Args:
-        name: What messages call it.
-        value: What was given.
-        largest: Height and width that the checkpoint has positions for.
-    """
-    if isinstance(value, Image.Image):
-        if value.mode not in ("RGB", "L", "P"):
-            raise RequestError(f"{name} must have no transparency, got mode {value.mode}; convert it to RGB")
-        value = np.asarray(value.convert("RGB"))
-    wanted = f"{name} must be a PIL image or a uint8 array [height, width, 3]"
-    if not isinstance(value, np.ndarray):
-        raise RequestError(f"{wanted}, got {type(value).__name__}")
-    if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
-        raise RequestError(f"{wanted}, got {value.dtype} {list(value.shape)}")
-    for axis, pixels, limit in zip(("height", "width"), value.shape[:2], largest, strict=True):
-        side(f"the {name}'s {axis}", pixels, limit)
     return value
 
 

@@ -169,7 +169,7 @@ def test_a_message_of_parts_is_read() -> None:
                 }
             ],
             {},
-            "input_image is no PNG, JPEG or WEBP file, or a damaged one",
+            "input_image is a damaged PNG file, or of a rare kind; save it again",
         ),
     ],
 )

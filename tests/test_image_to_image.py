@@ -124,7 +124,7 @@ def test_first_step() -> None:
             r"image must be a PIL image or a uint8 array \[height, width, 3\], got f",
         ),
         ({"image": "star.png"}, "image must be a PIL image or a uint8 array .*, got str"),
-        ({"image": Image.new("RGBA", (128, 128))}, "image must have no transparency, got mode RGBA; convert it to RGB"),
+        ({"image": Image.new("RGBA", (128, 128))}, "image has transparent pixels, which have no colour"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

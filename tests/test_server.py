@@ -179,7 +179,7 @@ def test_an_image_that_does_not_fit(server: Server) -> None:
     assert "it has 128x128 pixels and size asks for 256x256" in other["message"]
     made = post(png(100, 130), resize="true", steps="1")
     assert made.json()["size"] == "96x128"
-    assert "is no PNG, JPEG or WEBP file" in error_of(post(b"GIF89a"))["message"]
+    assert "is a GIF file; convert it to PNG, JPEG or WebP" in error_of(post(b"GIF89a"))["message"]
     assert error_of(post(png(), mask="x"))["param"] == "mask"
     remote = error_of(server.post("/v1/images/edits", image="http://127.0.0.1:1/x.png", prompt="x"))
     assert "fetches nothing" in remote["message"]
