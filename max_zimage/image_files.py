@@ -116,9 +116,9 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
 
 def damaged(name: str, kind: str, error: Exception) -> RequestError:
     """What is said of a file that a decoder gives up on."""
-    # Of the others, such as struct.error, nobody but Pillow's authors could make anything.
-    is_clear = isinstance(error, (OSError, SyntaxError, ValueError)) and str(error)
-    reason = f" ({' '.join(str(error).split())[:100]})" if is_clear else ""
+    # Of the others, such as a struct.error or a SyntaxError made of it, only Pillow's authors could make anything.
+    is_clear = isinstance(error, (OSError, ValueError)) or (isinstance(error, SyntaxError) and error.__cause__ is None)
+    reason = f" ({' '.join(str(error).split())[:100]})" if is_clear and str(error) else ""
     return RequestError(f"{name} is a damaged {kind} file, or of a rare kind{reason}; save it again and send that")
 
 
