@@ -51,12 +51,12 @@ def models() -> dict[str, Model]:
 
 @pytest.fixture
 def pack(models: dict[str, Model]) -> Callable[[Buffer], Buffer]:
-    return lambda latents: models["PackLatents"].execute(latents)[0]
+    return lambda latents: models["pack"].execute(latents)[0]
 
 
 @pytest.fixture
 def unpack_all(models: dict[str, Model]) -> Callable[[Buffer], list[Buffer]]:
-    return models["Unpack"].execute
+    return models["unpack"].execute
 
 
 def as_squares(latents: np.ndarray) -> np.ndarray:
