@@ -28,7 +28,7 @@ info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
 	max-zimage info $(ARGS)
 
 ##@ Work on the code
-.PHONY: fmt lint types test bench report quality profile size wheel-check embedded-model
+.PHONY: fmt lint types test fuzz bench report quality profile size wheel-check embedded-model
 fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
 
@@ -40,6 +40,9 @@ types: $(VENV)/.test ## mypy, strict
 
 test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"
 	pytest $(ARGS)
+
+fuzz: $(VENV)/.test ## damaged pictures, checkpoints, caches and killed servers, by the thousand; pick with ARGS="images"
+	PYTHONPATH=tests python -m fuzzers $(ARGS)
 
 bench: $(VENV)/.test ## seconds, rates and quality against diffusers
 	PYTHONPATH=tests python -m benchmarks $(ARGS)

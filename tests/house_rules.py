@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = frozenset({"max_zimage", "graphs", "kernels", "tests", "benchmarks", "references"})
+PROJECT = frozenset({"max_zimage", "graphs", "kernels", "tests", "benchmarks", "references", "fuzzers"})
 
 MAY_IMPORT = {
     "graphs": frozenset({"graphs"}),

@@ -127,6 +127,7 @@ def test_make_and_pixi_have_the_same_tasks() -> None:
         "lint",
         "types",
         "test",
+        "fuzz",
         "bench",
         "report",
         "quality",
