@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +35,17 @@ _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _WITH_ALPHA = {"LA": "L", "La": "L", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB"}
 _OPAQUE = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 _SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}  # what a profile calls the colours of a mode
+_STRIP_PIXELS = 2**16
 _KEY_SCALES = {"L;2": 85, "L;4": 17}  # Pillow stretches these greys to 255, and their key not
 
 
-def to_srgb(name: str, picture: Image.Image, key: object) -> Pixels:
+def to_srgb(name: str, picture: Image.Image, layout: Layout) -> Pixels:
     """Turn a decoded picture into pixels.
 
     Args:
         name: What messages call it.
         picture: Decoded, of any mode.
-        key: The colour that stands for transparent ones, from `colour_key`.
+        layout: What its header said.
 
     Returns:
         uint8 [height, width, 3].
@@ -51,26 +53,38 @@ def to_srgb(name: str, picture: Image.Image, key: object) -> Pixels:
     Raises:
         RequestError: If it has transparent pixels, or values whose meaning cannot be told.
     """
-    if _is_transparent(picture, key):
+    if layout.is_grey:
+        picture = picture.convert("LA")
+    if _is_transparent(picture, layout.key):
         raise RequestError(f"{name} has transparent pixels, which have no colour here; put it on a background before")
     turn = _TURNS.get(_orientation(picture))
     coloured = _in_srgb(name, picture)
     return np.asarray(coloured if turn is None else coloured.transpose(turn))
 
 
-def colour_key(picture: Image.Image) -> object:
-    """The value of transparent pixels in a picture without alpha, as its pixels will hold it; None without one.
+@dataclass(frozen=True)
+class Layout:
+    """What a file's header says and the decoded picture no longer does.
 
-    To be asked before the picture is decoded: only until then it is known how many bits its file has a pixel.
+    Attributes:
+        key: The value of transparent pixels, as the decoded pixels will hold it; None without one.
+        is_grey: Whether a picture in colours is one of greys: Pillow opens greys of 16 bits with alpha so.
     """
+
+    key: object
+    is_grey: bool
+
+
+def layout(picture: Image.Image) -> Layout:
+    """The layout of a picture that is not decoded yet; of one that is, what Pillow kept."""
     key = picture.info.get("transparency")
     tiles = picture.tile if isinstance(picture, ImageFile) else ()
-    layout = str(tiles[0].args) if tiles else ""
+    raw_mode = str(tiles[0].args) if tiles else ""
     if isinstance(key, int) and picture.mode == "L":
-        return key * _KEY_SCALES.get(layout, 1)
-    if isinstance(key, tuple) and picture.mode == "RGB" and layout == "RGB;16B":
-        return tuple(part >> 8 for part in key)  # as Pillow does with the pixels: their neighbours count as well
-    return key
+        key *= _KEY_SCALES.get(raw_mode, 1)
+    elif isinstance(key, tuple) and picture.mode == "RGB" and raw_mode == "RGB;16B":
+        key = tuple(part >> 8 for part in key)  # as Pillow does with the pixels: their neighbours count as well
+    return Layout(key, raw_mode == "LA;16B")
 
 
 def _is_transparent(picture: Image.Image, key: object) -> bool:
@@ -140,7 +154,7 @@ def _eight_bits(name: str, values: npt.NDArray[np.generic], mode: str) -> Pixels
 def _in_srgb(name: str, picture: Image.Image) -> Image.Image:
     plain = _plain(name, picture)
     if plain.mode == "LAB":
-        return _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "LAB").apply(plain)
+        return _by_strips(plain, _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "LAB"))
     problem = None
     try:
         content, described = _profile(name, picture, plain.mode)
@@ -149,11 +163,12 @@ def _in_srgb(name: str, picture: Image.Image) -> Image.Image:
             space = str(profile.profile.xcolor_space)
             if described and plain.mode == "L":
                 plain = plain.convert("RGB")
+            if space == "GRAY" and _is_grey(plain):
+                plain = plain.getchannel(0)
             if space != _SPACES[plain.mode]:
                 problem = f"is for {space.strip()} colours and the picture's are {_SPACES[plain.mode].strip()}"
             else:
-                transform = _transform(profile, plain.mode)
-                return plain.convert("RGB") if _is_identity(transform, plain.mode) else transform.apply(plain)
+                return _converted(plain, _transform(profile, plain.mode))
     except (ImageCms.PyCMSError, ValueError, OSError) as error:
         problem = f"cannot be used ({' '.join(str(error).split())[:100]})"
         if isinstance(error, RequestError):
@@ -193,17 +208,40 @@ def _transform(profile: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCm
         mode,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        # LittleCMS's tables are too coarse for dark greys and for all of Lab; they save seconds for more colours.
+        ImageCms.Flags.BLACKPOINTCOMPENSATION
+        | (ImageCms.Flags.NOOPTIMIZE if mode in ("L", "LAB") else ImageCms.Flags.HIGHRESPRECALC),
     )
 
 
-def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether it moves none of some thousand colours by more than a level, which is what rounding does."""
-    if mode == "CMYK":
-        return False
-    greys = np.arange(256, dtype=np.uint8)[None]
-    steps = np.linspace(0, 255, 16).round().astype(np.uint8)
-    probe = greys if mode == "L" else np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
-    made = np.asarray(transform.apply(Image.fromarray(np.ascontiguousarray(probe)))).astype(np.int64)
-    expected = probe[..., None] if mode == "L" else probe
-    return bool(np.abs(made - expected).max() <= 1)
+def _converted(plain: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """A picture after a transform, or as it is if that moves no colour by more than a level."""
+    if plain.mode == "L":
+        greys = np.arange(256, dtype=np.uint8)[None]
+        made = np.asarray(transform.apply(Image.fromarray(greys)))[0]
+        return plain.convert("RGB") if _is_near(made, greys[0, :, None]) else Image.fromarray(made[np.asarray(plain)])
+    if plain.mode == "RGB":
+        steps = np.linspace(0, 255, 16).round().astype(np.uint8)
+        probe = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(64, 64, 3)
+        if _is_near(np.asarray(transform.apply(Image.fromarray(probe))), probe):
+            return plain
+    return _by_strips(plain, transform)
+
+
+def _by_strips(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """Apply a transform to some rows at a time: Pillow holds Python's lock meanwhile, and a server serves others."""
+    width, height = picture.size
+    rows = max(1, _STRIP_PIXELS // width)
+    made = Image.new("RGB", picture.size)
+    for top in range(0, height, rows):
+        made.paste(transform.apply(picture.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return made
+
+
+def _is_grey(picture: Image.Image) -> bool:
+    """Whether all colours are greys, which have grey profiles too after a conversion to RGB."""
+    return picture.mode == "RGB" and bool(np.ptp(np.asarray(picture), axis=2).max() == 0)
+
+
+def _is_near(made: Pixels, given: Pixels) -> bool:
+    return bool(np.abs(made.astype(np.int64) - given).max() <= 1)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from max_zimage.image_colours import colour_key, to_srgb
+from max_zimage.image_colours import layout, to_srgb
 from max_zimage.image_files import check_size, damaged, open_image
 from max_zimage.request_checks import RequestError, side
 
@@ -143,10 +143,10 @@ def _pixels(name: str, picture: Image.Image, max_pixels: int, kind: str) -> npt.
     try:
         if getattr(picture, "is_animated", False) and picture.format not in _OF_ONE_PICTURE:
             raise RequestError(f"{name} is animated; send a single picture")
-        key = colour_key(picture)
+        described = layout(picture)
         picture.load()
     except RequestError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise damaged(name, kind, error) from error
-    return to_srgb(name, picture, key)
+    return to_srgb(name, picture, described)

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import struct
+import tracemalloc
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from fuzzers.image_cases import chunk, exif
+from fuzzers.images import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from references.start_images import COLOURED, GREYS, cmyk_profile, eight_bits, in_srgb, upright
 
-from max_zimage.input_images import decode_image, image_of_data_url, resized
+from max_zimage.input_images import (
+    decode_image,
+    image_of_data_url,
+    picture_pixels,
+    read_image,
+    resized,
+    starting_image,
+)
 from max_zimage.request_checks import RequestError
+from max_zimage.serving import remote_images
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (32, 48, 3), np.uint8)
 
@@ -27,10 +43,6 @@ def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG of some bytes that claims to be as large as it is told."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
@@ -52,10 +64,149 @@ def test_other_modes_become_rgb() -> None:
     np.testing.assert_array_equal(decode_image("image", file(opaque)), PIXELS)
 
 
-def test_exif_turns_the_image() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side
-    assert decode_image("image", file(Image.fromarray(PIXELS), "JPEG", exif=exif)).shape == (48, 32, 3)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_way_in_turns_the_image(orientation: int, tmp_path: Path) -> None:
+    content = file(Image.fromarray(PIXELS), exif=b"Exif\0\0" + exif(orientation))
+    (tmp_path / "picture.jpg").write_bytes(content)  # a PNG, whatever it is called
+    expected = upright(PIXELS, orientation)
+    for found in (
+        decode_image("image", content),
+        picture_pixels("image", Image.open(io.BytesIO(content))),
+        read_image("image", tmp_path / "picture.jpg"),
+        starting_image("image", Image.open(io.BytesIO(content)), (512, 512)),
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_greys_of_16_bits_are_scaled() -> None:
+    values = np.arange(32 * 48, dtype=np.uint16).reshape(32, 48) * 42
+    expected = np.repeat(eight_bits(values)[..., None], 3, axis=2)
+    grey = Image.fromarray(values)
+    np.testing.assert_array_equal(decode_image("image", file(grey)), expected)
+    big_endian = Image.frombytes("I;16B", (48, 32), values.astype(">u2").tobytes())
+    for picture in (grey, big_endian, grey.convert("I"), Image.open(io.BytesIO(file(grey)))):
+        np.testing.assert_array_equal(picture_pixels("image", picture), expected)
+    with pytest.raises(RequestError, match="mode I and no value above 200: whether it holds greys of 8 or 16 bits"):
+        picture_pixels("image", Image.new("I", (8, 8), 200))
+    with pytest.raises(RequestError, match="mode F, greys as floating-point numbers"):
+        picture_pixels("image", Image.new("F", (8, 8), 0.5))
+
+
+@pytest.mark.parametrize("name", ["AdobeRGB", "P3", "ProPhoto"])
+def test_colour_profiles_are_applied(name: str) -> None:
+    expected = in_srgb(PIXELS, COLOURED[name]).astype(int)
+    assert np.abs(expected - PIXELS).max() > 50
+    content = file(Image.fromarray(PIXELS), icc_profile=COLOURED[name].profile)
+    for found in (decode_image("image", content), picture_pixels("image", Image.open(io.BytesIO(content)))):
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_profile_of_srgb_moves_nothing() -> None:
+    content = file(Image.fromarray(PIXELS), icc_profile=COLOURED["sRGB"].profile)
+    np.testing.assert_array_equal(decode_image("image", content), PIXELS)
+
+
+@pytest.mark.parametrize(
+    "profile", [b"nonsense", GREYS["grey 1.8"].profile, cmyk_profile()], ids=["no", "grey", "inks"]
+)
+def test_a_profile_that_does_not_fit_is_left_aside_with_a_warning(profile: bytes) -> None:
+    content = file(Image.fromarray(PIXELS), icc_profile=profile)
+    with pytest.warns(UserWarning, match="image: its colour profile .*; it is taken as if it had none"):
+        np.testing.assert_array_equal(decode_image("image", content), PIXELS)
+
+
+def test_hdr_is_refused() -> None:
+    plain = file(Image.fromarray(PIXELS))
+    content = plain[:33] + chunk(b"cICP", bytes([9, 16, 0, 1])) + plain[33:]
+    with pytest.raises(RequestError, match=r"image has the colours of high dynamic range \(PQ\); save it in sRGB"):
+        decode_image("image", content)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+def test_text_takes_no_memory_and_loses_no_picture(kind: bytes) -> None:
+    """128 MiB of text in 130 KiB, which Pillow refuses."""
+    plain = file(Image.fromarray(PIXELS))
+    text = (b"c\0\0" if kind == b"zTXt" else b"c\0\1\0\0\0") + zlib.compress(bytes(2**27))
+    for place in (33, len(plain) - 12):
+        content = plain[:place] + chunk(kind, text) + plain[place:]
+        tracemalloc.start()
+        np.testing.assert_array_equal(decode_image("image", content), PIXELS)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**24
+
+
+def test_what_an_address_holds_is_read_as_any_other_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = file(Image.fromarray(PIXELS))
+    content = plain[:33] + chunk(b"zTXt", b"c\0\0" + zlib.compress(bytes(2**21))) + plain[33:]
+
+    async def resolve(reference: object, settings: object, media_kind: str) -> bytes:
+        return content
+
+    monkeypatch.setattr(remote_images, "resolve_image_from_url", resolve)
+    state: Any = SimpleNamespace(
+        settings=SimpleNamespace(allow_remote_images=True),
+        served=SimpleNamespace(limits=SimpleNamespace(body_bytes=2**20, input_pixels=2**20)),
+    )
+    url = asyncio.run(remote_images.fetched(state, "image", "https://example.com/picture"))
+    np.testing.assert_array_equal(image_of_data_url("image", url), PIXELS)
+
+
+def test_a_profile_that_unpacks_to_too_much_is_left_aside() -> None:
+    plain = file(Image.fromarray(PIXELS))
+    content = plain[:33] + chunk(b"iCCP", b"c\0\0" + zlib.compress(bytes(2**26))) + plain[33:]
+    with pytest.warns(UserWarning, match="its colour profile cannot be used"):
+        np.testing.assert_array_equal(decode_image("image", content), PIXELS)
+
+
+def test_of_a_phones_two_pictures_the_first_is_taken() -> None:
+    first, second = Image.fromarray(PIXELS), Image.new("RGB", (16, 16), "red")
+    content = file(first, "MPO", save_all=True, append_images=[second], quality=100, subsampling=0)
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    for found in (decode_image("image", content), picture_pixels("image", Image.open(io.BytesIO(content)))):
+        assert found.shape == PIXELS.shape
+        assert np.abs(found.astype(int) - PIXELS).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
+def test_what_moves_is_refused_from_pillow_too(kind: str) -> None:
+    frames = [Image.fromarray(np.roll(PIXELS, place)) for place in range(3)]
+    content = file(frames[0], kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(RequestError, match="image is animated"):
+        picture_pixels("image", Image.open(io.BytesIO(content)))
+    if kind != "GIF":
+        with pytest.raises(RequestError, match="image is animated"):
+            decode_image("image", content)
+
+
+@pytest.mark.parametrize(
+    ("picture", "options"),
+    [
+        (Image.fromarray(PIXELS), {"transparency": tuple(int(part) for part in PIXELS[3, 4])}),
+        (Image.fromarray(PIXELS[..., 0]), {"transparency": int(PIXELS[3, 4, 0])}),
+        (Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 200), {"transparency": int(PIXELS[3, 4, 0]) * 200}),
+        (Image.fromarray(PIXELS).quantize(16), {"transparency": b"\xff" * 3 + b"\x80"}),
+        (Image.fromarray(PIXELS[..., :2], "LA"), {}),
+    ],
+    ids=["RGB key", "grey key", "16-bit key", "palette", "LA"],
+)
+def test_transparency_is_found_whatever_says_it(picture: Image.Image, options: dict[str, object]) -> None:
+    content = file(picture, **options)
+    for read in (
+        lambda: decode_image("image", content),
+        lambda: picture_pixels("image", Image.open(io.BytesIO(content))),
+        lambda: starting_image("image", Image.open(io.BytesIO(content)), (512, 512)),
+    ):
+        with pytest.raises(RequestError, match="image has transparent pixels"):
+            read()
+
+
+def test_any_mode_any_chunk_and_damage_against_another_decoder(capfd: pytest.CaptureFixture[str]) -> None:
+    tally = fuzz(120, seed=7)
+    assert not tally.wrong, "\n".join(tally.wrong)
+    assert tally.right > 120
+    assert tally.refused > 40
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -63,6 +214,9 @@ def test_exif_turns_the_image() -> None:
     [
         (b"", "image is empty; send a PNG, JPEG or WebP file"),
         (b"GIF89a", "image is a GIF file; convert it to PNG, JPEG or WebP"),
+        (b"\0\0\0\x18ftypheic", "image is a HEIC file; convert it"),
+        (b"\0\0\0\x18ftypavif", "image is an AVIF file; convert it"),
+        (b"<!DOCTYPE html><html>", "image is an HTML file; convert it"),
         (file(Image.fromarray(PIXELS), "BMP"), "image is a BMP file; convert it"),
         (
             file(Image.fromarray(PIXELS))[:-200],
@@ -77,7 +231,7 @@ def test_exif_turns_the_image() -> None:
         ),
         (file(Image.new("RGBA", (8, 8), (255, 0, 0, 128))), "image has transparent pixels"),
     ],
-    ids=["empty", "gif", "bmp", "cut", "large", "bomb", "overflow", "animated", "transparent"],
+    ids=["empty", "gif", "heic", "avif", "html", "bmp", "cut", "large", "bomb", "overflow", "animated", "transparent"],
 )
 def test_what_is_refused(content: bytes, message: str) -> None:
     with pytest.raises(RequestError, match=message):
@@ -94,7 +248,7 @@ def test_what_is_refused(content: bytes, message: str) -> None:
         ("file:///etc/passwd", "must be a data URL"),
         ("data:text/plain;base64,AAAA", "must be a data URL"),
         ("data:image/png;base64,A!A", "is no valid base64"),
-        ("data:image/png;base64,AAAA", "is no PNG"),
+        ("data:image/png;base64,AAAA", "is no PNG, JPEG or WebP file; send one of these"),
     ],
 )
 def test_urls_that_are_refused(url: str, message: str) -> None:

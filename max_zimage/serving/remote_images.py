@@ -8,12 +8,13 @@ Reference: MAX serve/router/_image_resolution.py.
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 
 import httpx
 from max.pipelines.context.exceptions import InputError
 from max.serve.config import Settings
-from max.serve.router._image_resolution import fetch_media_data_uri
+from max.serve.router._image_resolution import make_media_ref, resolve_image_from_url
 
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.state import State
@@ -36,10 +37,10 @@ async def fetched(state: State, field: str, url: str) -> str:
         url: Its address.
 
     Returns:
-        The image as a data URL.
+        The file that is there as a data URL.
 
     Raises:
-        ApiError: 400 if this server fetches nothing, the address is not public, or there is no image.
+        ApiError: 400 if this server fetches nothing, the address is not public, or there is no file.
     """
     if not state.settings.allow_remote_images:
         raise bad_request(f"{field}: this server fetches nothing; send a data URL or a form with a file", field)
@@ -50,8 +51,10 @@ async def fetched(state: State, field: str, url: str) -> str:
     )
     try:
         async with asyncio.timeout(_SECONDS):
-            return await fetch_media_data_uri(url, settings)
+            content = await resolve_image_from_url(make_media_ref(url), settings, media_kind="image")
     except TimeoutError as error:
         raise bad_request(f"{field}: it cannot be fetched within {_SECONDS:g} s; send a data URL", field) from error
     except (InputError, ValueError, httpx.HTTPError) as error:
         raise bad_request(f"{field}: it cannot be fetched: {error}", field) from error
+    # Not looked into by MAX, which takes other files than `decode_image` does. What it is its bytes say.
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
