@@ -18,6 +18,9 @@ from max_zimage import __version__
 from max_zimage.cli_errors import BadInput, error_line
 from max_zimage.cli_profile_flags import add_profile
 from max_zimage.cli_serve_flags import add_serve
+from max_zimage.lifeline import end_with_named_parent
+
+end_with_named_parent()  # a server's worker imports this module long before it is told what it is
 
 DEFAULT_PROMPT = "a red star on a blue background"
 """Drawn where neither a prompt nor a picture to repeat is given."""

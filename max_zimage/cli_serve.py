@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import socket
 from pathlib import Path
 
 from max_zimage.cli import EMBEDDED_NAME
 from max_zimage.cli_errors import BadInput, checking
 from max_zimage.cli_request import model_path
-from max_zimage.serving.settings import ServerLimits, ServerSettings
+from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
+
+_OTHER_FILES = 512
+"""Files that a server has open besides its connections: those that it is about to refuse, models, pipes, libraries."""
 
 KEY_VARIABLE = "MAX_ZIMAGE_API_KEY"
 
@@ -27,6 +31,7 @@ def serve(arguments: argparse.Namespace) -> int:
     """
     settings = settings_of(arguments)
     _check_port(settings.host, settings.port)
+    _check_files(settings.connections.connections)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with checking():
         from max_zimage import ZImagePipeline
@@ -62,6 +67,13 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         batch_pictures=arguments.batch_pictures,
         shutdown_seconds=arguments.shutdown_seconds,
         media_bytes=arguments.media_bytes,
+        allow_hosts=tuple(arguments.allow_host),
+        cors_origins=tuple(arguments.cors_origin),
+        connections=ConnectionLimits(
+            connections=arguments.max_connections,
+            read_seconds=arguments.read_timeout,
+            write_seconds=arguments.write_timeout,
+        ),
         limits=ServerLimits(
             pixels=arguments.max_pixels,
             steps=arguments.max_steps,
@@ -100,3 +112,17 @@ def _check_port(host: str, port: int) -> None:
             pass
     except (OSError, OverflowError) as error:
         raise BadInput(f"--host {host} --port {port}: {error}; choose another") from error
+
+
+def _check_files(connections: int) -> None:
+    """Have the system allow as many open files as connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise BadInput(
+            f"--max-connections {connections} needs {needed} open files, this system allows {hard} (ulimit -Hn); "
+            f"{max(1, hard - _OTHER_FILES)} would do, or have the limit raised"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from max_zimage.serving.settings import ServerLimits, ServerSettings
+from max_zimage.serving.callers import host_name, origin_of
+from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
 
 
 def add_serve(commands: argparse._SubParsersAction[Any], at_least_one: Callable[[str], int]) -> None:
@@ -33,6 +34,7 @@ def add_serve(commands: argparse._SubParsersAction[Any], at_least_one: Callable[
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
     _add_running(parser, at_least_one)
     _add_limits(parser, at_least_one)
+    _add_connections(parser, at_least_one)
 
 
 def _add_running(parser: argparse.ArgumentParser, at_least_one: Callable[[str], int]) -> None:
@@ -46,6 +48,22 @@ def _add_running(parser: argparse.ArgumentParser, at_least_one: Callable[[str], 
         "--allow-remote-images",
         action="store_true",
         help="fetch images that requests name by URL, from public addresses",
+    )
+    safety.add_argument(
+        "--allow-host",
+        type=_named(host_name),
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which clients may call the server, besides localhost and its own address; repeatable",
+    )
+    safety.add_argument(
+        "--cors-origin",
+        type=_named(origin_of),
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="whose web pages may use the server, e.g. https://ui.example.com; repeatable",
     )
     running = parser.add_argument_group("running")
     running.add_argument(
@@ -91,6 +109,38 @@ def _add_limits(parser: argparse.ArgumentParser, at_least_one: Callable[[str], i
         default=ServerLimits.seconds,
         help=f"from arrival to answer; {ServerLimits.seconds:g} if not given",
     )
+
+
+def _add_connections(parser: argparse.ArgumentParser, at_least_one: Callable[[str], int]) -> None:
+    limits = parser.add_argument_group("limits of connections")
+    limits.add_argument(
+        "--max-connections",
+        type=at_least_one,
+        metavar="N",
+        default=ConnectionLimits.connections,
+        help=f"at a time; {ConnectionLimits.connections} if not given",
+    )
+    for flag, default, what in (
+        ("--read-timeout", ConnectionLimits.read_seconds, "for a request to arrive"),
+        ("--write-timeout", ConnectionLimits.write_seconds, "for a client to take its answer"),
+    ):
+        limits.add_argument(
+            flag,
+            type=_seconds,
+            metavar="S",
+            default=default,
+            help=f"{what}, and one more for each 64 KiB of it; {default:g} if not given",
+        )
+
+
+def _named(read: Callable[[str], str]) -> Callable[[str], str]:
+    def checked(text: str) -> str:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked
 
 
 def _seconds(text: str) -> float:

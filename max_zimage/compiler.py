@@ -30,6 +30,7 @@ from max_zimage.artifacts import artifact_key, artifact_path, found, save
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
 from max_zimage.profiling.observer import observed
+from max_zimage.temporary import make_sure
 
 _log = logging.getLogger("max_zimage")
 _lock = threading.Lock()
@@ -195,6 +196,7 @@ def _models(definitions: Sequence[Definition]) -> dict[str, Model]:
 
 
 def _compiled(definitions: Sequence[Definition]) -> CompiledModel:
+    make_sure()
     together = GraphModule()
     traced = [trace(each.module, each.input_types, each.name, together) for each in definitions]
     return compile_with_kernels(definitions[0].session, together, traced)

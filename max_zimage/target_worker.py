@@ -1,7 +1,7 @@
 """The child process of `max_zimage.targets`: one graph, one target, one line of JSON on stdout.
 
-A pickled `max_zimage.targets.Job` comes on stdin. What MAX writes itself goes to stderr, which the parent keeps in a
-file.
+A pickled `max_zimage.targets.Job` comes on stdin, which stays open as long as the parent lives. What MAX writes itself
+goes to stderr, which the parent keeps in a file.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
 from max_zimage.graphs.text_encoder import TextEncoder
 from max_zimage.graphs.vae import DecodeLatents, EncodeImage
 from max_zimage.kernel_lists import kernels_of
+from max_zimage.lifeline import end_with_parent
 from max_zimage.targets import TARGETS, Job
 
 Definition = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -53,6 +54,7 @@ _HIDDEN_LAYER = -2  # max_zimage.components.text_encoder.HIDDEN_LAYER, whose mod
 def main() -> None:
     """Compile the job on stdin."""
     job: Job = pickle.load(sys.stdin.buffer)
+    end_with_parent(0)
     # MAX may print: whatever goes to stdout from here on belongs into the log, and the answer to the real stdout.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -8,6 +8,7 @@ only the end of a process gives back: hence the children, which run `max_zimage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -252,12 +253,25 @@ def _compile(job: Job) -> Report:
             env={**os.environ, "PYTHONPATH": paths},
         )
         try:
-            answer, _ = child.communicate(pickle.dumps(job))
+            answer = _answer(child, job)
         except BaseException:
             child.kill()
             child.wait()
             raise
     return _report(job.graph, answer.decode(), child.returncode, log)
+
+
+def _answer(child: subprocess.Popen[bytes], job: Job) -> bytes:
+    """Hand over the job and wait; the child ends when its input does, which is with this process at the latest."""
+    assert child.stdin is not None and child.stdout is not None
+    broken = contextlib.suppress(BrokenPipeError)  # it has ended; its status and its log say why
+    with broken, child.stdin, child.stdout:
+        with broken:
+            child.stdin.write(pickle.dumps(job))
+            child.stdin.flush()
+        answer = child.stdout.read()
+        child.wait()
+    return answer
 
 
 def _report(graph: str, answer: str, status: int, log: Path) -> Report:

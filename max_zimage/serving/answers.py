@@ -32,12 +32,14 @@ class Form:
         by_url: Whether pictures come as URLs.
         output_format: png, jpeg or webp.
         quality: As the request named it.
+        progress: Whether events tell of each step, which OpenAI's do not.
     """
 
     event: str
     by_url: bool
     output_format: str
     quality: str
+    progress: bool
 
 
 async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> GenerationOutput:
@@ -111,7 +113,7 @@ def images_answer(
 async def events(
     dispatcher: Dispatcher, job: Job, form: Form, media: MediaStore, request: Request
 ) -> AsyncIterator[bytes]:
-    """The same as server-sent events: steps, previews, then each picture; or an error, since the status is sent."""
+    """The same as server-sent events: previews, then each picture; or an error, since the status is sent."""
     previews = 0
     created = int(time.time())
     try:
@@ -130,7 +132,10 @@ async def events(
                         )
                     continue
                 progress, drawn = event
-                yield _event(f"{form.event}.progress", step=progress.step, steps=progress.steps, request_id=job.name)
+                if form.progress:
+                    yield _event(
+                        f"{form.event}.progress", step=progress.step, steps=progress.steps, request_id=job.name
+                    )
                 for preview in drawn:
                     yield _event(
                         f"{form.event}.partial_image",

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from max_zimage import __version__
 from max_zimage.serving import routes_edits, routes_images, routes_responses, routes_service
+from max_zimage.serving.callers import Callers
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.middleware import Gate, internal_error
 from max_zimage.serving.state import State
@@ -52,4 +53,10 @@ def make_app(state: State) -> ASGIApp:
         return answer(internal_error(request.state.request_id))  # the gate logs it
 
     settings = state.settings
-    return Gate(app, api_key=settings.api_key, body_bytes=settings.limits.body_bytes, metrics=state.metrics)
+    return Gate(
+        app,
+        callers=Callers.of(settings.host, settings.allow_hosts, settings.cors_origins),
+        api_key=settings.api_key,
+        body_bytes=settings.limits.body_bytes,
+        metrics=state.metrics,
+    )

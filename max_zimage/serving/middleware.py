@@ -1,4 +1,4 @@
-"""What every request goes through before its route: an id, the key, the size of its body, and a count of the answer."""
+"""What every request goes through before its route: an id, who asks, the size of its body, a count of the answer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from max_zimage.serving.callers import Callers, cors_headers, preflight_headers
+from max_zimage.serving.connections import REFUSAL
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.metrics import Metrics
 
@@ -23,13 +25,17 @@ class Gate:
 
     Args:
         app: The routes.
+        callers: Who may call.
         api_key: What clients send as a bearer token; None lets everybody in.
         body_bytes: Of a request's body.
         metrics: Counts answers and rejections.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, body_bytes: int, metrics: Metrics) -> None:
-        self._app, self._key, self._limit, self._metrics = app, api_key, body_bytes, metrics
+    def __init__(
+        self, app: ASGIApp, *, callers: Callers, api_key: str | None, body_bytes: int, metrics: Metrics
+    ) -> None:
+        self._app, self._callers, self._metrics = app, callers, metrics
+        self._key, self._limit = api_key, body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -41,16 +47,25 @@ class Gate:
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         answered: list[int] = []
+        page: list[str] = []
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answered.append(message["status"])
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                cors = cors_headers(page[0]) if page else []
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *cors]
             await send(message)
 
         try:
+            origin = self._callers.check(scope["method"], scope["http_version"], scope["headers"])
+            if origin is not None:
+                page.append(origin)
+                if scope["method"] == "OPTIONS" and (allowed := preflight_headers(scope["headers"])):
+                    await tell({"type": "http.response.start", "status": 204, "headers": allowed})
+                    await tell({"type": "http.response.body", "body": b""})
+                    return
             self._check(scope["path"], headers, given)
-            await self._app(scope, self._counted(receive), tell)
+            await self._app(scope, self._counted(scope, receive), tell)
         except ApiError as error:  # from here; those of the routes have been answered there
             await respond(error, self._metrics, tell)
         except Exception:
@@ -84,13 +99,15 @@ class Gate:
         if length.isdigit() and int(length) > self._limit:
             raise self._too_large(int(length))
 
-    def _counted(self, receive: Receive) -> Receive:
-        """A body in pieces, whose length nobody has announced, is counted as it comes."""
+    def _counted(self, scope: Scope, receive: Receive) -> Receive:
+        """A body in pieces, whose length nobody has announced, is counted as it comes; one that does not come ends."""
         seen = 0
 
         async def counted() -> Message:
             nonlocal seen
             message = await receive()
+            if REFUSAL in scope["state"]:
+                raise scope["state"][REFUSAL]
             seen += len(message.get("body", b""))
             if seen > self._limit:
                 raise self._too_large(seen)
@@ -115,7 +132,8 @@ def internal_error(request_id: str) -> ApiError:
 async def respond(error: ApiError, metrics: Metrics, send: Send) -> None:
     """Answer with an error, and count it."""
     metrics.rejections.labels(error.code).inc()
+    body = json.dumps(error.body()).encode()
     headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    headers.append((b"content-type", b"application/json"))
+    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(error.body()).encode()})
+    await send({"type": "http.response.body", "body": body})

@@ -10,13 +10,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import max.serve.scheduler as max_scheduler
 from max.pipelines.context import PixelGenerationContextType
 from max.pipelines.diffusion.pipeline import PixelGenerationPipeline as MaxPixelGenerationPipeline
 
+from max_zimage.lifeline import end_with_parent
 from max_zimage.serving.settings import usual_pictures
+from max_zimage.temporary import restore
 
 MAX_PICTURES_VARIABLE = "MAX_ZIMAGE_MAX_BATCH_PICTURES"
 """Pictures that may share a batch; MAX hands its worker no settings of ours, so the environment does."""
@@ -33,10 +36,21 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
         """Take what MAX's registry passes."""
         from max_zimage.serving.scheduler import StepScheduler
 
+        server = multiprocessing.parent_process()
+        if MAX_PICTURES_VARIABLE in os.environ and server is not None:
+            _belong_to(server.sentinel)
         super().__init__(*args, **kwargs)
-        if MAX_PICTURES_VARIABLE in os.environ and multiprocessing.parent_process() is not None:
-            # Ctrl-C on a terminal reaches all processes; the server decides what becomes of the work.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         usual = usual_pictures(on_host=self._devices[0].is_host)
         self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, usual))
         max_scheduler.OneShotScheduler = StepScheduler  # type: ignore[misc]
+
+
+def _belong_to(server: int) -> None:
+    """Live no longer than the server, and leave it to the server when to end.
+
+    Ctrl-C on a terminal, its end and a supervisor reach all processes; the server decides what becomes of the work.
+    """
+    end_with_parent(server)
+    restore(Path(os.environ["TMPDIR"]))  # before anything asks for it: Python would take another one for good
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

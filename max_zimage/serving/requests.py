@@ -58,6 +58,8 @@ def context_of_image_request(served: Served, body: ImageRequest, **more: Any) ->
         raise bad_request(
             "partial_images: previews come with stream; set stream to true, or leave it out", "partial_images"
         )
+    if body.progress and not body.stream:
+        raise bad_request("progress: steps are told with stream; set stream to true, or leave it out", "progress")
     if body.output_compression is not None and (body.output_format or "png") == "png":
         raise bad_request(
             "output_compression: png has no quality; set output_format to jpeg or webp, or leave it out",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
 from max_zimage.input_images import decode_image, image_of_data_url, resized
@@ -23,7 +23,7 @@ from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.remote_images import fetched, is_remote
 from max_zimage.serving.requests import Served, check_pixels, context_of_image_request, size_of
-from max_zimage.serving.routes_images import answered, described, invalid, parsed
+from max_zimage.serving.routes_images import answered, described, invalid, json_body, parsed
 from max_zimage.serving.schema import EditRequest
 from max_zimage.serving.state import State, state_of
 
@@ -55,7 +55,7 @@ async def edit(request: Request) -> Response:
     if kind == "multipart/form-data":
         body, read = await _form(state, request)
     else:
-        body = parsed(EditRequest, await request.body())
+        body = parsed(EditRequest, await json_body(request))
         read = await _named(state, body)
     context = await asyncio.to_thread(_context, state, body, read)
     return await answered(state, context, body, "image_edit", request)
@@ -113,9 +113,9 @@ async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:
 async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[], Pixels]]:
     """A form's fields, and its one file."""
     try:
-        form = await request.form(max_files=2, max_fields=_MAX_FIELDS, max_part_size=state.served.limits.body_bytes)
-    except HTTPException as error:  # what Starlette makes of a MultiPartException
-        raise bad_request(f"the body is no form: {error.detail}") from error
+        form = await _parser(request, state.served.limits.body_bytes).parse()
+    except MultiPartException as error:
+        raise bad_request(f"the body is no form: {error.message}") from error
     files = [
         value for name, value in form.multi_items() if isinstance(value, UploadFile) and name in ("image", "image[]")
     ]
@@ -138,6 +138,15 @@ async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[
     except ValidationError as error:
         raise invalid(error) from error
     return body, lambda: decode_image("image", content, state.served.limits.input_pixels)
+
+
+def _parser(request: Request, body_bytes: int) -> MultiPartParser:
+    """Starlette's, which keeps in memory what the server lets in: the folder for files may have been swept."""
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=2, max_fields=_MAX_FIELDS, max_part_size=body_bytes
+    )
+    parser.spool_max_size = body_bytes
+    return parser
 
 
 def _value(name: str, text: str) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -17,6 +18,9 @@ from max_zimage.serving.schema import ImageRequest
 from max_zimage.serving.state import State, state_of
 
 router = APIRouter(prefix="/v1")
+
+_JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
+_CHARSETS = ("", "charset=utf-8", "charset=utf8", "charset=us-ascii")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -30,7 +34,7 @@ async def generate(request: Request) -> Response:
     """Draw pictures from a prompt."""
     state = state_of(request)
     state.check_room()
-    body = parsed(ImageRequest, await request.body())
+    body = parsed(ImageRequest, await json_body(request))
     context = await asyncio.to_thread(context_of_image_request, state.served, body)
     return await answered(state, context, body, "image_generation", request)
 
@@ -42,6 +46,7 @@ async def answered(state: State, context: ZImageContext, body: ImageRequest, eve
         by_url=body.response_format == "url",
         output_format=context.output_format,
         quality=body.quality or "auto",
+        progress=bool(body.progress),
     )
     job = state.dispatcher.submit(context, request.state.request_id)
     state.note(job, body.user)
@@ -84,6 +89,26 @@ async def cancel_request(request_id: str, request: Request) -> dict[str, Any]:
 
 def _unknown(request_id: str) -> ApiError:
     return ApiError(404, "not_found", f"there is no request {request_id} that is not done", param="request_id")
+
+
+async def json_body(request: Request) -> bytes:
+    """Read a body that says it is JSON; a page may send any other without asking its user's browser first.
+
+    Raises:
+        ApiError: 415 if it says something else, or nothing.
+    """
+    given = request.headers.getlist("content-type")
+    kind, _, options = (given[0] if len(given) == 1 else ", ".join(given)).partition(";")
+    kind, options = kind.strip().lower(), options.strip().lower().replace('"', "")
+    if not _JSON.fullmatch(kind) or options not in _CHARSETS:
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"Content-Type: must be application/json in UTF-8, got {', '.join(given)[:80] or 'none'}; "
+            'send the header "Content-Type: application/json"',
+            param="Content-Type",
+        )
+    return await request.body()
 
 
 def parsed(model: type[Body], content: bytes) -> Body:

@@ -23,7 +23,7 @@ from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.remote_images import fetched, is_remote
 from max_zimage.serving.requests import Served, check_model, check_request, make_context
-from max_zimage.serving.routes_images import parsed
+from max_zimage.serving.routes_images import json_body, parsed
 from max_zimage.serving.state import State, state_of
 
 router = APIRouter(prefix="/v1")
@@ -37,7 +37,7 @@ async def create_response(request: Request) -> Response:
     """Draw pictures, asked for as MAX's OpenResponses API does."""
     state = state_of(request)
     state.check_room()
-    content = await _inlined(state, await request.body())
+    content = await _inlined(state, await json_body(request))
     body = parsed(OpenResponsesRequestBody, content)
     context = await asyncio.to_thread(_context, state.served, body, content)
     job = state.dispatcher.submit(context, request.state.request_id)

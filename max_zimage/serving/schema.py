@@ -34,6 +34,7 @@ class ImageRequest(BaseModel):
     user: Annotated[str | None, Field(max_length=512, description="Goes into the server's log.")] = None
     stream: Annotated[bool | None, Field(description="Answer with server-sent events.")] = None
     partial_images: Annotated[int | None, Field(ge=0, le=3, description="Previews, with stream.")] = None
+    progress: Annotated[bool | None, Field(description="Whether stream has an event for each step.")] = None
 
     negative_prompt: Annotated[str | None, Field(description="What to keep away from; needs guidance.")] = None
     steps: Annotated[int | None, Field(description="Denoising steps.")] = None

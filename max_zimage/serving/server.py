@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
@@ -18,7 +21,9 @@ from max_zimage.context_tokenizer import ZImageTokenizer
 from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.serving.app import make_app
+from max_zimage.serving.connections import BACKLOG, LimitedProtocol, watch
 from max_zimage.serving.dispatcher import Dispatcher
+from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.media import MediaStore
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.requests import Served
@@ -28,6 +33,8 @@ from max_zimage.serving.worker import Worker, WorkerFailed
 
 _log = logging.getLogger("max_zimage.serving")
 _LAST_WORDS = 5.0  # seconds for answers to get out when work in flight is ended
+_ONE_SIGNAL = 0.5  # seconds: a terminal and a supervisor may both pass on the same wish
+_RESTORE = 600.0  # seconds between two looks after the folder
 
 
 def run(settings: ServerSettings, prepared: Prepared) -> int:
@@ -40,13 +47,12 @@ def run(settings: ServerSettings, prepared: Prepared) -> int:
     Returns:
         The exit code.
     """
-    # MAX puts its sockets there, and large uploads go there: nobody else may look, and nothing is left behind.
-    with tempfile.TemporaryDirectory(prefix="max-zimage-") as folder:
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
-        return asyncio.run(_serve(settings, prepared))
+    with ServerFolder() as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder.path)
+        return asyncio.run(_serve(settings, prepared, folder))
 
 
-async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
+async def _serve(settings: ServerSettings, prepared: Prepared, folder: ServerFolder) -> int:
     metrics = Metrics()
     together = settings.pictures_together(on_host=prepared.devices[0].is_host)
     dispatcher = Dispatcher(
@@ -64,36 +70,72 @@ async def _serve(settings: ServerSettings, prepared: Prepared) -> int:
         metrics=metrics,
     )
     server = _Server(_uvicorn_config(settings, state))
-    end = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end.set)
-    worker = asyncio.create_task(Worker(prepared.config, state, together).keep_running())
-    http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wait())
+    end = Ending()
+    keeper = Worker(prepared.config, state, together, folder)
+    worker = asyncio.create_task(keeper.keep_running())
+    http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wished.wait())
+    others = [asyncio.create_task(watch(server.server_state.connections)), asyncio.create_task(_look_after(folder))]
     await asyncio.wait((worker, http, ended), return_when=asyncio.FIRST_COMPLETED)
-    await _shut_down(settings, dispatcher, server, http, finish=ended.done())
+    await _shut_down(settings, dispatcher, server, http, end)
     failed = worker.done()  # it never ends by itself but by a failure
     if failed:
         error = worker.exception()
         _log.error("%s", error, exc_info=None if isinstance(error, WorkerFailed) else error)
-    worker.cancel()
-    ended.cancel()
-    await asyncio.gather(worker, ended, return_exceptions=True)
+    keeper.end()
+    for task in (worker, ended, *others):
+        task.cancel()
+    await asyncio.gather(worker, ended, *others, return_exceptions=True)
     return 1 if failed else 0
 
 
+class Ending:
+    """The wish that the server ends, by a signal; another one says at once, whatever is being drawn.
+
+    Attributes:
+        wished: Set by the first signal.
+        at_once: Set by the second, where that comes from a person or a supervisor: a terminal that is closed may send
+            several.
+    """
+
+    def __init__(self) -> None:
+        self.wished, self.at_once = asyncio.Event(), asyncio.Event()
+        self._since = 0.0
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._wish)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(signal.SIGHUP, self._wish, False)
+
+    def _wish(self, insists: bool = True) -> None:
+        if not self.wished.is_set():
+            self.wished.set()
+            self._since = time.monotonic()
+        elif insists and time.monotonic() > self._since + _ONE_SIGNAL:
+            self.at_once.set()
+
+
 async def _shut_down(
-    settings: ServerSettings, dispatcher: Dispatcher, server: _Server, http: asyncio.Task[None], *, finish: bool
+    settings: ServerSettings, dispatcher: Dispatcher, server: _Server, http: asyncio.Task[None], end: Ending
 ) -> None:
     """Reject what waits, let finish what is drawn within a bound, answer the rest with an error, close the port."""
-    if finish:
+    if end.wished.is_set():
         _log.info("ending; work in flight has %g s", settings.shutdown_seconds)
         dispatcher.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(dispatcher.idle.wait(), settings.shutdown_seconds)
+        waits = [asyncio.create_task(event.wait()) for event in (dispatcher.idle, end.at_once)]
+        await asyncio.wait(waits, timeout=settings.shutdown_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
     dispatcher.close(running=True)
     server.should_exit = True
     await http
+
+
+async def _look_after(folder: ServerFolder) -> None:
+    """Keep the folder from being swept, and make it again if it was."""
+    while True:
+        await asyncio.sleep(_RESTORE)
+        with contextlib.suppress(OSError):  # it is made before it is used, where this is told
+            folder.restore()
 
 
 def _served(settings: ServerSettings, prepared: Prepared) -> Served:
@@ -117,10 +159,14 @@ def _served(settings: ServerSettings, prepared: Prepared) -> Served:
 
 
 def _uvicorn_config(settings: ServerSettings, state: State) -> uvicorn.Config:
+    protocol: Any = functools.partial(LimitedProtocol, limits=settings.connections, metrics=state.metrics)
     return uvicorn.Config(
         make_app(state),
         host=settings.host,
         port=settings.port,
+        http=protocol,
+        ws="none",
+        backlog=BACKLOG,
         lifespan="off",
         log_config=None,
         access_log=False,

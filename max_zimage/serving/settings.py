@@ -30,6 +30,21 @@ class ServerLimits:
     input_pixels: int = 4096 * 4096
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLimits:
+    """How much clients may take up before they have asked for anything.
+
+    Attributes:
+        connections: At a time.
+        read_seconds: For a request to arrive, besides one second for each 64 KiB of it that has.
+        write_seconds: For an answer to be taken, likewise.
+    """
+
+    connections: int = 512
+    read_seconds: float = 30.0
+    write_seconds: float = 30.0
+
+
 def usual_pictures(*, on_host: bool) -> int:
     """Pictures that share a batch unless told otherwise: one on a CPU, which it keeps as busy as four."""
     return 1 if on_host else 4
@@ -54,6 +69,9 @@ class ServerSettings:
             `usual_pictures`.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
         media_bytes: Pictures kept for answers by URL; the oldest go first.
+        allow_hosts: Names by which the server answers besides its own, from `callers.host_name`.
+        cors_origins: Origins whose pages may use the server, from `callers.origin_of`.
+        connections: How many there may be, and how long clients may take over them.
         limits: Of requests.
     """
 
@@ -70,6 +88,9 @@ class ServerSettings:
     batch_pictures: int | None = None
     shutdown_seconds: float = 30.0
     media_bytes: int = 256 * 2**20
+    allow_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def pictures_together(self, *, on_host: bool) -> int:
