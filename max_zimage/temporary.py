@@ -27,6 +27,7 @@ def restore(path: Path) -> None:
         PermissionError: If something else is in its place by now.
         OSError: If it cannot be made.
     """
+    os.makedirs(path.parent, 0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
     found = path.lstat()

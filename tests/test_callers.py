@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
+import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from max_zimage.serving.callers import Callers, host_name, origin_of
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.middleware import Gate
 
 LOCAL = Callers.of("127.0.0.1", ("zimage.example.com",), ("https://ui.example.com",))
 EVERYWHERE = Callers.of("0.0.0.0", (), ())
@@ -147,3 +152,53 @@ def test_flags_are_read_as_they_are_compared() -> None:
     for wrong in ("", "null", "*", "example.com", "https://", "https://x/path", "https://*.example.com"):
         with pytest.raises(ValueError, match="must be SCHEME://HOST"):
             origin_of(wrong)
+
+
+async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"drawn"})
+
+
+def ask(method: str, **headers: str) -> httpx.Response:
+    """Ask a gate with a key, by a name that it is allowed."""
+
+    async def asked() -> httpx.Response:
+        gate = Gate(answers, callers=LOCAL, api_key="secret", body_bytes=100, metrics=Metrics())
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(gate), base_url="http://zimage.example.com"
+        ) as client:
+            return await client.request(
+                method,
+                "/v1/images/generations",
+                headers={name.replace("_", "-"): each for name, each in headers.items()},
+            )
+
+    return asyncio.run(asked())
+
+
+def test_pages_that_may_call_are_told_so() -> None:
+    page = "https://ui.example.com"
+    wanted = "authorization, content-type, x-stainless-os"
+    preflight = ask(
+        "OPTIONS",
+        Origin=page,
+        Access_Control_Request_Method="POST",
+        Access_Control_Request_Headers=wanted,
+        Access_Control_Request_Private_Network="true",
+    )
+    assert preflight.status_code == 204  # without the key, which comes with the request itself
+    assert preflight.headers["access-control-allow-origin"] == page
+    assert preflight.headers["access-control-allow-headers"] == wanted
+    assert preflight.headers["access-control-allow-private-network"] == "true"
+    assert {"POST", "GET", "DELETE"} == set(preflight.headers["access-control-allow-methods"].split(", "))
+    for key, status in (("Bearer secret", 200), ("Bearer wrong", 401)):
+        answer = ask("POST", Origin=page, Authorization=key)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, page)
+        assert answer.headers["vary"] == "Origin"
+    for foreign in ("https://evil.example", "null"):
+        refused = ask("OPTIONS", Origin=foreign, Access_Control_Request_Method="POST")
+        assert refused.status_code == 403
+        assert not [name for name in refused.headers if name.startswith("access-control")]
+    plain = ask("POST", Authorization="Bearer secret")
+    assert (plain.status_code, plain.text) == (200, "drawn")
+    assert "access-control-allow-origin" not in plain.headers

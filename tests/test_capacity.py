@@ -67,6 +67,15 @@ def test_several_pictures_take_more_in_the_steps_and_are_decoded_a_few_at_a_time
         (["nothing/there/at/all"], "nothing/there/at/all"),
         (["--max-steps", "0"], "must be at least 1, got 0"),
         (["--max-seconds", "-1"], "must be above 0, got -1"),
+        (["--read-timeout", "soon"], "must be a number of seconds, got 'soon'"),
+        (["--write-timeout", "nan"], "must be above 0, got nan"),
+        (["--max-connections", "0"], "must be at least 1, got 0"),
+        (
+            ["--port", "0", "--max-connections", "9999999999"],
+            "--max-connections 9999999999 needs 10000000511 open files",
+        ),
+        (["--allow-host", "http://x"], "must be one name or address without scheme and port, got 'http://x'"),
+        (["--cors-origin", "*"], "must be SCHEME://HOST or SCHEME://HOST:PORT, got '*'"),
     ],
 )
 def test_bad_flags(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

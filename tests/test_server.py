@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from openai.types import ImageEditCompletedEvent, ImageGenCompletedEvent, ImageGenPartialImageEvent
 from PIL import Image
 from references.scenes import recognize
 from references.servers import KEY, Server, error_of
@@ -185,7 +187,11 @@ def test_an_image_that_does_not_fit(server: Server) -> None:
     assert "fetches nothing" in remote["message"]
 
 
-def test_events_with_steps_and_previews(server: Server) -> None:
+def kinds_of(events: Iterable[Any]) -> list[str]:
+    return [event.type.partition(".")[2] for event in events]
+
+
+def test_events_are_those_that_openais_client_knows(server: Server) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
     events = list(
         client.images.generate(
@@ -195,15 +201,36 @@ def test_events_with_steps_and_previews(server: Server) -> None:
             extra_body={"seed": 3, "guidance_scale": 2.0},
         )
     )
-    kinds = [event.type.removeprefix("image_generation.") for event in events]
-    assert kinds.count("progress") == 9
-    assert kinds.count("partial_image") == 2
-    assert kinds[-1] == "completed"
-    previews = [event for event in events if event.type == "image_generation.partial_image"]
-    assert [preview.partial_image_index for preview in previews] == [0, 1]
-    assert opened(str(previews[0].b64_json)).size == (16, 16)
+    assert kinds_of(events) == ["partial_image", "partial_image", "completed"]
+    for event, known in zip(events, [ImageGenPartialImageEvent] * 2 + [ImageGenCompletedEvent], strict=True):
+        assert isinstance(event, known)
+        type(event).model_validate(event.model_dump(), strict=True)  # nothing that the API names is missing
+    assert [preview.partial_image_index for preview in events[:2]] == [0, 1]
+    assert opened(str(events[0].b64_json)).size == (16, 16)
     plain = server.draw(seed=3, guidance_scale=2.0).json()["data"][0]["b64_json"]
     assert events[-1].b64_json == plain
+    edits = client.images.edit(image=("a.png", png(), "image/png"), prompt="x", stream=True, extra_body={"steps": 3})
+    (made,) = edits
+    assert isinstance(made, ImageEditCompletedEvent)
+    type(made).model_validate(made.model_dump(), strict=True)
+    assert kinds_of(client.images.generate(prompt="x", stream=True, extra_body={"progress": False})) == ["completed"]
+
+
+def test_steps_are_told_where_they_are_asked_for(server: Server) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
+    asked: dict[str, Any] = {"progress": True, "steps": 3}
+    events = list(client.images.generate(prompt="x", stream=True, partial_images=1, extra_body=asked))
+    kinds = kinds_of(events)
+    assert (kinds.count("progress"), kinds.count("partial_image"), kinds[-1]) == (4, 1, "completed")
+    assert [(event.step, event.steps) for event in events if event.type == "image_generation.progress"] == [
+        (step, 3) for step in range(4)
+    ]
+    form = client.images.edit(
+        image=("a.png", png(), "image/png"), prompt="x", stream=True, extra_body=asked | {"strength": 1.0}
+    )
+    assert kinds_of(form) == ["progress"] * 4 + ["completed"]
+    refused = server.draw(progress=True)
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "progress")
 
 
 def test_requests_that_wait_together_share_steps(server: Server, pipeline: ZImagePipeline) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from max_zimage import temporary
 from max_zimage.serving.folder import PREFIX, ServerFolder, remove_stale
+from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.worker import Queues, Worker, WorkerFailed
 
 HOLDER = """
 import os, sys
@@ -27,7 +32,7 @@ os._exit(1)
 
 
 @pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A place for temporary files with a short name, as tmp_path has not."""
     short = Path(tempfile.mkdtemp(prefix="mz-"))
     monkeypatch.setattr(tempfile, "tempdir", str(short))
@@ -105,3 +110,30 @@ def test_a_process_whose_folder_is_gone_makes_it_again(base: Path) -> None:
     shutil.rmtree(base)
     temporary.make_sure()
     assert stat.S_IMODE(base.stat().st_mode) == 0o700
+
+
+def test_sockets_find_their_folder_and_a_worker_whose_socket_is_gone_is_started_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = base / "above" / "folder"
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    lives = []
+
+    async def life(worker: Worker) -> None:
+        lives.append(worker)
+        queues = Queues(path)
+        if len(lives) > 1:
+            async with queues.model_worker_queues(), queues.model_worker_proxy():
+                raise RuntimeError("the second life got so far")
+        async with queues.model_worker_proxy():  # what the worker's side has made is gone
+            raise AssertionError("the server waits for ever")
+
+    monkeypatch.setattr(Worker, "_run", life)
+    state = SimpleNamespace(
+        metrics=Metrics(), dispatcher=SimpleNamespace(detach=lambda: None), was_ready=False, settings=None
+    )
+    with pytest.raises(WorkerFailed, match="could not load"):
+        asyncio.run(Worker(None, state, 1, None).keep_running())  # type: ignore[arg-type]
+    assert len(lives) == 2
+    assert "was removed while the worker started; starting it again" in caplog.text
+    assert "the second life got so far" in caplog.text

@@ -84,9 +84,10 @@ def test_other_refusals(server: Server) -> None:
     assert server.draw(model="dall-e-3").status_code == 404
     large = server.draw(user="x" * 2_000_001)
     assert (large.status_code, error_of(large)["code"]) == (413, "body_too_large")
-    in_pieces = server.client.post("/v1/images/generations", content=(b"x" * 100_000 for _ in range(30)))
-    assert in_pieces.status_code == 413
-    broken = server.client.post("/v1/images/generations", content=b"{")
+    json = {"Content-Type": "application/json"}
+    pieces = (b"x" * 100_000 for _ in range(30))
+    assert server.client.post("/v1/images/generations", content=pieces, headers=json).status_code == 413
+    broken = server.client.post("/v1/images/generations", content=b"{", headers=json)
     assert (broken.status_code, error_of(broken)["type"]) == (400, "invalid_request_error")
     assert server.client.get("/v1/nothing").status_code == 404
     assert server.client.get("/v1/images/generations").status_code == 405
@@ -121,6 +122,47 @@ def test_an_edit_is_resized_only_to_what_can_be_drawn(server: Server) -> None:
         assert (answer.status_code, error_of(answer)["param"]) == (400, "size"), answer.text
         assert message in error_of(answer)["message"]
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize("route", ["/v1/images/generations", "/v1/images/edits", "/v1/responses"])
+def test_json_has_to_be_called_so(route: str, server: Server) -> None:
+    """What a page may send without asking is no JSON to this server."""
+    for kind in (
+        None,
+        "",
+        "text/plain",
+        "text/plain; application/json",
+        "application/x-www-form-urlencoded",
+        "text/json",
+        "application/jsonx",
+        "application/json; charset=utf-16",
+        "application/json; charset=latin-1",
+    ):
+        headers = {} if kind is None else {"Content-Type": kind}
+        answer = server.client.post(route, content=b"{}", headers=headers)
+        assert (answer.status_code, error_of(answer)["param"]) == (415, "Content-Type"), kind
+        assert 'send the header "Content-Type: application/json"' in error_of(answer)["message"]
+    for kind in ("application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"'):
+        assert server.client.post(route, content=b"{}", headers={"Content-Type": kind}).status_code == 400, kind
+
+
+def test_no_route_answers_a_foreign_page(server: Server) -> None:
+    url = server.draw(steps=1, response_format="url").json()["data"][0]["url"]
+    routes = ["/health", "/version", "/metrics", "/docs", "/openapi.json", "/v1/models", url.removeprefix(server.url)]
+    for headers, code in (
+        ({"Host": "evil.example"}, "unknown_host"),
+        ({"Origin": "http://a.example"}, "foreign_origin"),
+    ):
+        for path in [*routes, "/v1/images/generations", "/v1/requests/x"]:
+            for method in ("GET", "POST", "DELETE", "OPTIONS"):
+                answer = server.client.request(method, path, headers=headers)
+                assert (answer.status_code, error_of(answer)["code"]) == (403, code), (method, path)
+                assert "access-control-allow-origin" not in answer.headers
+    own = {"Origin": server.url}
+    assert [server.client.get(path, headers=own).status_code for path in routes] == [200] * len(routes)
+    assert (
+        server.client.post("/v1/images/generations", json={"prompt": "x", "steps": 1}, headers=own).status_code == 200
+    )
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}])

@@ -83,7 +83,7 @@ class LimitedProtocol(H11Protocol):
         )
         yielding = [each for each in others if each.gives_way]
         chosen = min(yielding, key=lambda each: (each._arriving, each._since), default=self)
-        chosen._refuse(error, chosen is self or chosen._received > 0)
+        chosen._refuse(error, told=chosen._arriving)
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
@@ -123,7 +123,9 @@ class LimitedProtocol(H11Protocol):
                 f"the request did not arrive within {self._limits.read_seconds:g} s, "
                 f"and one more for each {_RATE} bytes of it; its first {self._received} did"
             )
-            self._refuse(ApiError(408, "read_timeout", message, headers={"Connection": "close"}), self._received > 0)
+            self._refuse(
+                ApiError(408, "read_timeout", message, headers={"Connection": "close"}), told=self._received > 0
+            )
 
     def _note(self) -> None:
         """Find out whose turn it is."""
@@ -137,7 +139,7 @@ class LimitedProtocol(H11Protocol):
                 self._received = len(self.conn.trailing_data[0])
         self._arriving = arriving
 
-    def _refuse(self, error: ApiError, told: bool) -> None:
+    def _refuse(self, error: ApiError, *, told: bool) -> None:
         """End the connection, with an answer where one is due and can still be given."""
         self._ending = time.monotonic()
         if not self._idle and not self.cycle.response_started:

@@ -7,6 +7,8 @@ import json
 import logging
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +20,7 @@ from max_zimage.serving.metrics import Metrics
 _log = logging.getLogger("max_zimage.serving")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OPEN_PATHS = ("/health",)
+_BODIES = 16  # of the largest size, whose bytes may be on their way at a time
 
 
 class Gate:
@@ -36,6 +39,7 @@ class Gate:
     ) -> None:
         self._app, self._callers, self._metrics = app, callers, metrics
         self._key, self._limit = api_key, body_bytes
+        self._arriving = 0  # bytes of bodies that are not all there
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -65,7 +69,8 @@ class Gate:
                     await tell({"type": "http.response.body", "body": b""})
                     return
             self._check(scope["path"], headers, given)
-            await self._app(scope, self._counted(scope, receive), tell)
+            with self._counted(scope, receive) as counted:
+                await self._app(scope, counted, tell)
         except ApiError as error:  # from here; those of the routes have been answered there
             await respond(error, self._metrics, tell)
         except Exception:
@@ -99,21 +104,36 @@ class Gate:
         if length.isdigit() and int(length) > self._limit:
             raise self._too_large(int(length))
 
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
+    @contextmanager
+    def _counted(self, scope: Scope, receive: Receive) -> Iterator[Receive]:
         """A body in pieces, whose length nobody has announced, is counted as it comes; one that does not come ends."""
-        seen = 0
+        seen = held = 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, held
             message = await receive()
             if REFUSAL in scope["state"]:
                 raise scope["state"][REFUSAL]
-            seen += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            seen, held = seen + size, held + size
+            self._arriving += size
             if seen > self._limit:
                 raise self._too_large(seen)
+            if self._arriving > _BODIES * self._limit:
+                raise ApiError(
+                    503,
+                    "too_many_bodies",
+                    "too many large requests are on their way to this server; try again later",
+                    headers={"Retry-After": "1", "Connection": "close"},
+                )
+            if not message.get("more_body"):
+                self._arriving, held = self._arriving - held, 0
             return message
 
-        return counted
+        try:
+            yield counted
+        finally:
+            self._arriving -= held
 
     def _too_large(self, given: int) -> ApiError:
         return ApiError(

@@ -108,6 +108,11 @@ class Server:
     ) -> httpx.Response:
         return self.post("/v1/images/generations", headers, prompt=prompt, **body)
 
+    def temporary(self) -> Path:
+        """Its folder for temporary files, which its worker is told."""
+        told = Path(f"/proc/{self.worker()}/environ").read_bytes().split(b"\0")
+        return next(Path(os.fsdecode(each[7:])) for each in told if each.startswith(b"TMPDIR="))
+
     def metric(self, name: str) -> float:
         """The value of a figure; the sum where it has labels that are not given."""
         lines = self.client.get("/metrics").text.splitlines()
