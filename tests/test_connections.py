@@ -252,3 +252,17 @@ def test_bodies_on_their_way_have_a_bound_together() -> None:
         while server.gate._arriving and time.monotonic() < deadline:
             time.sleep(0.01)
         assert httpx.post(f"http://127.0.0.1:{server.port}/", content=bytes(2**20)).text == str(2**20)
+
+
+def test_the_end_of_the_server_does_not_wait_for_requests_but_for_answers() -> None:
+    with running() as server:
+        arriving = server.connect(HEAD + b"Content-Length: 1000\r\n\r\nx")
+        nothing = server.connect()
+        asked = server.connect(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deadline = time.monotonic() + PATIENCE
+        while len(server.server.server_state.tasks) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        server.server.should_exit = True
+        assert told(rest(arriving)) == (503, "shutting_down")
+        assert rest(nothing) == b""
+        assert rest(asked).startswith(b"HTTP/1.1 200")

@@ -100,6 +100,16 @@ class LimitedProtocol(H11Protocol):
         super().on_response_complete()
         self._note()
 
+    def shutdown(self) -> None:
+        """End at the server's end: an answer is still given, a request that is not all there is not waited for."""
+        if self._arriving:
+            message = "the server is being shut down; ask another one"
+            self._refuse(
+                ApiError(503, "shutting_down", message, headers={"Connection": "close"}), told=self._received > 0
+            )
+        else:
+            super().shutdown()
+
     def check(self, now: float) -> None:
         """End what takes too long.
 
