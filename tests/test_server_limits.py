@@ -142,7 +142,13 @@ def test_json_has_to_be_called_so(route: str, server: Server) -> None:
         answer = server.client.post(route, content=b"{}", headers=headers)
         assert (answer.status_code, error_of(answer)["param"]) == (415, "Content-Type"), kind
         assert 'send the header "Content-Type: application/json"' in error_of(answer)["message"]
-    for kind in ("application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"'):
+    taken = (
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        'application/json;charset="utf-8"; v=1',
+        "application/a+json",
+    )
+    for kind in taken:
         assert server.client.post(route, content=b"{}", headers={"Content-Type": kind}).status_code == 400, kind
 
 

@@ -18,9 +18,7 @@ from max_zimage.serving.schema import ImageRequest
 from max_zimage.serving.state import State, state_of
 
 router = APIRouter(prefix="/v1")
-
 _JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
-_CHARSETS = ("", "charset=utf-8", "charset=utf8", "charset=us-ascii")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -98,9 +96,9 @@ async def json_body(request: Request) -> bytes:
         ApiError: 415 if it says something else, or nothing.
     """
     given = request.headers.getlist("content-type")
-    kind, _, options = (given[0] if len(given) == 1 else ", ".join(given)).partition(";")
-    kind, options = kind.strip().lower(), options.strip().lower().replace('"', "")
-    if not _JSON.fullmatch(kind) or options not in _CHARSETS:
+    kind, *options = [part.strip().lower() for part in ", ".join(given).split(";")]
+    charsets = {option[8:].strip('"') for option in options if option.startswith("charset=")}
+    if not _JSON.fullmatch(kind) or charsets - {"utf-8", "utf8", "us-ascii"}:
         raise ApiError(
             415,
             "unsupported_media_type",
