@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable
 from typing import Any, cast
 
-import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from max_zimage.serving.errors import ApiError
@@ -139,9 +138,9 @@ class LimitedProtocol(H11Protocol):
 
     def _note(self) -> None:
         """Find out whose turn it is."""
-        state = self.conn.their_state
-        arriving = state is h11.SEND_BODY
-        if state is h11.IDLE:
+        state = self.conn.their_state.__name__  # of h11, whose states are classes
+        arriving = state == "SEND_BODY"
+        if state == "IDLE":
             arriving = self.cycle is None or bool(self.conn.trailing_data[0])
         if arriving != self._arriving:
             self._since = time.monotonic()
@@ -155,7 +154,7 @@ class LimitedProtocol(H11Protocol):
         if not self._idle and not self.cycle.response_started:
             self.scope["state"][REFUSAL] = error  # the gate answers
             self.cycle.message_event.set()
-        elif told and self._idle and self.conn.our_state is h11.IDLE:
+        elif told and self._idle and self.conn.our_state.__name__ == "IDLE":
             self._metrics.rejections.labels(error.code).inc()
             self.transport.write(_raw(error))
             if self.transport.can_write_eof():
