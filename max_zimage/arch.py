@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from max.graph.weights import WeightsFormat
@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from max_zimage.context_tokenizer import ZImageTokenizer
 from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
+from max_zimage.model_index import PIPELINE_CLASSES
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.pipeline import PixelGenerationPipeline
@@ -87,4 +88,5 @@ ARCHITECTURE = SupportedArchitecture(
     denoising_cache_defaults=GENERIC_TAYLORSEER_DEFAULTS,
 )
 
-ARCHITECTURES = [ARCHITECTURE]
+ARCHITECTURES = [replace(ARCHITECTURE, name=name) for name in PIPELINE_CLASSES]
+"""One for every name that a checkpoint with these parts may have in its `model_index.json`."""

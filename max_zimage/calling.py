@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer, Device, load_devices
 from max.engine import InferenceSession
-from max.pipelines import PipelineArgs
 from max.pipelines.lib.config import PipelineConfig
 from PIL import Image
 
@@ -23,6 +22,7 @@ from max_zimage.cublas import check_cublas
 from max_zimage.denoising import as_squares, unpacked
 from max_zimage.devices import device_spec, model_dtype, upload
 from max_zimage.inputs import GenerationRequest
+from max_zimage.manifest import pipeline_config
 from max_zimage.model_files import resolve_model
 from max_zimage.request_checks import step_cache as checked_step_cache
 from max_zimage.request_inputs import captions_of_request, inputs_of_request
@@ -121,16 +121,18 @@ class Calling:
         cache = checked_step_cache(step_cache, None)
         given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
         directory = resolve_model(model if isinstance(model, str) else Path(model or EMBEDDED_MODEL))
-        arguments: dict[str, Any] = {"model_path": str(directory), "device_specs": [spec], **flags_of(cache)}
-        if dtype != "auto":
-            arguments["quantization_encoding"] = dtype
-        config = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(**arguments))
+        config = pipeline_config(directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
         paths = [Path(path) for path in given]
         constants = cast("type[ZImagePipeline]", cls)
         sources = find_sources(
             config, paths, constants.unprefixed_weight_component, devices[0], constants.default_num_inference_steps
         ).with_step_cache(cache)
-        return Prepared(directory, config, devices, paths, sources, PromptTokenizer(directory / "tokenizer"))
+        tokenizer = PromptTokenizer(
+            directory / "tokenizer",
+            embeddings=sources.specs.text_encoder.vocab_size,
+            positions=sources.limits.max_tokens,
+        )
+        return Prepared(directory, config, devices, paths, sources, tokenizer)
 
     @classmethod
     def from_prepared(cls, prepared: Prepared) -> Self:

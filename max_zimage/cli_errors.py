@@ -34,12 +34,15 @@ def checking() -> Iterator[None]:
     """Take a ValueError for what it is while input is being checked: the input's fault.
 
     Raises:
-        BadInput: In its place, with the names of flags where it has those of the Python API.
+        BadInput: In its place, with the names of flags where it has those of the Python API. What is said of a
+            checkpoint's files keeps its words: they are those of the files.
     """
     try:
         yield
     except ValueError as error:
-        raise BadInput(in_flags(str(error))) from error
+        from max_zimage.safetensors_files import CheckpointError  # not before an error: it reads a library
+
+        raise BadInput(str(error) if isinstance(error, CheckpointError) else in_flags(str(error))) from error
 
 
 def in_flags(message: str) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from max_zimage.config_reader import Config, ConfigError, Reader
+from max_zimage.config_reader import MAX_LAYERS, Config, ConfigError, Reader, shown
 from max_zimage.graphs.text_encoder import TextEncoderSpec
 from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.graphs.vae import VaeSpec
+from max_zimage.positions import RopeSpec
+from max_zimage.request_checks import MAX_SHIFT, MIN_SHIFT
 from max_zimage.schedule import ScheduleSpec
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "ConfigError",
     "ModelSpecs",
     "model_specs",
+    "sample_size",
     "schedule_spec",
     "text_encoder_spec",
     "transformer_spec",
@@ -27,6 +30,9 @@ SpecT = TypeVar("SpecT")
 
 PIXELS_PER_LATENT = 8
 """Pixels a side that one latent pixel stands for: an image token is 2x2 of them."""
+
+USUAL_SIDE = 1024
+"""Height and width of a picture where a checkpoint names none; the reference's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +53,18 @@ class ModelSpecs:
         features, latents = self.text_encoder.hidden_size, self.vae.latent_channels
         if features != self.transformer.caption_dim:
             problems.append(
-                f"text_encoder: hidden_size {features} must equal the transformer's cap_feat_dim "
+                f"text_encoder/config.json: hidden_size {features} must equal the transformer's cap_feat_dim "
                 f"{self.transformer.caption_dim}"
             )
         if latents != self.transformer.in_channels:
             problems.append(
-                f"vae: latent_channels {latents} must equal the transformer's in_channels "
+                f"vae/config.json: latent_channels {latents} must equal the transformer's in_channels "
                 f"{self.transformer.in_channels}"
             )
         if self.vae.downscale != PIXELS_PER_LATENT:
             problems.append(
-                f"vae: {len(self.vae.block_out_channels)} blocks make latent pixels of {self.vae.downscale} pixels a "
-                f"side; Z-Image's have {PIXELS_PER_LATENT}, which 4 blocks make"
+                f"vae/config.json: {len(self.vae.block_out_channels)} blocks make latent pixels of "
+                f"{self.vae.downscale} pixels a side; Z-Image's have {PIXELS_PER_LATENT}, which 4 blocks make"
             )
         if problems:
             raise ConfigError(problems)
@@ -75,7 +81,7 @@ def text_encoder_spec(config: Config) -> TextEncoderSpec:
     """
     read = Reader("text_encoder", config)
     theta = _rope_theta(read)
-    layers = read.count("num_hidden_layers")
+    layers = read.count("num_hidden_layers", MAX_LAYERS)
     if config.get("layer_types") is None:
         read.known.add("layer_types")
     else:
@@ -109,12 +115,13 @@ def transformer_spec(config: Config) -> TransformerSpec:
             f"n_kv_heads must equal n_heads {heads}, got {config['n_kv_heads']}; heads that share keys and values "
             "are not supported"
         )
-    return read.build(
-        lambda: TransformerSpec(
+
+    def make() -> TransformerSpec:
+        spec = TransformerSpec(
             dim=read.count("dim"),
             num_heads=heads,
-            num_layers=read.count("n_layers"),
-            num_refiner_layers=read.count("n_refiner_layers"),
+            num_layers=read.count("n_layers", MAX_LAYERS),
+            num_refiner_layers=read.count("n_refiner_layers", MAX_LAYERS),
             in_channels=read.count("in_channels"),
             caption_dim=read.count("cap_feat_dim"),
             norm_eps=read.positive("norm_eps"),
@@ -123,7 +130,10 @@ def transformer_spec(config: Config) -> TransformerSpec:
             axes_lens=read.three_counts("axes_lens"),
             t_scale=read.positive("t_scale"),
         )
-    )
+        RopeSpec(axes_dims=spec.axes_dims, axes_lens=spec.axes_lens, theta=spec.rope_theta)  # has rules of its own
+        return spec
+
+    return read.build(make)
 
 
 def vae_spec(config: Config) -> VaeSpec:
@@ -141,7 +151,7 @@ def vae_spec(config: Config) -> VaeSpec:
         lambda: VaeSpec(
             latent_channels=read.count("latent_channels"),
             block_out_channels=widths,
-            layers_per_block=read.count("layers_per_block"),
+            layers_per_block=read.count("layers_per_block", MAX_LAYERS),
             norm_num_groups=read.count("norm_num_groups"),
             scaling_factor=read.number("scaling_factor"),
             shift_factor=read.number("shift_factor"),
@@ -158,10 +168,34 @@ def schedule_spec(config: Config) -> ScheduleSpec:
     read = Reader("scheduler", config)
     return read.build(
         lambda: ScheduleSpec(
-            shift=read.positive("shift"),
+            shift=read.within("shift", MIN_SHIFT, MAX_SHIFT),
             num_train_timesteps=read.count("num_train_timesteps"),
         )
     )
+
+
+def sample_size(config: Config) -> tuple[int, int]:
+    """Read the size that an autoencoder was made for, which pictures have unless asked otherwise.
+
+    Args:
+        config: Contents of `vae/config.json`.
+
+    Returns:
+        Height and width in pixels; 1024, the reference's size, where the configuration names none.
+
+    Raises:
+        ConfigError: If it is neither a whole number nor a list of two, height and width.
+    """
+    given = config.get("sample_size")
+    if given is None:
+        return USUAL_SIDE, USUAL_SIDE
+    sides = given if isinstance(given, list | tuple) else [given, given]
+    read = Reader("vae", {"height": sides[0], "width": sides[1]} if len(sides) == 2 else {})
+    height, width = read.count("height"), read.count("width")
+    if read.problems:
+        wanted = "a whole number of pixels, a list of two (height, width), or left out"
+        raise ConfigError([f"{read.place}sample_size must be {wanted}, got {shown(given)}"])
+    return height, width
 
 
 def model_specs(*, text_encoder: Config, transformer: Config, vae: Config, scheduler: Config) -> ModelSpecs:
@@ -198,9 +232,9 @@ def _rope_theta(read: Reader) -> float:
         read.problem("rope_theta and rope_parameters are both given; keep one")
     read.known.update({"rope_theta", "rope_parameters"})
     if not isinstance(nested, dict):
-        read.problem(f"rope_parameters must be an object with rope_theta and rope_type 'default', got {nested!r}")
+        read.problem(f"rope_parameters must be an object with rope_theta and rope_type 'default', got {shown(nested)}")
         return 1.0
-    inner = Reader("text_encoder.rope_parameters", nested)
+    inner = Reader("text_encoder", nested, "rope_parameters.")
     inner.equal("rope_type", "default", "the only kind implemented")
     theta = inner.positive("rope_theta")
     read.problems.extend(inner.all_problems())

@@ -6,26 +6,66 @@ or has no part in inference (`INERT`). A key that is none of these is refused, b
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
+
+from max_zimage.safetensors_files import CheckpointError
 
 Config = Mapping[str, object]
 T = TypeVar("T")
 
+CONFIG_FILES: Mapping[str, str] = {
+    "text_encoder": "config.json",
+    "transformer": "config.json",
+    "vae": "config.json",
+    "scheduler": "scheduler_config.json",
+}
+"""Component -> the file in its folder that configures it."""
 
-class ConfigError(ValueError):
+MAX_COUNT = 2**31 - 1
+MAX_LAYERS = 1000
+"""Of anything that is gone through one by one: a mistyped number is to be refused, not counted up to."""
+
+MAX_POSITIONS = 65536
+"""On an axis of the transformer; every one is a row of a table."""
+
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**127
+"""Normal numbers of float32, which the graphs compute in."""
+
+_MAX_ITEMS = 64
+
+
+class ConfigError(CheckpointError):
     """One or more components are configured in a way that cannot be run.
 
     Attributes:
-        problems: One sentence each, beginning with the component's name.
+        problems: One sentence each, beginning with the file's place in the checkpoint, such as vae/config.json.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__(f"the model's configuration has {count}:" + "".join(f"\n  - {text}" for text in self.problems))
+        if len(self.problems) == 1:
+            super().__init__(self.problems[0])
+        else:
+            listed = "".join(f"\n  - {text}" for text in self.problems)
+            super().__init__(f"the model's configuration has {len(self.problems)} problems:{listed}")
+
+    def located(self, folders: Mapping[str, Path], directory: Path) -> ConfigError:
+        """The same with full paths.
+
+        Args:
+            folders: Component -> its folder.
+            directory: Holds the files of no component.
+        """
+        places = {f"{name}/": f"{folder}/" for name, folder in folders.items()}
+        full = []
+        for text in self.problems:
+            name = next((name for name in places if text.startswith(name)), "")
+            full.append(places.get(name, f"{directory}/") + text.removeprefix(name))
+        return ConfigError(full)
 
 
 @dataclass(frozen=True)
@@ -42,8 +82,7 @@ class Only:
     required: bool = False
 
 
-# What a bare transformers PretrainedConfig().to_dict() contains: `max serve` hands every component's configuration
-# through that class.
+# What a bare transformers PretrainedConfig().to_dict() contains: MAX makes its components from such dictionaries.
 HUGGING_FACE_KEYS = frozenset(
     {
         "_name_or_path",
@@ -130,8 +169,9 @@ ONLY: Mapping[str, Mapping[str, Only]] = {
 class Reader:
     """Reads one component's keys, keeping every problem instead of stopping at the first."""
 
-    def __init__(self, component: str, config: Config) -> None:
+    def __init__(self, component: str, config: Config, inside: str = "") -> None:
         self.component, self.config = component, config
+        self.place = f"{component}/{CONFIG_FILES[component]}: {inside}"
         self.known: set[str] = set()
         self.problems: list[str] = []
 
@@ -145,48 +185,56 @@ class Reader:
         try:
             spec = make()
         except ValueError as error:  # a rule across fields; means nothing if one of them could not be read
-            mismatch = str(error)
+            mismatch = str(error).removeprefix(f"{self.component.replace('_', ' ')}: ")
         problems = self.all_problems()
         if spec is None or problems:
-            raise ConfigError(problems or [str(mismatch)])
+            raise ConfigError(problems or [f"{self.place}{mismatch}"])
         return spec
 
     def all_problems(self) -> list[str]:
         """The problems so far, then the unknown keys."""
         return self.problems + [
-            f"{self.component}: {key} = {self.config[key]!r} is not a known key and may change what the model computes"
+            f"{self.place}{key} = {shown(self.config[key])} is not a known key and may change what the model computes"
             for key in sorted(self.config.keys() - self.known)
         ]
 
     def problem(self, text: str) -> None:
         """Keep one problem."""
-        self.problems.append(f"{self.component}: {text}")
+        self.problems.append(f"{self.place}{text}")
 
-    def count(self, key: str) -> int:
+    def count(self, key: str, most: int = MAX_COUNT) -> int:
         """A whole number of at least 1."""
-        return self._read(key, "a whole number of at least 1", _as_count, 1)
+        return self._read(key, f"a whole number from 1 to {most}", lambda given: _as_count(given, most), 1)
 
     def number(self, key: str) -> float:
-        """A finite number."""
-        return self._read(key, "a finite number", _as_number, 1.0)
+        """A number that float32 holds."""
+        return self._read(key, "a number that float32 holds", _as_number, 1.0)
 
     def positive(self, key: str) -> float:
-        """A finite number above 0."""
-        return self._read(key, "a finite number above 0", _as_positive, 1.0)
+        """A number above 0 that float32 holds."""
+        return self._read(key, "a number above 0 that float32 holds", _as_positive, 1.0)
+
+    def within(self, key: str, low: float, high: float) -> float:
+        """A number of a range."""
+
+        def fits(given: object) -> float | None:
+            number = _as_number(given)
+            return number if number is not None and low <= number <= high else None
+
+        return self._read(key, f"a number from {low:g} to {high:g}", fits, low)
 
     def counts(self, key: str) -> tuple[int, ...]:
         """A list of whole numbers of at least 1."""
-        return self._read(key, "a list of whole numbers of at least 1", _as_counts, ())
+        return self._read(key, f"a list of up to {_MAX_ITEMS} whole numbers of at least 1", _as_counts, ())
 
     def three_counts(self, key: str) -> tuple[int, int, int]:
         """Whole numbers for the axes caption, height and width."""
-        return self._read(
-            key, "a list of 3 whole numbers of at least 1 (caption, height, width)", _as_three_counts, (1, 1, 1)
-        )
+        wanted = f"a list of 3 whole numbers from 1 to {MAX_POSITIONS} (caption, height, width)"
+        return self._read(key, wanted, _as_three_counts, (1, 1, 1))
 
     def equal(self, key: str, value: object, reason: str) -> None:
         """Require one value."""
-        self._read(key, f"{value!r} ({reason})", lambda given: True if _same(given, value) else None, True)
+        self._read(key, f"{shown(value)} ({reason})", lambda given: True if _same(given, value) else None, True)
 
     def repeated(self, key: str, item: str, times: int | None) -> None:
         """Require a list that holds the same word for every block or layer; None if their number could not be read."""
@@ -195,7 +243,7 @@ class Reader:
             length = times if times is not None or not isinstance(given, list | tuple) else len(given)
             return _same(given, [item] * (length or 0)) or None
 
-        self._read(key, f"{item!r} {times or 'any number of'} times", fits, True)
+        self._read(key, f"{shown(item)} {times or 'any number of'} times", fits, True)
 
     def _read(self, key: str, wanted: str, parse: Callable[[object], T | None], fallback: T) -> T:
         self.known.add(key)
@@ -204,37 +252,41 @@ class Reader:
             return fallback
         value = parse(self.config[key])
         if value is None:
-            self.problem(f"{key} must be {wanted}, got {self.config[key]!r}")
+            self.problem(f"{key} must be {wanted}, got {shown(self.config[key])}")
             return fallback
         return value
 
 
-def _as_count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
+def shown(value: object) -> str:
+    """A value as JSON has it, for a message: cut where long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _as_count(value: object, most: int = MAX_COUNT) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most else None
 
 
 def _as_number(value: object) -> float | None:
-    return (
-        float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        else None
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if -_LARGEST <= value <= _LARGEST else None
 
 
 def _as_positive(value: object) -> float | None:
     number = _as_number(value)
-    return number if number is not None and number > 0 else None
+    return number if number is not None and number >= _SMALLEST else None
 
 
-def _as_counts(value: object) -> tuple[int, ...] | None:
-    if not isinstance(value, list | tuple):
+def _as_counts(value: object, most: int = MAX_COUNT) -> tuple[int, ...] | None:
+    if not isinstance(value, list | tuple) or len(value) > _MAX_ITEMS:
         return None
-    counts = tuple(count for item in value if (count := _as_count(item)) is not None)
+    counts = tuple(count for item in value if (count := _as_count(item, most)) is not None)
     return counts if len(counts) == len(value) else None
 
 
 def _as_three_counts(value: object) -> tuple[int, int, int] | None:
-    counts = _as_counts(value)
+    counts = _as_counts(value, MAX_POSITIONS)
     return (counts[0], counts[1], counts[2]) if counts is not None and len(counts) == 3 else None
 
 

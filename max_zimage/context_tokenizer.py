@@ -7,12 +7,11 @@ worker raises becomes a 500 without one.
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from huggingface_hub import snapshot_download
 from max.pipelines.context import TokenBuffer
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib.config import PipelineConfig
@@ -22,19 +21,18 @@ from max.pipelines.request import OpenResponsesRequest
 from max.pipelines.request.open_responses import InputImageContent
 from max.pipelines.request.provider_options import ImageProviderOptions
 
-from max_zimage.config import model_specs
+from max_zimage.descriptions import describe
 from max_zimage.input_images import MAX_PIXELS, image_of_data_url
 from max_zimage.inputs import GenerationRequest
-from max_zimage.limits import Limits, RequestDefaults
+from max_zimage.model_files import resolve_model
 from max_zimage.noise import initial_noise
 from max_zimage.request_checks import RequestError, check_token_count
 from max_zimage.schedule import schedule
 from max_zimage.serving.context import ZImageContext
-from max_zimage.step_cache import configured, written
+from max_zimage.step_cache import written
 from max_zimage.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
-_CONFIGURED = ("text_encoder", "transformer", "vae", "scheduler")
 
 IdArray = npt.NDArray[np.int64]
 
@@ -73,32 +71,18 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             trust_remote_code: Refused if true: no code of a checkpoint is ever run.
 
         Raises:
-            ValueError: If the tokenizer or a configuration cannot be read.
+            ValueError: If the tokenizer or a configuration cannot be read, or the two do not fit together.
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code has no use here: no code of a checkpoint is run; leave it out")
-        self._tokenizer = PromptTokenizer(_tokenizer_folder(model_path, subfolder, revision))
-        models = pipeline_config.models
-        configs = {name: models[name].huggingface_config.to_dict() for name in _CONFIGURED}
-        specs = model_specs(**configs)
-        if self._tokenizer.vocab_size > specs.text_encoder.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {self._tokenizer.vocab_size} ids and the text encoder only "
-                f"{specs.text_encoder.vocab_size} embeddings: they are from different checkpoints"
-            )
-        self._schedule = specs.schedule
-        self.limits = Limits.of(
-            axes_lens=specs.transformer.axes_lens,
-            max_positions=min(max_length, specs.text_encoder.max_positions),
-            latent_channels=specs.transformer.in_channels,
-            caption_dim=specs.transformer.caption_dim,
-        )
-        self.defaults = RequestDefaults.of(
-            shift=specs.schedule.shift,
-            sample_size=configs["vae"]["sample_size"],
-            steps=default_num_inference_steps,
-            named=models.metadata.get("_generation_defaults"),
-            step_cache=configured(pipeline_config.runtime.denoising_cache),
+        described = describe(pipeline_config, default_num_inference_steps)
+        self._schedule = described.specs.schedule
+        self.limits = replace(described.limits, max_tokens=min(max_length, described.limits.max_tokens))
+        self.defaults = described.defaults
+        self._tokenizer = PromptTokenizer(
+            resolve_model(model_path, revision) / subfolder,
+            embeddings=described.specs.text_encoder.vocab_size,
+            positions=self.limits.max_tokens,
         )
 
     @property
@@ -225,12 +209,6 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         which = "the prompt" if text in asked.prompts else "the negative prompt"
         check_token_count(len(ids), asked.max_sequence_length, which, self.limits.max_tokens)
         return ids
-
-
-def _tokenizer_folder(model_path: str, subfolder: str, revision: str | None) -> Path:
-    if Path(model_path).is_dir():
-        return Path(model_path) / subfolder
-    return Path(snapshot_download(model_path, revision=revision, allow_patterns=[f"{subfolder}/*"])) / subfolder
 
 
 def _prompt(request: OpenResponsesRequest) -> str:

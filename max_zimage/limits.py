@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from max_zimage.positions import max_caption_tokens, max_image_side
@@ -10,8 +10,6 @@ from max_zimage.step_cache import StepCache
 
 DEFAULT_MAX_SEQUENCE_LENGTH = 512
 """Tokens of a prompt, chat template included, unless the request raises it; the reference's value."""
-
-_DISTILLED_SHIFT = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,47 +80,3 @@ class RequestDefaults:
     num_inference_steps: int
     guidance_scale: float
     step_cache: StepCache | None = None
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        shift: float,
-        sample_size: int,
-        steps: int,
-        named: Mapping[str, int | float] | None = None,
-        step_cache: StepCache | None = None,
-    ) -> RequestDefaults:
-        """Find the defaults of a checkpoint.
-
-        Args:
-            shift: The scheduler's shift. The distilled checkpoints have 3: 8 steps without guidance, as their card
-                says. Others get `steps` and the reference's guidance 5.
-            sample_size: The side the autoencoder was made for, in pixels.
-            steps: Denoising steps of a checkpoint that is not distilled.
-            named: What the checkpoint's `model_index.json` names under `_generation_defaults`; it comes first.
-            step_cache: What the pipeline is configured with; no checkpoint names one.
-
-        Returns:
-            The defaults.
-
-        Raises:
-            ValueError: If a named default is unknown or no number.
-        """
-        steps, guidance = (8, 0.0) if shift == _DISTILLED_SHIFT else (steps, 5.0)
-        values = {"height": sample_size, "width": sample_size, "num_inference_steps": steps, "guidance_scale": guidance}
-        known = list(values)
-        for name, value in (named or {}).items():
-            if name not in known or isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(
-                    f"_generation_defaults of model_index.json may hold numbers named {', '.join(known)}, "
-                    f"got {name} = {value!r}"
-                )
-            values[name] = value
-        return cls(
-            height=int(values["height"]),
-            width=int(values["width"]),
-            num_inference_steps=int(values["num_inference_steps"]),
-            guidance_scale=float(values["guidance_scale"]),
-            step_cache=step_cache,
-        )

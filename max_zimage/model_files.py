@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from max.graph.weights import SafetensorWeights, Weights
 
+from max_zimage.config_reader import CONFIG_FILES, shown
+from max_zimage.json_files import read_object
+from max_zimage.model_index import INDEX, read_index
 from max_zimage.safetensors_files import CheckpointError
 
+__all__ = [
+    "COMPONENTS",
+    "CONFIG_FILES",
+    "find_component_files",
+    "paths_of",
+    "read_config",
+    "resolve_model",
+    "route_weight_files",
+]
+
 COMPONENTS = ("text_encoder", "transformer", "vae")
-CONFIG_FILES: Mapping[str, str] = {
-    "text_encoder": "config.json",
-    "transformer": "config.json",
-    "vae": "config.json",
-    "scheduler": "scheduler_config.json",
-}
 # The names that save_pretrained gives the full-precision weights. A folder may hold more, e.g. fp16 or EMA copies.
 _WEIGHT_STEMS: Mapping[str, str] = {
     "text_encoder": "model",
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
-_INDEX = "model_index.json"
-_PIPELINE_CLASS = "ZImagePipeline"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def resolve_model(model: str | Path) -> Path:
+def resolve_model(model: str | Path, revision: str | None = None) -> Path:
     """Find the directory of a model.
 
     Args:
         model: A directory in the diffusers layout, or as a string also a hub id such as "Tongyi-MAI/Z-Image-Turbo",
             which is downloaded into the Hugging Face cache, or taken from it where HF_HUB_OFFLINE=1 is set.
+        revision: Of a hub id.
 
     Returns:
         A directory that holds a `model_index.json` of a Z-Image pipeline.
@@ -46,9 +51,9 @@ def resolve_model(model: str | Path) -> Path:
     if path.is_dir():
         directory = path
     elif path.exists():
-        raise CheckpointError(f"{path} is a file; give the directory that holds {_INDEX}")
+        raise CheckpointError(f"{path} is a file; give the directory that holds {INDEX}")
     elif isinstance(model, str) and _HUB_ID.fullmatch(model):
-        directory = _download(model)
+        directory = _download(model, revision)
     else:
         raise CheckpointError(
             f"no model at {model}: there is no such directory, and a hub id has the form owner/name, e.g. "
@@ -86,17 +91,22 @@ def find_component_files(model_dir: Path, component: str, *, flat: bool = False)
     return _shards(index)
 
 
-def read_config(model_dir: Path, component: str) -> dict[str, object]:
+def read_config(model_dir: Path, component: str, *, flat: bool = False) -> dict[str, object]:
     """Read a component's configuration file.
 
     Args:
         model_dir: Directory in the diffusers layout.
         component: A key of `CONFIG_FILES`.
+        flat: Whether `model_dir` is the component's own folder.
 
     Raises:
-        CheckpointError: If it is absent or no JSON object.
+        CheckpointError: If it is absent, no JSON object, or an empty one.
     """
-    return _read_json(model_dir / component / CONFIG_FILES[component])
+    file = (model_dir if flat else model_dir / component) / CONFIG_FILES[component]
+    config = read_object(file)
+    if not config:
+        raise CheckpointError(f"{file} holds an object without keys; fetch it again")
+    return config
 
 
 def route_weight_files(
@@ -131,18 +141,18 @@ def paths_of(weights: Weights) -> list[Path]:
     return [Path(path) for path in weights._filepaths]
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    wanted = [_INDEX, "tokenizer/*"]
+    wanted = [INDEX, "tokenizer/*"]
     for component, config in CONFIG_FILES.items():
         wanted.append(f"{component}/{config}")
         if stem := _WEIGHT_STEMS.get(component):
             wanted += [f"{component}/{stem}{end}" for end in (".safetensors", ".safetensors.index.json")]
             wanted.append(f"{component}/{stem}-?????-of-?????.safetensors")
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"no model at {hub_id}: there is no such directory here and no such repository on the hub "
@@ -159,19 +169,19 @@ def _download(hub_id: str) -> Path:
 
 def _check_pipeline(directory: Path) -> None:
     if not any(directory.iterdir()):
-        raise CheckpointError(f"{directory} is empty; it should hold a model with a {_INDEX}")
-    if not (directory / _INDEX).is_file():
-        raise CheckpointError(f"{directory} is no model: it holds no {_INDEX}; found {_listing(directory)}")
-    pipeline = _read_json(directory / _INDEX).get("_class_name")
-    if pipeline != _PIPELINE_CLASS:
-        raise CheckpointError(f"{directory} is a {pipeline}; only {_PIPELINE_CLASS} is supported")
+        raise CheckpointError(f"{directory} is empty; it should hold a model with a {INDEX}")
+    if not (directory / INDEX).exists():
+        raise CheckpointError(f"{directory} is no model: it holds no {INDEX}; found {_listing(directory)}")
+    read_index(directory)
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} is damaged: it has no weight_map that names files")
-    names = sorted({str(name) for name in weight_map.values()})
+        raise CheckpointError(f"{index} is damaged: it has no weight_map that names files; fetch it again")
+    if other := [shown(name) for name in weight_map.values() if not isinstance(name, str) or not name]:
+        raise CheckpointError(f"{index} is damaged: it names {other[0]} as a file; fetch it again")
+    names = sorted(set(weight_map.values()))
     if outside := [name for name in names if Path(name).name != name]:
         raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
     if absent := [name for name in names if not (index.parent / name).exists()]:
@@ -180,18 +190,6 @@ def _shards(index: Path) -> list[Path]:
             + ", ".join(absent)
         )
     return [index.parent / name for name in names]
-
-
-def _read_json(file: Path) -> dict[str, object]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of the JSON or of its encoding
-        raise CheckpointError(f"{file} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, got a {type(content).__name__}")
-    return content
 
 
 def _listing(folder: Path) -> str:

@@ -83,9 +83,13 @@ def number(name: str, value: object, *, above: bool = False) -> float:
     rule = f"{name} must be a finite number {'above' if above else 'of at least'} 0"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise RequestError(f"{rule}, got {_shown(value)}")
-    if not math.isfinite(value) or value < 0 or (above and value == 0):
-        raise RequestError(f"{rule}, got {value}")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number beyond what a float can hold
+        found = math.inf
+    if not math.isfinite(found) or found < 0 or (above and found == 0):
+        raise RequestError(f"{rule}, got {value if abs(value) < 1e15 else found}")
+    return found
 
 
 def positive(name: str, value: object) -> float:

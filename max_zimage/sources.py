@@ -11,13 +11,14 @@ from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
 
 from max_zimage.checkpoint import LoadPlan, ModelDtype, plan
 from max_zimage.components.text_encoder import HIDDEN_LAYER
-from max_zimage.config import ModelSpecs, model_specs
+from max_zimage.config import ModelSpecs
 from max_zimage.cublas import check_cublas
+from max_zimage.descriptions import describe
 from max_zimage.devices import model_dtype
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.model_files import COMPONENTS, find_component_files, resolve_model, route_weight_files
 from max_zimage.safetensors_files import CheckpointError, scan
-from max_zimage.step_cache import StepCache, configured
+from max_zimage.step_cache import StepCache
 from max_zimage.weight_places import text_encoder_names, transformer_names, vae_names
 
 
@@ -27,6 +28,7 @@ class Sources:
 
     Attributes:
         specs: Shapes of all components.
+        limits: What can be drawn at most.
         configs: Component -> its configuration as Hugging Face's JSON has it.
         dtypes: Component -> dtype that it runs in.
         files: Component -> its weight files.
@@ -35,6 +37,7 @@ class Sources:
     """
 
     specs: ModelSpecs
+    limits: Limits
     configs: Mapping[str, dict[str, object]]
     dtypes: Mapping[str, ModelDtype]
     files: Mapping[str, list[Path]]
@@ -49,16 +52,6 @@ class Sources:
     def nbytes(self) -> dict[str, int]:
         """Component -> memory that its weights take."""
         return {name: checked.nbytes(self.dtypes[name]) for name, checked in self.plans.items()}
-
-    @property
-    def limits(self) -> Limits:
-        """What the checkpoint can do at most."""
-        return Limits.of(
-            axes_lens=self.specs.transformer.axes_lens,
-            max_positions=self.specs.text_encoder.max_positions,
-            latent_channels=self.specs.transformer.in_channels,
-            caption_dim=self.specs.transformer.caption_dim,
-        )
 
 
 def find_sources(
@@ -80,23 +73,16 @@ def find_sources(
     """
     check_cublas(device)
     models = config.models
-    configs = {name: models[name].huggingface_config.to_dict() for name in (*COMPONENTS, "scheduler")}
-    specs = model_specs(**configs)
+    described = describe(config, default_steps)
     files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)
-    sample_size = configs["vae"].get("sample_size")
     return Sources(
-        specs=specs,
-        configs=configs,
+        specs=described.specs,
+        limits=described.limits,
+        configs=described.configs,
         dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device) for name in COMPONENTS},
         files=files,
-        plans=_plans(specs, files),
-        defaults=RequestDefaults.of(
-            shift=specs.schedule.shift,
-            sample_size=sample_size if isinstance(sample_size, int) else 1024,
-            steps=default_steps,
-            named=models.metadata.get("_generation_defaults"),
-            step_cache=configured(config.runtime.denoising_cache),
-        ),
+        plans=_plans(described.specs, files),
+        defaults=described.defaults,
     )
 
 
@@ -114,7 +100,7 @@ def _weight_files(
 def _own_files(component: str, model: MAXModelConfig) -> list[Path]:
     if model.subfolder is None:  # a folder that holds this component alone
         return find_component_files(Path(model.model_path), component, flat=True)
-    return find_component_files(resolve_model(model.model_path), component)
+    return find_component_files(resolve_model(model.model_path, model.huggingface_model_revision), component)
 
 
 def _plans(specs: ModelSpecs, files: Mapping[str, list[Path]]) -> dict[str, LoadPlan]:

@@ -3,49 +3,62 @@
 Done with `tokenizers` and `jinja2` alone. Loading transformers for it takes seconds (and loads torch where installed),
 and its tokenizers pad and cut to a length, which an engine that takes captions as long as they are does not want.
 
-Reference: diffusers `ZImagePipeline._encode_prompt`; transformers `utils/chat_template_utils.py` for the template's
-environment.
+Reference: diffusers `ZImagePipeline._encode_prompt`.
 """
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from max_zimage.chat_template import ChatTemplate, TokenizerError, said
+from max_zimage.config_reader import shown
+from max_zimage.json_files import parse_object, read_object, read_text
+from max_zimage.safetensors_files import CheckpointError
+
+__all__ = ["PromptTokenizer", "TokenizerError"]
+
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
-class TokenizerError(ValueError):
-    """A checkpoint's tokenizer is missing, damaged, or not of a kind that is supported."""
+_PROBES = ("a red star", "two blue circles")
+"""Prompts that are tried when a tokenizer is loaded; the empty one, which stands for no negative prompt, is a third."""
 
 
 class PromptTokenizer:
     """The tokenizer of a checkpoint; encoding is safe from several threads."""
 
-    def __init__(self, directory: Path | str) -> None:
-        """Load `tokenizer.json`, `tokenizer_config.json` and the chat template.
+    def __init__(self, directory: Path | str, *, embeddings: int | None = None, positions: int | None = None) -> None:
+        """Load `tokenizer.json`, `tokenizer_config.json` and the chat template, and try them.
 
         Args:
             directory: The checkpoint's `tokenizer` folder.
+            embeddings: Ids that the text encoder knows; None if nobody will encode them.
+            positions: Tokens that a prompt may have at most, likewise.
 
         Raises:
-            TokenizerError: If a file is missing or cannot be read.
+            TokenizerError: If a file is missing or cannot be read, prompts do not come through template and tokenizer,
+                or there are ids that the text encoder does not know.
         """
         folder = Path(directory)
         if not folder.is_dir():
             raise TokenizerError(f"no tokenizer: {folder} is not a folder; a checkpoint has one named tokenizer")
-        self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
-        config = _load_json(folder / "tokenizer_config.json")
-        self._template = _compile_template(*_find_template(folder, config))
-        self._named_tokens = {name: _token_text(config[name]) for name in _NAMED_TOKENS if config.get(name) is not None}
+        self._file = folder / "tokenizer.json"
+        try:
+            self._tokenizer = _load_tokenizer(self._file)
+            config = read_object(folder / "tokenizer_config.json")
+        except TokenizerError:
+            raise
+        except CheckpointError as error:
+            raise TokenizerError(str(error)) from error
+        self._template = ChatTemplate(folder, config)
+        self._named_tokens = _named_tokens(folder / "tokenizer_config.json", config)
+        self._embeddings = embeddings
+        if embeddings is not None:
+            vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._check_known(max(vocabulary.values(), default=0))
+        self._try(positions)
 
     @property
     def vocab_size(self) -> int:
@@ -64,17 +77,7 @@ class PromptTokenizer:
         Raises:
             TokenizerError: If the template refuses the conversation.
         """
-        try:
-            return self._template.render(
-                messages=[{"role": "user", "content": prompt}],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                enable_thinking=True,
-                **self._named_tokens,
-            )
-        except TemplateError as error:
-            raise TokenizerError(f"the tokenizer's chat template cannot hold a single user message: {error}") from error
+        return self._template.render(prompt, self._named_tokens)
 
     def encode(self, prompt: str) -> npt.NDArray[np.int64]:
         """Turn a prompt into ids, neither padded nor cut.
@@ -83,86 +86,76 @@ class PromptTokenizer:
             prompt: The text as it was written. Special tokens inside it count as such, as in the reference.
 
         Returns:
-            int64 [tokens], chat template included.
+            int64 [tokens], chat template included; at least one.
+
+        Raises:
+            TokenizerError: If template or tokenizer cannot take it.
         """
-        return np.asarray(self._tokenizer.encode(self.render(prompt)).ids, np.int64)
+        text = self.render(prompt)
+        try:
+            ids = np.asarray(self._tokenizer.encode(text).ids, np.int64)
+        except Exception as error:  # the library raises bare Exception, and Python for text that is none
+            raise TokenizerError(f"{self._file} cannot encode the prompt: {said(error)}") from error
+        if not len(ids):
+            raise TokenizerError(f"{self._file} makes no token of {shown(text)}; there is nothing to draw from")
+        if self._embeddings is not None:
+            self._check_known(int(ids.max()))
+        return ids
+
+    def _check_known(self, highest: int) -> None:
+        if self._embeddings is not None and highest >= self._embeddings:
+            raise TokenizerError(
+                f"{self._file} has ids up to {highest} and the text encoder only {self._embeddings} embeddings "
+                "(vocab_size of text_encoder/config.json): they are from different checkpoints; fetch both again"
+            )
+
+    def _try(self, positions: int | None) -> None:
+        """Encode two prompts and the empty one: what fails with these fails with all."""
+        ids = []
+        for probe in (*_PROBES, ""):
+            if probe not in self.render(probe):
+                raise TokenizerError(
+                    f"the chat template of {self._template.file} leaves the prompt out: {shown(probe)} becomes "
+                    f"{shown(self.render(probe))}, and all prompts would draw the same; fetch it again"
+                )
+            ids.append(self.encode(probe).tolist())
+        if ids[0] == ids[1]:
+            raise TokenizerError(
+                f"{self._file} does not tell prompts apart: {shown(_PROBES[0])} and {shown(_PROBES[1])} have the same "
+                f"ids {shown(ids[0])}; fetch it again"
+            )
+        most = max(map(len, ids))
+        if positions is not None and most > positions:
+            raise TokenizerError(
+                f"the chat template of {self._template.file} makes {most} tokens of a short prompt, and the checkpoint "
+                f"takes {positions} (max_position_embeddings of text_encoder/config.json, axes_lens of "
+                "transformer/config.json); they are from different checkpoints"
+            )
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
+    if not path.exists():
         raise TokenizerError(f"no tokenizer: {path} is missing; only checkpoints with a tokenizer.json are supported")
+    text = read_text(path)
+    content = parse_object(path, text)
+    if not isinstance(content.get("model"), dict):
+        raise TokenizerError(f"{path} holds no model, an object with the vocabulary; fetch it again")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"{path} cannot be read ({error}); fetch it again") from error
+        raise TokenizerError(f"{path} cannot be read as a tokenizer: {said(error)}; fetch it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def _load_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise TokenizerError(f"{path} is missing; fetch the checkpoint's tokenizer folder again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} must hold a JSON object, got {type(content).__name__}; fetch it again")
-    return content
-
-
-def _find_template(folder: Path, config: dict[str, Any]) -> tuple[Path, str]:
-    """The chat template and the file it came from; a file of its own comes before the configuration's."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path, path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    if not isinstance(template, str):
-        raise TokenizerError(
-            f"no chat template: neither {path} nor a chat_template in tokenizer_config.json; Z-Image needs Qwen3's"
-        )
-    return folder / "tokenizer_config.json", template
-
-
-def _compile_template(source: Path, template: str) -> Template:
-    """Compile in a sandbox, as a template is code from a checkpoint; with the names templates rely on."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _now
-    try:
-        return environment.from_string(template)
-    except TemplateError as error:
-        raise TokenizerError(f"the chat template of {source} is not valid: {error}; fetch it again") from error
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes for HTML, which would change the tokens.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _token_text(token: object) -> str:
-    return str(token["content"]) if isinstance(token, dict) else str(token)
+def _named_tokens(file: Path, config: dict[str, object]) -> dict[str, str]:
+    found = {}
+    for name in _NAMED_TOKENS:
+        token = config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(text, str):
+            raise TokenizerError(f"{file}: {name} must be a string or an object with content, got {shown(token)}")
+        if isinstance(text, str):
+            found[name] = text
+    return found

@@ -16,7 +16,7 @@ from max_zimage.config import (
     transformer_spec,
     vae_spec,
 )
-from max_zimage.config_reader import HUGGING_FACE_KEYS
+from max_zimage.config_reader import CONFIG_FILES, HUGGING_FACE_KEYS, shown
 
 # As published with Tongyi-MAI/Z-Image-Turbo and Tongyi-MAI/Z-Image. Both share all but the shift.
 TEXT_ENCODER = {
@@ -98,6 +98,7 @@ TURBO_SCHEDULER = {
 }
 BASE_SCHEDULER = TURBO_SCHEDULER | {"shift": 6.0}
 
+FILES = {name: f"{name}/{file}: " for name, file in CONFIG_FILES.items()}
 READERS = {
     "text_encoder": (text_encoder_spec, TEXT_ENCODER),
     "transformer": (transformer_spec, TRANSFORMER),
@@ -131,7 +132,7 @@ def test_published_configurations(scheduler, shift):
 
 @pytest.mark.parametrize("component", READERS)
 def test_the_way_through_hugging_face_changes_nothing(component):
-    """`max serve` reads configurations with transformers, which adds its own keys."""
+    """MAX reads configurations with transformers, which adds its own keys, and makes its components from them."""
     reader, config = READERS[component]
     kind = Qwen3Config if component == "text_encoder" else PretrainedConfig
     assert reader(kind.from_dict(dict(config)).to_dict()) == reader(config)
@@ -150,55 +151,63 @@ def test_embedded_model(component):
 
 # Component, key, a value that would change the mathematics, and what the message must say beside the key and the value.
 UNSUPPORTED = [
-    ("text_encoder", "model_type", "qwen2", "'qwen3'"),
-    ("text_encoder", "hidden_act", "gelu", "'silu'"),
-    ("text_encoder", "attention_bias", True, "False"),
-    ("text_encoder", "use_sliding_window", True, "False"),
-    ("text_encoder", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "None"),
-    ("text_encoder", "layer_types", ["full_attention"] * 35 + ["sliding_attention"], "'full_attention' 36 times"),
-    ("text_encoder", "layer_types", ["full_attention"] * 35, "'full_attention' 36 times"),
-    ("text_encoder", "quantization_config", {"quant_method": "bitsandbytes"}, "None"),
+    ("text_encoder", "model_type", "qwen2", '"qwen3"'),
+    ("text_encoder", "hidden_act", "gelu", '"silu"'),
+    ("text_encoder", "attention_bias", True, "false"),
+    ("text_encoder", "use_sliding_window", True, "false"),
+    ("text_encoder", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "null"),
+    ("text_encoder", "layer_types", ["full_attention"] * 35 + ["sliding_attention"], '"full_attention" 36 times'),
+    ("text_encoder", "layer_types", ["full_attention"] * 35, '"full_attention" 36 times'),
+    ("text_encoder", "quantization_config", {"quant_method": "bitsandbytes"}, "null"),
     ("text_encoder", "num_attention_heads", 30, "cannot share 8"),
     ("text_encoder", "rope_theta", -1.0, "above 0"),
-    ("transformer", "_class_name", "Lumina2Transformer2DModel", "'ZImageTransformer2DModel'"),
-    ("transformer", "siglip_feat_dim", 1152, "None"),
+    ("transformer", "_class_name", "Lumina2Transformer2DModel", '"ZImageTransformer2DModel"'),
+    ("transformer", "siglip_feat_dim", 1152, "null"),
     ("transformer", "all_patch_size", [1], "[2]"),
     ("transformer", "all_patch_size", [2, 4], "[2]"),
     ("transformer", "all_f_patch_size", [2], "[1]"),
     ("transformer", "n_kv_heads", 10, "30"),
-    ("transformer", "qk_norm", False, "True"),
-    ("transformer", "qk_norm", 1, "True"),
+    ("transformer", "qk_norm", False, "true"),
+    ("transformer", "qk_norm", 1, "true"),
     ("transformer", "axes_dims", [32, 48], "3 whole numbers"),
     ("transformer", "axes_dims", [32, 48, 64], "128"),
     ("transformer", "dim", 3840.0, "whole number"),
     ("transformer", "n_layers", True, "whole number"),
-    ("transformer", "n_layers", 0, "at least 1"),
-    ("transformer", "t_scale", float("nan"), "finite"),
+    ("transformer", "n_layers", 0, "from 1 to 1000"),
+    ("transformer", "t_scale", float("nan"), "float32 holds"),
+    ("transformer", "t_scale", 1e300, "float32 holds"),
+    ("transformer", "norm_eps", 1e-320, "above 0"),
+    ("transformer", "n_layers", 10**9, "from 1 to 1000"),
+    ("transformer", "axes_lens", [10**9, 512, 512], "from 1 to 65536"),
+    ("transformer", "axes_lens", [33, 512, 512], "one caption of 32 tokens"),
     ("transformer", "controlnet_layers", [0, 5], "not a known key"),
-    ("vae", "_class_name", "AutoencoderKLWan", "'AutoencoderKL'"),
-    ("vae", "act_fn", "relu", "'silu'"),
+    ("vae", "_class_name", "AutoencoderKLWan", '"AutoencoderKL"'),
+    ("vae", "act_fn", "relu", '"silu"'),
     ("vae", "in_channels", 4, "3"),
     ("vae", "out_channels", 4, "3"),
-    ("vae", "latents_mean", [0.0] * 16, "None"),
-    ("vae", "latents_std", [1.0] * 16, "None"),
-    ("vae", "mid_block_add_attention", False, "True"),
-    ("vae", "use_quant_conv", True, "False"),
-    ("vae", "use_post_quant_conv", True, "False"),
-    ("vae", "down_block_types", ["DownEncoderBlock2D"] * 3, "'DownEncoderBlock2D' 4 times"),
-    ("vae", "up_block_types", ["UpDecoderBlock2D"] * 3 + ["AttnUpDecoderBlock2D"], "'UpDecoderBlock2D' 4 times"),
-    ("vae", "shift_factor", None, "finite number"),
+    ("vae", "latents_mean", [0.0] * 16, "null"),
+    ("vae", "latents_std", [1.0] * 16, "null"),
+    ("vae", "mid_block_add_attention", False, "true"),
+    ("vae", "use_quant_conv", True, "false"),
+    ("vae", "use_post_quant_conv", True, "false"),
+    ("vae", "down_block_types", ["DownEncoderBlock2D"] * 3, '"DownEncoderBlock2D" 4 times'),
+    ("vae", "up_block_types", ["UpDecoderBlock2D"] * 3 + ["AttnUpDecoderBlock2D"], '"UpDecoderBlock2D" 4 times'),
+    ("vae", "shift_factor", None, "a number that float32 holds"),
+    ("vae", "shift_factor", 10**400, "float32 holds"),
+    ("vae", "block_out_channels", [128] * 10000, "up to 64 whole numbers"),
     ("vae", "scaling_factor", 0, "scaling_factor is 0"),
-    ("vae", "block_out_channels", [128, "256", 512, 512], "list of whole numbers"),
-    ("scheduler", "_class_name", "EulerDiscreteScheduler", "'FlowMatchEulerDiscreteScheduler'"),
-    ("scheduler", "use_dynamic_shifting", True, "False"),
-    ("scheduler", "use_karras_sigmas", True, "False"),
-    ("scheduler", "use_exponential_sigmas", True, "False"),
-    ("scheduler", "use_beta_sigmas", True, "False"),
-    ("scheduler", "stochastic_sampling", True, "False"),
-    ("scheduler", "invert_sigmas", True, "False"),
-    ("scheduler", "shift_terminal", 0.02, "None"),
-    ("scheduler", "time_shift_type", "linear", "'exponential'"),
-    ("scheduler", "shift", 0, "above 0"),
+    ("vae", "block_out_channels", [128, "256", 512, 512], "whole numbers of at least 1"),
+    ("scheduler", "_class_name", "EulerDiscreteScheduler", '"FlowMatchEulerDiscreteScheduler"'),
+    ("scheduler", "use_dynamic_shifting", True, "false"),
+    ("scheduler", "use_karras_sigmas", True, "false"),
+    ("scheduler", "use_exponential_sigmas", True, "false"),
+    ("scheduler", "use_beta_sigmas", True, "false"),
+    ("scheduler", "stochastic_sampling", True, "false"),
+    ("scheduler", "invert_sigmas", True, "false"),
+    ("scheduler", "shift_terminal", 0.02, "null"),
+    ("scheduler", "time_shift_type", "linear", '"exponential"'),
+    ("scheduler", "shift", 1e30, "from 0.01 to 100"),
+    ("scheduler", "shift", 0, "from 0.01 to 100"),
 ]
 
 
@@ -208,11 +217,17 @@ def test_what_changes_the_mathematics_is_refused_by_name(component, key, value, 
     with pytest.raises(ConfigError) as caught:
         reader(config | {key: value})
     [problem] = caught.value.problems
-    assert component.replace("_", " ") in problem.replace("_", " ")  # the specs write it in words
+    assert problem.startswith(FILES[component])
     assert says in problem
-    if says not in ("cannot share 8", "128", "scaling_factor is 0"):  # rules across fields, in the spec's own words
+    if says not in (
+        "cannot share 8",
+        "128",
+        "scaling_factor is 0",
+        "one caption of 32 tokens",
+    ):  # in a spec's own words
         assert key in problem
-        assert repr(value) in problem
+        assert shown(value) in problem
+    assert str(caught.value) == problem  # one line
 
 
 # Keys with a spec field, and those whose absence means something else to diffusers or transformers.
@@ -232,7 +247,7 @@ REQUIRED = [
 @pytest.mark.parametrize(("component", "key"), [(c, k) for c, k in REQUIRED if (c, k) != ("vae", "out_channels")])
 def test_missing_keys_are_named(component, key):
     reader, config = READERS[component]
-    with pytest.raises(ConfigError, match=f"{component}: {key} is missing"):
+    with pytest.raises(ConfigError, match=f"{FILES[component]}{key} is missing"):
         reader({name: value for name, value in config.items() if name != key})
 
 
@@ -241,7 +256,7 @@ def test_rope_of_newer_files():
     rope = {"rope_theta": 5000000.0, "rope_type": "default"}
     assert text_encoder_spec(old | {"rope_parameters": rope}).rope_theta == 5e6
     for wrong, says in (
-        (rope | {"rope_type": "yarn"}, "rope_type must be 'default'"),
+        (rope | {"rope_type": "yarn"}, 'rope_type must be "default"'),
         (rope | {"factor": 4.0}, "factor = 4.0 is not a known key"),
         ({"rope_type": "default"}, "rope_theta is missing"),
         (5000000.0, "must be an object"),
@@ -261,10 +276,10 @@ def test_all_problems_are_reported_together():
             scheduler=TURBO_SCHEDULER | {"shift": "3"},
         )
     assert [problem.split(" ")[:2] for problem in caught.value.problems] == [
-        ["text_encoder:", "hidden_act"],
-        ["transformer:", "siglip_feat_dim"],
-        ["transformer:", "dim"],
-        ["scheduler:", "shift"],
+        ["text_encoder/config.json:", "hidden_act"],
+        ["transformer/config.json:", "siglip_feat_dim"],
+        ["transformer/config.json:", "dim"],
+        ["scheduler/scheduler_config.json:", "shift"],
     ]
     assert "4 problems" in str(caught.value)
 

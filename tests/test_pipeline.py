@@ -131,7 +131,10 @@ def test_everything_public_can_be_imported() -> None:
     } <= set(max_zimage.__all__)
     for name in max_zimage.__all__:
         assert getattr(max_zimage, name) is not None
-    assert [architecture.pipeline_model for architecture in max_zimage.ARCHITECTURES] == [ZImagePipeline]
+    # Checkpoints of image-to-image and inpainting hold the same parts under a name of their own.
+    names = ["ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"]
+    assert [architecture.name for architecture in max_zimage.ARCHITECTURES] == names
+    assert {architecture.pipeline_model for architecture in max_zimage.ARCHITECTURES} == {ZImagePipeline}
 
 
 def test_preprocess_latents_packs(pipeline: ZImagePipeline) -> None:
