@@ -67,7 +67,7 @@ def read_index(directory: Path) -> dict[str, object]:
 
 def _problem(part: str, given: object) -> str | None:
     library, classes = _PARTS[part]
-    if given in ([library, name] for name in classes):
+    if any(given == [library, name] for name in classes):
         return None
     allowed = " or ".join(f'["{library}", "{name}"]' for name in classes)
     if given is None or given == [None, None]:

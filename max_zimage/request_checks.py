@@ -85,10 +85,10 @@ def number(name: str, value: object, *, above: bool = False) -> float:
         raise RequestError(f"{rule}, got {_shown(value)}")
     try:
         found = float(value)
-    except OverflowError:  # a whole number beyond what a float can hold
-        found = math.inf
+    except OverflowError as error:  # a whole number beyond what a float can hold
+        raise RequestError(f"{rule}, got a number beyond what a float can hold") from error
     if not math.isfinite(found) or found < 0 or (above and found == 0):
-        raise RequestError(f"{rule}, got {value if abs(value) < 1e15 else found}")
+        raise RequestError(f"{rule}, got {value}")
     return found
 
 
