@@ -177,7 +177,7 @@ def _check(component: str, label: str, written: Sequence[Weight], header: Header
     if not any(problems.values()):
         return
     counts = ", ".join(f"{len(which)} {what}" for what, which in problems.items() if which)
-    lines = [f"{component}: {_files(header)} ({label}) does not fit the configuration: {counts}"]
+    lines = [f"{component}: {_files(header)} ({label}) does not fit {component}/config.json: {counts}"]
     lines += [f"  {what}: {_list(which)}" for what, which in problems.items() if which]
     if problems["of the wrong dtype"]:
         lines.append(

@@ -58,12 +58,12 @@ def request_defaults(
                 values[name] = rules[name](value)
             except RequestError as error:
                 problems.append(_blamed(str(error).removesuffix(f" ({type(value).__name__})")))
-    for name, side in zip(("height", "width"), sample_size, strict=True):
-        try:
+    try:
+        for name, side in zip(("height", "width"), sample_size, strict=True):
             if name not in given:
                 values[name] = rules[name](side)
-        except RequestError as error:
-            problems.append(f"{_SIZE} {error}")
+    except RequestError as error:
+        problems.append(f"{_SIZE} {error}")
     if problems:
         raise ConfigError(problems)
     return RequestDefaults(

@@ -55,7 +55,16 @@ class ZImageTextEncoderModel(ZImageComponent):
         Returns:
             [captions, longest caption rounded up to a multiple of 32, hidden_size] in the model's dtype; rows at and
             beyond a caption's length mean nothing.
+
+        Raises:
+            ValueError: If an id has no embedding: no kernel would say so in words, and one on a GPU not at all.
         """
+        for caption in captions:
+            if len(caption) and not 0 <= np.min(caption) <= np.max(caption) < self.spec.vocab_size:
+                raise ValueError(
+                    f"token ids must be from 0 to {self.spec.vocab_size - 1}, got {np.min(caption)} to "
+                    f"{np.max(caption)}; use the tokenizer of the checkpoint"
+                )
         length = padded(max(len(caption) for caption in captions))
         tokens = np.zeros((len(captions), length), np.int64)
         for row, caption in zip(tokens, captions, strict=True):
