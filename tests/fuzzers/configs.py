@@ -140,7 +140,7 @@ def _unclear(message: str, model: Path) -> str | None:
     lines = message.splitlines()
     if str(model) not in message:
         return f"names no file: {message}"
-    if len(lines) > 1 and not all(line.startswith("  ") or str(model) in line for line in lines):
+    if not all(line.startswith("  ") or str(model) in line for line in lines[1:]):
         return f"is not one line a problem: {message}"
     return f"shows what is Python's own: {message}" if _LEAKED.search(message) else None
 
