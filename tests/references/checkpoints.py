@@ -49,7 +49,10 @@ def changed(model: Path, file: str, **changes: Any) -> Path:
 
 
 def _written(change: Callable[[bytes], bytes]) -> Damage:
-    return lambda file: file.write_bytes(change(file.read_bytes())) and None  # type: ignore[func-returns-value]
+    def damage(file: Path) -> None:
+        file.write_bytes(change(file.read_bytes()))
+
+    return damage
 
 
 def _first_key(entry: bytes) -> Damage:
@@ -80,9 +83,9 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         _written(lambda data: data.rstrip()[:-1].rstrip() + b",\n}\n"),
         "is no JSON: a comma stands before the closing } in line",
     ),
-    "cut off": (_written(lambda data: data[: data.rindex(b":") + 1]), "is no JSON: it ends too early, in line"),
+    "cut off": (_written(lambda data: data[: data.rfind(b":") + 1]), "is no JSON: it ends too early, in line"),
     "Latin-1": (_first_key(b'"\xe9": 1'), "is not UTF-8 text (byte 2 is 0xe9)"),
-    "UTF-16": (_written(lambda data: data.decode().encode("utf-16")), "is not UTF-8 text (UTF-16)"),
+    "UTF-16": (_written(lambda data: data.decode("latin-1").encode("utf-16")), "is not UTF-8 text (UTF-16)"),
     "twice": (_first_key(b'"x": 1, "x": 2'), "holds the key 'x' twice"),
     "NaN": (_first_key(b'"x": NaN'), "holds NaN, which is no JSON number"),
     "infinity": (_first_key(b'"x": -Infinity'), "holds -Infinity, which is no JSON number"),
