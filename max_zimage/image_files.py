@@ -114,11 +114,13 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         raise RequestError(f"{name} has {width}x{height} pixels, at most {max_pixels} are allowed; send a smaller one")
 
 
-def damaged(name: str, kind: str, error: Exception) -> RequestError:
-    """What is said of a file that a decoder gives up on."""
+def damaged(name: str, kind: str | None, error: Exception) -> RequestError:
+    """What is said of a file that a decoder gives up on; without a kind, of a picture that somebody else opened."""
     # Of the others, such as a struct.error or a SyntaxError made of it, only Pillow's authors could make anything.
     is_clear = isinstance(error, (OSError, ValueError)) or (isinstance(error, SyntaxError) and error.__cause__ is None)
     reason = f" ({' '.join(str(error).split())[:100]})" if is_clear and str(error) else ""
+    if kind is None:
+        return RequestError(f"{name} cannot be decoded{reason}; open it again, and close its file only after load()")
     return RequestError(f"{name} is a damaged {kind} file, or of a rare kind{reason}; save it again and send that")
 
 

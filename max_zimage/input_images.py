@@ -26,6 +26,7 @@ MAX_FILE_BYTES = 512 * 2**20
 _DATA_URL = re.compile(r"data:(image/[a-z0-9+.-]+|application/octet-stream)?(;[^;,]*)*?;base64,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 # Formats whose further pictures belong to the first: a phone's second JPEG, the layers below.
+_ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 _OF_ONE_PICTURE = ("MPO", "PSD")
 
 
@@ -106,7 +107,7 @@ def picture_pixels(name: str, picture: Image.Image, max_pixels: int = MAX_PIXELS
     Raises:
         RequestError: If it is damaged, animated, transparent or too large, or has values whose meaning cannot be told.
     """
-    return _pixels(name, picture, max_pixels, picture.format or "image")
+    return _pixels(name, picture, max_pixels, None)
 
 
 def starting_image(name: str, value: object, largest: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -121,13 +122,24 @@ def starting_image(name: str, value: object, largest: tuple[int, int]) -> npt.ND
         value = picture_pixels(name, value, largest[0] * largest[1])
     wanted = f"{name} must be a PIL image or a uint8 array [height, width, 3]"
     if not isinstance(value, np.ndarray):
-        remedy = "; open it with PIL.Image.open" if isinstance(value, (str, bytes, Path)) else ""
-        raise RequestError(f"{wanted}, got {type(value).__name__}{remedy}")
+        remedy = "open it with PIL.Image.open" if isinstance(value, (str, bytes, Path)) else "convert it before"
+        raise RequestError(f"{wanted}, got {type(value).__name__}; {remedy}")
     if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
-        raise RequestError(f"{wanted}, got {value.dtype} {list(value.shape)}")
+        remedy = _array_remedy(value)
+        raise RequestError(f"{wanted}, got {value.dtype} {list(value.shape)}; {remedy}")
     for axis, pixels, limit in zip(("height", "width"), value.shape[:2], largest, strict=True):
         side(f"the {name}'s {axis}", pixels, limit)
     return value
+
+
+def _array_remedy(value: npt.NDArray[np.generic]) -> str:
+    if value.dtype != np.uint8:
+        return "scale it to 0 to 255 and convert it with .astype(numpy.uint8)"
+    if value.ndim == 2:
+        return "PIL.Image.fromarray makes a picture of greys"
+    if value.shape[2:] == (4,):
+        return "leave the alpha channel out"
+    return "a single picture with its colours last is taken"
 
 
 def resized(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -135,14 +147,15 @@ def resized(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArr
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _pixels(name: str, picture: Image.Image, max_pixels: int, kind: str) -> npt.NDArray[np.uint8]:
+def _pixels(name: str, picture: Image.Image, max_pixels: int, kind: str | None) -> npt.NDArray[np.uint8]:
     width, height = picture.size
     check_size(name, width, height, max_pixels)
     if width * height == 0:
         raise RequestError(f"{name} has {width}x{height} pixels; send one that has some")
     try:
         if getattr(picture, "is_animated", False) and picture.format not in _OF_ONE_PICTURE:
-            raise RequestError(f"{name} is animated; send a single picture")
+            several = "is animated" if picture.format in _ANIMATED else "has several pages"
+            raise RequestError(f"{name} {several}; send a single picture")
         described = layout(picture)
         picture.load()
     except RequestError:
