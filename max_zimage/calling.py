@@ -24,6 +24,7 @@ from max_zimage.devices import device_spec, model_dtype, upload
 from max_zimage.inputs import GenerationRequest
 from max_zimage.manifest import pipeline_config
 from max_zimage.model_files import resolve_model
+from max_zimage.processes import check_process
 from max_zimage.request_checks import step_cache as checked_step_cache
 from max_zimage.request_inputs import captions_of_request, inputs_of_request
 from max_zimage.sources import Sources, find_sources
@@ -140,8 +141,9 @@ class Calling:
 
         Raises:
             NotEnoughMemoryError: If the weights do not fit; said before anything is loaded.
-            RuntimeError: If MAX cannot compile a graph.
+            RuntimeError: If MAX cannot compile a graph, or cannot be used in this process because it is a fork.
         """
+        check_process()
         make = cast(Callable[..., "Self"], cls)
         session = InferenceSession(devices=prepared.devices)
         cache_config = prepared.config.runtime.denoising_cache

@@ -9,7 +9,6 @@ it. Graphs that are waited for together are therefore compiled as one module on 
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +25,14 @@ from max.graph import TensorType
 from max.profiler import Tracer
 
 from max_zimage import progress
-from max_zimage.artifacts import artifact_key, artifact_path, found, save
+from max_zimage.artifacts import artifact_key, artifact_name, find, save
+from max_zimage.folders import no_room, room_to_compile
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
+from max_zimage.processes import check_process
 from max_zimage.profiling.observer import observed
 from max_zimage.temporary import make_sure
 
-_log = logging.getLogger("max_zimage")
 _lock = threading.Lock()
 counts: Counter[str] = Counter(hits=0, misses=0)
 """How many modules this process has found on disk, and how many it has compiled."""
@@ -93,8 +93,9 @@ class CompiledGraph:
             The outputs, on the graph's device; the work may still be going on there.
 
         Raises:
-            RuntimeError: If MAX cannot compile it.
+            RuntimeError: If MAX cannot compile it, or cannot be used in this process because it is a fork.
         """
+        check_process()
         if self._model is None:
             compile_together([self])
         assert self._model is not None
@@ -167,8 +168,10 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
     """Load the graphs of one session from their artifact on disk, or else trace and compile them as one module.
 
     Raises:
-        RuntimeError: If MAX cannot compile one, or if two have the same name or call different data by the same name.
+        RuntimeError: If MAX cannot compile one or cannot be used in this process because it is a fork, or if two have
+            the same name or call different data by the same name.
     """
+    check_process()
     with _lock:
         definitions = [graph.pending for graph in graphs if graph.pending]
         pending = {graph.name: graph for graph in graphs if graph.pending}
@@ -180,23 +183,35 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
 
 
 def _models(definitions: Sequence[Definition]) -> dict[str, Model]:
-    path = artifact_path([definition.name for definition in definitions], [each.key for each in definitions])
+    name = artifact_name([definition.name for definition in definitions], [each.key for each in definitions])
     session, weights = definitions[0].session, _weights(definitions)
-    if found(path):
+    if (path := find(name)) is not None:
         try:
             models = _init(session, session.compile(path), weights)
             counts["hits"] += 1
             return models
-        except Exception:  # a damaged artifact, in whatever way MAX puts it
-            _log.warning("artifact %s cannot be used; compiling again", path)
+        except Exception:  # what MAX does not take, in whatever way it puts it
+            progress.note(f"MAX cannot use {path}; its graphs are compiled again")
     counts["misses"] += 1
     compiled = _compiled(definitions)
-    save(compiled, path)
+    save(compiled, name)
     return _init(session, compiled, weights)
 
 
 def _compiled(definitions: Sequence[Definition]) -> CompiledModel:
+    """Trace and compile; once more without MAX's own cache if it is for want of room there that it failed."""
     make_sure()
+    try:
+        with room_to_compile():
+            return _compiled_now(definitions)
+    except Exception as error:
+        if not no_room(error):
+            raise
+    with room_to_compile(max_cache=False):
+        return _compiled_now(definitions)
+
+
+def _compiled_now(definitions: Sequence[Definition]) -> CompiledModel:
     together = GraphModule()
     traced = [trace(each.module, each.input_types, each.name, together) for each in definitions]
     return compile_with_kernels(definitions[0].session, together, traced)

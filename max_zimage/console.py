@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 
 from max_zimage.progress import Progress, Silent
 
+_NOTE = "max-zimage: warning: "
 _PATIENCE = 5.0  # seconds after which a stage explains why it takes long
 _FILE_WIDTH = 120
 _LINE_EVERY = 5.0  # seconds between the lines of one stage where there is no terminal
@@ -67,6 +68,10 @@ class BarProgress:
         if self._bars is not None:
             self._bars.update(self._task, advance=1, label=label)
 
+    def note(self, text: str) -> None:
+        """Say it above the bar."""
+        self._console.print(f"{_NOTE}{text}", highlight=False, markup=False, soft_wrap=True)
+
     def end(self) -> None:
         """Leave the bar standing as it is."""
         if self._timer is not None:
@@ -112,6 +117,10 @@ class LineProgress:
         if self._timer is not None:
             self._timer.cancel()
         self._say(f"{self._stage}: {self._done}/{self._total} in {time.monotonic() - self._began:.1f} s")
+
+    def note(self, text: str) -> None:
+        """Say it in a line of its own."""
+        self._say(f"{_NOTE}{text}")
 
     def _show_life(self) -> None:
         while not self._over.wait(_SIGN_OF_LIFE_EVERY):

@@ -11,6 +11,7 @@ from max.driver import CPU, Buffer, Device, DeviceSpec, accelerator_count
 from max.dtype import DType
 
 from max_zimage.checkpoint import ModelDtype
+from max_zimage.processes import check_process
 from max_zimage.weight_order import bfloat16_bits
 
 _ACCELERATOR = re.compile(r"(?:gpu|cuda|hip)(?::(\d+))?")
@@ -61,6 +62,7 @@ def model_dtype(name: str, device: Device) -> ModelDtype:
 
 def upload(array: npt.NDArray[np.generic], device: Device) -> Buffer:
     """Copy a numpy array to a device, with its own dtype."""
+    check_process()
     return Buffer.from_numpy(np.array(array, order="C")).to(device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,9 +21,12 @@ class Progress(Protocol):
     def end(self) -> None:
         """The stage is over, also where it failed."""
 
+    def note(self, text: str) -> None:
+        """Something that is worth a line, and no error."""
+
 
 class Silent:
-    """Shows nothing: for servers and tests."""
+    """Shows nothing: for servers and tests, whose notes go to the log."""
 
     def begin(self, stage: str, total: int) -> None:
         """Do nothing."""
@@ -33,13 +37,23 @@ class Silent:
     def end(self) -> None:
         """Do nothing."""
 
+    def note(self, text: str) -> None:
+        """Log it."""
+        _log.warning("%s", text)
 
+
+_log = logging.getLogger("max_zimage")
 _current: ContextVar[Progress] = ContextVar("progress", default=Silent())  # noqa: B039  (it has no state)
 
 
 def current() -> Progress:
     """The progress display that `shown_by` has put in place, or one that shows nothing."""
     return _current.get()
+
+
+def note(text: str) -> None:
+    """Tell whoever waits of something that is worth a line, and no error."""
+    current().note(text)
 
 
 @contextmanager

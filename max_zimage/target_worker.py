@@ -29,9 +29,10 @@ from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
-from max_zimage.artifacts import artifact_key, artifact_path, write
+from max_zimage.artifacts import artifact_key, artifact_name, write
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
+from max_zimage.folders import room_to_compile
 from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.denoise import DenoiseStep
 from max_zimage.graphs.first_block_cache import FirstBlockStep, PictureGuidance
@@ -86,13 +87,12 @@ def _compile(job: Job, result: dict[str, object]) -> None:
         result["kernels"] = kernels_of(session, lambda: compile_with_kernels(session, together, [graph]))
         result["seconds"] = time.perf_counter() - traced
         return
-    compiled = compile_with_kernels(session, together, [graph])
+    with room_to_compile():
+        compiled = compile_with_kernels(session, together, [graph])
     result["seconds"] = time.perf_counter() - traced
     if job.keep:
         key = artifact_key(job.graph, spec_of(job.graph, job.specs), module, types, device)
-        path = artifact_path([job.graph], [key])
-        write(compiled, path)
-        result["artifact"] = str(path)
+        result["artifact"] = str(write(compiled, artifact_name([job.graph], [key])))
 
 
 def _device(target: str) -> Device:

@@ -11,7 +11,7 @@ from max.driver import Buffer, Device
 
 from max_zimage.profiling.observer import observed_by
 from max_zimage.profiling.peak_memory import MemoryMeter, meter
-from max_zimage.progress import shown_by, stage
+from max_zimage.progress import Silent, shown_by, stage
 
 LOOP = "Denoising"
 """The stage of progress whose parts are the steps."""
@@ -163,6 +163,10 @@ class Recorder:
     def end(self) -> None:
         """The loop has ended."""
         self._in_loop = False
+
+    def note(self, text: str) -> None:
+        """Log it: nothing is shown while time is measured."""
+        Silent().note(text)
 
     def _run(self, kind: Kind, work: Callable[[], object]) -> Run:
         self._calls, self._steps, self._metered = [], [], kind == "first"
