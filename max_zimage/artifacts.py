@@ -114,6 +114,9 @@ def write(model: CompiledModel, name: str) -> Path:
             os.fsync(handle)
             os.replace(scratch, path)  # a reader sees the whole file or none
         _sync_folder(folder)
+        for other in (folder / f"{name}.mef", *folder.glob(f"{glob.escape(name)}.*.mef")):
+            if other != path and not other.is_dir():
+                other.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"compiled graphs cannot be kept in {folder}: {error.strerror or error}; {_WAY_OUT}") from error
     return path

@@ -21,6 +21,7 @@ from PIL import Image
 from max_zimage.cublas import check_cublas
 from max_zimage.denoising import as_squares, unpacked
 from max_zimage.devices import device_spec, model_dtype, upload
+from max_zimage.estimate import check_request
 from max_zimage.inputs import GenerationRequest
 from max_zimage.manifest import pipeline_config
 from max_zimage.model_files import resolve_model
@@ -215,8 +216,13 @@ class Calling:
     def generate(
         self, request: GenerationRequest, callback_on_step_end: StepCallback | None = None
     ) -> list[Image.Image] | npt.NDArray[Any]:
-        """Make the pictures of a validated request; see `__call__`."""
+        """Make the pictures of a validated request; see `__call__`.
+
+        Raises:
+            NotEnoughMemoryError: If they do not fit into what is free; said before anything is computed.
+        """
         pipeline = cast("ZImagePipeline", self)
+        check_request(pipeline.sources, pipeline.device, request)
         captions = captions_of_request(request, self.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
         inputs = inputs_of_request(
             request,

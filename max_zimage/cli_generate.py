@@ -113,6 +113,7 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, Ge
     Raises:
         ValueError: If anything is wrong with either.
     """
+    from max_zimage.estimate import check_request
     from max_zimage.pipeline import ZImagePipeline
     from max_zimage.request_inputs import tokens_of_request
 
@@ -125,6 +126,7 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, Ge
     for warning in caught:
         warn(str(warning.message))
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
+    check_request(prepared.sources, prepared.devices[0], request, loaded=False)
     return prepared, request
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from max.driver import Device
+
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
 from max_zimage.graphs.text_encoder import TextEncoderSpec
 from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.graphs.vae import VaeSpec
+from max_zimage.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.positions import PIXELS_PER_TOKEN, padded
+
+if TYPE_CHECKING:
+    from max_zimage.inputs import GenerationRequest
+    from max_zimage.sources import Sources
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _FLOAT32 = 4
@@ -35,6 +44,63 @@ def activation_bytes(
     tokens = padded(height * width // PIXELS_PER_TOKEN**2) + _CAPTION
     step = step_bytes(specs.transformer, items=pictures * (2 if guided else 1), tokens=tokens, dtype=dtype)
     return max(step, decode_bytes(specs.vae, pictures=pictures, height=height, width=width, dtype=dtype))
+
+
+def check_picture(
+    sources: Sources, device: Device, *, height: int, width: int, guided: bool, pictures: int, loaded: bool = True
+) -> None:
+    """Refuse pictures that cannot be computed here, where the system would end the process.
+
+    The estimate is rather too low than too high, and no margin is added: what is refused would not have fitted.
+
+    Args:
+        sources: Shapes and weights of the model.
+        device: Where it runs.
+        height: Pixels.
+        width: Pixels.
+        guided: Whether the negative branch runs too.
+        pictures: That share a batch.
+        loaded: Whether the weights are in memory already, and not among what is free.
+
+    Raises:
+        NotEnoughMemoryError: With what is needed, what is there and what would fit.
+    """
+    # Of an accelerator the whole is compared: MAX takes a part for itself, and gives from it.
+    available = available_memory() if device.is_host else int(device.stats["total_memory"])
+    weights = 0 if loaded and device.is_host else sum(sources.nbytes.values())
+
+    def needed(side_y: int, side_x: int, count: int) -> int:
+        dtype = sources.dtypes["transformer"]
+        more = activation_bytes(sources.specs, height=side_y, width=side_x, guided=guided, dtype=dtype, pictures=count)
+        return weights + more
+
+    if needed(height, width, pictures) <= available:
+        return
+    smaller = [(height * part // 16 // 16 * 16, width * part // 16 // 16 * 16) for part in range(15, 0, -1)]
+    fewer = [count for count in range(pictures - 1, 0, -1) if needed(height, width, count) <= available]
+    sizes = [size for size in smaller if min(size) > 0 and needed(*size, pictures) <= available]
+    ways = [f"{fewer[0]} at a time would fit"] if fewer else []
+    ways += [f"{sizes[0][1]}x{sizes[0][0]} pixels would fit"] if sizes else []
+    asked = f"{pictures} pictures" if pictures > 1 else "a picture"
+    need, whole = "need" if pictures > 1 else "needs", gib(needed(height, width, pictures))
+    raise NotEnoughMemoryError(
+        f"{asked} of {width}x{height} pixels {need} about {whole} {'with' if weights else 'beside'} the weights, "
+        f"{gib(available)} are available on "
+        f"{device.label}:{device.id}; {' or '.join(ways) or 'not even a small one would fit: free memory'}"
+    )
+
+
+def check_request(sources: Sources, device: Device, request: GenerationRequest, *, loaded: bool = True) -> None:
+    """`check_picture` for all pictures of a request, which share a batch."""
+    check_picture(
+        sources,
+        device,
+        height=request.height,
+        width=request.width,
+        guided=request.use_guidance,
+        pictures=request.num_images,
+        loaded=loaded,
+    )
 
 
 def step_bytes(spec: TransformerSpec, *, items: int, tokens: int, dtype: ModelDtype) -> int:

@@ -39,6 +39,7 @@ from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.denoising import as_squares, caption_tokens, decoded, denoise, unpacked
 from max_zimage.devices import download, upload
+from max_zimage.estimate import check_picture
 from max_zimage.memory import available_memory, check_device_memory, check_memory
 from max_zimage.model_inputs import ZImageModelInputs
 from max_zimage.request_checks import output_type as checked_output_type
@@ -228,8 +229,17 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
 
         Raises:
             ValueError: If the output type is unknown.
+            NotEnoughMemoryError: If the pictures do not fit into what is free.
         """
         checked_output_type(output_type)
+        check_picture(
+            self.sources,
+            self.device,
+            height=model_inputs.height,
+            width=model_inputs.width,
+            guided=bool(np.any(model_inputs.guidance > 0)),
+            pictures=model_inputs.batch,
+        )
         captions = caption_tokens(self.text_encoder, self.transformer, model_inputs.captions)
         stepper = stepper_of(self.transformer, model_inputs, captions)
         loop = denoise(self.transformer, model_inputs, self.preprocess_latents(model_inputs.latents), stepper)

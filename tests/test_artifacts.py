@@ -8,9 +8,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
+from fuzzers.artifacts import DAMAGES
 from max.driver import CPU
 from max.dtype import DType
 from max.engine import CompiledModel, InferenceSession
@@ -106,35 +108,7 @@ def test_other_types_are_another_artifact(folder: Path) -> None:
     assert len(list(folder.glob("*.mef"))) == 2
 
 
-def damage(artifact: Path, kind: str, folder: Path) -> None:
-    """Damage a file in one of the ways in which files get damaged."""
-    whole = artifact.read_bytes()
-    match kind:
-        case "inverted at 2 %" | "inverted at 10 %":
-            start = len(whole) * int(kind.split()[2]) // 100
-            block = bytes(byte ^ 255 for byte in whole[start : start + 4096])
-            artifact.write_bytes(whole[:start] + block + whole[start + 4096 :])
-        case "one bit":
-            artifact.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        case "truncated":
-            artifact.write_bytes(whole[: len(whole) // 2])
-        case "empty":
-            artifact.write_bytes(b"")
-        case "longer":
-            artifact.write_bytes(whole + b"more")
-        case "of another graph":
-            os.environ["MAX_ZIMAGE_CACHE"] = str(folder / "other")
-            packed(8)
-            os.environ["MAX_ZIMAGE_CACHE"] = str(folder)
-            (other,) = (folder / "other").glob("*.mef")
-            artifact.unlink()
-            os.link(other, artifact)
-
-
-KINDS = ("inverted at 2 %", "inverted at 10 %", "one bit", "truncated", "empty", "longer", "of another graph")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*DAMAGES, "of another graph"])
 def test_a_damaged_artifact_is_made_again(
     kind: str, folder: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +116,15 @@ def test_a_damaged_artifact_is_made_again(
     expected = packed()
     (artifact,) = folder.glob("*.mef")
     whole = artifact.read_bytes()
-    damage(artifact, kind, folder)
+    if kind in DAMAGES:
+        artifact.write_bytes(DAMAGES[kind](whole, Random(0)))
+    else:
+        monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(folder / "other"))
+        packed(8)
+        monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(folder))
+        (other,) = (folder / "other").glob("*.mef")
+        artifact.unlink()
+        os.link(other, artifact)
     loaded: list[object] = []
     load = InferenceSession.compile
     monkeypatch.setattr(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from max_zimage import ZImagePipeline, cli
+from max_zimage import ZImagePipeline, cli, cli_generate, estimate
 from max_zimage.calling import Prepared
 from max_zimage.estimate import activation_bytes, pictures_at_once
 from max_zimage.memory import NotEnoughMemoryError
@@ -14,6 +15,9 @@ from max_zimage.serving import capacity
 from max_zimage.serving.capacity import check_capacity
 from max_zimage.serving.settings import ServerLimits, ServerSettings
 from max_zimage.targets import FULL_MODEL
+
+if TYPE_CHECKING:
+    from references.diffusers_runs import Pair
 
 SETTINGS = ServerSettings(name="x", limits=ServerLimits(pixels=1024 * 1024, images=4))
 
@@ -87,3 +91,24 @@ def test_bad_flags(flags: list[str], message: str, capsys: pytest.CaptureFixture
     error = capsys.readouterr().err
     assert error.startswith("max-zimage: error: ")
     assert message in error
+
+
+def test_a_picture_that_does_not_fit_is_refused_before_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(cli_generate, "_load", lambda prepared: pytest.fail("loaded"))
+    assert cli.main(["generate", "x", "--device", "cpu", "--height", "8192", "--width", "8192"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("max-zimage: error: a picture of 8192x8192 pixels needs about ")
+    assert "with the weights, 4.0 GiB are available on cpu:0; 3584x3584 pixels would fit" in said
+
+
+def test_what_is_asked_of_python_is_compared_with_what_is_free(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda: 200 * 2**20)
+    pipeline = embedded.ours
+    with pytest.raises(NotEnoughMemoryError, match=r"2048x2048 .* beside the weights, 0\.2 GiB .* pixels would fit"):
+        pipeline("x", height=2048, width=2048)
+    with pytest.raises(NotEnoughMemoryError, match=r"32 pictures of 512x512 pixels need .*; \d+ at a time would fit"):
+        pipeline("x", height=512, width=512, num_images_per_prompt=32)
+    assert pipeline("x", height=64, width=64, num_inference_steps=1)[0].size == (64, 64)
