@@ -20,6 +20,7 @@ import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
 
+from max_zimage.recognition import recognized
 from max_zimage.safetensors_files import CheckpointError, Header, TensorInfo, map_file
 from max_zimage.weight_names import Layout, Naming, Packing
 from max_zimage.weight_order import Bits, bfloat16_bits, bring_apart, packed, packs
@@ -149,6 +150,8 @@ def _recognize(names: Names, header: Header) -> tuple[Naming, str]:
     best = max(found, key=lambda choice: found[choice])
     if found[best] == 0:
         known = " or ".join(names.namings.values())
+        if (what := recognized(header.tensors)) is not None:
+            raise CheckpointError(f"{names.component}: {_files(header)} is {what}")
         raise CheckpointError(
             f"{names.component}: {_files(header)} holds none of the expected tensors in {known}; it holds "
             f"{_list(sorted(header.tensors))}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from max_zimage import __version__
-from max_zimage.cli_errors import BadInput, error_line
+from max_zimage.cli_errors import BadInput, check_texts, error_line
 from max_zimage.cli_profile_flags import add_profile
 from max_zimage.cli_serve_flags import add_serve
 from max_zimage.lifeline import end_with_named_parent
@@ -24,6 +25,15 @@ end_with_named_parent()  # a server's worker imports this module long before it 
 
 DEFAULT_PROMPT = "a red star on a blue background"
 """Drawn where neither a prompt nor a picture to repeat is given."""
+
+_NOT_TAKEN = re.compile(r"invalid (\w+) value: ")
+_KINDS = {
+    "int": "a whole number",
+    "_at_least_one": "a whole number of at least 1",
+    "_not_negative": "a whole number of at least 0",
+    "float": "a number",
+    "_seconds": "a number of seconds",
+}
 
 STEP_CACHE_HELP = "leave steps out: first_block or taylorseer, with :NAME=VALUE,... behind it; off is none"
 
@@ -45,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
+        check_texts(arguments)
         return _run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("max-zimage: interrupted\n")
@@ -82,6 +93,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        # argparse says which function did not take a value.
+        message = _NOT_TAKEN.sub(lambda found: f"must be {_KINDS.get(found[1], 'another value')}, got ", message)
         self.exit(2, f"max-zimage: error: {message} (see {self.prog} --help)\n")
 
 

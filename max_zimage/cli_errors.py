@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import re
@@ -24,6 +25,9 @@ _FLAGS = {
 
 _WORDS = re.compile("|".join(map(re.escape, _FLAGS)))
 
+# How Python keeps bytes of the command line that are no text in its encoding.
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+
 
 class BadInput(Exception):
     """What was asked for cannot be done; the message says why."""
@@ -43,6 +47,27 @@ def checking() -> Iterator[None]:
         from max_zimage.safetensors_files import CheckpointError  # not before an error: it reads a library
 
         raise BadInput(str(error) if isinstance(error, CheckpointError) else in_flags(str(error))) from error
+
+
+def check_texts(arguments: argparse.Namespace) -> None:
+    """Refuse what stands for nothing and what is no text, before anything is done.
+
+    An empty prompt is one: it draws what the model draws of itself. Names of files may be any bytes.
+
+    Raises:
+        BadInput: With the flag.
+    """
+    for name, value in vars(arguments).items():
+        flag = {"source": "--from", "prompt": "the prompt"}.get(name, "--" + name.replace("_", "-"))
+        if name not in ("prompt", "negative") and (value == "" or (isinstance(value, list) and "" in value)):
+            raise BadInput(f"{flag} is empty; give it a value, or leave it out")
+        byte = _NO_TEXT.search(value) if name in ("prompt", "negative") and isinstance(value, str) else None
+        if byte is not None:
+            raise BadInput(
+                f"{flag} is not text in {sys.getfilesystemencoding().upper()}, the encoding of this system: byte "
+                f"0x{ord(byte[0]) - 0xDC00:02X} at character {byte.start()}; let the terminal or the script that it "
+                "comes from write UTF-8, e.g. through `iconv -f LATIN1 -t UTF-8`"
+            )
 
 
 def in_flags(message: str) -> str:

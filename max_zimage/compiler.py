@@ -9,6 +9,7 @@ it. Graphs that are waited for together are therefore compiled as one module on 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -200,7 +201,8 @@ def _models(definitions: Sequence[Definition]) -> dict[str, Model]:
 
 def _compiled(definitions: Sequence[Definition]) -> CompiledModel:
     """Trace and compile; once more without MAX's own cache if it is for want of room there that it failed."""
-    make_sure()
+    with contextlib.suppress(OSError):  # then another folder is looked for
+        make_sure()
     try:
         with room_to_compile():
             return _compiled_now(definitions)

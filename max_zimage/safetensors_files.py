@@ -17,13 +17,31 @@ from safetensors import SafetensorError, safe_open
 
 _LENGTH_BYTES = 8
 # What is often found under a weight file's name, by its first bytes.
+_UNSUPPORTED = "which is not supported; use safetensors"
 _OTHER_KINDS: Mapping[bytes, str] = {
     b"version https://git-lfs": "is a Git LFS pointer, not the weights; fetch them with `git lfs pull`",
-    b"GGUF": "is a GGUF file, which is not supported; use safetensors",
-    b"PK\x03\x04": "is a PyTorch archive, which is not supported; use safetensors",
+    b"GGUF": f"is a GGUF file, {_UNSUPPORTED}",
+    b"lmgg": f"is a GGML file, {_UNSUPPORTED}",
+    b"PK\x03\x04": f"is a PyTorch archive or another ZIP file, {_UNSUPPORTED}",
+    **{bytes([0x80, protocol]): f"is a Python pickle, an old PyTorch file, {_UNSUPPORTED}" for protocol in range(2, 6)},
+    b"\x89HDF": f"is an HDF5 (Keras) file, {_UNSUPPORTED}",
+    b"\x93NUMPY": f"is a NumPy file, {_UNSUPPORTED}",
+    b"\x08\x07\x12\x07pytorch": f"is an ONNX file, {_UNSUPPORTED}",
+    b"\x1f\x8b": "is compressed with gzip; unpack it",
+    b"7z\xbc\xaf\x27\x1c": "is a 7-Zip archive; unpack it",
+    b"Rar!": "is a RAR archive; unpack it",
+    b"BZh": "is compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "is compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it",
+    b"\x89PNG": "is a PNG picture, not weights",
+    b"\xff\xd8\xff": "is a JPEG picture, not weights",
     b"<!DOCTYPE": "is a web page, not weights; download it again",
+    b"<!doctype": "is a web page, not weights; download it again",
     b"<html": "is a web page, not weights; download it again",
+    b"<?xml": "is an XML document, such as an error of a storage service, not weights; download it again",
+    b"{": "is JSON text, such as an index or an error of a server, not weights; download the weights themselves",
 }
+_BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
 class CheckpointError(ValueError):
@@ -96,6 +114,11 @@ def map_file(file: Path) -> mmap.mmap:
 
 
 def _scan_file(file: Path) -> list[TensorInfo]:
+    check_name(file)
+    if file.is_symlink() and not file.exists():
+        raise CheckpointError(
+            f"{file} is a link to {file.readlink()}, which is not there: the download did not end; download it again"
+        )
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -120,12 +143,33 @@ def _scan_file(file: Path) -> list[TensorInfo]:
     return found
 
 
+def check_name(path: Path) -> None:
+    """Refuse what the libraries that read checkpoints cannot open.
+
+    Raises:
+        CheckpointError: If the name is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise CheckpointError(
+            f"{shown}: the name is not UTF-8, and the safetensors and tokenizers libraries open no other; rename it"
+        ) from error
+
+
 def _check_kind(file: Path, size: int, beginning: bytes) -> None:
     if size == 0:
         raise CheckpointError(f"{file} is empty (0 bytes); download or copy it again")
+    # The length of a safetensors header may begin like a short one of these; the header itself begins with a brace.
+    sound = beginning[5:9] == b"\0\0\0{"
     for magic, what in _OTHER_KINDS.items():
-        if beginning.startswith(magic):
+        if sound and len(magic) < 4:
+            continue
+        if beginning.startswith(magic) or (magic[:1] in b"<{" and beginning.lstrip(_BLANK).startswith(magic)):
             raise CheckpointError(f"{file} {what}")
+    if not any(beginning):
+        raise CheckpointError(f"{file} begins with nothing but zeros: a download that did not end; download it again")
     if size < _LENGTH_BYTES:
         raise CheckpointError(f"{file} is too short to be a safetensors file ({size} bytes)")
 

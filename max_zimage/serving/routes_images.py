@@ -19,6 +19,7 @@ from max_zimage.serving.state import State, state_of
 
 router = APIRouter(prefix="/v1")
 _JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
+_TYPE = re.compile(r"(str|int|float|bool|none|list|dict|tuple|union|literal|constrained-\w+)(\[.*\])?")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -123,11 +124,21 @@ def parsed(model: type[Body], content: bytes) -> Body:
 
 def invalid(error: ValidationError) -> ApiError:
     """The schema's complaints, one line a field."""
-    problems = [
-        (".".join(map(str, item["loc"])), item) for item in error.errors(include_url=False, include_context=False)
+    problems: dict[str, Any] = {}
+    for item in error.errors(include_url=False, include_context=False):
+        # A field of several types is complained of once for each, and the type stands in the place's name.
+        place = [part for part in item["loc"] if not _TYPE.fullmatch(str(part))]
+        problems.setdefault(".".join(map(str, place)), []).append(item)
+    lines = [
+        f"{name or 'the body'}: {' or '.join(map(_wanted, items[:-1]))}{' or ' if items[1:] else ''}{_said(items[-1])}"
+        for name, items in problems.items()
     ]
-    lines = [f"{name or 'the body'}: {_said(item)}" for name, item in problems]
-    return bad_request("; ".join(lines), problems[0][0] or None)
+    return bad_request("; ".join(lines), next(iter(problems)) or None)
+
+
+def _wanted(item: Any) -> str:
+    message: str = item["msg"]
+    return message[0].lower() + message[1:]
 
 
 def _said(item: Any) -> str:
