@@ -150,11 +150,10 @@ def _recognize(names: Names, header: Header) -> tuple[Naming, str]:
     best = max(found, key=lambda choice: found[choice])
     if found[best] == 0:
         known = " or ".join(names.namings.values())
-        if (what := recognized(header.tensors)) is not None:
-            raise CheckpointError(f"{names.component}: {_files(header)} is {what}")
+        what = recognized(header.tensors)
         raise CheckpointError(
-            f"{names.component}: {_files(header)} holds none of the expected tensors in {known}; it holds "
-            f"{_list(sorted(header.tensors))}"
+            f"{names.component}: {_files(header)} holds none of the expected tensors in {known}; it "
+            f"{'' if what is None else f'is {what}. It '}holds {_list(sorted(header.tensors))}"
         )
     return best
 

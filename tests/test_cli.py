@@ -184,7 +184,7 @@ REFUSED = {
     "two things": (["--steps", "0", "--height", "8"], "the request has 2 problems:"),
     "seed": (["--seed", "-1"], "seed must be from 0 to 9223372036854775807, got -1"),
     "count": (["--count", "0"], "argument --count: must be at least 1, got 0"),
-    "no number": (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    "no number": (["--steps", "many"], "argument --steps: must be a whole number, got 'many'"),
     "device": (["--device", "tpu"], 'device must be "auto", "cpu", "gpu" or "gpu:N", got \'tpu\''),
     "dtype": (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
     "folder": (["--output", "nowhere/a.png"], "folder nowhere does not exist"),
