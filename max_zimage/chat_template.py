@@ -18,8 +18,7 @@ from jinja2 import TemplateError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from max_zimage.config_reader import shown
-from max_zimage.json_files import read_text
+from max_zimage.json_files import read_text, shown
 from max_zimage.safetensors_files import CheckpointError
 
 _MAX_STEPS = 1_000_000

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from max_zimage.config_reader import MAX_LAYERS, Config, ConfigError, Reader, shown
+from max_zimage.config_reader import MAX_LAYERS, Config, ConfigError, Reader
 from max_zimage.graphs.text_encoder import TextEncoderSpec
 from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.graphs.vae import VaeSpec
+from max_zimage.json_files import shown
 from max_zimage.positions import RopeSpec
 from max_zimage.request_checks import MAX_SHIFT, MIN_SHIFT
 from max_zimage.schedule import ScheduleSpec

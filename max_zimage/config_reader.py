@@ -6,12 +6,12 @@ or has no part in inference (`INERT`). A key that is none of these is refused, b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from max_zimage.json_files import plain, shown
 from max_zimage.safetensors_files import CheckpointError
 
 Config = Mapping[str, object]
@@ -194,7 +194,7 @@ class Reader:
     def all_problems(self) -> list[str]:
         """The problems so far, then the unknown keys."""
         return self.problems + [
-            f"{self.place}{key} = {shown(self.config[key])} is not a known key and may change what the model computes"
+            f"{self.place}{plain(key)} = {shown(self.config[key])} is not a known key and may change what is computed"
             for key in sorted(self.config.keys() - self.known)
         ]
 
@@ -255,12 +255,6 @@ class Reader:
             self.problem(f"{key} must be {wanted}, got {shown(self.config[key])}")
             return fallback
         return value
-
-
-def shown(value: object) -> str:
-    """A value as JSON has it, for a message: cut where long."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _as_count(value: object, most: int = MAX_COUNT) -> int | None:

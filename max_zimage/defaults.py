@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from max_zimage import request_checks as checks
-from max_zimage.config_reader import ConfigError, shown
+from max_zimage.config_reader import ConfigError
+from max_zimage.json_files import plain, shown
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.model_index import GENERATION_DEFAULTS, INDEX
 from max_zimage.request_checks import RequestError
@@ -50,7 +51,7 @@ def request_defaults(
     steps, guidance = (8, 0.0) if shift == _DISTILLED_SHIFT else (steps, 5.0)
     values: dict[str, int | float] = {"num_inference_steps": steps, "guidance_scale": guidance}
     problems, given = [], _named(named)
-    if unknown := [f"{name} = {shown(value)}" for name, value in given.items() if name not in rules]:
+    if unknown := [f"{plain(name)} = {shown(value)}" for name, value in given.items() if name not in rules]:
         problems.append(_blamed(f"may hold {', '.join(rules)}, got {', '.join(unknown)}; take it out"))
     for name, value in given.items():
         if name in rules:

@@ -85,6 +85,17 @@ def parse_object(file: Path, text: str) -> dict[str, object]:
     return content
 
 
+def shown(value: object) -> str:
+    """A value as JSON has it, for a message: on one line, cut where long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def plain(key: str) -> str:
+    """A key for a message: as it stands, unless a line would break at it."""
+    return key if key.isprintable() and len(key) <= 80 else shown(key)
+
+
 def _what(text: str, error: json.JSONDecodeError) -> str:
     before = text[: error.pos].rstrip()
     where = f"line {error.lineno}, column {error.colno}"

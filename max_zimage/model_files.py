@@ -8,8 +8,8 @@ from pathlib import Path
 
 from max.graph.weights import SafetensorWeights, Weights
 
-from max_zimage.config_reader import CONFIG_FILES, shown
-from max_zimage.json_files import read_object
+from max_zimage.config_reader import CONFIG_FILES
+from max_zimage.json_files import read_object, shown
 from max_zimage.model_index import INDEX, read_index
 from max_zimage.safetensors_files import CheckpointError
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from max_zimage.config_reader import shown
-from max_zimage.json_files import read_object
+from max_zimage.json_files import plain, read_object, shown
 from max_zimage.safetensors_files import CheckpointError
 
 INDEX = "model_index.json"
@@ -56,7 +55,7 @@ def read_index(directory: Path) -> dict[str, object]:
         )
     problems = [problem for part in PARTS if (problem := _problem(part, index.get(part)))]
     problems += [
-        f"names a part {key}, {shown(value)}, which is not implemented; for pictures without it take the entry out"
+        f"names a part {plain(key)}, {shown(value)}, which is not implemented; to draw without it take the entry out"
         for key, value in index.items()
         if key not in PARTS and isinstance(value, list) and any(value)
     ]

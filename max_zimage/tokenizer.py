@@ -15,8 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from max_zimage.chat_template import ChatTemplate, TokenizerError, said
-from max_zimage.config_reader import shown
-from max_zimage.json_files import parse_object, read_object, read_text
+from max_zimage.json_files import parse_object, read_object, read_text, shown
 from max_zimage.safetensors_files import CheckpointError
 
 __all__ = ["PromptTokenizer", "TokenizerError"]

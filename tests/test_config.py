@@ -16,7 +16,8 @@ from max_zimage.config import (
     transformer_spec,
     vae_spec,
 )
-from max_zimage.config_reader import CONFIG_FILES, HUGGING_FACE_KEYS, shown
+from max_zimage.config_reader import CONFIG_FILES, HUGGING_FACE_KEYS
+from max_zimage.json_files import shown
 
 # As published with Tongyi-MAI/Z-Image-Turbo and Tongyi-MAI/Z-Image. Both share all but the shift.
 TEXT_ENCODER = {
@@ -280,6 +281,11 @@ def test_all_problems_are_reported_together():
         ["scheduler/scheduler_config.json:", "shift"],
     ]
     assert "4 problems" in str(caught.value)
+
+
+def test_a_key_that_breaks_a_line_is_shown_on_one():
+    with pytest.raises(ConfigError, match=r'vae/config\.json: "two\\nlines" = 1 is not a known key'):
+        vae_spec(VAE | {"two\nlines": 1})
 
 
 def test_components_that_do_not_fit_together():

@@ -156,3 +156,9 @@ def test_every_command_says_it_on_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"max-zimage: error: {model / 'vae' / 'config.json'} ")
     assert says in line
+
+
+@pytest.mark.parametrize("ids", [[408], [3, -1], [3, 2**31]])
+def test_an_id_without_an_embedding_reaches_no_kernel(embedded: Pair, ids: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"token ids must be from 0 to 407, got -?\d+ to \d+; use the tokenizer of"):
+        embedded.ours.text_encoder([np.array([1, 2]), np.array(ids)])
