@@ -19,7 +19,6 @@ from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Module
-from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
@@ -27,6 +26,7 @@ from max.graph import DeviceRef, TensorType
 from max_zimage.graphs.blocks import ContextBlock
 from max_zimage.graphs.dims import CAPTION_PADDED, ITEMS, PROMPTS, STEPS
 from max_zimage.graphs.linear import linear
+from max_zimage.graphs.overflow import RMSNorm, unless_too_large
 from max_zimage.graphs.transformer import TransformerSpec
 
 _MAX_PERIOD = 10000.0
@@ -115,7 +115,7 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
         table = self.modulation(embedding).cast(DType.float32)
         table = F.reshape(table, [timesteps.shape[0], spec.num_blocks, 2, 2, spec.dim])
         scale, gate = F.split(table, [1, 1], axis=3)
-        table = F.concat([scale + 1.0, F.tanh(gate)], axis=3)
+        table = F.concat([scale + 1.0, unless_too_large(F.tanh(gate), gate)], axis=3)
         final_scale = self.final_modulation(F.silu(embedding)).cast(DType.float32) + 1.0
         return F.reshape(table, [timesteps.shape[0], spec.num_blocks, 4, spec.dim]), final_scale
 

@@ -20,6 +20,7 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
+from max_zimage.graphs.overflow import unless_too_large
 from max_zimage.graphs.transformer import Transformer, TransformerSpec
 
 
@@ -126,13 +127,13 @@ def limit_norm(prediction: Tensor, positive: Tensor, cfg_normalization: Tensor) 
         cfg_normalization: float32 [1]; 0 leaves the prediction as it is.
 
     Returns:
-        Like `prediction`.
+        Like `prediction`; NaN where its norm is none that float32 can tell from infinity.
     """
     norm, limit = _norm(prediction), _norm(positive) * cfg_normalization
     too_large = F.logical_and(norm > limit, F.broadcast_to(cfg_normalization > 0.0, norm.shape))
     unchanged = F.broadcast_to(F.constant(1.0, DType.float32, device=norm.device), norm.shape)
     factor = F.where(too_large, limit / norm, unchanged)
-    return prediction * factor
+    return prediction * unless_too_large(factor, norm)
 
 
 def euler_step(latents: Tensor, noise_pred: Tensor, dt: Tensor) -> Tensor:

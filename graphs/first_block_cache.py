@@ -131,7 +131,8 @@ def is_close(added: Tensor, change: Tensor, threshold: Tensor, valid_length: Ten
     position = F.range(0, length, 1, out_dim=length, dtype=DType.int32, device=added.device)
     exists = F.unsqueeze(position, 0) < F.unsqueeze(valid_length.cast(DType.int32), 1)
     now, then = (each.cast(DType.float32) * F.unsqueeze(exists.cast(DType.float32), 2) for each in (added, change))
-    return F.squeeze(_mean_abs(now - then) < threshold * _mean_abs(then), 0)
+    # In this order: MAX's x < y is "not x >= y", and NaN would resemble everything.
+    return F.squeeze(threshold * _mean_abs(then) > _mean_abs(now - then), 0)
 
 
 class PictureGuidance(Module[..., Tensor]):

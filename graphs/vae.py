@@ -1,7 +1,7 @@
 """AutoencoderKL as Flux and Z-Image use it: latents to pixels and pixels to latents.
 
     decode: tokens -> latents / scaling + shift -> conv -> middle block -> [residual blocks, 2x larger] -> norm, silu,
-    conv -> uint8
+    conv -> uint8, and beside it the energy of tokens and pixels, which tells whether all of them are finite
     encode: uint8 -> conv -> [residual blocks, 2x smaller] -> middle block -> norm, silu, conv -> mean + std · noise ->
     latents
 
@@ -14,6 +14,7 @@ image_processor.py (VaeImageProcessor).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from max.dtype import DType
@@ -21,10 +22,11 @@ from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, TensorType
+from max.graph import DeviceRef, Dim, TensorType
 
 from max_zimage.graphs.dims import BATCH
 from max_zimage.graphs.latents import denormalize, normalize, token_squares, unpack
+from max_zimage.graphs.overflow import unless_too_large
 from max_zimage.graphs.vae_blocks import (
     Downsampler,
     GroupNorm,
@@ -77,23 +79,26 @@ class VaeSpec:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-class DecodeLatents(Module[[Tensor], Tensor]):
+class DecodeLatents(Module[[Tensor], tuple[Tensor, Tensor]]):
     """Image tokens to pictures."""
 
     def __init__(self, spec: VaeSpec) -> None:
         self.spec = spec
         self.decoder = Decoder(spec)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Decode.
 
         Args:
             tokens: float32 [batch, token_rows, token_columns, 2, 2, latent_channels], a view of the packed latents.
 
         Returns:
-            uint8 [batch, rows, columns, 3].
+            uint8 [batch, rows, columns, 3], and float32 [batch], the sum of the squares of a picture's tokens and of
+            its pixels before they are clamped. It is infinite or NaN where one of them is, or is too large for its
+            square: bytes cannot tell, they are black or white there.
         """
-        return quantize(decode_float(self.spec, self.decoder, tokens))
+        pixels = decode_float(self.spec, self.decoder, tokens)
+        return quantize(pixels), energy(tokens) + energy(pixels)
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -110,6 +115,13 @@ def quantize(pixels: Tensor) -> Tensor:
     """float32 pixels, black at -1 and white at 1, to uint8: clamped, and halves rounded to even as numpy does."""
     unit = F.clamp(pixels * 0.5 + 0.5, 0.0, 1.0)
     return F.round(unit * 255.0).cast(DType.uint8)
+
+
+def energy(x: Tensor) -> Tensor:
+    """Sum of squares of each picture, float32 [batch, rows, columns, ...] -> [batch]."""
+    batch, rows, *rest = x.shape
+    flat = F.reshape(x, [batch, rows, math.prod(rest, start=Dim(1))])
+    return F.reshape(F.sum(F.sum(flat * flat, axis=2), axis=1), [batch])
 
 
 class EncodeImage(Module[[Tensor, Tensor], Tensor]):
@@ -135,7 +147,8 @@ class EncodeImage(Module[[Tensor, Tensor], Tensor]):
         pixels = F.reshape(image, [batch, rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
         moments = self.encoder(pixels.cast(picture_dtype(self.encoder.conv_in.weight))).cast(DType.float32)
         mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [self.spec.latent_channels] * 2, axis=1)
-        deviation = F.exp(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX) * 0.5)
+        clamped = unless_too_large(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX), logvar)
+        deviation = F.exp(clamped * 0.5)
         sample = mean + deviation * noise
         return normalize(sample, self.spec.scaling_factor, self.spec.shift_factor)
 

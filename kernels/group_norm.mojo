@@ -13,11 +13,14 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
-from std.math import sqrt
+from std.math import nan, sqrt
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 
 from .products import F32, LANES
+
+comptime LIMIT: Float64 = 1e16
+"""As `graphs.overflow.LIMIT`."""
 
 
 @extensibility.register("max_zimage.group_norm")
@@ -110,6 +113,8 @@ def _measure[
                 squares += source.unsafe_load((row * 2 + 1) * channels + channel).cast[DType.float64]()
                 squares += Float64(columns) * away * away
         var deviation = sqrt(squares / Float64(rows * columns * width) + epsilon.cast[DType.float64]())
+        if not deviation < LIMIT:  # not of NaN either: little but the bias would be left of the group, and look finite
+            deviation = nan[DType.float64]()
         var place = output.unsafe_offset(item * 3 * channels)
         for channel in range(first, first + width):
             var scale = weight.unsafe_load(channel).cast[DType.float64]() / deviation

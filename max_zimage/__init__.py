@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from max_zimage.arch import ARCHITECTURES, ZImageArchConfig
     from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
     from max_zimage.model_inputs import ZImageModelInputs
+    from max_zimage.not_finite import NotFiniteError
     from max_zimage.pipeline import ZImagePipeline, ZImagePipelineOutput
     from max_zimage.step_cache import FirstBlockCache, TaylorSeer
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ARCHITECTURES",
     "FirstBlockCache",
+    "NotFiniteError",
     "TaylorSeer",
     "ZImageArchConfig",
     "ZImageModelInputs",
@@ -36,6 +38,7 @@ __all__ = [
 _HOMES = {
     "ARCHITECTURES": "arch",
     "FirstBlockCache": "step_cache",
+    "NotFiniteError": "not_finite",
     "TaylorSeer": "step_cache",
     "ZImageArchConfig": "arch",
     "ZImageModelInputs": "model_inputs",

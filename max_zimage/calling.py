@@ -6,25 +6,26 @@ Reference: diffusers pipelines/z_image/pipeline_z_image.py, __call__.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer, Device, load_devices
+from max.driver import Device, load_devices
 from max.engine import InferenceSession
 from max.pipelines.lib.config import PipelineConfig
 from PIL import Image
 
+from max_zimage.callbacks import StepCallback, step_hook
 from max_zimage.cublas import check_cublas
-from max_zimage.denoising import as_squares, unpacked
-from max_zimage.devices import device_spec, model_dtype, upload
+from max_zimage.devices import device_spec, model_dtype
 from max_zimage.estimate import check_request
 from max_zimage.inputs import GenerationRequest
 from max_zimage.manifest import pipeline_config
 from max_zimage.model_files import resolve_model
+from max_zimage.not_finite import GIVEN_LATENTS, NotFiniteError
 from max_zimage.processes import check_process
 from max_zimage.request_checks import step_cache as checked_step_cache
 from max_zimage.request_inputs import captions_of_request, inputs_of_request
@@ -35,12 +36,10 @@ from max_zimage.tokenizer import PromptTokenizer
 if TYPE_CHECKING:
     from typing import Self
 
-    from max_zimage.pipeline import StepHook, ZImagePipeline
+    from max_zimage.pipeline import ZImagePipeline
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "tiny-zimage"
 """The checkpoint that the package contains."""
-
-StepCallback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -181,10 +180,11 @@ class Calling:
 
         The arguments are the attributes of `GenerationRequest`, with shapes and units; None takes the checkpoint's own
         value, a string stands for a list of one. Besides these, callback_on_step_end is called as callback(pipeline,
-        step, timestep, {"latents": float32 [pictures, channels, height/8, width/8]}) and may return such latents too.
+        step, timestep, {"latents": float32 [pictures, channels, height/8, width/8]}), and may change or return these.
 
         Raises:
             RequestError: If an argument is out of range; all that is wrong is said together.
+            NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
         """
         pipeline = cast("ZImagePipeline", self)
         request = GenerationRequest.create(
@@ -232,26 +232,11 @@ class Calling:
             vae=pipeline.vae,
             device=pipeline.device,
         )
-        hook = (
-            None if callback_on_step_end is None else _hook(pipeline, callback_on_step_end, inputs.height, inputs.width)
-        )
-        return pipeline.execute(inputs, request.output_type, hook).images
-
-
-def _hook(pipeline: ZImagePipeline, callback: StepCallback, height: int, width: int) -> StepHook:
-    """Turn diffusers' callback into one over packed latents; only here do latents leave the device during the loop."""
-    pixels_per_token = 2 * pipeline.vae_scale_factor
-
-    def on_step(index: int, timestep: float, latents: Buffer) -> Buffer | None:
-        given = unpacked(latents, height // pixels_per_token, width // pixels_per_token)
-        returned = callback(pipeline, index, timestep, {"latents": given})
-        changed = None if returned is None else returned.get("latents")
-        if changed is None or changed is given:
-            return None
-        if np.shape(changed) != given.shape:
-            raise ValueError(
-                f"the callback must return latents of shape {list(given.shape)}, got {list(np.shape(changed))}"
-            )
-        return pipeline.preprocess_latents(as_squares(upload(np.asarray(changed, np.float32), pipeline.device)))
-
-    return on_step
+        callback = callback_on_step_end
+        hook = None if callback is None else step_hook(pipeline, callback, inputs.height, inputs.width)
+        try:
+            return pipeline.execute(inputs, request.output_type, hook).images
+        except NotFiniteError as error:
+            if request.latents is None:
+                raise
+            raise error.blaming(GIVEN_LATENTS) from None

@@ -148,10 +148,15 @@ def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) ->
         parents=[shared],
         allow_abbrev=False,
         help="versions, devices, a checkpoint and the memory it needs",
-        description="Versions, devices, a checkpoint and the memory it needs. Nothing is loaded.",
+        description="Versions, devices, a checkpoint and the memory it needs. No weight is read unless asked for.",
     )
     parser.add_argument("--height", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
+    parser.add_argument(
+        "--check-weights",
+        action="store_true",
+        help="read all weights; name tensors with NaN, infinity or overflow",
+    )
     _add_model(parser)
 
 

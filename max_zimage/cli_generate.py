@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from max_zimage.cli_errors import checking, quiet_libraries, warn
+from max_zimage.cli_errors import checking, in_flags, quiet_libraries, warn
 from max_zimage.cli_request import Wanted, parameters_of
 from max_zimage.console import display
 from max_zimage.images import check_writable, next_free_paths, save_image
 from max_zimage.inputs import GenerationRequest
 from max_zimage.noise import image_seed
+from max_zimage.not_finite import NotFiniteError
 from max_zimage.parameters import GenerationParameters, ImageFileError
 from max_zimage.progress import shown_by
 
@@ -44,7 +45,7 @@ class Outcome:
         parameters: What each was drawn with.
         load_seconds: From the start to the compiled pipeline.
         picture_seconds: Of each picture.
-        problems: Pictures that could not be saved where they were wanted, in words.
+        problems: Pictures that could not be drawn, or not be saved where they were wanted, in words.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -77,7 +78,7 @@ def generate(arguments: argparse.Namespace) -> int:
         arguments: From `max_zimage.cli`.
 
     Returns:
-        The exit code: 1 if a picture could not be saved where it was wanted.
+        The exit code: 1 if a picture could not be drawn, or not be saved where it was wanted.
 
     Raises:
         BadInput: If anything is wrong with what is asked for; before anything is compiled.
@@ -125,6 +126,7 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, Ge
         request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
     for warning in caught:
         warn(str(warning.message))
+    request.schedule(prepared.sources.specs.schedule)
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
     check_request(prepared.sources, prepared.devices[0], request, loaded=False)
     return prepared, request
@@ -147,7 +149,11 @@ def _draw(
     for index, path in enumerate(paths):
         begin = time.perf_counter()
         one = replace(request, seed=image_seed(request.seed or 0, index))
-        pixels: Any = pipeline.generate(one)
+        try:
+            pixels: Any = pipeline.generate(one)
+        except NotFiniteError as error:  # this picture's fault alone: the others are drawn
+            outcome.problems.append(in_flags(f"seed {one.seed}: {error}"))
+            continue
         outcome.picture_seconds.append(time.perf_counter() - begin)
         parameters = parameters_of(one, wanted, pipeline.sources.dtypes["transformer"])
         outcome.parameters.append(parameters)

@@ -1,10 +1,11 @@
-"""`max-zimage info`: versions, devices, a checkpoint and the memory it needs, all without loading a weight."""
+"""`max-zimage info`: versions, devices, a checkpoint and the memory it needs; its weights are read only if asked."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+import sys
 from importlib.metadata import version
 from math import prod
 from typing import Any
@@ -19,12 +20,14 @@ from max_zimage.checkpoint import LoadPlan
 from max_zimage.cli import EMBEDDED_NAME
 from max_zimage.cli_errors import checking, quiet_libraries
 from max_zimage.cli_request import model_path
-from max_zimage.console import table_console
+from max_zimage.console import display, table_console
 from max_zimage.estimate import activation_bytes
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.memory import available_memory
 from max_zimage.pipeline import ZImagePipeline
+from max_zimage.progress import shown_by
 from max_zimage.request_checks import side
+from max_zimage.weight_check import Damage, check_weights
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -34,7 +37,7 @@ def info(arguments: argparse.Namespace) -> int:
         arguments: From `max_zimage.cli`.
 
     Returns:
-        The exit code, 0.
+        The exit code: 1 if weights were checked and some are no numbers to draw with, or else 0.
 
     Raises:
         BadInput: If the model, the device or a size does not do.
@@ -52,11 +55,26 @@ def info(arguments: argparse.Namespace) -> int:
             "model": model_facts(arguments.model or EMBEDDED_NAME, prepared),
             "memory": memory_facts(prepared, arguments.height, arguments.width),
         }
+    damaged = _check(prepared, facts, quiet=arguments.json) if arguments.check_weights else ()
     if arguments.json:
         print(json.dumps(facts))
     else:
         _print(facts)
-    return 0
+    for each in damaged:
+        print(f"max-zimage: error: {each}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _check(prepared: Prepared, facts: dict[str, Any], *, quiet: bool) -> tuple[Damage, ...]:
+    """Read all weights, and say so in the facts."""
+    with shown_by(display(quiet=quiet)):
+        found = check_weights(prepared.sources.plans, prepared.sources.dtypes)
+    facts["weights"] = {
+        "tensors": found.tensors,
+        "numbers": found.numbers,
+        "damaged": [each.to_dict() for each in found.damaged],
+    }
+    return found.damaged
 
 
 def versions() -> dict[str, str]:
@@ -168,6 +186,10 @@ def _print(facts: dict[str, Any]) -> None:
         f"{'with' if memory['guided'] else 'without'} guidance; {_size(memory['available_bytes'])} are free: "
         + ("it fits" if memory["fits"] else "it does not fit")
     )
+    if weights := facts.get("weights"):
+        bad = len(weights["damaged"])
+        verdict = f"not so in {bad} tensor{'s' if bad > 1 else ''}" if bad else "so in all of them"
+        console.print(f"{weights['numbers']:,} numbers of {weights['tensors']} tensors should be finite: {verdict}")
 
 
 def _size(count: int | None) -> str:

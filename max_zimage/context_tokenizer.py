@@ -27,7 +27,6 @@ from max_zimage.inputs import GenerationRequest
 from max_zimage.model_files import resolve_model
 from max_zimage.noise import initial_noise
 from max_zimage.request_checks import RequestError, check_token_count
-from max_zimage.schedule import schedule
 from max_zimage.serving.context import ZImageContext
 from max_zimage.step_cache import written
 from max_zimage.tokenizer import PromptTokenizer, TokenizerError
@@ -142,11 +141,11 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             **more: Other fields of `ZImageContext`.
 
         Raises:
-            RequestError: If a text has too many tokens.
+            RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
         prompt, *negative = [self._ids(text, asked) for text in (*asked.prompts, *asked.negative_prompts)]
-        plan = schedule(self._schedule, steps=asked.num_inference_steps, shift=asked.shift).after(asked.first_step)
+        plan = asked.schedule(self._schedule)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
         return ZImageContext(

@@ -16,6 +16,7 @@ from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel
 from max_zimage.devices import download, upload_as
 from max_zimage.estimate import pictures_at_once
 from max_zimage.model_inputs import Captions, ZImageModelInputs, caption_arguments, steps
+from max_zimage.not_finite import Flags
 from max_zimage.positions import PIXELS_PER_TOKEN, padded
 from max_zimage.stepping import Stepper
 
@@ -90,13 +91,25 @@ def token_squares(latents: Buffer, rows: int, columns: int) -> Buffer:
     return latents.view(DType.float32, (int(latents.shape[0]), rows, columns, 2, 2, int(latents.shape[2]) // 4))
 
 
-def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-    """Packed latents to pictures on the host, uint8 [batch, 16 · rows, 16 · columns, 3]; large ones a few at a time."""
+def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> tuple[npt.NDArray[np.uint8], Flags]:
+    """Packed latents to pictures, on the host; large ones a few at a time.
+
+    Args:
+        decode: `graphs.vae.DecodeLatents`.
+        latents: float32 [batch, rows · columns, 4 · channels].
+        rows: Height in tokens.
+        columns: Width in tokens.
+
+    Returns:
+        uint8 [batch, 16 · rows, 16 · columns, 3], and bool [batch]: whether a picture and its latents are finite.
+    """
     squares = token_squares(latents, rows, columns)
     batch = int(squares.shape[0])
     stride = pictures_at_once(batch, PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)
     parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]
-    return np.concatenate([download(decode(part)[0]) for part in parts])
+    outputs = [[download(each) for each in decode(part)] for part in parts]
+    pixels, energy = (np.concatenate(each) for each in zip(*outputs, strict=True))
+    return pixels, np.isfinite(energy)
 
 
 def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32]:

@@ -15,7 +15,8 @@ from max_zimage.input_images import starting_image
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.noise import fresh_seed
 from max_zimage.request_checks import OutputType, Problems, RequestError
-from max_zimage.schedule import DEFAULT_STRENGTH, first_step
+from max_zimage.schedule import DEFAULT_STRENGTH, Schedule, ScheduleSpec, first_step
+from max_zimage.schedule_checks import checked_schedule, has_a_step
 from max_zimage.step_cache import StepCache
 
 __all__ = ["GenerationRequest", "Limits", "RequestDefaults", "RequestError"]
@@ -91,6 +92,11 @@ class GenerationRequest:
     def first_step(self) -> int:
         """The step that the schedule begins with: above 0 where the image's strength leaves some out."""
         return 0 if self.image is None else first_step(self.num_inference_steps, self.strength)
+
+    def schedule(self, spec: ScheduleSpec) -> Schedule:
+        """Its way from noise to picture, without the steps that its strength leaves out; see `checked_schedule`."""
+        whole = checked_schedule(spec, self.num_inference_steps, self.sigmas, self.shift)
+        return whole.after(self.first_step)
 
     @classmethod
     def create(
@@ -269,6 +275,8 @@ def _check_together(request: GenerationRequest, limits: Limits) -> None:
             f"a request may make {limits.max_images} pictures, got {request.num_prompts} prompts with "
             f"{request.num_images_per_prompt} each; make several requests"
         )
+    if request.image is not None:
+        has_a_step(request.strength, request.num_inference_steps)
     if request.image is not None and request.image.shape[:2] != (request.height, request.width):
         height, width, _ = request.image.shape
         raise RequestError(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from max_zimage.limits import Limits
 from max_zimage.noise import MAX_SEED
 from max_zimage.positions import PIXELS_PER_TOKEN
+from max_zimage.schedule import MAX_SHIFT, MIN_SHIFT
 from max_zimage.step_cache import FirstBlockCache, StepCache, TaylorSeer, parse
 
 OutputType = Literal["pil", "np", "latent"]
@@ -24,7 +25,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-MIN_SHIFT, MAX_SHIFT, MAX_GUIDANCE = 0.01, 100.0, 1000.0
+MAX_GUIDANCE = 1000.0
+SMALLEST, LARGEST = (float(each) for each in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 class RequestError(ValueError):
@@ -92,6 +94,14 @@ def number(name: str, value: object, *, above: bool = False) -> float:
     return found
 
 
+def number_float32(name: str, value: object) -> float:
+    """Return a float of at least 0 that float32, in which the graphs take it, neither makes 0 nor infinite."""
+    found = number(name, value)
+    if found and not SMALLEST <= found <= LARGEST:
+        raise RequestError(f"{name} must be 0, or from {SMALLEST:.3g} to {LARGEST:.3g} in float32, got {found}")
+    return found
+
+
 def positive(name: str, value: object) -> float:
     """Return a finite float above 0."""
     return number(name, value, above=True)
@@ -107,7 +117,7 @@ def shift(value: object) -> float:
 
 def guidance(value: object) -> float:
     """Return a guidance scale that float32 latents survive."""
-    found = number("guidance_scale", value)
+    found = number_float32("guidance_scale", value)
     if found > MAX_GUIDANCE:
         raise RequestError(f"guidance_scale must be at most {MAX_GUIDANCE:g}, got {found}; usual are 0 to 10")
     return found
@@ -129,7 +139,7 @@ def normalization(value: object) -> float:
     """Return the factor of the guidance's norm limit: False is 0 (off), True is 1."""
     if isinstance(value, (bool, np.bool_)):
         return float(value)
-    return number("cfg_normalization", value)
+    return number_float32("cfg_normalization", value)
 
 
 def seed(value: object) -> int:
@@ -173,6 +183,8 @@ def sigmas(name: str, value: object, max_steps: int) -> tuple[float, ...]:
     levels = [number(f"{name}[{index}]", item) for index, item in enumerate(value)]
     if 0 in levels:
         raise RequestError(f"{name} must be above 0, got 0 at position {levels.index(0)}; the final 0 is added for you")
+    if min(levels) < SMALLEST:
+        raise RequestError(f"{name} must be at least {SMALLEST:.3g}, the smallest of float32, got {min(levels)}")
     if levels[0] > 1:
         raise RequestError(f"{name} must be at most 1, got {levels[0]}; 1 is pure noise")
     # Compared in float32, in which the step lengths are computed: an equal pair would be a step of no length.

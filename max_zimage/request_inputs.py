@@ -17,9 +17,10 @@ from max_zimage.inputs import GenerationRequest
 from max_zimage.limits import Limits
 from max_zimage.model_inputs import Captions, FloatArray, IdArray, ZImageModelInputs, make_items
 from max_zimage.noise import initial_noise
+from max_zimage.not_finite import NotFiniteError, usual_suspects
 from max_zimage.positions import RopeSpec
 from max_zimage.request_checks import check_token_count
-from max_zimage.schedule import Schedule, ScheduleSpec, guidance_by_step, schedule
+from max_zimage.schedule import Schedule, ScheduleSpec, guidance_by_step
 from max_zimage.serving.context import ZImageContext
 from max_zimage.step_cache import StepCache, parse
 from max_zimage.tokenizer import PromptTokenizer
@@ -43,16 +44,22 @@ def inputs_of_request(
         rope_spec: The transformer's rotary embedding.
         vae: Encodes the image of a request that has one.
         device: Where the transformer runs.
+
+    Raises:
+        RequestError: If a step would have no length in float32.
+        NotFiniteError: If the encoder makes NaN or infinity of the image.
     """
-    noise = request.latents
+    plan, noise = request.schedule(schedule_spec), request.latents
     if noise is None:
         noise = initial_noise(
             request.seed or 0, request.num_images, vae.spec.latent_channels, request.height, request.width
         )
-    steps = None if request.sigmas is not None else request.num_inference_steps
-    plan = schedule(schedule_spec, steps=steps, sigmas=request.sigmas, shift=request.shift).after(request.first_step)
     if request.image is not None:
         noise = starting_latents(vae, request.image, noise, request.seed, plan.sigmas[0])
+        # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
+        if not np.isfinite(noise).all():
+            what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
+            raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
     return _inputs(
         captions,
         noise,

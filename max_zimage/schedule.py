@@ -17,6 +17,9 @@ FloatArray = npt.NDArray[np.float32]
 DEFAULT_STRENGTH = 0.6
 """As in diffusers."""
 
+MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
+"""Between these float32 tells the noise levels of up to 1,000 even steps apart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
@@ -32,8 +35,10 @@ class ScheduleSpec:
 
     def __post_init__(self) -> None:
         """Refuse values no schedule can be built from."""
-        if not (np.isfinite(self.shift) and self.shift > 0):
-            raise ValueError(f"the scheduler's shift must be a finite number above 0, got {self.shift}")
+        if not MIN_SHIFT <= self.shift <= MAX_SHIFT:
+            raise ValueError(
+                f"the scheduler's shift must be from {MIN_SHIFT} to {MAX_SHIFT:g}, got {self.shift}; usual are 1 to 10"
+            )
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be at least 1, got {self.num_train_timesteps}")
 
@@ -65,12 +70,26 @@ class Schedule:
 def first_step(steps: int, strength: float) -> int:
     """The step that image-to-image begins with: 0 for a strength of 1, the last one for a strength near 0.
 
+    A strength so near 0 that `steps` less its share is `steps` leaves none; see `smallest_strength`.
+
     Reference: diffusers pipelines/z_image/pipeline_z_image_img2img.py, get_timesteps.
 
     >>> first_step(8, 0.6)
     3
     """
     return int(max(steps - min(steps * strength, steps), 0))
+
+
+def smallest_strength(steps: int) -> float:
+    """The smallest strength that leaves image-to-image a step; float64 tells it from 0 steps.
+
+    >>> first_step(8, smallest_strength(8)), first_step(8, smallest_strength(8) * 0.99)
+    (7, 8)
+    """
+    too_small, enough = 0.0, 1.0
+    while too_small < (middle := (too_small + enough) / 2) < enough:
+        too_small, enough = (middle, enough) if first_step(steps, middle) >= steps else (too_small, middle)
+    return enough
 
 
 def default_sigmas(steps: int) -> FloatArray:
@@ -142,8 +161,10 @@ def schedule(
     levels = shifted(start, spec.shift if shift is None else shift)
     with_end = np.append(levels, np.float32(0))
     deltas = np.diff(with_end)
-    if not np.all(deltas < 0):
-        position = int(np.argmin(deltas < 0))
+    # Numbers below float32's smallest normal one are 0 on some devices.
+    falls = deltas <= -np.finfo(np.float32).tiny
+    if not falls.all():
+        position = int(np.argmin(falls))
         raise ValueError(
             f"sigmas must fall at every step in float32 after the shift: sigma {with_end[position]} at step {position} "
             f"is followed by {with_end[position + 1]}; use fewer steps or values further apart"

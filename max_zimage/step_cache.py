@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_THRESHOLD = 0.06
 """As in MAX's Z-Image pipeline."""
 
+_MOST = 1_000_000  # steps; far more than a request can have
+
 OFF = "off"
 """How no cache at all is written, where a checkpoint or a server would use one otherwise."""
 
@@ -48,10 +50,13 @@ class FirstBlockCache:
     block: FirstBlock = "noise_refiner"
 
     def __post_init__(self) -> None:
+        usual = f"got {self.threshold!r}; usual are 0.02 to 0.2"
         if not (_is_number(self.threshold) and math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ValueError(
-                f"threshold must be a finite number of at least 0, got {self.threshold!r}; usual are 0.02 to 0.2"
-            )
+            raise ValueError(f"threshold must be a finite number of at least 0, {usual}")
+        # As the graph will take it: what becomes 0 there would leave nothing out, in silence.
+        low, high = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+        if self.threshold and not low <= self.threshold <= high:
+            raise ValueError(f"threshold must be 0, or from {low:.3g} to {high:.3g} in float32, {usual}")
         _check_count("warmup_steps", self.warmup_steps, 0)
         if self.block not in get_args(FirstBlock):
             raise ValueError(f"block must be {' or '.join(get_args(FirstBlock))}, got {self.block!r}")
@@ -215,6 +220,8 @@ def _value(name: str, text: str, kind: str) -> object:
 def _check_count(name: str, value: object, low: int) -> None:
     if not _is_whole(value) or value < low:  # type: ignore[operator]  # a whole number by then
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    if value > _MOST:  # type: ignore[operator]
+        raise ValueError(f"{name} must be at most {_MOST}, got {str(value)[:40]}")
 
 
 def _is_whole(value: object) -> bool:

@@ -53,7 +53,7 @@ class Worker:
             prompt = [{"role": "user", "content": content}]
         made = context(prompt, **defaults | options)
         assert isinstance(made, ZImageContext)
-        made.reports = True
+        made.reports = made.listens = True
         self.requests.put(made)
         return made
 

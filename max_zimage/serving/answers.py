@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from max.pipelines.context.outputs import GenerationOutput
-from max.pipelines.request.open_responses import OutputImageContent
+from max.pipelines.request.open_responses import OutputContent, OutputImageContent, OutputTextContent
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from max_zimage.noise import image_seed
+from max_zimage.not_finite import CODE
 from max_zimage.serving.dispatcher import Dispatcher, Job
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.media import MediaStore
@@ -94,18 +95,18 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-def files(output: GenerationOutput) -> list[bytes]:
-    """The pictures of an answer, encoded."""
-    return [base64.b64decode(item.image_data or "") for item in output.output if isinstance(item, OutputImageContent)]
+def file_of(item: OutputContent) -> bytes | None:
+    """A picture of an answer, encoded; None where there is a reason in its place."""
+    return base64.b64decode(item.image_data or "") if isinstance(item, OutputImageContent) else None
 
 
 def images_answer(
     output: GenerationOutput, job: Job, form: Form, media: MediaStore, request: Request
 ) -> dict[str, Any]:
-    """The body of an OpenAI images answer."""
+    """The body of an OpenAI images answer; a picture that is missing has an error and no file."""
     items = [
-        {**_picture(file, form, media, request), "seed": image_seed(job.context.seed or 0, index)}
-        for index, file in enumerate(files(output))
+        {**_picture(item, form, media, request), "seed": image_seed(job.context.seed or 0, index)}
+        for index, item in enumerate(output.output)
     ]
     return {"created": int(time.time()), "data": items, **_facts(job, form), "usage": _usage(job)}
 
@@ -120,16 +121,21 @@ async def events(
         async with aclosing(dispatcher.events(job)) as told:
             async for event in told:
                 if isinstance(event, GenerationOutput):
-                    for index, file in enumerate(files(event)):
+                    for index, item in enumerate(event.output):
+                        if file_of(item) is None:
+                            continue
                         yield _event(
                             f"{form.event}.completed",
                             created_at=created,
                             index=index,
                             seed=image_seed(job.context.seed or 0, index),
-                            **_picture(file, form, media, request),
+                            **_picture(item, form, media, request),
                             **_facts(job, form),
                             usage=_usage(job),
                         )
+                    # Last, because a client that is told of an error listens no longer.
+                    if missing := [index for index, item in enumerate(event.output) if file_of(item) is None]:
+                        yield _event("error", **_missing(event.output[missing[0]]), index=missing)
                     continue
                 progress, drawn = event
                 if form.progress:
@@ -150,11 +156,19 @@ async def events(
         yield _event("error", **error.body())
 
 
-def _picture(file: bytes, form: Form, media: MediaStore, request: Request) -> dict[str, str]:
+def _picture(item: OutputContent, form: Form, media: MediaStore, request: Request) -> dict[str, Any]:
+    file = file_of(item)
+    if file is None:
+        return {"url" if form.by_url else "b64_json": None, **_missing(item)}
     if not form.by_url:
         return {"b64_json": base64.b64encode(file).decode()}
     name = media.put(file, f"image/{form.output_format}")
     return {"url": str(request.url_for("image_content", name=name))}
+
+
+def _missing(item: OutputContent) -> dict[str, Any]:
+    """What stands in place of a picture."""
+    return ApiError(500, CODE, item.text if isinstance(item, OutputTextContent) else "").body()
 
 
 def _facts(job: Job, form: Form) -> dict[str, str]:

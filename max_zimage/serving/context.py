@@ -19,6 +19,7 @@ class ZImageContext(PixelContext):
         compression: Quality of JPEG and WebP from 1 to 100, or None for the format's own.
         reports: Whether every step is reported while it is done.
         step_cache: How steps are left out, as `max_zimage.step_cache.parse` reads it.
+        listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.
         previews: Pictures of the unfinished work to send along, spread over the steps.
     """
 
@@ -26,5 +27,6 @@ class ZImageContext(PixelContext):
     parameters: list[str] = field(default_factory=list)
     compression: int | None = field(default=None)
     reports: bool = field(default=False)
+    listens: bool = field(default=False)
     previews: int = field(default=0)
     step_cache: str = field(default="off")

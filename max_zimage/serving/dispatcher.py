@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from max.pipelines.context.outputs import GenerationOutput
+from max.pipelines.request.open_responses import OutputImageContent
 from max.serve.worker_interface import ModelWorkerProxy, RequestQueueFull
 
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import ApiError
-from max_zimage.serving.messages import Preview, Progress, read_progress
+from max_zimage.serving.messages import Preview, Progress, read_failure, read_progress
 from max_zimage.serving.metrics import Metrics
 
 _log = logging.getLogger("max_zimage.serving")
@@ -208,7 +209,9 @@ class Dispatcher:
                 for output in outputs:
                     if output.is_done:
                         end = output
-                        self._metrics.images.inc(len(output.output))
+                        self._metrics.images.inc(sum(isinstance(each, OutputImageContent) for each in output.output))
+                    elif failure := read_failure(output):
+                        end = ApiError(500, failure.code, failure.message)
                     else:
                         self._note(job, output)
         except RequestQueueFull:  # a dead worker takes nothing in: the request waits for the next one

@@ -1,7 +1,8 @@
 """What the worker tells the server about a request before its pictures are done, inside MAX's own output type.
 
 MAX's worker answers with `GenerationOutput`s, of which only the last one is final. The ones before carry a message
-here: JSON in a text content, and a preview as an image content behind it.
+here: JSON in a text content, and a preview as an image content behind it. A request that fails has no last one; why it
+does is said in a message before the end.
 """
 
 from __future__ import annotations
@@ -49,6 +50,30 @@ class Preview:
     png: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why there will be no pictures.
+
+    Attributes:
+        code: A short name of the reason.
+        message: For whoever asked.
+    """
+
+    code: str
+    message: str
+
+
+def failure_output(request: RequestID, failure: Failure) -> GenerationOutput:
+    """Pack a failure for the way to the server."""
+    text = text_content(json.dumps({"failure": asdict(failure)}))
+    return GenerationOutput(request_id=request, final_status=GenerationStatus.ACTIVE, output=[text])
+
+
+def text_content(text: str) -> OutputTextContent:
+    """Text as a part of MAX's outputs."""
+    return OutputTextContent(type="output_text", text=text, annotations=None, logprobs=None)
+
+
 def progress_output(request: RequestID, progress: Progress, previews: Sequence[Preview] = ()) -> GenerationOutput:
     """Pack a message for the way to the server."""
     images = [
@@ -61,18 +86,29 @@ def progress_output(request: RequestID, progress: Progress, previews: Sequence[P
         )
         for preview in previews
     ]
-    text = OutputTextContent(type="output_text", text=json.dumps(asdict(progress)), annotations=None, logprobs=None)
+    text = text_content(json.dumps(asdict(progress)))
     return GenerationOutput(request_id=request, final_status=GenerationStatus.ACTIVE, output=[text, *images])
+
+
+def read_failure(output: GenerationOutput) -> Failure | None:
+    """Unpack what `failure_output` packed; None for any other message."""
+    said = json.loads(_text(output))
+    return Failure(**said["failure"]) if "failure" in said else None
 
 
 def read_progress(output: GenerationOutput) -> tuple[Progress, list[Preview]]:
     """Unpack what `progress_output` packed."""
-    text, *images = output.output
-    if not isinstance(text, OutputTextContent):
-        raise ValueError(f"the worker's message begins with {type(text).__name__}, not with text")
+    text, images = _text(output), output.output[1:]
     previews = [
         Preview(picture=int(image.format or 0), png=base64.b64decode(image.image_data or ""))
         for image in images
         if isinstance(image, OutputImageContent)
     ]
-    return Progress(**json.loads(text.text)), previews
+    return Progress(**json.loads(text)), previews
+
+
+def _text(output: GenerationOutput) -> str:
+    text = output.output[0]
+    if not isinstance(text, OutputTextContent):
+        raise ValueError(f"the worker's message begins with {type(text).__name__}, not with text")
+    return text.text

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from max.driver import Buffer
 from max.pipelines.modeling.types import RequestID
 
-from max_zimage.denoising import Loop, caption_tokens, denoise
+from max_zimage.denoising import Loop, caption_tokens, decoded, denoise
 from max_zimage.devices import download, upload
+from max_zimage.not_finite import Flags
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.request_inputs import inputs_of_contexts
 from max_zimage.serving.context import ZImageContext
@@ -82,14 +83,15 @@ class Rendering:
             rows = [row for context in kept for row in self._rows(context)]
             self._begin(kept, download(self._latents)[rows], self._stepper.state(rows))
 
-    def pictures(self) -> dict[RequestID, Pixels]:
-        """Decode the latents: uint8 [pictures, height, width, 3] by request."""
+    def pictures(self) -> dict[RequestID, tuple[Pixels, Flags]]:
+        """Decode the latents: uint8 [pictures, height, width, 3] by request, and which of them are finite."""
         begin = time.perf_counter()
         first, scale = self.contexts[0], 2 * self._pipeline.vae_scale_factor
-        carriers = (np.empty(first.height // scale), np.empty(first.width // scale))
-        pixels = np.asarray(self._pipeline.decode_latents(self._latents, *carriers))
+        decode = self._pipeline.vae.model
+        pixels, finite = decoded(decode, self._latents, first.height // scale, first.width // scale)
         self.seconds.decode = time.perf_counter() - begin
-        return {context.request_id: pixels[self._rows(context)] for context in self.contexts}
+        rows = {context.request_id: self._rows(context) for context in self.contexts}
+        return {request: (pixels[own], finite[own]) for request, own in rows.items()}
 
     def estimate(self) -> npt.NDArray[np.float32]:
         """What the last step expects the clean latents to be, on the host: [pictures, image tokens, 4 · channels].

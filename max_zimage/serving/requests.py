@@ -171,6 +171,7 @@ def make_context(
             request_id=RequestID(),
             model_name=served.name,
             output_format=output_format,
+            listens=True,
             parameters=[
                 GenerationParameters.of(
                     asked, model=served.model, weight_paths=(), dtype=served.dtype, picture=picture

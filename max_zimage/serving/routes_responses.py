@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request
 from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.modeling.types import RequestID
 from max.pipelines.request import OpenResponsesRequest
-from max.pipelines.request.open_responses import OpenResponsesRequestBody, ResponseResource
+from max.pipelines.request.open_responses import OpenResponsesRequestBody, OutputContent, ResponseResource
 from starlette.responses import JSONResponse, Response
 
 from max_zimage.context_tokenizer import image_options
 from max_zimage.request_checks import RequestError
-from max_zimage.serving.answers import files, finished
+from max_zimage.serving.answers import file_of, finished
 from max_zimage.serving.api_names import RESPONSES, refused
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
@@ -95,8 +95,12 @@ async def _inlined(state: State, content: bytes) -> bytes:
 
 
 def _by_url(state: State, output: GenerationOutput, request: Request) -> GenerationOutput:
-    contents = []
-    for item, file in zip(output.output, files(output), strict=True):
+    contents: list[OutputContent] = []
+    for item in output.output:
+        file = file_of(item)
+        if file is None:
+            contents.append(item)
+            continue
         name = state.media.put(file, f"image/{getattr(item, 'format', '')}")
         url = str(request.url_for("image_content", name=name))
         contents.append(item.model_copy(update={"image_url": url, "image_data": None}))

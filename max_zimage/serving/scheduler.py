@@ -25,13 +25,14 @@ from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
 from max.serve.scheduler_result import SchedulerResult
 
 from max_zimage.compiler import counts
+from max_zimage.not_finite import CODE, Flags, explained, usual_suspects
 from max_zimage.pipeline import ZImagePipeline
-from max_zimage.request_inputs import sharing_key
+from max_zimage.request_inputs import sharing_key, step_cache_of
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.encoding import final_output
-from max_zimage.serving.messages import Preview, Progress, progress_output
+from max_zimage.serving.messages import Failure, Preview, Progress, failure_output, progress_output
 from max_zimage.serving.previews import Previewer, preview_steps
-from max_zimage.serving.rendering import Rendering
+from max_zimage.serving.rendering import Pixels, Rendering
 
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
 
@@ -113,8 +114,21 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._report(running)
         self._running = None
         for context in running.contexts:
-            pixels = pictures[context.request_id]
-            self._encoding[context.request_id] = self._encoder.submit(final_output, context, pixels)
+            self._finish(context, *pictures[context.request_id])
+
+    def _finish(self, context: ZImageContext, pixels: Pixels, finite: Flags) -> None:
+        """Encode a request's pictures; without any that is finite, say why there are none."""
+        suspects = usual_suspects(cast(ZImagePipeline, self._model).transformer.dtype_name, step_cache_of(context))
+        problem = explained("the picture came out as NaN or infinity instead of colours", suspects)
+        if finite.any():
+            work = self._encoder.submit(final_output, context, pixels, finite, problem)
+            self._encoding[context.request_id] = work
+            return
+        _log.error("request %s: %s", context.request_id, problem)
+        if context.listens:
+            output = failure_output(context.request_id, Failure(code=CODE, message=problem))
+            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
+        self._cancel([context.request_id])
 
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
@@ -152,7 +166,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
     def _previews(self, running: Rendering, context: ZImageContext) -> Sequence[Preview]:
         rows = running.rows_of(context.request_id)
         files = cast(Previewer, self._previewer).draw(running.estimate()[rows], context.height, context.width)
-        return [Preview(picture=index, png=file) for index, file in enumerate(files)]
+        return [Preview(picture=index, png=file) for index, file in enumerate(files) if file is not None]
 
     def _deliver(self, *, wait: bool) -> None:
         """Send what is encoded; with nothing else to do, wait for it."""
@@ -178,8 +192,9 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             self._answer(request, SchedulerResult.cancelled())
 
     def _tell(self, context: ZImageContext, progress: Progress, previews: Sequence[Preview] = ()) -> None:
-        output = progress_output(context.request_id, progress, previews)
-        self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
+        if context.listens:
+            output = progress_output(context.request_id, progress, previews)
+            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
 
     def _answer(self, request: RequestID, result: SchedulerResult[Any]) -> None:
         self.response_queue.put_nowait({request: result})
