@@ -12,8 +12,7 @@ from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.graphs.vae import VaeSpec
 from max_zimage.json_files import shown
 from max_zimage.positions import RopeSpec
-from max_zimage.request_checks import MAX_SHIFT, MIN_SHIFT
-from max_zimage.schedule import ScheduleSpec
+from max_zimage.schedule import MAX_SHIFT, MIN_SHIFT, ScheduleSpec
 
 __all__ = [
     "Config",
