@@ -10,14 +10,16 @@ import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 from max.profiler import Tracer
+from PIL import Image
 
 from max_zimage.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel
 from max_zimage.devices import download, upload_as
 from max_zimage.estimate import pictures_at_once
 from max_zimage.model_inputs import Captions, ZImageModelInputs, caption_arguments, steps
-from max_zimage.not_finite import Flags
+from max_zimage.not_finite import Flags, are_finite, require_finite
 from max_zimage.positions import PIXELS_PER_TOKEN, padded
+from max_zimage.request_checks import output_type as checked_output_type
 from max_zimage.stepping import Stepper
 
 Loop = Generator[tuple[float, Buffer], Buffer | None, None]
@@ -118,3 +120,31 @@ def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32
     batch, channels = values.shape[0], values.shape[-1]
     channels_first = values.transpose(0, 5, 1, 3, 2, 4)
     return np.ascontiguousarray(channels_first).reshape(batch, channels, 2 * rows, 2 * columns)
+
+
+def finished(
+    decode: CompiledGraph, latents: Buffer, rows: int, columns: int, output_type: str, suspects: Sequence[str]
+) -> npt.NDArray[Any] | list[Image.Image]:
+    """Packed latents to what a call returns.
+
+    Args:
+        decode: See `decoded`, also for what follows.
+        latents: float32 [batch, rows · columns, 4 · channels].
+        rows: Height in tokens.
+        columns: Width in tokens.
+        output_type: "np", "pil" or "latent".
+        suspects: What may be the cause where something is not finite.
+
+    Raises:
+        ValueError: If the output type is unknown.
+        NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
+    """
+    kind = checked_output_type(output_type)
+    if kind == "latent":
+        values = unpacked(latents, rows, columns)
+        require_finite(values, are_finite(values), suspects)
+        return values
+    pixels, finite = decoded(decode, latents, rows, columns)
+    images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
+    require_finite(images, finite, suspects)
+    return images

@@ -37,12 +37,12 @@ from max_zimage.caching import StepCaching
 from max_zimage.calling import Calling
 from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.denoising import as_squares, caption_tokens, decoded, denoise, unpacked
+from max_zimage.denoising import as_squares, caption_tokens, denoise, finished
 from max_zimage.devices import download, upload
 from max_zimage.estimate import check_picture
 from max_zimage.memory import available_memory, check_device_memory, check_memory
 from max_zimage.model_inputs import ZImageModelInputs
-from max_zimage.not_finite import are_finite, require_finite, usual_suspects
+from max_zimage.not_finite import usual_suspects
 from max_zimage.request_checks import output_type as checked_output_type
 from max_zimage.request_inputs import inputs_of_contexts
 from max_zimage.small_graphs import pack_graph, prepare_scheduler_graph, scheduler_step_graph
@@ -254,7 +254,9 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
         rows, columns = (side // (2 * self.vae_scale_factor) for side in (model_inputs.height, model_inputs.width))
         latents = latents if replacement is None else replacement
         suspects = usual_suspects(self.transformer.dtype_name, model_inputs.step_cache)
-        return ZImagePipelineOutput(self._finished(latents, rows, columns, output_type, suspects), stepper.computed())
+        return ZImagePipelineOutput(
+            finished(self._decode, latents, rows, columns, output_type, suspects), stepper.computed()
+        )
 
     def decode_latents(
         self, latents: Buffer, h_carrier: Any, w_carrier: Any, output_type: str = "np"
@@ -275,20 +277,8 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
             NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
         """
         suspects = usual_suspects(self.vae.dtype_name)
-        return self._finished(latents, int(h_carrier.shape[0]), int(w_carrier.shape[0]), output_type, suspects)
-
-    def _finished(
-        self, latents: Buffer, rows: int, columns: int, output_type: str, suspects: Sequence[str]
-    ) -> npt.NDArray[Any] | list[Image.Image]:
-        kind = checked_output_type(output_type)
-        if kind == "latent":
-            values = unpacked(latents, rows, columns)
-            require_finite(values, are_finite(values), suspects)
-            return values
-        pixels, finite = decoded(self._decode, latents, rows, columns)
-        images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
-        require_finite(images, finite, suspects)
-        return images
+        rows, columns = int(h_carrier.shape[0]), int(w_carrier.shape[0])
+        return finished(self._decode, latents, rows, columns, output_type, suspects)
 
     def prepare_img2img_latents(
         self, noise_latents: Buffer, image_tensor: Buffer, sigmas: npt.NDArray[np.float32]
