@@ -33,7 +33,7 @@ from max_zimage.serving.previews import Previewer
 
 NAN = float("nan")
 MESSAGE = "the picture came out as NaN or infinity instead of colours; what may have caused it: "
-FORM = Form(event="image_generation", by_url=False, output_format="png", quality="auto")
+FORM = Form(event="image_generation", by_url=False, output_format="png", quality="auto", progress=False)
 
 
 def failure_told(worker: Worker, request: RequestID) -> Failure | None:

@@ -146,12 +146,12 @@ async def events(
                     yield _event(
                         f"{form.event}.partial_image",
                         created_at=created,
-                        partial_image_index=previews // job.context.num_images_per_prompt,
+                        partial_image_index=previews,
                         index=preview.picture,
                         b64_json=base64.b64encode(preview.png).decode(),
                         **_facts(job, form) | {"output_format": "png"},
                     )
-                    previews += 1
+                previews += bool(drawn)
     except ApiError as error:
         yield _event("error", **error.body())
 
