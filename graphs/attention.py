@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from max.dtype import DType
 from max.experimental import functional as F
+from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 
 from max_zimage.graphs import ops
 from max_zimage.graphs.kernel_library import runs_here
-from max_zimage.graphs.overflow import RMSNorm
 from max_zimage.graphs.rope import rotate
 
 _MASKED = -1e30  # exp() of it is zero next to any real score; -inf would turn a fully masked block into NaN

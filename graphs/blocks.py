@@ -13,11 +13,11 @@ from typing import Protocol
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Module
+from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 
 from max_zimage.graphs.attention import rotary_attention
 from max_zimage.graphs.linear import gated_linear, linear
-from max_zimage.graphs.overflow import RMSNorm
 
 _QK_NORM_EPS = 1e-5  # fixed in the reference, whatever norm_eps says
 

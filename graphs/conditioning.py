@@ -19,6 +19,7 @@ from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Module
+from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
@@ -26,7 +27,7 @@ from max.graph import DeviceRef, TensorType
 from max_zimage.graphs.blocks import ContextBlock
 from max_zimage.graphs.dims import CAPTION_PADDED, ITEMS, PROMPTS, STEPS
 from max_zimage.graphs.linear import linear
-from max_zimage.graphs.overflow import RMSNorm, unless_too_large
+from max_zimage.graphs.overflow import unless_too_large
 from max_zimage.graphs.transformer import TransformerSpec
 
 _MAX_PERIOD = 10000.0

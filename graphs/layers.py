@@ -1,6 +1,6 @@
 """How a graph's Module is made for a dtype and a device, and traced.
 
-The layers themselves (`Linear`, `ModuleList`) are MAX's own.
+The layers themselves (`Linear`, `RMSNorm`, `ModuleList`) are MAX's own.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Embedding, Module
+from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
@@ -24,7 +25,6 @@ from max.graph import DeviceRef, TensorType
 from max_zimage.graphs.attention import rotary_attention
 from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
 from max_zimage.graphs.linear import gated_linear, linear
-from max_zimage.graphs.overflow import RMSNorm
 
 
 @dataclass(frozen=True, kw_only=True)

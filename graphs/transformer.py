@@ -31,7 +31,6 @@ from max.graph import Dim
 from max_zimage.graphs.blocks import ModulatedBlock
 from max_zimage.graphs.dims import PATCH
 from max_zimage.graphs.linear import linear
-from max_zimage.graphs.overflow import unless_too_large
 
 _FINAL_NORM_EPS = 1e-6  # the reference's LayerNorm before the last projection; not part of the configuration
 
@@ -192,5 +191,5 @@ class FinalLayer(Module[[Tensor, Tensor], Tensor]):
         """[items, tokens, dim] and float32 [dim] -> [items, tokens, patch_dim]."""
         # Written out: MAX would compile kernels twice, once to broadcast a single zero while it compiles.
         offset = F.constant(np.zeros(int(scale.shape[0]), np.float32), DType.float32, device=x.device)
-        normed = unless_too_large(F.layer_norm(x.cast(DType.float32), scale, offset, _FINAL_NORM_EPS), x)
+        normed = F.layer_norm(x.cast(DType.float32), scale, offset, _FINAL_NORM_EPS)
         return self.linear(normed.cast(x.dtype))

@@ -22,7 +22,6 @@ from max_zimage.graphs import ops
 from max_zimage.graphs.attention import joint_attention
 from max_zimage.graphs.kernel_library import runs_here
 from max_zimage.graphs.linear import linear
-from max_zimage.graphs.overflow import unless_too_large
 
 _NORM_EPS = 1e-6
 
@@ -116,8 +115,7 @@ class GroupNorm(Module[[Tensor], Tensor]):
             mean, scale, offset = (F.unsqueeze(each, 1) for each in F.split(self.moments(x_f32), [1, 1, 1], axis=1))
             return ((x_f32 - mean) * scale + offset).cast(x.dtype)
         centred = x_f32 - self._group_mean(x_f32)
-        variance = self._group_mean(centred * centred)
-        scale = unless_too_large(F.rsqrt(variance + _NORM_EPS), variance) * self.weight.cast(DType.float32)
+        scale = F.rsqrt(self._group_mean(centred * centred) + _NORM_EPS) * self.weight.cast(DType.float32)
         return (centred * scale + self.bias.cast(DType.float32)).cast(x.dtype)
 
     def moments(self, x: Tensor) -> Tensor:
