@@ -1,8 +1,8 @@
 """Infinity that a graph would make a number of, and hide: the hyperbolic tangent, a clamp, a quotient.
 
-What passes here is NaN instead, which the rest of the graphs carry on to the picture, where it is found. Norms are left
-as they are: infinity makes NaN of them, and to look after finite numbers too large for their squares would cost each norm
-on a GPU another pass over what it norms. The kernels for a CPU look after these for nothing.
+What passes here is NaN instead, which the rest of the graphs carry on to the picture, where it is found. Norms are
+left as they are: infinity makes NaN of them, and to look after finite numbers that are too large for their squares
+would cost another pass over the input of each norm on a GPU. The kernels for a CPU look after these for nothing.
 """
 
 from __future__ import annotations
