@@ -182,7 +182,13 @@ def save(pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParame
         save_image(pixels, path, parameters)
     except ImageFileError as error:
         (elsewhere,) = next_free_paths(Path(tempfile.gettempdir()) / path.with_suffix(".png").name, 1)
-        save_image(pixels, elsewhere, parameters)
+        try:
+            save_image(pixels, elsewhere, parameters)
+        except ImageFileError as other:
+            raise ImageFileError(
+                f"{error}; neither can it be saved elsewhere: {other}. `max-zimage generate` with the same flags and "
+                f"--seed {parameters.seed} draws it again"
+            ) from other
         problems.append(f"{error}; the picture is in {elsewhere}")
         return elsewhere
     return path

@@ -115,7 +115,11 @@ def save_image(pixels: npt.NDArray[np.uint8], path: Path, parameters: Generation
         temporary.write_bytes(content)
         # Taking the name first is what makes two programs that save the same name at once both safe.
         path.touch(exist_ok=False)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def encode_image(

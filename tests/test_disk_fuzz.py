@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from fuzzers import artifacts
+from fuzzers import artifacts, disks
 
 
 def test_damaged_artifacts() -> None:
     tally = artifacts.fuzz(60)
     assert not tally.wrong, tally.wrong
     assert tally.tried == tally.right + tally.refused == 61
+
+
+def test_files_that_cannot_grow() -> None:
+    tally = disks.fuzz(20)
+    assert not tally.wrong, tally.wrong
+    assert tally.tried == tally.right + tally.refused == 40
+    assert tally.refused > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ DAMAGES: dict[str, Callable[[bytes, Random], bytes]] = {
 
 
 def fuzz(count: int, seed: int = 0) -> Tally:
-    """Damage the graphs of the embedded model, kept by a first start, at random places.
+    """Damage the graphs of the embedded model, as a first start keeps or finds them, at random places.
 
     Args:
         count: Damaged files.
@@ -67,8 +68,12 @@ def fuzz(count: int, seed: int = 0) -> Tally:
     tally, draw = Tally(), Random(seed)
     with tempfile.TemporaryDirectory(prefix="max-zimage-fuzz-") as folder:
         kept = Path(folder, "kept")
-        expected = _picture(kept, Path(folder, "first.png"))
-        (path,) = kept.glob("denoise+*.mef")
+        kept.mkdir()
+        usual = artifacts.artifact_folder()
+        assert usual is not None, "this user has no home; set MAX_ZIMAGE_CACHE"
+        expected = _picture(usual, Path(folder, "first.png"))
+        used = max(usual.glob("denoise+*.*.mef"), key=lambda kept: kept.stat().st_mtime)
+        path = Path(shutil.copy(used, kept))
         whole, name = path.read_bytes(), path.name.rsplit(".", 2)[0]
         before, os.environ["MAX_ZIMAGE_CACHE"] = os.environ.get("MAX_ZIMAGE_CACHE"), str(kept)
         try:
