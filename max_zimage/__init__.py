@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from max_zimage.arch import ARCHITECTURES, ZImageArchConfig
-    from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+    from max_zimage.components import (
+        AutoencoderKLModel,
+        Qwen3TextEncoderZImageModel,
+        ZImageTextEncoderModel,
+        ZImageTransformerModel,
+        ZImageVaeModel,
+    )
     from max_zimage.model_inputs import ZImageModelInputs
     from max_zimage.not_finite import NotFiniteError
     from max_zimage.pipeline import ZImagePipeline, ZImagePipelineOutput
@@ -22,8 +28,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ARCHITECTURES",
+    "AutoencoderKLModel",
     "FirstBlockCache",
     "NotFiniteError",
+    "Qwen3TextEncoderZImageModel",
     "TaylorSeer",
     "ZImageArchConfig",
     "ZImageModelInputs",
@@ -37,8 +45,10 @@ __all__ = [
 # MAX takes seconds to import, so a name brings its module along only when it is used: `max-zimage --help` needs none.
 _HOMES = {
     "ARCHITECTURES": "arch",
+    "AutoencoderKLModel": "components",
     "FirstBlockCache": "step_cache",
     "NotFiniteError": "not_finite",
+    "Qwen3TextEncoderZImageModel": "components",
     "TaylorSeer": "step_cache",
     "ZImageArchConfig": "arch",
     "ZImageModelInputs": "model_inputs",

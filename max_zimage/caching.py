@@ -8,6 +8,7 @@ Reference: MAX pipelines/diffusion/interface.py and cache.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,9 +17,10 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from max.pipelines.diffusion.cache import DenoisingCacheState
 
-from max_zimage.devices import upload
+from max_zimage.devices import as_buffer, upload
 from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.positions import padded
+from max_zimage.request_checks import whole_number
 from max_zimage.step_cache import FirstBlockCache, StepCache, TaylorSeer, configured
 
 if TYPE_CHECKING:
@@ -60,32 +62,44 @@ class StepCaching:
             transformer.taylor_graphs  # noqa: B018  (compiled by being asked for)
 
     def create_cache_state(
-        self, batch_size: int, seq_len: int, transformer_config: TransformerSpec | None, text_seq_len: int = 0
+        self, batch_size: int, seq_len: int, transformer_config: object, text_seq_len: int = 0
     ) -> ZImageCacheState:
         """Fresh state of the configured step cache, for one stream of steps.
 
         Args:
             batch_size: Items.
             seq_len: Image tokens, without padding.
-            transformer_config: Shape of the transformer; None for the pipeline's own.
+            transformer_config: An object or a mapping with num_attention_heads, attention_head_dim, patch_size,
+                in_channels and out_channels, or with Z-Image's own dim, in_channels and all_patch_size; None for the
+                pipeline's own transformer.
             text_seq_len: Caption tokens of the longest caption, where the block that decides sees captions.
 
         Returns:
             Zeros, which resemble nothing, so that the first step computes; no tensors where caching is off.
+
+        Raises:
+            TypeError: If the configuration does not say how wide the transformer and its output are.
+            RequestError: If a number is out of range.
         """
         pipeline, cache, state = cast("ZImagePipeline", self), self.configured_cache, ZImageCacheState()
-        spec = transformer_config or pipeline.transformer.spec
+        for name, value, low in (
+            ("batch_size", batch_size, 1),
+            ("seq_len", seq_len, 0),
+            ("text_seq_len", text_seq_len, 0),
+        ):
+            whole_number(name, value, low=low, high=2**31 - 1)
+        dim, patch_dim = _widths(pipeline.transformer.spec if transformer_config is None else transformer_config)
 
         def zeros(length: int, width: int, dtype: DType) -> Any:
             return Buffer.zeros((batch_size, length, width), dtype, pipeline.device)
 
         if isinstance(cache, FirstBlockCache):
             captions = padded(text_seq_len) if cache.block == "layers" else 0
-            state.prev_residual = zeros(padded(seq_len) + captions, spec.dim, pipeline.transformer.dtype)
-            state.rest = zeros(seq_len, spec.dim, pipeline.transformer.dtype)
-            state.prev_output = zeros(seq_len, spec.patch_dim, DType.float32)
+            state.prev_residual = zeros(padded(seq_len) + captions, dim, pipeline.transformer.dtype)
+            state.rest = zeros(seq_len, dim, pipeline.transformer.dtype)
+            state.prev_output = zeros(seq_len, patch_dim, DType.float32)
         elif isinstance(cache, TaylorSeer):
-            factors = [zeros(seq_len, spec.patch_dim, DType.float32) for _ in range(3)]
+            factors = [zeros(seq_len, patch_dim, DType.float32) for _ in range(3)]
             state.taylor_factor_0, state.taylor_factor_1, state.taylor_factor_2 = factors
         return state
 
@@ -101,7 +115,9 @@ class StepCaching:
             caching the first block's change in the last full step comes before it.
         """
         pipeline, cache = cast("ZImagePipeline", self), self.configured_cache
-        latents, arguments = kwargs["latents"], kwargs["arguments"]
+        if set(kwargs) != {"latents", "arguments"}:
+            raise TypeError(f"a step takes latents and arguments, got {', '.join(sorted(kwargs)) or 'neither'}")
+        latents, arguments = as_buffer(kwargs["latents"]), kwargs["arguments"]
         if not isinstance(cache, FirstBlockCache):
             return (pipeline.transformer.model(latents, *arguments)[1],)
         state = cast(ZImageCacheState, cache_state)
@@ -147,3 +163,32 @@ class StepCaching:
         predict = cast("ZImagePipeline", self).transformer.taylor_graphs[1]
         # Of the step that the graph takes, only its second output is wanted: the latents may be anything.
         return predict(factors[0], *factors, coefficients, rows, rows, zero, zero, zero)[1]
+
+
+_MAX_NAMES = ("num_attention_heads", "attention_head_dim", "patch_size", "in_channels", "out_channels")
+_OWN_NAMES = ("dim", "in_channels", "all_patch_size")
+
+
+def _widths(config: object) -> tuple[int, int]:
+    """The width of the transformer and of its output, per image token.
+
+    Reference: MAX pipelines/diffusion/interface.py (create_cache_state) and z_image_modulev3/model_config.py.
+    """
+    if isinstance(config, TransformerSpec):
+        return config.dim, config.patch_dim
+
+    def found(names: tuple[str, ...]) -> list[Any] | None:
+        values = config if isinstance(config, Mapping) else {name: getattr(config, name, ...) for name in names}
+        held = [values.get(name, ...) for name in names]
+        return None if ... in held else held
+
+    if (values := found(_MAX_NAMES)) is not None:
+        heads, head_dim, patch, in_channels, out_channels = values
+        return heads * head_dim, patch * patch * (out_channels or in_channels)
+    if (values := found(_OWN_NAMES)) is not None:
+        dim, channels, patches = values
+        return dim, patches[0] * patches[0] * channels
+    raise TypeError(
+        f"transformer_config must have {', '.join(_MAX_NAMES)}, or {', '.join(_OWN_NAMES)}, or be None, got "
+        f"{type(config).__name__}"
+    )

@@ -29,6 +29,7 @@ from max_zimage.not_finite import GIVEN_LATENTS, NotFiniteError
 from max_zimage.processes import check_process
 from max_zimage.request_checks import step_cache as checked_step_cache
 from max_zimage.request_inputs import captions_of_request, inputs_of_request
+from max_zimage.results import PictureArray, Pictures, check_others, result
 from max_zimage.sources import Sources, find_sources
 from max_zimage.step_cache import StepCache, flags_of
 from max_zimage.tokenizer import PromptTokenizer
@@ -174,22 +175,22 @@ class Calling:
         shift: float | None = None,
         image: Image.Image | npt.NDArray[np.uint8] | None = None,
         strength: float | None = None,
+        resize: bool = False,
         step_cache: StepCache | str | None = None,
-    ) -> list[Image.Image] | npt.NDArray[Any]:
+        **others: Any,
+    ) -> Pictures | PictureArray:
         """Make pictures, a list of PIL's or an array by `output_type`; names and meanings are those of diffusers.
 
-        The arguments are the attributes of `GenerationRequest`, with shapes and units; None takes the checkpoint's own
-        value, a string stands for a list of one. Besides these, callback_on_step_end is called as callback(pipeline,
-        step, timestep, {"latents": float32 [pictures, channels, height/8, width/8]}), and may change or return these.
+        The arguments are the attributes of `GenerationRequest`, and `StepCallback`; None takes the checkpoint's own
+        value; resize lets an image be brought to the picture's size. For the result see `Pictures`.
 
         Raises:
             RequestError: If an argument is out of range; all that is wrong is said together.
             NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
+            TypeError: If there is no such argument; values of diffusers' others that mean what happens here are taken.
         """
-        pipeline = cast("ZImagePipeline", self)
-        request = GenerationRequest.create(
-            limits=pipeline.sources.limits,
-            defaults=pipeline.sources.defaults,
+        request = self._request(
+            others,
             prompt=prompt,
             negative_prompt=negative_prompt,
             height=height,
@@ -208,14 +209,20 @@ class Calling:
             negative_prompt_embeds=negative_prompt_embeds,
             image=image,
             strength=strength,
+            resize=resize,
             step_cache=step_cache,
             output_type=output_type,
         )
         return self.generate(request, callback_on_step_end)
 
+    def _request(self, others: Mapping[str, object], **arguments: Any) -> GenerationRequest:
+        check_others(others)
+        sources = cast("ZImagePipeline", self).sources
+        return GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **arguments)
+
     def generate(
         self, request: GenerationRequest, callback_on_step_end: StepCallback | None = None
-    ) -> list[Image.Image] | npt.NDArray[Any]:
+    ) -> Pictures | PictureArray:
         """Make the pictures of a validated request; see `__call__`.
 
         Raises:
@@ -235,7 +242,7 @@ class Calling:
         callback = callback_on_step_end
         hook = None if callback is None else step_hook(pipeline, callback, inputs.height, inputs.width)
         try:
-            return pipeline.execute(inputs, request.output_type, hook).images
+            return result(pipeline.execute(inputs, request.output_type, hook).images)
         except NotFiniteError as error:
             if request.latents is None:
                 raise

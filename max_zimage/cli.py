@@ -133,6 +133,14 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     picture.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the prompt; 0 is off")
     picture.add_argument("--seed", type=int, metavar="N", help="draws the starting noise; a random one if not given")
     picture.add_argument("--count", type=_at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")
+    start = parser.add_argument_group("image-to-image")
+    start.add_argument(
+        "--image", "--img2img", metavar="FILE", help="begin with this picture, and draw in its size unless told another"
+    )
+    start.add_argument(
+        "--strength", type=float, metavar="SHARE", help="how far to go from it, up to 1; 0.6 if not given"
+    )
+    start.add_argument("--resize", action="store_true", help="let it be resized, to the size asked for or the nearest")
     fine = parser.add_argument_group("fine tuning")
     fine.add_argument("--cfg-normalization", type=float, metavar="FACTOR", help="limit of guidance's growth; 0 is none")
     fine.add_argument("--cfg-truncation", type=float, metavar="TIME", help="no guidance above this time in [0, 1]")

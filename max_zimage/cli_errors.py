@@ -20,6 +20,10 @@ _FLAGS = {
     "cfg_truncation": "--cfg-truncation",
     "step_cache": "--step-cache",
     'device="cpu"': "--device cpu",
+    "set resize=True": "give --resize",
+    "strength must": "--strength must",
+    "strength is given": "--strength is given",
+    "resize is set": "--resize is set",
 }
 """Words of the Python API's messages and what they are called here."""
 

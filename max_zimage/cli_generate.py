@@ -22,6 +22,7 @@ import numpy.typing as npt
 from max_zimage.cli_errors import checking, in_flags, quiet_libraries, warn
 from max_zimage.cli_request import Wanted, parameters_of
 from max_zimage.console import display
+from max_zimage.devices import device_kind
 from max_zimage.images import check_writable, next_free_paths, save_image
 from max_zimage.inputs import GenerationRequest
 from max_zimage.noise import image_seed
@@ -90,6 +91,8 @@ def generate(arguments: argparse.Namespace) -> int:
     silent = arguments.quiet or arguments.json
     outcome = Outcome()
     with quiet_libraries(arguments.debug) as stdout:
+        for doubt in wanted.doubts if not arguments.quiet else ():
+            warn(doubt)
         if arguments.prompt is None and arguments.source is None and not silent:
             print(f'No prompt was given; drawing "{wanted.prompt}".', file=stdout)
         with checking():
@@ -127,6 +130,9 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, Ge
     for warning in caught:
         warn(str(warning.message))
     request.schedule(prepared.sources.specs.schedule)
+    device = device_kind(prepared.devices[0])
+    if wanted.drawn_on not in (None, device) and not arguments.quiet:
+        warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
     check_request(prepared.sources, prepared.devices[0], request, loaded=False)
     return prepared, request
@@ -155,7 +161,7 @@ def _draw(
             outcome.problems.append(in_flags(f"seed {one.seed}: {error}"))
             continue
         outcome.picture_seconds.append(time.perf_counter() - begin)
-        parameters = parameters_of(one, wanted, pipeline.sources.dtypes["transformer"])
+        parameters = parameters_of(one, wanted, pipeline.sources.dtypes["transformer"], device_kind(pipeline.device))
         outcome.parameters.append(parameters)
         saved = save(pixels[0], path, parameters, outcome.problems)
         outcome.files.append(saved)

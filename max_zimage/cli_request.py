@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from max_zimage.cli import DEFAULT_PROMPT, EMBEDDED_NAME
 from max_zimage.images import read_parameters
+from max_zimage.input_images import decode_image
 from max_zimage.inputs import GenerationRequest
 from max_zimage.limits import Limits, RequestDefaults
-from max_zimage.parameters import GenerationParameters
+from max_zimage.parameters import UNKNOWN_IMAGE, GenerationParameters
+from max_zimage.request_checks import RequestError
+from max_zimage.start_images import digest
 
 if TYPE_CHECKING:
     from max_zimage.checkpoint import ModelDtype
@@ -21,7 +27,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is asked for; None leaves a choice to the checkpoint. Fields as in `GenerationParameters`."""
+    """What is asked for; None leaves a choice to the checkpoint. Fields as in `GenerationParameters`.
+
+    Attributes:
+        image: uint8 [rows, columns, 3], what image-to-image begins with, or None.
+        resize: Whether it is resized to the size of the picture.
+        drawn_on: The device that the picture to be repeated was drawn on, where it says so.
+        doubts: What may make it another picture, in sentences.
+    """
 
     prompt: str
     negative_prompt: str | None
@@ -35,10 +48,15 @@ class Wanted:
     cfg_truncation: float
     max_sequence_length: int | None
     step_cache: str | None
+    image: npt.NDArray[np.uint8] | None
+    strength: float | None
+    resize: bool
     seed: int | None
     model: str
     weight_paths: tuple[str, ...]
     dtype: str
+    drawn_on: str | None
+    doubts: tuple[str, ...]
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Wanted:
@@ -46,6 +64,7 @@ class Wanted:
 
         Raises:
             ImageFileError: If that is no picture, or holds no parameters.
+            RequestError: If the image to begin with cannot be read, or is not the one that the picture began with.
         """
         saved = None if arguments.source is None else read_parameters(Path(arguments.source))
         # A number of steps of one's own leaves nothing of levels that were given one by one.
@@ -66,10 +85,15 @@ class Wanted:
             cfg_truncation=_first(arguments.cfg_truncation, saved and saved.cfg_truncation, 1.0),
             max_sequence_length=_either(arguments.max_sequence_length, saved and saved.max_sequence_length),
             step_cache=_either(arguments.step_cache, saved and saved.step_cache),
+            image=_image(arguments, saved),
+            strength=_either(arguments.strength, saved and saved.strength),
+            resize=arguments.resize or bool(saved and saved.is_resized),
             seed=_either(arguments.seed, saved and saved.seed),
             model=_first(arguments.model, saved and saved.model, EMBEDDED_NAME),
             weight_paths=tuple(arguments.weight_path) or weights,
             dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
+            drawn_on=None if saved is None else saved.device,
+            doubts=_doubts(arguments, saved),
         )
 
     def request(self, limits: Limits, defaults: RequestDefaults) -> GenerationRequest:
@@ -96,6 +120,9 @@ class Wanted:
             cfg_normalization=self.cfg_normalization,
             cfg_truncation=self.cfg_truncation,
             max_sequence_length=self.max_sequence_length,
+            image=self.image,
+            strength=self.strength,
+            resize=self.resize,
             seed=self.seed,
             step_cache=self.step_cache,
             output_type="np",
@@ -112,15 +139,57 @@ def model_path(name: str | None) -> str | None:
     return None if name == EMBEDDED_NAME else name
 
 
-def parameters_of(request: GenerationRequest, wanted: Wanted, dtype: ModelDtype) -> GenerationParameters:
+def parameters_of(request: GenerationRequest, wanted: Wanted, dtype: ModelDtype, device: str) -> GenerationParameters:
     """What a picture remembers.
 
     Args:
         request: The request of this picture alone.
         wanted: Names the model and its weight files.
         dtype: That the model ran in.
+        device: "cpu" or "gpu".
     """
-    return GenerationParameters.of(request, model=wanted.model, weight_paths=wanted.weight_paths, dtype=dtype)
+    return GenerationParameters.of(
+        request, model=wanted.model, weight_paths=wanted.weight_paths, dtype=dtype, device=device
+    )
+
+
+def _image(arguments: argparse.Namespace, saved: GenerationParameters | None) -> npt.NDArray[np.uint8] | None:
+    """The image to begin with: the one that the picture of --from began with, where it began with one."""
+    wanted = None if saved is None or saved.image_digest == UNKNOWN_IMAGE else saved.image_digest
+    of = saved and f"{saved.image_width}x{saved.image_height} pixels, {str(saved.image_digest)[:19]}..."
+    if arguments.image is None:
+        if wanted is not None:
+            raise RequestError(
+                f"{arguments.source} was drawn from an image ({of}), which is needed again; name its file with --image"
+            )
+        return None
+    image = _read(arguments.image)
+    if wanted is not None and digest(image) != wanted:
+        rows, columns, _ = image.shape
+        raise RequestError(
+            f"--image {arguments.image} is not the image that {arguments.source} was drawn from: it has "
+            f"{columns}x{rows} pixels, {digest(image)[:19]}..., and that one {of}; name that one's file, or leave out "
+            "--from and give the prompt and the seed yourself"
+        )
+    return image
+
+
+def _read(file: str) -> npt.NDArray[np.uint8]:
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise RequestError(f"--image {file} cannot be read: {error.strerror or error}") from error
+    return decode_image(f"--image {file}", content)
+
+
+def _doubts(arguments: argparse.Namespace, saved: GenerationParameters | None) -> tuple[str, ...]:
+    """What `Wanted.doubts` says."""
+    if saved is None or saved.image_digest != UNKNOWN_IMAGE or arguments.image is not None:
+        return ()
+    return (
+        f"{arguments.source} is from a version that did not note whether a picture began with an image; if this one "
+        "did, give it with --image, and --strength as it was",
+    )
 
 
 def _either(given: T | None, saved: T | None) -> T | None:

@@ -28,6 +28,7 @@ from max_zimage.model_files import resolve_model
 from max_zimage.noise import initial_noise
 from max_zimage.request_checks import RequestError, check_token_count
 from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.drawn_by import source_of, written_parameters
 from max_zimage.step_cache import written
 from max_zimage.tokenizer import PromptTokenizer, TokenizerError
 
@@ -75,6 +76,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         if trust_remote_code:
             raise ValueError("trust_remote_code has no use here: no code of a checkpoint is run; leave it out")
         described = describe(pipeline_config, default_num_inference_steps)
+        self._drawn_by = source_of(model_path, pipeline_config.models)
         self._schedule = described.specs.schedule
         self.limits = replace(described.limits, max_tokens=min(max_length, described.limits.max_tokens))
         self.defaults = described.defaults
@@ -119,11 +121,13 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
 
     def _context(self, request: OpenResponsesRequest) -> ZImageContext:
         try:
+            asked = self.parse(request)
             return self.make_context(
-                self.parse(request),
+                asked,
                 request_id=request.request_id,
                 model_name=request.body.model,
                 output_format=image_options(request).output_format,
+                parameters=written_parameters(asked, self._drawn_by),
             )
         except (RequestError, TokenizerError) as error:
             raise InputError(str(error)) from error
@@ -163,7 +167,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             width=asked.width,
             num_inference_steps=asked.num_inference_steps,
             guidance_scale=asked.guidance_scale,
-            input_image=asked.image,
+            input_image=asked.start_image,
             strength=asked.strength,
             cfg_normalization=asked.cfg_normalization,
             cfg_truncation=asked.cfg_truncation,

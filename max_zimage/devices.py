@@ -9,10 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import CPU, Buffer, Device, DeviceSpec, accelerator_count
 from max.dtype import DType
+from max.experimental.tensor import Tensor as EagerTensor
 
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.processes import check_process
 from max_zimage.weight_order import bfloat16_bits
+
+Tensor = Buffer | EagerTensor | npt.NDArray[Any]
+"""What members that MAX documents take for a tensor."""
 
 _ACCELERATOR = re.compile(r"(?:gpu|cuda|hip)(?::(\d+))?")
 DTYPES: tuple[ModelDtype, ...] = ("float32", "bfloat16")
@@ -41,6 +45,11 @@ def device_spec(name: str) -> DeviceSpec:
     return DeviceSpec.accelerator(number)
 
 
+def device_kind(device: Device) -> str:
+    """Return "cpu" or "gpu"."""
+    return "cpu" if device.is_host else "gpu"
+
+
 def model_dtype(name: str, device: Device) -> ModelDtype:
     """Choose the dtype that a model runs in.
 
@@ -64,6 +73,24 @@ def upload(array: npt.NDArray[np.generic], device: Device) -> Buffer:
     """Copy a numpy array to a device, with its own dtype."""
     check_process()
     return Buffer.from_numpy(np.array(array, order="C")).to(device)
+
+
+def as_buffer(value: Tensor) -> Buffer:
+    """Take a tensor of MAX, numpy or another library that speaks DLPack for a buffer, where it lies.
+
+    Raises:
+        TypeError: If it is no tensor.
+    """
+    if isinstance(value, Buffer):
+        return value
+    if isinstance(value, EagerTensor):
+        return value.driver_tensor
+    if isinstance(value, np.ndarray):
+        return Buffer.from_numpy(np.array(value, order="C"))
+    try:
+        return Buffer.from_dlpack(value)
+    except (TypeError, AttributeError) as error:
+        raise TypeError(f"a tensor is wanted, got {type(value).__name__}") from error
 
 
 def upload_as(array: npt.NDArray[np.float32], dtype: Literal["float32", "bfloat16"], device: Device) -> Buffer:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from max_zimage.image_colours import layout, to_srgb
 from max_zimage.image_files import check_size, damaged, open_image
-from max_zimage.request_checks import RequestError, side
+from max_zimage.request_checks import RequestError
 
 MAX_PIXELS = 4096 * 4096
 """Height times width of an image, where nothing else is said."""
@@ -110,25 +110,23 @@ def picture_pixels(name: str, picture: Image.Image, max_pixels: int = MAX_PIXELS
     return _pixels(name, picture, max_pixels, None)
 
 
-def starting_image(name: str, value: object, largest: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def starting_image(name: str, value: object, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Return a picture to begin with as uint8 [height, width, 3], from one of Pillow's or an array.
 
     Args:
         name: What messages call it.
         value: What was given.
-        largest: Height and width that the checkpoint has positions for.
+        max_pixels: Height times width.
     """
     if isinstance(value, Image.Image):
-        value = picture_pixels(name, value, largest[0] * largest[1])
+        value = picture_pixels(name, value, max_pixels)
     wanted = f"{name} must be a PIL image or a uint8 array [height, width, 3]"
     if not isinstance(value, np.ndarray):
         remedy = "open it with PIL.Image.open" if isinstance(value, (str, bytes, Path)) else "convert it before"
         raise RequestError(f"{wanted}, got {type(value).__name__}; {remedy}")
-    if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
+    if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or 0 in value.shape:
         remedy = _array_remedy(value)
         raise RequestError(f"{wanted}, got {value.dtype} {list(value.shape)}; {remedy}")
-    for axis, pixels, limit in zip(("height", "width"), value.shape[:2], largest, strict=True):
-        side(f"the {name}'s {axis}", pixels, limit)
     return value
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from max_zimage import request_checks as checks
-from max_zimage.input_images import starting_image
+from max_zimage import start_images
+from max_zimage.input_images import resized
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.noise import fresh_seed
 from max_zimage.request_checks import OutputType, Problems, RequestError
@@ -46,7 +48,7 @@ class GenerationRequest:
         latents: float32 [num_images, channels, height / 8, width / 8], the starting noise.
         prompt_embeds: float32 [tokens, caption_dim] a prompt.
         negative_prompt_embeds: float32 [tokens, caption_dim] a prompt.
-        image: uint8 [height, width, 3], the picture that image-to-image begins with, or None.
+        image: uint8 [rows, columns, 3], what image-to-image begins with, as it was given; or None.
         strength: How far image-to-image goes from it, in (0, 1]; 1 without an image.
         step_cache: Leaves out steps, or None for none.
         output_type: "pil" pictures, "np" uint8 [num_images, height, width, 3], or "latent" float32 latents.
@@ -98,6 +100,18 @@ class GenerationRequest:
         whole = checked_schedule(spec, self.num_inference_steps, self.sigmas, self.shift)
         return whole.after(self.first_step)
 
+    @cached_property
+    def start_image(self) -> npt.NDArray[np.uint8] | None:
+        """The image in the picture's size, uint8 [height, width, 3], or None."""
+        if self.image is None or self.image.shape[:2] == (self.height, self.width):
+            return self.image
+        return resized(self.image, self.height, self.width)
+
+    @cached_property
+    def image_digest(self) -> str | None:
+        """By which the image is known again, whatever file it comes in; see `max_zimage.start_images`."""
+        return None if self.image is None else start_images.digest(self.image)
+
     @classmethod
     def create(
         cls,
@@ -122,6 +136,7 @@ class GenerationRequest:
         negative_prompt_embeds: Sequence[FloatArray] | None = None,
         image: object = None,
         strength: float | None = None,
+        resize: bool | None = None,
         step_cache: StepCache | str | None = None,
         output_type: str = "pil",
     ) -> GenerationRequest:
@@ -135,12 +150,10 @@ class GenerationRequest:
         negative_embeds = optional(checks.embeddings, "negative_prompt_embeds", negative_prompt_embeds, limits)
         guidance = check(0.0, checks.guidance, _or(guidance_scale, defaults.guidance_scale))
         levels = optional(checks.sigmas, "sigmas", sigmas, limits.max_steps)
-        picture, height, width = _picture(problems, image, height, width, limits, defaults)
         request = cls(
             prompts=prompts,
             negative_prompts=check((), _negatives, negative_prompt, prompts, negative_embeds, guidance, limits),
-            height=height,
-            width=width,
+            **start_images.picture(problems, image, height, width, resize, limits, defaults),
             num_inference_steps=check(1, _steps, num_inference_steps, levels, defaults, limits),
             sigmas=levels,
             shift=None if shift is None else check(1.0, checks.shift, shift),
@@ -153,20 +166,19 @@ class GenerationRequest:
             latents=latents,
             prompt_embeds=optional(checks.embeddings, "prompt_embeds", prompt_embeds, limits),
             negative_prompt_embeds=negative_embeds,
-            image=picture,
             strength=check(1.0, _strength, strength, image),
             step_cache=check(None, checks.step_cache, step_cache, defaults.step_cache),
             output_type=check("pil", checks.output_type, output_type),
         )
-        return _with_useful_cache(_checked(problems, request, limits, negative_prompt), is_default=step_cache is None)
+        problems.raise_if_any()
+        return _with_useful_cache(_checked(request, limits, negative_prompt, resize), is_default=step_cache is None)
 
 
 def _checked(
-    problems: Problems, request: GenerationRequest, limits: Limits, negative_prompt: str | Sequence[str] | None
+    request: GenerationRequest, limits: Limits, negative_prompt: str | Sequence[str] | None, resize: bool | None
 ) -> GenerationRequest:
     """The request, if it is right as a whole."""
-    problems.raise_if_any()
-    _check_together(request, limits)
+    _check_together(request, limits, resize)
     _warn_of_unused(request, negative_prompt)
     return request
 
@@ -181,20 +193,6 @@ def _with_useful_cache(request: GenerationRequest, *, is_default: bool) -> Gener
         raise RequestError(f"{problem}; ask for more steps, lower warmup_steps, or set step_cache to off")
     warnings.warn(f"{problem}; this request runs without it", stacklevel=3)
     return replace(request, step_cache=None)
-
-
-def _picture(
-    problems: Problems, image: object, height: object, width: object, limits: Limits, defaults: RequestDefaults
-) -> tuple[npt.NDArray[np.uint8] | None, int, int]:
-    """The image to begin with, height and width; these are the image's, or else the checkpoint's, if not given."""
-    picture = problems.optional(starting_image, "image", image, (limits.max_height, limits.max_width))
-    usual = (defaults.height, defaults.width) if picture is None else picture.shape[:2]
-    sides = (_or(height, usual[0]), _or(width, usual[1]))
-    return (
-        picture,
-        problems.check(16, checks.side, "height", sides[0], limits.max_height),
-        problems.check(16, checks.side, "width", sides[1], limits.max_width),
-    )
 
 
 def _tokens(value: object, limits: Limits) -> int:
@@ -268,7 +266,7 @@ def _warn_of_unused(request: GenerationRequest, negative_prompt: str | Sequence[
         warnings.warn("guidance_scale is 0: the negative prompt has no effect", stacklevel=3)
 
 
-def _check_together(request: GenerationRequest, limits: Limits) -> None:
+def _check_together(request: GenerationRequest, limits: Limits, resize: bool | None) -> None:
     """What depends on several arguments, each of them right by itself."""
     if request.num_images > limits.max_images:
         raise RequestError(
@@ -277,12 +275,7 @@ def _check_together(request: GenerationRequest, limits: Limits) -> None:
         )
     if request.image is not None:
         has_a_step(request.strength, request.num_inference_steps)
-    if request.image is not None and request.image.shape[:2] != (request.height, request.width):
-        height, width, _ = request.image.shape
-        raise RequestError(
-            f"image has {width}x{height} pixels and the request asks for {request.width}x{request.height}; ask for the "
-            "image's size or resize it before"
-        )
+        start_images.check_size(request.image, request.height, request.width, resize)
     negatives = request.negative_prompt_embeds
     if request.use_guidance and negatives is None and request.prompt_embeds is not None:
         raise RequestError(

@@ -12,7 +12,7 @@ Reference: diffusers pipelines/z_image/pipeline_z_image.py; MAX pipelines/diffus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ from max_zimage.caching import StepCaching
 from max_zimage.calling import Calling
 from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.contract import MaxContract
 from max_zimage.denoising import as_squares, caption_tokens, denoise, finished
-from max_zimage.devices import download, upload
+from max_zimage.devices import Tensor, as_buffer
 from max_zimage.estimate import check_picture
 from max_zimage.memory import available_memory, check_device_memory, check_memory
 from max_zimage.model_inputs import ZImageModelInputs
@@ -68,7 +69,7 @@ class ZImagePipelineOutput(DiffusionPipelineOutput):
     computed: npt.NDArray[np.bool_]
 
 
-class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[misc]  # buffers, not eager tensors
+class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # type: ignore[misc]  # buffers, not eager tensors
     """Z-Image and Z-Image-Turbo.
 
     Args:
@@ -78,8 +79,10 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
         weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder belongs to
             the transformer.
         cache_config: Step caching of requests that say nothing of it; off if not given.
+        **kwargs: None: others are refused by name.
 
     Raises:
+        TypeError: If there is no such argument.
         ValueError: If the checkpoint, the device or the memory does not do.
     """
 
@@ -107,8 +110,13 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
         devices: list[Device],
         weight_paths: list[Path],
         cache_config: DenoisingCacheConfig | None = None,
+        **kwargs: Any,
     ) -> None:
-        # Spelled out, for the base class takes any other argument and drops it.
+        if kwargs:  # the base class takes any argument and drops it
+            raise TypeError(
+                f"ZImagePipeline has no use for {', '.join(kwargs)}; its arguments are pipeline_config, session, "
+                "devices, weight_paths and cache_config"
+            )
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
@@ -174,11 +182,11 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
         """
         return inputs_of_contexts([context], self.transformer.rope_spec, self.vae, self.device)
 
-    def preprocess_latents(self, latents: Buffer, dtype: DType = DType.float32) -> Buffer:
+    def preprocess_latents(self, latents: Tensor, dtype: DType = DType.float32) -> Buffer:
         """Patchify and pack.
 
         Args:
-            latents: float32 [batch, channels, height/8, width/8] on the device.
+            latents: float32 [batch, channels, height/8, width/8].
             dtype: float32: latents have no other dtype in this engine.
 
         Returns:
@@ -189,34 +197,20 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
         """
         if dtype != DType.float32:
             raise ValueError(f"latents are float32 from the first step to the last, got {dtype}; use DType.float32")
-        return self._pack(as_squares(latents))[0]
+        return self._pack(as_squares(as_buffer(latents)).to(self.device))[0]
 
     @staticmethod
-    def prepare_scheduler(sigmas: Buffer) -> tuple[Buffer, Buffer]:
+    def prepare_scheduler(sigmas: Tensor) -> tuple[Buffer, Buffer]:
         """Split sigmas, float32 [steps + 1], into timesteps (each step's sigma) and step deltas, float32 [steps]."""
+        sigmas = as_buffer(sigmas)
         timesteps, deltas = prepare_scheduler_graph(DeviceRef.from_device(sigmas.device))(sigmas)
         return timesteps, deltas
 
     @staticmethod
-    def scheduler_step(latents: Buffer, noise_pred: Buffer, dt: Buffer) -> Buffer:
+    def scheduler_step(latents: Tensor, noise_pred: Tensor, dt: Tensor) -> Buffer:
         """Return latents - dt · noise_pred, all float32: tokens [batch, image tokens, 4 · channels], dt [1]."""
+        latents, noise_pred, dt = map(as_buffer, (latents, noise_pred, dt))
         return scheduler_step_graph(DeviceRef.from_device(latents.device))(latents, noise_pred, dt)[0]
-
-    def prepare_prompt_embeddings(
-        self, tokens: Sequence[npt.NDArray[np.int64]], num_images_per_prompt: int
-    ) -> tuple[Buffer, tuple[int, ...]]:
-        """Text features of captions, hidden state -2 of Qwen3.
-
-        Args:
-            tokens: int64 [tokens] each, unpadded.
-            num_images_per_prompt: Pictures of every caption.
-
-        Returns:
-            Features [captions, longest caption rounded up to a multiple of 32, hidden size], and which caption each
-            picture shows: pictures share features, nothing is repeated.
-        """
-        rows = tuple(index for index in range(len(tokens)) for _ in range(num_images_per_prompt))
-        return self.text_encoder(tokens), rows
 
     def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
         self, model_inputs: ZImageModelInputs, output_type: str = "np", on_step: StepHook | None = None
@@ -259,7 +253,7 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
         )
 
     def decode_latents(
-        self, latents: Buffer, h_carrier: Any, w_carrier: Any, output_type: str = "np"
+        self, latents: Tensor, h_carrier: Any, w_carrier: Any, output_type: str = "np"
     ) -> npt.NDArray[Any] | list[Image.Image]:
         """Packed latents to pictures.
 
@@ -278,22 +272,4 @@ class ZImagePipeline(Calling, StepCaching, DiffusionPipeline):  # type: ignore[m
         """
         suspects = usual_suspects(self.vae.dtype_name)
         rows, columns = int(h_carrier.shape[0]), int(w_carrier.shape[0])
-        return finished(self._decode, latents, rows, columns, output_type, suspects)
-
-    def prepare_img2img_latents(
-        self, noise_latents: Buffer, image_tensor: Buffer, sigmas: npt.NDArray[np.float32]
-    ) -> Buffer:
-        """Where image-to-image starts: sigma · noise + (1 - sigma) · image latents, the posterior's mode.
-
-        Args:
-            noise_latents: float32 [batch, channels, height/8, width/8].
-            image_tensor: uint8 [batch, height, width, 3].
-            sigmas: float32; the first one is the noise level to start from.
-
-        Returns:
-            float32 like `noise_latents`.
-        """
-        zeros = upload(np.zeros(tuple(map(int, noise_latents.shape)), np.float32), self.device)
-        image_latents, sigma = download(self.vae.encode(image_tensor, zeros)), np.float32(sigmas[0])
-        mixed = sigma * download(noise_latents) + (np.float32(1) - sigma) * image_latents
-        return upload(mixed.astype(np.float32), self.device)
+        return finished(self._decode, as_buffer(latents), rows, columns, output_type, suspects)

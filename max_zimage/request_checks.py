@@ -214,6 +214,15 @@ def array(name: str, value: object, shape: tuple[int | None, ...], meaning: str)
     return value
 
 
+def resize(value: object, image: object) -> bool | None:
+    """Return whether an image may be resized; None where the caller does not offer it."""
+    if value is None or isinstance(value, (bool, np.bool_)):
+        if value and image is None:
+            raise RequestError("resize is set without an image; give the image too, or leave it out")
+        return None if value is None else bool(value)
+    raise RequestError(f"resize must be true or false, got {_shown(value)}")
+
+
 def strength(value: object) -> float:
     """Return how far a picture goes from the image it begins with: above 0, at most 1."""
     found = positive("strength", value)

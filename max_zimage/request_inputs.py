@@ -54,8 +54,8 @@ def inputs_of_request(
         noise = initial_noise(
             request.seed or 0, request.num_images, vae.spec.latent_channels, request.height, request.width
         )
-    if request.image is not None:
-        noise = starting_latents(vae, request.image, noise, request.seed, plan.sigmas[0])
+    if request.start_image is not None:
+        noise = starting_latents(vae, request.start_image, noise, request.seed, plan.sigmas[0])
         # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
         if not np.isfinite(noise).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"

@@ -116,9 +116,15 @@ def test_first_step() -> None:
         ({"image": start(), "strength": 1.5}, "strength must be at most 1, got 1.5"),
         (
             {"image": start(100, 128)},
-            "the image's height must be a multiple of 16, got 100; the nearest are 96 and 112",
+            "image: its sides must be multiples of 16, it has 128x100 pixels; the nearest size that fits is 128x96; "
+            "resize it, or set resize=True",
         ),
-        ({"image": start(), "height": 256}, "image has 128x128 pixels and the request asks for 128x256; ask for the"),
+        (
+            {"image": start(), "height": 256},
+            "image: it has 128x128 pixels and the request asks for 128x256; ask for the image's size, resize it, or set",
+        ),
+        ({"resize": True}, "resize is set without an image; give the image too, or leave it out"),
+        ({"image": start(), "resize": "yes"}, r"resize must be true or false, got 'yes' \(str\)"),
         (
             {"image": start().astype(np.float32)},
             r"image must be a PIL image or a uint8 array \[height, width, 3\], got f",

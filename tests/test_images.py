@@ -22,6 +22,7 @@ from max_zimage.images import (
     read_parameters,
     save_image,
 )
+from max_zimage.parameters import UNKNOWN_IMAGE
 
 PARAMETERS = GenerationParameters(
     prompt="a red star on a blue background",
@@ -36,10 +37,15 @@ PARAMETERS = GenerationParameters(
     cfg_truncation=1.0,
     max_sequence_length=512,
     step_cache="taylorseer:cache_interval=5,warmup_steps=9,max_order=1",
+    strength=0.6,
+    image_digest="sha256:0f",
+    image_height=24,
+    image_width=40,
     seed=2**63 - 1,
     model="tiny-zimage",
     weight_paths=("vae/ae.safetensors",),
     dtype="float32",
+    device="cpu",
     version="0.1.0",
 )
 ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".PNG"]
@@ -187,12 +193,19 @@ def test_free_names(tmp_path: Path, taken: list[str], count: int, expected: list
     assert [path.name for path in next_free_paths(tmp_path / "s.png", count)] == expected
 
 
-def test_the_first_layout_had_no_step_cache() -> None:
-    written = json.loads(PARAMETERS.to_json())
-    del written["step_cache"]
-    assert GenerationParameters.from_json(json.dumps(written | {"format_version": 1})) == replace(
-        PARAMETERS, step_cache="off"
+@pytest.mark.parametrize("version", [1, 2])
+def test_layouts_of_before(version: int) -> None:
+    """The first had no step cache, and neither says whether there was an image to begin with, or the device."""
+    written = json.loads(PARAMETERS.to_json()) | {"format_version": version}
+    for name in ("strength", "image_digest", "image_height", "image_width", "device"):
+        del written[name]
+    expected = replace(
+        PARAMETERS, strength=None, image_digest=UNKNOWN_IMAGE, image_height=None, image_width=None, device=None
     )
+    if version == 1:
+        del written["step_cache"]
+        expected = replace(expected, step_cache="off")
+    assert GenerationParameters.from_json(json.dumps(written)) == expected
 
 
 @pytest.mark.parametrize(
@@ -202,10 +215,10 @@ def test_the_first_layout_had_no_step_cache() -> None:
         ("[1, 2]", "written by another program"),
         ("[" * 100_000, "written by another program"),
         ('{"program": "another"}', "written by another program"),
-        ('{"program": "max_zimage"}', "format None, this max_zimage reads 1 to 2"),
+        ('{"program": "max_zimage"}', "format None, this max_zimage reads 1 to 3"),
         (
-            '{"program": "max_zimage", "format_version": 3}',
-            "format 3, this max_zimage reads 1 to 2; install a newer one",
+            '{"program": "max_zimage", "format_version": 4}',
+            "format 4, this max_zimage reads 1 to 3; install a newer one",
         ),
         ('{"program": "max_zimage", "format_version": 1}', "prompt is missing.*version is missing"),
     ],
@@ -228,6 +241,8 @@ def test_parameters_from_elsewhere(tmp_path: Path, text: str, message: str) -> N
         ("prompt", None, "prompt must be str, got None"),
         ("sigmas", [1.0, "x"], r"sigmas must be tuple\[float, \.\.\.\] \| None"),
         ("sampler", "euler", "sampler is unknown"),
+        ("strength", None, "image_digest, image_height, image_width and strength go together"),
+        ("image_digest", None, "image_digest, image_height, image_width and strength go together"),
     ],
 )
 def test_damaged_parameters_name_the_field(field: str, value: object, message: str) -> None:

@@ -42,6 +42,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         "devices": EMPTY,
         "weight_paths": EMPTY,
         "cache_config": None,
+        "kwargs": EMPTY,
     },
     "init_remaining_components": {},
     "build_preprocess_latents": {},
@@ -81,7 +82,9 @@ CALL_DEFAULTS = {
     "shift": None,
     "image": None,
     "strength": None,
+    "resize": False,
     "step_cache": None,
+    "others": EMPTY,
 }
 
 

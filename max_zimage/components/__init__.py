@@ -4,4 +4,15 @@ from max_zimage.components.text_encoder import ZImageTextEncoderModel
 from max_zimage.components.transformer import ZImageTransformerModel
 from max_zimage.components.vae import ZImageVaeModel
 
-__all__ = ["ZImageTextEncoderModel", "ZImageTransformerModel", "ZImageVaeModel"]
+Qwen3TextEncoderZImageModel = ZImageTextEncoderModel
+"""MAX's name of the text encoder."""
+AutoencoderKLModel = ZImageVaeModel
+"""MAX's name of the autoencoder."""
+
+__all__ = [
+    "AutoencoderKLModel",
+    "Qwen3TextEncoderZImageModel",
+    "ZImageTextEncoderModel",
+    "ZImageTransformerModel",
+    "ZImageVaeModel",
+]

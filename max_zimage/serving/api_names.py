@@ -37,7 +37,13 @@ class ApiNames:
 
 
 IMAGES = ApiNames(
-    renamed={"num_inference_steps": "steps", "num_images_per_prompt": "n"},
+    renamed={
+        "num_inference_steps": "steps",
+        "num_images_per_prompt": "n",
+        "resize=True": "resize to true",
+        "the request asks": "size asks",
+        "ask for the image's size": "leave size out",
+    },
     blamed={"height": "size", "width": "size"},
     fields=frozenset(EditRequest.model_fields),
 )

@@ -11,10 +11,10 @@ from max.pipelines.modeling.types import RequestID
 
 from max_zimage.context_tokenizer import ZImageTokenizer
 from max_zimage.inputs import GenerationRequest
-from max_zimage.parameters import GenerationParameters
 from max_zimage.request_checks import RequestError
 from max_zimage.serving.api_names import IMAGES, ApiNames, refused
 from max_zimage.serving.context import ZImageContext
+from max_zimage.serving.drawn_by import DrawnBy, written_parameters
 from max_zimage.serving.errors import ApiError, bad_request, over_limit
 from max_zimage.serving.schema import ImageRequest
 from max_zimage.serving.settings import ServerLimits
@@ -29,15 +29,13 @@ class Served:
 
     Attributes:
         name: What requests call it.
-        model: What pictures say they were drawn with.
-        dtype: Of weights and computation.
+        drawn_by: What pictures say of it.
         tokenizer: Makes contexts, and knows the checkpoint's limits and defaults.
         limits: The server's.
     """
 
     name: str
-    model: str
-    dtype: str
+    drawn_by: DrawnBy
     tokenizer: ZImageTokenizer
     limits: ServerLimits
 
@@ -172,12 +170,7 @@ def make_context(
             model_name=served.name,
             output_format=output_format,
             listens=True,
-            parameters=[
-                GenerationParameters.of(
-                    asked, model=served.model, weight_paths=(), dtype=served.dtype, picture=picture
-                ).to_json()
-                for picture in range(asked.num_images)
-            ],
+            parameters=written_parameters(asked, served.drawn_by),
             **more,
         )
     except (RequestError, TokenizerError, InputError) as error:

@@ -15,14 +15,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
-from max_zimage.input_images import decode_image, image_of_data_url, resized
-from max_zimage.positions import PIXELS_PER_TOKEN
-from max_zimage.request_checks import RequestError, side
+from max_zimage.input_images import decode_image, image_of_data_url
+from max_zimage.request_checks import RequestError
 from max_zimage.serving.api_names import IMAGES, refused
 from max_zimage.serving.context import ZImageContext
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.remote_images import fetched, is_remote
-from max_zimage.serving.requests import Served, check_pixels, context_of_image_request, size_of
+from max_zimage.serving.requests import context_of_image_request
 from max_zimage.serving.routes_images import answered, described, invalid, json_body, parsed
 from max_zimage.serving.schema import EditRequest
 from max_zimage.serving.state import State, state_of
@@ -64,39 +63,9 @@ async def edit(request: Request) -> Response:
 def _context(state: State, body: EditRequest, read: Callable[[], Pixels]) -> ZImageContext:
     try:
         image = read()
-        image = _fitting(state.served, image, body)
     except RequestError as error:
         raise refused(error, IMAGES) from error
-    return context_of_image_request(state.served, body, image=image, strength=body.strength)
-
-
-def _fitting(served: Served, image: Pixels, body: EditRequest) -> Pixels:
-    """The image in the size asked for; resized only if that is allowed, and only to a size that can be drawn."""
-    height, width, _ = image.shape
-    rows, columns = size_of(body.size)
-    given = rows is not None and columns is not None
-    rows, columns = (rows or 0, columns or 0) if given else (_nearest(height), _nearest(width))
-    if (rows, columns) == (height, width):
-        return image
-    if not body.resize:
-        found = f"it has {width}x{height} pixels"
-        if given:
-            ways = f"{found} and size asks for {columns}x{rows}; leave size out, resize it, or set resize to true"
-        else:
-            ways = (
-                f"its sides must be multiples of {PIXELS_PER_TOKEN}, {found}; the nearest size that fits is "
-                f"{columns}x{rows}; resize it, or set resize to true"
-            )
-        raise bad_request(f"image: {ways}", "image")
-    limits = served.tokenizer.limits
-    side("height", rows, limits.max_height)
-    side("width", columns, limits.max_width)
-    check_pixels(served.limits, rows, columns)
-    return resized(image, rows, columns)
-
-
-def _nearest(pixels: int) -> int:
-    return max(PIXELS_PER_TOKEN, round(pixels / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN)
+    return context_of_image_request(state.served, body, image=image, strength=body.strength, resize=bool(body.resize))
 
 
 async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:

@@ -18,11 +18,13 @@ import uvicorn
 from max_zimage.calling import Prepared
 from max_zimage.cli import EMBEDDED_NAME
 from max_zimage.context_tokenizer import ZImageTokenizer
+from max_zimage.devices import device_kind
 from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.serving.app import make_app
 from max_zimage.serving.connections import BACKLOG, LimitedProtocol, watch
 from max_zimage.serving.dispatcher import Dispatcher
+from max_zimage.serving.drawn_by import DrawnBy
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.media import MediaStore
 from max_zimage.serving.metrics import Metrics
@@ -151,8 +153,11 @@ def _served(settings: ServerSettings, prepared: Prepared) -> Served:
     tokenizer.defaults = prepared.sources.defaults
     return Served(
         name=settings.name,
-        model=settings.model or EMBEDDED_NAME,
-        dtype=prepared.sources.dtypes["transformer"],
+        drawn_by=DrawnBy(
+            model=settings.model or EMBEDDED_NAME,
+            dtype=prepared.sources.dtypes["transformer"],
+            device=device_kind(prepared.devices[0]),
+        ),
         tokenizer=tokenizer,
         limits=settings.limits,
     )

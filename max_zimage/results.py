@@ -1,0 +1,100 @@
+"""What a call of the pipeline returns: its pictures, which also answer as diffusers' output object does.
+
+And what calls written for diffusers say besides the arguments that the pipeline has.
+
+Reference: diffusers pipelines/z_image/pipeline_output.py and pipeline_z_image.py, __call__.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+_OTHERS: dict[str, tuple[object, str]] = {
+    "generator": (None, "give seed=NUMBER, which draws the noise"),
+    "return_dict": (True, "the result is the pictures, and answers to .images"),
+    "joint_attention_kwargs": (None, "attention is compiled and takes none; leave it out"),
+    "callback_on_step_end_tensor_inputs": (["latents"], "callbacks are given the latents alone; leave it out"),
+}
+"""Arguments of diffusers' call that this one has not: the value that means what happens here, and what to do else."""
+
+
+class Pictures(list[Image.Image]):
+    """The pictures of a call, which also answer to `.images` and, where there is one, to `.save`."""
+
+    @property
+    def images(self) -> Pictures:
+        """The list itself, under the name that diffusers' output has for it."""
+        return self
+
+    def save(self, file: str | os.PathLike[str] | IO[bytes], format: str | None = None, **options: Any) -> None:
+        """Save the one picture, as `PIL.Image.Image.save` does.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        _check_single(len(self))
+        self[0].save(file, format, **options)
+
+
+class PictureArray(np.ndarray[Any, np.dtype[Any]]):
+    """The pictures of a call as an array: uint8 [pictures, height, width, 3], or latents in float32.
+
+    An array in every respect; what is indexed or computed from it is a plain one.
+    """
+
+    @property
+    def images(self) -> PictureArray:
+        """The array itself, under the name that diffusers' output has for it."""
+        return self
+
+    def save(self, file: str | os.PathLike[str] | IO[bytes], format: str | None = None, **options: Any) -> None:
+        """Save the one picture, as `PIL.Image.Image.save` does.
+
+        Raises:
+            TypeError: If these are latents.
+            ValueError: If there are several pictures.
+        """
+        if self.dtype != np.uint8:
+            raise TypeError('latents are no pictures; ask for output_type="pil" or "np" to save one')
+        _check_single(len(self), "Image.fromarray(result[0]).save(...)")
+        Image.fromarray(np.asarray(self[0])).save(file, format, **options)
+
+    def __getitem__(self, key: Any) -> Any:
+        """What a plain array has there."""
+        return self.view(np.ndarray)[key]
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        """Return a plain array of what is computed from this one."""
+        plain = np.asarray(array)
+        return plain[()] if return_scalar else plain
+
+
+def result(images: list[Image.Image] | npt.NDArray[Any]) -> Pictures | PictureArray:
+    """The images of `ZImagePipelineOutput` as a call returns them; nothing is copied but a list."""
+    return Pictures(images) if isinstance(images, list) else cast(PictureArray, images.view(PictureArray))
+
+
+def _check_single(count: int, way: str = "result[0].save(...)") -> None:
+    if count != 1:
+        raise ValueError(f"the result holds {count} pictures; save each by itself, such as {way}")
+
+
+def check_others(others: Mapping[str, object]) -> None:
+    """Refuse arguments that a call does not have, but for values of diffusers' that mean what happens anyway.
+
+    Raises:
+        TypeError: With the names, and what to do.
+    """
+    problems = []
+    for name, value in others.items():
+        means, remedy = _OTHERS.get(name, (..., "there is no such argument; leave it out"))
+        if value is not means and not (isinstance(value, (list, tuple)) and list(value) == means):
+            problems.append(f"{name}: {remedy}")
+    if problems:
+        raise TypeError(f"the call cannot take {'; '.join(problems)}")

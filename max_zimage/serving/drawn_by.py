@@ -1,0 +1,62 @@
+"""What the pictures of a server say of the model that drew them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from max.pipelines.lib.config import MAXModelConfig
+
+from max_zimage.inputs import GenerationRequest
+from max_zimage.model_files import COMPONENTS
+from max_zimage.parameters import GenerationParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnBy:
+    """A model as `max_zimage.parameters.GenerationParameters` has it.
+
+    Attributes:
+        model: Folder, hub id or the embedded model's name.
+        dtype: Of weights and computation.
+        device: "cpu" or "gpu".
+    """
+
+    model: str
+    dtype: str
+    device: str
+
+
+def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list[str]:
+    """The JSON that each picture of a request carries; none where the model cannot be named.
+
+    Args:
+        asked: The request.
+        source: The model.
+    """
+    if source is None:
+        return []
+    return [
+        GenerationParameters.of(
+            asked, model=source.model, weight_paths=(), dtype=source.dtype, device=source.device, picture=picture
+        ).to_json()
+        for picture in range(asked.num_images)
+    ]
+
+
+def source_of(model: str, components: Mapping[str, MAXModelConfig]) -> DrawnBy | None:
+    """How pictures of `max serve` name their model: None where its flags compose one that has no name.
+
+    Args:
+        model: The folder or hub id that MAX was given.
+        components: MAX's configuration, one entry a component.
+    """
+    parts = [components[name] for name in COMPONENTS]
+    dtypes = {part.quantization_encoding for part in parts}
+    own = all(part.model_path == model and part.subfolder == name for name, part in zip(COMPONENTS, parts, strict=True))
+    # Only the newest revision has a name that `max-zimage generate` can look up.
+    newest = all(part.huggingface_model_revision == "main" for part in parts)
+    if not own or not newest or len(dtypes) != 1 or any(part.weight_path for part in parts):
+        return None
+    device = "cpu" if parts[0].device_specs[0].device_type == "cpu" else "gpu"
+    return DrawnBy(model=model, dtype=dtypes.pop() or ("float32" if device == "cpu" else "bfloat16"), device=device)
