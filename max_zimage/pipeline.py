@@ -37,6 +37,7 @@ from max_zimage.caching import StepCaching
 from max_zimage.calling import Calling
 from max_zimage.compiler import compile_together, wait_for
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.context_checks import check_context
 from max_zimage.contract import MaxContract
 from max_zimage.denoising import as_squares, caption_tokens, denoise, finished
 from max_zimage.devices import Tensor, as_buffer
@@ -178,8 +179,12 @@ class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # t
         """Bring a request of `max serve` to the device.
 
         Args:
-            context: From `ZImageTokenizer`: validated, with schedule and noise in it.
+            context: With tokens, schedule and noise in it, as `ZImageTokenizer` makes it.
+
+        Raises:
+            RequestError: If it is not whole.
         """
+        check_context(context, self.sources.limits, self.text_encoder.spec.vocab_size)
         return inputs_of_contexts([context], self.transformer.rope_spec, self.vae, self.device)
 
     def preprocess_latents(self, latents: Tensor, dtype: DType = DType.float32) -> Buffer:

@@ -121,7 +121,7 @@ def test_first_step() -> None:
         ),
         (
             {"image": start(), "height": 256},
-            "image: it has 128x128 pixels and the request asks for 128x256; ask for the image's size, resize it, or set",
+            "image: it has 128x128 pixels and the request asks for 128x256; ask for the image's size, resize it",
         ),
         ({"resize": True}, "resize is set without an image; give the image too, or leave it out"),
         ({"image": start(), "resize": "yes"}, r"resize must be true or false, got 'yes' \(str\)"),
