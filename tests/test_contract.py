@@ -266,10 +266,3 @@ def test_the_arch_config() -> None:
     assert ZImageArchConfig.initialize(config, config.models["vae"], max_seq_len=512).pipeline_config is config
     (architecture,) = max_zimage.ARCHITECTURES
     assert (architecture.name, architecture.config) == ("ZImagePipeline", ZImageArchConfig)
-
-
-def test_components_load_by_themselves(embedded: Pair) -> None:
-    """`load_model()` returns what `model` is."""
-    transformer = embedded.ours.transformer
-    assert transformer.model is transformer.graphs[0]
-    assert transformer.load_model() is transformer.model
