@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from max_zimage.cli import DEFAULT_PROMPT, EMBEDDED_NAME
 from max_zimage.images import read_parameters
-from max_zimage.input_images import decode_image
+from max_zimage.input_images import read_image
 from max_zimage.inputs import GenerationRequest
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.parameters import UNKNOWN_IMAGE, GenerationParameters
@@ -21,6 +21,9 @@ from max_zimage.start_images import digest
 
 if TYPE_CHECKING:
     from max_zimage.checkpoint import ModelDtype
+
+MAX_IMAGE_PIXELS = 2**28
+"""Height times width of an image to begin with: one's own, so that only memory is a reason to stop."""
 
 T = TypeVar("T")
 
@@ -163,7 +166,7 @@ def _image(arguments: argparse.Namespace, saved: GenerationParameters | None) ->
                 f"{arguments.source} was drawn from an image ({of}), which is needed again; name its file with --image"
             )
         return None
-    image = _read(arguments.image)
+    image = read_image("--image", Path(arguments.image), MAX_IMAGE_PIXELS)
     if wanted is not None and digest(image) != wanted:
         rows, columns, _ = image.shape
         raise RequestError(
@@ -172,14 +175,6 @@ def _image(arguments: argparse.Namespace, saved: GenerationParameters | None) ->
             "--from and give the prompt and the seed yourself"
         )
     return image
-
-
-def _read(file: str) -> npt.NDArray[np.uint8]:
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise RequestError(f"--image {file} cannot be read: {error.strerror or error}") from error
-    return decode_image(f"--image {file}", content)
 
 
 def _doubts(arguments: argparse.Namespace, saved: GenerationParameters | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from max.pipelines.context import PixelContext, TokenBuffer
 
 from max_zimage import request_checks as checks
+from max_zimage.input_images import starting_image
 from max_zimage.limits import Limits
 from max_zimage.request_checks import Problems, RequestError
 from max_zimage.start_images import check_size
@@ -41,7 +42,7 @@ def check_context(context: PixelContext, limits: Limits, vocab_size: int) -> Non
     meaning = f"[num_images_per_prompt, channels, height / 8, width / 8] = {list(shape)}"
     checks.array("latents", context.latents, shape, meaning)
     if context.input_image is not None:
-        check_size(checks.image("input_image", context.input_image), height, width, None)
+        check_size(starting_image("input_image", context.input_image), height, width, None)
 
 
 def _check_levels(context: PixelContext, most: int) -> None:

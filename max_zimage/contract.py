@@ -42,11 +42,14 @@ class MaxContract:
         copies = whole_number("num_images_per_prompt", num_images_per_prompt, low=1, high=2**31 - 1)
         ids = _token_ids(tokens, encoder.spec.vocab_size, encoder.spec.max_positions)
         features = encoder(list(ids))
-        (batch, length), (_, _, width) = ids.shape, map(int, features.shape)
+        (batch, length), (_, rows, width) = ids.shape, map(int, features.shape)
         made = Buffer.zeros((copies * batch, length, width), features.dtype, encoder.device)
-        for row in range(copies * batch):
-            caption = row % batch
-            made[row : row + 1, :, :].inplace_copy_from(features[caption : caption + 1, :length, :])
+        # Rows of one caption lie together, and those behind its length mean nothing.
+        found = features.view(features.dtype, (batch * rows, width))
+        flat = made.view(made.dtype, (copies * batch * length, width))
+        for item in range(copies * batch):
+            start = item % batch * rows
+            flat[item * length : (item + 1) * length, :].inplace_copy_from(found[start : start + length, :])
         return made
 
     def prepare_img2img_latents(self, noise_latents: Tensor, image_tensor: Tensor, sigmas: Tensor) -> Buffer:

@@ -19,6 +19,7 @@ from max_zimage.image_to_image import posterior_noise
 from max_zimage.noise import initial_noise
 from max_zimage.request_checks import RequestError
 from max_zimage.schedule import first_step
+from max_zimage.start_images import digest
 
 SEED = 17
 PROMPT = "a green circle on a black background"
@@ -150,3 +151,10 @@ def test_a_server_draws_the_same(embedded: Pair) -> None:
     np.testing.assert_array_equal(worker.pictures(asked)[0], np.asarray(expected)[0])
     assert [step for step, _ in worker.steps(asked)] == [0, 1, 2, 3, 4, 5]
     assert [step for step, _ in worker.steps(plain)] == [*range(9)]
+
+
+def test_the_digest_is_of_pixels_and_size() -> None:
+    picture = np.arange(96 * 64 * 3).astype(np.uint8).reshape(96, 64, 3)
+    assert digest(picture) == digest(np.asfortranarray(picture))
+    assert digest(picture) != digest(picture.reshape(64, 96, 3))
+    assert digest(picture) != digest(picture[::-1])

@@ -297,10 +297,3 @@ def test_bad_input(arguments: list[str], message: str, loads_nothing: Repeat, tm
     assert error.startswith("max-zimage: error: ") and error.count("\n") == 1
     assert message in error
     assert not (tmp_path / "out.png").exists()
-
-
-def test_the_digest_is_of_pixels_and_size() -> None:
-    picture = np.asarray(start())
-    assert digest(picture) == digest(np.asfortranarray(picture))
-    assert digest(picture) != digest(picture.reshape(64, 96, 3))
-    assert digest(picture) != digest(picture[::-1])

@@ -15,7 +15,8 @@ from PIL import Image
 from references.scenes import recognize
 from references.servers import STOP_SECONDS, Server, free_port
 
-from max_zimage import TaylorSeer, ZImagePipeline
+from max_zimage import TaylorSeer, ZImagePipeline, cli
+from max_zimage.images import read_parameters
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "max_zimage" / "assets" / "tiny-zimage"
@@ -85,3 +86,30 @@ def test_a_bad_request_is_told_why(server: Server) -> None:
         "the request has 2 problems:\n- width must be a multiple of 16, got 136; the nearest are 128 and 144\n"
         "- num_inference_steps must be from 1 to 1000, got 5000"
     )
+
+
+def test_a_served_picture_is_repeated_from_itself(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the step cache of MAX's flags, with an image to begin with."""
+    image = Image.fromarray(np.arange(128 * 128 * 3).astype(np.uint8).reshape(128, 128, 3))
+    image.save(tmp_path / "start.png")
+    url = f"data:image/png;base64,{base64.b64encode((tmp_path / 'start.png').read_bytes()).decode()}"
+    content = [{"type": "input_text", "text": PROMPT}, {"type": "input_image", "image_url": url}]
+    options = {"steps": 8, "guidance_scale": 2.0, "output_format": "png", "strength": 0.7}
+    status, answer = post(
+        server,
+        input=[{"role": "user", "content": content}],
+        seed=7,
+        provider_options={"image": options},
+    )
+    assert status == 200, answer
+    encoded = answer["output"][0]["content"][0]["image_data"]
+    (tmp_path / "a.png").write_bytes(base64.b64decode(encoded))
+    parameters = read_parameters(tmp_path / "a.png")
+    assert (parameters.model, parameters.dtype, parameters.device) == (str(EMBEDDED), "float32", "cpu")
+    assert parameters.step_cache == "taylorseer:cache_interval=2,warmup_steps=3,max_order=1"
+    monkeypatch.chdir(tmp_path)
+    again = ["generate", "--quiet", "--from", "a.png", "--image", "start.png", "--output", "b.png"]
+    assert cli.main(again) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open("b.png")), pictures(answer)[0])

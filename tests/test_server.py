@@ -178,7 +178,10 @@ def test_an_image_that_does_not_fit(server: Server) -> None:
         in odd["message"]
     )
     other = error_of(post(png(), size="256x256"))
-    assert "it has 128x128 pixels and size asks for 256x256" in other["message"]
+    assert (
+        "it has 128x128 pixels and size asks for 256x256; leave size out, resize it, or set resize to true"
+        in other["message"]
+    )
     made = post(png(100, 130), resize="true", steps="1")
     assert made.json()["size"] == "96x128"
     assert "is a GIF file; convert it to PNG, JPEG or WebP" in error_of(post(b"GIF89a"))["message"]
