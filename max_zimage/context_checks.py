@@ -42,7 +42,8 @@ def check_context(context: PixelContext, limits: Limits, vocab_size: int) -> Non
     meaning = f"[num_images_per_prompt, channels, height / 8, width / 8] = {list(shape)}"
     checks.array("latents", context.latents, shape, meaning)
     if context.input_image is not None:
-        check_size(starting_image("input_image", context.input_image), height, width, None)
+        image = starting_image("input_image", context.input_image, (limits.max_height, limits.max_width))
+        check_size(image, height, width, None)
 
 
 def _check_levels(context: PixelContext, most: int) -> None:

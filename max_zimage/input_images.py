@@ -110,16 +110,16 @@ def picture_pixels(name: str, picture: Image.Image, max_pixels: int = MAX_PIXELS
     return _pixels(name, picture, max_pixels, None)
 
 
-def starting_image(name: str, value: object, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def starting_image(name: str, value: object, largest: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return a picture to begin with as uint8 [height, width, 3], from one of Pillow's or an array.
 
     Args:
         name: What messages call it.
         value: What was given.
-        max_pixels: Height times width.
+        largest: Height and width whose product it may have in pixels; which sides can be drawn is not judged here.
     """
     if isinstance(value, Image.Image):
-        value = picture_pixels(name, value, max_pixels)
+        value = picture_pixels(name, value, largest[0] * largest[1])
     wanted = f"{name} must be a PIL image or a uint8 array [height, width, 3]"
     if not isinstance(value, np.ndarray):
         remedy = "open it with PIL.Image.open" if isinstance(value, (str, bytes, Path)) else "convert it before"

@@ -67,7 +67,7 @@ def picture(
     Returns:
         Three arguments of `max_zimage.inputs.GenerationRequest`.
     """
-    found = problems.optional(starting_image, "image", image, limits.max_height * limits.max_width)
+    found = problems.optional(starting_image, "image", image, (limits.max_height, limits.max_width))
     allowed = problems.check(False, checks.resize, resize, image)
     usual = (defaults.height, defaults.width)
     if found is not None:
