@@ -6,7 +6,7 @@ Reference: diffusers pipelines/z_image/pipeline_z_image.py, __call__.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -181,13 +181,12 @@ class Calling:
     ) -> Pictures | PictureArray:
         """Make pictures, a list of PIL's or an array by `output_type`; names and meanings are those of diffusers.
 
-        The arguments are the attributes of `GenerationRequest`, and `StepCallback`; None takes the checkpoint's own
-        value; resize lets an image be brought to the picture's size. For the result see `Pictures`.
+        Arguments: see `GenerationRequest` (None is the checkpoint's own) and `StepCallback`. Result: see `Pictures`.
 
         Raises:
             RequestError: If an argument is out of range; all that is wrong is said together.
             NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
-            TypeError: If there is no such argument; values of diffusers' others that mean what happens here are taken.
+            TypeError: If there is no such argument; see `check_others`.
         """
         request = self._request(
             others,
