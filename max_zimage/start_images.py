@@ -36,7 +36,7 @@ def digest(image: Pixels) -> str:
         image: uint8 [height, width, 3], before any resizing.
 
     Returns:
-        "sha256:" and the hexadecimal SHA-256 of "HEIGHTxWIDTH:" and the pixels in C order.
+        "sha256:" and the hexadecimal SHA-256 of height and width as in "80x112:" and the pixels in C order.
     """
     height, width, _ = image.shape
     found = hashlib.sha256(f"{height}x{width}:".encode())
