@@ -61,14 +61,14 @@ def _latents_of(returned: object, given: FloatArray, step: int) -> object:
         return given
     if not isinstance(returned, Mapping):
         raise TypeError(
-            f"{_NAME} must return None or a dict, got {type(returned).__name__} at step {step}; return "
+            f"{_NAME}, step {step}: the callback must return None or a dict, got {type(returned).__name__}; return "
             '{"latents": ...}, or change the latents in place'
         )
     unknown = [str(name) for name in returned if name != "latents"]
     if unknown:
         raise ValueError(
-            f"{_NAME} may return latents alone, got {', '.join(unknown)} at step {step}: nothing else can be changed "
-            "between steps; leave it out"
+            f"{_NAME}, step {step}: the callback may return latents alone, got {', '.join(unknown)}: nothing else can "
+            "be changed between steps; leave it out"
         )
     found = returned.get("latents")
     return given if found is None else found
@@ -76,19 +76,21 @@ def _latents_of(returned: object, given: FloatArray, step: int) -> object:
 
 def _checked(value: object, before: FloatArray, step: int) -> FloatArray:
     """The latents as an array, if they can take the place of those of the step."""
-    wanted = f"{_NAME} must leave latents that are a float32 numpy array or torch tensor of shape {list(before.shape)}"
+    where = f"{_NAME}, step {step}: the callback must return"
     try:
         latents = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, on a GPU, or of bfloat16
-        raise ValueError(f"{wanted}, got {type(value).__name__} at step {step}: {error}") from error
+        raise ValueError(
+            f"{where} latents as a float32 numpy array or a torch tensor on the CPU, got {type(value).__name__}: {error}"
+        ) from error
     if latents.shape != before.shape:
-        raise ValueError(f"{wanted}, got shape {list(latents.shape)} at step {step}")
+        raise ValueError(f"{where} latents of shape {list(before.shape)}, got {list(latents.shape)}")
     if latents.dtype != np.float32:
         raise ValueError(
-            f"{wanted}, got {latents.dtype} at step {step}; convert it with .astype(numpy.float32) or .float()"
+            f"{where} float32 latents, got {latents.dtype}; convert them with .astype(numpy.float32) or .float()"
         )
     # What was not finite before is no fault of the callback's, and is found at the end.
     bad = int((~np.isfinite(latents)).sum()) if np.isfinite(before).all() else 0
     if bad:
-        raise ValueError(f"{wanted} with finite values, got {bad} of {latents.size} that are not at step {step}")
+        raise ValueError(f"{where} finite latents, got {bad} of {latents.size} numbers that are not")
     return np.ascontiguousarray(latents)

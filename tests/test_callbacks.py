@@ -94,17 +94,14 @@ def test_tensors_of_torch_are_taken(embedded: Pair) -> None:
 
 
 BAD: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
-    "shape": (lambda it: {"latents": it[0]}, r"of shape \[1, 16, 10, 14\], got shape \[16, 10, 14\] at step 0"),
-    "dtype": (lambda it: {"latents": it.astype(np.float64)}, r"got float64 at step 0; convert it with .astype\(numpy"),
-    "list": (lambda it: {"latents": it.tolist()}, "got float64 at step 0"),
-    "bfloat16": (lambda it: {"latents": torch.from_numpy(it).bfloat16()}, "got Tensor at step 0"),
-    "text": (lambda it: {"latents": "none"}, r"got shape \[\] at step 0"),
-    "NaN": (lambda it: {"latents": it * np.float32("nan")}, "finite values, got 2240 of 2240 that are not at step 0"),
-    "infinity": (
-        lambda it: it.__setitem__((0, 0, 0, 0), np.inf),
-        "finite values, got 1 of 2240 that are not at step 0",
-    ),
-    "another name": (lambda it: {"latents": it, "prompt_embeds": it}, "may return latents alone, got prompt_embeds at"),
+    "shape": (lambda it: {"latents": it[0]}, r"return latents of shape \[1, 16, 10, 14\], got \[16, 10, 14\]"),
+    "dtype": (lambda it: {"latents": it.astype(np.float64)}, r"got float64; convert them with .astype\(numpy"),
+    "list": (lambda it: {"latents": it.tolist()}, "float32 latents, got float64"),
+    "bfloat16": (lambda it: {"latents": torch.from_numpy(it).bfloat16()}, "got Tensor: .*BFloat16"),
+    "text": (lambda it: {"latents": "none"}, r"of shape \[1, 16, 10, 14\], got \[\]"),
+    "NaN": (lambda it: {"latents": it * np.float32("nan")}, "finite latents, got 2240 of 2240 numbers that are not"),
+    "infinity": (lambda it: it.__setitem__((0, 0, 0, 0), np.inf), "finite latents, got 1 of 2240 numbers"),
+    "another name": (lambda it: {"latents": it, "prompt_embeds": it}, "may return latents alone, got prompt_embeds:"),
 }
 
 
@@ -113,9 +110,9 @@ def test_what_cannot_take_their_place(name: str, embedded: Pair) -> None:
     leaves, message = BAD[name]
     with pytest.raises(ValueError, match=message) as caught:
         embedded.ours(PROMPT, callback_on_step_end=lambda _, step, time, values: leaves(values["latents"]), **SIZE)
-    assert str(caught.value).startswith("callback_on_step_end ")
+    assert str(caught.value).startswith("callback_on_step_end, step 0: the callback m")
 
 
 def test_a_result_that_is_no_dict(embedded: Pair) -> None:
-    with pytest.raises(TypeError, match="must return None or a dict, got ndarray at step 0; return"):
+    with pytest.raises(TypeError, match="must return None or a dict, got ndarray; return"):
         embedded.ours(PROMPT, callback_on_step_end=lambda _, step, time, values: values["latents"], **SIZE)
