@@ -81,7 +81,7 @@ def _checked(value: object, before: FloatArray, step: int) -> FloatArray:
         latents = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # a tensor with a gradient, on a GPU, or of bfloat16
         raise ValueError(
-            f"{where} latents as a float32 numpy array or a torch tensor on the CPU, got {type(value).__name__}: {error}"
+            f"{where} latents as a float32 numpy array or torch tensor on the CPU, got {type(value).__name__}: {error}"
         ) from error
     if latents.shape != before.shape:
         raise ValueError(f"{where} latents of shape {list(before.shape)}, got {list(latents.shape)}")
