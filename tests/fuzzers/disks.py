@@ -64,7 +64,6 @@ def fuzz(count: int, seed: int = 0) -> Tally:
     before, temporary = os.environ.get("MAX_ZIMAGE_CACHE"), tempfile.tempdir
     try:
         with tempfile.TemporaryDirectory(prefix="max-zimage-fuzz-") as folder:
-            tempfile.tempdir = folder
             os.environ["MAX_ZIMAGE_CACHE"] = str(Path(folder, "first"))
             session = InferenceSession([CPU()])
             expected = _packed(session)
