@@ -48,6 +48,11 @@ _PARAMETERS = GenerationParameters(
     weight_paths=(),
     dtype="float32",
     step_cache="off",
+    strength=None,
+    image_digest=None,
+    image_height=None,
+    image_width=None,
+    device="cpu",
     version="1",
 )
 
