@@ -19,7 +19,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from max_zimage.json_files import read_text, shown
-from max_zimage.safetensors_files import CheckpointError
+from max_zimage.safetensors_files import CheckpointError, is_there
 
 _MAX_STEPS = 1_000_000
 """Lines and calls that one rendering may run; Qwen3's template takes some hundreds."""
@@ -95,11 +95,11 @@ def said(error: BaseException) -> str:
 
 def _find(folder: Path, config: Mapping[str, object]) -> tuple[Path, str]:
     file = folder / "chat_template.jinja"
-    if file.exists():
-        try:
+    try:
+        if is_there(file):
             return file, read_text(file)
-        except CheckpointError as error:
-            raise TokenizerError(str(error)) from error
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from error
     template = config.get("chat_template")
     if isinstance(template, list):
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]

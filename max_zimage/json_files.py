@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
-from max_zimage.safetensors_files import CheckpointError
+from max_zimage.safetensors_files import CheckpointError, is_there
 
 _REMEDY = "correct it, or fetch it again"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -41,6 +41,7 @@ def read_text(file: Path) -> str:
     try:
         data = file.read_bytes()
     except FileNotFoundError as error:
+        is_there(file)
         raise CheckpointError(f"{file} is missing; fetch the checkpoint again") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error

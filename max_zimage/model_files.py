@@ -11,7 +11,7 @@ from max.graph.weights import SafetensorWeights, Weights
 from max_zimage.config_reader import CONFIG_FILES
 from max_zimage.json_files import read_object, shown
 from max_zimage.model_index import INDEX, read_index
-from max_zimage.safetensors_files import CheckpointError
+from max_zimage.safetensors_files import CheckpointError, is_there
 
 __all__ = [
     "COMPONENTS",
@@ -82,11 +82,11 @@ def find_component_files(model_dir: Path, component: str, *, flat: bool = False)
         raise CheckpointError(f"{model_dir} has no folder {component}; found {_listing(model_dir)}")
     single = folder / f"{_WEIGHT_STEMS[component]}.safetensors"
     index = folder / f"{single.name}.index.json"
-    if single.exists() and index.exists():
+    if is_there(single) and is_there(index):
         raise CheckpointError(f"{folder} holds both {single.name} and {index.name}; remove the one that is out of date")
-    if single.exists():
+    if is_there(single):
         return [single]
-    if not index.exists():
+    if not is_there(index):
         raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}; found {_listing(folder)}")
     return _shards(index)
 
@@ -170,7 +170,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
 def _check_pipeline(directory: Path) -> None:
     if not any(directory.iterdir()):
         raise CheckpointError(f"{directory} is empty; it should hold a model with a {INDEX}")
-    if not (directory / INDEX).exists():
+    if not is_there(directory / INDEX):
         raise CheckpointError(f"{directory} is no model: it holds no {INDEX}; found {_listing(directory)}")
     read_index(directory)
 
@@ -184,7 +184,7 @@ def _shards(index: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     if outside := [name for name in names if Path(name).name != name]:
         raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
-    if absent := [name for name in names if not (index.parent / name).exists()]:
+    if absent := [name for name in names if not is_there(index.parent / name)]:
         raise CheckpointError(
             f"{index.parent} lacks {len(absent)} of the {len(names)} shards that {index.name} names: "
             + ", ".join(absent)

@@ -107,6 +107,21 @@ def scan(files: Sequence[Path]) -> Header:
     return Header(tuple(files), tensors)
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder has this name.
+
+    Raises:
+        CheckpointError: If it is a link to nothing, as a download that was cut off leaves in the hub's cache.
+    """
+    if path.exists():
+        return True
+    if path.is_symlink():
+        raise CheckpointError(
+            f"{path} is a link to {path.readlink()}, which is not there: the download did not end; download it again"
+        )
+    return False
+
+
 def map_file(file: Path) -> mmap.mmap:
     """Map a file so that arrays over it are writable, as MAX requires, and writes never reach the file."""
     with file.open("rb") as stream:
@@ -115,10 +130,7 @@ def map_file(file: Path) -> mmap.mmap:
 
 def _scan_file(file: Path) -> list[TensorInfo]:
     check_name(file)
-    if file.is_symlink() and not file.exists():
-        raise CheckpointError(
-            f"{file} is a link to {file.readlink()}, which is not there: the download did not end; download it again"
-        )
+    is_there(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from max_zimage.chat_template import ChatTemplate, TokenizerError, said
 from max_zimage.json_files import parse_object, read_object, read_text, shown
-from max_zimage.safetensors_files import CheckpointError
+from max_zimage.safetensors_files import CheckpointError, is_there
 
 __all__ = ["PromptTokenizer", "TokenizerError"]
 
@@ -133,7 +133,7 @@ class PromptTokenizer:
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
-    if not path.exists():
+    if not is_there(path):
         raise TokenizerError(f"no tokenizer: {path} is missing; only checkpoints with a tokenizer.json are supported")
     text = read_text(path)
     content = parse_object(path, text)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import EMBEDDED_MODEL
 from safetensors.numpy import save_file
 
 from max_zimage import cli
@@ -96,6 +98,27 @@ def test_names_that_are_no_text_and_links_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "linked.safetensors").symlink_to("../../blobs/0123")
     with pytest.raises(CheckpointError, match=r"is a link to \.\./\.\./blobs/0123, which is not there: the download"):
         scan([tmp_path / "linked.safetensors"])
+
+
+LINKED = [
+    *("model_index.json", "vae/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"),
+    *("tokenizer/chat_template.jinja", "transformer/diffusion_pytorch_model.safetensors"),
+]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_download_that_was_cut_off(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The hub's cache holds links, and one to nothing is no file that is found, nor one that can be done without."""
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED_MODEL, model)
+    (model / name).unlink()
+    (model / name).symlink_to("../blobs/0123")
+    assert cli.main(["info", "--model", str(model)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"max-zimage: error: {model / name} is a link to ../blobs/0123, which is not there: the download"
+    )
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
