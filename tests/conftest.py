@@ -7,6 +7,7 @@ load a model of their own.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 # Tests draw with the embedded model and with checkpoints they make: nothing is to be looked up elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
+# What processes that tests start and kill leave behind goes with the tests; pytest's own folders stay where they are.
+tempfile.gettempdir()
+_scratch = tempfile.TemporaryDirectory(prefix="mz-tests-", ignore_cleanup_errors=True)
+os.environ["TMPDIR"] = _scratch.name
 
 pytest_plugins = ["compile_share"]
 
