@@ -37,7 +37,7 @@ from max_zimage.progress import note
 _KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has one on a CPU and up to 14 on a GPU
 _SCRATCH_PREFIX = ".max_zimage-"
 # Files of writers, and the seconds without a change after which an unlocked one has none: a writer locks its file at
-# once. Those of version 0.1.0 had other names and no lock.
+# once. Those of the second pattern, from versions that kept no digest of an artifact's bytes, have no lock.
 _SCRATCH = {f"{_SCRATCH_PREFIX}????????.part": 10.0, "tmp????????.part": 3600.0}
 _CHUNK = 2**20
 _WAY_OUT = "set MAX_ZIMAGE_CACHE to a folder with room"

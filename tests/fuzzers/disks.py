@@ -20,6 +20,7 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 from PIL import Image
+from test_images import PARAMETERS
 
 from fuzzers.tally import Tally
 from max_zimage import artifacts, cli_generate, folders
@@ -27,34 +28,10 @@ from max_zimage.compiler import compile_graph
 from max_zimage.devices import download, upload
 from max_zimage.graphs.latents import PackLatents
 from max_zimage.graphs.layers import build
-from max_zimage.parameters import GenerationParameters, ImageFileError
+from max_zimage.parameters import ImageFileError
 
 _LARGEST = 400_000  # bytes; the graph and the pictures are smaller
 _CHANNELS = 4
-_PARAMETERS = GenerationParameters(
-    prompt="a red star",
-    negative_prompt="",
-    height=128,
-    width=128,
-    num_inference_steps=1,
-    sigmas=None,
-    shift=3.0,
-    guidance_scale=0.0,
-    cfg_normalization=0.0,
-    cfg_truncation=1.0,
-    max_sequence_length=512,
-    seed=1,
-    model="tiny-zimage",
-    weight_paths=(),
-    dtype="float32",
-    step_cache="off",
-    strength=None,
-    image_digest=None,
-    image_height=None,
-    image_width=None,
-    device="cpu",
-    version="1",
-)
 
 
 def fuzz(count: int, seed: int = 0) -> Tally:
@@ -126,7 +103,7 @@ def _save(tally: Tally, what: str, draw: Random, limit: int, place: Path) -> Non
     refused = ""
     try:
         with _limited(limit):
-            saved = cli_generate.save(pixels, place / "picture.png", _PARAMETERS, problems)
+            saved = cli_generate.save(pixels, place / "picture.png", PARAMETERS, problems)
     except ImageFileError as error:
         refused = str(error)
     files = [path for path in (*place.iterdir(), *(place / "elsewhere").iterdir()) if path.is_file()]
