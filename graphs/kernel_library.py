@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from max.driver import Device
+from max.driver import Device, accelerator_api
 from max.dtype import DType
 from max.engine import CompiledModel, InferenceSession
 from max.experimental import custom
@@ -37,10 +37,18 @@ def without_kernels() -> Iterator[None]:
 
 
 def runs_here(dtype: DType, device: Device | DeviceRef) -> bool:
-    """Whether graphs use the ops of `kernels`: on a CPU in float32, and in bfloat16 if it multiplies bfloat16."""
+    """Whether graphs use the ops of `kernels` for a CPU: there in float32, and in bfloat16 if it multiplies bfloat16."""
     if not _own_kernels.get() or not (device.is_host if isinstance(device, Device) else device.is_cpu()):
         return False
     return dtype == DType.float32 or (dtype == DType.bfloat16 and "avx512_bf16" in instructions())
+
+
+def runs_on_nvidia(dtype: DType, device: Device | DeviceRef) -> bool:
+    """Whether graphs use the ops of `kernels` that are for a GPU: in bfloat16 on NVIDIA's, which alone they were made for."""
+    if not _own_kernels.get() or dtype != DType.bfloat16:
+        return False
+    host = device.is_host if isinstance(device, Device) else device.is_cpu()
+    return not host and accelerator_api() == "cuda"
 
 
 def graph_with_kernels(
@@ -56,7 +64,7 @@ def graph_with_kernels(
         numbers: Dtypes and devices of parameters and arguments.
         module: Takes the graph.
     """
-    sources = libraries() if any(runs_here(*each) for each in numbers) else []
+    sources = libraries() if any(runs_here(*each) or runs_on_nvidia(*each) for each in numbers) else []
     return Graph(name, input_types=input_types, custom_extensions=sources, module=module)
 
 
