@@ -37,14 +37,14 @@ def without_kernels() -> Iterator[None]:
 
 
 def runs_here(dtype: DType, device: Device | DeviceRef) -> bool:
-    """Whether graphs use the ops of `kernels` for a CPU: there in float32, and in bfloat16 if it multiplies bfloat16."""
+    """Whether graphs use the ops of `kernels` for a CPU: in float32, and in bfloat16 if it multiplies bfloat16."""
     if not _own_kernels.get() or not (device.is_host if isinstance(device, Device) else device.is_cpu()):
         return False
     return dtype == DType.float32 or (dtype == DType.bfloat16 and "avx512_bf16" in instructions())
 
 
 def runs_on_nvidia(dtype: DType, device: Device | DeviceRef) -> bool:
-    """Whether graphs use the ops of `kernels` that are for a GPU: in bfloat16 on NVIDIA's, which alone they were made for."""
+    """Whether graphs use the ops of `kernels` for a GPU: in bfloat16 on NVIDIA's, what they were made for."""
     if not _own_kernels.get() or dtype != DType.bfloat16:
         return False
     host = device.is_host if isinstance(device, Device) else device.is_cpu()
