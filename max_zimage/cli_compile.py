@@ -6,7 +6,6 @@ import argparse
 import json
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import cast
 
@@ -19,14 +18,17 @@ from max_zimage.cli_errors import checking
 from max_zimage.cli_request import model_path
 from max_zimage.config import ModelSpecs, model_specs
 from max_zimage.console import display, table_console
+from max_zimage.cubins import symbol_lines
+from max_zimage.launches import lines
 from max_zimage.model_files import CONFIG_FILES, read_config, resolve_model
 from max_zimage.progress import shown_by, stage
+from max_zimage.target_jobs import Report
 from max_zimage.targets import (
     FULL_MODEL,
-    Report,
     check_graphs,
     check_keep,
     check_listable,
+    check_symbols,
     check_target,
     compile_target,
     default_dtype,
@@ -54,11 +56,12 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
             check_keep(target)
         if arguments.list_kernels:
             check_listable(target)
+        check_symbols(arguments.symbols, arguments.list_kernels)
         specs = specs_of(arguments.model)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"
-    ways = {"keep": arguments.keep, "list_kernels": arguments.list_kernels}
+    ways = {"keep": arguments.keep, "list_kernels": arguments.list_kernels, "symbols": arguments.symbols}
     with shown_by(display()), stage(what, len(graphs)) as shown:
         for report in compile_target(specs, target, dtype, graphs, **ways):
             reports.append(report)
@@ -86,12 +89,11 @@ def specs_of(model: str | None) -> ModelSpecs:
 
 
 def listing(report: Report) -> str:
-    """A graph's launches as text, equal ones that follow each other as one line with their number."""
-    if report.kernels is None:
+    """A graph's launches as text and the kernels of its machine code, or why there are none."""
+    if report.kernels is None or report.error is not None:
         return f"# {report.graph}: {report.error}\n# everything it wrote: {report.log}"
-    runs = [(kernel, len(list(same))) for kernel, same in groupby(report.kernels)]
-    lines = [f"{kernel}{f'  x {count}' if count > 1 else ''}" for kernel, count in runs]
-    return "\n".join([f"# {report.graph}: {len(report.kernels)} launches", *lines])
+    symbols = [] if report.symbols is None else list(symbol_lines(report.symbols))
+    return "\n".join([*lines(report.graph, report.kernels), *symbols])
 
 
 def _json(arguments: argparse.Namespace, target: str, dtype: str, reports: list[Report]) -> str:

@@ -11,8 +11,11 @@ import os
 import pickle
 import resource
 import sys
+import tempfile
 import time
 import traceback
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from max.driver import (
@@ -32,6 +35,7 @@ from max.graph import Module as GraphModule
 from max_zimage.artifacts import artifact_key, artifact_name, write
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
+from max_zimage.cubins import Symbol, symbols_in
 from max_zimage.folders import room_to_compile
 from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.denoise import DenoiseStep
@@ -45,7 +49,8 @@ from max_zimage.graphs.text_encoder import TextEncoder
 from max_zimage.graphs.vae import DecodeLatents, EncodeImage
 from max_zimage.kernel_lists import kernels_of
 from max_zimage.lifeline import end_with_parent
-from max_zimage.targets import TARGETS, Job
+from max_zimage.target_jobs import Job
+from max_zimage.targets import TARGETS
 
 Definition = tuple[Module[..., Any], tuple[TensorType, ...]]
 
@@ -84,7 +89,9 @@ def _compile(job: Job, result: dict[str, object]) -> None:
     traced = time.perf_counter()
     result["trace_seconds"] = traced - begin
     if job.list_kernels:
-        result["kernels"] = kernels_of(session, lambda: compile_with_kernels(session, together, [graph]))
+        result["kernels"] = asdict(kernels_of(session, lambda: compile_with_kernels(session, together, [graph])))
+        if job.symbols:
+            result["symbols"] = [asdict(symbol) for symbol in _symbols(job, device)]
         result["seconds"] = time.perf_counter() - traced
         return
     with room_to_compile():
@@ -93,6 +100,16 @@ def _compile(job: Job, result: dict[str, object]) -> None:
     if job.keep:
         key = artifact_key(job.graph, spec_of(job.graph, job.specs), module, types, device)
         result["artifact"] = str(write(compiled, artifact_name([job.graph], [key])))
+
+
+def _symbols(job: Job, device: Device) -> tuple[Symbol, ...]:
+    """Compile a job to its end, without MAX's cache: from there kernels of other graphs come along."""
+    session, together = InferenceSession(devices=[device]), GraphModule()
+    module, types = definition(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
+    graph = trace(module, types, job.graph, together)
+    with room_to_compile(max_cache=False), tempfile.NamedTemporaryFile(suffix=".mef") as file:
+        compile_with_kernels(session, together, [graph]).export_mef(file.name)
+        return symbols_in(Path(file.name).read_bytes())
 
 
 def _device(target: str) -> Device:

@@ -16,16 +16,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from max_zimage.artifacts import check_writable
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
+from max_zimage.cubins import Symbol
 from max_zimage.graphs.text_encoder import TextEncoderSpec
 from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.graphs.vae import VaeSpec
+from max_zimage.launches import Launches
 from max_zimage.schedule import ScheduleSpec
+from max_zimage.target_jobs import Job, Report
 
 TARGETS: dict[str, tuple[str, str] | None] = {
     "cpu": None,
@@ -91,54 +94,6 @@ FULL_MODEL = ModelSpecs(
 """The published Z-Image models, whose shapes are the same."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What one child compiles.
-
-    Attributes:
-        graph: One of `GRAPHS`.
-        target: One of `TARGETS`.
-        dtype: Of weights and computation.
-        specs: Shapes of the model.
-        keep: Whether the artifact is written where a pipeline looks for it, see `max_zimage.artifacts`.
-        list_kernels: Whether only the kernels that the graph launches are found, see `max_zimage.kernel_lists`.
-    """
-
-    graph: str
-    target: str
-    dtype: ModelDtype
-    specs: ModelSpecs
-    keep: bool = False
-    list_kernels: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """How one graph went.
-
-    Attributes:
-        graph: Its name.
-        seconds: Of the compiler; None where that failed.
-        trace_seconds: Of building the graph in Python before that; None where that failed.
-        cpu_seconds: Processor time of the child, imports included: what compares where other work shares the machine.
-        peak_bytes: Most memory that the child had.
-        kernels: What the graph launches, from `max_zimage.kernel_lists`; None where it was compiled instead.
-        artifact: What was kept; None where nothing was to be.
-        error: The first line of what went wrong; None where nothing did.
-        log: Everything the child wrote; None where nothing went wrong.
-    """
-
-    graph: str
-    seconds: float | None
-    trace_seconds: float | None
-    cpu_seconds: float
-    peak_bytes: int
-    kernels: tuple[str, ...] | None
-    artifact: Path | None
-    error: str | None
-    log: Path | None
-
-
 def check_target(name: str) -> str:
     """Return the name of a target.
 
@@ -186,6 +141,16 @@ def check_listable(target: str) -> None:
         raise ValueError(f"kernels are listed for GPUs, got target {target!r}; name a GPU, such as cuda:sm_90a")
 
 
+def check_symbols(symbols: bool, list_kernels: bool) -> None:
+    """See that symbols are asked for with the list that they stand below.
+
+    Raises:
+        ValueError: If they are asked for alone.
+    """
+    if symbols and not list_kernels:
+        raise ValueError("symbols are those of a list of kernels; ask for that too, with --list-kernels")
+
+
 def default_dtype(target: str) -> ModelDtype:
     """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.devices.model_dtype`."""
     return "float32" if TARGETS[target] is None else "bfloat16"
@@ -213,6 +178,7 @@ def compile_target(
     *,
     keep: bool = False,
     list_kernels: bool = False,
+    symbols: bool = False,
 ) -> Iterator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
@@ -223,20 +189,33 @@ def compile_target(
         graphs: From `check_graphs`.
         keep: Whether to keep the artifacts where a pipeline looks for them.
         list_kernels: Whether to list what the graphs launch instead, on a GPU: seconds in place of minutes.
+        symbols: Whether to compile what is listed too, for the names in its machine code.
 
     Yields:
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
 
     Raises:
-        ValueError: If the target is unknown or launches nothing, or artifacts cannot be kept.
+        ValueError: If the target is unknown or launches nothing, artifacts cannot be kept, or symbols are asked for
+            without a list.
     """
     check_target(target)
+    check_symbols(symbols, list_kernels)
     if list_kernels:
         check_listable(target)
     if keep:
         check_keep(target)
     for graph in graphs:
-        yield _compile(Job(graph=graph, target=target, dtype=dtype, specs=specs, keep=keep, list_kernels=list_kernels))
+        yield _compile(
+            Job(
+                graph=graph,
+                target=target,
+                dtype=dtype,
+                specs=specs,
+                keep=keep,
+                list_kernels=list_kernels,
+                symbols=symbols,
+            )
+        )
 
 
 def _compile(job: Job) -> Report:
@@ -287,7 +266,8 @@ def _report(graph: str, answer: str, status: int, log: Path) -> Report:
         trace_seconds=result.get("trace_seconds"),
         cpu_seconds=result.get("cpu_seconds", 0.0),
         peak_bytes=result.get("peak_bytes", 0),
-        kernels=tuple(result["kernels"]) if result.get("kernels") else None,
+        kernels=Launches.of(result["kernels"]) if result.get("kernels") else None,
+        symbols=tuple(Symbol(**each) for each in result["symbols"]) if "symbols" in result else None,
         artifact=Path(result["artifact"]) if result.get("artifact") else None,
         error=error,
         log=None if error is None else log,

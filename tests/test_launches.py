@@ -1,0 +1,173 @@
+"""What graphs launch on a GPU that need not be there: the lists themselves, and how they are read and written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+from references.launches import sections
+
+from max_zimage.cli_compile import listing
+from max_zimage.kernel_lists import launches
+from max_zimage.launch_plans import most, read_plan
+from max_zimage.launches import Launches, Part, lines
+from max_zimage.targets import FULL_MODEL, GRAPHS, compile_target
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_what_every_graph_launches_on_sm_90a(graph: str) -> None:
+    """The whole list, so that a stray cast, or a fusion that another version of MAX no longer makes, is seen."""
+    (report,) = compile_target(FULL_MODEL, "cuda:sm_90a", "bfloat16", [graph], list_kernels=True)
+    assert report.error is None, f"{report.error}; see {report.log}"
+    assert listing(report) == sections()[graph]
+
+
+def test_what_a_block_launches() -> None:
+    """A second reading of the list: five products and RoPE, norms, SwiGLU and attention around them."""
+    _, _, block = sections()["denoise"].partition("## main_block, 30 times: ")
+    heading, *lines = block.partition("\n## ")[0].splitlines()
+    assert heading == "17 launches"
+    assert sum(line.startswith("matmul") for line in lines) == 4  # w1 and w3 are one, and so are q, k, v
+    assert sum(line.startswith("mha.padded.no_cache") for line in lines) == 1
+
+
+MOJO = """
+# FusionInfo:
+#   mo.matmul : (!mo.tensor<[n, 4], bf16, gpu:0>) -> !mo.tensor<[param_expr_12, 4], bf16, gpu:0>
+
+def __matmul_1(arg__0: Int):
+    with Trace[TraceLevel.OP, target = StaticString("gpu")]("matmul", task_id = get(arg__0)):
+        MatmulGPU.execute[transpose_b = True](arg__0)
+
+# FusionInfo:
+#   mo.conv : (!mo.tensor<[4], bf16, gpu:0>) -> !mo.tensor<[4], bf16, gpu:0>
+
+def __conv(arg__0: Int):
+    with Trace[TraceLevel.OP, target = StaticString("gpu")]("conv", task_id = get(arg__0)):
+        ConvGPU.execute[filter_layout = "FCRS", target = "gpu"](arg__0)
+
+# FusionInfo:
+#   mo.cast : (!mo.tensor<[4], bf16>) -> !mo.tensor<[4], f32>
+
+def __cast(arg__0: Int):
+    with Trace[TraceLevel.OP, target = StaticString("cpu")]("cast", task_id = get(arg__0)):
+        Cast.execute[target = "cpu"](arg__0)
+
+# FusionInfo:
+#   two
+
+@export
+def __both_async(arg__0: Pointer):
+        __conv(arg__0)
+        __cast(arg__0)
+        __matmul_1(arg__0)
+
+# FusionInfo:
+#   one
+
+@export
+def __one_async(arg__0: Pointer):
+        __matmul_1(arg__0)
+"""
+PLAN = """
+module {
+  mgp.model @whole : mof {argument_device_indices = []} {
+    "mogg.compiled.load"() <{symbols = ["__one_async"]}> : () -> () loc(#loc)
+    %0 = mogg.compiled.call @__one_async(%1) : i1 loc(#loc)
+    mef.output %0 : !mef.chain loc(#loc)
+  } execute (%arg0: !mef.chain loc(unknown)) : !mef.chain {
+    %0 = mogg.compiled.call @__both_async(%arg0) : i1 loc(#loc)
+    %1:3 = mgp.call @block(%arg0) prefix = "layers.0." : !mef.chain loc(#loc)
+    %2:3 = mgp.call @block(%1#0) prefix = "layers.1." : !mef.chain loc(#loc)
+    %3:2 = grt.if %0 (%arg0 as %arg1: !mef.chain) -> (!mef.chain) {
+      %4 = mogg.compiled.call @__one_async(%arg1) : i1 loc(#loc)
+      mef.output %4 : !mef.chain loc(#loc)
+    } else {
+      %5 = mogg.compiled.call @__both_async(%arg1) : i1 loc(#loc)
+      %6:3 = mgp.call @block(%1#0) prefix = "layers.2." : !mef.chain loc(#loc)
+      mef.output %5 : !mef.chain loc(#loc)
+    } loc(#loc)
+    mef.output %3 : !mef.chain loc(#loc)
+  } loc(#loc)
+  mgp.model @block subgraph : mof {argument_device_indices = []} {
+    mef.output %0 : !mef.chain loc(#loc)
+  } execute (%arg0: !mef.chain loc(unknown)) : !mef.chain {
+    %0 = mogg.compiled.call @__one_async(%arg0) : i1 loc(#loc)
+    %1 = mogg.compiled.call @__both_async(%arg0) : i1 loc(#loc)
+  } loc(#loc)
+  mogg.kernel.decl @other
+"""
+MATMUL = "matmul -> !mo.tensor<[n, 4], bf16, gpu:0>"
+CONV = 'conv filter_layout = "FCRS" -> !mo.tensor<[4], bf16, gpu:0>'
+
+
+def test_reading() -> None:
+    found = launches(MOJO, PLAN)
+    assert found == Launches(
+        total=2 + 2 * 3 + (2 + 3),
+        parts=(
+            Part(name="whole", times=1, kernels=(CONV, MATMUL)),
+            Part(name="whole.if", times=1, kernels=(MATMUL,)),
+            Part(name="whole.else", times=1, kernels=(CONV, MATMUL)),
+            Part(name="block", times=3, kernels=(MATMUL, CONV, MATMUL)),
+        ),
+        loading=(MATMUL,),
+    )
+    assert Launches.of(json.loads(json.dumps(asdict(found)))) == found
+    assert list(lines("whole", found)) == [
+        "# whole: at most 13 launches",
+        CONV,
+        MATMUL,
+        "## whole.if: 1 launch",
+        MATMUL,
+        "## whole.else: 2 launches",
+        CONV,
+        MATMUL,
+        "## block, 3 times: 3 launches",
+        MATMUL,
+        CONV,
+        MATMUL,
+        "## before, at loading: 1 launch",
+        MATMUL,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mojo", "plan", "message"),
+    [
+        (MOJO, "", "its plan has no model"),
+        (MOJO, PLAN.replace("@block(", "@other("), "its plan has no model other"),
+        (MOJO.replace("__one_async", "__two_async"), PLAN, "there is no function __one_async"),
+        (MOJO, PLAN.replace("@__both_async", "@__one_async"), "nothing calls ['__conv']"),
+        (MOJO, PLAN.replace("grt.if", "grt.while"), "its plan has a line '%3:2 = grt.while"),
+        (MOJO, PLAN.replace("mgp.call", "mgp.apply.call"), "its plan has a line '%1:3 = mgp.apply.call"),
+        (MOJO, PLAN.partition("  } loc(#loc)\n  mgp")[0], "its plan ends within whole"),
+    ],
+)
+def test_what_is_not_known_is_not_read(mojo: str, plan: str, message: str) -> None:
+    with pytest.raises(RuntimeError) as error:
+        launches(mojo, plan)
+    assert str(error.value).startswith("MAX writes what it compiles otherwise than is known here: ")
+    assert message in str(error.value)
+
+
+def test_a_second_condition_and_one_inside() -> None:
+    both = PLAN.split("    %3:2 = ")[1].split("    mef.output %3")[0]
+    inner = both.replace(
+        "    } else", "    %9 = grt.if %0 (%arg0) {\n    } else {\n" + "    } loc(#loc)\n    } else", 1
+    )
+    models = read_plan(PLAN.replace(both, both + "    %7 = " + inner))
+    names = [way.name for way in models["whole"].all_ways()]
+    assert names[:5] == ["whole", "whole.if", "whole.else", "whole.if2", "whole.if2.if"]
+    assert names[5:] == ["whole.if2.else", "whole.else2"]
+    assert most(models, {"__one_async": 1, "__both_async": 2}) == 13 + 5
+
+
+def test_writing_repeats_once() -> None:
+    first, again = ["a", "b", "b", "c"], ["d", "d", "d"]
+    text = list(
+        lines("g", Launches(total=0, parts=(Part(name="g", times=1, kernels=("e", *first * 3, *again)),), loading=()))
+    )
+    assert text == ["# g: 0 launches", "e", "3 times these 4:", "  a", "  b  x 2", "  c", "d  x 3"]
