@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
-from references.launches import sections
+from references.launch_page import counted
+from references.launches import FILES, PAGE, page, read, sections
 
 from max_zimage.cli_compile import listing
 from max_zimage.kernel_lists import launches
@@ -22,6 +24,18 @@ def test_what_every_graph_launches_on_sm_90a(graph: str) -> None:
     (report,) = compile_target(FULL_MODEL, "cuda:sm_90a", "bfloat16", [graph], list_kernels=True)
     assert report.error is None, f"{report.error}; see {report.log}"
     assert listing(report) == sections()[graph]
+
+
+def test_the_page_is_of_these_lists() -> None:
+    assert PAGE.read_text() == page(), "run: PYTHONPATH=tests python -m references.launches --page"
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+def test_lists_can_be_read(file: Path) -> None:
+    for graph, text in sections(file).items():
+        found = read(text)
+        assert "\n".join(lines(graph, found)) == text
+        assert sum(part.times * len(part.kernels) for part in counted(found.parts)) == found.total
 
 
 def test_what_a_block_launches() -> None:
@@ -116,6 +130,7 @@ def test_reading() -> None:
         loading=(MATMUL,),
     )
     assert Launches.of(json.loads(json.dumps(asdict(found)))) == found
+    assert read("\n".join(lines("whole", found))) == found
     assert list(lines("whole", found)) == [
         "# whole: at most 13 launches",
         CONV,
