@@ -183,7 +183,7 @@ def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--keep", action="store_true", help="GPUs only: keep the graphs in MAX_ZIMAGE_CACHE")
     instead.add_argument("--list-kernels", action="store_true", help="GPUs only: list the launches, compile nothing")
-    symbols = "with --list-kernels: compile all the same, and add the kernels of the machine code"
+    symbols = "CUDA only, with --list-kernels: compile all the same, and add the kernels of the machine code"
     parser.add_argument("--symbols", action="store_true", help=symbols)
 
 

@@ -56,7 +56,8 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
             check_keep(target)
         if arguments.list_kernels:
             check_listable(target)
-        check_symbols(arguments.symbols, arguments.list_kernels)
+        if arguments.symbols:
+            check_symbols(target, arguments.list_kernels)
         specs = specs_of(arguments.model)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []

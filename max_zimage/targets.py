@@ -141,14 +141,16 @@ def check_listable(target: str) -> None:
         raise ValueError(f"kernels are listed for GPUs, got target {target!r}; name a GPU, such as cuda:sm_90a")
 
 
-def check_symbols(symbols: bool, list_kernels: bool) -> None:
-    """See that symbols are asked for with the list that they stand below.
+def check_symbols(target: str, list_kernels: bool) -> None:
+    """See that the kernels of the machine code for a target can be told, below the list of the launches.
 
     Raises:
-        ValueError: If they are asked for alone.
+        ValueError: If that list is not asked for, or the target is none of CUDA's.
     """
-    if symbols and not list_kernels:
+    if not list_kernels:
         raise ValueError("symbols are those of a list of kernels; ask for that too, with --list-kernels")
+    if not target.startswith("cuda:"):
+        raise ValueError(f"symbols are read from CUDA's machine code, got target {target!r}; name one of CUDA's")
 
 
 def default_dtype(target: str) -> ModelDtype:
@@ -195,11 +197,12 @@ def compile_target(
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
 
     Raises:
-        ValueError: If the target is unknown or launches nothing, artifacts cannot be kept, or symbols are asked for
-            without a list.
+        ValueError: If the target is unknown or launches nothing, artifacts cannot be kept, or there are no symbols to
+            be told.
     """
     check_target(target)
-    check_symbols(symbols, list_kernels)
+    if symbols:
+        check_symbols(target, list_kernels)
     if list_kernels:
         check_listable(target)
     if keep:

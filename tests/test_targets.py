@@ -90,6 +90,7 @@ def test_served_on_a_gpu_no_dtype_is_named_but_by_the_user() -> None:
         (["--target", "cpu", "--list-kernels"], "kernels are listed for GPUs, got target 'cpu'"),
         (["--target", "hip:gfx942", "--list-kernels", "--keep"], "not allowed with argument"),
         (["--target", "cuda:sm_90a", "--symbols"], "symbols are those of a list of kernels; ask for that too, with"),
+        (["--target", "hip:gfx942", "--list-kernels", "--symbols"], "symbols are read from CUDA's machine code, got"),
         ([], "the following arguments are required: --target"),
     ],
 )
