@@ -160,9 +160,10 @@ class _Given:
         captions = self._numbers(1, padded(shape.caption_tokens), spec.dim)
         rope = self._numbers(1, shape.tokens, spec.head_dim // 2, 2)
         valid, row = upload(np.array([shape.tokens], np.uint32), CPU()), upload(np.zeros(1, np.int32), CPU())
+        offsets = upload(np.array([0, shape.tokens], np.uint32), CPU())
         gates = (self._numbers(spec.num_blocks, 4, spec.dim, scale=0.1), self._numbers(spec.dim))
         guidance = [upload(np.zeros(1, np.float32), CPU()) for _ in range(3)]
-        around = (captions, self._numbers(1, image, spec.head_dim // 2, 2), rope, valid)
+        around = (captions, self._numbers(1, image, spec.head_dim // 2, 2), rope, valid, offsets)
         self.plain = (latents, *around, row, row, row, *gates, *guidance)
         # So high a threshold is never reached: the other blocks are left out.
         self._asked = (latents, row, *around, *gates, upload(np.full(1, 1e30, np.float32), CPU()))

@@ -29,7 +29,7 @@ from max.graph import DeviceRef, TensorType
 from max_zimage.graphs.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
 from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.denoise import limit_norm
-from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
+from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, OFFSETS, TOKENS
 from max_zimage.graphs.rope import rotate
 from max_zimage.graphs.transformer import Surroundings, Transformer, TransformerSpec
 
@@ -148,10 +148,10 @@ class VelocityStep(Module[..., Tensor]):
     def forward(
         self, latents: Tensor, captions: Tensor, image_rope: Tensor, rope: Tensor, valid: Tensor, *rest: Tensor
     ) -> Tensor:
-        """See `graphs.denoise.DenoiseStep`; `rest` is `latent_rows`, `modulation` and `final_scale`."""
-        latent_rows, modulation, final_scale = rest
+        """See `graphs.denoise.DenoiseStep`; `rest`: `offsets`, `latent_rows`, `modulation` and `final_scale`."""
+        offsets, latent_rows, modulation, final_scale = rest
         transformer, refiners = self.transformer, self.spec.num_refiner_layers
-        around = Surroundings(captions, image_rope, rope, valid, modulation)
+        around = Surroundings(captions, image_rope, rope, valid, offsets, modulation)
         tokens = transformer.embed(F.gather(latents, latent_rows, axis=0).cast(captions.dtype), image_rope.shape[1])
         with _in_place():
             tokens = transformer.run(tokens, range(refiners), around)
@@ -178,8 +178,8 @@ class TabledStep(Module[..., Tensor]):
     def forward(self, latents: Tensor, *rest: Tensor) -> Tensor:
         """`rest`: the arguments of `CaptionConditioning`, then those of `VelocityStep` behind the captions."""
         with _in_place():
-            captions = self.conditioning(*rest[:5])
-        return self.step(latents, captions, *rest[5:])
+            captions = self.conditioning(*rest[:6])
+        return self.step(latents, captions, *rest[6:])
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -252,11 +252,12 @@ def _latents(spec: TransformerSpec, device: DeviceRef) -> TensorType:
 
 
 def _places(spec: TransformerSpec, device: DeviceRef) -> tuple[TensorType, ...]:
-    """Rotary tables of the image and of all tokens, valid lengths, and the picture of each item."""
+    """Rotary tables of the image and of all tokens, valid lengths, offsets, and the picture of each item."""
     return (
         TensorType(DType.float32, [ITEMS, IMAGE_PADDED, spec.head_dim // 2, 2], device),
         TensorType(DType.float32, [ITEMS, TOKENS, spec.head_dim // 2, 2], device),
         TensorType(DType.uint32, [ITEMS], device),
+        TensorType(DType.uint32, [OFFSETS], device),
         TensorType(DType.int32, [ITEMS], device),
     )
 

@@ -12,8 +12,8 @@ from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 
-from max_zimage.graphs import ops
-from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs import gpu_ops, ops
+from max_zimage.graphs.kernel_library import runs_here, runs_on_nvidia
 from max_zimage.graphs.rope import rotate
 
 _MASKED = -1e30  # exp() of it is zero next to any real score; -inf would turn a fully masked block into NaN
@@ -51,9 +51,62 @@ def rotary_attention(
         epsilon = query_norm.eps
         return ops.rotary_attention(qkv, *weights, rope, lengths, heads=heads, causal=causal, epsilon=epsilon)
     shared = (channels - heads) // 2
+    if valid_length is None and runs_on_nvidia(qkv.dtype, qkv.device) and gpu_ops.has_rotary_heads(head_dim):
+        weights = query_norm.weight, key_norm.weight
+        query, key = gpu_ops.rotary_heads(
+            qkv, *weights, rope, query_heads=heads, key_heads=shared, epsilon=query_norm.eps
+        )
+        value = qkv[:, :, heads + shared :]
+        return attention(query, key, value, scale=head_dim**-0.5, causal=causal)
     query, key, value = F.split(qkv, [heads, shared, shared], axis=2)
     query, key = rotate(query_norm(query), rope), rotate(key_norm(key), rope)
     return attention(query, key, value, scale=head_dim**-0.5, valid_length=valid_length, causal=causal)
+
+
+def ragged_rotary_attention(
+    qk: Tensor, value: Tensor, query_norm: RMSNorm, key_norm: RMSNorm, rope: Tensor, *, offsets: Tensor | None
+) -> Tensor:
+    """`rotary_attention` on an NVIDIA GPU, with as many keys as queries, where values have a product of their own.
+
+    A part of a tensor would be copied before attention takes it, and a valid length would choose a kernel that does
+    not know Hopper's own instructions. Sequences of their own hide a row's padding just as well.
+
+    Args:
+        qk: bfloat16 [items, length, 2 heads, head_dim], all queries of a token before its keys.
+        value: bfloat16 [items, length, heads, head_dim].
+        query_norm: Of the queries, [head_dim].
+        key_norm: Of the keys; its epsilon is the queries' too.
+        rope: float32 [1 or items, length, head_dim/2, 2], see `graphs.rope.rotate`.
+        offsets: uint32 [sequences + 1] from `max_zimage.positions.sequence_offsets`; None where a row is a sequence.
+
+    Returns:
+        Like `value`. Tokens of one sequence are mixed with each other.
+    """
+    heads, head_dim = value.shape[2:]
+    weights = query_norm.weight, key_norm.weight
+    query, key = gpu_ops.rotary_heads(qk, *weights, rope, query_heads=int(heads), epsilon=query_norm.eps)
+    if offsets is None:
+        return ops.flash_attention_gpu(query, key, value, int(head_dim) ** -0.5, causal=False, valid_length=None)
+    return ragged_mixed(query, key, value, offsets)
+
+
+def ragged_mixed(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor) -> Tensor:
+    """Attention within sequences on an NVIDIA GPU.
+
+    Args:
+        query: [items, length, heads, head_dim].
+        key: Like `query`.
+        value: Like `query`.
+        offsets: See `ragged_rotary_attention`.
+
+    Returns:
+        Like `query`.
+    """
+    items, length, heads, head_dim = query.shape
+    longest = F.shape_to_tensor([length]).cast(DType.uint32)
+    query, key, value = (F.reshape(each, [items * length, heads, head_dim]) for each in (query, key, value))
+    mixed = ops.flash_attention_ragged_gpu(query, key, value, offsets, longest, int(head_dim) ** -0.5)
+    return F.reshape(mixed, [items, length, heads, head_dim])
 
 
 def joint_attention(qkv: Tensor, *, heads: int) -> Tensor:

@@ -24,8 +24,8 @@ from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from max_zimage.graphs.blocks import ContextBlock
-from max_zimage.graphs.dims import CAPTION_PADDED, ITEMS, PROMPTS, STEPS
+from max_zimage.graphs.blocks import ContextBlock, attends_ragged, fuses
+from max_zimage.graphs.dims import CAPTION_PADDED, ITEMS, OFFSETS, PROMPTS, STEPS
 from max_zimage.graphs.linear import linear
 from max_zimage.graphs.overflow import unless_too_large
 from max_zimage.graphs.transformer import TransformerSpec
@@ -39,12 +39,20 @@ class CaptionConditioning(Module[..., Tensor]):
     """Text features to refined caption tokens, laid out for the transformer's batch."""
 
     def __init__(self, spec: TransformerSpec) -> None:
-        self.spec = spec
+        self.spec, self.ragged = spec, attends_ragged(spec)
         self.cap_embedder = CaptionEmbedder(spec)
         self.cap_pad_token = Tensor.zeros([1, spec.dim])
         self.context_refiner = ModuleList(ContextBlock(spec) for _ in range(spec.num_refiner_layers))
 
-    def forward(self, features: Tensor, length: Tensor, padded_length: Tensor, rope: Tensor, rows: Tensor) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        length: Tensor,
+        padded_length: Tensor,
+        offsets: Tensor,
+        rope: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
         """Caption tokens of every item.
 
         Args:
@@ -52,6 +60,7 @@ class CaptionConditioning(Module[..., Tensor]):
                 anything.
             length: uint32 [prompts], tokens of each caption.
             padded_length: uint32 [prompts], the same rounded up to a multiple of 32: what is attended.
+            offsets: uint32 [sequences + 1], that as sequences, see `graphs.transformer.Transformer.forward`.
             rope: float32 [prompts, caption_padded, head_dim/2, 2].
             rows: int32 [items], which prompt each item of the transformer's batch shows.
 
@@ -64,8 +73,9 @@ class CaptionConditioning(Module[..., Tensor]):
         exists = F.unsqueeze(position, 0) < F.unsqueeze(length.cast(DType.int32), 1)
         exists = F.broadcast_to(F.unsqueeze(exists, 2), [prompts, padded, dim])
         tokens = F.where(exists, tokens, F.broadcast_to(F.unsqueeze(self.cap_pad_token, 0), [prompts, padded, dim]))
+        extent = offsets if self.ragged else padded_length
         for block in self.context_refiner:
-            tokens = as_subgraph(block, name="context_block")(tokens, rope, padded_length)
+            tokens = as_subgraph(block, name="context_block")(tokens, rope, extent)
         return F.gather(tokens, rows, axis=0)
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
@@ -75,6 +85,7 @@ class CaptionConditioning(Module[..., Tensor]):
             TensorType(dtype, [PROMPTS, CAPTION_PADDED, spec.caption_dim], device),
             TensorType(DType.uint32, [PROMPTS], device),
             TensorType(DType.uint32, [PROMPTS], device),
+            TensorType(DType.uint32, [OFFSETS], device),
             TensorType(DType.float32, [PROMPTS, CAPTION_PADDED, spec.head_dim // 2, 2], device),
             TensorType(DType.int32, [ITEMS], device),
         )
@@ -96,10 +107,12 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
     """Timesteps to everything the blocks and the final layer take from them."""
 
     def __init__(self, spec: TransformerSpec) -> None:
-        self.spec = spec
+        self.spec, self.fused = spec, fuses(spec)
         self.t_embedder = TimestepEmbedder(spec)
         self.modulation = linear(spec.adaln_dim, spec.num_blocks * 4 * spec.dim, bias=True)
         self.final_modulation = linear(spec.adaln_dim, spec.dim, bias=True)
+        if self.fused:
+            self.norms = Tensor.zeros([spec.num_blocks, 4, spec.dim])
 
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Modulation of all steps of a schedule.
@@ -109,7 +122,8 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
 
         Returns:
             float32 [steps, num_blocks, 4, dim] with rows 1 + scale, tanh(gate) of attention, then of the feed-forward
-            layer, and float32 [steps, dim], 1 + scale of the final layer.
+            layer, each times the weight of its norm where blocks are fused; and float32
+            [steps, dim], 1 + scale of the final layer.
         """
         spec = self.spec
         embedding = self.t_embedder(timesteps * spec.t_scale)
@@ -117,8 +131,11 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
         table = F.reshape(table, [timesteps.shape[0], spec.num_blocks, 2, 2, spec.dim])
         scale, gate = F.split(table, [1, 1], axis=3)
         table = F.concat([scale + 1.0, unless_too_large(F.tanh(gate), gate)], axis=3)
+        table = F.reshape(table, [timesteps.shape[0], spec.num_blocks, 4, spec.dim])
+        if self.fused:
+            table = table * self.norms.cast(DType.float32)
         final_scale = self.final_modulation(F.silu(embedding)).cast(DType.float32) + 1.0
-        return F.reshape(table, [timesteps.shape[0], spec.num_blocks, 4, spec.dim]), final_scale
+        return table, final_scale
 
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""

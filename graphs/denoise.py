@@ -19,7 +19,7 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS
+from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, OFFSETS, TOKENS
 from max_zimage.graphs.overflow import unless_too_large
 from max_zimage.graphs.transformer import Transformer, TransformerSpec
 
@@ -38,6 +38,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
         image_rope: Tensor,
         rope: Tensor,
         valid_length: Tensor,
+        offsets: Tensor,
         latent_rows: Tensor,
         positive_rows: Tensor,
         negative_rows: Tensor,
@@ -55,6 +56,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             image_rope: float32 [items, image_padded, head_dim/2, 2].
             rope: float32 [items, tokens, head_dim/2, 2], the same with the captions' positions behind.
             valid_length: uint32 [items].
+            offsets: uint32 [sequences + 1], see `graphs.transformer.Transformer.forward`.
             latent_rows: int32 [items], the picture that each item works on.
             positive_rows: int32 [batch], the item that carries each picture's prompt.
             negative_rows: int32 [batch], the item that carries its negative prompt; equal to `positive_rows` without
@@ -71,7 +73,8 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             item, float32 [items, image_tokens, patch_dim].
         """
         noisy = F.gather(latents, latent_rows, axis=0)
-        velocity = self.transformer(noisy, caption_tokens, image_rope, rope, valid_length, modulation, final_scale)
+        extents = valid_length, offsets
+        velocity = self.transformer(noisy, caption_tokens, image_rope, rope, *extents, modulation, final_scale)
         positive, negative = (F.gather(velocity, rows, axis=0) for rows in (positive_rows, negative_rows))
         return guided_step(latents, positive, negative, guidance_scale, cfg_normalization, delta), velocity
 
@@ -84,6 +87,7 @@ class DenoiseStep(Module[..., tuple[Tensor, Tensor]]):
             TensorType(DType.float32, [ITEMS, IMAGE_PADDED, spec.head_dim // 2, 2], device),
             TensorType(DType.float32, [ITEMS, TOKENS, spec.head_dim // 2, 2], device),
             TensorType(DType.uint32, [ITEMS], device),
+            TensorType(DType.uint32, [OFFSETS], device),
             TensorType(DType.int32, [ITEMS], device),
             TensorType(DType.int32, [BATCH], device),
             TensorType(DType.int32, [BATCH], device),

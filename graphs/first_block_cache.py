@@ -25,7 +25,7 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType, TensorValue
 
 from max_zimage.graphs.denoise import guided_step
-from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS, FirstBlock
+from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, OFFSETS, TOKENS, FirstBlock
 from max_zimage.graphs.layers import choose
 from max_zimage.graphs.transformer import Surroundings, Transformer, TransformerSpec
 
@@ -47,6 +47,7 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         image_rope: Tensor,
         rope: Tensor,
         valid_length: Tensor,
+        offsets: Tensor,
         modulation: Tensor,
         final_scale: Tensor,
         threshold: Tensor,
@@ -62,6 +63,7 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
             image_rope: float32 [items, image_padded, head_dim/2, 2].
             rope: float32 [items, tokens, head_dim/2, 2], the same with the captions' positions behind.
             valid_length: uint32 [items].
+            offsets: uint32 [sequences + 1], see `graphs.transformer.Transformer.forward`.
             modulation: float32 [num_blocks, 4, dim].
             final_scale: float32 [dim].
             threshold: float32 [1]: the other blocks are left out where the mean absolute difference between the first
@@ -75,7 +77,7 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
             [1], 1 if the other blocks were computed and 0 if not.
         """
         spec, transformer, image_tokens = self.spec, self.transformer, latents.shape[1]
-        around = Surroundings(caption_tokens, image_rope, rope, valid_length, modulation)
+        around = Surroundings(caption_tokens, image_rope, rope, valid_length, offsets, modulation)
         noisy = F.gather(latents, latent_rows, axis=0).cast(caption_tokens.dtype)
         before = transformer.embed(noisy, image_rope.shape[1])
         index = 0 if self.first == "noise_refiner" else spec.num_refiner_layers
@@ -107,6 +109,7 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
             TensorType(DType.float32, [ITEMS, IMAGE_PADDED, spec.head_dim // 2, 2], device),
             TensorType(DType.float32, [ITEMS, TOKENS, spec.head_dim // 2, 2], device),
             TensorType(DType.uint32, [ITEMS], device),
+            TensorType(DType.uint32, [OFFSETS], device),
             TensorType(DType.float32, [spec.num_blocks, 4, spec.dim], device),
             TensorType(DType.float32, [spec.dim], device),
             TensorType(DType.float32, [1], device),

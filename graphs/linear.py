@@ -12,8 +12,8 @@ from max.experimental import functional as F
 from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor, defaults
 
-from max_zimage.graphs import ops
-from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs import gpu_ops, ops
+from max_zimage.graphs.kernel_library import runs_here, runs_on_nvidia
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:
@@ -37,7 +37,10 @@ class GatedLinear(Module[[Tensor], Tensor]):
 
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
-        gate, up = F.split(x @ self.weight.T, [self.outputs] * 2, axis=-1)
+        both = x @ self.weight.T
+        if runs_on_nvidia(both.dtype, both.device) and gpu_ops.has_swiglu(self.outputs):
+            return gpu_ops.swiglu(both, self.outputs)
+        gate, up = F.split(both, [self.outputs] * 2, axis=-1)
         return F.silu(gate) * up
 
 

@@ -1,6 +1,6 @@
 """The ops that graphs call, the project's own and MAX's, by their Mojo names: one op a function.
 
-The project's own are in `kernels`. Two attention kernels of MAX's library are wrapped besides. Which one a graph may
+The project's own are in `kernels`. Three attention kernels of MAX's library are wrapped besides. Which one a graph may
 use is decided in `graphs.attention`, `graphs.linear` and `graphs.vae_blocks`, by `graphs.kernel_library.runs_here`; a
 GPU op that reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
 
@@ -19,6 +19,7 @@ from max.experimental.tensor import Tensor
 from max.graph import Dim, TensorType
 from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
+from max.nn.kernels import flash_attention_ragged_gpu as _flash_attention_ragged_gpu
 
 from max_zimage.graphs.kernel_library import libraries
 
@@ -26,6 +27,7 @@ PANEL = 32
 """Outputs side by side in a packed weight: as many sums as the kernels keep in two vector registers."""
 
 _flash_attention_gpu_functional = F.functional(_flash_attention_gpu)
+_flash_attention_ragged_gpu_functional = F.functional(_flash_attention_ragged_gpu)
 
 
 def packable(inputs: int, dtype: DType) -> bool:
@@ -258,4 +260,25 @@ def flash_attention_gpu(
         return _flash_attention_gpu_functional(query, key, value, mask_variant=variant, scale=scale)
     return _flash_attention_gpu_functional(
         query, key, value, mask_variant=variant, scale=scale, valid_length=valid_length
+    )
+
+
+def flash_attention_ragged_gpu(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: Tensor, scale: float
+) -> Tensor:
+    """softmax(query keyᵀ · scale) value within each sequence, with MAX's GPU kernel; never put it on a CPU graph.
+
+    Args:
+        query: [tokens, heads, head_dim], the sequences one after the other.
+        key: Like `query`.
+        value: Like `query`.
+        offsets: uint32 [sequences + 1]: where each sequence begins, and where the last one ends.
+        longest: uint32 [1] on the host: no sequence has more tokens.
+        scale: Factor of the scores.
+
+    Returns:
+        Like `query`.
+    """
+    return _flash_attention_ragged_gpu_functional(
+        query, key, value, offsets, longest, mask_variant=MHAMaskVariant.NULL_MASK, scale=scale
     )

@@ -16,8 +16,9 @@ Reference: diffusers models/transformers/transformer_z_image.py, ZImageTransform
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from max.dtype import DType
@@ -28,7 +29,8 @@ from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import Dim
 
-from max_zimage.graphs.blocks import ModulatedBlock
+from max_zimage.graphs import gpu_ops
+from max_zimage.graphs.blocks import FusedBlock, ModulatedBlock, attends_ragged, fuses
 from max_zimage.graphs.dims import PATCH
 from max_zimage.graphs.linear import linear
 
@@ -99,6 +101,7 @@ class Surroundings(NamedTuple):
     image_rope: Tensor
     rope: Tensor
     valid_length: Tensor
+    offsets: Tensor
     modulation: Tensor
 
 
@@ -106,11 +109,12 @@ class Transformer(Module[..., Tensor]):
     """The part of Z-Image that runs once a step."""
 
     def __init__(self, spec: TransformerSpec) -> None:
-        self.spec = spec
+        self.spec, self.fused, self.ragged = spec, fuses(spec), attends_ragged(spec)
+        block: Callable[[TransformerSpec], Module[..., Any]] = FusedBlock if self.fused else ModulatedBlock
         self.x_embedder = linear(spec.patch_dim, spec.dim, bias=True)
         self.x_pad_token = Tensor.zeros([1, spec.dim])
-        self.noise_refiner = ModuleList(ModulatedBlock(spec) for _ in range(spec.num_refiner_layers))
-        self.layers = ModuleList(ModulatedBlock(spec) for _ in range(spec.num_layers))
+        self.noise_refiner = ModuleList(block(spec) for _ in range(spec.num_refiner_layers))
+        self.layers = ModuleList(block(spec) for _ in range(spec.num_layers))
         self.final_layer = FinalLayer(spec)
 
     def forward(
@@ -120,6 +124,7 @@ class Transformer(Module[..., Tensor]):
         image_rope: Tensor,
         rope: Tensor,
         valid_length: Tensor,
+        offsets: Tensor,
         modulation: Tensor,
         final_scale: Tensor,
     ) -> Tensor:
@@ -131,14 +136,16 @@ class Transformer(Module[..., Tensor]):
             image_rope: float32 [items, image_padded, head_dim/2, 2].
             rope: float32 [items, tokens, head_dim/2, 2], the same with the captions' positions behind.
             valid_length: uint32 [items], image_padded plus the item's own padded caption length.
-            modulation: float32 [num_blocks, 4, dim] of this timestep.
+            offsets: uint32 [sequences + 1], the same as sequences, see `max_zimage.positions.sequence_offsets`: the
+                form that attention on an NVIDIA GPU takes.
+            modulation: float32 [num_blocks, 4, dim] of this timestep, see `graphs.conditioning.ModulationTable`.
             final_scale: float32 [dim] of this timestep.
 
         Returns:
             float32 [items, image_tokens, patch_dim].
         """
         image = self.embed(latents.cast(caption_tokens.dtype), image_rope.shape[1])
-        surroundings = Surroundings(caption_tokens, image_rope, rope, valid_length, modulation)
+        surroundings = Surroundings(caption_tokens, image_rope, rope, valid_length, offsets, modulation)
         tokens = self.run(image, range(self.spec.num_blocks), surroundings)
         return self.project(tokens[:, : latents.shape[1]], final_scale)
 
@@ -153,7 +160,10 @@ class Transformer(Module[..., Tensor]):
         Returns:
             Like `tokens`, with captions behind them if a main layer was among the blocks.
         """
+        if self.fused:
+            return self._run_fused(tokens, blocks, around)
         refiners = self.spec.num_refiner_layers
+        extent = around.offsets if self.ragged else around.valid_length
         for index in blocks:
             modulation = around.modulation[index]
             if index < refiners:
@@ -162,7 +172,28 @@ class Transformer(Module[..., Tensor]):
                 continue
             tokens = self.join(tokens, around) if index == refiners else tokens
             block = as_subgraph(self.layers[index - refiners], name="main_block")
-            tokens = block(tokens, around.rope, around.valid_length, modulation)
+            tokens = block(tokens, around.rope, extent, modulation)
+        return tokens
+
+    def _run_fused(self, tokens: Tensor, blocks: range, around: Surroundings) -> Tensor:
+        """`run` with blocks that hand the next one its first norm; what stands first among tokens is made here."""
+        refiners, normed = self.spec.num_refiner_layers, None
+        rows = F.reshape(around.modulation, [4 * self.spec.num_blocks, self.spec.dim])
+        for index in blocks:
+            if index == refiners:
+                tokens, normed = self.join(tokens, around), None
+            if index < self.spec.num_blocks - 1:
+                modulation = rows[4 * index : 4 * index + 5]
+            else:  # no block follows: any row does for its first norm
+                modulation = F.concat([rows[4 * index :], rows[:1]], axis=0)
+            if normed is None:
+                normed = gpu_ops.scaled_norm(tokens, modulation, scale=0, epsilon=self.spec.norm_eps)
+            if index < refiners:
+                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
+                tokens, normed = block(tokens, normed, around.image_rope, None, modulation)
+            else:
+                block = as_subgraph(self.layers[index - refiners], name="main_block")
+                tokens, normed = block(tokens, normed, around.rope, around.offsets, modulation)
         return tokens
 
     def join(self, image: Tensor, around: Surroundings) -> Tensor:

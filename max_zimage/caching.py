@@ -121,10 +121,10 @@ class StepCaching:
         if not isinstance(cache, FirstBlockCache):
             return (pipeline.transformer.model(latents, *arguments)[1],)
         state = cast(ZImageCacheState, cache_state)
-        captions, image_rope, rope, valid_length, rows, _, _, modulation, final_scale = arguments[:9]
+        captions, image_rope, rope, valid_length, offsets, rows, _, _, modulation, final_scale = arguments[:10]
         threshold = upload(np.asarray([cache.threshold], np.float32), pipeline.device)
         velocity, change, state.rest, _ = pipeline.transformer.first_block_graphs(cache.block)[0](
-            *(latents, rows, captions, image_rope, rope, valid_length, modulation, final_scale, threshold),
+            *(latents, rows, captions, image_rope, rope, valid_length, offsets, modulation, final_scale, threshold),
             *cast("tuple[Buffer, Buffer]", (state.prev_residual, state.rest)),
         )
         return change, velocity

@@ -11,7 +11,7 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 
 from max_zimage.devices import upload
-from max_zimage.positions import RopeSpec, caption_rope, padded, sequence_lengths, sequence_rope
+from max_zimage.positions import RopeSpec, caption_rope, padded, sequence_lengths, sequence_offsets, sequence_rope
 from max_zimage.schedule import Schedule
 from max_zimage.step_cache import StepCache
 
@@ -88,26 +88,32 @@ class Items:
     Attributes:
         image_rope: float32 [items, image_padded, head_dim/2, 2].
         rope: float32 [items, image_padded + caption_padded, head_dim/2, 2].
-        valid_length: uint32 [items].
+        lengths: Attended tokens of each item, on the host.
+        valid_length: uint32 [items], these on the device.
+        offsets: uint32 [sequences + 1], the same as sequences; see `max_zimage.positions.sequence_offsets`.
         latent_rows: int32 [items], the picture of each item.
         positive_rows: int32 [batch].
         negative_rows: int32 [batch].
     """
 
+    lengths: tuple[int, ...]
     image_rope: Buffer
     rope: Buffer
     valid_length: Buffer
+    offsets: Buffer
     latent_rows: Buffer
     positive_rows: Buffer
     negative_rows: Buffer
 
     def positive(self) -> Items:
-        """The positive branch alone, for steps without guidance: views of the same memory."""
+        """The positive branch alone, for steps without guidance: views of the same memory, but for the offsets."""
         batch = slice(0, int(self.positive_rows.shape[0]))
         return Items(
+            lengths=self.lengths[batch],
             image_rope=self.image_rope[batch, :, :, :],
             rope=self.rope[batch, :, :, :],
             valid_length=self.valid_length[batch],
+            offsets=_offsets(self.lengths[batch], int(self.rope.shape[1]), self.offsets.device),
             latent_rows=self.positive_rows,
             positive_rows=self.positive_rows,
             negative_rows=self.positive_rows,
@@ -124,6 +130,7 @@ class Items:
             self.image_rope,
             self.rope,
             self.valid_length,
+            self.offsets,
             self.latent_rows,
             self.positive_rows,
             self.negative_rows,
@@ -155,13 +162,16 @@ def make_items(spec: RopeSpec, rows: int, columns: int, lengths: Sequence[int], 
         device: Where the transformer runs.
     """
     table = sequence_rope(spec, rows, columns, tuple(lengths))
+    valid = sequence_lengths(rows, columns, lengths)
     image = padded(rows * columns)
     pictures = np.arange(batch, dtype=np.int32)
     branches = len(lengths) // batch
     return Items(
+        lengths=tuple(valid.tolist()),
         image_rope=upload(table[:, :image], device),
         rope=upload(table, device),
-        valid_length=upload(sequence_lengths(rows, columns, lengths), device),
+        valid_length=upload(valid, device),
+        offsets=_offsets(valid.tolist(), table.shape[1], device),
         latent_rows=upload(np.tile(pictures, branches), device),
         positive_rows=upload(pictures, device),
         negative_rows=upload(pictures + batch * (branches - 1), device),
@@ -171,12 +181,18 @@ def make_items(spec: RopeSpec, rows: int, columns: int, lengths: Sequence[int], 
 def caption_arguments(spec: RopeSpec, captions: Captions, device: Device) -> tuple[Buffer, ...]:
     """The arguments of `graphs.conditioning.CaptionConditioning` behind the features."""
     lengths = captions.lengths
+    attended = [padded(length) for length in lengths]
     return (
         upload(np.asarray(lengths, np.uint32), device),
-        upload(np.asarray([padded(length) for length in lengths], np.uint32), device),
+        upload(np.asarray(attended, np.uint32), device),
+        _offsets(attended, max(attended), device),
         upload(caption_rope(spec, lengths), device),
         upload(np.asarray(captions.rows, np.int32), device),
     )
+
+
+def _offsets(lengths: Sequence[int], row: int, device: Device) -> Buffer:
+    return upload(sequence_offsets(lengths, row), device)
 
 
 def steps(inputs: ZImageModelInputs, modulation: Buffer, final_scale: Buffer, device: Device) -> Iterator[Step]:

@@ -211,6 +211,27 @@ def sequence_lengths(rows: int, columns: int, caption_lengths: Sequence[int]) ->
     return np.asarray([padded(rows * columns) + padded(length) for length in caption_lengths], np.uint32)
 
 
+def sequence_offsets(lengths: Sequence[int], row: int) -> npt.NDArray[np.uint32]:
+    """Return where sequences begin in a batch whose rows are padded to one length, and where the last one ends.
+
+    The padding behind a row's tokens is a sequence of its own, so that it is mixed with nothing else.
+
+    Args:
+        lengths: Tokens of each row.
+        row: The length that all are padded to.
+
+    Returns:
+        uint32 [sequences + 1]: for two rows of 3 and 4 tokens, padded to 4, it is 0, 3, 4, 8.
+
+    Raises:
+        ValueError: If a row is empty or longer than it may be.
+    """
+    if not all(0 < length <= row for length in lengths):
+        raise ValueError(f"rows of {row} tokens hold 1 to {row}, got {list(lengths)}")
+    ends = [end for i, length in enumerate(lengths) for end in (i * row + length, (i + 1) * row)]
+    return np.asarray(sorted({0, *ends}), np.uint32)
+
+
 def _longest_padded(spec: RopeSpec, caption_lengths: Sequence[int]) -> int:
     limit = max_caption_tokens(spec.axes_lens)
     if not caption_lengths:

@@ -17,6 +17,7 @@ from max.dtype import DType
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.devices import download, upload
 from max_zimage.model_inputs import Step, ZImageModelInputs
+from max_zimage.positions import sequence_offsets
 from max_zimage.step_cache import FirstBlockCache, TaylorSeer
 
 State = object
@@ -156,18 +157,21 @@ class FirstBlockStepper:
         self._batch, count = inputs.batch, int(items.latent_rows.shape[0])
         self._thresholds = _rows(cache.thresholds(done + inputs.num_inference_steps)[done:, None], device)
         whole = (captions, items.image_rope, items.rope)
+        tokens = int(items.rope.shape[1])
+        offsets = [upload(sequence_offsets([attended], tokens), device) for attended in items.lengths]
         self._items = [
             (
                 items.latent_rows[i : i + 1],
                 *(each[i : i + 1, :, :] for each in whole[:1]),
                 *(each[i : i + 1, :, :, :] for each in whole[1:]),
                 items.valid_length[i : i + 1],
+                offsets[i],
             )
             for i in range(count)
         ]
         length = int((items.image_rope if cache.block == "noise_refiner" else items.rope).shape[1])
-        tokens = int(inputs.latents.shape[2]) * int(inputs.latents.shape[4])
-        shapes = ((1, length, transformer.spec.dim), (1, tokens, transformer.spec.dim))
+        image_tokens = int(inputs.latents.shape[2]) * int(inputs.latents.shape[4])
+        shapes = ((1, length, transformer.spec.dim), (1, image_tokens, transformer.spec.dim))
         # Zeros resemble no change of a first block: the first step computes.
         nothing = tuple(Buffer.zeros(shape, transformer.dtype, device) for shape in shapes)
         self._states: list[tuple[Buffer, ...]] = state if isinstance(state, list) else [nothing] * count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 from max.driver import CPU, Buffer
@@ -9,6 +11,7 @@ from max.dtype import DType
 
 from max_zimage.graphs.kernel_library import runs_here
 from max_zimage.graphs.ops import packable, packed_shape
+from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.weight_names import Packing
 
 Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
@@ -91,3 +94,37 @@ def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packin
     if packing is not None and runs_here(dtype, CPU()) and packs(packing, values.shape, dtype):
         return packed(rounded, packing)
     return Buffer.from_numpy(np.ascontiguousarray(rounded).reshape(-1)).view(dtype, values.shape)
+
+
+def apart(weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
+    """Matrices of queries and keys, and of values, out of those that hold all three; see `graphs.blocks`.
+
+    Args:
+        weights: A transformer's, in host memory.
+
+    Returns:
+        "….attention.qk.weight" [2 dim, dim] and "….attention.v.weight" [dim, dim] of every block: views.
+    """
+    parts = {}
+    for name, whole in weights.items():
+        stem, found, _ = name.rpartition(".qkv.weight")
+        if found:
+            values = int(whole.shape[0]) // 3 * 2
+            parts[f"{stem}.qk.weight"], parts[f"{stem}.v.weight"] = whole[:values, :], whole[values:, :]
+    return parts
+
+
+def modulated_norms(weights: Mapping[str, Buffer], spec: TransformerSpec) -> Buffer:
+    """Weights of the norms that modulation multiplies, [num_blocks, 4, dim]; see `graphs.conditioning.ModulationTable`.
+
+    Args:
+        weights: A transformer's, in host memory.
+        spec: Its shape.
+    """
+    blocks = [f"noise_refiner.{i}" for i in range(spec.num_refiner_layers)]
+    blocks += [f"layers.{i}" for i in range(spec.num_layers)]
+    norms = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+    rows = [weights[f"{block}.{norm}.weight"] for block in blocks for norm in norms]
+    size = spec.dim * rows[0].dtype.size_in_bytes
+    bits = np.concatenate([row.view(DType.uint8, (size,)).to_numpy() for row in rows])
+    return Buffer.from_numpy(bits).view(rows[0].dtype, (len(blocks), len(norms), spec.dim))

@@ -23,6 +23,7 @@ from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
 from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.memory import check_device_memory
 from max_zimage.positions import RopeSpec
+from max_zimage.weight_order import apart, modulated_norms
 from max_zimage.weight_places import Names, transformer_names
 
 
@@ -42,7 +43,7 @@ class ZImageTransformerModel(ZImageComponent):
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the three graphs."""
         self.spec = spec = transformer_spec(self.config)
-        weights = self.load_weights()
+        weights = self._all_weights()
         dtype, device = self.dtype, self.device_ref
         self._first_block_graphs: dict[FirstBlock, tuple[CompiledGraph, CompiledGraph]] = {}
         # On an accelerator the graphs have copies of their own there, and host memory is given back.
@@ -63,6 +64,13 @@ class ZImageTransformerModel(ZImageComponent):
         """The tensors that the component's files must hold."""
         return transformer_names(transformer_spec(self.config))
 
+    def _all_weights(self) -> dict[str, Buffer]:
+        """The weights under all names that graphs on this device know them by; see `graphs.blocks.FusedBlock`."""
+        weights = self.load_weights()
+        if self.device.is_host:
+            return weights
+        return {**weights, **apart(weights), "norms": modulated_norms(weights, self.spec)}
+
     @property
     def graphs(self) -> tuple[CompiledGraph, ...]:
         """All of the component's graphs."""
@@ -80,7 +88,7 @@ class ZImageTransformerModel(ZImageComponent):
         """
         if block not in self._first_block_graphs:
             spec, dtype, device = self.spec, self.dtype, self.device_ref
-            weights = self.load_weights() if self._weights is None else self._weights
+            weights = self._all_weights() if self._weights is None else self._weights
             if not self.device.is_host:
                 needed = sum(data.num_elements * data.dtype.size_in_bytes for data in weights.values())
                 check_device_memory(2 * needed, self.device)

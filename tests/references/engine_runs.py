@@ -80,9 +80,9 @@ class OpenTransformer:
         """
         arguments = list(self.arguments(step))
         if through is not None:
-            table = download(arguments[7]).copy()
+            table = download(arguments[8]).copy()
             table[through + 1 :, 1::2] = 0  # rows are scale, gate, scale, gate
-            arguments[7] = upload(table, self.pipeline.device)
+            arguments[8] = upload(table, self.pipeline.device)
         state = self.pipeline.create_cache_state(len(latents), 0, None)
         tokens = upload(packed(latents), self.pipeline.device)
         (prediction,) = self.pipeline.run_transformer(state, latents=tokens, arguments=tuple(arguments))

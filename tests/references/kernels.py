@@ -33,7 +33,7 @@ def rotary_attention(
     shared = (qkv.shape[2] - heads) // 2
     query, key, value = qkv.split([heads, shared, shared], dim=2)
     query, key = (
-        _rotated(_normed(numbers, weight, epsilon), rope)
+        rotated(normed(numbers, weight, epsilon), rope)
         for numbers, weight in ((query, query_weight), (key, key_weight))
     )
     seen = None if valid_length is None and not causal else _seen(qkv.shape[1], valid_length or [qkv.shape[1]], causal)
@@ -73,12 +73,14 @@ def _wide(numbers: torch.Tensor) -> torch.Tensor:
     return numbers if numbers.dtype == torch.float64 else numbers.float()
 
 
-def _normed(numbers: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+def normed(numbers: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """RMSNorm over the last axis, in float32 at least."""
     wide = _wide(numbers)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(numbers.dtype) * weight
 
 
-def _rotated(numbers: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+def rotated(numbers: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    """RoPE of [items, length, heads, head_dim], in float32 at least; element i turns with i + head_dim/2."""
     first, second = _wide(numbers).chunk(2, dim=-1)
     cosine, sine = (rope[:, :, None, :, i].to(first.dtype) for i in (0, 1))
     turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
