@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,12 +40,24 @@ def test_lists_can_be_read(file: Path) -> None:
 
 
 def test_what_a_block_launches() -> None:
-    """A second reading of the list: five products and RoPE, norms, SwiGLU and attention around them."""
+    """A second reading of the list: five products, attention, and four ops of the project's own between them."""
     _, _, block = sections()["denoise"].partition("## main_block, 30 times: ")
     heading, *lines = block.partition("\n## ")[0].splitlines()
-    assert heading == "17 launches"
-    assert sum(line.startswith("matmul") for line in lines) == 4  # w1 and w3 are one, and so are q, k, v
-    assert sum(line.startswith("mha.padded.no_cache") for line in lines) == 1
+    assert heading == "10 launches"
+    assert Counter(line.split()[0] for line in lines) == {
+        "matmul": 5,  # queries and keys are one product, and so are w1 and w3
+        "rotary_heads": 1,
+        "mha.ragged.no_cache": 1,
+        "gated_norms": 2,
+        "swiglu": 1,
+    }
+
+
+@pytest.mark.parametrize("graph", ["conditioning", "text_encoder", "denoise", "first_block_noise_refiner"])
+def test_no_attention_is_of_the_kind_that_ampere_gets(graph: str) -> None:
+    kinds = {line.split()[0] for line in sections()[graph].splitlines() if line.strip().startswith("mha.")}
+    assert kinds
+    assert kinds <= {"mha.no_cache", "mha.ragged.no_cache"}
 
 
 MOJO = """
