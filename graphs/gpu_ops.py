@@ -146,6 +146,57 @@ def swiglu(both: Tensor, outputs: int) -> Tensor:
     return _own("swiglu", [both], [result], {"outputs": outputs})[0]
 
 
+GROUP_SLABS = 256
+"""Runs of pixels that `group_norm` measures apart: two blocks of threads for each multiprocessor of a Hopper GPU."""
+_GROUP_THREADS = 512  # of `kernels/gpu_group_norm.mojo`
+
+
+def has_group_norm(channels: int, groups: int) -> bool:
+    """Whether widths suit `group_norm`: threads of eight channels fill a block, and groups do not cut their eights."""
+    lanes, width = channels // 8, channels // groups
+    whole = channels % 8 == 0 and channels % groups == 0 and _GROUP_THREADS % lanes == 0
+    return whole and groups <= _GROUP_THREADS and (width % 8 == 0 or 8 % width == 0)
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, epsilon: float, silu: bool) -> Tensor:
+    """Group normalization in two launches, SiLU in the second of them; the twin is in `graphs.vae_blocks`.
+
+    Args:
+        x: bfloat16 [items, rows, columns, channels].
+        weight: bfloat16 [channels].
+        bias: Like `weight`.
+        groups: Of neighbouring channels.
+        epsilon: Added to the variances.
+        silu: Whether SiLU follows.
+
+    Returns:
+        Like `x`, statistics in float32 and rounded once. NaN where a group's deviation is no number below
+        `graphs.overflow.LIMIT`.
+    """
+    channels = int(x.shape[3])
+    parameters: dict[str, bool | int] = {"channels": channels, "groups": groups, "slabs": GROUP_SLABS}
+    measured = TensorType(DType.float32, [x.shape[0], GROUP_SLABS, groups, 2], x.device)
+    (moments,) = _own("group_moments", [x], [measured], parameters)
+    inputs = [x, moments, weight, bias, _host_scalar(epsilon)]
+    return _own("group_norm_applied", inputs, [x.type], {**parameters, "silu": silu})[0]
+
+
+def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query keyᵀ / √width) value with one head of any width; the twin is `graphs.attention.attention`.
+
+    Scores of up to 2²⁷ pairs at a time take 768 MiB beside the arguments.
+
+    Args:
+        query: bfloat16 [items, length, width]; the length is a multiple of 4.
+        key: Like `query`.
+        value: Like `query`.
+
+    Returns:
+        Like `query`.
+    """
+    return _own("wide_attention", [query, key, value], [query.type], {"width": int(query.shape[2])})[0]
+
+
 def _host_scalar(number: float) -> Tensor:
     """An argument that the host passes to a kernel."""
     return F.constant(number, DType.float32, device=CPU())

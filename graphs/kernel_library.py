@@ -45,8 +45,11 @@ def runs_here(dtype: DType, device: Device | DeviceRef) -> bool:
 
 def runs_on_nvidia(dtype: DType, device: Device | DeviceRef) -> bool:
     """Whether graphs use the ops of `kernels` for a GPU: in bfloat16 on NVIDIA's, what they were made for."""
-    if not _own_kernels.get() or dtype != DType.bfloat16:
-        return False
+    return _own_kernels.get() and dtype == DType.bfloat16 and is_nvidia(device)
+
+
+def is_nvidia(device: Device | DeviceRef) -> bool:
+    """Whether a device is a GPU of NVIDIA's, where graphs call cuBLAS and cuDNN."""
     host = device.is_host if isinstance(device, Device) else device.is_cpu()
     return not host and accelerator_api() == "cuda"
 

@@ -17,10 +17,11 @@ from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor, defaults
+from max.graph.type import FilterLayout
 
-from max_zimage.graphs import ops
+from max_zimage.graphs import gpu_ops, ops
 from max_zimage.graphs.attention import joint_attention
-from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.kernel_library import is_nvidia, runs_here, runs_on_nvidia
 from max_zimage.graphs.linear import linear
 
 _NORM_EPS = 1e-6
@@ -39,19 +40,25 @@ def picture_dtype(weight: Tensor) -> DType:
 def convolution(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1) -> PlainConv | PackedConv:
     """A convolution with bias, in the dtype and for the device that parameters are declared in."""
     dtype, mesh = defaults()
-    layer = PackedConv if runs_here(dtype, mesh.devices[0]) else PlainConv
+    layer: type[PlainConv | PackedConv] = CudnnConv if is_nvidia(mesh.devices[0]) else PlainConv
+    layer = PackedConv if runs_here(dtype, mesh.devices[0]) else layer
     return layer(in_channels, out_channels, kernel=kernel, stride=stride)
 
 
 class PlainConv(Module[..., Tensor]):
     """Convolution with bias; the weight is [kernel, kernel, in_channels, out_channels]."""
 
+    filter_layout = FilterLayout.RSCF
+
     def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int) -> None:
         self.stride = stride
         # (before, after) of rows, then of columns; with a stride of two only the far edges are padded.
         self.padding = (0, 1, 0, 1) if stride == 2 else (kernel // 2,) * 4
-        self.weight = Tensor.zeros([kernel, kernel, in_channels, out_channels])
+        self.weight = Tensor.zeros(self._filter_shape(in_channels, out_channels, kernel))
         self.bias = Tensor.zeros([out_channels])
+
+    def _filter_shape(self, in_channels: int, out_channels: int, kernel: int) -> list[int]:
+        return [kernel, kernel, in_channels, out_channels]
 
     def forward(
         self, x: Tensor, *, norm: GroupNorm | None = None, shortcut: Tensor | None = None, upsampling: int = 1
@@ -67,11 +74,28 @@ class PlainConv(Module[..., Tensor]):
         Returns:
             [batch, rows · upsampling / stride, columns · upsampling / stride, out_channels].
         """
-        x = x if norm is None else F.silu(norm(x))
+        x = x if norm is None else norm(x, silu=True)
         x = x if upsampling == 1 else _repeated(x, upsampling)
         weight, bias = self.weight.cast(x.dtype), self.bias.cast(x.dtype)
-        y = F.conv2d(x, weight, (self.stride, self.stride), padding=self.padding, bias=bias)
+        y = F.conv2d(
+            *(x, weight, (self.stride, self.stride)),
+            padding=self.padding,
+            bias=bias,
+            filter_layout=self.filter_layout,
+        )
         return y if shortcut is None else shortcut + y
+
+
+class CudnnConv(PlainConv):
+    """`PlainConv` by cuDNN, on an NVIDIA GPU; the weight is [out_channels, in_channels, kernel, kernel].
+
+    In the other order MAX 26.7 takes a kernel there that computes a pixel a thread, all output channels one by one.
+    """
+
+    filter_layout = FilterLayout.FCRS
+
+    def _filter_shape(self, in_channels: int, out_channels: int, kernel: int) -> list[int]:
+        return [out_channels, in_channels, kernel, kernel]
 
 
 class PackedConv(Module[..., Tensor]):
@@ -96,7 +120,7 @@ class PackedConv(Module[..., Tensor]):
         )
 
 
-class GroupNorm(Module[[Tensor], Tensor]):
+class GroupNorm(Module[..., Tensor]):
     """Normalization over all positions and a group of channels, statistics in float32."""
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -104,11 +128,19 @@ class GroupNorm(Module[[Tensor], Tensor]):
         self.weight = Tensor.zeros([channels])
         self.bias = Tensor.zeros([channels])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, rows, columns, channels] -> the same.
+    def forward(self, x: Tensor, *, silu: bool = False) -> Tensor:
+        """[batch, rows, columns, channels] -> the same, and through SiLU if that is asked for."""
+        channels = int(x.shape[3])
+        if runs_on_nvidia(x.dtype, x.device) and gpu_ops.has_group_norm(channels, self.groups):
+            return gpu_ops.group_norm(x, self.weight, self.bias, groups=self.groups, epsilon=_NORM_EPS, silu=silu)
+        normed = self._normed(x)
+        return F.silu(normed) if silu else normed
 
-        In plain operations one channel is averaged at a time, over columns and then rows, and the few averages that are
-        left are joined into groups: whole vectors of neighbouring channels are added.
+    def _normed(self, x: Tensor) -> Tensor:
+        """In plain operations, or in those of `kernels` for a CPU.
+
+        In plain ones one channel is averaged at a time, over columns and then rows, and the few averages that are left
+        are joined into groups: whole vectors of neighbouring channels are added.
         """
         x_f32 = x.cast(DType.float32)
         if runs_here(self.weight.dtype, self.weight.device):
@@ -178,7 +210,11 @@ class SpatialAttention(Module[[Tensor], Tensor]):
         """[batch, rows, columns, channels] -> the same."""
         batch, rows, columns, channels = x.shape
         positions = F.reshape(self.group_norm(x), [batch, rows * columns, channels]).cast(self.qkv.weight.dtype)
-        mixed = joint_attention(F.reshape(self.qkv(positions), [batch, rows * columns, 3, channels]), heads=1)
+        qkv = self.qkv(positions)
+        if runs_on_nvidia(qkv.dtype, qkv.device):
+            mixed = gpu_ops.wide_attention(*F.split(qkv, [channels] * 3, axis=2))
+        else:
+            mixed = joint_attention(F.reshape(qkv, [batch, rows * columns, 3, channels]), heads=1)
         mixed = self.to_out(F.reshape(mixed, [batch, rows * columns, channels]))
         return x + F.reshape(mixed, [batch, rows, columns, channels]).cast(x.dtype)
 

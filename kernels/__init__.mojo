@@ -4,7 +4,10 @@ the table."""
 from .attention import Attention
 from .convolution import Convolution
 from .gpu_gated import SwiGLU
+from .gpu_group_moments import GroupMoments
+from .gpu_group_norm import GroupNormApplied
 from .gpu_heads import RotaryHeads
 from .gpu_norms import GatedNorms, ScaledNorm
+from .gpu_wide_attention import WideAttention
 from .group_norm import GroupNorm
 from .linear import GatedLinear, Linear

@@ -19,13 +19,13 @@ from max.pipelines.lib.config import PipelineConfig
 from PIL import Image
 
 from max_zimage.callbacks import StepCallback, step_hook
-from max_zimage.cublas import check_cublas
 from max_zimage.devices import device_spec, model_dtype
 from max_zimage.estimate import check_request
 from max_zimage.inputs import GenerationRequest
 from max_zimage.manifest import pipeline_config
 from max_zimage.model_files import resolve_model
 from max_zimage.not_finite import GIVEN_LATENTS, NotFiniteError
+from max_zimage.nvidia_libraries import check_libraries
 from max_zimage.processes import check_process
 from max_zimage.request_checks import step_cache as checked_step_cache
 from max_zimage.request_inputs import captions_of_request, inputs_of_request
@@ -119,7 +119,7 @@ class Calling:
         spec = device_spec(device)
         devices = load_devices([spec])
         model_dtype(dtype, devices[0])
-        check_cublas(devices[0])
+        check_libraries(devices[0])
         cache = checked_step_cache(step_cache, None)
         given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
         directory = resolve_model(model if isinstance(model, str) else Path(model or EMBEDDED_MODEL))

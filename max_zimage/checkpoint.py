@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -123,19 +123,23 @@ def plan(names: Names, header: Header) -> LoadPlan:
     return LoadPlan(names.component, label, header.files, tuple(steps), dropped)
 
 
-def load(checked: LoadPlan, dtype: ModelDtype, *, to_pack: bool = False) -> dict[str, Buffer]:
+def load(
+    checked: LoadPlan, dtype: ModelDtype, *, to_pack: bool = False, keep_filters: bool = False
+) -> dict[str, Buffer]:
     """Load a component.
 
     Args:
         checked: Its plan.
         dtype: Of every parameter. Numbers are rounded to the nearest, ties to even.
         to_pack: Whether parameters that have a packing are packed, where their sizes allow it.
+        keep_filters: Whether convolutions stay in the files' order, which is cuDNN's: [out, in, height, width].
 
     Returns:
         Engine name -> buffer in host memory. A buffer that views a file keeps it mapped.
     """
     maps = {file: map_file(file) for file in checked.files}
-    return {step.engine: _load_step(step, maps, dtype, to_pack) for step in checked.steps}
+    steps = [_as_stored(step) if keep_filters and step.layout == "conv" else step for step in checked.steps]
+    return {step.engine: _load_step(step, maps, dtype, to_pack) for step in steps}
 
 
 def _recognize(names: Names, header: Header) -> tuple[Naming, str]:
@@ -193,6 +197,11 @@ def _result_shape(parts: Sequence[TensorInfo], layout: Layout) -> tuple[int, ...
     if layout == "conv":
         return (*rest[1:], rest[0], rows)
     return (rows, rest[0]) if layout == "matrix" else (rows, *rest)
+
+
+def _as_stored(step: Step) -> Step:
+    """The step of a convolution, without the turn."""
+    return replace(step, layout="same", shape=step.parts[0].shape, packing=None)
 
 
 def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, to_pack: bool) -> Buffer:

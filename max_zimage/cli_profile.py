@@ -26,12 +26,12 @@ from max_zimage.cli_request import model_path
 from max_zimage.components.text_encoder import HIDDEN_LAYER
 from max_zimage.config import ModelSpecs
 from max_zimage.console import display
-from max_zimage.cublas import check_cublas
 from max_zimage.devices import device_spec, model_dtype
 from max_zimage.estimate import activation_bytes
 from max_zimage.images import next_free_paths
 from max_zimage.inputs import GenerationRequest
 from max_zimage.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.nvidia_libraries import check_libraries
 from max_zimage.pipeline import ZImagePipeline
 from max_zimage.profiling import matmul_rate
 from max_zimage.profiling.alone import measure_alone
@@ -174,7 +174,7 @@ def component(arguments: argparse.Namespace) -> Subject:
         ValueError: If anything is wrong with them.
     """
     (device,) = load_devices([device_spec(arguments.device)])
-    check_cublas(device)
+    check_libraries(device)
     dtype = model_dtype(arguments.dtype or "auto", device)
     name = arguments.component
     tokens = {"text_encoder": _CAPTION_TOKENS, "transformer": _TOKENS, "vae": 0}[name]

@@ -12,11 +12,11 @@ from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
 from max_zimage.checkpoint import LoadPlan, ModelDtype, plan
 from max_zimage.components.text_encoder import HIDDEN_LAYER
 from max_zimage.config import ModelSpecs
-from max_zimage.cublas import check_cublas
 from max_zimage.descriptions import describe
 from max_zimage.devices import model_dtype
 from max_zimage.limits import Limits, RequestDefaults
 from max_zimage.model_files import COMPONENTS, find_component_files, resolve_model, route_weight_files
+from max_zimage.nvidia_libraries import check_libraries
 from max_zimage.safetensors_files import CheckpointError, scan
 from max_zimage.step_cache import StepCache
 from max_zimage.weight_places import text_encoder_names, transformer_names, vae_names
@@ -71,7 +71,7 @@ def find_sources(
         CheckpointError: With everything that is wrong with the files of all components.
         ValueError: If the device lacks a library.
     """
-    check_cublas(device)
+    check_libraries(device)
     models = config.models
     described = describe(config, default_steps)
     files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)

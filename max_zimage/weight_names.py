@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 # same: as it stands in the file. conv: [out, in, height, width] becomes [height, width, in, out], what a convolution
-# over channels-last pictures takes. matrix: a convolution of one pixel, [out, in, 1, 1], becomes [out, in].
+# over channels-last pictures takes unless it is cuDNN's, which takes it as it stands. matrix: a convolution of one
+# pixel, [out, in, 1, 1], becomes [out, in].
 Layout = Literal["same", "conv", "matrix"]
 Naming = Literal["diffusers", "original"]
 Packing = Literal["panels", "gated", "taps"]

@@ -14,7 +14,7 @@ from references import kernels
 from references.gpu_ops import NAMES, PUBLISHED, Widths, expected, inputs, poison
 from references.op_modules import check
 
-from max_zimage.cublas import check_cublas
+from max_zimage.nvidia_libraries import check_libraries
 from max_zimage.positions import sequence_offsets
 
 pytestmark = [
@@ -29,7 +29,7 @@ NARROW = Widths(query_heads=4, key_heads=2, head_dim=64, dim=256, ffn=1024)
 @pytest.fixture(scope="module")
 def device() -> Device:
     gpu = Accelerator()
-    check_cublas(gpu)
+    check_libraries(gpu)
     return gpu
 
 

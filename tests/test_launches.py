@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_no_attention_is_of_the_kind_that_ampere_gets(graph: str) -> None:
     kinds = {line.split()[0] for line in sections()[graph].splitlines() if line.strip().startswith("mha.")}
     assert kinds
     assert kinds <= {"mha.no_cache", "mha.ragged.no_cache"}
+
+
+@pytest.mark.parametrize(("graph", "norms"), [("decode", 30), ("encode", 22)])
+def test_what_the_autoencoder_launches(graph: str, norms: int) -> None:
+    """Convolutions are cuDNN's or, of one pixel, products; a group norm is two launches, and no picture is float32."""
+    (part,) = read(sections()[graph]).parts
+    assert not [kernel for kernel in part.kernels if re.search(r"RSCF|mha|reduce\.mean", kernel)]
+    kinds = [kernel.partition(" ->")[0] for kernel in part.kernels]
+    assert kinds.count("group_moments") == kinds.count("group_norm_applied") == norms
+    assert kinds.count("wide_attention") == 1
+    assert not [kernel for kernel in part.kernels if re.search(r", (128|256|512)\]?>?, f32", kernel)]
 
 
 MOJO = """

@@ -15,7 +15,7 @@ from references.tiny import TinySpec, write_tiny
 from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
 from max_zimage.config import model_specs
 from max_zimage.devices import DTYPES
-from max_zimage.graphs import kernel_library
+from max_zimage.graphs import kernel_library, vae_blocks
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.linear import (
     GatedLinear,
@@ -25,7 +25,7 @@ from max_zimage.graphs.linear import (
     gated_linear,
     linear,
 )
-from max_zimage.graphs.vae_blocks import PackedConv, PlainConv, convolution
+from max_zimage.graphs.vae_blocks import CudnnConv, PackedConv, PlainConv, convolution
 from max_zimage.model_files import CONFIG_FILES, find_component_files, read_config
 from max_zimage.safetensors_files import scan
 from max_zimage.weight_names import TEXT_ENCODER, TRANSFORMER, VAE
@@ -100,6 +100,26 @@ def test_what_has_a_packing_is_packed_where_it_fits(
             assert torch.equal(unpacked(after, list(before.shape), packing == "gated"), before), name
         else:
             assert after.shape == before.shape and torch.equal(after, before), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_filters_stay_as_the_files_have_them_for_cudnn(plans: dict[str, LoadPlan], dtype: ModelDtype) -> None:
+    turned, kept = (load(plans["vae"], dtype, keep_filters=choice) for choice in (False, True))
+    assert turned.keys() == kept.keys()
+    filters = {name for name, buffer in turned.items() if buffer.rank == 4}
+    assert len(filters) > 20
+    for name, buffer in kept.items():
+        before, after = numbers(turned[name]), numbers(buffer)
+        assert torch.equal(after, before.permute(3, 2, 0, 1) if name in filters else before), name
+
+
+def test_convolutions_on_an_nvidia_gpu_are_cudnns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> PlainConv | PackedConv:
+        return build(lambda: convolution(3, 5, kernel=1), DType.float16, HOST)
+
+    assert (type(made()), list(map(int, made().weight.shape))) == (PlainConv, [1, 1, 3, 5])
+    monkeypatch.setattr(vae_blocks, "is_nvidia", lambda _: True)
+    assert (type(made()), list(map(int, made().weight.shape))) == (CudnnConv, [5, 3, 1, 1])
 
 
 def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch) -> None:

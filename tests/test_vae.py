@@ -24,7 +24,7 @@ from max.graph import DeviceRef
 from max.graph import Module as GraphModule
 from references.engine_weights import engine_vae
 
-from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.kernel_library import compile_with_kernels, is_nvidia
 from max_zimage.graphs.layers import build, trace
 from max_zimage.graphs.vae import DecodeLatents, EncodeImage, VaeSpec, decode_float, quantize
 from max_zimage.weight_names import VAE, Packing
@@ -97,19 +97,20 @@ def make_case(model: AutoencoderKL) -> Case:
     return Case(reference=model.eval(), spec=spec)
 
 
-def compile_graphs(kinds: list[type], case: Case, dtype: DType) -> list[Model]:
+def compile_graphs(kinds: list[type], case: Case, dtype: DType, place: DeviceRef = CPU) -> list[Model]:
     """One model a kind; both kinds as one module, because they share most kernels."""
     together, weights, graphs = GraphModule(), {}, []
-    state = engine_vae(case.reference.state_dict())
+    state = engine_vae(case.reference.state_dict(), keep_filters=is_nvidia(place))
     for kind in kinds:
-        module = build(lambda kind=kind: kind(case.spec), dtype, CPU)
+        module = build(lambda kind=kind: kind(case.spec), dtype, place)
         own = {name: value for name, value in state.items() if name.startswith(PARTS[kind])}
         assert set(own) == {name for name, _ in module.parameters}
         weights |= {
-            name: weight_buffer(value.contiguous().numpy(), dtype, packing(name)) for name, value in own.items()
+            name: weight_buffer(value.contiguous().numpy(), dtype, packing(name) if place == CPU else None)
+            for name, value in own.items()
         }
-        graphs.append(trace(module, module.input_types(CPU), kind.__name__, together))
-    session = InferenceSession(devices=[CPU.to_device()])
+        graphs.append(trace(module, module.input_types(place), kind.__name__, together))
+    session = InferenceSession(devices=[place.to_device()])
     models = session.init_all(compile_with_kernels(session, together, graphs), weights_registry=weights)
     return [models[kind.__name__] for kind in kinds]
 

@@ -19,7 +19,7 @@ from max.pipelines.modeling.config_enums import SupportedEncoding
 from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
 from max_zimage.compiler import CompiledGraph, compile_graph
 from max_zimage.devices import DTYPES
-from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.kernel_library import is_nvidia, runs_here
 from max_zimage.graphs.text_encoder import TextEncoderSpec
 from max_zimage.graphs.transformer import TransformerSpec
 from max_zimage.graphs.vae import VaeSpec
@@ -91,7 +91,8 @@ class ZImageComponent(ComponentModel):
 
     def load_weights(self) -> dict[str, Buffer]:
         """Engine name -> data in host memory."""
-        return load(self.plan(), self.dtype_name, to_pack=runs_here(self.dtype, self.device))
+        to_pack, keep_filters = runs_here(self.dtype, self.device), is_nvidia(self.device)
+        return load(self.plan(), self.dtype_name, to_pack=to_pack, keep_filters=keep_filters)
 
 
 def _dtype_name(encoding: str) -> ModelDtype:

@@ -57,13 +57,14 @@ def apart(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
     return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def engine_vae(state: StateDict) -> StateDict:
-    """All of an autoencoder's."""
+def engine_vae(state: StateDict, *, keep_filters: bool = False) -> StateDict:
+    """All of an autoencoder's, with filters [height, width, in, out] unless they are to stay [out, in, ...]."""
     weights = {}
     for name, tensor in state.items():
         if ".to_q." in name:
             parts = [state[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
             weights[name.replace("to_q", "qkv")] = torch.cat(parts)
         elif ".to_k." not in name and ".to_v." not in name:
-            weights[name.replace("to_out.0", "to_out")] = tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+            turned = tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 and not keep_filters else tensor
+            weights[name.replace("to_out.0", "to_out")] = turned
     return weights

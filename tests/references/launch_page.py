@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from max_zimage.graphs.kernel_library import KERNELS
 from max_zimage.launches import Launches, Part
 
 Lists = Mapping[str, Mapping[str, Launches]]
@@ -30,8 +31,16 @@ RUNS = {
     "decode": "once a request, at its end",
     "encode": "once a request of image-to-image",
 }
+
+
+def own_ops() -> list[str]:
+    """Names of the ops for a GPU, as MAX's compiler has them."""
+    sources = "".join(file.read_text() for file in sorted(KERNELS.glob("gpu_*.mojo")))
+    return re.findall(r'@extensibility\.register\("max_zimage\.(\w+)"\)', sources)
+
+
 KINDS: Mapping[str, re.Pattern[str]] = {
-    "own ops": re.compile(r"\bmax_zimage\."),
+    "own ops": re.compile(rf"\b({'|'.join(own_ops())})\b"),
     "products": re.compile(r"\bmatmul\b"),
     "attention": re.compile(r"\bmha\."),
     "convolutions": re.compile(r"\bconv\b"),
