@@ -2,7 +2,7 @@
 
 What passes here is NaN instead, which the rest of the graphs carry on to the picture, where it is found. Norms are
 left as they are: infinity makes NaN of them, and to look after finite numbers that are too large for their squares
-would cost another pass over the input of each norm on a GPU. The kernels for a CPU look after these for nothing.
+would cost another pass over the input of each norm on a GPU. The project's own kernels look after these for nothing.
 """
 
 from __future__ import annotations

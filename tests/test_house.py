@@ -218,7 +218,7 @@ def tracked_texts() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    binary = {".safetensors", ".png", ".jpg", ".webp"}
+    binary = {".safetensors", ".npz", ".png", ".jpg", ".webp"}
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     return [path for path in paths if path.suffix not in binary and path.name != "LICENSE" and path.is_file()]
 
