@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 
+_C = ctypes.CDLL(None)  # opened here: between fork and exec nothing may be locked
 ROOT = Path(__file__).parents[2]
 KEY = "correct-horse"
 SLOW: dict[str, Any] = {"size": "512x512", "steps": 100}
@@ -29,6 +31,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _end_with_tests() -> None:
+    """On Linux have the kernel end a server whose tests were killed before they could."""
+    if sys.platform == "linux":
+        _C.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @dataclass
@@ -62,6 +70,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_tests,
             )
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=300)
