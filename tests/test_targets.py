@@ -20,6 +20,7 @@ from test_config import TEXT_ENCODER, TRANSFORMER, VAE
 
 from max_zimage import cli
 from max_zimage.config import model_specs, text_encoder_spec, transformer_spec, vae_spec
+from max_zimage.cubins import symbols_in
 from max_zimage.devices import model_dtype
 from max_zimage.model_files import COMPONENTS, CONFIG_FILES, read_config
 from max_zimage.targets import (
@@ -152,54 +153,36 @@ def test_a_compiler_that_ends_its_process(said: str, ends: str, tmp_path: Path) 
     assert (report.seconds, report.log) == (None, log)
 
 
-# One that multiplies goes all the way in CI. The others take half an hour together: there the lists of their launches
-# stand for them, which the compiler makes from the same graph in seconds.
-QUICK = ("modulation",)
-
-
 @pytest.mark.targets
-@pytest.mark.parametrize(
-    "graph", [pytest.param(graph, marks=[] if graph in QUICK else [pytest.mark.slow]) for graph in GRAPHS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
-    """At the real widths; two layers, so that a block's input is once an embedding and once another block's output."""
+    """At the real widths; two layers, so that a block's input is once an embedding and once another block's output.
+
+    All of them take half an hour. The lists of their launches, which the compiler makes from the same graph in seconds,
+    stand for them in CI, and the test below for what the lists do not see: machine code.
+    """
     (report,) = compile_target(with_layers(FULL_MODEL, 2), "cuda:sm_90a", "bfloat16", [graph])
     assert report.error is None, f"{report.error}; see {report.log}"
     print(f"{graph}: {report.seconds:.1f} s, {report.cpu_seconds:.0f} CPU s, {report.peak_bytes / 2**30:.1f} GiB")
 
 
-ODD_WIDTHS = """
-import os, sys
-from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
-set_virtual_device_api("cuda")
-set_virtual_device_target_arch("sm_90a")
-set_virtual_device_count(1)
-from max.dtype import DType
-from max.engine import InferenceSession
-from max.graph import DeviceRef, Module, TensorType
-from max_zimage.graphs.blocks import SwiGLU
-from max_zimage.graphs.kernel_library import compile_with_kernels
-from max_zimage.graphs.layers import build, trace
-device = Accelerator()
-place = DeviceRef.from_device(device)
-layer = build(lambda: SwiGLU(256, 682), DType.bfloat16, place)
-together = Module()
-graph = trace(layer, [TensorType(DType.bfloat16, ["items", "length", 256], place)], "products", together)
-compile_with_kernels(InferenceSession(devices=[device]), together, [graph]).export_mef(sys.argv[1])
-os._exit(0)  # MAX's compiler threads now and then abort a process that ends in the usual way
-"""
-
-
 @pytest.mark.targets
-def test_products_are_those_of_cublas(tmp_path: Path) -> None:
-    """In the feed-forward layer of the embedded model, whose width is no multiple of 8."""
-    file = tmp_path / "products.mef"
-    command = [sys.executable, "-c", ODD_WIDTHS, str(file)]
-    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True)
+def test_the_projects_ops_and_products_of_cublas_as_machine_code(tmp_path: Path) -> None:
+    """Ops keep what they work on in registers; products are none of MAX's own."""
+    file = tmp_path / "ops.mef"
+    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1])))
+    command = [sys.executable, "-m", "references.own_kernels", str(file)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     compiled = file.read_bytes()
     assert b"libcublas.so" in compiled
     assert not [own for own in (b"sm90_matmul", b"gemv", b"multistage") if own in compiled]
+    symbols = symbols_in(compiled)
+    assert [symbol for symbol in symbols if symbol.stack > 0] == []
+    ops = [symbol for symbol in symbols if symbol.name.startswith("mojo_pkg")]
+    assert len(ops) >= 7  # four of a block, moments, their use, the wide head's softmax
+    assert max(symbol.registers for symbol in ops) <= 64
 
 
 @pytest.mark.targets
