@@ -25,8 +25,9 @@ from max.graph import Module as GraphModule
 from max.graph import TensorType
 from max.profiler import Tracer
 
-from max_zimage import progress
+from max_zimage import device_graphs, progress
 from max_zimage.artifacts import artifact_key, artifact_name, find, save
+from max_zimage.device_graphs import DeviceGraphs
 from max_zimage.folders import no_room, room_to_compile
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
@@ -50,7 +51,9 @@ class Definition:
         weights: Its parameters' data in host memory.
         session: Where it will run.
         spec: The frozen dataclass that the Module was made from, or None; see `artifact_key`.
-        device: The device of the input types.
+        device: Where it runs.
+        replayed: Whether its calls may be replayed as device graphs: not if what it launches depends on numbers that it
+            computes, and to no avail if it launches little or runs once.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Definition:
     session: InferenceSession
     spec: object
     device: Device
+    replayed: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -68,10 +72,16 @@ class Definition:
 
 
 class CompiledGraph:
-    """A graph that is compiled, or will be when it is waited for or called."""
+    """A graph that is compiled, or will be when it is waited for or called.
+
+    Attributes:
+        name: What progress and profiles call it.
+        device_graphs: Its calls as device graphs; None where there are none, and until it is compiled.
+    """
 
     def __init__(self, definition: Definition) -> None:
         self.name = definition.name
+        self.device_graphs: DeviceGraphs | None = None
         self._definition: Definition | None = definition
         self._model: Model | None = None
 
@@ -82,6 +92,11 @@ class CompiledGraph:
 
     def finish(self, model: Model) -> None:
         """Take the compiled graph."""
+        definition = self._definition
+        if definition is not None and definition.replayed and device_graphs.possible(definition.device):
+            device = definition.device
+            on_host = [each.device.is_cpu() and not device.is_host for each in definition.input_types]
+            self.device_graphs = DeviceGraphs(self.name, model, device, on_host)
         self._model, self._definition = model, None
 
     def __call__(self, *inputs: Buffer | Tensor) -> list[Buffer]:
@@ -100,9 +115,25 @@ class CompiledGraph:
         if self._model is None:
             compile_together([self])
         assert self._model is not None
-        model, buffers = self._model, [*map(_buffer, inputs)]
+        buffers = [*map(_buffer, inputs)]
         with Tracer(self.name):
-            return observed(self.name, buffers, lambda: list(model.execute(*buffers)))
+            return observed(self.name, buffers, lambda: self._run(buffers))
+
+    def _run(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        """Once; or again, if it fails while recordings of device graphs hold memory that it may have wanted."""
+        try:
+            return self._run_once(buffers)
+        except Exception as error:
+            if not device_graphs.give_up_all():
+                raise
+            progress.note(f"{self.name} is run again without device graphs, whose memory is given back: {error}")
+        return self._run_once(buffers)
+
+    def _run_once(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        assert self._model is not None
+        if self.device_graphs is not None and device_graphs.wanted():
+            return self.device_graphs(buffers)
+        return list(self._model.execute(*buffers))
 
 
 def compile_graph(
@@ -114,6 +145,7 @@ def compile_graph(
     *,
     spec: object,
     device: Device,
+    replayed: bool = False,
 ) -> CompiledGraph:
     """Define a graph, to be compiled with others by `wait_for` or alone by its first call.
 
@@ -125,7 +157,8 @@ def compile_graph(
             graphs can share one mapping.
         session: Where it will run.
         spec: What the Module was made from.
-        device: Where the inputs are.
+        device: Where it runs.
+        replayed: Whether its calls may be replayed as device graphs.
 
     Returns:
         The graph.
@@ -143,6 +176,7 @@ def compile_graph(
             session=session,
             spec=spec,
             device=device,
+            replayed=replayed,
         )
     )
 

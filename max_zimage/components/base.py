@@ -80,10 +80,18 @@ class ZImageComponent(ComponentModel):
         """The tensors that the component's files must hold."""
 
     def compile(
-        self, name: str, module: Module[..., Any], types: Iterable[TensorType], weights: Mapping[str, Buffer]
+        self,
+        name: str,
+        module: Module[..., Any],
+        types: Iterable[TensorType],
+        weights: Mapping[str, Buffer],
+        *,
+        replayed: bool = False,
     ) -> CompiledGraph:
         """Define one of the component's graphs; see `compile_graph`."""
-        return compile_graph(name, module, types, weights, self.session, spec=self.spec, device=self.device)
+        return compile_graph(
+            name, module, types, weights, self.session, spec=self.spec, device=self.device, replayed=replayed
+        )
 
     def plan(self) -> LoadPlan:
         """Check the component's files."""

@@ -50,7 +50,8 @@ class ZImageTransformerModel(ZImageComponent):
         self._weights = weights if self.device.is_host else None
 
         step = build(lambda: DenoiseStep(spec), dtype, device)
-        self.model = self.compile("denoise", step, step.input_types(dtype, device), _of_step(weights))
+        types = step.input_types(dtype, device)
+        self.model = self.compile("denoise", step, types, _of_step(weights), replayed=True)
 
         captions = build(lambda: CaptionConditioning(spec), dtype, device)
         types = captions.input_types(dtype, device)
