@@ -14,9 +14,16 @@ from max.dtype import DType
 from max.experimental import compilation
 from max.experimental import functional as F
 from max.experimental.nn import Module
-from max.experimental.nn._weight_utils import _ExternalWeight, name_weights
+from max.experimental.nn._weight_utils import _RECORDED, _ExternalWeight, name_weights
 from max.experimental.realization_context import GraphRealizationContext, subgraph_context
-from max.experimental.tensor import Tensor, default_device, default_dtype
+from max.experimental.sharding import TensorLayout
+from max.experimental.tensor import (
+    GraphValue,
+    Tensor,
+    current_realization_context,
+    default_device,
+    default_dtype,
+)
 from max.graph import DeviceRef, Graph, TensorType, TensorValue
 from max.graph import Module as GraphModule
 
@@ -69,7 +76,34 @@ def choose(
         context.subgraph_cache = shared
 
 
-def trace(module: Module[..., Any], input_types: Iterable[TensorType], name: str, together: GraphModule) -> Graph:
+class _WeightInPlace(_ExternalWeight):
+    """A parameter whose data lies on the graph's device already; MAX's own lie on the host and are copied there.
+
+    Reference: max.experimental.nn._weight_utils, _ExternalWeight.graph_values.
+    """
+
+    @property
+    def graph_values(self) -> tuple[GraphValue, ...]:
+        """The external constant, once a graph; in a shared subgraph under the layer's own name for it."""
+        context = current_realization_context(None)
+        if self.name is None or not isinstance(context, GraphRealizationContext):
+            return super().graph_values  # which says what is wrong
+        recorded = _RECORDED.setdefault(context.graph, {})
+        if self.name not in recorded:
+            layout = TensorLayout(self.dtype, self.shape, self.device)
+            name, inside = self.name.removeprefix(context.prefix), bool(context.prefix)
+            recorded[self.name] = F.constant_external(name, layout, align=1, is_placeholder=inside).graph_values
+        return recorded[self.name]
+
+
+def trace(
+    module: Module[..., Any],
+    input_types: Iterable[TensorType],
+    name: str,
+    together: GraphModule,
+    *,
+    weights_in_place: bool = False,
+) -> Graph:
     """Trace a Module into a graph beside others.
 
     `Module.trace` does the same into a module of its own, and MAX 26.7 has no public way to choose another.
@@ -79,11 +113,14 @@ def trace(module: Module[..., Any], input_types: Iterable[TensorType], name: str
         input_types: Types of `forward`'s arguments.
         name: The graph's name, unlike the others'.
         together: Takes the graph; what is in it is compiled as one.
+        weights_in_place: Whether the parameters' data will be given on the graph's device, from where every graph reads
+            it, and not on the host, from where every graph of an accelerator makes a copy.
 
     Returns:
         The graph. Parameters are external constants under the Module's names.
     """
-    declared = tree.map(_ExternalWeight.like, module, leaf=Tensor, shared=True)
+    kind = _WeightInPlace if weights_in_place else _ExternalWeight
+    declared = tree.map(kind.like, module, leaf=Tensor, shared=True)
     name_weights(declared)
     layouts, structure = compilation._declared_layouts(tuple(input_types), {})
     types = [local for layout in layouts for local in layout.local_types]

@@ -56,7 +56,13 @@ def artifact_name(names: Sequence[str], keys: Iterable[str]) -> str:
 
 
 def artifact_key(
-    name: str, spec: object, module: Module[..., Any], input_types: Iterable[TensorType], device: Device
+    name: str,
+    spec: object,
+    module: Module[..., Any],
+    input_types: Iterable[TensorType],
+    device: Device,
+    *,
+    weights_in_place: bool = False,
 ) -> str:
     """Digest of all that a compiled graph depends on.
 
@@ -66,12 +72,14 @@ def artifact_key(
         module: The Module.
         input_types: Its `input_types()`.
         device: Where the graph runs.
+        weights_in_place: Whether it reads its weights on the device; see `graphs.layers.trace`.
 
     Returns:
         Hexadecimal digits.
     """
     parameters = [f"{parameter} {tensor.dtype} {list(tensor.shape)}" for parameter, tensor in module.parameters]
     parts = [version("max"), _sources_digest(), name, repr(spec), *parameters, *map(repr, input_types), _target(device)]
+    parts += ["weights in place"] if weights_in_place else []
     return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()
 
 

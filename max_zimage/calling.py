@@ -228,7 +228,7 @@ class Calling:
             NotEnoughMemoryError: If they do not fit into what is free; said before anything is computed.
         """
         pipeline = cast("ZImagePipeline", self)
-        check_request(pipeline.sources, pipeline.device, request)
+        check_request(pipeline.sources, pipeline.device, request, again=pipeline.transformer.again_bytes)
         captions = captions_of_request(request, self.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
         inputs = inputs_of_request(
             request,

@@ -28,6 +28,7 @@ from max.profiler import Tracer
 from max_zimage import device_graphs, progress
 from max_zimage.artifacts import artifact_key, artifact_name, find, save
 from max_zimage.device_graphs import DeviceGraphs
+from max_zimage.device_weights import are_in_place
 from max_zimage.folders import no_room, room_to_compile
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
@@ -48,7 +49,7 @@ class Definition:
         name: What progress and profiles call it.
         module: From `graphs.layers.build`.
         input_types: Its `input_types()`.
-        weights: Its parameters' data in host memory.
+        weights: Its parameters' data, in host memory or, where `weights_in_place` is true, on its device.
         session: Where it will run.
         spec: The frozen dataclass that the Module was made from, or None; see `artifact_key`.
         device: Where it runs.
@@ -68,7 +69,13 @@ class Definition:
     @cached_property
     def key(self) -> str:
         """What the compiled graph depends on."""
-        return artifact_key(self.name, self.spec, self.module, self.input_types, self.device)
+        in_place = self.weights_in_place
+        return artifact_key(self.name, self.spec, self.module, self.input_types, self.device, weights_in_place=in_place)
+
+    @cached_property
+    def weights_in_place(self) -> bool:
+        """Whether the graph reads its weights where they lie on the device."""
+        return are_in_place(self.weights)
 
 
 class CompiledGraph:
@@ -84,6 +91,7 @@ class CompiledGraph:
         self.device_graphs: DeviceGraphs | None = None
         self._definition: Definition | None = definition
         self._model: Model | None = None
+        self._kept: Mapping[str, Buffer] = {}
 
     @property
     def pending(self) -> Definition | None:
@@ -97,6 +105,8 @@ class CompiledGraph:
             device = definition.device
             on_host = [each.device.is_cpu() and not device.is_host for each in definition.input_types]
             self.device_graphs = DeviceGraphs(self.name, model, device, on_host)
+        if definition is not None and definition.weights_in_place:
+            self._kept = definition.weights  # the graph has but their addresses
         self._model, self._definition = model, None
 
     def __call__(self, *inputs: Buffer | Tensor) -> list[Buffer]:
@@ -153,8 +163,8 @@ def compile_graph(
         name: See `Definition`, also for what follows.
         module: The graph's Module.
         input_types: Types of its inputs.
-        weights: Parameter name -> data; names that the Module does not have are left aside, so that one component's
-            graphs can share one mapping.
+        weights: Parameter name -> data, all of it in host memory or all of it on the device; names that the Module does
+            not have are left aside, so that one component's graphs can share one mapping.
         session: Where it will run.
         spec: What the Module was made from.
         device: Where it runs.
@@ -249,7 +259,10 @@ def _compiled(definitions: Sequence[Definition]) -> CompiledModel:
 
 def _compiled_now(definitions: Sequence[Definition]) -> CompiledModel:
     together = GraphModule()
-    traced = [trace(each.module, each.input_types, each.name, together) for each in definitions]
+    traced = [
+        trace(each.module, each.input_types, each.name, together, weights_in_place=each.weights_in_place)
+        for each in definitions
+    ]
     return compile_with_kernels(definitions[0].session, together, traced)
 
 

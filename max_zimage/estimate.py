@@ -47,7 +47,15 @@ def activation_bytes(
 
 
 def check_picture(
-    sources: Sources, device: Device, *, height: int, width: int, guided: bool, pictures: int, loaded: bool = True
+    sources: Sources,
+    device: Device,
+    *,
+    height: int,
+    width: int,
+    guided: bool,
+    pictures: int,
+    loaded: bool = True,
+    again: int = 0,
 ) -> None:
     """Refuse pictures that cannot be computed here, where the system would end the process.
 
@@ -61,13 +69,14 @@ def check_picture(
         guided: Whether the negative branch runs too.
         pictures: That share a batch.
         loaded: Whether the weights are in memory already, and not among what is free.
+        again: Bytes of weights that lie on an accelerator a second time, `ZImageTransformerModel.again_bytes`.
 
     Raises:
         NotEnoughMemoryError: With what is needed, what is there and what would fit.
     """
     # Of an accelerator the whole is compared: MAX takes a part for itself, and gives from it.
     available = available_memory() if device.is_host else int(device.stats["total_memory"])
-    weights = 0 if loaded and device.is_host else sum(sources.nbytes.values())
+    weights = 0 if loaded and device.is_host else sum(sources.nbytes.values()) + again
 
     def needed(side_y: int, side_x: int, count: int) -> int:
         dtype = sources.dtypes["transformer"]
@@ -90,7 +99,9 @@ def check_picture(
     )
 
 
-def check_request(sources: Sources, device: Device, request: GenerationRequest, *, loaded: bool = True) -> None:
+def check_request(
+    sources: Sources, device: Device, request: GenerationRequest, *, loaded: bool = True, again: int = 0
+) -> None:
     """`check_picture` for all pictures of a request, which share a batch."""
     check_picture(
         sources,
@@ -100,6 +111,7 @@ def check_request(sources: Sources, device: Device, request: GenerationRequest, 
         guided=request.use_guidance,
         pictures=request.num_images,
         loaded=loaded,
+        again=again,
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +134,10 @@ class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # t
         check_memory(sum(sizes) if device.is_host else max(sizes), available_memory())
         if not device.is_host:
             check_device_memory(sum(sizes), device)
-        return {name: self._load_component(name) for name in self.components}
+        components = {name: self._load_component(name) for name in self.components}
+        transformer = cast(ZImageTransformerModel, components["transformer"])
+        transformer.nbytes_beside = sum(sizes) - self.sources.nbytes["transformer"]
+        return components
 
     def _load_component(self, name: str) -> ComponentModel:
         make: Callable[..., ComponentModel] = self.components[name]
@@ -240,6 +243,7 @@ class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # t
             width=model_inputs.width,
             guided=bool(np.any(model_inputs.guidance > 0)),
             pictures=model_inputs.batch,
+            again=self.transformer.again_bytes,
         )
         captions = caption_tokens(self.text_encoder, self.transformer, model_inputs.captions)
         stepper = stepper_of(self.transformer, model_inputs, captions)

@@ -9,7 +9,7 @@ from pathlib import Path
 from max.driver import Device
 from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
 
-from max_zimage import device_graphs
+from max_zimage import device_graphs, device_weights
 from max_zimage.checkpoint import LoadPlan, ModelDtype, plan
 from max_zimage.components.text_encoder import HIDDEN_LAYER
 from max_zimage.config import ModelSpecs
@@ -70,10 +70,11 @@ def find_sources(
     Raises:
         ConfigError: If a configuration is not one that the graphs compute.
         CheckpointError: With everything that is wrong with the files of all components.
-        ValueError: If the device lacks a library, or MAX_ZIMAGE_DEVICE_GRAPHS is neither on nor off.
+        ValueError: If the device lacks a library, or a variable of `device_graphs` or `device_weights` has no meaning.
     """
     check_libraries(device)
     device_graphs.check(device)
+    device_weights.shared(device)
     models = config.models
     described = describe(config, default_steps)
     files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)

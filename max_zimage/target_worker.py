@@ -36,6 +36,7 @@ from max_zimage.artifacts import artifact_key, artifact_name, write
 from max_zimage.checkpoint import ModelDtype
 from max_zimage.config import ModelSpecs
 from max_zimage.cubins import Symbol, symbols_in
+from max_zimage.device_weights import shared
 from max_zimage.folders import room_to_compile
 from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.denoise import DenoiseStep
@@ -85,7 +86,8 @@ def _compile(job: Job, result: dict[str, object]) -> None:
     begin = time.perf_counter()
     module, types = definition(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
     together = GraphModule()
-    graph = trace(module, types, job.graph, together)
+    in_place = shared(device) and any(True for _ in module.parameters)
+    graph = trace(module, types, job.graph, together, weights_in_place=in_place)
     traced = time.perf_counter()
     result["trace_seconds"] = traced - begin
     if job.list_kernels:
@@ -98,7 +100,8 @@ def _compile(job: Job, result: dict[str, object]) -> None:
         compiled = compile_with_kernels(session, together, [graph])
     result["seconds"] = time.perf_counter() - traced
     if job.keep:
-        key = artifact_key(job.graph, spec_of(job.graph, job.specs), module, types, device)
+        spec = spec_of(job.graph, job.specs)
+        key = artifact_key(job.graph, spec, module, types, device, weights_in_place=in_place)
         result["artifact"] = str(write(compiled, artifact_name([job.graph], [key])))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -93,6 +94,17 @@ def test_numbers_on_the_host_are_part_of_a_recording() -> None:
         assert run(graphs, numbers(3), 2.0)[0] == [6]
         assert run(graphs, numbers(3), 5.0)[0] == [15]
     assert len(graphs) == 2
+
+
+def test_threads_take_turns() -> None:
+    graphs, model = small()
+
+    def call(number: int) -> bool:
+        return run(graphs, numbers(number, 1)) == [[2.0 * number, 2.0], [number + 2.0, 3.0]]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(call, range(400)))
+    assert (len(graphs), model.calls["capture"]) == (1, 1)
 
 
 def test_views_and_empty_inputs() -> None:

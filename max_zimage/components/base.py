@@ -18,6 +18,7 @@ from max.pipelines.modeling.config_enums import SupportedEncoding
 
 from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
 from max_zimage.compiler import CompiledGraph, compile_graph
+from max_zimage.device_weights import OnDevice, shared
 from max_zimage.devices import DTYPES
 from max_zimage.graphs.kernel_library import is_nvidia, runs_here
 from max_zimage.graphs.text_encoder import TextEncoderSpec
@@ -101,6 +102,10 @@ class ZImageComponent(ComponentModel):
         """Engine name -> data in host memory."""
         to_pack, keep_filters = runs_here(self.dtype, self.device), is_nvidia(self.device)
         return load(self.plan(), self.dtype_name, to_pack=to_pack, keep_filters=keep_filters)
+
+    def placed(self, weights: dict[str, Buffer]) -> Mapping[str, Buffer]:
+        """Weights as graphs are given them: in host memory, or on the device where they are to share them."""
+        return OnDevice(weights, self.device) if shared(self.device) else weights
 
 
 def _dtype_name(encoding: str) -> ModelDtype:

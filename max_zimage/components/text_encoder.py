@@ -38,7 +38,8 @@ class ZImageTextEncoderModel(ZImageComponent):
         layers = self.spec.layers_used(HIDDEN_LAYER)
         module = build(lambda: TextEncoder(self.spec, layers), self.dtype, self.device_ref)
         types = module.input_types(self.device_ref)
-        self.model = self.compile("text_encoder", module, types, self.load_weights(), replayed=True)
+        weights = self.placed(self.load_weights())
+        self.model = self.compile("text_encoder", module, types, weights, replayed=True)
         return self.model
 
     def names(self) -> Names:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from max.dtype import DType
 from max_zimage.compiler import CompiledGraph, wait_for
 from max_zimage.components.base import ZImageComponent
 from max_zimage.config import transformer_spec
+from max_zimage.device_weights import OnDevice, shared
 from max_zimage.devices import upload
 from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.denoise import DenoiseStep
@@ -26,6 +28,8 @@ from max_zimage.positions import RopeSpec
 from max_zimage.weight_order import apart, modulated_norms
 from max_zimage.weight_places import Names, transformer_names
 
+_STEP = "transformer."
+
 
 class ZImageTransformerModel(ZImageComponent):
     """Compiled transformer.
@@ -35,23 +39,27 @@ class ZImageTransformerModel(ZImageComponent):
         conditioning: Captions to tokens, `graphs.conditioning.CaptionConditioning`.
         modulation: Timesteps to a table, `graphs.conditioning.ModulationTable`.
         spec: Its shape.
+        nbytes_beside: Memory of the other components' weights on the same device.
     """
 
     model: CompiledGraph
     spec: TransformerSpec
+    nbytes_beside = 0
 
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the three graphs."""
         self.spec = spec = transformer_spec(self.config)
-        weights = self._all_weights()
+        weights = self.placed(self._all_weights())
         dtype, device = self.dtype, self.device_ref
         self._first_block_graphs: dict[FirstBlock, tuple[CompiledGraph, CompiledGraph]] = {}
-        # On an accelerator the graphs have copies of their own there, and host memory is given back.
-        self._weights = weights if self.device.is_host else None
+        # Where the graphs have copies of their own, host memory is given back.
+        self._weights = weights if self.device.is_host or shared(self.device) else None
 
         step = build(lambda: DenoiseStep(spec), dtype, device)
+        # What another graph of a step takes again where weights are not shared.
+        self._nbytes = sum(prod(map(int, each.shape)) * each.dtype.size_in_bytes for _, each in step.parameters)
         types = step.input_types(dtype, device)
-        self.model = self.compile("denoise", step, types, _of_step(weights), replayed=True)
+        self.model = self.compile("denoise", step, types, _OfStep(weights), replayed=True)
 
         captions = build(lambda: CaptionConditioning(spec), dtype, device)
         types = captions.input_types(dtype, device)
@@ -59,6 +67,8 @@ class ZImageTransformerModel(ZImageComponent):
 
         table = build(lambda: ModulationTable(spec), dtype, device)
         self.modulation = self.compile("modulation", table, table.input_types(device), weights)
+        if isinstance(weights, OnDevice):
+            weights.forget_others()
         return self.model
 
     def names(self) -> Names:
@@ -85,23 +95,30 @@ class ZImageTransformerModel(ZImageComponent):
 
         Returns:
             `graphs.first_block_cache.FirstBlockStep` and `PictureGuidance`. The first holds the transformer once more:
-            on an accelerator its weights take their memory a second time.
+            on an accelerator its weights take their memory again, unless they are shared; see `again_bytes`.
+
+        Raises:
+            NotEnoughMemoryError: If that does not fit.
         """
         if block not in self._first_block_graphs:
             spec, dtype, device = self.spec, self.dtype, self.device_ref
-            weights = self._all_weights() if self._weights is None else self._weights
-            if not self.device.is_host:
-                needed = sum(data.num_elements * data.dtype.size_in_bytes for data in weights.values())
-                check_device_memory(2 * needed, self.device)
+            if self._weights is None:
+                check_device_memory(self.nbytes_beside + self.again_bytes + 2 * self._nbytes, self.device)
+            weights = self.placed(self._all_weights()) if self._weights is None else self._weights
             step = build(lambda: FirstBlockStep(spec, block), dtype, device)
             guidance = build(lambda: PictureGuidance(spec), dtype, device)
             name = f"first_block_{block}"
             self._first_block_graphs[block] = (
-                self.compile(name, step, step.input_types(dtype, device), _of_step(weights)),
+                self.compile(name, step, step.input_types(dtype, device), _OfStep(weights)),
                 self.compile("guidance", guidance, guidance.input_types(device), {}),
             )
             wait_for(self._first_block_graphs[block])
         return self._first_block_graphs[block]
+
+    @property
+    def again_bytes(self) -> int:
+        """Memory of an accelerator that first-block caching takes for weights which are there already."""
+        return 0 if self._weights is not None else len(self._first_block_graphs) * self._nbytes
 
     @cached_property
     def taylor_graphs(self) -> tuple[CompiledGraph, CompiledGraph]:
@@ -135,6 +152,17 @@ class ZImageTransformerModel(ZImageComponent):
         return table, final_scale
 
 
-def _of_step(weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
-    """The names under which a graph of a whole step knows the transformer's weights."""
-    return {f"transformer.{name}": data for name, data in weights.items()}
+class _OfStep(Mapping[str, Buffer]):
+    """The transformer's weights under the names that a graph of a whole step knows them by."""
+
+    def __init__(self, weights: Mapping[str, Buffer]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Buffer:
+        return self._weights[name.removeprefix(_STEP)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{_STEP}{name}" for name in self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

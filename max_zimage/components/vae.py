@@ -29,7 +29,7 @@ class ZImageVaeModel(ZImageComponent):
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the decoder."""
         self.spec = spec = vae_spec(self.config)
-        self._weights = self.load_weights()
+        self._weights = self.placed(self.load_weights())
         module = build(lambda: DecodeLatents(spec), self.dtype, self.device_ref)
         types = module.input_types(self.device_ref)
         self.model = self.compile("decode", module, types, self._weights)
