@@ -13,7 +13,7 @@ from max.driver import CPU, Buffer, Device
 from references.strict_model import StrictModel, copy_in_order
 
 from max_zimage import device_graphs
-from max_zimage.compiler import CompiledGraph
+from max_zimage.compiler import CompiledGraph, Definition
 from max_zimage.device_graphs import CALLS_TO_REPLACE, KEPT, DeviceGraphs
 from max_zimage.progress import Silent, shown_by
 
@@ -239,8 +239,8 @@ def test_where_it_has_no_effect_that_is_said_once(notes: list[str], monkeypatch:
 @pytest.mark.parametrize(("device", "replayed"), [(NVIDIA, True), (NVIDIA, False), (AMD, True), (CPU(), True)])
 def test_graphs_that_may_be_replayed_are_on_nvidia(device: Device, replayed: bool) -> None:
     places = [SimpleNamespace(device=SimpleNamespace(is_cpu=lambda value=value: value)) for value in (False, True)]
-    definition = SimpleNamespace(name="small", replayed=replayed, device=device, input_types=places)
-    graph = CompiledGraph(cast(Any, definition))
+    given: dict[str, Any] = {"module": None, "session": None, "spec": None, "weights": {}, "input_types": tuple(places)}
+    graph = CompiledGraph(Definition(name="small", device=device, replayed=replayed, **given))
     graph.finish(cast(Any, StrictModel(Scaled(), (False, True))))
     assert (graph.device_graphs is not None) is (replayed and device is NVIDIA)
     if graph.device_graphs is not None:
