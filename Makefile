@@ -28,7 +28,7 @@ info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
 	max-zimage info $(ARGS)
 
 ##@ Work on the code
-.PHONY: fmt lint types test fuzz bench report quality profile size wheel-check embedded-model
+.PHONY: fmt lint types test fuzz bench gpu-run gpu-compile gpu-pack report quality profile size wheel-check embedded-model
 fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
 
@@ -46,6 +46,15 @@ fuzz: $(VENV)/.test ## damaged pictures, checkpoints, caches and killed servers,
 
 bench: $(VENV)/.test ## seconds, rates and quality against diffusers
 	PYTHONPATH=tests python -m benchmarks $(ARGS)
+
+gpu-run: $(VENV)/.test ## what is to be measured on a GPU, the most valuable first; ARGS="--small" tries it on the CPU
+	PYTHONPATH=tests python -m benchmarks.gpu_run $(ARGS)
+
+gpu-compile: $(VENV)/.test ## its graphs, for a GPU that is not here: ARGS="--work DIR"
+	PYTHONPATH=tests python -m benchmarks.gpu_run.compile $(ARGS)
+
+gpu-pack: $(VENV)/.test ## these and all packages in parts, for a machine without a network: ARGS="KIT --work DIR"
+	PYTHONPATH=tests python -m benchmarks.gpu_run.pack $(ARGS)
 
 report: $(VENV)/.test ## README tables and plots from benchmarks/results; ARGS=--check only compares
 	PYTHONPATH=tests python -m benchmarks.report $(ARGS)

@@ -68,7 +68,7 @@ class Shape:
         return f"dim {self.dim}, ffn {self.ffn_dim}, {self.tokens} tokens"
 
 
-_PACKINGS = {row.engine.removeprefix("{block}."): row.packing for row in TRANSFORMER}
+PACKINGS = {row.engine.removeprefix("{block}."): row.packing for row in TRANSFORMER}
 FULL = Shape(dim=3840, num_heads=30, ffn_dim=10240, tokens=1056, norm_eps=1e-5)
 QUICK = Shape(dim=256, num_heads=2, ffn_dim=682, tokens=96, norm_eps=1e-5)
 
@@ -187,11 +187,11 @@ def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtyp
         TensorType(DType.uint32, [ITEMS], device),
         TensorType(DType.float32, [4, shape.dim], device),
     )
-    weights = {name: weight_buffer(array, model, _PACKINGS.get(name)) for name, array in _engine_weights(block).items()}
+    weights = {name: weight_buffer(array, model, PACKINGS.get(name)) for name, array in engine_weights(block).items()}
     return compiled(lambda: ModulatedBlock(shape), dtype, types, weights)
 
 
-def _engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:
+def engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:
     state = block.state_dict()
     head_dim = len(state["attention.norm_q.weight"])
     query, key, value = (state[f"attention.to_{part}.weight"] for part in "qkv")

@@ -24,7 +24,7 @@ from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Graph, Module, TensorType, ops
 
 _COLUMNS = 1024
-_ROWS, _SMALL = 2**18, 2**14  # 1 GiB and 64 MiB
+ROWS, _SMALL = 2**18, 2**14  # 1 GiB and 64 MiB
 _MIB = 2**20
 
 
@@ -95,16 +95,16 @@ def findings(device: Device, folder: Path, *, small: bool = False) -> Iterator[F
     session = InferenceSession(devices=[device])
     for way in WAYS:
         if not (device.is_host and way.on_device):  # there the host is the device
-            yield _found(session, device, way, folder, _SMALL if small else _ROWS)
+            yield _found(session, device, way, folder, _SMALL if small else ROWS)
 
 
 def _found(session: InferenceSession, device: Device, way: Way, folder: Path, rows: int) -> Finding:
-    files = _files(session, device, way, folder, rows)
+    paths = files(session, device, way, folder, rows)
     weights = Buffer.from_numpy(np.ones((rows, _COLUMNS), np.float32))
     weights = weights.to(device) if way.on_device else weights
     models: list[Model] = []
     used = [_used(device)]
-    for path in files:
+    for path in paths:
         models += session.init_all(session.compile(path), weights_registry={"weights": weights}).values()
         device.synchronize()
         used.append(_used(device))
@@ -125,8 +125,8 @@ def _found(session: InferenceSession, device: Device, way: Way, folder: Path, ro
     )
 
 
-def _files(session: InferenceSession, device: Device, way: Way, folder: Path, rows: int) -> list[Path]:
-    """The compiled models of a way, one a module."""
+def files(session: InferenceSession, device: Device, way: Way, folder: Path, rows: int) -> list[Path]:
+    """The compiled models of a way, one a module: those in a folder, or made and put there."""
     modules = [["first", "second"]] if way.together else [["first"], ["second"]]
     paths = [folder / f"shared_weights-{device.label}-{rows}-{way.name}-{'-'.join(names)}.mef" for names in modules]
     for path, names in zip(paths, modules, strict=True):

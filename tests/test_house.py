@@ -136,7 +136,7 @@ def test_make_and_pixi_have_the_same_tasks() -> None:
         "wheel-check",
         "embedded-model",
     }
-    wanted |= {"generate", "serve", "compile", "info"}
+    wanted |= {"generate", "serve", "compile", "info", "gpu-run", "gpu-compile", "gpu-pack"}
     assert set(tasks) == wanted
 
 
