@@ -207,7 +207,7 @@ def test_pixi_takes_its_versions_from_pyproject() -> None:
 def test_what_is_imported_is_declared(folder: str) -> None:
     declared = set(RUNTIME) | (set(TEST) if folder in ("tests", "benchmarks") else set())
     # The distribution modular is a name for these, which it pins to its own version.
-    declared |= {"max", "max-core"}
+    declared |= {"max", "max-core", "mojo-compiler"}
     owners = packages_distributions()
     for module in third_party_modules(ROOT, folder) - sys.stdlib_module_names:
         names = set(pins(owners.get(module, [])))
