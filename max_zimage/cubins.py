@@ -18,7 +18,7 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _ATTRIBUTE = struct.Struct("<BBH")
 _MAGIC, _CUDA, _SYMBOLS = b"\x7fELF", 190, 2
 _WITH_SIZE, _REGISTERS, _STACK = 4, 0x2F, 0x12
-_DIGITS = re.compile(r"_[0-9a-f]{8,16}$")
+_DIGITS = re.compile(r"(?<=mojo_pkg)_[0-9a-f]+(?:_[0-9a-f]+)?$|_[0-9a-f]{8,16}$")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -26,7 +26,7 @@ class Symbol:
     """One kernel.
 
     Attributes:
-        name: As MAX has named it, without the digits that tell instances apart.
+        name: As MAX has named it, without the digits that tell instances apart; those of `kernels` are "mojo_pkg".
         instance: These digits; empty if it has none.
         registers: Of a thread.
         stack: Bytes of a thread, what does not fit into registers included.
@@ -62,7 +62,7 @@ def symbol_lines(symbols: Sequence[Symbol]) -> Iterator[str]:
     """Kernels as text: their names without the digits, equal ones once."""
     yield f"## in the machine code: {len(symbols)} kernel{'s' * (len(symbols) != 1)}"
     each = Counter((symbol.name, symbol.registers, symbol.stack, symbol.shared) for symbol in symbols)
-    for (name, registers, stack, shared), count in each.items():
+    for (name, registers, stack, shared), count in sorted(each.items()):
         needs = f"{registers} registers, {stack} bytes of stack, {shared} shared"
         yield f"{name}: {needs}{f'  x {count}' if count > 1 else ''}"
 

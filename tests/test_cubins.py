@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 
 import pytest
+from references.launches import PINNED, SYMBOLS, WITH_SYMBOLS, sections
 
 from max_zimage import cli
 from max_zimage.cubins import Symbol, symbol_lines, symbols_in
+from max_zimage.targets import FULL_MODEL, compile_target
 
 
 def an_object(kernels: dict[str, tuple[int, int, int]], machine: int = 190) -> bytes:
@@ -36,17 +39,20 @@ def an_object(kernels: dict[str, tuple[int, int, int]], machine: int = 190) -> b
 
 
 def test_reading() -> None:
-    first = an_object({"sm90_mha_0c868f48": (168, 0, 0), "naive": (255, 48, 1040)})
+    own = "mojo_pkg_28e4c1aeba59f8a175a9bfd_27fc50239cf4af3b"  # of the package, then of the kernel
+    first = an_object({"sm90_mha_0c868f48": (168, 0, 0), "naive": (255, 48, 1040), own: (40, 0, 0)})
     second = an_object({"sm90_mha_26d82dcd": (168, 0, 0)})
     host = an_object({"of_the_host": (1, 1, 1)}, machine=62)
     found = symbols_in(b"MEF" + host + first + b"\x7fELF" + second + first + b"\x7fELF\2\1")
     assert found == (
+        Symbol(name="mojo_pkg", instance="28e4c1aeba59f8a175a9bfd_27fc50239cf4af3b", registers=40, stack=0, shared=0),
         Symbol(name="naive", instance="", registers=255, stack=48, shared=1040),
         Symbol(name="sm90_mha", instance="0c868f48", registers=168, stack=0, shared=0),
         Symbol(name="sm90_mha", instance="26d82dcd", registers=168, stack=0, shared=0),
     )
     assert list(symbol_lines(found)) == [
-        "## in the machine code: 3 kernels",
+        "## in the machine code: 4 kernels",
+        "mojo_pkg: 40 registers, 0 bytes of stack, 0 shared",
         "naive: 255 registers, 48 bytes of stack, 1040 shared",
         "sm90_mha: 168 registers, 0 bytes of stack, 0 shared  x 2",
     ]
@@ -64,3 +70,43 @@ def test_a_graph_is_listed_and_compiled(capsys: pytest.CaptureFixture[str]) -> N
         assert symbol["name"].startswith("mogg_foreach")  # no kernel of a graph that was compiled before
         assert 16 <= symbol["registers"] <= 255
         assert symbol["stack"] == 0
+
+
+MUST_NOT = re.compile(r"naive|mha_bmm|^mha_depth|multistage|gemv|sm90_matmul")
+"""Loops without tensor cores, attention made for Ampere, and MAX's own products, which are wrong on Hopper."""
+MUST = {
+    "conditioning": "sm90_mha_",
+    "text_encoder": "sm90_mha_",
+    "denoise": "sm90_mha_",
+    "decode": "mojo_pkg",
+    "encode": "mojo_pkg",
+}
+"""Attention made for Hopper, warpgroup products of what TMA brings; the project's own group norm."""
+
+
+@pytest.mark.parametrize("graph", WITH_SYMBOLS)
+def test_no_graph_has_a_kernel_that_others_should_do(graph: str) -> None:
+    kernels = sections(SYMBOLS)[graph].splitlines()[2:]
+    assert [kernel for kernel in kernels if MUST_NOT.search(kernel)] == []
+    assert [kernel for kernel in kernels if kernel.startswith(MUST[graph])]
+
+
+@pytest.mark.parametrize("graph", WITH_SYMBOLS)
+def test_own_kernels_stay_in_registers(graph: str) -> None:
+    """At most 64 a thread, so that a multiprocessor holds 1,024 threads, and nothing spilled."""
+    kernels = [kernel for kernel in sections(SYMBOLS)[graph].splitlines() if kernel.startswith("mojo_pkg:")]
+    assert kernels
+    for kernel in kernels:
+        registers = re.search(r": (\d+) registers, 0 bytes of stack", kernel)
+        assert registers is not None and int(registers[1]) <= 64, kernel
+
+
+@pytest.mark.targets
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", WITH_SYMBOLS)
+def test_the_kernels_of_the_machine_code(graph: str) -> None:
+    """All of them, with the registers that they need: what the test above has read is so."""
+    (report,) = compile_target(FULL_MODEL, PINNED, "bfloat16", [graph], list_kernels=True, symbols=True)
+    assert report.error is None, f"{report.error}; see {report.log}"
+    assert report.symbols is not None
+    assert "\n".join([f"# {graph}:", *symbol_lines(report.symbols)]) == sections(SYMBOLS)[graph]
