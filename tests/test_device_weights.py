@@ -88,9 +88,9 @@ def test_graphs_of_a_step_get_the_very_buffers_of_the_others(embedded: Pair) -> 
     """Whatever a graph calls them; and only what a graph reads is brought to the device."""
     transformer = embedded.ours.transformer
     host = dict(transformer._weights or {})
-    there = OnDevice(dict(host, unused=host["final_layer.weight"]), CPU())
+    there = OnDevice(dict(host, unused=host["x_embedder.weight"]), CPU())
     for_step = _OfStep(there)
-    assert for_step["transformer.final_layer.weight"] is there["final_layer.weight"]
+    assert for_step["transformer.x_embedder.weight"] is there["x_embedder.weight"]
     assert "transformer.unused" in set(for_step) and len(for_step) == len(host) + 1
     with pytest.raises(KeyError):
         for_step["transformer.none"]
@@ -124,7 +124,7 @@ def test_memory_of_a_second_copy_is_counted(kind: str, embedded: Pair, monkeypat
     assert 0.5 < nbytes / sum(each.num_elements * 4 for each in stored(transformer)) < 1
     fake = SimpleNamespace(
         spec=transformer.spec, dtype=transformer.dtype, device_ref=transformer.device_ref, nbytes_beside=beside,
-        device=gpu_with(2 * nbytes + beside), _nbytes=nbytes, _first_block_graphs={}, load_weights=dict, placed=dict,
+        device=gpu_with(2 * nbytes + beside), _nbytes=nbytes, _first_block_graphs={}, _all_weights=dict, placed=dict,
         _weights={} if kind == "shared" else None, compile=lambda name, *_: name, again_bytes=0,
     )  # fmt: skip
     monkeypatch.setattr("max_zimage.components.transformer.wait_for", lambda graphs: None)
