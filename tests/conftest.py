@@ -76,6 +76,29 @@ def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return load_random(tmp_path_factory.mktemp("tiny128"), head_dim=128, refiner_layers=2, shift=6.0)
 
 
+@pytest.fixture
+def notes() -> Iterator[list[str]]:
+    """What is noted for the user while a test runs."""
+    from references.strict_model import Notes
+
+    from max_zimage.progress import shown_by
+
+    noted = Notes()
+    with shown_by(noted):
+        yield noted.texts
+
+
+@pytest.fixture
+def device_graphs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are recorded and replayed where a model can; copies are those of a CPU, in order."""
+    from references.strict_model import copy_in_order
+
+    from max_zimage import device_graphs
+
+    monkeypatch.setenv(device_graphs.VARIABLE, "on")
+    monkeypatch.setattr(device_graphs, "batch_inplace_copy", copy_in_order)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a key and narrow limits, that starts its worker again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,36 +9,17 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from max.driver import CPU, Buffer, Device
-from references.strict_model import StrictModel, copy_in_order
+from references.strict_model import StrictModel
 
 from max_zimage import device_graphs
 from max_zimage.compiler import CompiledGraph, Definition
 from max_zimage.device_graphs import CALLS_TO_REPLACE, KEPT, DeviceGraphs
-from max_zimage.progress import Silent, shown_by
 
 NVIDIA = cast(Device, SimpleNamespace(is_host=False, api="cuda", label="gpu"))
 AMD = cast(Device, SimpleNamespace(is_host=False, api="hip", label="gpu"))
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
-
-
-@pytest.fixture
-def notes() -> Iterator[list[str]]:
-    noted = Notes()
-    with shown_by(noted):
-        yield noted.texts
-
-
-@pytest.fixture(autouse=True)
-def on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device_graphs.VARIABLE, "on")
-    monkeypatch.setattr(device_graphs, "batch_inplace_copy", copy_in_order)
+pytestmark = pytest.mark.usefixtures("device_graphs_on")
 
 
 class Scaled:

@@ -15,8 +15,7 @@ import pytest
 from max.driver import CPU, Buffer
 from references.diffusers_runs import FloatArray, Pair
 from references.engine_runs import inputs_of
-from references.strict_model import StrictModel, copy_in_order
-from test_device_graphs import Notes
+from references.strict_model import StrictModel
 from test_scheduler import Worker
 
 from max_zimage import device_graphs
@@ -26,20 +25,8 @@ from max_zimage.device_graphs import KEPT, DeviceGraphs
 from max_zimage.devices import download
 from max_zimage.inputs import GenerationRequest
 from max_zimage.profiling.observer import observed_by
-from max_zimage.progress import shown_by
 
-
-@pytest.fixture
-def notes() -> Iterator[list[str]]:
-    noted = Notes()
-    with shown_by(noted):
-        yield noted.texts
-
-
-@pytest.fixture(autouse=True)
-def on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device_graphs.VARIABLE, "on")
-    monkeypatch.setattr(device_graphs, "batch_inplace_copy", copy_in_order)
+pytestmark = pytest.mark.usefixtures("device_graphs_on")
 
 
 @contextmanager

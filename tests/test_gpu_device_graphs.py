@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from max.driver import Accelerator, accelerator_count
 from references.diffusers_runs import Pair
-from test_device_graphs import Notes
+from references.strict_model import Notes
 from test_device_graphs_pictures import REQUESTS, latents
 
 from max_zimage import ZImagePipeline, device_graphs

@@ -19,6 +19,8 @@ import numpy as np
 from max.driver import CPU, Buffer, batch_inplace_copy
 from max.dtype import DType
 
+from max_zimage.progress import Silent
+
 
 class Runs(Protocol):
     def execute(self, *args: Any) -> list[Buffer]: ...
@@ -100,3 +102,11 @@ def spoil(buffers: Sequence[Buffer]) -> None:
     for each in buffers:
         size = each.num_elements * each.dtype.size_in_bytes
         copy_in_order([each.view(DType.uint8, (size,))], [Buffer.from_numpy(np.full(size, 255, np.uint8))])
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
