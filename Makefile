@@ -42,37 +42,37 @@ test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"
 	pytest $(ARGS)
 
 fuzz: $(VENV)/.test ## damaged pictures, checkpoints, caches and killed servers, by the thousand; pick with ARGS="images"
-	PYTHONPATH=tests python -m fuzzers $(ARGS)
+	python -m tests.fuzzers $(ARGS)
 
 bench: $(VENV)/.test ## seconds, rates and quality against diffusers
-	PYTHONPATH=tests python -m benchmarks $(ARGS)
+	python -m benchmarks $(ARGS)
 
 gpu-run: $(VENV)/.test ## what is to be measured on a GPU, the most valuable first; ARGS="--small" tries it on the CPU
-	PYTHONPATH=tests python -m benchmarks.gpu_run $(ARGS)
+	python -m benchmarks.gpu_run $(ARGS)
 
 gpu-compile: $(VENV)/.test ## its graphs, for a GPU that is not here: ARGS="--work DIR"
-	PYTHONPATH=tests python -m benchmarks.gpu_run.compile $(ARGS)
+	python -m benchmarks.gpu_run.compile $(ARGS)
 
 gpu-pack: $(VENV)/.test ## these and all packages in parts, for a machine without a network: ARGS="KIT --work DIR"
-	PYTHONPATH=tests python -m benchmarks.gpu_run.pack $(ARGS)
+	python -m benchmarks.gpu_run.pack $(ARGS)
 
 report: $(VENV)/.test ## README tables and plots from benchmarks/results; ARGS=--check only compares
-	PYTHONPATH=tests python -m benchmarks.report $(ARGS)
+	python -m benchmarks.report $(ARGS)
 
 profile: $(VENV)/.runtime ## where the seconds of a picture go; a component alone with ARGS="--component vae"
 	max-zimage profile $(ARGS)
 
 quality: $(VENV)/.test ## what step caches save, and what it does to the pictures
-	PYTHONPATH=tests python -m benchmarks.quality $(ARGS)
+	python -m benchmarks.quality $(ARGS)
 
 embedded-model: $(VENV)/.test ## train it from nothing with ARGS="train DIR", 1.5 hours; score one with ARGS="evaluate MODEL"
-	PYTHONPATH=tests python -m benchmarks.embedded_model $(ARGS)
+	python -m benchmarks.training $(ARGS)
 
 size: $(VENV)/.runtime ## lines a file and a function
 	python -m benchmarks.size $(ARGS)
 
 wheel-check: $(VENV)/.test ## build the wheel, install it in an empty environment elsewhere, draw a picture
-	python tests/check_wheel.py $(ARGS)
+	python -m tests.house.check_wheel $(ARGS)
 
 ##@ Set up (the tasks above do this by themselves)
 .PHONY: help clean

@@ -45,7 +45,7 @@ QUICK = Shape(tokens=160, heads=2, head_dim=128)
 
 VARIANTS = {
     "torch": "torch, scaled_dot_product_attention",
-    "joint": "ours, graphs.attention",
+    "joint": "ours, graphs.model.attention",
     "blocked": "MAX, flash attention",
     "naive": "MAX, matmul, softmax, matmul: three graphs",
     "one_graph": "MAX, matmul, softmax, matmul: one graph",

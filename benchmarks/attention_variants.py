@@ -22,8 +22,8 @@ from max.graph import DeviceRef, TensorType
 from benchmarks.attention import Shape
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import PAUSE_SECONDS, relative_l2
-from max_zimage.devices import upload
-from max_zimage.graphs.attention import attention, joint_attention
+from max_zimage.device.devices import upload
+from max_zimage.graphs.model.attention import attention, joint_attention
 
 _CHECKED_ROWS = 8
 

@@ -18,18 +18,18 @@ from diffusers.models.transformers.transformer_z_image import ZImageTransformerB
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType
-from references.engine_weights import apart
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.machine import TORCH_DTYPES, as_torch
 from benchmarks.measure import Row, interleave, max_abs, relative_l2
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.devices import DTYPES, upload, upload_as
-from max_zimage.graphs.blocks import ModulatedBlock
+from max_zimage.checkpoint.layout import weight_buffer
+from max_zimage.checkpoint.names import TRANSFORMER
+from max_zimage.device.devices import upload, upload_as
+from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.dims import ITEMS
+from max_zimage.graphs.model.blocks import ModulatedBlock
 from max_zimage.profiling import work
-from max_zimage.weight_names import TRANSFORMER
-from max_zimage.weight_order import weight_buffer
+from tests.references.engine_weights import apart
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
-from max_zimage.checkpoint import ModelDtype
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import build, trace
 

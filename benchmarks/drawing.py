@@ -13,10 +13,9 @@ from max.driver import CPU
 from max.dtype import DType
 
 from benchmarks.measure import first_line, seconds_of
-from max_zimage import ZImagePipeline
-from max_zimage.calling import EMBEDDED_MODEL
+from max_zimage import ZImagePipeline, embedded
 from max_zimage.graphs.kernel_library import runs_here, without_kernels
-from max_zimage.noise import initial_noise
+from max_zimage.sampling.noise import initial_noise
 
 PROMPT = "a red star on a blue background"
 EAGER = "diffusers"
@@ -139,7 +138,7 @@ def compiled_diffusers(scenes: Sequence[Scene]) -> CompiledDiffusers:
 
 def load_diffusers(dtype: torch.dtype = torch.float32) -> diffusers.ZImagePipeline:
     """Diffusers' pipeline of the embedded model."""
-    pipeline = diffusers.ZImagePipeline.from_pretrained(EMBEDDED_MODEL, dtype=dtype, low_cpu_mem_usage=False)
+    pipeline = diffusers.ZImagePipeline.from_pretrained(embedded.PATH, dtype=dtype, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -33,8 +33,7 @@ from benchmarks.drawing import (
     our_pipelines,
 )
 from benchmarks.measure import ROOT, Row, Timing, interleave, max_abs, psnr
-from max_zimage import ZImagePipeline
-from max_zimage.calling import EMBEDDED_MODEL
+from max_zimage import ZImagePipeline, embedded
 
 _BUILT_IN = """
 import resource, sys
@@ -182,7 +181,7 @@ def _dtype(name: str) -> str:
 
 def _built_in() -> Row:
     """MAX's own Z-Image pipeline, as far as it comes without a GPU."""
-    command = [sys.executable, "-c", _BUILT_IN, str(EMBEDDED_MODEL), str(_BUILT_IN_BYTES)]
+    command = [sys.executable, "-c", _BUILT_IN, str(embedded.PATH), str(_BUILT_IN_BYTES)]
     said = last_words(command, _BUILT_IN_SECONDS)
     note = "configured, and not compiled: its attention is for GPUs alone" if said is None else f"does not run: {said}"
     return Row(

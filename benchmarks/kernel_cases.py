@@ -12,14 +12,14 @@ from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
-from references import kernels as references
 
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.graphs.attention import rotary_attention
+from max_zimage.checkpoint.names import Packing
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.linear import gated_linear, linear
-from max_zimage.graphs.vae_blocks import ResnetBlock
+from max_zimage.graphs.model.attention import rotary_attention
+from max_zimage.graphs.model.vae_blocks import ResnetBlock
 from max_zimage.profiling import work
-from max_zimage.weight_names import Packing
+from tests.references import kernels as references
 
 EPSILON = 1e-5
 GROUPS = 32

@@ -16,10 +16,9 @@ from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.kernel_cases import Case, Sizes, cases
 from benchmarks.machine import as_torch
 from benchmarks.measure import Row, interleave, relative_l2
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.devices import DTYPES
+from max_zimage.checkpoint.layout import weight_buffer
+from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import runs_here, without_kernels
-from max_zimage.weight_order import weight_buffer
 
 _TWIN = "MAX, plain operations"
 

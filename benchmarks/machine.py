@@ -19,13 +19,13 @@ from max.graph import DeviceRef, TensorType
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, interleave, max_abs
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.devices import DTYPES, upload_as
+from max_zimage.checkpoint.layout import weight_buffer
+from max_zimage.device.devices import upload_as
+from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import runs_here
 from max_zimage.graphs.linear import linear
 from max_zimage.profiling import matmul_rate
 from max_zimage.profiling.matmul_rate import Product
-from max_zimage.weight_order import weight_buffer
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -18,10 +18,9 @@ from pathlib import Path
 from benchmarks.checkpoints.shapes import SIZES, Size, configs, model_index, size_of
 from benchmarks.checkpoints.tokenizer import write_tokenizer
 from benchmarks.checkpoints.weights import nbytes, split, tensors, weight_files, write_component
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.console import display
-from max_zimage.devices import DTYPES
-from max_zimage.model_files import COMPONENTS, CONFIG_FILES
+from max_zimage.checkpoint.locate import COMPONENTS, CONFIG_FILES
+from max_zimage.cli.console import display
+from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.progress import shown_by
 
 _INDEX = "model_index.json"

@@ -17,8 +17,7 @@ from typing import cast
 
 from benchmarks.block import FULL, QUICK, Shape, compiled_block, engine_inputs, random_block, random_inputs
 from benchmarks.measure import ROOT, Row, Timing
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.devices import DTYPES
+from max_zimage.device.dtypes import DTYPES, ModelDtype
 
 _EVENT = re.compile(r"\[OP\] (LAUNCH|COMPLETE) (.*) \[id=(\d+)\]")
 _INNER = re.compile(r"elementwise\(|matmulmo\.|concat$")

@@ -28,8 +28,8 @@ from benchmarks.block import (
 )
 from benchmarks.machine import as_torch
 from benchmarks.measure import Row, Timing, interleave, max_abs, relative_l2
-from max_zimage.positions import PIXELS_PER_TOKEN, padded
-from max_zimage.targets import FULL_MODEL
+from max_zimage.compile.ahead_of_time import FULL_MODEL
+from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 CAPTION_TOKENS = 64
 EAGER, OURS = "diffusers", "ours"

@@ -23,10 +23,10 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from references.servers import Server
 
 from benchmarks.measure import Row, Timing, interleave
 from max_zimage import ZImagePipeline
+from tests.references.servers import Server
 
 PROMPT = "a red star on a blue background"
 SIZES = "128x128, 8 steps, guidance 2, PNG"

@@ -21,16 +21,16 @@ from max.graph import DeviceRef
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, Timing, seconds_of
-from max_zimage.devices import upload
-from max_zimage.graphs.denoise import DenoiseStep
+from max_zimage.compile.ahead_of_time import FULL_MODEL
+from max_zimage.device.devices import upload
 from max_zimage.graphs.dims import FirstBlock
-from max_zimage.graphs.first_block_cache import FirstBlockStep
 from max_zimage.graphs.layers import build
-from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
-from max_zimage.graphs.transformer import TransformerSpec
-from max_zimage.positions import padded
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.step.denoise import DenoiseStep
+from max_zimage.graphs.step.extrapolate import TaylorStep, TaylorUpdate
+from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.profiling import work
-from max_zimage.targets import FULL_MODEL
+from max_zimage.sampling.positions import padded
 
 _CPU = DeviceRef.CPU()
 _SIZE = 4  # bytes of a float32 number

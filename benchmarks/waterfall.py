@@ -20,7 +20,6 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.experimental.nn import Module
 from max.graph import DeviceRef
-from references.engine_runs import inputs_of
 
 from benchmarks.compiling import CompiledModule, Unit, compiled_together
 from benchmarks.drawing import (
@@ -42,12 +41,13 @@ from benchmarks.drawing import (
 from benchmarks.measure import Row, Timing, interleave, max_abs, psnr
 from benchmarks.waterfall_graphs import ENGINE, FUSED, HALVES, SEPARATE, Guidance, PlainStep, TabledStep, VelocityStep
 from max_zimage import ZImageModelInputs, ZImagePipeline
-from max_zimage.devices import upload
+from max_zimage.device.devices import upload
 from max_zimage.graphs.kernel_library import without_kernels
-from max_zimage.graphs.scheduler import SchedulerStep
-from max_zimage.graphs.transformer import TransformerSpec
-from max_zimage.inputs import GenerationRequest
-from max_zimage.model_inputs import caption_arguments, steps
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.step.advance import SchedulerStep
+from max_zimage.pipeline.batch import caption_arguments, steps
+from max_zimage.request.request import GenerationRequest
+from tests.references.engine_runs import inputs_of
 
 _PREFIXES = (
     *("transformer.", "step.transformer.", "tabled.step.transformer."),

@@ -26,12 +26,12 @@ from max.experimental.realization_context import GraphRealizationContext, subgra
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from max_zimage.graphs.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
-from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
-from max_zimage.graphs.denoise import limit_norm
 from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, OFFSETS, TOKENS
-from max_zimage.graphs.rope import rotate
-from max_zimage.graphs.transformer import Surroundings, Transformer, TransformerSpec
+from max_zimage.graphs.model.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
+from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
+from max_zimage.graphs.model.rope import rotate
+from max_zimage.graphs.model.transformer import Surroundings, Transformer, TransformerSpec
+from max_zimage.graphs.step.denoise import limit_norm
 
 _QK_NORM_EPS = 1e-5
 _MASKED = -1e30
@@ -117,7 +117,7 @@ ENGINE = Kind(attention=Attention, feed_forward=SwiGLU)
 
 
 def rotate_pairs(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate elements 2i and 2i+1 of the last axis; arguments and result as of `graphs.rope.rotate`."""
+    """Rotate elements 2i and 2i+1 of the last axis; arguments and result as of `graphs.model.rope.rotate`."""
     items, length, heads, head_dim = x.shape
     pairs = F.reshape(x.cast(DType.float32), [items, length, heads, int(head_dim) // 2, 2])
     real, imaginary = pairs[:, :, :, :, 0], pairs[:, :, :, :, 1]
@@ -148,7 +148,7 @@ class VelocityStep(Module[..., Tensor]):
     def forward(
         self, latents: Tensor, captions: Tensor, image_rope: Tensor, rope: Tensor, valid: Tensor, *rest: Tensor
     ) -> Tensor:
-        """See `graphs.denoise.DenoiseStep`; `rest`: `offsets`, `latent_rows`, `modulation` and `final_scale`."""
+        """See `graphs.step.denoise.DenoiseStep`; `rest`: `offsets`, `latent_rows`, `modulation` and `final_scale`."""
         offsets, latent_rows, modulation, final_scale = rest
         transformer, refiners = self.transformer, self.spec.num_refiner_layers
         around = Surroundings(captions, image_rope, rope, valid, offsets, modulation)
@@ -208,7 +208,7 @@ class PlainStep(Module[..., Tensor]):
 
 
 class Guidance(Module[..., Tensor]):
-    """Velocity of both branches to the prediction; see `graphs.denoise.DenoiseStep` for the arguments."""
+    """Velocity of both branches to the prediction; see `graphs.step.denoise.DenoiseStep` for the arguments."""
 
     def __init__(self, spec: TransformerSpec) -> None:
         self.spec = spec

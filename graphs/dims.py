@@ -18,7 +18,7 @@ IMAGE_PADDED = "image_padded"
 CAPTION_PADDED = "caption_padded"
 TOKENS = "tokens"  # image_padded + caption_padded: MAX takes no sums in the types of a graph's arguments
 STEPS = "steps"
-OFFSETS = "offsets"  # one more than there are sequences, see `max_zimage.positions.sequence_offsets`
+OFFSETS = "offsets"  # one more than there are sequences, see `max_zimage.sampling.positions.sequence_offsets`
 
 TOKEN_MULTIPLE = 32
 """Captions and images are each padded to a multiple of this with their learned pad token."""

@@ -46,7 +46,7 @@ def rotary_heads(
     key_heads: int | None = None,
     epsilon: float,
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys, rope(norm(heads)), in one pass; the twin is in `graphs.attention`.
+    """Queries and keys, rope(norm(heads)), in one pass; the twin is in `graphs.model.attention`.
 
     Args:
         heads: bfloat16 [items, length, query_heads + key_heads or more, head_dim]; what is behind them is not read.
@@ -159,7 +159,7 @@ def has_group_norm(channels: int, groups: int) -> bool:
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, epsilon: float, silu: bool) -> Tensor:
-    """Group normalization in two launches, SiLU in the second of them; the twin is in `graphs.vae_blocks`.
+    """Group normalization in two launches, SiLU in the second of them; the twin is in `graphs.model.vae_blocks`.
 
     Args:
         x: bfloat16 [items, rows, columns, channels].
@@ -182,7 +182,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, epsilon:
 
 
 def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query keyᵀ / √width) value with one head of any width; the twin is `graphs.attention.attention`.
+    """softmax(query keyᵀ / √width) value with one head of any width; the twin is `graphs.model.attention.attention`.
 
     Scores of up to 2²⁷ pairs at a time take 768 MiB beside the arguments.
 

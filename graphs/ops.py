@@ -1,8 +1,9 @@
 """The ops that graphs call, the project's own and MAX's, by their Mojo names: one op a function.
 
 The project's own are in `kernels`. Three attention kernels of MAX's library are wrapped besides. Which one a graph may
-use is decided in `graphs.attention`, `graphs.linear` and `graphs.vae_blocks`, by `graphs.kernel_library.runs_here`; a
-GPU op that reaches a CPU graph costs minutes and more than ten gigabytes before it fails.
+use is decided in `graphs.model.attention`, `graphs.linear` and `graphs.model.vae_blocks`, by
+`graphs.kernel_library.runs_here`; a GPU op that reaches a CPU graph costs minutes and more than ten gigabytes before it
+fails.
 
 A packed weight is [panels, units, numbers]: panels of 32 outputs side by side, and units of 32 bits along the inputs,
 which are one float32 number or two bfloat16 numbers. What does not fill the last panel or unit is zero.
@@ -87,7 +88,7 @@ def rotary_attention(
     causal: bool,
     epsilon: float,
 ) -> Tensor:
-    """softmax(rope(norm(query)) rope(norm(key))ᵀ / √head_dim) value on a CPU; the twin is in `graphs.attention`.
+    """softmax(rope(norm(query)) rope(norm(key))ᵀ / √head_dim) value on a CPU; the twin is in `graphs.model.attention`.
 
     Args:
         qkv: float32 or bfloat16 [items, length, heads + 2 key_value_heads, head_dim].
@@ -108,7 +109,7 @@ def rotary_attention(
 
 
 def attention(qkv: Tensor, valid_length: Tensor, *, heads: int) -> Tensor:
-    """softmax(query keyᵀ / √head_dim) value on a CPU; the twin is `graphs.attention.attention`.
+    """softmax(query keyᵀ / √head_dim) value on a CPU; the twin is `graphs.model.attention.attention`.
 
     Args:
         qkv: float32 or bfloat16 [items, length, 3 heads, head_dim].
@@ -125,7 +126,7 @@ def attention(qkv: Tensor, valid_length: Tensor, *, heads: int) -> Tensor:
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, epsilon: float) -> Tensor:
-    """What normalizes each group of neighbouring channels; the twin is in `graphs.vae_blocks`.
+    """What normalizes each group of neighbouring channels; the twin is in `graphs.model.vae_blocks`.
 
     Args:
         x: float32 [items, rows, columns, channels].
@@ -152,9 +153,10 @@ def convolution(
     stride: int = 1,
     upsampling: int = 1,
 ) -> Tensor:
-    """Convolution of upsampled(silu(norm(x))), + bias + shortcut, on a CPU; the twin is `graphs.vae_blocks.PlainConv`.
+    """Convolution of upsampled(silu(norm(x))), + bias + shortcut, on a CPU.
 
-    A kernel of three has a border of zeros, with a stride of two behind only.
+    The twin is `graphs.model.vae_blocks.PlainConv`. A kernel of three has a border of zeros, with
+    a stride of two behind only.
 
     Args:
         x: float32 [items, rows, columns, inputs].

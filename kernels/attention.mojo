@@ -6,7 +6,7 @@
     scoresᵀ: tiles of 12 keys x 32 queries, a block of keys at a time           softmax runs down the lanes
     mixedᵀ:  tiles of 12 elements x 32 queries, corrected as the maximum grows
 
-No more scores than one block's exist at a time. Twin: what `graphs.attention` does on other devices.
+No more scores than one block's exist at a time. Twin: what `graphs.model.attention` does on other devices.
 
 Reference: Dao et al., FlashAttention (arXiv 2205.14135), algorithm 1.
 """

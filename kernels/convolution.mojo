@@ -5,7 +5,7 @@
     tiles -> + bias, + a shortcut -> picture
 
 A stripe stays in the cache while all weights pass it, so what a normalization makes is never written to memory. Twin:
-`graphs.vae_blocks.PlainConv`.
+`graphs.model.vae_blocks.PlainConv`.
 """
 
 import extensibility

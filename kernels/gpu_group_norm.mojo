@@ -1,7 +1,7 @@
 """Group normalization and SiLU of a channels-last picture on a GPU, second launch: what was measured is applied.
 
 Every block of threads joins the slabs of `gpu_group_moments`, then normalizes pixels: (x - mean) · scale + offset, SiLU,
-rounded once. Twin: `graphs.vae_blocks.GroupNorm`.
+rounded once. Twin: `graphs.model.vae_blocks.GroupNorm`.
 """
 
 import extensibility

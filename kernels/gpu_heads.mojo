@@ -3,7 +3,7 @@
     a head: head_dim / 8 lanes side by side, eight numbers a lane     sum of squares by shuffles
     its other half, which RoPE turns each number with                 half as many lanes away, by a shuffle
 
-One pass, nothing in between is written. Twin: what `graphs.attention.rotary_attention` does with plain operations.
+One pass, nothing in between is written. Twin: what `graphs.model.attention.rotary_attention` does with plain operations.
 """
 
 import extensibility

@@ -4,7 +4,7 @@
     next = norm(out) · scale
 
 A block of threads has a row and keeps it in registers between its two norms. `gate` and `scale` are rows of a table
-that holds the norms' own weights too, see `graphs.conditioning`. Twin: `graphs.blocks.ModulatedBlock`.
+that holds the norms' own weights too, see `graphs.model.conditioning`. Twin: `graphs.model.blocks.ModulatedBlock`.
 """
 
 import extensibility

@@ -4,7 +4,7 @@
     weights = softmax(scores / √width)     a block of threads a row, float32, rounded once
     output = weights value     cuBLAS
 
-Twin: `graphs.attention.attention`.
+Twin: `graphs.model.attention.attention`.
 
 Reference: Milakov, Gimelshein, Online normalizer calculation for softmax (2018).
 """

@@ -3,7 +3,7 @@
     a row of one channel: its mean, then the squares around it     the row is still in the cache
     a group: means and squares of its rows and channels joined     in float64
 
-A convolution applies it on the way in. Twin: `graphs.vae_blocks.GroupNorm`.
+A convolution applies it on the way in. Twin: `graphs.model.vae_blocks.GroupNorm`.
 
 Reference: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
 """

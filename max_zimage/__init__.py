@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from max_zimage.version import __version__
+
 if TYPE_CHECKING:
     from max_zimage.arch import ARCHITECTURES, ZImageArchConfig
     from max_zimage.components import (
@@ -19,12 +21,11 @@ if TYPE_CHECKING:
         ZImageTransformerModel,
         ZImageVaeModel,
     )
-    from max_zimage.model_inputs import ZImageModelInputs
-    from max_zimage.not_finite import NotFiniteError
-    from max_zimage.pipeline import ZImagePipeline, ZImagePipelineOutput
-    from max_zimage.step_cache import FirstBlockCache, TaylorSeer
+    from max_zimage.pipeline.batch import ZImageModelInputs
+    from max_zimage.pipeline.not_finite import NotFiniteError
+    from max_zimage.pipeline.zimage import ZImagePipeline, ZImagePipelineOutput
+    from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 
-__version__ = "0.1.0"
 
 __all__ = [
     "ARCHITECTURES",
@@ -40,20 +41,21 @@ __all__ = [
     "ZImageTextEncoderModel",
     "ZImageTransformerModel",
     "ZImageVaeModel",
+    "__version__",
 ]
 
 # MAX takes seconds to import, so a name brings its module along only when it is used: `max-zimage --help` needs none.
 _HOMES = {
     "ARCHITECTURES": "arch",
     "AutoencoderKLModel": "components",
-    "FirstBlockCache": "step_cache",
-    "NotFiniteError": "not_finite",
+    "FirstBlockCache": "sampling.step_cache",
+    "NotFiniteError": "pipeline.not_finite",
     "Qwen3TextEncoderZImageModel": "components",
-    "TaylorSeer": "step_cache",
+    "TaylorSeer": "sampling.step_cache",
     "ZImageArchConfig": "arch",
-    "ZImageModelInputs": "model_inputs",
-    "ZImagePipeline": "pipeline",
-    "ZImagePipelineOutput": "pipeline",
+    "ZImageModelInputs": "pipeline.batch",
+    "ZImagePipeline": "pipeline.zimage",
+    "ZImagePipelineOutput": "pipeline.zimage",
     "ZImageTextEncoderModel": "components",
     "ZImageTransformerModel": "components",
     "ZImageVaeModel": "components",

@@ -14,12 +14,12 @@ from max.pipelines.modeling.config_enums import SupportedEncoding
 from max.pipelines.modeling.types import PipelineTask
 from transformers import AutoConfig
 
-from max_zimage.context_tokenizer import ZImageTokenizer
-from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
-from max_zimage.model_index import PIPELINE_CLASSES
-from max_zimage.pipeline import ZImagePipeline
-from max_zimage.serving.context import ZImageContext
-from max_zimage.serving.pipeline import PixelGenerationPipeline
+from max_zimage.checkpoint.model_index import PIPELINE_CLASSES
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
+from max_zimage.serving.context_tokenizer import ZImageTokenizer
+from max_zimage.serving.worker.max_hooks import PixelGenerationPipeline
 
 
 @dataclass(kw_only=True)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from max_zimage.embedded import PATH as EMBEDDED
+
 if TYPE_CHECKING:
-    from references.diffusers_runs import Pair
-    from references.servers import Server
+    from tests.references.diffusers_runs import Pair
+    from tests.references.servers import Server
 
 # Tests draw with the embedded model and with checkpoints they make: nothing is to be looked up elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,18 +28,16 @@ tempfile.gettempdir()
 _scratch = tempfile.TemporaryDirectory(prefix="mz-tests-", ignore_cleanup_errors=True)
 os.environ["TMPDIR"] = _scratch.name
 
-pytest_plugins = ["compile_share"]
-
-EMBEDDED_MODEL = Path(__file__).parents[1] / "max_zimage" / "assets" / "tiny-zimage"
+pytest_plugins = ["tests.compile_share"]
 
 
 def load_pair(directory: Path, dtype: str = "float32") -> Pair:
     # Imported here: MAX, torch and diffusers take ten seconds, and most test files need none of them.
-    import compile_share
     import torch
-    from references.diffusers_runs import Pair, load_reference
 
     from max_zimage import ZImagePipeline
+    from tests import compile_share
+    from tests.references.diffusers_runs import Pair, load_reference
 
     compile_share.watch()  # here at the latest MAX has been imported
     ours = ZImagePipeline.from_pretrained(directory, device="cpu", dtype=dtype)
@@ -45,7 +45,7 @@ def load_pair(directory: Path, dtype: str = "float32") -> Pair:
 
 
 def load_random(directory: Path, *, head_dim: int, refiner_layers: int, shift: float) -> Pair:
-    from references.tiny import TinySpec, write_tiny
+    from tests.references.tiny import TinySpec, write_tiny
 
     spec = TinySpec(head_dim=head_dim, refiner_layers=refiner_layers, shift=shift, seed=head_dim, embedded_parts=True)
     write_tiny(directory, spec)
@@ -55,13 +55,13 @@ def load_random(directory: Path, *, head_dim: int, refiner_layers: int, shift: f
 @pytest.fixture(scope="session")
 def embedded() -> Pair:
     """The embedded model in float32: head dim 128, one refiner layer, shift 3; its pictures mean something."""
-    return load_pair(EMBEDDED_MODEL)
+    return load_pair(EMBEDDED)
 
 
 @pytest.fixture(scope="session")
 def embedded_bfloat16() -> Pair:
     """The embedded model in bfloat16, on both sides."""
-    return load_pair(EMBEDDED_MODEL, "bfloat16")
+    return load_pair(EMBEDDED, "bfloat16")
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +79,8 @@ def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
     """What is noted for the user while a test runs."""
-    from references.strict_model import Notes
-
     from max_zimage.progress import shown_by
+    from tests.references.strict_model import Notes
 
     noted = Notes()
     with shown_by(noted):
@@ -91,9 +90,8 @@ def notes() -> Iterator[list[str]]:
 @pytest.fixture
 def device_graphs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls are recorded and replayed where a model can; copies are those of a CPU, in order."""
-    from references.strict_model import copy_in_order
-
-    from max_zimage import device_graphs
+    from max_zimage.compile import device_graphs
+    from tests.references.strict_model import copy_in_order
 
     monkeypatch.setenv(device_graphs.VARIABLE, "on")
     monkeypatch.setattr(device_graphs, "batch_inplace_copy", copy_in_order)
@@ -102,7 +100,7 @@ def device_graphs_on(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a key and narrow limits, that starts its worker again."""
-    from references.servers import KEY, Server
+    from tests.references.servers import KEY, Server
 
     folder = tmp_path_factory.mktemp("server")
     (folder / "key").write_text(f"{KEY}\n")

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from max_zimage.calling import EMBEDDED_MODEL
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.config import ModelSpecs, model_specs
-from max_zimage.graphs.text_encoder import TextEncoderSpec
-from max_zimage.graphs.transformer import TransformerSpec
-from max_zimage.graphs.vae import VaeSpec
-from max_zimage.model_files import CONFIG_FILES, read_config
-from max_zimage.targets import FULL_MODEL
+from max_zimage import embedded
+from max_zimage.checkpoint.config import ModelSpecs, model_specs
+from max_zimage.checkpoint.locate import CONFIG_FILES, read_config
+from max_zimage.compile.ahead_of_time import FULL_MODEL
+from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.model.text_encoder import TextEncoderSpec
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.model.vae import VaeSpec
 
 TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0
 Json = dict[str, object]
@@ -37,7 +37,7 @@ class Size:
 def _small() -> Size:
     """The embedded model's shapes, whose graphs are compiled wherever its tests have run."""
     return Size(
-        specs=model_specs(**{name: read_config(EMBEDDED_MODEL, name) for name in CONFIG_FILES}),
+        specs=model_specs(**{name: read_config(embedded.PATH, name) for name in CONFIG_FILES}),
         sample_size=128,
     )
 

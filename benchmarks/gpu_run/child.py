@@ -20,7 +20,7 @@ from benchmarks.gpu_run.results import Results, Row
 from benchmarks.gpu_run.steps import WHOLE, Part
 from benchmarks.gpu_run.task import AGAIN, Task
 from benchmarks.measure import Timing, first_line
-from max_zimage.lifeline import end_with_parent
+from max_zimage.host.lifeline import end_with_parent
 
 if TYPE_CHECKING:
     from benchmarks.gpu_run.bench import Bench

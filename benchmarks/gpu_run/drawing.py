@@ -19,11 +19,11 @@ from benchmarks.gpu_run import checkpoint
 from benchmarks.gpu_run.bench import Bench
 from benchmarks.gpu_run.stages.checkpoint import SECONDS
 from max_zimage import ZImagePipeline
-from max_zimage.compiler import CompiledGraph
-from max_zimage.graphs.transformer import TransformerSpec
-from max_zimage.noise import initial_noise
-from max_zimage.positions import PIXELS_PER_TOKEN, padded
+from max_zimage.compile.compiler import CompiledGraph
+from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.profiling import work
+from max_zimage.sampling.noise import initial_noise
+from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 PROMPT = (
     "A lighthouse on a cliff above a stormy sea at dusk, long exposure, a narrow path of wet stones leading up to it, "

@@ -14,7 +14,7 @@ from benchmarks.block import PACKINGS
 from benchmarks.gpu_run.bench import Bench, host_buffer
 from benchmarks.gpu_run.compile import file_of, keep
 from benchmarks.gpu_run.variants import SETS, Variant, compile_set, module_of
-from max_zimage.weight_order import weight_buffer
+from max_zimage.checkpoint.layout import weight_buffer
 
 Numbers = Callable[[str, str, Sequence[int]], torch.Tensor]
 """Graph, name of a parameter in it, and its shape there -> its numbers, float32, in the plain layer's shape."""

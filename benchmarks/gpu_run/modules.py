@@ -10,9 +10,9 @@ from max.experimental.tensor import Tensor
 
 from benchmarks.block import Shape
 from max_zimage.graphs import gpu_ops
-from max_zimage.graphs.attention import attention, ragged_mixed
-from max_zimage.graphs.blocks import Attention, ModulatedBlock, RaggedAttention
-from max_zimage.graphs.rope import rotate
+from max_zimage.graphs.model.attention import attention, ragged_mixed
+from max_zimage.graphs.model.blocks import Attention, ModulatedBlock, RaggedAttention
+from max_zimage.graphs.model.rope import rotate
 
 _EPSILON = 1e-5
 

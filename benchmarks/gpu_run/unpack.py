@@ -86,7 +86,7 @@ def word(work: Path, name: str) -> str:
 def use(work: Path, *, small: bool) -> None:
     """Prefer the packages and graphs of an unpacked kit, here and in every process that is started."""
     root = Path(__file__).resolve().parents[2]
-    folders = [str(folder) for folder in (work / SITE, root, root / "tests") if folder.is_dir()]
+    folders = [str(folder) for folder in (work / SITE, root) if folder.is_dir()]
     sys.path[:0] = folders
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -35,13 +35,13 @@ from benchmarks.gpu_run.modules import (
     Whole,
     WholeBlock,
 )
-from max_zimage.graphs.blocks import FusedBlock, ModulatedBlock
 from max_zimage.graphs.kernel_library import compile_with_kernels, without_kernels
 from max_zimage.graphs.layers import build, trace
 from max_zimage.graphs.linear import linear
+from max_zimage.graphs.model.blocks import FusedBlock, ModulatedBlock
 
 if TYPE_CHECKING:
-    from references.gpu_ops import Widths
+    from tests.references.gpu_ops import Widths
 
 Types = tuple[TensorType, ...]
 ITEMS, LENGTH = "items", "length"
@@ -159,7 +159,7 @@ def elementwise(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Vari
 
 def own_ops(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Variant]:
     """Every op of the project's for a GPU once, in bfloat16; on a CPU they have bodies of the same arithmetic."""
-    from references.gpu_ops import AllOps
+    from tests.references.gpu_ops import AllOps
 
     made = AllOps(op_widths(shape))
     case = f"own ops, {shape.tokens} tokens"
@@ -168,7 +168,7 @@ def own_ops(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Variant]
 
 def picture_ops(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Variant]:
     """The ops for pictures, in bfloat16 too: group norms of every width, and the decoder's attention."""
-    from references.gpu_pictures import NORMS, Attention, Norm
+    from tests.references.gpu_pictures import NORMS, Attention, Norm
 
     modules: dict[str, Norm | Attention] = {f"norm_{index}": Norm(*sizes) for index, sizes in enumerate(NORMS.values())}
     modules["wide"] = Attention(WIDE)
@@ -182,7 +182,7 @@ def picture_ops(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Vari
 
 def op_widths(shape: Shape) -> Widths:
     """The ops' sizes in a block of this shape."""
-    from references.gpu_ops import Widths
+    from tests.references.gpu_ops import Widths
 
     heads = shape.num_heads
     return Widths(query_heads=heads, key_heads=heads, head_dim=shape.head_dim, dim=shape.dim, ffn=shape.ffn_dim)

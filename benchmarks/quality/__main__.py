@@ -22,7 +22,7 @@ from benchmarks.quality import cases
 
 if TYPE_CHECKING:
     from benchmarks.quality.scores import Scorer
-    from max_zimage.limits import RequestDefaults
+    from max_zimage.request.limits import RequestDefaults
 
 T = TypeVar("T")
 
@@ -58,20 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace, prompts: list[cases.Prompt], scorer: Scorer) -> None:
     import torch
-    from references.diffusers_runs import load_reference
 
     from benchmarks.quality import draws, plot, runs, scores
-    from max_zimage import ZImagePipeline
-    from max_zimage.calling import EMBEDDED_MODEL
+    from max_zimage import ZImagePipeline, embedded
+    from tests.references.diffusers_runs import load_reference
 
     torch.set_num_threads(os.cpu_count() or 1)
     conditions, file = Conditions.now(), options.output / "quality.csv"
     samples = scores.kept(_samples(options))
     pipeline = ZImagePipeline.from_pretrained(
-        options.model or EMBEDDED_MODEL, device=options.device, dtype=options.dtype
+        options.model or embedded.PATH, device=options.device, dtype=options.dtype
     )
     dtype = pipeline.sources.dtypes["transformer"]
-    reference = load_reference(EMBEDDED_MODEL) if options.peer_prompts else None
+    reference = load_reference(embedded.PATH) if options.peer_prompts else None
 
     def save(drawn: Sequence[scores.Sample]) -> None:
         scores.append(_samples(options), drawn)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from references.scenes import COLORS, SHAPES, recognize
 
-from max_zimage.step_cache import FirstBlockCache, StepCache, TaylorSeer
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer
+from tests.references.scenes import COLORS, SHAPES, recognize
 
 THRESHOLDS = (0.02, 0.04, 0.06, 0.1, 0.15, 0.2)
 LAYERS_THRESHOLDS = (0.06, 0.15)

@@ -12,14 +12,14 @@ import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
-from references import diffusers_caches
-from references.engine_runs import inputs_of
 
 from benchmarks.quality.cases import Case, Prompt
 from max_zimage import ZImagePipeline
-from max_zimage.inputs import GenerationRequest
-from max_zimage.noise import initial_noise
-from max_zimage.step_cache import FirstBlockCache, StepCache, TaylorSeer, written
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.noise import initial_noise
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, written
+from tests.references import diffusers_caches
+from tests.references.engine_runs import inputs_of
 
 UNCACHED = "uncached"
 """The variant that all others of its group are compared with."""

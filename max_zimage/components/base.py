@@ -16,17 +16,17 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 from max.pipelines.modeling.config_enums import SupportedEncoding
 
-from max_zimage.checkpoint import LoadPlan, ModelDtype, load, plan
-from max_zimage.compiler import CompiledGraph, compile_graph
-from max_zimage.device_weights import OnDevice, shared
-from max_zimage.devices import DTYPES
+from max_zimage.checkpoint.expand import Names
+from max_zimage.checkpoint.headers import scan
+from max_zimage.checkpoint.load import LoadPlan, load, plan
+from max_zimage.checkpoint.locate import paths_of
+from max_zimage.compile.compiler import CompiledGraph, compile_graph
+from max_zimage.compile.device_weights import OnDevice, shared
+from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import is_nvidia, runs_here
-from max_zimage.graphs.text_encoder import TextEncoderSpec
-from max_zimage.graphs.transformer import TransformerSpec
-from max_zimage.graphs.vae import VaeSpec
-from max_zimage.model_files import paths_of
-from max_zimage.safetensors_files import scan
-from max_zimage.weight_places import Names
+from max_zimage.graphs.model.text_encoder import TextEncoderSpec
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.model.vae import VaeSpec
 
 
 class ZImageComponent(ComponentModel):

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 
-from max_zimage.compiler import CompiledGraph
+from max_zimage.checkpoint.config import text_encoder_spec
+from max_zimage.checkpoint.expand import Names, text_encoder_names
+from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
-from max_zimage.config import text_encoder_spec
-from max_zimage.devices import upload
+from max_zimage.device.devices import upload
 from max_zimage.graphs.layers import build
-from max_zimage.graphs.text_encoder import TextEncoder, TextEncoderSpec
-from max_zimage.positions import padded, text_rope
-from max_zimage.weight_places import Names, text_encoder_names
+from max_zimage.graphs.model.text_encoder import TextEncoder, TextEncoderSpec
+from max_zimage.sampling.positions import padded, text_rope
 
 HIDDEN_LAYER = -2
 """The hidden state that Z-Image was trained on."""
@@ -25,7 +25,7 @@ class ZImageTextEncoderModel(ZImageComponent):
     """Compiled text encoder.
 
     Attributes:
-        model: The graph, `graphs.text_encoder.TextEncoder`.
+        model: The graph, `graphs.model.text_encoder.TextEncoder`.
         spec: Its shape.
     """
 

@@ -11,22 +11,22 @@ import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 
-from max_zimage.compiler import CompiledGraph, wait_for
+from max_zimage.checkpoint.config import transformer_spec
+from max_zimage.checkpoint.expand import Names, transformer_names
+from max_zimage.checkpoint.layout import apart, modulated_norms
+from max_zimage.compile.compiler import CompiledGraph, wait_for
+from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.components.base import ZImageComponent
-from max_zimage.config import transformer_spec
-from max_zimage.device_weights import OnDevice, shared
-from max_zimage.devices import upload
-from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
-from max_zimage.graphs.denoise import DenoiseStep
+from max_zimage.device.devices import upload
+from max_zimage.device.memory import check_device_memory
 from max_zimage.graphs.dims import FirstBlock
-from max_zimage.graphs.first_block_cache import FirstBlockStep, PictureGuidance
 from max_zimage.graphs.layers import build
-from max_zimage.graphs.taylorseer import TaylorStep, TaylorUpdate
-from max_zimage.graphs.transformer import TransformerSpec
-from max_zimage.memory import check_device_memory
-from max_zimage.positions import RopeSpec
-from max_zimage.weight_order import apart, modulated_norms
-from max_zimage.weight_places import Names, transformer_names
+from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.step.denoise import DenoiseStep
+from max_zimage.graphs.step.extrapolate import TaylorStep, TaylorUpdate
+from max_zimage.graphs.step.first_block import FirstBlockStep, PictureGuidance
+from max_zimage.sampling.positions import RopeSpec
 
 _STEP = "transformer."
 
@@ -35,9 +35,9 @@ class ZImageTransformerModel(ZImageComponent):
     """Compiled transformer.
 
     Attributes:
-        model: One denoising step, `graphs.denoise.DenoiseStep`.
-        conditioning: Captions to tokens, `graphs.conditioning.CaptionConditioning`.
-        modulation: Timesteps to a table, `graphs.conditioning.ModulationTable`.
+        model: One denoising step, `graphs.step.denoise.DenoiseStep`.
+        conditioning: Captions to tokens, `graphs.model.conditioning.CaptionConditioning`.
+        modulation: Timesteps to a table, `graphs.model.conditioning.ModulationTable`.
         spec: Its shape.
         nbytes_beside: Memory of the other components' weights on the same device.
     """
@@ -76,7 +76,7 @@ class ZImageTransformerModel(ZImageComponent):
         return transformer_names(transformer_spec(self.config))
 
     def _all_weights(self) -> dict[str, Buffer]:
-        """The weights under all names that graphs on this device know them by; see `graphs.blocks.FusedBlock`."""
+        """The weights under all names that graphs on this device know them by; see `graphs.model.blocks.FusedBlock`."""
         weights = self.load_weights()
         if self.device.is_host:
             return weights
@@ -94,7 +94,7 @@ class ZImageTransformerModel(ZImageComponent):
             block: The block that decides.
 
         Returns:
-            `graphs.first_block_cache.FirstBlockStep` and `PictureGuidance`. The first holds the transformer once more:
+            `graphs.step.first_block.FirstBlockStep` and `PictureGuidance`. The first holds the transformer once more:
             on an accelerator its weights take their memory again, unless they are shared; see `again_bytes`.
 
         Raises:
@@ -122,7 +122,7 @@ class ZImageTransformerModel(ZImageComponent):
 
     @cached_property
     def taylor_graphs(self) -> tuple[CompiledGraph, CompiledGraph]:
-        """`graphs.taylorseer.TaylorUpdate` and `TaylorStep`; compiled when they are first asked for."""
+        """`graphs.step.extrapolate.TaylorUpdate` and `TaylorStep`; compiled when they are first asked for."""
         spec, device = self.spec, self.device_ref
         update = build(lambda: TaylorUpdate(spec), DType.float32, device)
         step = build(lambda: TaylorStep(spec), DType.float32, device)
@@ -146,7 +146,8 @@ class ZImageTransformerModel(ZImageComponent):
             timesteps: float32 [steps], 1 - sigma.
 
         Returns:
-            float32 [steps, num_blocks, 4, dim] and float32 [steps, dim]; see `graphs.conditioning.ModulationTable`.
+            float32 [steps, num_blocks, 4, dim] and float32 [steps, dim]; see
+            `graphs.model.conditioning.ModulationTable`.
         """
         table, final_scale = self.modulation(upload(timesteps, self.device))
         return table, final_scale

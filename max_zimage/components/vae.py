@@ -7,19 +7,19 @@ from functools import cached_property
 from max.driver import Buffer
 from max.dtype import DType
 
-from max_zimage.compiler import CompiledGraph
+from max_zimage.checkpoint.config import vae_spec
+from max_zimage.checkpoint.expand import Names, vae_names
+from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
-from max_zimage.config import vae_spec
 from max_zimage.graphs.layers import build
-from max_zimage.graphs.vae import DecodeLatents, EncodeImage, VaeSpec
-from max_zimage.weight_places import Names, vae_names
+from max_zimage.graphs.model.vae import DecodeLatents, EncodeImage, VaeSpec
 
 
 class ZImageVaeModel(ZImageComponent):
     """Compiled autoencoder.
 
     Attributes:
-        model: The decoder with unpacking, denormalization and quantization, `graphs.vae.DecodeLatents`.
+        model: The decoder with unpacking, denormalization and quantization, `graphs.model.vae.DecodeLatents`.
         spec: Its shape.
     """
 
@@ -41,7 +41,7 @@ class ZImageVaeModel(ZImageComponent):
 
     @cached_property
     def encoder(self) -> CompiledGraph:
-        """The encoder, `graphs.vae.EncodeImage`, compiled when it is first asked for: only image-to-image needs it."""
+        """`graphs.model.vae.EncodeImage`, compiled when it is first asked for: only image-to-image needs it."""
         module = build(lambda: EncodeImage(self.spec), self.dtype, self.device_ref)
         types = module.input_types(self.device_ref)
         return self.compile("encode", module, types, self._weights)

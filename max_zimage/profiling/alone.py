@@ -9,11 +9,11 @@ import numpy as np
 from max.driver import Device
 from max.graph import DeviceRef
 
-from max_zimage.compiler import wait_for
-from max_zimage.devices import upload
-from max_zimage.graphs.transformer import TransformerSpec
+from max_zimage.compile.compiler import wait_for
+from max_zimage.compile.small_graphs import guidance_graph, scheduler_step_graph
+from max_zimage.device.devices import upload
+from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.profiling.recorder import Call, Recorder
-from max_zimage.small_graphs import guidance_graph, scheduler_step_graph
 
 _REPEATS = 9
 

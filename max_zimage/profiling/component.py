@@ -15,19 +15,18 @@ from max.experimental.nn import Module
 from max.graph import DeviceRef, TensorType
 
 from max_zimage import progress
-from max_zimage.checkpoint import ModelDtype
-from max_zimage.compiler import CompiledGraph, compile_graph
-from max_zimage.config import ModelSpecs
-from max_zimage.devices import upload, upload_as
-from max_zimage.estimate import decode_bytes, step_bytes, text_bytes
+from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.compile.ahead_of_time import with_layers
+from max_zimage.compile.compiler import CompiledGraph, compile_graph
+from max_zimage.compile.worker import definition
+from max_zimage.device.devices import upload, upload_as
+from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.graphs.ops import PANEL
-from max_zimage.memory import NotEnoughMemoryError, available_memory, gib
-from max_zimage.model_inputs import make_items
-from max_zimage.positions import PIXELS_PER_TOKEN, SEQUENCE_MULTIPLE, RopeSpec, text_rope
-from max_zimage.request_checks import side
-from max_zimage.target_worker import definition
-from max_zimage.targets import with_layers
-from max_zimage.weight_order import bfloat16_bits
+from max_zimage.pipeline.batch import make_items
+from max_zimage.pipeline.estimate import decode_bytes, step_bytes, text_bytes
+from max_zimage.request.checks import side
+from max_zimage.sampling.positions import PIXELS_PER_TOKEN, SEQUENCE_MULTIPLE, RopeSpec, text_rope
 
 GRAPHS = {"text_encoder": "text_encoder", "transformer": "denoise", "vae": "decode"}
 """Component -> the graph that does its main work."""

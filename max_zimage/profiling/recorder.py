@@ -9,7 +9,7 @@ from typing import Literal
 
 from max.driver import Buffer, Device
 
-from max_zimage.profiling.observer import observed_by
+from max_zimage.compile.observer import observed_by
 from max_zimage.profiling.peak_memory import MemoryMeter, meter
 from max_zimage.progress import Silent, shown_by, stage
 
@@ -136,7 +136,7 @@ class Recorder:
         return self.measured[(len(self.measured) - 1) // 2]
 
     def call(self, name: str, inputs: Sequence[Buffer], run: Callable[[], list[Buffer]]) -> list[Buffer]:
-        """Run a graph and take its time; see `max_zimage.profiling.observer.Observer`."""
+        """Run a graph and take its time; see `max_zimage.compile.observer.Observer`."""
         held = self.meter.begin() if self._metered else None
         begin = time.perf_counter()
         outputs = run()

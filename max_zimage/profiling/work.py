@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from max_zimage.graphs.blocks import BlockShape
 from max_zimage.graphs.dims import FirstBlock
-from max_zimage.graphs.text_encoder import TextEncoderSpec
-from max_zimage.graphs.transformer import TransformerSpec
-from max_zimage.graphs.vae import RGB, VaeSpec
+from max_zimage.graphs.model.blocks import BlockShape
+from max_zimage.graphs.model.text_encoder import TextEncoderSpec
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.model.vae import RGB, VaeSpec
 
 _FLOAT32 = 4
-_SINUSOIDS, _TIMESTEP_HIDDEN = 256, 1024  # graphs.conditioning: not part of any configuration
+_SINUSOIDS, _TIMESTEP_HIDDEN = 256, 1024  # graphs.model.conditioning: not part of any configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def block(shape: BlockShape, items: int, length: int, size: int) -> Work:
 
 
 def denoise(spec: TransformerSpec, *, items: int, image_tokens: int, image_padded: int, tokens: int, size: int) -> Work:
-    """One denoising step, `graphs.denoise.DenoiseStep`.
+    """One denoising step, `graphs.step.denoise.DenoiseStep`.
 
     Args:
         spec: The transformer's shape.
@@ -112,7 +112,7 @@ def first_block(
     tokens: int,
     size: int,
 ) -> Work:
-    """A step that `graphs.first_block_cache.FirstBlockStep` leaves out; the first block is asked, and projected.
+    """A step that `graphs.step.first_block.FirstBlockStep` leaves out; the first block is asked, and projected.
 
     Args:
         spec: The transformer's shape.
@@ -132,13 +132,13 @@ def first_block(
 
 
 def conditioning(spec: TransformerSpec, *, prompts: int, length: int, size: int) -> Work:
-    """Captions to caption tokens, `graphs.conditioning.CaptionConditioning`, over [prompts, length, caption_dim]."""
+    """`graphs.model.conditioning.CaptionConditioning`, over [prompts, length, caption_dim]."""
     embedded = linear(prompts * length, spec.caption_dim, spec.dim, size)
     return embedded + block(spec, prompts, length, size) * spec.num_refiner_layers
 
 
 def modulation(spec: TransformerSpec, *, steps: int, size: int) -> Work:
-    """The table of a schedule, `graphs.conditioning.ModulationTable`."""
+    """The table of a schedule, `graphs.model.conditioning.ModulationTable`."""
     return (
         linear(steps, _SINUSOIDS, _TIMESTEP_HIDDEN, size)
         + linear(steps, _TIMESTEP_HIDDEN, spec.adaln_dim, size)
@@ -160,7 +160,7 @@ def text_encoder(spec: TextEncoderSpec, *, layers: int, prompts: int, length: in
 
 
 def decode(spec: VaeSpec, *, pictures: int, rows: int, columns: int, size: int, picture_size: int) -> Work:
-    """The decoder, `graphs.vae.DecodeLatents`.
+    """The decoder, `graphs.model.vae.DecodeLatents`.
 
     Args:
         spec: The autoencoder's shape.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from max_zimage.calling import Prepared
-from max_zimage.estimate import activation_bytes
-from max_zimage.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.estimate import activation_bytes
 from max_zimage.serving.settings import ServerSettings
 
 _SIDES = (4096, 3072, 2048, 1536, 1280, 1024, 768, 512, 256, 128)

@@ -18,10 +18,10 @@ from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.request.open_responses import OutputImageContent
 from max.serve.worker_interface import ModelWorkerProxy, RequestQueueFull
 
-from max_zimage.serving.context import ZImageContext
+from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.errors import ApiError
-from max_zimage.serving.messages import Preview, Progress, read_failure, read_progress
 from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.worker.messages import Preview, Progress, read_failure, read_progress
 
 _log = logging.getLogger("max_zimage.serving")
 

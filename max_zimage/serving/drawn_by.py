@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from max.pipelines.lib.config import MAXModelConfig
 
-from max_zimage.inputs import GenerationRequest
-from max_zimage.model_files import COMPONENTS
-from max_zimage.parameters import GenerationParameters
+from max_zimage.checkpoint.locate import COMPONENTS
+from max_zimage.request.metadata import GenerationParameters
+from max_zimage.request.request import GenerationRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnBy:
-    """A model as `max_zimage.parameters.GenerationParameters` has it.
+    """A model as `max_zimage.request.metadata.GenerationParameters` has it.
 
     Attributes:
         model: Folder, hub id or the embedded model's name.

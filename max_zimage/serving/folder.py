@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
-from max_zimage.temporary import restore
+from max_zimage.host.temporary import restore
 
 PREFIX = "max-zimage-server-"
 _NAME = re.compile(re.escape(PREFIX) + r"[a-z0-9_]{8}")

@@ -15,23 +15,23 @@ from typing import Any
 
 import uvicorn
 
-from max_zimage.calling import Prepared
-from max_zimage.cli import EMBEDDED_NAME
-from max_zimage.context_tokenizer import ZImageTokenizer
-from max_zimage.devices import device_kind
-from max_zimage.limits import DEFAULT_MAX_SEQUENCE_LENGTH
-from max_zimage.pipeline import ZImagePipeline
-from max_zimage.serving.app import make_app
-from max_zimage.serving.connections import BACKLOG, LimitedProtocol, watch
+from max_zimage import embedded
+from max_zimage.device.devices import device_kind
+from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
+from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.drawn_by import DrawnBy
 from max_zimage.serving.folder import ServerFolder
-from max_zimage.serving.media import MediaStore
+from max_zimage.serving.http.app import make_app
+from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
+from max_zimage.serving.http.media import MediaStore
+from max_zimage.serving.http.requests import Served
+from max_zimage.serving.http.state import State
 from max_zimage.serving.metrics import Metrics
-from max_zimage.serving.requests import Served
 from max_zimage.serving.settings import ServerSettings
-from max_zimage.serving.state import State
-from max_zimage.serving.worker import Worker, WorkerFailed
+from max_zimage.serving.supervisor import Worker, WorkerFailed
 
 _log = logging.getLogger("max_zimage.serving")
 _LAST_WORDS = 5.0  # seconds for answers to get out when work in flight is ended
@@ -154,7 +154,7 @@ def _served(settings: ServerSettings, prepared: Prepared) -> Served:
     return Served(
         name=settings.name,
         drawn_by=DrawnBy(
-            model=settings.model or EMBEDDED_NAME,
+            model=settings.model or embedded.NAME,
             dtype=prepared.sources.dtypes["transformer"],
             device=device_kind(prepared.devices[0]),
         ),

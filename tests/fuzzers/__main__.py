@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from fuzzers.tally import Tally
+from tests.fuzzers.tally import Tally
 
 COUNTS = {"images": 5000, "configs": 1000, "artifacts": 100, "disks": 20, "kills": 20}
 """Fuzzer -> inputs of its long form; 100 picture files take seconds, one kill a start of the server."""
@@ -19,7 +19,7 @@ COUNTS = {"images": 5000, "configs": 1000, "artifacts": 100, "disks": 20, "kills
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run fuzzers and print what became of their inputs; 1 if anything went wrong."""
-    parser = argparse.ArgumentParser(prog="python -m fuzzers", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzzers", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COUNTS)}; all if none is given")
     parser.add_argument("--count", type=int, metavar="N", help="inputs of each fuzzer in place of its own number")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws the inputs; 0 if not given")

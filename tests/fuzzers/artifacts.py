@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fuzzers.tally import Tally
-from max_zimage import artifacts
+from max_zimage.compile import artifacts
+from tests.fuzzers.tally import Tally
 
 _STARTS_EACH = 100  # one start of the whole program for so many inputs that are only offered to the look-up
-_DRAW = ["-m", "max_zimage.cli", "generate", "a red star", "--quiet", "--device", "cpu", "--seed", "1"]
+_DRAW = ["-m", "max_zimage", "generate", "a red star", "--quiet", "--device", "cpu", "--seed", "1"]
 _DRAW += ["--height", "64", "--width", "64", "--steps", "1"]
 
 

@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from references.checkpoints import DAMAGED, HARMLESS, JSON_FILES, TEMPLATE, copied
-
-from fuzzers.tally import Tally
 from max_zimage import ZImagePipeline
-from max_zimage.calling import Prepared
-from max_zimage.cli import main
-from max_zimage.inputs import GenerationRequest
-from max_zimage.request_inputs import tokens_of_request
-from max_zimage.safetensors_files import CheckpointError
+from max_zimage.cli.main import main
+from max_zimage.errors import CheckpointError
+from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.manifest import find_sources
+from max_zimage.pipeline.prepare import tokens_of_request
+from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.server import _served
 from max_zimage.serving.settings import ServerSettings
-from max_zimage.sources import find_sources
+from tests.fuzzers.tally import Tally
+from tests.references.checkpoints import DAMAGED, HARMLESS, JSON_FILES, TEMPLATE, copied
 
 Draw = random.Random
 

@@ -20,15 +20,17 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 from PIL import Image
-from test_images import PARAMETERS
 
-from fuzzers.tally import Tally
-from max_zimage import artifacts, cli_generate, folders
-from max_zimage.compiler import compile_graph
-from max_zimage.devices import download, upload
-from max_zimage.graphs.latents import PackLatents
+from max_zimage.cli import generate as cli_generate
+from max_zimage.compile import artifacts
+from max_zimage.compile.compiler import compile_graph
+from max_zimage.device.devices import download, upload
 from max_zimage.graphs.layers import build
-from max_zimage.parameters import ImageFileError
+from max_zimage.graphs.model.latents import PackLatents
+from max_zimage.host import folders
+from max_zimage.images.save import ImageFileError
+from tests.fuzzers.tally import Tally
+from tests.images.test_save import PARAMETERS
 
 _LARGEST = 400_000  # bytes; the graph and the pictures are smaller
 _CHANNELS = 4

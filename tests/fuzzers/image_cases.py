@@ -14,7 +14,8 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from references.start_images import (
+
+from tests.references.start_images import (
     ADOBE,
     BT709,
     COLOURED,

@@ -7,9 +7,9 @@ import io
 import imagecodecs
 import numpy as np
 from PIL import Image
-from references.start_images import SRGB, Levels, Space, cmyk_profile, in_srgb, naive_rgb, upright
 
-from fuzzers.image_cases import LOSSY, ONE, Case, Colours, Generator, exif, noise, pick, profile_colours
+from tests.fuzzers.image_cases import LOSSY, ONE, Case, Colours, Generator, exif, noise, pick, profile_colours
+from tests.references.start_images import SRGB, Levels, Space, cmyk_profile, in_srgb, naive_rgb, upright
 
 
 def jpeg(rng: Generator) -> Case:

@@ -9,9 +9,18 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from references.start_images import ADOBE, Levels, eight_bits, in_srgb, lab_of_srgb, naive_rgb, srgb_of_lab, upright
 
-from fuzzers.image_cases import ONE, Case, Generator, exif
+from tests.fuzzers.image_cases import ONE, Case, Generator, exif
+from tests.references.start_images import (
+    ADOBE,
+    Levels,
+    eight_bits,
+    in_srgb,
+    lab_of_srgb,
+    naive_rgb,
+    srgb_of_lab,
+    upright,
+)
 
 Made = tuple[Image.Image, Levels | None, int]  # the picture, its pixels or None for a refusal, and the tolerance
 _LOSSLESS = ("BMP", "TIFF", "PPM", "TGA", "JPEG2000", "GIF")

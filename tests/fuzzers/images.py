@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fuzzers.image_cases import Case, png
-from fuzzers.image_lossy import jpeg, webp
-from fuzzers.image_modes import picture
-from fuzzers.tally import Tally
-from max_zimage.input_images import decode_image, image_of_data_url, picture_pixels, read_image
-from max_zimage.request_checks import RequestError
+from max_zimage.errors import RequestError
+from max_zimage.images.read import decode_image, image_of_data_url, picture_pixels, read_image
+from tests.fuzzers.image_cases import Case, png
+from tests.fuzzers.image_lossy import jpeg, webp
+from tests.fuzzers.image_modes import picture
+from tests.fuzzers.tally import Tally
 
 _MAKERS = (png, png, jpeg, webp, picture)
 _SECONDS = 20.0  # for some hundred pixels: none hangs

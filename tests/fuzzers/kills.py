@@ -26,9 +26,9 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
-from references.servers import SLOW, START_SECONDS, STOP_SECONDS, Server
 
-from fuzzers.tally import Tally
+from tests.fuzzers.tally import Tally
+from tests.references.servers import SLOW, START_SECONDS, STOP_SECONDS, Server
 
 MOMENTS = ("loading", "idle", "drawing", "uploading")
 DEEDS = ("server KILL", "server HUP", "server TERM", "server INT", "worker KILL", "folder", "contents")

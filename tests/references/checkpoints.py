@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-EMBEDDED = Path(__file__).parents[2] / "max_zimage" / "assets" / "tiny-zimage"
+from max_zimage.embedded import PATH as EMBEDDED
+
 BOM = b"\xef\xbb\xbf"
 JSON_FILES = (
     "model_index.json",

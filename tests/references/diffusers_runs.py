@@ -17,7 +17,7 @@ from diffusers import ZImagePipeline as DiffusersPipeline
 
 if TYPE_CHECKING:  # the reference itself needs no MAX
     from max_zimage import ZImagePipeline
-    from max_zimage.tokenizer import PromptTokenizer
+    from max_zimage.text.tokenizer import PromptTokenizer
 
 FloatArray = npt.NDArray[np.float32]
 Features = tuple[list[torch.Tensor], list[torch.Tensor]]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from max.driver import Buffer
-from references.diffusers_runs import Call, Features, FloatArray, Pair, packed
 
 from max_zimage import ZImageModelInputs, ZImagePipeline
-from max_zimage.denoising import caption_tokens
-from max_zimage.devices import download, upload
-from max_zimage.inputs import GenerationRequest
-from max_zimage.model_inputs import steps
-from max_zimage.request_inputs import captions_of_request, float_features, inputs_of_request
+from max_zimage.device.devices import download, upload
+from max_zimage.pipeline.batch import steps
+from max_zimage.pipeline.denoising import caption_tokens
+from max_zimage.pipeline.prepare import captions_of_request, float_features, inputs_of_request
+from max_zimage.request.request import GenerationRequest
+from tests.references.diffusers_runs import Call, Features, FloatArray, Pair, packed
 
 
 def request_of(pair: Pair, call: Call, features: Features | None = None) -> GenerationRequest:

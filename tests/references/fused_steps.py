@@ -19,16 +19,17 @@ from max.graph import DeviceRef
 from max.graph import Module as GraphModule
 from pytest import MonkeyPatch
 
-from max_zimage.checkpoint import load
+from max_zimage.checkpoint.layout import apart, modulated_norms, weight_buffer
+from max_zimage.checkpoint.load import load
+from max_zimage.checkpoint.names import Packing
 from max_zimage.components import ZImageTransformerModel
-from max_zimage.devices import download
-from max_zimage.graphs import attention, blocks, ops
-from max_zimage.graphs.conditioning import CaptionConditioning, ModulationTable
-from max_zimage.graphs.denoise import DenoiseStep
+from max_zimage.device.devices import download
+from max_zimage.graphs import ops
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import build, trace
-from max_zimage.weight_names import Packing
-from max_zimage.weight_order import apart, modulated_norms, weight_buffer
+from max_zimage.graphs.model import attention, blocks
+from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
+from max_zimage.graphs.step.denoise import DenoiseStep
 
 HOST = DeviceRef.CPU()
 
@@ -62,7 +63,7 @@ def as_on_nvidia() -> Iterator[None]:
 
 
 def ragged_on_cpu(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor) -> Tensor:
-    """What `graphs.attention.ragged_mixed` says, by the first sequence of each row: the other one is padding."""
+    """What `graphs.model.attention.ragged_mixed` says, by the first sequence of each row: the other one is padding."""
     items, length = query.shape[:2]
     row = F.range(0, items, 1, out_dim=items, dtype=DType.int32, device=HOST)
     begin = F.unsqueeze(row * F.shape_to_tensor([length]).cast(DType.int32), 1)

@@ -13,13 +13,13 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
-from references.kernels import normed, rotated
 from torch.nn.functional import silu
 
 from max_zimage.graphs import gpu_ops
-from max_zimage.graphs.attention import ragged_mixed
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import build, trace
+from max_zimage.graphs.model.attention import ragged_mixed
+from tests.references.kernels import normed, rotated
 
 EPSILON = 1e-5
 NAMES = ("query", "key", "added", "next", "scaled", "gated")
@@ -147,7 +147,7 @@ def downloaded(result: Buffer) -> torch.Tensor:
 
 
 class RaggedMix(Module[..., list[Tensor]]):
-    """Attention of a batch whose rows are padded to one length, as `graphs.attention` calls it."""
+    """Attention of a batch whose rows are padded to one length, as `graphs.model.attention` calls it."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
         self.heads, self.head_dim = heads, head_dim

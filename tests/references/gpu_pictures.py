@@ -10,12 +10,12 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
-from references.gpu_ops import poison
 from torch.nn.functional import group_norm, silu
 
 from max_zimage.graphs import gpu_ops
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import build, trace
+from tests.references.gpu_ops import poison
 
 EPSILON = 1e-6
 NORMS = {"2 a group": (16, 8), "4": (128, 32), "8": (256, 32), "16": (512, 32)}

@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from max_zimage.compile.launches import Launches, Part
 from max_zimage.graphs.kernel_library import KERNELS
-from max_zimage.launches import Launches, Part
 
 Lists = Mapping[str, Mapping[str, Launches]]
 """Target -> graph -> launches."""

@@ -1,9 +1,9 @@
 """What every graph of the published models launches on GPUs, as text: in a file that tests compare with, and in docs.
 
-    PYTHONPATH=tests python -m references.launches                           all graphs on sm_90a anew, three minutes
-    PYTHONPATH=tests python -m references.launches denoise                   those that a change is about
-    PYTHONPATH=tests python -m references.launches --target cuda:sm_100a     lists beside the page, which no test holds
-    PYTHONPATH=tests python -m references.launches --symbols                 kernels of the machine code, half an hour
+    python -m tests.references.launches                           all graphs on sm_90a anew, three minutes
+    python -m tests.references.launches denoise                   those that a change is about
+    python -m tests.references.launches --target cuda:sm_100a     lists beside the page, which no test holds
+    python -m tests.references.launches --symbols                 kernels of the machine code, half an hour
 
 Each of them also writes the tables of docs/launches.md. No GPU is needed.
 """
@@ -16,14 +16,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from references import launch_page
+from max_zimage.cli.compile import listing
+from max_zimage.compile.ahead_of_time import FULL_MODEL, GRAPHS, check_graphs, compile_target
+from max_zimage.compile.cubins import symbol_lines
+from max_zimage.compile.launches import Launches, Part
+from tests.paths import ROOT
+from tests.references import launch_page
 
-from max_zimage.cli_compile import listing
-from max_zimage.cubins import symbol_lines
-from max_zimage.launches import Launches, Part
-from max_zimage.targets import FULL_MODEL, GRAPHS, check_graphs, compile_target
-
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 PINNED = "cuda:sm_90a"
 FILES = {
     PINNED: Path(__file__).with_name("launches-sm_90a.txt"),
@@ -95,7 +95,9 @@ def page() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List graphs, and put what is said of them in the place of what was said before."""
-    parser = argparse.ArgumentParser(prog="python -m references.launches", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.references.launches", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("graphs", nargs="*", metavar="GRAPH")
     parser.add_argument("--target", choices=FILES, default=PINNED)
     parser.add_argument("--symbols", action="store_true", help=f"of {PINNED}")

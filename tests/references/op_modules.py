@@ -13,11 +13,11 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
-from tolerances import BFLOAT16_RATIO
 
-from max_zimage.checkpoint import ModelDtype
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.kernel_library import compile_with_kernels, runs_here
 from max_zimage.graphs.layers import build, trace
+from tests.tolerances import BFLOAT16_RATIO
 
 TORCH: Mapping[ModelDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

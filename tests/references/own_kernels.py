@@ -1,6 +1,6 @@
 """The project's ops for a GPU and a product beside them, compiled for a virtual sm_90a.
 
-    python -m references.own_kernels FILE
+    python -m tests.references.own_kernels FILE
 
 At the published widths; the product is one of the embedded model's, whose width is no multiple of 8. MAX wants the
 virtual device before anything else, hence the process of its own.
@@ -27,12 +27,12 @@ def main(file: str) -> None:
     from max.dtype import DType
     from max.engine import InferenceSession
     from max.graph import DeviceRef, Module, TensorType
-    from references.gpu_ops import PUBLISHED, AllOps
-    from references.gpu_pictures import NORMS, Attention, Norm
 
-    from max_zimage.graphs.blocks import SwiGLU
     from max_zimage.graphs.kernel_library import compile_with_kernels
     from max_zimage.graphs.layers import build, trace
+    from max_zimage.graphs.model.blocks import SwiGLU
+    from tests.references.gpu_ops import PUBLISHED, AllOps
+    from tests.references.gpu_pictures import NORMS, Attention, Norm
 
     device = Accelerator()
     place, dtype = DeviceRef.from_device(device), DType.bfloat16

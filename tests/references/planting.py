@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from max.driver import Buffer
 from max.dtype import DType
-from references.tiny import EMBEDDED
 from safetensors.torch import load_file, save_file
 
-from max_zimage.weight_order import bfloat16_bits
+from max_zimage.device.dtypes import bfloat16_bits
+from max_zimage.embedded import PATH as EMBEDDED
 
 
 def planted_copy(

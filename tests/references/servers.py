@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
+from tests.paths import ROOT
+
 _C = ctypes.CDLL(None)  # opened here: between fork and exec nothing may be locked
-ROOT = Path(__file__).parents[2]
 KEY = "correct-horse"
 SLOW: dict[str, Any] = {"size": "512x512", "steps": 100}
 """A request that takes half a minute on two cores: nothing waits for its end."""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from references.diffusers_runs import Call, Pair, noise, packed, reference_features, relative_l2
-from references.engine_runs import OpenTransformer, features_of, inputs_of, request_of
 
-from max_zimage.positions import padded
+from max_zimage.sampling.positions import padded
+from tests.references.diffusers_runs import Call, Pair, noise, packed, reference_features, relative_l2
+from tests.references.engine_runs import OpenTransformer, features_of, inputs_of, request_of
 
 Stages = list[tuple[str, npt.NDArray[Any]]]
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from references.diffusers_runs import Call, FloatArray, Pair, noise, packed, reference_features
-from references.engine_runs import inputs_of, request_of
+
+from tests.references.diffusers_runs import Call, FloatArray, Pair, noise, packed, reference_features
+from tests.references.engine_runs import inputs_of, request_of
 
 Flags = npt.NDArray[np.bool_]
 

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipe
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-EMBEDDED = Path(__file__).parents[2] / "max_zimage" / "assets" / "tiny-zimage"
+from max_zimage.embedded import PATH as EMBEDDED
+
 _AXES = {64: (16, 24, 24), 128: (32, 48, 48)}  # head dim -> caption, height, width, in the real model's proportions
 
 StateDict = dict[str, torch.Tensor]

@@ -21,7 +21,7 @@ from benchmarks.gpu_run.results import Row
 from benchmarks.gpu_run.steps import Part
 from benchmarks.gpu_run.variants import WIDE
 from benchmarks.measure import max_abs, psnr
-from max_zimage.compiler import wait_for
+from max_zimage.compile.compiler import wait_for
 from max_zimage.components import ZImageVaeModel
 
 _THREADS = 8
@@ -66,7 +66,7 @@ def _measured(bench: Bench, side: int) -> Iterator[Row]:
 
 def _pieces(bench: Bench) -> Iterator[Row]:
     """The widest and the largest group norm, each twice, and the middle block's attention, beside PyTorch's."""
-    from references.gpu_pictures import NORMS
+    from tests.references.gpu_pictures import NORMS
 
     loaded = bench.once("picture_ops", lambda: load(bench, "picture_ops", random_numbers))
     largest, smallest = (16, 8) if bench.small else (1024, 128)

@@ -32,7 +32,7 @@ def parts(bench: Bench) -> list[Part]:
 
 def _own_ops(bench: Bench, sizes: Lengths) -> Iterator[Row]:
     """Every op for a GPU, in bfloat16 whatever the model's dtype is."""
-    from references import gpu_ops
+    from tests.references import gpu_ops
 
     loaded = bench.once("own_ops", lambda: load(bench, "own_ops", random_numbers))["all_ops"]
     widths, items = op_widths(bench.shape), len(sizes.valid)
@@ -51,7 +51,7 @@ def _own_ops(bench: Bench, sizes: Lengths) -> Iterator[Row]:
 
 def _picture_ops(bench: Bench) -> Iterator[Row]:
     """Two items of an odd size, and attention over more positions than one launch takes."""
-    from references import gpu_pictures
+    from tests.references import gpu_pictures
 
     loaded = bench.once("picture_ops", lambda: load(bench, "picture_ops", random_numbers))
     items, rows, columns, positions = (2, 9, 11, 100) if bench.small else (2, 96, 90, 2060)

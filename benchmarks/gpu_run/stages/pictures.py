@@ -12,7 +12,7 @@ from benchmarks.gpu_run.drawing import PROMPT, Case, cases, draw, pipeline, step
 from benchmarks.gpu_run.results import Row
 from benchmarks.gpu_run.steps import Part
 from benchmarks.measure import Timing, seconds_of
-from max_zimage import compiler
+from max_zimage.compile import compiler
 
 
 def parts(bench: Bench) -> list[Part]:

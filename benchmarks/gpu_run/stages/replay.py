@@ -13,7 +13,7 @@ from benchmarks.gpu_run.drawing import Case, cases, draw, pipeline, timed_graphs
 from benchmarks.gpu_run.results import Row
 from benchmarks.gpu_run.steps import Part
 from benchmarks.measure import Timing, max_abs, psnr, seconds_of
-from max_zimage import device_graphs
+from max_zimage.compile import device_graphs
 
 _BEFORE = 3
 """Pictures after which everything that is recorded has been: a call is recorded when its sizes come again."""

@@ -22,9 +22,9 @@ _NOTHING_MARKED = 5
 def parts(bench: Bench) -> list[Part]:
     """File by file: one whose graphs take too long to compile costs no other."""
     marked = [
-        file for file in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in file.read_text("utf-8")
+        file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text("utf-8")
     ]
-    chosen = [ROOT / "tests" / "test_noise.py"] if bench.small else marked
+    chosen = [ROOT / "tests" / "sampling" / "test_noise.py"] if bench.small else marked
     return [Part(name=file.stem, seconds=60, measure=lambda file=file: _run(bench, file)) for file in chosen]
 
 

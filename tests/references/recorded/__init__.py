@@ -5,8 +5,8 @@ latents and of the picture; `latents.npz` the latents themselves, from the first
 Sums run in the order that a processor's registers suggest, so bits are those of a processor and of a version of MAX.
 How many cores it has makes no difference.
 
-    PYTHONPATH=tests python -m references.recorded           adds the digests of this processor
-    PYTHONPATH=tests python -m references.recorded --anew    drops all that is there, latents too
+    python -m tests.references.recorded           adds the digests of this processor
+    python -m tests.references.recorded --anew    drops all that is there, latents too
 
 The first is for another processor: it wants latents within the tolerance of those that are there. The second is for a
 change that was meant to change pictures, or another version of MAX.

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from references import recorded
-from references.diffusers_runs import relative_l2
-from references.recorded import Drawn
-from tolerances import RECORDED_L2
 
 from max_zimage import ZImagePipeline
+from tests.references import recorded
+from tests.references.diffusers_runs import relative_l2
+from tests.references.recorded import Drawn
+from tests.tolerances import RECORDED_L2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw all, look at what is there, write."""
-    parser = argparse.ArgumentParser(prog="python -m references.recorded", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.references.recorded", description=__doc__)
     parser.add_argument("--anew", action="store_true", help="drop what is recorded, on every processor")
     anew = parser.parse_args(arguments).anew or not recorded.DIGESTS.exists()
     pipeline = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 
-from references.run_steps import Bench
-
 from benchmarks.gpu_run.results import Row
 from benchmarks.gpu_run.steps import Part
 from benchmarks.measure import Timing
+from tests.references.run_steps import Bench
 
 
 def parts(bench: Bench) -> list[Part]:

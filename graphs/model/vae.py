@@ -1,0 +1,239 @@
+"""AutoencoderKL as Flux and Z-Image use it: latents to pixels and pixels to latents.
+
+    decode: tokens -> latents / scaling + shift -> conv -> middle block -> [residual blocks, 2x larger] -> norm, silu,
+    conv -> uint8, and beside it the energy of tokens and pixels, which tells whether all of them are finite
+    encode: uint8 -> conv -> [residual blocks, 2x smaller] -> middle block -> norm, silu, conv -> mean + std · noise ->
+    latents
+
+Each is one graph for every batch and size. The affine maps, the posterior and the quantization are float32 whatever the
+model's dtype is.
+
+Reference: diffusers models/autoencoders/autoencoder_kl.py and vae.py (Encoder, Decoder, DiagonalGaussianDistribution),
+image_processor.py (VaeImageProcessor).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from max.dtype import DType
+from max.experimental import functional as F
+from max.experimental.nn import Module
+from max.experimental.nn.sequential import ModuleList
+from max.experimental.tensor import Tensor
+from max.graph import DeviceRef, Dim, TensorType
+
+from max_zimage.graphs.dims import BATCH
+from max_zimage.graphs.model.latents import denormalize, normalize, token_squares, unpack
+from max_zimage.graphs.model.vae_blocks import (
+    Downsampler,
+    GroupNorm,
+    MiddleBlock,
+    Upsampler,
+    convolution,
+    picture_dtype,
+    resnet_block,
+)
+from max_zimage.graphs.overflow import unless_too_large
+
+RGB = 3
+LATENT_ROWS = "latent_rows"
+LATENT_COLUMNS = "latent_columns"
+
+_LOGVAR_MIN, _LOGVAR_MAX = -30.0, 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeSpec:
+    """Shape of an AutoencoderKL without quantization convolutions, and how its latents are scaled for the transformer.
+
+    Raises:
+        ValueError: If there is no block, a width is not a multiple of the number of groups, or the scaling factor is
+            zero.
+    """
+
+    latent_channels: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    norm_num_groups: int
+    scaling_factor: float
+    shift_factor: float
+
+    def __post_init__(self) -> None:
+        if not self.block_out_channels:
+            raise ValueError("vae: block_out_channels is empty; at least one block is needed")
+        uneven = [width for width in self.block_out_channels if width % self.norm_num_groups]
+        if uneven:
+            raise ValueError(
+                f"vae: block_out_channels {uneven} are not multiples of norm_num_groups {self.norm_num_groups}"
+            )
+        if self.layers_per_block < 1:
+            raise ValueError(f"vae: layers_per_block must be at least 1, got {self.layers_per_block}")
+        if self.scaling_factor == 0:
+            raise ValueError("vae: scaling_factor is 0; latents cannot be divided by it")
+
+    @property
+    def downscale(self) -> int:
+        """Side of the square of pixels that one latent pixel stands for."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class DecodeLatents(Module[[Tensor], tuple[Tensor, Tensor]]):
+    """Image tokens to pictures."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        self.spec = spec
+        self.decoder = Decoder(spec)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode.
+
+        Args:
+            tokens: float32 [batch, token_rows, token_columns, 2, 2, latent_channels], a view of the packed latents.
+
+        Returns:
+            uint8 [batch, rows, columns, 3], and float32 [batch], the sum of the squares of a picture's tokens and of
+            its pixels before they are clamped. It is infinite or NaN where one of them is, or is too large for its
+            square: bytes cannot tell, they are black or white there.
+        """
+        pixels = decode_float(self.spec, self.decoder, tokens)
+        return quantize(pixels), energy(tokens) + energy(pixels)
+
+    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        return (token_squares(self.spec.latent_channels, device),)
+
+
+def decode_float(spec: VaeSpec, decoder: Decoder, tokens: Tensor) -> Tensor:
+    """Image tokens as in `DecodeLatents` to float32 [batch, rows, columns, 3], black at -1 and white at 1."""
+    latents = denormalize(unpack(tokens), spec.scaling_factor, spec.shift_factor)
+    return decoder(latents.cast(picture_dtype(decoder.conv_in.weight))).cast(DType.float32)
+
+
+def quantize(pixels: Tensor) -> Tensor:
+    """float32 pixels, black at -1 and white at 1, to uint8: clamped, and halves rounded to even as numpy does."""
+    unit = F.clamp(pixels * 0.5 + 0.5, 0.0, 1.0)
+    return F.round(unit * 255.0).cast(DType.uint8)
+
+
+def energy(x: Tensor) -> Tensor:
+    """Sum of squares of each picture, float32 [batch, rows, columns, ...] -> [batch]."""
+    batch, rows, *rest = x.shape
+    flat = F.reshape(x, [batch, rows, math.prod(rest, start=Dim(1))])
+    return F.reshape(F.sum(F.sum(flat * flat, axis=2), axis=1), [batch])
+
+
+class EncodeImage(Module[[Tensor, Tensor], Tensor]):
+    """Pictures to latents that the transformer can start from."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        self.spec = spec
+        self.encoder = Encoder(spec)
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        """Encode, and draw from the posterior.
+
+        Args:
+            image: uint8 [batch, latent_rows, downscale, latent_columns, downscale, 3], a view of the picture, channels
+                last.
+            noise: float32 [batch, latent_channels, latent_rows, latent_columns], standard normal; zeros give the
+                posterior's mode.
+
+        Returns:
+            float32, like `noise`.
+        """
+        batch, rows, side, columns, _, _ = image.shape
+        pixels = F.reshape(image, [batch, rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
+        moments = self.encoder(pixels.cast(picture_dtype(self.encoder.conv_in.weight))).cast(DType.float32)
+        mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [self.spec.latent_channels] * 2, axis=1)
+        clamped = unless_too_large(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX), logvar)
+        deviation = F.exp(clamped * 0.5)
+        sample = mean + deviation * noise
+        return normalize(sample, self.spec.scaling_factor, self.spec.shift_factor)
+
+    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        side = self.spec.downscale
+        return (
+            TensorType(DType.uint8, [BATCH, LATENT_ROWS, side, LATENT_COLUMNS, side, RGB], device),
+            TensorType(DType.float32, [BATCH, self.spec.latent_channels, LATENT_ROWS, LATENT_COLUMNS], device),
+        )
+
+
+class Decoder(Module[[Tensor], Tensor]):
+    """Latents to a picture; the first width is the last of `block_out_channels`."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        widths = tuple(reversed(spec.block_out_channels))
+        last = len(widths) - 1
+        self.conv_in = convolution(spec.latent_channels, widths[0])
+        self.mid_block = MiddleBlock(widths[0], spec.norm_num_groups)
+        self.up_blocks = ModuleList(
+            UpBlock(spec, widths[max(i - 1, 0)], width, upsamplers=int(i < last)) for i, width in enumerate(widths)
+        )
+        self.conv_norm_out = GroupNorm(widths[-1], spec.norm_num_groups)
+        self.conv_out = convolution(widths[-1], RGB)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """[batch, latent_rows, latent_columns, latent_channels] -> [batch, rows, columns, 3]."""
+        x = self.mid_block(self.conv_in(latents))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(x, norm=self.conv_norm_out)
+
+
+class Encoder(Module[[Tensor], Tensor]):
+    """A picture to the mean and the log variance of its latents."""
+
+    def __init__(self, spec: VaeSpec) -> None:
+        widths = spec.block_out_channels
+        last = len(widths) - 1
+        self.conv_in = convolution(RGB, widths[0])
+        self.down_blocks = ModuleList(
+            DownBlock(spec, widths[max(i - 1, 0)], width, downsamplers=int(i < last)) for i, width in enumerate(widths)
+        )
+        self.mid_block = MiddleBlock(widths[-1], spec.norm_num_groups)
+        self.conv_norm_out = GroupNorm(widths[-1], spec.norm_num_groups)
+        self.conv_out = convolution(widths[-1], 2 * spec.latent_channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[batch, rows, columns, 3] -> [batch, latent_rows, latent_columns, 2·latent_channels]."""
+        x = self.conv_in(pixels)
+        for block in self.down_blocks:
+            x = block(x)
+        return self.conv_out(self.mid_block(x), norm=self.conv_norm_out)
+
+
+class UpBlock(Module[[Tensor], Tensor]):
+    """Residual blocks of one width, then twice the size in all but the last block."""
+
+    def __init__(self, spec: VaeSpec, in_channels: int, out_channels: int, *, upsamplers: int) -> None:
+        self.resnets = ModuleList(
+            resnet_block(in_channels if i == 0 else out_channels, out_channels, spec.norm_num_groups)
+            for i in range(spec.layers_per_block + 1)
+        )
+        self.upsamplers = ModuleList(Upsampler(out_channels) for _ in range(upsamplers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, rows, columns, in_channels] -> [batch, rows, columns, out_channels] or twice the size."""
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class DownBlock(Module[[Tensor], Tensor]):
+    """Residual blocks of one width, then half the size in all but the last block."""
+
+    def __init__(self, spec: VaeSpec, in_channels: int, out_channels: int, *, downsamplers: int) -> None:
+        self.resnets = ModuleList(
+            resnet_block(in_channels if i == 0 else out_channels, out_channels, spec.norm_num_groups)
+            for i in range(spec.layers_per_block)
+        )
+        self.downsamplers = ModuleList(Downsampler(out_channels) for _ in range(downsamplers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, rows, columns, in_channels] -> [batch, rows, columns, out_channels] or half the size."""
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x

@@ -1,0 +1,8 @@
+"""`python -m max_zimage`: the command `max-zimage`."""
+
+import sys
+
+from max_zimage.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A checkpoint's files: found, read strictly, and brought into the names and layouts of the graphs."""

@@ -1,0 +1,88 @@
+"""What a checkpoint draws where a request says nothing: found in its files and held to the rules of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from max_zimage.checkpoint.config_reader import ConfigError
+from max_zimage.checkpoint.model_index import GENERATION_DEFAULTS, INDEX
+from max_zimage.errors import RequestError
+from max_zimage.request import checks
+from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.sampling.step_cache import StepCache
+from max_zimage.strict_json import plain, shown
+
+_DISTILLED_SHIFT = 3.0
+_SIZE = "vae/config.json: sample_size (1024 where none is given) cannot be drawn:"
+
+
+def request_defaults(
+    *,
+    limits: Limits,
+    shift: float,
+    sample_size: tuple[int, int],
+    steps: int,
+    named: object = None,
+    step_cache: StepCache | None = None,
+) -> RequestDefaults:
+    """Find the defaults of a checkpoint.
+
+    Args:
+        limits: What it can do at most.
+        shift: The scheduler's shift. The distilled checkpoints have 3: 8 steps without guidance, as their card says.
+            Others get `steps` and the reference's guidance 5.
+        sample_size: The height and width the autoencoder was made for, in pixels.
+        steps: Denoising steps of a checkpoint that is not distilled.
+        named: What `model_index.json` holds under `_generation_defaults`, an object or None; it comes first.
+        step_cache: What the pipeline is configured with; no checkpoint names one.
+
+    Returns:
+        The defaults.
+
+    Raises:
+        ConfigError: If a default is unknown, or none that a request could ask for.
+    """
+    rules: Mapping[str, Callable[[object], int | float]] = {
+        "height": lambda value: checks.side("height", value, limits.max_height),
+        "width": lambda value: checks.side("width", value, limits.max_width),
+        "num_inference_steps": lambda value: checks.count("num_inference_steps", value, limits.max_steps),
+        "guidance_scale": checks.guidance,
+    }
+    steps, guidance = (8, 0.0) if shift == _DISTILLED_SHIFT else (steps, 5.0)
+    values: dict[str, int | float] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    problems, given = [], _named(named)
+    if unknown := [f"{plain(name)} = {shown(value)}" for name, value in given.items() if name not in rules]:
+        problems.append(_blamed(f"may hold {', '.join(rules)}, got {', '.join(unknown)}; take it out"))
+    for name, value in given.items():
+        if name in rules:
+            try:
+                values[name] = rules[name](value)
+            except RequestError as error:
+                problems.append(_blamed(str(error).removesuffix(f" ({type(value).__name__})")))
+    try:
+        for name, side in zip(("height", "width"), sample_size, strict=True):
+            if name not in given:
+                values[name] = rules[name](side)
+    except RequestError as error:
+        problems.append(f"{_SIZE} {error}")
+    if problems:
+        raise ConfigError(problems)
+    return RequestDefaults(
+        height=int(values["height"]),
+        width=int(values["width"]),
+        num_inference_steps=int(values["num_inference_steps"]),
+        guidance_scale=float(values["guidance_scale"]),
+        step_cache=step_cache,
+    )
+
+
+def _named(named: object) -> Mapping[str, object]:
+    if named is None:
+        return {}
+    if not isinstance(named, Mapping):
+        raise ConfigError([_blamed(f"must be an object with names and numbers, got {shown(named)}; take it out")])
+    return named
+
+
+def _blamed(problem: str) -> str:
+    return f"{INDEX}: {GENERATION_DEFAULTS}: {problem}"

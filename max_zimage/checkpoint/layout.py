@@ -1,0 +1,117 @@
+"""The order and the bits of weights, as the graphs want them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import CPU, Buffer
+from max.dtype import DType
+
+from max_zimage.checkpoint.names import Packing
+from max_zimage.device.dtypes import bfloat16_bits
+from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.ops import packable, packed_shape
+
+Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
+"""Numbers of float32, or the bits of bfloat16."""
+
+
+def bring_apart(rows: Bits, heads: int, head_dim: int) -> None:
+    """Put the first numbers of a head's pairs before the second ones, in place; a head at a time needs little memory.
+
+    Args:
+        rows: [outputs, inputs], or [outputs, 1] of a vector.
+        heads: How many of the leading heads have pairs.
+        head_dim: Rows of a head.
+    """
+    for head in range(heads):
+        pairs = rows[head * head_dim : (head + 1) * head_dim]
+        pairs[:] = np.concatenate([pairs[0::2], pairs[1::2]])
+
+
+def packs(packing: Packing | None, shape: tuple[int, ...], dtype: DType) -> bool:
+    """Whether a parameter of this shape can be packed; only matrices whose inputs are no whole units cannot."""
+    return packing is not None and (packing == "taps" or packable(shape[1], dtype))
+
+
+def packed(values: Bits, packing: Packing) -> Buffer:
+    """Order a parameter as the kernels of `graphs.ops` take it.
+
+    Args:
+        values: float32 numbers, or bfloat16's bits; a matrix [outputs, inputs], or for "taps" [height, width, inputs,
+            outputs].
+        packing: "panels": 32 outputs side by side. "gated": of the matrix's two halves 16 each. "taps": each tap a
+            matrix.
+
+    Returns:
+        [panels, units, 32 numbers a unit], see `graphs.ops.packed_shape`; for "taps" [panels, taps, units, numbers].
+    """
+    dtype = DType.float32 if values.dtype == np.float32 else DType.bfloat16
+    per_unit = 4 // values.itemsize
+    # [tap, part, output, input], of which the outputs of all parts stand in one panel
+    parts = values[np.newaxis].reshape(1, 2 if packing == "gated" else 1, -1, values.shape[-1])
+    if packing == "taps":
+        height, width, inputs, outputs = values.shape
+        parts = values.reshape(height * width, 1, inputs, outputs).transpose(0, 1, 3, 2)
+    taps, halves, outputs, inputs = parts.shape
+    share = packed_shape(inputs, outputs, dtype)[2] // per_unit // halves  # outputs of a panel from one part
+    panels, units = -(-outputs // share), -(-inputs // per_unit)
+    missing = (panels * share - outputs, units * per_unit - inputs)
+    # Nothing is missing from the matrices of the published models, the largest of which is not to be copied twice.
+    filled = np.pad(parts, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else parts
+    apart = filled.reshape(taps, halves, panels, share, units, per_unit).transpose(2, 0, 4, 1, 3, 5)
+    shape = (panels, *((taps,) if packing == "taps" else ()), units, halves * share * per_unit)
+    return Buffer.from_numpy(np.ascontiguousarray(apart).reshape(-1)).view(dtype, shape)
+
+
+def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packing | None) -> Buffer:
+    """A parameter as a graph on a CPU takes it, packed where the graphs' layers are.
+
+    Args:
+        values: Its numbers, in the shape that the plain layer has.
+        dtype: What they are rounded to, float32 or bfloat16.
+        packing: How the loader would pack it.
+    """
+    rounded: Bits = values if dtype == DType.float32 else bfloat16_bits(values)
+    if packing is not None and runs_here(dtype, CPU()) and packs(packing, values.shape, dtype):
+        return packed(rounded, packing)
+    return Buffer.from_numpy(np.ascontiguousarray(rounded).reshape(-1)).view(dtype, values.shape)
+
+
+def apart(weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
+    """Matrices of queries and keys, and of values, out of those that hold all three; see `graphs.model.blocks`.
+
+    Args:
+        weights: A transformer's, in host memory.
+
+    Returns:
+        "….attention.qk.weight" [2 dim, dim] and "….attention.v.weight" [dim, dim] of every block: views.
+    """
+    parts = {}
+    for name, whole in weights.items():
+        stem, found, _ = name.rpartition(".qkv.weight")
+        if found:
+            values = int(whole.shape[0]) // 3 * 2
+            parts[f"{stem}.qk.weight"], parts[f"{stem}.v.weight"] = whole[:values, :], whole[values:, :]
+    return parts
+
+
+def modulated_norms(weights: Mapping[str, Buffer], spec: TransformerSpec) -> Buffer:
+    """Weights of the norms that modulation multiplies, [num_blocks, 4, dim].
+
+    See `graphs.model.conditioning.ModulationTable`.
+
+    Args:
+        weights: A transformer's, in host memory.
+        spec: Its shape.
+    """
+    blocks = [f"noise_refiner.{i}" for i in range(spec.num_refiner_layers)]
+    blocks += [f"layers.{i}" for i in range(spec.num_layers)]
+    norms = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
+    rows = [weights[f"{block}.{norm}.weight"] for block in blocks for norm in norms]
+    size = spec.dim * rows[0].dtype.size_in_bytes
+    bits = np.concatenate([row.view(DType.uint8, (size,)).to_numpy() for row in rows])
+    return Buffer.from_numpy(bits).view(rows[0].dtype, (len(blocks), len(norms), spec.dim))

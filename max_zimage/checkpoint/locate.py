@@ -1,0 +1,198 @@
+"""Where a checkpoint's files are: a local directory or the Hugging Face cache, components, shards, single files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from max.graph.weights import SafetensorWeights, Weights
+
+from max_zimage.checkpoint.config_reader import CONFIG_FILES
+from max_zimage.checkpoint.model_index import INDEX, read_index
+from max_zimage.errors import CheckpointError
+from max_zimage.strict_json import is_there, read_object, shown
+
+__all__ = [
+    "COMPONENTS",
+    "CONFIG_FILES",
+    "find_component_files",
+    "paths_of",
+    "read_config",
+    "resolve_model",
+    "route_weight_files",
+]
+
+COMPONENTS = ("text_encoder", "transformer", "vae")
+# The names that save_pretrained gives the full-precision weights. A folder may hold more, e.g. fp16 or EMA copies.
+_WEIGHT_STEMS: Mapping[str, str] = {
+    "text_encoder": "model",
+    "transformer": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def resolve_model(model: str | Path, revision: str | None = None) -> Path:
+    """Find the directory of a model.
+
+    Args:
+        model: A directory in the diffusers layout, or as a string also a hub id such as "Tongyi-MAI/Z-Image-Turbo",
+            which is downloaded into the Hugging Face cache, or taken from it where HF_HUB_OFFLINE=1 is set.
+        revision: Of a hub id.
+
+    Returns:
+        A directory that holds a `model_index.json` of a Z-Image pipeline.
+
+    Raises:
+        CheckpointError: If there is no such directory or repository, or it holds no Z-Image model.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        directory = path
+    elif path.exists():
+        raise CheckpointError(f"{path} is a file; give the directory that holds {INDEX}")
+    elif isinstance(model, str) and _HUB_ID.fullmatch(model):
+        directory = _download(model, revision)
+    else:
+        raise CheckpointError(
+            f"no model at {model}: there is no such directory, and a hub id has the form owner/name, e.g. "
+            "Tongyi-MAI/Z-Image-Turbo"
+        )
+    _check_pipeline(directory)
+    return directory
+
+
+def find_component_files(model_dir: Path, component: str, *, flat: bool = False) -> list[Path]:
+    """Name the weight files of a component.
+
+    Args:
+        model_dir: Directory in the diffusers layout.
+        component: One of `COMPONENTS`.
+        flat: Whether `model_dir` is the component's own folder.
+
+    Returns:
+        The one file, or the shards that the index names, in order. Other files of the folder play no part.
+
+    Raises:
+        CheckpointError: If there are none, a shard is absent, the index is damaged, or both forms are there.
+    """
+    folder = model_dir if flat else model_dir / component
+    if not folder.is_dir():
+        raise CheckpointError(f"{model_dir} has no folder {component}; found {_listing(model_dir)}")
+    single = folder / f"{_WEIGHT_STEMS[component]}.safetensors"
+    index = folder / f"{single.name}.index.json"
+    if is_there(single) and is_there(index):
+        raise CheckpointError(f"{folder} holds both {single.name} and {index.name}; remove the one that is out of date")
+    if is_there(single):
+        return [single]
+    if not is_there(index):
+        raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}; found {_listing(folder)}")
+    return _shards(index)
+
+
+def read_config(model_dir: Path, component: str, *, flat: bool = False) -> dict[str, object]:
+    """Read a component's configuration file.
+
+    Args:
+        model_dir: Directory in the diffusers layout.
+        component: A key of `CONFIG_FILES`.
+        flat: Whether `model_dir` is the component's own folder.
+
+    Raises:
+        CheckpointError: If it is absent, no JSON object, or an empty one.
+    """
+    file = (model_dir if flat else model_dir / component) / CONFIG_FILES[component]
+    config = read_object(file)
+    if not config:
+        raise CheckpointError(f"{file} holds an object without keys; fetch it again")
+    return config
+
+
+def route_weight_files(
+    paths: Sequence[Path], components: Sequence[str], unprefixed_component: str
+) -> dict[str, list[Path]]:
+    """Tell which component each weight file belongs to.
+
+    Args:
+        paths: Weight files, possibly from several repositories.
+        components: Names of components.
+        unprefixed_component: Takes the files that stand in no component's folder.
+
+    Returns:
+        Component -> its files, in the order given. The folder that counts is the one a file stands in: a component's
+        name further up the path, as in /data/vae/zimage/model.safetensors, says nothing.
+    """
+    routed: dict[str, list[Path]] = {}
+    for path in paths:
+        folder = path.parent.name
+        routed.setdefault(folder if folder in components else unprefixed_component, []).append(path)
+    return routed
+
+
+def paths_of(weights: Weights) -> list[Path]:
+    """The files behind what MAX hands to a component, so that they are read the same way in `max serve`.
+
+    Raises:
+        CheckpointError: If the weights are not safetensors.
+    """
+    if not isinstance(weights, SafetensorWeights):
+        raise CheckpointError(f"weights must be safetensors files, got {type(weights).__name__}")
+    return [Path(path) for path in weights._filepaths]
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    wanted = [INDEX, "tokenizer/*"]
+    for component, config in CONFIG_FILES.items():
+        wanted.append(f"{component}/{config}")
+        if stem := _WEIGHT_STEMS.get(component):
+            wanted += [f"{component}/{stem}{end}" for end in (".safetensors", ".safetensors.index.json")]
+            wanted.append(f"{component}/{stem}-?????-of-?????.safetensors")
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"no model at {hub_id}: there is no such directory here and no such repository on the hub "
+            "(or it is private: log in with `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{hub_id} is not, or not completely, in the Hugging Face cache, and the hub cannot be reached "
+            "(is HF_HUB_OFFLINE set?); connect once to download it, or give a local directory"
+        ) from error
+    except OSError as error:  # every other answer of the hub, and a full disk
+        raise CheckpointError(f"{hub_id} could not be downloaded: {error}") from error
+
+
+def _check_pipeline(directory: Path) -> None:
+    if not any(directory.iterdir()):
+        raise CheckpointError(f"{directory} is empty; it should hold a model with a {INDEX}")
+    if not is_there(directory / INDEX):
+        raise CheckpointError(f"{directory} is no model: it holds no {INDEX}; found {_listing(directory)}")
+    read_index(directory)
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} is damaged: it has no weight_map that names files; fetch it again")
+    if other := [shown(name) for name in weight_map.values() if not isinstance(name, str) or not name]:
+        raise CheckpointError(f"{index} is damaged: it names {other[0]} as a file; fetch it again")
+    names = sorted(set(weight_map.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
+    if absent := [name for name in names if not is_there(index.parent / name)]:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(absent)} of the {len(names)} shards that {index.name} names: "
+            + ", ".join(absent)
+        )
+    return [index.parent / name for name in names]
+
+
+def _listing(folder: Path) -> str:
+    """The first few names in a folder, for a message."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"

@@ -1,0 +1,20 @@
+"""What several commands share: the prompt they fall back to, and readers of numbers."""
+
+from __future__ import annotations
+
+import argparse
+
+DEFAULT_PROMPT = "a red star on a blue background"
+"""Drawn where neither a prompt nor a picture to repeat is given."""
+
+
+def at_least_one(text: str) -> int:
+    """Read a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is 0 or negative.
+    """
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

@@ -1,0 +1,114 @@
+"""Errors as the command line tells them, and the silence of libraries that have nothing to say to its user."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import TextIO
+
+_FLAGS = {
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative",
+    "max_sequence_length": "--max-sequence-length",
+    "cfg_normalization": "--cfg-normalization",
+    "cfg_truncation": "--cfg-truncation",
+    "step_cache": "--step-cache",
+    'device="cpu"': "--device cpu",
+    "set resize=True": "give --resize",
+    "strength must": "--strength must",
+    "strength is given": "--strength is given",
+    "resize is set": "--resize is set",
+}
+"""Words of the Python API's messages and what they are called here."""
+
+_WORDS = re.compile("|".join(map(re.escape, _FLAGS)))
+
+# How Python keeps bytes of the command line that are no text in its encoding.
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+
+
+class BadInput(Exception):
+    """What was asked for cannot be done; the message says why."""
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """Take a ValueError for what it is while input is being checked: the input's fault.
+
+    Raises:
+        BadInput: In its place, with the names of flags where it has those of the Python API. What is said of a
+            checkpoint's files keeps its words: they are those of the files.
+    """
+    try:
+        yield
+    except ValueError as error:
+        from max_zimage.errors import CheckpointError  # not before an error: it reads a library
+
+        raise BadInput(str(error) if isinstance(error, CheckpointError) else in_flags(str(error))) from error
+
+
+def check_texts(arguments: argparse.Namespace) -> None:
+    """Refuse what stands for nothing and what is no text, before anything is done.
+
+    An empty prompt is one: it draws what the model draws of itself. Names of files may be any bytes.
+
+    Raises:
+        BadInput: With the flag.
+    """
+    for name, value in vars(arguments).items():
+        flag = {"source": "--from", "prompt": "the prompt"}.get(name, "--" + name.replace("_", "-"))
+        if name not in ("prompt", "negative") and (value == "" or (isinstance(value, list) and "" in value)):
+            raise BadInput(f"{flag} is empty; give it a value, or leave it out")
+        byte = _NO_TEXT.search(value) if name in ("prompt", "negative") and isinstance(value, str) else None
+        if byte is not None:
+            raise BadInput(
+                f"{flag} is not text in {sys.getfilesystemencoding().upper()}, the encoding of this system: byte "
+                f"0x{ord(byte[0]) - 0xDC00:02X} at character {byte.start()}; let the terminal or the script that it "
+                "comes from write UTF-8, e.g. through `iconv -f LATIN1 -t UTF-8`"
+            )
+
+
+def in_flags(message: str) -> str:
+    """A message of the Python API with the names of flags in it."""
+    return _WORDS.sub(lambda word: _FLAGS[word[0]], message)
+
+
+def warn(message: str) -> None:
+    """Tell of something that is not an error."""
+    print(f"max-zimage: warning: {in_flags(message)}", file=sys.stderr)
+
+
+def error_line(error: Exception) -> str:
+    """What stderr gets: one line, or several where several things are wrong."""
+    text = str(error).strip()
+    if not isinstance(error, BadInput):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"max-zimage: error: {text}"
+
+
+@contextlib.contextmanager
+def quiet_libraries(debug: bool) -> Iterator[TextIO]:
+    """Keep MAX's and others' warnings and logs from the terminal, and their prints from stdout.
+
+    Args:
+        debug: Whether to let warnings and logs through.
+
+    Yields:
+        The real stdout.
+    """
+    stdout = sys.stdout
+    before = logging.root.manager.disable
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield stdout
+        finally:
+            logging.disable(before)

@@ -1,0 +1,208 @@
+"""`max-zimage generate`: everything is checked, then loaded, then drawn one picture after the other.
+
+Pictures of one command are drawn one by one rather than as a batch, so that each is on disk as soon as it exists,
+--from repeats any of them exactly, and memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from max_zimage.cli.console import display
+from max_zimage.cli.errors import checking, in_flags, quiet_libraries, warn
+from max_zimage.cli.options import Wanted, parameters_of
+from max_zimage.device.devices import device_kind
+from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
+from max_zimage.pipeline.not_finite import NotFiniteError
+from max_zimage.progress import shown_by
+from max_zimage.request.metadata import GenerationParameters
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.noise import image_seed
+
+if TYPE_CHECKING:
+    from max_zimage.pipeline.calling import Prepared
+    from max_zimage.pipeline.zimage import ZImagePipeline
+
+_PATIENCE = "The first run of a model compiles its graphs, which takes minutes; later runs take them from disk."
+
+
+@dataclass
+class Outcome:
+    """What came of a command.
+
+    Attributes:
+        files: Pictures on disk.
+        parameters: What each was drawn with.
+        load_seconds: From the start to the compiled pipeline.
+        picture_seconds: Of each picture.
+        problems: Pictures that could not be drawn, or not be saved where they were wanted, in words.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    parameters: list[GenerationParameters] = field(default_factory=list)
+    load_seconds: float = 0.0
+    picture_seconds: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(
+            {
+                "files": [str(path.absolute()) for path in self.files],
+                "seeds": [parameters.seed for parameters in self.parameters],
+                "seconds": {
+                    "load": round(self.load_seconds, 3),
+                    "generate": round(sum(self.picture_seconds), 3),
+                    "pictures": [round(seconds, 3) for seconds in self.picture_seconds],
+                },
+                "parameters": [asdict(parameters) for parameters in self.parameters],
+                "problems": self.problems,
+            }
+        )
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Args:
+        arguments: From `max_zimage.cli.main`.
+
+    Returns:
+        The exit code: 1 if a picture could not be drawn, or not be saved where it was wanted.
+
+    Raises:
+        BadInput: If anything is wrong with what is asked for; before anything is compiled.
+    """
+    begin = time.perf_counter()
+    with checking():
+        check_writable(Path(arguments.output or "zimage.png"))
+        wanted = Wanted.of(arguments)
+    silent = arguments.quiet or arguments.json
+    outcome = Outcome()
+    with quiet_libraries(arguments.debug) as stdout:
+        for doubt in wanted.doubts if not arguments.quiet else ():
+            warn(doubt)
+        if arguments.prompt is None and arguments.source is None and not silent:
+            print(f'No prompt was given; drawing "{wanted.prompt}".', file=stdout)
+        with checking():
+            prepared, request = prepare(wanted, arguments)
+        with checking(), shown_by(display(quiet=arguments.quiet, note=_PATIENCE)):
+            pipeline = _load(prepared)
+        outcome.load_seconds = time.perf_counter() - begin
+        with shown_by(display(quiet=arguments.quiet)):
+            _draw(pipeline, request, wanted, _paths(arguments, request), outcome, None if silent else stdout)
+    if arguments.json:
+        print(outcome.to_json())
+    elif not silent:
+        print(f"Loading and compiling took {outcome.load_seconds:.1f} s, drawing {sum(outcome.picture_seconds):.1f} s.")
+    for problem in outcome.problems:
+        print(f"max-zimage: error: {problem}", file=sys.stderr)
+    return 1 if outcome.problems else 0
+
+
+def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, GenerationRequest]:
+    """Check the checkpoint and the request, tokens included.
+
+    Raises:
+        ValueError: If anything is wrong with either.
+    """
+    from max_zimage.pipeline.estimate import check_request
+    from max_zimage.pipeline.prepare import tokens_of_request
+    from max_zimage.pipeline.zimage import ZImagePipeline
+
+    prepared = ZImagePipeline.prepare(
+        wanted.model_path, device=arguments.device, dtype=wanted.dtype, weight_path=wanted.weight_paths
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
+    for warning in caught:
+        warn(str(warning.message))
+    request.schedule(prepared.sources.specs.schedule)
+    device = device_kind(prepared.devices[0])
+    if wanted.drawn_on not in (None, device) and not arguments.quiet:
+        warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")
+    tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
+    check_request(prepared.sources, prepared.devices[0], request, loaded=False)
+    return prepared, request
+
+
+def _load(prepared: Prepared) -> ZImagePipeline:
+    from max_zimage.pipeline.zimage import ZImagePipeline
+
+    return ZImagePipeline.from_prepared(prepared)
+
+
+def _draw(
+    pipeline: ZImagePipeline,
+    request: GenerationRequest,
+    wanted: Wanted,
+    paths: list[Path],
+    outcome: Outcome,
+    told: TextIO | None,
+) -> None:
+    for index, path in enumerate(paths):
+        begin = time.perf_counter()
+        one = replace(request, seed=image_seed(request.seed or 0, index))
+        try:
+            pixels: Any = pipeline.generate(one)
+        except NotFiniteError as error:  # this picture's fault alone: the others are drawn
+            outcome.problems.append(in_flags(f"seed {one.seed}: {error}"))
+            continue
+        outcome.picture_seconds.append(time.perf_counter() - begin)
+        parameters = parameters_of(one, wanted, pipeline.sources.dtypes["transformer"], device_kind(pipeline.device))
+        outcome.parameters.append(parameters)
+        saved = save(pixels[0], path, parameters, outcome.problems)
+        outcome.files.append(saved)
+        if told is not None:
+            print(f"{saved}: {one.width}x{one.height} pixels, seed {one.seed}", file=told, flush=True)
+
+
+def save(pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParameters, problems: list[str]) -> Path:
+    """Save a picture, if need be elsewhere: what was drawn for minutes is not thrown away.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        path: Where to.
+        parameters: What it was drawn with.
+        problems: Gets a sentence if the picture is elsewhere.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ImageFileError: If it could be saved nowhere.
+    """
+    try:
+        save_image(pixels, path, parameters.to_json())
+    except ImageFileError as error:
+        (elsewhere,) = next_free_paths(Path(tempfile.gettempdir()) / path.with_suffix(".png").name, 1)
+        try:
+            save_image(pixels, elsewhere, parameters.to_json())
+        except ImageFileError as other:
+            raise ImageFileError(
+                f"{error}; neither can it be saved elsewhere: {other}. `max-zimage generate` with the same flags and "
+                f"--seed {parameters.seed} draws it again"
+            ) from other
+        problems.append(f"{error}; the picture is in {elsewhere}")
+        return elsewhere
+    return path
+
+
+def _paths(arguments: argparse.Namespace, request: GenerationRequest) -> list[Path]:
+    """Where the pictures go; none of these files exists yet."""
+    if arguments.output is not None:
+        return next_free_paths(Path(arguments.output), arguments.count)
+    seeds = [image_seed(request.seed or 0, index) for index in range(arguments.count)]
+    return [next_free_paths(Path(f"zimage-{seed}.png"), 1)[0] for seed in seeds]

@@ -1,0 +1,198 @@
+"""`max-zimage info`: versions, devices, a checkpoint and the memory it needs; its weights are read only if asked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from importlib.metadata import version
+from math import prod
+from typing import Any
+
+from max.driver import Accelerator, accelerator_api, accelerator_architecture_name, accelerator_count
+from rich import box
+from rich.table import Table
+
+from max_zimage import embedded
+from max_zimage.checkpoint.load import LoadPlan
+from max_zimage.checkpoint.weight_check import Damage, check_weights
+from max_zimage.cli.console import display, table_console
+from max_zimage.cli.errors import checking, quiet_libraries
+from max_zimage.cli.options import model_path
+from max_zimage.device.memory import available_memory
+from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.estimate import activation_bytes
+from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.progress import shown_by
+from max_zimage.request.checks import side
+from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.version import __version__
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Args:
+        arguments: From `max_zimage.cli.main`.
+
+    Returns:
+        The exit code: 1 if weights were checked and some are no numbers to draw with, or else 0.
+
+    Raises:
+        BadInput: If the model, the device or a size does not do.
+    """
+    with quiet_libraries(arguments.debug), checking():
+        prepared = ZImagePipeline.prepare(
+            model_path(arguments.model),
+            device=arguments.device,
+            dtype=arguments.dtype or "auto",
+            weight_path=arguments.weight_path,
+        )
+        facts = {
+            "versions": versions(),
+            "devices": devices(),
+            "model": model_facts(arguments.model or embedded.NAME, prepared),
+            "memory": memory_facts(prepared, arguments.height, arguments.width),
+        }
+    damaged = _check(prepared, facts, quiet=arguments.json) if arguments.check_weights else ()
+    if arguments.json:
+        print(json.dumps(facts))
+    else:
+        _print(facts)
+    for each in damaged:
+        print(f"max-zimage: error: {each}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _check(prepared: Prepared, facts: dict[str, Any], *, quiet: bool) -> tuple[Damage, ...]:
+    """Read all weights, and say so in the facts."""
+    with shown_by(display(quiet=quiet)):
+        found = check_weights(prepared.sources.plans, prepared.sources.dtypes)
+    facts["weights"] = {
+        "tensors": found.tensors,
+        "numbers": found.numbers,
+        "damaged": [each.to_dict() for each in found.damaged],
+    }
+    return found.damaged
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"max_zimage": __version__, "max": version("modular"), "python": platform.python_version()}
+
+
+def devices() -> list[dict[str, Any]]:
+    """The CPU and every accelerator, with the bytes that are free."""
+    found: list[dict[str, Any]] = [{"name": "cpu", "kind": platform.machine(), "free_bytes": available_memory()}]
+    for number in range(accelerator_count()):
+        free = Accelerator(number).stats.get("free_memory")
+        kind = f"{accelerator_api()} {accelerator_architecture_name()}"
+        found.append({"name": f"gpu:{number}", "kind": kind, "free_bytes": free})
+    return found
+
+
+def model_facts(name: str, prepared: Prepared) -> dict[str, Any]:
+    """What a checkpoint is."""
+    sources = prepared.sources
+    return {
+        "name": name,
+        "components": [component_facts(sources.plans[part], sources.dtypes[part]) for part in sources.plans],
+        "shift": sources.specs.schedule.shift,
+        "defaults": _public(sources.defaults),
+        "limits": _public(sources.limits),
+    }
+
+
+def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
+    """What one component is, and the bytes its weights will take."""
+    count = sum(prod(step.shape) for step in plan.steps)
+    return {
+        "name": plan.component,
+        "format": plan.format,
+        "files": [str(file) for file in plan.files],
+        "parameters": count,
+        "dtype_in_files": plan.dtype,
+        "dtype": dtype,
+        "bytes": plan.nbytes("float32" if dtype == "float32" else "bfloat16"),
+    }
+
+
+def memory_facts(prepared: Prepared, height: int | None, width: int | None) -> dict[str, Any]:
+    """What a picture takes and what is there, in bytes.
+
+    Raises:
+        ValueError: If the size is none that the checkpoint can draw.
+    """
+    sources = prepared.sources
+    defaults, limits = sources.defaults, sources.limits
+    height = side("height", defaults.height if height is None else height, limits.max_height)
+    width = side("width", defaults.width if width is None else width, limits.max_width)
+    dtype = sources.dtypes["transformer"]
+    guided = defaults.guidance_scale > 0
+    weights = sum(sources.nbytes.values())
+    activations = activation_bytes(sources.specs, height=height, width=width, guided=guided, dtype=dtype)
+    device = prepared.devices[0]
+    available = available_memory() if device.is_host else int(device.stats["free_memory"])
+    return {
+        "device": device.label + (f":{device.id}" if not device.is_host else ""),
+        "height": height,
+        "width": width,
+        "guided": guided,
+        "weights_bytes": weights,
+        "activations_bytes_about": activations,
+        "available_bytes": available,
+        "fits": weights + activations <= available,
+    }
+
+
+def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
+    return dict(vars(record))
+
+
+def _print(facts: dict[str, Any]) -> None:
+    console = table_console()
+    model, memory = facts["model"], facts["memory"]
+    console.print("  ".join(f"{name} {number}" for name, number in facts["versions"].items()))
+    for device in facts["devices"]:
+        console.print(f"{device['name']}: {device['kind']}, {_size(device['free_bytes'])} free")
+    table = Table(title=model["name"], title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("component", "parameters", "in files", "in memory", "size", "files", "format"):
+        numeric = heading in ("parameters", "size", "files")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
+    for part in model["components"]:
+        table.add_row(
+            part["name"],
+            f"{part['parameters']:,}",
+            part["dtype_in_files"],
+            part["dtype"],
+            _size(part["bytes"]),
+            str(len(part["files"])),
+            part["format"],
+        )
+    console.print(table)
+    defaults, limits = model["defaults"], model["limits"]
+    console.print(
+        f"drawn unless asked otherwise: {defaults['width']}x{defaults['height']} pixels, "
+        f"{defaults['num_inference_steps']} steps, guidance {defaults['guidance_scale']:g}, shift {model['shift']:g}"
+    )
+    console.print(
+        f"at most: {limits['max_width']}x{limits['max_height']} pixels, {limits['max_tokens']} tokens, "
+        f"{limits['max_steps']} steps"
+    )
+    console.print(
+        f"memory on {memory['device']}: {_size(memory['weights_bytes'])} of weights and about "
+        f"{_size(memory['activations_bytes_about'])} more for {memory['width']}x{memory['height']} pixels "
+        f"{'with' if memory['guided'] else 'without'} guidance; {_size(memory['available_bytes'])} are free: "
+        + ("it fits" if memory["fits"] else "it does not fit")
+    )
+    if weights := facts.get("weights"):
+        bad = len(weights["damaged"])
+        verdict = f"not so in {bad} tensor{'s' if bad > 1 else ''}" if bad else "so in all of them"
+        console.print(f"{weights['numbers']:,} numbers of {weights['tensors']} tensors should be finite: {verdict}")
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

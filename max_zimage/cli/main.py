@@ -1,0 +1,190 @@
+"""The command `max-zimage`: what can be asked for, and how its errors are told.
+
+Exit codes: 0 done, 1 failed, 2 something wrong with what was asked for, 130 interrupted. The commands themselves are in
+the modules of their names; nothing heavy is imported before the arguments are known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from max_zimage import embedded
+from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
+from max_zimage.cli.errors import BadInput, check_texts, error_line
+from max_zimage.cli.profile_flags import add_profile
+from max_zimage.cli.serve_flags import add_serve
+from max_zimage.host.lifeline import end_with_named_parent
+from max_zimage.version import __version__
+
+end_with_named_parent()  # a server's worker imports this module long before it is told what it is
+
+_NOT_TAKEN = re.compile(r"invalid (\w+) value: ")
+_KINDS = {
+    "int": "a whole number",
+    "at_least_one": "a whole number of at least 1",
+    "_not_negative": "a whole number of at least 0",
+    "float": "a number",
+    "_seconds": "a number of seconds",
+}
+
+STEP_CACHE_HELP = "leave steps out: first_block or taylorseer, with :NAME=VALUE,... behind it; off is none"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: From argparse, after --help and --version (0) and for arguments that cannot be parsed (2).
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        check_texts(arguments)
+        return _run(arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("max-zimage: interrupted\n")
+        sys.stderr.flush()
+        # The usual way out waits for threads that compile, which can take minutes and cannot be stopped.
+        os._exit(130)
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(error_line(error), file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "generate":
+        from max_zimage.cli.generate import generate
+
+        return generate(arguments)
+    if arguments.command == "info":
+        from max_zimage.cli.info import info
+
+        return info(arguments)
+    if arguments.command == "serve":
+        from max_zimage.cli.serve import serve
+
+        return serve(arguments)
+    if arguments.command == "profile":
+        from max_zimage.cli.profile import profile
+
+        return profile(arguments)
+    from max_zimage.cli.compile import compile_graphs
+
+    return compile_graphs(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse says which function did not take a value.
+        message = _NOT_TAKEN.sub(lambda found: f"must be {_KINDS.get(found[1], 'another value')}, got ", message)
+        self.exit(2, f"max-zimage: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="max-zimage", description="Pictures from prompts with Z-Image, compiled by Modular MAX.")
+    parser.add_argument("--version", action="version", version=f"max-zimage {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared = _Parser(add_help=False, allow_abbrev=False)
+    shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    shared.add_argument("--debug", action="store_true", help="show tracebacks, warnings and the libraries' logs")
+    _add_generate(commands, shared)
+    _add_info(commands, shared)
+    _add_compile(commands, shared)
+    add_profile(commands, shared)
+    add_serve(commands)
+    return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+    parser = commands.add_parser(
+        "generate",
+        parents=[shared],
+        allow_abbrev=False,
+        help="draw pictures",
+        description="Draw pictures. What is not given comes from --from, or else from the checkpoint's defaults.",
+    )
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=f'what to show; "{DEFAULT_PROMPT}" if not given')
+    parser.add_argument("--from", dest="source", metavar="PICTURE", help="repeat a picture from the parameters in it")
+    parser.add_argument("--output", metavar="FILE", help=".png, .jpg or .webp; zimage-SEED.png if not given")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    picture = parser.add_argument_group("the picture")
+    picture.add_argument("--negative", metavar="TEXT", help="what to keep away from; needs guidance")
+    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 16")
+    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
+    picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    picture.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the prompt; 0 is off")
+    picture.add_argument("--seed", type=int, metavar="N", help="draws the starting noise; a random one if not given")
+    picture.add_argument("--count", type=at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")
+    start = parser.add_argument_group("image-to-image")
+    start.add_argument(
+        "--image", "--img2img", metavar="FILE", help="begin with this picture, and draw in its size unless told another"
+    )
+    start.add_argument(
+        "--strength", type=float, metavar="SHARE", help="how far to go from it, up to 1; 0.6 if not given"
+    )
+    start.add_argument("--resize", action="store_true", help="let it be resized, to the size asked for or the nearest")
+    fine = parser.add_argument_group("fine tuning")
+    fine.add_argument("--cfg-normalization", type=float, metavar="FACTOR", help="limit of guidance's growth; 0 is none")
+    fine.add_argument("--cfg-truncation", type=float, metavar="TIME", help="no guidance above this time in [0, 1]")
+    fine.add_argument("--shift", type=float, metavar="X", help="in place of the shift of the checkpoint's schedule")
+    fine.add_argument("--max-sequence-length", type=int, metavar="N", help="tokens a prompt may have; 512 if not given")
+    fine.add_argument("--step-cache", metavar="CACHE", help=STEP_CACHE_HELP)
+    _add_model(parser)
+
+
+def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+    parser = commands.add_parser(
+        "info",
+        parents=[shared],
+        allow_abbrev=False,
+        help="versions, devices, a checkpoint and the memory it needs",
+        description="Versions, devices, a checkpoint and the memory it needs. No weight is read unless asked for.",
+    )
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
+    parser.add_argument(
+        "--check-weights",
+        action="store_true",
+        help="read all weights; name tensors with NaN, infinity or overflow",
+    )
+    _add_model(parser)
+
+
+def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+    parser = commands.add_parser(
+        "compile",
+        parents=[shared],
+        allow_abbrev=False,
+        help="compile every graph for a target, which need not be there",
+        description="Compile every graph for a target. A GPU need not be there, and no weights are read.",
+    )
+    parser.add_argument("--target", required=True, help="cpu, cuda:sm_90a, cuda:sm_100a or hip:gfx942")
+    parser.add_argument("--model", help="a checkpoint whose shapes are compiled; those of Z-Image if not given")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="some of the graphs only")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--keep", action="store_true", help="GPUs only: keep the graphs in MAX_ZIMAGE_CACHE")
+    instead.add_argument("--list-kernels", action="store_true", help="GPUs only: list the launches, compile nothing")
+    symbols = "CUDA only, with --list-kernels: compile all the same, and add the kernels of the machine code"
+    parser.add_argument("--symbols", action="store_true", help=symbols)
+
+
+def _add_model(parser: _Parser) -> None:
+    model = parser.add_argument_group("the model")
+    model.add_argument("--model", help=f"a directory or a hub id; the embedded {embedded.NAME} if not given")
+    model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
+    model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")

@@ -1,0 +1,196 @@
+"""What `max-zimage generate` is asked to draw: flags, and under them the parameters in a picture to be repeated."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from max_zimage import embedded
+from max_zimage.cli.common import DEFAULT_PROMPT
+from max_zimage.errors import RequestError
+from max_zimage.images.read import read_image
+from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
+from max_zimage.request.request import GenerationRequest
+from max_zimage.request.start_image import digest
+
+if TYPE_CHECKING:
+    from max_zimage.device.dtypes import ModelDtype
+
+MAX_IMAGE_PIXELS = 2**28
+"""Height times width of an image to begin with: one's own, so that only memory is a reason to stop."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked for; None leaves a choice to the checkpoint. Fields as in `GenerationParameters`.
+
+    Attributes:
+        image: uint8 [rows, columns, 3], what image-to-image begins with, or None.
+        resize: Whether it is resized to the size of the picture.
+        drawn_on: The device that the picture to be repeated was drawn on, where it says so.
+        doubts: What may make it another picture, in sentences.
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    sigmas: tuple[float, ...] | None
+    shift: float | None
+    guidance_scale: float | None
+    cfg_normalization: float
+    cfg_truncation: float
+    max_sequence_length: int | None
+    step_cache: str | None
+    image: npt.NDArray[np.uint8] | None
+    strength: float | None
+    resize: bool
+    seed: int | None
+    model: str
+    weight_paths: tuple[str, ...]
+    dtype: str
+    drawn_on: str | None
+    doubts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Wanted:
+        """Read the flags, and under them the picture of --from.
+
+        Raises:
+            ImageFileError: If that is no picture, or holds no parameters.
+            RequestError: If the image to begin with cannot be read, or is not the one that the picture began with.
+        """
+        saved = None if arguments.source is None else read_parameters(Path(arguments.source))
+        # A number of steps of one's own leaves nothing of levels that were given one by one.
+        levels = None if saved is None or arguments.steps is not None else saved.sigmas
+        steps = None if saved is None else saved.num_inference_steps
+        # Another model's weight files have no place in the one that is named now.
+        weights = () if saved is None or arguments.model is not None else saved.weight_paths
+        return cls(
+            prompt=_first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT),
+            negative_prompt=_either(arguments.negative, saved and saved.negative_prompt),
+            height=_either(arguments.height, saved and saved.height),
+            width=_either(arguments.width, saved and saved.width),
+            num_inference_steps=_either(arguments.steps, steps),
+            sigmas=levels,
+            shift=_either(arguments.shift, saved and saved.shift),
+            guidance_scale=_either(arguments.guidance, saved and saved.guidance_scale),
+            cfg_normalization=_first(arguments.cfg_normalization, saved and saved.cfg_normalization, 0.0),
+            cfg_truncation=_first(arguments.cfg_truncation, saved and saved.cfg_truncation, 1.0),
+            max_sequence_length=_either(arguments.max_sequence_length, saved and saved.max_sequence_length),
+            step_cache=_either(arguments.step_cache, saved and saved.step_cache),
+            image=_image(arguments, saved),
+            strength=_either(arguments.strength, saved and saved.strength),
+            resize=arguments.resize or bool(saved and saved.is_resized),
+            seed=_either(arguments.seed, saved and saved.seed),
+            model=_first(arguments.model, saved and saved.model, embedded.NAME),
+            weight_paths=tuple(arguments.weight_path) or weights,
+            dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
+            drawn_on=None if saved is None else saved.device,
+            doubts=_doubts(arguments, saved),
+        )
+
+    def request(self, limits: Limits, defaults: RequestDefaults) -> GenerationRequest:
+        """The request for the first picture.
+
+        Args:
+            limits: What the checkpoint can do at most.
+            defaults: What it does where nothing is asked for.
+
+        Raises:
+            RequestError: With all that is out of range.
+        """
+        return GenerationRequest.create(
+            limits=limits,
+            defaults=defaults,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            height=self.height,
+            width=self.width,
+            num_inference_steps=self.num_inference_steps,
+            sigmas=self.sigmas,
+            shift=self.shift,
+            guidance_scale=self.guidance_scale,
+            cfg_normalization=self.cfg_normalization,
+            cfg_truncation=self.cfg_truncation,
+            max_sequence_length=self.max_sequence_length,
+            image=self.image,
+            strength=self.strength,
+            resize=self.resize,
+            seed=self.seed,
+            step_cache=self.step_cache,
+            output_type="np",
+        )
+
+    @property
+    def model_path(self) -> str | None:
+        """The model as `ZImagePipeline.from_pretrained` takes it."""
+        return model_path(self.model)
+
+
+def model_path(name: str | None) -> str | None:
+    """A model's name on the command line, as `ZImagePipeline.from_pretrained` takes it: None is the embedded one."""
+    return None if name == embedded.NAME else name
+
+
+def parameters_of(request: GenerationRequest, wanted: Wanted, dtype: ModelDtype, device: str) -> GenerationParameters:
+    """What a picture remembers.
+
+    Args:
+        request: The request of this picture alone.
+        wanted: Names the model and its weight files.
+        dtype: That the model ran in.
+        device: "cpu" or "gpu".
+    """
+    return GenerationParameters.of(
+        request, model=wanted.model, weight_paths=wanted.weight_paths, dtype=dtype, device=device
+    )
+
+
+def _image(arguments: argparse.Namespace, saved: GenerationParameters | None) -> npt.NDArray[np.uint8] | None:
+    """The image to begin with: the one that the picture of --from began with, where it began with one."""
+    wanted = None if saved is None or saved.image_digest == UNKNOWN_IMAGE else saved.image_digest
+    of = saved and f"{saved.image_width}x{saved.image_height} pixels, {str(saved.image_digest)[:19]}..."
+    if arguments.image is None:
+        if wanted is not None:
+            raise RequestError(
+                f"{arguments.source} was drawn from an image ({of}), which is needed again; name its file with --image"
+            )
+        return None
+    image = read_image("--image", Path(arguments.image), MAX_IMAGE_PIXELS)
+    if wanted is not None and digest(image) != wanted:
+        rows, columns, _ = image.shape
+        raise RequestError(
+            f"--image {arguments.image} is not the image that {arguments.source} was drawn from: it has "
+            f"{columns}x{rows} pixels, {digest(image)[:19]}..., and that one {of}; name that one's file, or leave out "
+            "--from and give the prompt and the seed yourself"
+        )
+    return image
+
+
+def _doubts(arguments: argparse.Namespace, saved: GenerationParameters | None) -> tuple[str, ...]:
+    """What `Wanted.doubts` says."""
+    if saved is None or saved.image_digest != UNKNOWN_IMAGE or arguments.image is not None:
+        return ()
+    return (
+        f"{arguments.source} is from a version that did not note whether a picture began with an image; if this one "
+        "did, give it with --image, and --strength as it was",
+    )
+
+
+def _either(given: T | None, saved: T | None) -> T | None:
+    return saved if given is None else given
+
+
+def _first(given: T | None, saved: T | None, default: T) -> T:
+    value = _either(given, saved)
+    return default if value is None else value

@@ -1,0 +1,73 @@
+"""The flags of `max-zimage profile`; apart from the command, which imports MAX."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from max_zimage.cli.common import at_least_one
+
+COMPONENTS = ("text_encoder", "transformer", "vae")
+
+
+def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.ArgumentParser) -> None:
+    """Add the command.
+
+    Args:
+        commands: Where to.
+        shared: Flags that it has in common with others.
+    """
+    parser = commands.add_parser(
+        "profile",
+        parents=[shared],
+        allow_abbrev=False,
+        help="where the seconds of a picture go, component by component",
+        description="Where the seconds of a picture go, component by component. With --component one of them alone, on "
+        "random weights and inputs, without a checkpoint.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a directory or a hub id; the embedded model if not given, and with --component the widths of Z-Image",
+    )
+    picture = parser.add_argument_group("the picture")
+    picture.add_argument("--prompt", metavar="TEXT", help="what to show")
+    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 16")
+    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
+    picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
+    picture.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the prompt; 0 is off")
+    picture.add_argument("--step-cache", metavar="CACHE", help="as of generate")
+    picture.add_argument("--batch", type=at_least_one, metavar="N", default=1, help="pictures at a time; else 1")
+    alone = parser.add_argument_group("one component")
+    alone.add_argument("--component", choices=COMPONENTS, help="--batch counts captions, rows of the batch or pictures")
+    alone.add_argument(
+        "--tokens", type=int, metavar="N", help="a multiple of 32; 128 of a caption, 4128 of image and caption"
+    )
+    alone.add_argument("--layers", type=at_least_one, metavar="N", help="so many layers only; the model's if not given")
+    _add_measuring(parser)
+    running = parser.add_argument_group("the model")
+    running.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its weights")
+    running.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument("--repeats", type=at_least_one, metavar="N", default=5, help="measured runs; 5 if not given")
+    measuring.add_argument(
+        "--warmup", type=_not_negative, metavar="N", default=1, help="runs between the first and those; 1 if not given"
+    )
+    measuring.add_argument(
+        "--no-sync",
+        action="store_true",
+        help="wait for the device at the end of a run only, not around every call: what the host costs becomes visible",
+    )
+    measuring.add_argument("--trace", metavar="FILE", help="all runs as Chrome trace events, for Perfetto")
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
+    return number

@@ -1,0 +1,128 @@
+"""`max-zimage serve`: the flags of a server, checked, and its life."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import socket
+from pathlib import Path
+
+from max_zimage import embedded
+from max_zimage.cli.errors import BadInput, checking
+from max_zimage.cli.options import model_path
+from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
+
+_OTHER_FILES = 512
+"""Files that a server has open besides its connections: those that it is about to refuse, models, pipes, libraries."""
+
+KEY_VARIABLE = "MAX_ZIMAGE_API_KEY"
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BadInput: If the model, the device, the key file or the port does not do; nothing is loaded before.
+    """
+    settings = settings_of(arguments)
+    _check_port(settings.host, settings.port)
+    _check_files(settings.connections.connections)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with checking():
+        from max_zimage import ZImagePipeline
+        from max_zimage.serving.capacity import check_capacity
+
+        prepared = ZImagePipeline.prepare(
+            settings.model, device=settings.device, dtype=settings.dtype, step_cache=settings.step_cache
+        )
+        check_capacity(settings, prepared)
+    from max_zimage.serving.server import run
+
+    return run(settings, prepared)
+
+
+def settings_of(arguments: argparse.Namespace) -> ServerSettings:
+    """The settings that flags and environment name.
+
+    Raises:
+        BadInput: If the key file cannot be read or is empty.
+    """
+    model = model_path(arguments.model)
+    return ServerSettings(
+        model=model,
+        name=arguments.served_model_name or (embedded.NAME if model is None else model.rstrip("/").split("/")[-1]),
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        dtype=arguments.dtype or "auto",
+        api_key=_api_key(arguments.api_key_file),
+        allow_remote_images=arguments.allow_remote_images,
+        restart=arguments.restart,
+        step_cache=arguments.step_cache,
+        batch_pictures=arguments.batch_pictures,
+        shutdown_seconds=arguments.shutdown_seconds,
+        media_bytes=arguments.media_bytes,
+        allow_hosts=tuple(arguments.allow_host),
+        cors_origins=tuple(arguments.cors_origin),
+        connections=ConnectionLimits(
+            connections=arguments.max_connections,
+            read_seconds=arguments.read_timeout,
+            write_seconds=arguments.write_timeout,
+        ),
+        limits=ServerLimits(
+            pixels=arguments.max_pixels,
+            steps=arguments.max_steps,
+            images=arguments.max_images,
+            prompt_characters=arguments.max_prompt_characters,
+            body_bytes=arguments.max_body_bytes,
+            queue=arguments.max_queue,
+            input_pixels=arguments.max_input_pixels,
+            seconds=arguments.max_seconds,
+        ),
+    )
+
+
+def _api_key(file: str | None) -> str | None:
+    """The key, from a file or the environment: never from the command line, which all users of a machine can read."""
+    if file is None:
+        return _key(os.environ[KEY_VARIABLE], KEY_VARIABLE) if KEY_VARIABLE in os.environ else None
+    try:
+        return _key(Path(file).read_text(encoding="utf-8"), f"--api-key-file {file}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--api-key-file {file} cannot be read: {error}") from error
+
+
+def _key(text: str, where: str) -> str:
+    key = text.strip()
+    if not key:
+        raise BadInput(f"{where} is empty; put the key into it, or leave it out for a server without one")
+    return key
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say at once that the port is taken, and not after minutes of loading."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.create_server((host, port), family=family):
+            pass
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--host {host} --port {port}: {error}; choose another") from error
+
+
+def _check_files(connections: int) -> None:
+    """Have the system allow as many open files as connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise BadInput(
+            f"--max-connections {connections} needs {needed} open files, this system allows {hard} (ulimit -Hn); "
+            f"{max(1, hard - _OTHER_FILES)} would do, or have the limit raised"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,153 @@
+"""The flags of `max-zimage serve`; apart from the command, which imports MAX."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from max_zimage.cli.common import at_least_one
+from max_zimage.serving.http.callers import host_name, origin_of
+from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
+
+
+def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command.
+
+    Args:
+        commands: Where to.
+    """
+    parser = commands.add_parser(
+        "serve",
+        allow_abbrev=False,
+        help="serve a model over HTTP",
+        description="Serve a model over HTTP: OpenAI's image routes and MAX's /v1/responses.",
+    )
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a directory or a hub id; the embedded model if not given"
+    )
+    parser.add_argument("--served-model-name", metavar="NAME", help="what requests call it; its own name if not given")
+    parser.add_argument("--host", default=ServerSettings.host, help="address to listen on; 127.0.0.1 if not given")
+    parser.add_argument("--port", type=int, default=ServerSettings.port, help="8000 if not given")
+    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
+    _add_running(parser)
+    _add_limits(parser)
+    _add_connections(parser)
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    safety = parser.add_argument_group("safety")
+    safety.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="holds the key that clients must send; else MAX_ZIMAGE_API_KEY does, if set",
+    )
+    safety.add_argument(
+        "--allow-remote-images",
+        action="store_true",
+        help="fetch images that requests name by URL, from public addresses",
+    )
+    safety.add_argument(
+        "--allow-host",
+        type=_named(host_name),
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which clients may call the server, besides localhost and its own address; repeatable",
+    )
+    safety.add_argument(
+        "--cors-origin",
+        type=_named(origin_of),
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="whose web pages may use the server, e.g. https://ui.example.com; repeatable",
+    )
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--step-cache",
+        metavar="CACHE",
+        help="of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it",
+    )
+    running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
+    running.add_argument(
+        "--batch-pictures",
+        type=at_least_one,
+        metavar="N",
+        help="pictures of waiting requests that may share their steps; 4 on a GPU and 1 on a CPU if not given",
+    )
+    running.add_argument(
+        "--shutdown-seconds",
+        type=_seconds,
+        metavar="S",
+        default=ServerSettings.shutdown_seconds,
+        help=f"for work in flight after SIGTERM; {ServerSettings.shutdown_seconds:g} if not given",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits of a request")
+    for flag, default, what in (
+        ("--max-pixels", ServerLimits.pixels, "height times width"),
+        ("--max-steps", ServerLimits.steps, "denoising steps"),
+        ("--max-images", ServerLimits.images, "pictures"),
+        ("--max-prompt-characters", ServerLimits.prompt_characters, "of each prompt"),
+        ("--max-body-bytes", ServerLimits.body_bytes, "of the body, uploads included"),
+        ("--max-input-pixels", ServerLimits.input_pixels, "height times width of an image sent in"),
+        ("--media-bytes", ServerSettings.media_bytes, "of pictures kept for answers by URL"),
+        ("--max-queue", ServerLimits.queue, "requests that wait"),
+    ):
+        limits.add_argument(
+            flag, type=at_least_one, metavar="N", default=default, help=f"{what}; {default} if not given"
+        )
+    limits.add_argument(
+        "--max-seconds",
+        type=_seconds,
+        metavar="S",
+        default=ServerLimits.seconds,
+        help=f"from arrival to answer; {ServerLimits.seconds:g} if not given",
+    )
+
+
+def _add_connections(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits of connections")
+    limits.add_argument(
+        "--max-connections",
+        type=at_least_one,
+        metavar="N",
+        default=ConnectionLimits.connections,
+        help=f"at a time; {ConnectionLimits.connections} if not given",
+    )
+    for flag, default, what in (
+        ("--read-timeout", ConnectionLimits.read_seconds, "for a request to arrive"),
+        ("--write-timeout", ConnectionLimits.write_seconds, "for a client to take its answer"),
+    ):
+        limits.add_argument(
+            flag,
+            type=_seconds,
+            metavar="S",
+            default=default,
+            help=f"{what}, and one more for each 64 KiB of it; {default:g} if not given",
+        )
+
+
+def _named(read: Callable[[str], str]) -> Callable[[str], str]:
+    def checked(text: str) -> str:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text!r}") from error
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number

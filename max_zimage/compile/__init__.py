@@ -1,0 +1,1 @@
+"""Graphs from definitions to compiled artifacts, here or ahead of time, and what they launch."""

@@ -1,0 +1,283 @@
+"""Every graph compiled for a target, which need not be there: a GPU is stood in for by one of MAX's virtual devices.
+
+    target -> one child process a graph -> seconds, peak memory, or the compiler's error
+
+MAX fixes the virtual device before anything else happens in a process, and the largest graphs compile in gigabytes that
+only the end of a process gives back: hence the children, which run `max_zimage.compile.worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.compile.artifacts import check_writable
+from max_zimage.compile.cubins import Symbol
+from max_zimage.compile.jobs import Job, Report
+from max_zimage.compile.launches import Launches
+from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.model.text_encoder import TextEncoderSpec
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.model.vae import VaeSpec
+from max_zimage.sampling.schedule import ScheduleSpec
+
+TARGETS: dict[str, tuple[str, str] | None] = {
+    "cpu": None,
+    "cuda:sm_90a": ("cuda", "sm_90a"),
+    "cuda:sm_100a": ("cuda", "sm_100a"),
+    "hip:gfx942": ("hip", "gfx942"),
+}
+"""Target -> API and architecture of the virtual device; None is this machine's CPU."""
+
+GRAPHS = (
+    "pack",
+    "prepare_scheduler",
+    "scheduler_step",
+    "modulation",
+    "conditioning",
+    "text_encoder",
+    "denoise",
+    "first_block_noise_refiner",
+    "guidance",
+    "taylor_update",
+    "taylor_step",
+    "decode",
+    "encode",
+)
+"""All graphs, the quick ones first."""
+
+FULL_MODEL = ModelSpecs(
+    text_encoder=TextEncoderSpec(
+        vocab_size=151936,
+        hidden_size=2560,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=9728,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_positions=40960,
+    ),
+    transformer=TransformerSpec(
+        dim=3840,
+        num_heads=30,
+        num_layers=30,
+        num_refiner_layers=2,
+        in_channels=16,
+        caption_dim=2560,
+        norm_eps=1e-5,
+        rope_theta=256.0,
+        axes_dims=(32, 48, 48),
+        axes_lens=(1536, 512, 512),
+        t_scale=1000.0,
+    ),
+    vae=VaeSpec(
+        latent_channels=16,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        norm_num_groups=32,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    ),
+    schedule=ScheduleSpec(shift=3.0, num_train_timesteps=1000),
+)
+"""The published Z-Image models, whose shapes are the same."""
+
+
+def check_target(name: str) -> str:
+    """Return the name of a target.
+
+    Raises:
+        ValueError: If there is no such target; names those there are.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {name!r}")
+    return name
+
+
+def check_graphs(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of graphs in the order they are compiled; all of them if none is named.
+
+    Raises:
+        ValueError: If there is no such graph; names those there are.
+    """
+    unknown = [name for name in names if name not in GRAPHS]
+    if unknown:
+        raise ValueError(f"graphs must be among {', '.join(GRAPHS)}, got {', '.join(map(repr, unknown))}")
+    return tuple(name for name in GRAPHS if not names or name in names)
+
+
+def check_keep(target: str) -> None:
+    """See that artifacts for a target can be kept.
+
+    Raises:
+        ValueError: If it is the CPU, or the folder cannot be written to.
+    """
+    if TARGETS[target] is None:
+        raise ValueError(
+            f"keep is for GPUs, got target {target!r}, whose graphs are one module that the first picture there keeps; "
+            "leave it out"
+        )
+    check_writable()
+
+
+def check_listable(target: str) -> None:
+    """See that the launches for a target can be listed.
+
+    Raises:
+        ValueError: If it is the CPU, which launches nothing.
+    """
+    if TARGETS[target] is None:
+        raise ValueError(f"kernels are listed for GPUs, got target {target!r}; name a GPU, such as cuda:sm_90a")
+
+
+def check_symbols(target: str, list_kernels: bool) -> None:
+    """See that the kernels of the machine code for a target can be told, below the list of the launches.
+
+    Raises:
+        ValueError: If that list is not asked for, or the target is none of CUDA's.
+    """
+    if not list_kernels:
+        raise ValueError("symbols are those of a list of kernels; ask for that too, with --list-kernels")
+    if not target.startswith("cuda:"):
+        raise ValueError(f"symbols are read from CUDA's machine code, got target {target!r}; name one of CUDA's")
+
+
+def default_dtype(target: str) -> ModelDtype:
+    """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.device.devices.model_dtype`."""
+    return "float32" if TARGETS[target] is None else "bfloat16"
+
+
+def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:
+    """The same widths with fewer repetitions: every distinct kernel is still there.
+
+    Args:
+        specs: Shapes of a model.
+        layers: Layers of the text encoder that run, main blocks and refiner blocks.
+    """
+    return replace(
+        specs,
+        text_encoder=replace(specs.text_encoder, num_layers=layers + 1),
+        transformer=replace(specs.transformer, num_layers=layers, num_refiner_layers=layers),
+    )
+
+
+def compile_target(
+    specs: ModelSpecs,
+    target: str,
+    dtype: ModelDtype,
+    graphs: Sequence[str],
+    *,
+    keep: bool = False,
+    list_kernels: bool = False,
+    symbols: bool = False,
+) -> Iterator[Report]:
+    """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
+
+    Args:
+        specs: Shapes of the model; weights are not needed.
+        target: One of `TARGETS`.
+        dtype: Of weights and computation.
+        graphs: From `check_graphs`.
+        keep: Whether to keep the artifacts where a pipeline looks for them.
+        list_kernels: Whether to list what the graphs launch instead, on a GPU: seconds in place of minutes.
+        symbols: Whether to compile what is listed too, for the names in its machine code.
+
+    Yields:
+        One report a graph, failed or not. The next graph is compiled when the next report is asked for.
+
+    Raises:
+        ValueError: If the target is unknown or launches nothing, artifacts cannot be kept, or there are no symbols to
+            be told.
+    """
+    check_target(target)
+    if symbols:
+        check_symbols(target, list_kernels)
+    if list_kernels:
+        check_listable(target)
+    if keep:
+        check_keep(target)
+    for graph in graphs:
+        yield _compile(
+            Job(
+                graph=graph,
+                target=target,
+                dtype=dtype,
+                specs=specs,
+                keep=keep,
+                list_kernels=list_kernels,
+                symbols=symbols,
+            )
+        )
+
+
+def _compile(job: Job) -> Report:
+    handle, name = tempfile.mkstemp(prefix=f"max-zimage-{job.target.replace(':', '-')}-{job.graph}-", suffix=".log")
+    log = Path(name)
+    root = str(Path(__file__).parents[2])  # where max_zimage is found, installed or not
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    with os.fdopen(handle, "wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "max_zimage.compile.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        try:
+            answer = _answer(child, job)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+    return _report(job.graph, answer.decode(), child.returncode, log)
+
+
+def _answer(child: subprocess.Popen[bytes], job: Job) -> bytes:
+    """Hand over the job and wait; the child ends when its input does, which is with this process at the latest."""
+    assert child.stdin is not None and child.stdout is not None
+    broken = contextlib.suppress(BrokenPipeError)  # it has ended; its status and its log say why
+    with broken, child.stdin, child.stdout:
+        with broken:
+            child.stdin.write(pickle.dumps(job))
+            child.stdin.flush()
+        answer = child.stdout.read()
+        child.wait()
+    return answer
+
+
+def _report(graph: str, answer: str, status: int, log: Path) -> Report:
+    """Read the worker's last line; without one, the process was ended from outside or by a crash of the compiler."""
+    lines = answer.splitlines()
+    result = json.loads(lines[-1]) if lines else {}
+    error = result.get("error") if result else _last_words(status, log)
+    if error is None:
+        log.unlink()
+    return Report(
+        graph=graph,
+        seconds=result.get("seconds"),
+        trace_seconds=result.get("trace_seconds"),
+        cpu_seconds=result.get("cpu_seconds", 0.0),
+        peak_bytes=result.get("peak_bytes", 0),
+        kernels=Launches.of(result["kernels"]) if result.get("kernels") else None,
+        symbols=tuple(Symbol(**each) for each in result["symbols"]) if "symbols" in result else None,
+        artifact=Path(result["artifact"]) if result.get("artifact") else None,
+        error=error,
+        log=None if error is None else log,
+    )
+
+
+def _last_words(status: int, log: Path) -> str:
+    """What is known of a process that ended without an answer: LLVM aborts it, with its reason as the last line."""
+    said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"the compiler's process ended with status {status}" + (f": {said[-1]}" if said else "")

@@ -1,0 +1,1 @@
+"""Devices and dtypes by name, memory, and the libraries that a GPU's graphs call."""

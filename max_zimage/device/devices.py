@@ -1,0 +1,84 @@
+"""Names of devices and dtypes as people write them, to what MAX takes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import CPU, Buffer, Device, DeviceSpec, accelerator_count
+from max.dtype import DType
+from max.experimental.tensor import Tensor as EagerTensor
+
+from max_zimage.device.dtypes import bfloat16_bits
+from max_zimage.host.processes import check_process
+
+Tensor = Buffer | EagerTensor | npt.NDArray[Any]
+"""What members that MAX documents take for a tensor."""
+
+_ACCELERATOR = re.compile(r"(?:gpu|cuda|hip)(?::(\d+))?")
+
+
+def device_spec(name: str) -> DeviceSpec:
+    """Find a device.
+
+    Args:
+        name: "auto" (the first accelerator, or else the CPU), "cpu", "gpu", or "gpu:1" and so on; "cuda" and "hip"
+            stand for "gpu".
+
+    Raises:
+        ValueError: If the name is unknown or there is no such accelerator.
+    """
+    count = accelerator_count()
+    if name == "cpu" or (name == "auto" and count == 0):
+        return DeviceSpec.cpu()
+    match = _ACCELERATOR.fullmatch("gpu" if name == "auto" else name)
+    if match is None:
+        raise ValueError(f'device must be "auto", "cpu", "gpu" or "gpu:N", got {name!r}')
+    number = int(match[1] or 0)
+    if number >= count:
+        there = "no accelerator is" if count == 0 else f"only {count} accelerator{'s are' if count > 1 else ' is'}"
+        raise ValueError(f'device {name!r} was asked for, and {there} available here; use device="cpu"')
+    return DeviceSpec.accelerator(number)
+
+
+def device_kind(device: Device) -> str:
+    """Return "cpu" or "gpu"."""
+    return "cpu" if device.is_host else "gpu"
+
+
+def upload(array: npt.NDArray[np.generic], device: Device) -> Buffer:
+    """Copy a numpy array to a device, with its own dtype."""
+    check_process()
+    return Buffer.from_numpy(np.array(array, order="C")).to(device)
+
+
+def as_buffer(value: Tensor) -> Buffer:
+    """Take a tensor of MAX, numpy or another library that speaks DLPack for a buffer, where it lies.
+
+    Raises:
+        TypeError: If it is no tensor.
+    """
+    if isinstance(value, Buffer):
+        return value
+    if isinstance(value, EagerTensor):
+        return value.driver_tensor
+    if isinstance(value, np.ndarray):
+        return Buffer.from_numpy(np.array(value, order="C"))
+    try:
+        return Buffer.from_dlpack(value)
+    except (TypeError, AttributeError) as error:
+        raise TypeError(f"a tensor is wanted, got {type(value).__name__}") from error
+
+
+def upload_as(array: npt.NDArray[np.float32], dtype: Literal["float32", "bfloat16"], device: Device) -> Buffer:
+    """Copy float32 numbers to a device in the model's dtype."""
+    if dtype == "float32":
+        return upload(array, device)
+    return Buffer.from_numpy(bfloat16_bits(array)).view(DType.bfloat16, array.shape).to(device)
+
+
+def download(buffer: Buffer) -> npt.NDArray[Any]:
+    """Copy a buffer to the host; waits for the work that makes it. Not for bfloat16, which numpy does not know."""
+    return buffer.to(CPU()).to_numpy()

@@ -1,0 +1,1 @@
+"""What the process and its machine offer: folders, temporary files, children that end with their parent."""

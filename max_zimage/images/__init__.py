@@ -1,0 +1,1 @@
+"""Picture files: reading them to pixels, and saving pixels with what they were drawn with."""

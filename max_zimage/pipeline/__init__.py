@@ -1,0 +1,1 @@
+"""Z-Image as a diffusion pipeline: loading, preparing a request, the denoising loop, decoding."""

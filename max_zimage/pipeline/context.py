@@ -1,0 +1,32 @@
+"""What the server's process sends the worker for one request: MAX's context, and what Z-Image has beyond it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from max.pipelines.context import PixelContext
+
+
+@dataclass(kw_only=True)
+class ZImageContext(PixelContext):
+    """A validated request with schedule and noise in it, all on the host.
+
+    Attributes:
+        cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; 0 for none. MAX's own
+            field is a bool.
+        parameters: JSON of `max_zimage.request.metadata.GenerationParameters` for each picture, which the file will
+            carry; empty for none.
+        compression: Quality of JPEG and WebP from 1 to 100, or None for the format's own.
+        reports: Whether every step is reported while it is done.
+        step_cache: How steps are left out, as `max_zimage.sampling.step_cache.parse` reads it.
+        listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.
+        previews: Pictures of the unfinished work to send along, spread over the steps.
+    """
+
+    cfg_normalization: float = field(default=0.0)  # type: ignore[assignment]
+    parameters: list[str] = field(default_factory=list)
+    compression: int | None = field(default=None)
+    reports: bool = field(default=False)
+    listens: bool = field(default=False)
+    previews: int = field(default=0)
+    step_cache: str = field(default="off")

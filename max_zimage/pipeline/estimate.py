@@ -1,0 +1,144 @@
+"""Memory that pictures take beside the weights, estimated from shapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from max.driver import Device
+
+from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.device.dtypes import BYTES, ModelDtype
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.graphs.model.text_encoder import TextEncoderSpec
+from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.model.vae import VaeSpec
+from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
+
+if TYPE_CHECKING:
+    from max_zimage.pipeline.manifest import Sources
+    from max_zimage.request.request import GenerationRequest
+
+_FLOAT32 = 4
+_DECODED_PIXELS = 2048 * 2048
+_CAPTION = 128  # tokens of a caption; long prompts have a few hundred
+
+
+def activation_bytes(
+    specs: ModelSpecs, *, height: int, width: int, guided: bool, dtype: ModelDtype, pictures: int = 1
+) -> int:
+    """Estimate the largest memory that computing pictures takes at a time.
+
+    Args:
+        specs: Shapes of the model.
+        height: Pixels.
+        width: Pixels.
+        guided: Whether the negative branch runs too.
+        dtype: Of weights and computation.
+        pictures: That share a batch.
+
+    Returns:
+        Bytes; right within a factor of two or so, since the compiler decides what is fused and what is kept. Where the
+        decoder decides, the process grew by 1.1 to 1.2 times as much (float32 on a CPU, 512x512 and 1024x1024).
+    """
+    tokens = padded(height * width // PIXELS_PER_TOKEN**2) + _CAPTION
+    step = step_bytes(specs.transformer, items=pictures * (2 if guided else 1), tokens=tokens, dtype=dtype)
+    return max(step, decode_bytes(specs.vae, pictures=pictures, height=height, width=width, dtype=dtype))
+
+
+def check_picture(
+    sources: Sources,
+    device: Device,
+    *,
+    height: int,
+    width: int,
+    guided: bool,
+    pictures: int,
+    loaded: bool = True,
+    again: int = 0,
+) -> None:
+    """Refuse pictures that cannot be computed here, where the system would end the process.
+
+    The estimate is rather too low than too high, and no margin is added: what is refused would not have fitted.
+
+    Args:
+        sources: Shapes and weights of the model.
+        device: Where it runs.
+        height: Pixels.
+        width: Pixels.
+        guided: Whether the negative branch runs too.
+        pictures: That share a batch.
+        loaded: Whether the weights are in memory already, and not among what is free.
+        again: Bytes of weights that lie on an accelerator a second time, `ZImageTransformerModel.again_bytes`.
+
+    Raises:
+        NotEnoughMemoryError: With what is needed, what is there and what would fit.
+    """
+    # Of an accelerator the whole is compared: MAX takes a part for itself, and gives from it.
+    available = available_memory() if device.is_host else int(device.stats["total_memory"])
+    weights = 0 if loaded and device.is_host else sum(sources.nbytes.values()) + again
+
+    def needed(side_y: int, side_x: int, count: int) -> int:
+        dtype = sources.dtypes["transformer"]
+        more = activation_bytes(sources.specs, height=side_y, width=side_x, guided=guided, dtype=dtype, pictures=count)
+        return weights + more
+
+    if needed(height, width, pictures) <= available:
+        return
+    smaller = [(height * part // 16 // 16 * 16, width * part // 16 // 16 * 16) for part in range(15, 0, -1)]
+    fewer = [count for count in range(pictures - 1, 0, -1) if needed(height, width, count) <= available]
+    sizes = [size for size in smaller if min(size) > 0 and needed(*size, pictures) <= available]
+    ways = [f"{fewer[0]} at a time would fit"] if fewer else []
+    ways += [f"{sizes[0][1]}x{sizes[0][0]} pixels would fit"] if sizes else []
+    asked = f"{pictures} pictures" if pictures > 1 else "a picture"
+    need, whole = "need" if pictures > 1 else "needs", gib(needed(height, width, pictures))
+    raise NotEnoughMemoryError(
+        f"{asked} of {width}x{height} pixels {need} about {whole} {'with' if weights else 'beside'} the weights, "
+        f"{gib(available)} are available on "
+        f"{device.label}:{device.id}; {' or '.join(ways) or 'not even a small one would fit: free memory'}"
+    )
+
+
+def check_request(
+    sources: Sources, device: Device, request: GenerationRequest, *, loaded: bool = True, again: int = 0
+) -> None:
+    """`check_picture` for all pictures of a request, which share a batch."""
+    check_picture(
+        sources,
+        device,
+        height=request.height,
+        width=request.width,
+        guided=request.use_guidance,
+        pictures=request.num_images,
+        loaded=loaded,
+        again=again,
+    )
+
+
+def step_bytes(spec: TransformerSpec, *, items: int, tokens: int, dtype: ModelDtype) -> int:
+    """The same of one denoising step over [items, tokens, dim]."""
+    size = BYTES[dtype]
+    # A block holds its input, the normed input, and either both halves of SwiGLU with their product or queries, keys
+    # and values with their float32 copies, whichever is more.
+    feed_forward = 3 * spec.ffn_dim * size
+    attention = 3 * spec.dim * size + 4 * spec.dim * _FLOAT32
+    return items * tokens * (2 * spec.dim * size + max(feed_forward, attention))
+
+
+def text_bytes(spec: TextEncoderSpec, *, prompts: int, tokens: int, dtype: ModelDtype) -> int:
+    """The same of the text encoder over [prompts, tokens]; its blocks are those of the transformer with other names."""
+    size, heads = BYTES[dtype], (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    attention = heads * (size + _FLOAT32)
+    return prompts * tokens * (2 * spec.hidden_size * size + max(3 * spec.intermediate_size * size, attention))
+
+
+def decode_bytes(spec: VaeSpec, *, pictures: int, height: int, width: int, dtype: ModelDtype) -> int:
+    """The same of the decoder, which takes large pictures a few at a time."""
+    size, widths = BYTES[dtype], spec.block_out_channels
+    # The decoder's last blocks work at full size: the input, its float32 normalization and the output of a convolution.
+    pixel = widths[0] * (2 * size + _FLOAT32) + widths[min(1, len(widths) - 1)] * size
+    return pictures_at_once(pictures, height, width) * height * width * pixel
+
+
+def pictures_at_once(pictures: int, height: int, width: int) -> int:
+    """How many pictures are decoded in one call: the decoder works at full size, and its memory adds up."""
+    return max(1, min(pictures, _DECODED_PIXELS // (height * width)))

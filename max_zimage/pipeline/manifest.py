@@ -1,0 +1,126 @@
+"""Where a pipeline's components come from: MAX's configuration to files, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from max.driver import Device
+from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
+
+from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.checkpoint.description import describe
+from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, vae_names
+from max_zimage.checkpoint.headers import scan
+from max_zimage.checkpoint.load import LoadPlan, plan
+from max_zimage.checkpoint.locate import COMPONENTS, find_component_files, resolve_model, route_weight_files
+from max_zimage.compile import device_graphs, device_weights
+from max_zimage.components.text_encoder import HIDDEN_LAYER
+from max_zimage.device.dtypes import ModelDtype, model_dtype
+from max_zimage.device.libraries import check_libraries
+from max_zimage.errors import CheckpointError
+from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.sampling.step_cache import StepCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """A checked checkpoint.
+
+    Attributes:
+        specs: Shapes of all components.
+        limits: What can be drawn at most.
+        configs: Component -> its configuration as Hugging Face's JSON has it.
+        dtypes: Component -> dtype that it runs in.
+        files: Component -> its weight files.
+        plans: Component -> what is loaded from them.
+        defaults: What a request gets that says nothing.
+    """
+
+    specs: ModelSpecs
+    limits: Limits
+    configs: Mapping[str, dict[str, object]]
+    dtypes: Mapping[str, ModelDtype]
+    files: Mapping[str, list[Path]]
+    plans: Mapping[str, LoadPlan]
+    defaults: RequestDefaults
+
+    def with_step_cache(self, cache: StepCache | None) -> Sources:
+        """The same, with another step cache for requests that say nothing."""
+        return replace(self, defaults=replace(self.defaults, step_cache=cache))
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Component -> memory that its weights take."""
+        return {name: checked.nbytes(self.dtypes[name]) for name, checked in self.plans.items()}
+
+
+def find_sources(
+    config: PipelineConfig, weight_paths: Sequence[Path], unprefixed_component: str, device: Device, default_steps: int
+) -> Sources:
+    """Find and check everything that a pipeline loads, reading configurations and headers only.
+
+    Args:
+        config: MAX's configuration, one model entry a component.
+        weight_paths: Files that take the place of the checkpoint's own; see `route_weight_files`.
+        unprefixed_component: Takes the files that stand in no component's folder.
+        device: Where the components run.
+        default_steps: Denoising steps of a checkpoint that is not distilled.
+
+    Raises:
+        ConfigError: If a configuration is not one that the graphs compute.
+        CheckpointError: With everything that is wrong with the files of all components.
+        ValueError: If the device lacks a library, or a variable of `device_graphs` or `device_weights` has no meaning.
+    """
+    check_libraries(device)
+    device_graphs.check(device)
+    device_weights.shared(device)
+    models = config.models
+    described = describe(config, default_steps)
+    files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)
+    return Sources(
+        specs=described.specs,
+        limits=described.limits,
+        configs=described.configs,
+        dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device) for name in COMPONENTS},
+        files=files,
+        plans=_plans(described.specs, files),
+        defaults=described.defaults,
+    )
+
+
+def _weight_files(
+    models: Mapping[str, MAXModelConfig], weight_paths: Sequence[Path], unprefixed_component: str
+) -> dict[str, list[Path]]:
+    named = {name: model.resolved_weight_paths() for name, model in models.items() if model.weight_path}
+    # MAX writes a pipeline-wide --weight-path into every component; only the folder tells whose it is.
+    if len(named) == len(models) and len({tuple(paths) for paths in named.values()}) == 1:
+        named = route_weight_files(next(iter(named.values())), COMPONENTS, unprefixed_component)
+    named |= route_weight_files(weight_paths, COMPONENTS, unprefixed_component)
+    return {name: named[name] if name in named else _own_files(name, model) for name, model in models.items()}
+
+
+def _own_files(component: str, model: MAXModelConfig) -> list[Path]:
+    if model.subfolder is None:  # a folder that holds this component alone
+        return find_component_files(Path(model.model_path), component, flat=True)
+    return find_component_files(resolve_model(model.model_path, model.huggingface_model_revision), component)
+
+
+def _plans(specs: ModelSpecs, files: Mapping[str, list[Path]]) -> dict[str, LoadPlan]:
+    """Check all components, so that one message names everything that is wrong."""
+    encoder = specs.text_encoder
+    names = {
+        "text_encoder": text_encoder_names(encoder, encoder.layers_used(HIDDEN_LAYER)),
+        "transformer": transformer_names(specs.transformer),
+        "vae": vae_names(specs.vae),
+    }
+    plans, problems = {}, []
+    for component, expected in names.items():
+        try:
+            plans[component] = plan(expected, scan(files[component]))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return plans

@@ -1,0 +1,252 @@
+"""Requests to device inputs, from Python's `GenerationRequest` and from the context that `max serve` sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import CPU, Buffer, Device
+from max.dtype import DType
+from max.pipelines.context import PixelContext
+
+from max_zimage.components import ZImageTextEncoderModel, ZImageVaeModel
+from max_zimage.device.devices import upload
+from max_zimage.pipeline.batch import Captions, FloatArray, IdArray, ZImageModelInputs, make_items
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
+from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.request.checks import check_token_count
+from max_zimage.request.limits import Limits
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.noise import initial_noise
+from max_zimage.sampling.positions import RopeSpec
+from max_zimage.sampling.schedule import Schedule, ScheduleSpec, guidance_by_step
+from max_zimage.sampling.step_cache import StepCache, parse
+from max_zimage.text.tokenizer import PromptTokenizer
+
+
+def inputs_of_request(
+    request: GenerationRequest,
+    captions: Captions,
+    *,
+    schedule_spec: ScheduleSpec,
+    rope_spec: RopeSpec,
+    vae: ZImageVaeModel,
+    device: Device,
+) -> ZImageModelInputs:
+    """Bring a request to the device.
+
+    Args:
+        request: The request.
+        captions: Its distinct captions, from `captions_of_request`.
+        schedule_spec: The checkpoint's schedule.
+        rope_spec: The transformer's rotary embedding.
+        vae: Encodes the image of a request that has one.
+        device: Where the transformer runs.
+
+    Raises:
+        RequestError: If a step would have no length in float32.
+        NotFiniteError: If the encoder makes NaN or infinity of the image.
+    """
+    plan, noise = request.schedule(schedule_spec), request.latents
+    if noise is None:
+        noise = initial_noise(
+            request.seed or 0, request.num_images, vae.spec.latent_channels, request.height, request.width
+        )
+    if request.start_image is not None:
+        noise = starting_latents(vae, request.start_image, noise, request.seed, plan.sigmas[0])
+        # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
+        if not np.isfinite(noise).all():
+            what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
+            raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
+    return _inputs(
+        captions,
+        noise,
+        plan,
+        guidance_by_step(plan, request.guidance_scale, request.cfg_truncation),
+        request.cfg_normalization,
+        request.num_images_per_prompt,
+        rope_spec,
+        device,
+        step_cache=request.step_cache,
+    )
+
+
+def sharing_key(context: PixelContext) -> tuple[object, ...]:
+    """What requests of a server must have in common to share steps: sizes, schedule, guidance, step cache."""
+    return (
+        context.height,
+        context.width,
+        np.asarray(context.sigmas, np.float32).tobytes(),
+        float(context.guidance_scale),
+        float(context.cfg_truncation),
+        float(context.cfg_normalization),
+        step_cache_of(context),
+    )
+
+
+def step_cache_of(context: PixelContext) -> StepCache | None:
+    """The step cache of a server's request."""
+    return parse(context.step_cache) if isinstance(context, ZImageContext) else None
+
+
+def inputs_of_contexts(
+    contexts: Sequence[PixelContext], rope_spec: RopeSpec, vae: ZImageVaeModel, device: Device, *, done: int = 0
+) -> ZImageModelInputs:
+    """Bring requests of a server to the device, as one batch.
+
+    Args:
+        contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; all of one `sharing_key`.
+        rope_spec: The transformer's rotary embedding.
+        vae: Encodes the images of requests that have one.
+        device: Where the transformer runs.
+        done: Steps that are done already, and which the inputs leave out; the caller has latents of its own then.
+
+    Raises:
+        ValueError: If the requests have not the same `sharing_key`.
+    """
+    first = contexts[0]
+    if any(sharing_key(context) != sharing_key(first) for context in contexts[1:]):
+        raise ValueError("requests that share a batch must have the same size, schedule and guidance")
+    sigmas = np.asarray(first.sigmas, np.float32)
+    plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
+    guidance = guidance_by_step(plan, float(first.guidance_scale), float(first.cfg_truncation))[done:]
+    texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
+    if guidance.any():
+        negatives = [context.negative_tokens for context in contexts]
+        texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
+    copies = [context.num_images_per_prompt for context in contexts]
+    return _inputs(
+        arrange(texts, (), copies=copies),
+        np.concatenate([_noise(context, None if done else vae) for context in contexts]),
+        plan.after(done),
+        guidance,
+        float(first.cfg_normalization),
+        sum(copies),
+        rope_spec,
+        device,
+        step_cache=step_cache_of(first),
+        steps_done=done,
+    )
+
+
+def _noise(context: PixelContext, vae: ZImageVaeModel | None) -> FloatArray:
+    """What a request of a server begins with; without an autoencoder the noise alone."""
+    noise = np.asarray(context.latents, np.float32)
+    if context.input_image is None or vae is None:
+        return noise
+    return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
+
+
+def captions_of_request(
+    request: GenerationRequest, tokenizer: PromptTokenizer, text_encoder: ZImageTextEncoderModel, limits: Limits
+) -> Captions:
+    """Tokenize what a request shows, or take its features.
+
+    Args:
+        request: The request.
+        tokenizer: Text to ids.
+        text_encoder: Encodes the text of a request that gives features for one branch and text for the other.
+        limits: What the checkpoint can do at most.
+
+    Raises:
+        RequestError: If a text has too many tokens.
+    """
+    negatives = request.negative_prompt_embeds if request.use_guidance else None
+    texts = tokens_of_request(request, tokenizer, limits)
+    given = (*(request.prompt_embeds or ()), *(negatives or ()))
+    features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
+    copies = [request.num_images_per_prompt] * request.num_prompts
+    return arrange([] if features else texts, features, copies=copies)
+
+
+def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
+    """Tokenize the texts of a request, int64 [tokens] each: its prompts, then its negative prompts.
+
+    Raises:
+        RequestError: If a text has too many tokens.
+    """
+    texts = [tokenizer.encode(text) for text in (*request.prompts, *request.negative_prompts)]
+    for index, ids in enumerate(texts):
+        which = "the prompt" if index < len(request.prompts) else "the negative prompt"
+        check_token_count(len(ids), request.max_sequence_length, which, limits.max_tokens)
+    return texts
+
+
+def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: Sequence[int]) -> Captions:
+    """Find the distinct captions, and which one each item of the transformer's batch shows.
+
+    Args:
+        texts: Token ids of the positive captions, then of the negative ones.
+        features: The same as features, in place of `texts`.
+        copies: Pictures of each prompt: as many as there are positive captions. The rest of the captions are as many
+            negative ones, or none.
+    """
+    keys = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
+    distinct = {key: index for index, key in reversed(list(enumerate(keys)))}
+    kept = sorted(distinct.values())
+    places = {key: kept.index(index) for key, index in distinct.items()}
+    positive, negative = keys[: len(copies)], keys[len(copies) :]
+    return Captions(
+        tokens=tuple(texts[index] for index in kept) if texts else (),
+        features=() if texts else tuple(features[index] for index in kept),
+        rows=tuple(
+            places[key]
+            for branch in (positive, negative)
+            if branch
+            for key, pictures in zip(branch, copies, strict=True)
+            for _ in range(pictures)
+        ),
+    )
+
+
+def _complete(
+    given: Sequence[FloatArray], texts: Sequence[IdArray], text_encoder: ZImageTextEncoderModel, prompts_first: bool
+) -> tuple[FloatArray, ...]:
+    """Features of both branches, where one is given as features and the other as text."""
+    encoded: tuple[FloatArray, ...] = ()
+    if texts:
+        values = float_features(text_encoder, text_encoder(texts))
+        encoded = tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
+    return (*encoded, *given) if prompts_first else (*given, *encoded)
+
+
+def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:
+    """Features on the host in float32, whatever the model's dtype."""
+    host = features.to(CPU())
+    if text_encoder.dtype_name == "float32":
+        return host.to_numpy()
+    bits = host.view(DType.uint16, features.shape).to_numpy()
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _inputs(
+    captions: Captions,
+    noise: FloatArray,
+    plan: Schedule,
+    guidance: FloatArray,
+    cfg_normalization: float,
+    copies: int,
+    rope_spec: RopeSpec,
+    device: Device,
+    *,
+    step_cache: StepCache | None,
+    steps_done: int = 0,
+) -> ZImageModelInputs:
+    batch, channels, height, width = noise.shape
+    rows, columns = height // 2, width // 2
+    lengths = [captions.lengths[row] for row in captions.rows]
+    return ZImageModelInputs(
+        captions=captions,
+        latents=upload(noise.reshape(batch, channels, rows, 2, columns, 2), device),
+        schedule=plan,
+        guidance=guidance,
+        cfg_normalization=cfg_normalization,
+        height=8 * height,
+        width=8 * width,
+        num_images_per_prompt=copies,
+        items=make_items(rope_spec, rows, columns, lengths, batch, device),
+        step_cache=step_cache,
+        steps_done=steps_done,
+    )

@@ -1,0 +1,82 @@
+"""What a checkpoint can do at most, and what it does where a request says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from max_zimage.sampling.positions import max_caption_tokens, max_image_side
+from max_zimage.sampling.step_cache import StepCache
+
+DEFAULT_MAX_SEQUENCE_LENGTH = 512
+"""Tokens of a prompt, chat template included, unless the request raises it; the reference's value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a checkpoint can do at most.
+
+    Attributes:
+        max_height: Pixels.
+        max_width: Pixels.
+        max_tokens: Tokens of a caption, chat template included.
+        latent_channels: Channels of a latent.
+        caption_dim: Width of a caption feature.
+        max_steps: Denoising steps; keeps a mistyped number from filling the memory with a modulation table.
+        max_images: Pictures of one request, which run as one batch.
+    """
+
+    max_height: int
+    max_width: int
+    max_tokens: int
+    latent_channels: int
+    caption_dim: int
+    max_steps: int = 1000
+    max_images: int = 64
+
+    @property
+    def default_tokens(self) -> int:
+        """Tokens of a prompt where the request does not raise them."""
+        return min(DEFAULT_MAX_SEQUENCE_LENGTH, self.max_tokens)
+
+    @classmethod
+    def of(cls, *, axes_lens: Sequence[int], max_positions: int, latent_channels: int, caption_dim: int) -> Limits:
+        """Derive the limits of a checkpoint.
+
+        Args:
+            axes_lens: Positions the transformer has on each axis.
+            max_positions: Positions the text encoder has.
+            latent_channels: Channels of a latent.
+            caption_dim: Width of a caption feature.
+
+        Returns:
+            The limits.
+        """
+        height, width = max_image_side(axes_lens)
+        tokens = min(max_caption_tokens(axes_lens), max_positions)
+        return cls(
+            max_height=height,
+            max_width=width,
+            max_tokens=tokens,
+            latent_channels=latent_channels,
+            caption_dim=caption_dim,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestDefaults:
+    """What a checkpoint uses where a request says nothing.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Guidance scale, 0 for none.
+        step_cache: Leaves out steps, or None for none.
+    """
+
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    step_cache: StepCache | None = None

@@ -1,0 +1,233 @@
+"""The parameters a picture was drawn with, as the JSON object that travels inside the picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from max_zimage.images.save import ImageFileError, embedded_text
+from max_zimage.sampling.noise import image_seed
+from max_zimage.sampling.step_cache import written
+from max_zimage.version import PROGRAM, __version__
+
+if TYPE_CHECKING:
+    from max_zimage.request.request import GenerationRequest
+
+UNKNOWN_IMAGE = "unknown"
+"""The digest of the start image in pictures of formats 1 and 2, which do not say whether there was one."""
+
+_FORMAT_VERSION = 3
+_ADDED: dict[int, dict[str, Any]] = {
+    2: {"step_cache": "off"},
+    3: {"strength": None, "image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
+}
+"""Format -> the fields that came with it, and what they are in pictures from before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationParameters:
+    """What it takes to draw one picture again.
+
+    Attributes:
+        prompt: What was asked for.
+        negative_prompt: What to keep away from; empty for none.
+        height: Pixels.
+        width: Pixels.
+        num_inference_steps: Denoising steps.
+        sigmas: Noise levels before the shift; None for evenly spaced ones.
+        shift: Flow shift; None for the checkpoint's own.
+        guidance_scale: Guidance scale, 0 for none.
+        cfg_normalization: Limit of the guided prediction's norm, 0 for none.
+        cfg_truncation: Timestep above which steps run without guidance.
+        max_sequence_length: Tokens the prompt was allowed.
+        step_cache: How steps were left out, as `max_zimage.sampling.step_cache.parse` reads it.
+        strength: How far image-to-image went from its image; None where there was none.
+        image_digest: Of that image, as `max_zimage.request.start_image.digest` makes it; None for none, `UNKNOWN_IMAGE`
+            in pictures that do not say.
+        image_height: Pixels of that image; where they are not those of the picture, it was resized.
+        image_width: Pixels of that image.
+        seed: The seed of this picture, not that of the first of its request.
+        model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
+        weight_paths: Weight files in place of the checkpoint's own, as they were named.
+        dtype: "bfloat16" or "float32".
+        device: "cpu" or "gpu", whose sums are not the same to the last bit; None in pictures that do not say.
+        version: Version of max_zimage.
+    """
+
+    prompt: str
+    negative_prompt: str
+    height: int
+    width: int
+    num_inference_steps: int
+    sigmas: tuple[float, ...] | None
+    shift: float | None
+    guidance_scale: float
+    cfg_normalization: float
+    cfg_truncation: float
+    max_sequence_length: int
+    step_cache: str
+    strength: float | None
+    image_digest: str | None
+    image_height: int | None
+    image_width: int | None
+    seed: int
+    model: str
+    weight_paths: tuple[str, ...]
+    dtype: str
+    device: str | None
+    version: str
+
+    @classmethod
+    def of(
+        cls,
+        request: GenerationRequest,
+        *,
+        model: str,
+        weight_paths: tuple[str, ...],
+        dtype: str,
+        device: str | None,
+        picture: int = 0,
+    ) -> GenerationParameters:
+        """What one picture of a request remembers.
+
+        Args:
+            request: The request, as it was run: a callback that changed latents is no part of it, and such a picture
+                has no parameters that repeat it.
+            model: The checkpoint, as it was named.
+            weight_paths: Weight files in place of the checkpoint's own, as they were named.
+            dtype: That the model ran in.
+            device: "cpu" or "gpu".
+            picture: Which of the request's pictures.
+
+        Raises:
+            ImageFileError: If the request brought latents or text features, which a picture cannot hold.
+        """
+        seed, prompt = _repeatable_seed(request), picture // request.num_images_per_prompt
+        height, width = (None, None) if request.image is None else request.image.shape[:2]
+        return cls(
+            prompt=request.prompts[prompt],
+            negative_prompt=request.negative_prompts[prompt] if request.negative_prompts else "",
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            sigmas=request.sigmas,
+            shift=request.shift,
+            guidance_scale=request.guidance_scale,
+            cfg_normalization=request.cfg_normalization,
+            cfg_truncation=request.cfg_truncation,
+            max_sequence_length=request.max_sequence_length,
+            step_cache=written(request.step_cache),
+            strength=None if request.image is None else request.strength,
+            image_digest=request.image_digest,
+            image_height=height,
+            image_width=width,
+            seed=image_seed(seed, picture),
+            model=model,
+            weight_paths=weight_paths,
+            dtype=dtype,
+            device=device,
+            version=__version__,
+        )
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether the image that the picture began with was resized."""
+        return self.image_height is not None and (self.image_height, self.image_width) != (self.height, self.width)
+
+    def to_json(self) -> str:
+        """Return one JSON object, marked with the program and the version of the layout."""
+        marked = {"program": PROGRAM, "format_version": _FORMAT_VERSION, **asdict(self)}
+        return json.dumps(marked, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> GenerationParameters:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ImageFileError: If the text comes from another program or version, or fields are missing, unknown or of
+                the wrong type.
+        """
+        values = _marked_object(text)
+        expected = {field.name: str(field.type) for field in fields(cls)}
+        problems = [f"{name} is missing" for name in expected if name not in values]
+        problems += [f"{name} is unknown" for name in values if name not in expected]
+        problems += [
+            f"{name} must be {kind}, got {values[name]!r}"
+            for name, kind in expected.items()
+            if name in values and not _is_kind(values[name], kind)
+        ]
+        image = [values.get(name) for name in ("strength", "image_height", "image_width")]
+        if not problems and image.count(None) != (3 if values["image_digest"] in (None, UNKNOWN_IMAGE) else 0):
+            problems = ["image_digest, image_height, image_width and strength go together"]
+        if problems:
+            raise ImageFileError(f"the parameters are damaged: {'; '.join(problems)}")
+        values["weight_paths"] = tuple(values["weight_paths"])
+        if values["sigmas"] is not None:
+            values["sigmas"] = tuple(float(sigma) for sigma in values["sigmas"])
+        for name, kind in expected.items():
+            if kind.startswith("float") and values[name] is not None:
+                values[name] = float(values[name])
+        return cls(**values)
+
+
+def read_parameters(path: Path) -> GenerationParameters:
+    """Return the parameters a picture was drawn with.
+
+    Args:
+        path: A picture that `max_zimage.images.save.save_image` wrote.
+
+    Raises:
+        ImageFileError: If there is no such file, it is no picture, is damaged, or holds no parameters of max_zimage.
+    """
+    text = embedded_text(path)
+    try:
+        return GenerationParameters.from_json(text)
+    except ImageFileError as error:
+        raise ImageFileError(f"{path}: {error}") from error
+
+
+def _marked_object(text: str) -> dict[str, Any]:
+    """The JSON object without its marks, once these name this program and this layout."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or values.pop("program", None) != PROGRAM:
+        raise ImageFileError("the parameters were written by another program; only those of max_zimage can be read")
+    version = values.pop("format_version", None)
+    if not _is_kind(version, "int") or not 1 <= version <= _FORMAT_VERSION:
+        raise ImageFileError(
+            f"the parameters have format {version!r}, this max_zimage reads 1 to {_FORMAT_VERSION}; install a newer one"
+        )
+    before = {name: value for added, names in _ADDED.items() if added > version for name, value in names.items()}
+    return before | values
+
+
+def _repeatable_seed(request: GenerationRequest) -> int:
+    """The seed of a request that a seed and texts say all of."""
+    given = {
+        "latents": request.latents,
+        "prompt_embeds": request.prompt_embeds,
+        "negative_prompt_embeds": request.negative_prompt_embeds if request.use_guidance else None,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if names or request.seed is None:
+        raise ImageFileError(
+            f"a picture made from {' and '.join(names)} cannot be repeated from its parameters, which do not hold "
+            "them; save it without parameters, or draw it from a seed and a prompt"
+        )
+    return request.seed
+
+
+def _is_kind(value: object, kind: str) -> bool:
+    """Whether a JSON value fits a field's annotation; true and false are no numbers."""
+    if value is None:
+        return kind.endswith("| None")
+    base = kind.removesuffix(" | None")
+    if base.startswith("tuple["):
+        item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
+        return isinstance(value, list) and all(_is_kind(item, item_kind) for item in value)
+    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    return isinstance(value, types[base]) and not isinstance(value, bool)

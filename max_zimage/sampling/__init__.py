@@ -1,0 +1,1 @@
+"""Plans of a request, as pure numpy: noise, schedule, positions, which steps a step cache computes."""

@@ -1,0 +1,261 @@
+"""The adapter to `max serve`: an HTTP request, validated, becomes the ZImageContext that the worker runs.
+
+Everything is checked here, because only errors raised here reach the client as a 400 with their message; what the
+worker raises becomes a 500 without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from max.pipelines.context import TokenBuffer
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.lib.config import PipelineConfig
+from max.pipelines.lib.request_text import retrieve_input_text
+from max.pipelines.modeling.types import PipelineTokenizer, RequestID, TokenIds
+from max.pipelines.request import OpenResponsesRequest
+from max.pipelines.request.open_responses import InputImageContent
+from max.pipelines.request.provider_options import ImageProviderOptions
+
+from max_zimage.checkpoint.description import describe
+from max_zimage.checkpoint.locate import resolve_model
+from max_zimage.errors import RequestError
+from max_zimage.images.read import MAX_PIXELS, image_of_data_url
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.checks import check_token_count
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.noise import initial_noise
+from max_zimage.sampling.step_cache import written
+from max_zimage.serving.drawn_by import source_of, written_parameters
+from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
+
+OUTPUT_FORMATS = ("jpeg", "png", "webp")
+
+IdArray = npt.NDArray[np.int64]
+
+
+class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesRequest]):
+    """Turns requests of the OpenResponses API into contexts for ZImagePipeline.
+
+    Attributes:
+        limits: What the checkpoint can do at most.
+        defaults: What a request gets where it says nothing.
+        max_input_pixels: Height times width of an image that a request brings.
+    """
+
+    max_input_pixels = MAX_PIXELS
+
+    def __init__(
+        self,
+        model_path: str,
+        pipeline_config: PipelineConfig,
+        subfolder: str,
+        *,
+        max_length: int,
+        default_num_inference_steps: int,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Load the tokenizer and the checkpoint's limits; the arguments are those the registry passes.
+
+        Args:
+            model_path: Folder or hub id of the checkpoint.
+            pipeline_config: MAX's configuration, with one entry a component.
+            subfolder: Folder of the tokenizer inside the checkpoint.
+            max_length: Tokens a prompt may have, chat template included.
+            default_num_inference_steps: Steps of checkpoints that are not distilled.
+            revision: Revision of a hub id.
+            trust_remote_code: Refused if true: no code of a checkpoint is ever run.
+
+        Raises:
+            ValueError: If the tokenizer or a configuration cannot be read, or the two do not fit together.
+        """
+        if trust_remote_code:
+            raise ValueError("trust_remote_code has no use here: no code of a checkpoint is run; leave it out")
+        described = describe(pipeline_config, default_num_inference_steps)
+        self._drawn_by = source_of(model_path, pipeline_config.models)
+        self._schedule = described.specs.schedule
+        self.limits = replace(described.limits, max_tokens=min(max_length, described.limits.max_tokens))
+        self.defaults = described.defaults
+        self._tokenizer = PromptTokenizer(
+            resolve_model(model_path, revision) / subfolder,
+            embeddings=described.specs.text_encoder.vocab_size,
+            positions=self.limits.max_tokens,
+        )
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """None: pictures do not end with a token."""
+        return set()
+
+    @property
+    def expects_content_wrapping(self) -> bool:
+        """Prompts are plain text."""
+        return False
+
+    async def encode(self, prompt: str, add_special_tokens: bool = True) -> IdArray:
+        """Turn a prompt into ids, int64 [tokens]; the chat template decides about special tokens."""
+        return self._tokenizer.encode(prompt)
+
+    async def decode(self, encoded: TokenIds, **kwargs: Any) -> str:
+        """Raise: nothing here produces text."""
+        raise NotImplementedError("Z-Image makes pictures, there is no text to decode")
+
+    async def new_context(self, request: OpenResponsesRequest) -> ZImageContext:
+        """Validate a request and prepare all that the worker needs.
+
+        Args:
+            request: The request as the server parsed it.
+
+        Returns:
+            Its context: token ids unpadded, float32 sigmas [N + 1] and timesteps [N], noise and the seed it came from.
+
+        Raises:
+            InputError: With the message for the client.
+        """
+        # Large noise takes long enough to hold up the server's other requests: not on its event loop.
+        return await asyncio.to_thread(self._context, request)
+
+    def _context(self, request: OpenResponsesRequest) -> ZImageContext:
+        try:
+            asked = self.parse(request)
+            return self.make_context(
+                asked,
+                request_id=request.request_id,
+                model_name=request.body.model,
+                output_format=image_options(request).output_format,
+                parameters=written_parameters(asked, self._drawn_by),
+            )
+        except (RequestError, TokenizerError) as error:
+            raise InputError(str(error)) from error
+
+    def make_context(
+        self, asked: GenerationRequest, *, request_id: RequestID, model_name: str, output_format: str, **more: Any
+    ) -> ZImageContext:
+        """Tokenize a request of one prompt, and make its schedule and noise.
+
+        Args:
+            asked: The request.
+            request_id: Its id.
+            model_name: What the client calls the model.
+            output_format: One of `OUTPUT_FORMATS`.
+            **more: Other fields of `ZImageContext`.
+
+        Raises:
+            RequestError: If a text has too many tokens, or a step would have no length.
+            TokenizerError: If the chat template refuses it.
+        """
+        prompt, *negative = [self._ids(text, asked) for text in (*asked.prompts, *asked.negative_prompts)]
+        plan = asked.schedule(self._schedule)
+        seed = asked.seed or 0
+        negative_ids = negative[0] if negative else None
+        return ZImageContext(
+            request_id=request_id,
+            model_name=model_name,
+            tokens=TokenBuffer(prompt),
+            mask=np.ones(len(prompt), np.bool_),
+            negative_tokens=None if negative_ids is None else TokenBuffer(negative_ids),
+            negative_mask=None if negative_ids is None else np.ones(len(negative_ids), np.bool_),
+            explicit_negative_prompt=any(asked.negative_prompts),
+            timesteps=plan.timesteps,
+            sigmas=plan.sigmas,
+            latents=initial_noise(seed, asked.num_images, self.limits.latent_channels, asked.height, asked.width),
+            height=asked.height,
+            width=asked.width,
+            num_inference_steps=asked.num_inference_steps,
+            guidance_scale=asked.guidance_scale,
+            input_image=asked.start_image,
+            strength=asked.strength,
+            cfg_normalization=asked.cfg_normalization,
+            cfg_truncation=asked.cfg_truncation,
+            num_images_per_prompt=asked.num_images_per_prompt,
+            output_format=output_format,
+            seed=seed,
+            step_cache=written(asked.step_cache),
+            **more,
+        )
+
+    def parse(self, request: OpenResponsesRequest) -> GenerationRequest:
+        """Read and check a request of the OpenResponses API.
+
+        Raises:
+            RequestError: With all that is wrong.
+        """
+        options = image_options(request)
+        # The schema fills an unset guidance scale with 3.5, which would switch guidance on for distilled checkpoints.
+        guidance = options.guidance_scale if "guidance_scale" in options.model_fields_set else None
+        return GenerationRequest.create(
+            limits=self.limits,
+            defaults=self.defaults,
+            prompt=_prompt(request),
+            negative_prompt=options.negative_prompt,
+            height=options.height,
+            width=options.width,
+            num_inference_steps=options.steps,
+            shift=options.flow_shift,
+            guidance_scale=guidance,
+            cfg_normalization=options.cfg_normalization,
+            cfg_truncation=options.cfg_truncation,
+            num_images_per_prompt=options.num_images,
+            seed=request.body.seed,
+            image=_image(request, self.max_input_pixels),
+            strength=options.strength if "strength" in options.model_fields_set else None,
+            # MAX's schema has no place of its own for it, and refuses what it does not know.
+            step_cache=(request.body.metadata or {}).get("step_cache"),
+        )
+
+    def _ids(self, text: str, asked: GenerationRequest) -> IdArray:
+        ids = self._tokenizer.encode(text)
+        which = "the prompt" if text in asked.prompts else "the negative prompt"
+        check_token_count(len(ids), asked.max_sequence_length, which, self.limits.max_tokens)
+        return ids
+
+
+def _prompt(request: OpenResponsesRequest) -> str:
+    try:
+        return retrieve_input_text(request)
+    except ValueError as error:
+        raise RequestError(f"input: {error}") from error
+
+
+def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
+    """The request's image options; what the schema knows and Z-Image does not is refused, not ignored.
+
+    Raises:
+        RequestError: With the names of all that has no use.
+    """
+    options = request.body.provider_options.image or ImageProviderOptions.model_validate({})
+    given = options.model_fields_set
+    refused = {
+        "provider_options.video": request.body.provider_options.video is not None,
+        "n (use provider_options.image.num_images)": request.body.n not in (None, 1),
+        "strength (without an input_image)": "strength" in given and not _image_urls(request),
+        "secondary_prompt": options.secondary_prompt is not None,
+        "secondary_negative_prompt": options.secondary_negative_prompt is not None,
+        "true_cfg_scale (use guidance_scale)": options.true_cfg_scale != 1.0,
+    }
+    unused = [name for name, is_given in refused.items() if is_given]
+    if unused:
+        raise RequestError(f"this model makes pictures and has no use for {', '.join(unused)}; leave it out")
+    if options.output_format not in OUTPUT_FORMATS:
+        raise RequestError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {options.output_format!r}")
+    return options
+
+
+def _image_urls(request: OpenResponsesRequest) -> list[str]:
+    """The images of a request's messages, as data URLs: MAX's schema lets no others through."""
+    if isinstance(request.body.input, str):
+        return []
+    contents = [message.content for message in request.body.input if isinstance(message.content, list)]
+    return [part.image_url for content in contents for part in content if isinstance(part, InputImageContent)]
+
+
+def _image(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+    urls = _image_urls(request)
+    if len(urls) > 1:
+        raise RequestError(f"input_image: one image may be given, got {len(urls)}; leave the others out")
+    return image_of_data_url("input_image", urls[0], max_pixels) if urls else None

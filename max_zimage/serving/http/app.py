@@ -1,0 +1,62 @@
+"""The routes of a server put together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http import routes_edits, routes_images, routes_responses, routes_service
+from max_zimage.serving.http.callers import Callers
+from max_zimage.serving.http.middleware import Gate, internal_error
+from max_zimage.serving.http.state import State
+from max_zimage.version import __version__
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def make_app(state: State) -> ASGIApp:
+    """Put together the routes, the error answers and the gate before them."""
+    app = FastAPI(title="max_zimage", version=__version__, description="Pictures from prompts with Z-Image.")
+    app.state.server = state
+    for module in (routes_images, routes_edits, routes_responses, routes_service):
+        app.include_router(module.router)
+
+    def answer(error: ApiError) -> Response:
+        state.metrics.rejections.labels(error.code).inc()
+        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+    @app.exception_handler(ApiError)
+    async def on_refusal(request: Request, error: ApiError) -> Response:
+        return answer(error)
+
+    @app.exception_handler(HTTPException)
+    async def on_no_route(request: Request, error: HTTPException) -> Response:
+        code = _CODES.get(error.status_code, "invalid_value")
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return answer(ApiError(error.status_code, code, message, headers=error.headers))
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_hang_up(request: Request, error: ClientDisconnect) -> Response:
+        return answer(ApiError(499, "cancelled", "the client hung up before its request was read"))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_bad_path(request: Request, error: RequestValidationError) -> Response:
+        return answer(ApiError(400, "invalid_value", str(error)))
+
+    @app.exception_handler(Exception)
+    async def on_fault(request: Request, error: Exception) -> Response:
+        return answer(internal_error(request.state.request_id))  # the gate logs it
+
+    settings = state.settings
+    return Gate(
+        app,
+        callers=Callers.of(settings.host, settings.allow_hosts, settings.cors_origins),
+        api_key=settings.api_key,
+        body_bytes=settings.limits.body_bytes,
+        metrics=state.metrics,
+    )

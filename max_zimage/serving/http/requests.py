@@ -1,0 +1,203 @@
+"""From a parsed body to what the worker gets, with every check on the way; all of it before any work is queued."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.modeling.types import RequestID
+
+from max_zimage.errors import RequestError
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.request import GenerationRequest
+from max_zimage.serving.context_tokenizer import ZImageTokenizer
+from max_zimage.serving.drawn_by import DrawnBy, written_parameters
+from max_zimage.serving.errors import ApiError, bad_request, over_limit
+from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
+from max_zimage.serving.http.schema import ImageRequest
+from max_zimage.serving.settings import ServerLimits
+from max_zimage.text.tokenizer import TokenizerError
+
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The model behind the routes.
+
+    Attributes:
+        name: What requests call it.
+        drawn_by: What pictures say of it.
+        tokenizer: Makes contexts, and knows the checkpoint's limits and defaults.
+        limits: The server's.
+    """
+
+    name: str
+    drawn_by: DrawnBy
+    tokenizer: ZImageTokenizer
+    limits: ServerLimits
+
+
+def context_of_image_request(served: Served, body: ImageRequest, **more: Any) -> ZImageContext:
+    """Check a request of the OpenAI image routes, and prepare it.
+
+    Args:
+        served: The model.
+        body: The request.
+        **more: Other arguments of `GenerationRequest.create`.
+
+    Raises:
+        ApiError: 400 or 404, with the field that is to blame.
+    """
+    check_model(served, body.model)
+    if body.partial_images and not body.stream:
+        raise bad_request(
+            "partial_images: previews come with stream; set stream to true, or leave it out", "partial_images"
+        )
+    if body.progress and not body.stream:
+        raise bad_request("progress: steps are told with stream; set stream to true, or leave it out", "progress")
+    if body.output_compression is not None and (body.output_format or "png") == "png":
+        raise bad_request(
+            "output_compression: png has no quality; set output_format to jpeg or webp, or leave it out",
+            "output_compression",
+        )
+    height, width = size_of(body.size)
+    asked = request_of(
+        served,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=_steps(served, body),
+        shift=body.shift,
+        guidance_scale=body.guidance_scale,
+        cfg_normalization=body.cfg_normalization or 0.0,
+        cfg_truncation=body.cfg_truncation,
+        num_images_per_prompt=body.n or 1,
+        seed=body.seed,
+        step_cache=body.step_cache,
+        **more,
+    )
+    return make_context(
+        served,
+        asked,
+        body.output_format or "png",
+        compression=body.output_compression,
+        reports=bool(body.stream),
+        previews=(body.partial_images or 0) if body.stream else 0,
+    )
+
+
+def check_model(served: Served, name: str | None) -> None:
+    """Refuse a request for another model."""
+    if name is not None and name != served.name:
+        raise ApiError(
+            404, "model_not_found", f"model: this server has {served.name!r}, not {name!r}; leave it out", param="model"
+        )
+
+
+def request_of(served: Served, **arguments: Any) -> GenerationRequest:
+    """Check a request against the checkpoint, then against the server's limits.
+
+    Raises:
+        ApiError: 400, with the field that is to blame, the first one of several.
+    """
+    try:
+        asked = GenerationRequest.create(
+            limits=served.tokenizer.limits, defaults=served.tokenizer.defaults, **arguments
+        )
+    except RequestError as error:
+        raise refused(error, IMAGES) from error
+    check_request(served.limits, asked, IMAGES, bool(arguments.get("negative_prompt")))
+    return asked
+
+
+def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiNames, negative: bool) -> None:
+    """Refuse what this server does not allow, and a negative prompt that would do nothing.
+
+    Args:
+        limits: The server's.
+        asked: The request.
+        names: Of the API it came by.
+        negative: Whether it names a negative prompt.
+
+    Raises:
+        ApiError: 400, with what was asked for and what is allowed.
+    """
+    check_pixels(limits, asked.height, asked.width, names)
+    if asked.num_inference_steps > limits.steps:
+        raise over_limit("steps", asked.num_inference_steps, limits.steps, "steps")
+    if asked.num_images > limits.images:
+        raise over_limit(names.of("num_images_per_prompt"), asked.num_images, limits.images, "pictures a request")
+    for name, texts in (("prompt", asked.prompts), ("negative_prompt", asked.negative_prompts)):
+        longest = max(map(len, texts), default=0)
+        if longest > limits.prompt_characters:
+            raise over_limit(names.field(name) or name, longest, limits.prompt_characters, "characters")
+    if negative and not asked.use_guidance:
+        raise bad_request(
+            "negative_prompt: guidance is off, and it would do nothing; set guidance_scale above 0, or leave it out",
+            "negative_prompt",
+        )
+
+
+def check_pixels(limits: ServerLimits, height: int, width: int, names: ApiNames = IMAGES) -> None:
+    """Refuse a picture that is larger than this server allows.
+
+    Raises:
+        ApiError: 400.
+    """
+    if height * width > limits.pixels:
+        raise over_limit(names.field("size") or "size", f"{width}x{height} = {height * width}", limits.pixels, "pixels")
+
+
+def make_context(
+    served: Served, asked: GenerationRequest, output_format: str, names: ApiNames = IMAGES, **more: Any
+) -> ZImageContext:
+    """Tokenize and lay out a checked request, under an id of its own.
+
+    The id by which a client knows a request does not go to the worker: a client may use it again at once when it has
+    cancelled, while the worker still has the first one.
+
+    Raises:
+        ApiError: 400 if the prompt has too many tokens.
+    """
+    try:
+        return served.tokenizer.make_context(
+            asked,
+            request_id=RequestID(),
+            model_name=served.name,
+            output_format=output_format,
+            listens=True,
+            parameters=written_parameters(asked, served.drawn_by),
+            **more,
+        )
+    except (RequestError, TokenizerError, InputError) as error:
+        raise refused(error, names) from error
+
+
+def size_of(text: str | None) -> tuple[int | None, int | None]:
+    """Height and width, or None for those of the checkpoint or of the image.
+
+    Raises:
+        ApiError: 400 if it is no size.
+    """
+    if text is None or text == "auto":
+        return None, None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise bad_request(
+            f'size: must be "auto" or "WIDTHxHEIGHT" in pixels, e.g. "1024x768", got {text[:40]!r}', "size"
+        )
+    return int(match[2]), int(match[1])
+
+
+def _steps(served: Served, body: ImageRequest) -> int | None:
+    """Steps, where the request or its quality names them."""
+    if body.quality in (None, "auto", "medium", "standard"):
+        return body.steps
+    if body.steps is not None:
+        raise bad_request("quality: stands for a number of steps, and steps is given too; leave one out", "quality")
+    usual = served.tokenizer.defaults.num_inference_steps
+    return -(-usual // 2) if body.quality == "low" else 2 * usual

@@ -1,0 +1,152 @@
+"""OpenAI's image routes, and what goes with them: pictures by URL, requests by id."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ValidationError
+from starlette.responses import JSONResponse, Response
+
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.serving.errors import ApiError, bad_request
+from max_zimage.serving.http.answers import EventResponse, Form, events, finished, images_answer
+from max_zimage.serving.http.requests import context_of_image_request
+from max_zimage.serving.http.schema import ImageRequest
+from max_zimage.serving.http.state import State, state_of
+
+router = APIRouter(prefix="/v1")
+_JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
+_TYPE = re.compile(r"(str|int|float|bool|none|list|dict|tuple|union|literal|constrained-\w+)(\[.*\])?")
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def described(model: type[BaseModel]) -> dict[str, Any]:
+    """What the API's description says of a body that the route reads by itself."""
+    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}}
+
+
+@router.post("/images/generations", openapi_extra=described(ImageRequest))
+async def generate(request: Request) -> Response:
+    """Draw pictures from a prompt."""
+    state = state_of(request)
+    state.check_room()
+    body = parsed(ImageRequest, await json_body(request))
+    context = await asyncio.to_thread(context_of_image_request, state.served, body)
+    return await answered(state, context, body, "image_generation", request)
+
+
+async def answered(state: State, context: ZImageContext, body: ImageRequest, event: str, request: Request) -> Response:
+    """Queue a request and answer it, at once or as events."""
+    form = Form(
+        event=event,
+        by_url=body.response_format == "url",
+        output_format=context.output_format,
+        quality=body.quality or "auto",
+        progress=bool(body.progress),
+    )
+    job = state.dispatcher.submit(context, request.state.request_id)
+    state.note(job, body.user)
+    if body.stream:
+        stream = events(state.dispatcher, job, form, state.media, request)
+        return EventResponse(stream, job, state.dispatcher)
+    output = await finished(state.dispatcher, job, request)
+    return JSONResponse(images_answer(output, job, form, state.media, request))
+
+
+@router.get("/images/{name}/content", name="image_content")
+async def image_content(name: str, request: Request) -> Response:
+    """A picture of an answer by URL."""
+    medium = state_of(request).media.get(name)
+    return Response(medium.content, media_type=medium.kind)
+
+
+@router.get("/requests/{request_id}")
+async def request_status(request_id: str, request: Request) -> dict[str, Any]:
+    """How far a request is, by the X-Request-ID that it was sent or answered with."""
+    state = state_of(request)
+    job = state.dispatcher.find(request_id)
+    if job is None:
+        raise _unknown(request_id)
+    if job.progress is None:
+        return {"id": request_id, "status": "queued", "before": state.dispatcher.place(job)}
+    return {"id": request_id, "status": "running", "step": job.progress.step, "steps": job.progress.steps}
+
+
+@router.delete("/requests/{request_id}")
+async def cancel_request(request_id: str, request: Request) -> dict[str, Any]:
+    """Cancel a request, queued or running; its own answer becomes an error."""
+    dispatcher = state_of(request).dispatcher
+    job = dispatcher.find(request_id)
+    if job is None:
+        raise _unknown(request_id)
+    dispatcher.cancel(job, "api")
+    return {"id": request_id, "status": "cancelled"}
+
+
+def _unknown(request_id: str) -> ApiError:
+    return ApiError(404, "not_found", f"there is no request {request_id} that is not done", param="request_id")
+
+
+async def json_body(request: Request) -> bytes:
+    """Read a body that says it is JSON; a page may send any other without asking its user's browser first.
+
+    Raises:
+        ApiError: 415 if it says something else, or nothing.
+    """
+    given = request.headers.getlist("content-type")
+    kind, *options = [part.strip().lower() for part in ", ".join(given).split(";")]
+    charsets = {option[8:].strip('"') for option in options if option.startswith("charset=")}
+    if not _JSON.fullmatch(kind) or charsets - {"utf-8", "utf8", "us-ascii"}:
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"Content-Type: must be application/json in UTF-8, got {', '.join(given)[:80] or 'none'}; "
+            'send the header "Content-Type: application/json"',
+            param="Content-Type",
+        )
+    return await request.body()
+
+
+def parsed(model: type[Body], content: bytes) -> Body:
+    """Read a JSON body.
+
+    Raises:
+        ApiError: 400, with all fields that do not fit, and the first one as the one to blame.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
+def invalid(error: ValidationError) -> ApiError:
+    """The schema's complaints, one line a field."""
+    problems: dict[str, Any] = {}
+    for item in error.errors(include_url=False, include_context=False):
+        # A field of several types is complained of once for each, and the type stands in the place's name.
+        place = [part for part in item["loc"] if not _TYPE.fullmatch(str(part))]
+        problems.setdefault(".".join(map(str, place)), []).append(item)
+    lines = [
+        f"{name or 'the body'}: {' or '.join(map(_wanted, items[:-1]))}{' or ' if items[1:] else ''}{_said(items[-1])}"
+        for name, items in problems.items()
+    ]
+    return bad_request("; ".join(lines), next(iter(problems)) or None)
+
+
+def _wanted(item: Any) -> str:
+    message: str = item["msg"]
+    return message[0].lower() + message[1:]
+
+
+def _said(item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        return "is no field of this route; leave it out"
+    if item["type"] == "none_required":
+        return "is not supported; leave it out"
+    shown = repr(item["input"])
+    given = f", got {shown if len(shown) <= 60 else shown[:57] + '...'}" if item["type"] != "missing" else ""
+    message: str = item["msg"]
+    return message[0].lower() + message[1:] + given

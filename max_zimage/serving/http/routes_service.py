@@ -1,0 +1,68 @@
+"""Routes about the server itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http.state import state_of
+from max_zimage.version import __version__
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(request: Request) -> JSONResponse:
+    """200 when requests are served, 503 while the model is loaded or the worker starts again."""
+    state = state_of(request)
+    ready = state.dispatcher.is_ready
+    status = "ready" if ready else "restarting" if state.was_ready else "loading"
+    return JSONResponse({"status": status}, status_code=200 if ready else 503)
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """The server's version."""
+    return {"version": __version__}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    return Response(state_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The served model, and what a request may ask for."""
+    return {"object": "list", "data": [_model(request)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, request: Request) -> dict[str, Any]:
+    """The served model by its name."""
+    found = _model(request)
+    if name != found["id"]:
+        raise ApiError(404, "model_not_found", f"model: this server has {found['id']!r}, not {name!r}", param="model")
+    return found
+
+
+def _model(request: Request) -> dict[str, Any]:
+    state = state_of(request)
+    served, defaults = state.served, state.served.tokenizer.defaults
+    limits = served.limits
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "max_zimage",
+        "defaults": {
+            "size": f"{defaults.width}x{defaults.height}",
+            "steps": defaults.num_inference_steps,
+            "guidance_scale": defaults.guidance_scale,
+        },
+        "limits": {"pixels": limits.pixels, "steps": limits.steps, "n": limits.images},
+    }

@@ -1,0 +1,70 @@
+"""What all routes of a server share."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from max_zimage.serving.dispatcher import Dispatcher, Job
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http.media import MediaStore
+from max_zimage.serving.http.requests import Served
+from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.settings import ServerSettings
+
+_log = logging.getLogger("max_zimage.serving")
+
+
+@dataclass(eq=False)
+class State:
+    """One server.
+
+    Attributes:
+        settings: What it was started with.
+        served: The model.
+        dispatcher: The requests.
+        media: Pictures by URL.
+        metrics: Its figures.
+        was_ready: Whether the worker has been ready once. Before, requests are refused; while it restarts, they wait.
+    """
+
+    settings: ServerSettings
+    served: Served
+    dispatcher: Dispatcher
+    media: MediaStore
+    metrics: Metrics
+    was_ready: bool = False
+
+    def check_room(self) -> None:
+        """Refuse a request before its body is read: while the model is loaded for the first time, or nothing fits in.
+
+        Raises:
+            ApiError: 503 or 429.
+        """
+        if not self.was_ready:
+            message = "the model is being loaded, which takes minutes the first time; ask /health when it is there"
+            raise ApiError(503, "loading", message, headers={"Retry-After": "5"})
+        self.dispatcher.check_room()
+
+    def note(self, job: Job, user: str | None) -> None:
+        """One line in the log for each request; never its prompt."""
+        context = job.context
+        _log.info(
+            "request %s: %d x %dx%d, %d steps, guidance %g, seed %s%s",
+            job.name,
+            context.num_images_per_prompt,
+            context.width,
+            context.height,
+            context.num_inference_steps,
+            context.guidance_scale,
+            context.seed,
+            f", user {user!r}" if user else "",
+        )
+
+
+def state_of(request: Request) -> State:
+    """The server that a request came to."""
+    state: State = request.app.state.server
+    return state

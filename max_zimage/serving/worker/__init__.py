@@ -1,0 +1,1 @@
+"""The worker of the server: requests share denoising steps in MAX's worker process."""

@@ -1,0 +1,200 @@
+"""The worker's scheduler: requests that wait together and fit share denoising steps, and one call takes one step.
+
+MAX's `OneShotScheduler` runs one request from its beginning to its end. A step at a time, the loop around it stays
+alive, progress can be told and a cancellation obeyed. A batch is what waits when the oldest waiting request begins: it
+and others of the same size, schedule and guidance, up to a number of pictures. So nobody waits for company, and a
+request that is overtaken is overtaken for one batch at most.
+
+Reference: MAX serve/scheduler/one_shot_scheduler.py, whose queues and messages these are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, cast
+
+from max.pipelines.context import BaseContextType
+from max.pipelines.context.outputs import GenerationOutput
+from max.pipelines.modeling.types import PipelineInputsType, PipelineOutputType, RequestID
+from max.serve.scheduler.base import SchedulerProgress
+from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
+from max.serve.scheduler_result import SchedulerResult
+
+from max_zimage.compile.compiler import counts
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
+from max_zimage.pipeline.prepare import sharing_key, step_cache_of
+from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.serving.worker.encoding import final_output
+from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
+from max_zimage.serving.worker.previews import Previewer, preview_steps
+from max_zimage.serving.worker.running_batch import Pixels, Rendering
+
+_NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
+
+_log = logging.getLogger("max_zimage.serving")
+
+
+class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, PipelineOutputType]):
+    """MAX's scheduler of pictures: one step at a time for Z-Image, as it was for any other pipeline."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `max.serve.scheduler.load_scheduler` passes."""
+        super().__init__(*args, **kwargs)
+        model = getattr(self.pipeline, "_pipeline_model", None)
+        self._model = model if isinstance(model, ZImagePipeline) else None
+        # The fit takes the autoencoder's encoder along, which may have to be compiled: now, not while a request waits.
+        self._previewer = Previewer(self._model).fitted() if self._model else None
+        self._max_pictures = int(getattr(self.pipeline, "max_pictures", 1))
+        self._waiting: list[ZImageContext] = []
+        self._running: Rendering | None = None
+        self._starting: list[ZImageContext] = []
+        self._encoding: dict[RequestID, Future[GenerationOutput]] = {}
+        self._last_work = 0.0
+        self._encoder = ThreadPoolExecutor(2, "encode")
+
+    def run_iteration(self) -> SchedulerProgress:
+        """Take one step of the running batch, or begin one.
+
+        Returns:
+            Whether anything was done.
+        """
+        if self._model is None:
+            return super().run_iteration()
+        self._remember_cancellations()
+        self._receive()
+        if self._running or self._waiting:
+            try:
+                self._work()
+            except Exception:
+                self._fail()
+        elif not self._encoding:
+            return self._rest()
+        self._last_work = time.monotonic()
+        self._deliver(wait=not self._running and not self._waiting)
+        return SchedulerProgress.MADE_PROGRESS
+
+    def _rest(self) -> SchedulerProgress:
+        """Look again soon: MAX's loop would sleep for up to 10 ms, which the next request would have to wait."""
+        if time.monotonic() - self._last_work > _ALERT:
+            return SchedulerProgress.NO_PROGRESS
+        time.sleep(_NAP)
+        return SchedulerProgress.MADE_PROGRESS
+
+    def _receive(self) -> None:
+        """Take what came in, and answer what was cancelled while it waited."""
+        while (context := self._get_next_request()) is not None:
+            self._waiting.append(cast(ZImageContext, context))
+        cancelled = [context.request_id for context in self._waiting if self._take_cancellation(context.request_id)]
+        self._waiting = [context for context in self._waiting if context.request_id not in cancelled]
+        self._cancel(cancelled)
+
+    def _work(self) -> None:
+        """One piece of work: begin a batch, or take a step of the one that runs and, after the last, decode."""
+        running = self._running
+        if running is None:
+            self._begin()
+            return
+        members = [context.request_id for context in running.contexts]
+        cancelled = [request for request in members if self._take_cancellation(request)]
+        self._cancel(cancelled)
+        if len(cancelled) == len(members):
+            self._running = None
+            return
+        running.drop(cancelled)
+        running.advance()
+        if not running.is_denoised:
+            self._report(running)
+            return
+        pictures = running.pictures()
+        self._report(running)
+        self._running = None
+        for context in running.contexts:
+            self._finish(context, *pictures[context.request_id])
+
+    def _finish(self, context: ZImageContext, pixels: Pixels, finite: Flags) -> None:
+        """Encode a request's pictures; without any that is finite, say why there are none."""
+        suspects = usual_suspects(cast(ZImagePipeline, self._model).transformer.dtype_name, step_cache_of(context))
+        problem = explained("the picture came out as NaN or infinity instead of colours", suspects)
+        if finite.any():
+            work = self._encoder.submit(final_output, context, pixels, finite, problem)
+            self._encoding[context.request_id] = work
+            return
+        _log.error("request %s: %s", context.request_id, problem)
+        if context.listens:
+            output = failure_output(context.request_id, Failure(code=CODE, message=problem))
+            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
+        self._cancel([context.request_id])
+
+    def _begin(self) -> None:
+        """Make a batch of the oldest waiting request and of what fits it."""
+        batch: list[ZImageContext] = []
+        pictures, key = 0, sharing_key(self._waiting[0])
+        for context in self._waiting:
+            count = context.num_images_per_prompt
+            if not batch or (sharing_key(context) == key and pictures + count <= self._max_pictures):
+                batch.append(context)
+                pictures += count
+        begun = {context.request_id for context in batch}
+        self._waiting = [context for context in self._waiting if context.request_id not in begun]
+        # Said before anything is computed: should it end this process, the server knows whose request it was.
+        for context in batch:
+            self._tell(
+                context, Progress(step=0, steps=len(context.timesteps), seconds={}, batch=pictures, graphs=dict(counts))
+            )
+        self._starting = batch
+        self._running = Rendering(cast(ZImagePipeline, self._model), batch)
+
+    def _report(self, running: Rendering) -> None:
+        done = running.is_denoised
+        progress = Progress(
+            step=running.step,
+            steps=running.num_steps,
+            seconds=asdict(running.seconds),
+            batch=sum(context.num_images_per_prompt for context in running.contexts),
+            graphs=dict(counts),
+        )
+        for context in running.contexts:
+            due = running.step in preview_steps(running.num_steps, context.previews)
+            if due or done or context.reports:
+                self._tell(context, progress, self._previews(running, context) if due else ())
+
+    def _previews(self, running: Rendering, context: ZImageContext) -> Sequence[Preview]:
+        rows = running.rows_of(context.request_id)
+        files = cast(Previewer, self._previewer).draw(running.estimate()[rows], context.height, context.width)
+        return [Preview(picture=index, png=file) for index, file in enumerate(files) if file is not None]
+
+    def _deliver(self, *, wait: bool) -> None:
+        """Send what is encoded; with nothing else to do, wait for it."""
+        for request, file in list(self._encoding.items()):
+            if wait or file.done():
+                del self._encoding[request]
+                try:
+                    self._answer(request, SchedulerResult.create(cast(Any, file.result())))
+                except Exception:
+                    _log.exception("request %s: its pictures cannot be encoded", request)
+                    self._cancel([request])
+
+    def _fail(self) -> None:
+        """Answer the batch that raised. The cause goes into the log once; MAX's protocol carries none."""
+        contexts = self._running.contexts if self._running else self._starting
+        names = [context.request_id for context in contexts]
+        _log.exception("requests %s failed", ", ".join(map(str, names)))
+        self._running = None
+        self._cancel(names)
+
+    def _cancel(self, requests: Sequence[RequestID]) -> None:
+        for request in requests:
+            self._answer(request, SchedulerResult.cancelled())
+
+    def _tell(self, context: ZImageContext, progress: Progress, previews: Sequence[Preview] = ()) -> None:
+        if context.listens:
+            output = progress_output(context.request_id, progress, previews)
+            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
+
+    def _answer(self, request: RequestID, result: SchedulerResult[Any]) -> None:
+        self.response_queue.put_nowait({request: result})

@@ -1,0 +1,77 @@
+"""On an NVIDIA GPU: the ops of a block and ragged attention at the published widths, against float64.
+
+Everything here is left out where there is none. What the outputs lie on is filled with NaN before.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from max.driver import Accelerator, Buffer, Device, accelerator_api, accelerator_count
+from max.engine import Model
+
+from max_zimage.device.libraries import check_libraries
+from max_zimage.sampling.positions import sequence_offsets
+from tests.references import gpu_ops as references
+from tests.references import kernels
+from tests.references.gpu_ops import NAMES, PUBLISHED, Widths, expected, inputs, poison
+from tests.references.op_modules import check
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(accelerator_count() == 0 or accelerator_api() != "cuda", reason="there is no NVIDIA GPU here"),
+]
+
+NARROW = Widths(query_heads=4, key_heads=2, head_dim=64, dim=256, ffn=1024)
+"""Of the embedded model's block, but for the heads' numbers: these are those of a text encoder."""
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    gpu = Accelerator()
+    check_libraries(gpu)
+    return gpu
+
+
+@pytest.fixture(scope="module", params=[PUBLISHED, NARROW], ids=["published", "narrow"])
+def ops(request: pytest.FixtureRequest, device: Device) -> tuple[Widths, Model]:
+    return request.param, references.compile_all(request.param, device)
+
+
+@pytest.mark.parametrize(("items", "length"), [(1, 32), (1, 33), (2, 33), (1, 1056), (1, 4160)])
+def test_ops(ops: tuple[Widths, Model], items: int, length: int, device: Device) -> None:
+    widths, model = ops
+    given = inputs(widths, items, length, tables=items)
+    heads = (items, length, widths.query_heads, widths.head_dim), (items, length, widths.key_heads, widths.head_dim)
+    token = (items, length, widths.dim)
+    poison(device, *heads, token, token, token, (items, length, widths.ffn))
+    exact, plain = (expected(widths, given, dtype) for dtype in (torch.float64, torch.bfloat16))
+    for name, ours, simple, right in zip(NAMES, references.run(model, given, device), plain, exact, strict=True):
+        check(ours, simple, right)
+        rounding = (right.to(torch.bfloat16).double() - right).norm()
+        assert (ours - right).norm() < 1.02 * rounding, name
+
+
+@pytest.fixture(scope="module", params=[(30, 128), (4, 64)], ids=["published", "narrow"])
+def mix(request: pytest.FixtureRequest, device: Device) -> tuple[int, int, Model]:
+    heads, head_dim = request.param
+    return heads, head_dim, references.compile_mix(heads, head_dim, device)
+
+
+@pytest.mark.parametrize(
+    "lengths", [(32,), (33,), (1056,), (4128,), (4160,), (32, 64), (64, 64), (1056, 1088)], ids=str
+)
+def test_ragged_attention(mix: tuple[int, int, Model], lengths: tuple[int, ...], device: Device) -> None:
+    heads, head_dim, model = mix
+    row, generator = max(lengths), torch.Generator().manual_seed(sum(lengths))
+    shape = (len(lengths), row, 3 * heads, head_dim)
+    qkv = torch.randn(shape, generator=generator).to(torch.bfloat16)
+    poison(device, (len(lengths), row, heads, head_dim))
+    parts = [Buffer.from_dlpack(each.contiguous()).to(device) for each in qkv.split(heads, dim=2)]
+    offsets = Buffer.from_numpy(sequence_offsets(lengths, row)).to(device)
+    (mixed,) = model.execute(*parts, offsets)
+    ours = references.downloaded(mixed)
+    plain, exact = (kernels.attention(qkv.to(dtype), list(lengths), heads) for dtype in (torch.bfloat16, torch.float64))
+    for item, length in enumerate(lengths):  # rows beyond are the batch's padding, which is never read
+        check(ours[item, :length], plain[item, :length], exact[item, :length])
+    assert ours.isfinite().all()

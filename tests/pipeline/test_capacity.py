@@ -1,0 +1,117 @@
+"""Whether a server's limits fit into memory, said before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from max_zimage import ZImagePipeline
+from max_zimage.cli import generate as cli_generate
+from max_zimage.cli import main as cli
+from max_zimage.compile.ahead_of_time import FULL_MODEL
+from max_zimage.device.memory import NotEnoughMemoryError
+from max_zimage.pipeline import estimate
+from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.estimate import activation_bytes, pictures_at_once
+from max_zimage.serving import capacity
+from max_zimage.serving.capacity import check_capacity
+from max_zimage.serving.settings import ServerLimits, ServerSettings
+
+if TYPE_CHECKING:
+    from tests.references.diffusers_runs import Pair
+
+SETTINGS = ServerSettings(name="x", limits=ServerLimits(pixels=1024 * 1024, images=4))
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return ZImagePipeline.prepare(device="cpu")
+
+
+def test_what_fits(prepared: Prepared) -> None:
+    needed = check_capacity(SETTINGS, prepared, 2**40)
+    assert needed > sum(prepared.sources.nbytes.values())
+    assert check_capacity(SETTINGS, prepared, needed) == needed
+    assert check_capacity(replace(SETTINGS, batch_pictures=4), prepared, 2**40) == needed
+    more = replace(SETTINGS, batch_pictures=16)
+    assert check_capacity(more, prepared, 2**40) > needed
+
+
+def test_what_does_not_fit_is_told_what_would(prepared: Prepared) -> None:
+    needed = check_capacity(SETTINGS, prepared, 2**40)
+    with pytest.raises(NotEnoughMemoryError, match=r"4 pictures of 1048576 pixels .* --max-pixels 589824 would fit"):
+        check_capacity(SETTINGS, prepared, needed - 1)
+    alone = check_capacity(replace(SETTINGS, limits=ServerLimits(pixels=16384, images=4)), prepared, 2**40) - 1
+    with pytest.raises(NotEnoughMemoryError, match="--max-images 1 --batch-pictures 1 would fit"):
+        check_capacity(SETTINGS, prepared, alone)
+    with pytest.raises(NotEnoughMemoryError, match="not even one small picture fits beside the weights"):
+        check_capacity(SETTINGS, prepared, 2**20)
+
+
+def test_the_command_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(capacity, "available_memory", lambda: 2**27)
+    assert cli.main(["serve", "--port", "0", "--device", "cpu"]) == 2
+    assert "--max-pixels" in capsys.readouterr().err
+
+
+def test_several_pictures_take_more_in_the_steps_and_are_decoded_a_few_at_a_time() -> None:
+    def needed(pictures: int) -> int:
+        return activation_bytes(FULL_MODEL, height=1024, width=1024, guided=True, dtype="bfloat16", pictures=pictures)
+
+    assert needed(1) < needed(8) <= 8 * needed(1)
+    assert [pictures_at_once(8, side, side) for side in (128, 1024, 2048, 4096)] == [8, 4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port", "99999"], "--port 99999"),
+        (["--port", "0", "--api-key-file", "/nowhere"], "--api-key-file /nowhere cannot be read"),
+        (["--port", "0", "--api-key-file", "/dev/null"], "is empty; put the key into it"),
+        (["--port", "0", "--device", "gpu:7"], "gpu:7"),
+        (["nothing/there/at/all"], "nothing/there/at/all"),
+        (["--max-steps", "0"], "must be at least 1, got 0"),
+        (["--max-seconds", "-1"], "must be above 0, got -1"),
+        (["--read-timeout", "soon"], "must be a number of seconds, got 'soon'"),
+        (["--write-timeout", "nan"], "must be above 0, got nan"),
+        (["--max-connections", "0"], "must be at least 1, got 0"),
+        (
+            ["--port", "0", "--max-connections", "9999999999"],
+            "--max-connections 9999999999 needs 10000000511 open files",
+        ),
+        (["--allow-host", "http://x"], "must be one name or address without scheme and port, got 'http://x'"),
+        (["--cors-origin", "*"], "must be SCHEME://HOST or SCHEME://HOST:PORT, got '*'"),
+    ],
+)
+def test_bad_flags(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = cli.main(["serve", *flags])
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("max-zimage: error: ")
+    assert message in error
+
+
+def test_a_picture_that_does_not_fit_is_refused_before_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(cli_generate, "_load", lambda prepared: pytest.fail("loaded"))
+    assert cli.main(["generate", "x", "--device", "cpu", "--height", "8192", "--width", "8192"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("max-zimage: error: a picture of 8192x8192 pixels needs about ")
+    assert "with the weights, 4.0 GiB are available on cpu:0; 3584x3584 pixels would fit" in said
+
+
+def test_what_is_asked_of_python_is_compared_with_what_is_free(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "available_memory", lambda: 200 * 2**20)
+    pipeline = embedded.ours
+    with pytest.raises(NotEnoughMemoryError, match=r"2048x2048 .* beside the weights, 0\.2 GiB .* pixels would fit"):
+        pipeline("x", height=2048, width=2048)
+    with pytest.raises(NotEnoughMemoryError, match=r"32 pictures of 512x512 pixels need .*; \d+ at a time would fit"):
+        pipeline("x", height=512, width=512, num_images_per_prompt=32)
+    assert pipeline("x", height=64, width=64, num_inference_steps=1)[0].size == (64, 64)

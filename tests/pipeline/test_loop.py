@@ -1,0 +1,160 @@
+"""The denoising loop is one compiled call a step: no eager tensor op, no transfer, nothing else that waits.
+
+The loop is what happens between the first call of the step's graph and the call of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from max.driver import Buffer
+from max.experimental import functional as F
+from max.experimental.realization_context import EagerRealizationContext, set_default_realization_context
+from max.experimental.tensor import Tensor
+
+from max_zimage import ZImagePipeline
+from max_zimage.compile import compiler
+from max_zimage.compile.compiler import CompiledGraph
+from max_zimage.pipeline import zimage as pipeline
+from max_zimage.pipeline.calling import StepCallback
+from tests.references.diffusers_runs import Pair
+
+STEPS = 5
+TRANSFERS = ["to", "to_numpy", "from_numpy", "copy", "inplace_copy_from", "item", "contiguous", "__dlpack__"]
+"""What a Buffer can do that moves data or waits for it."""
+
+
+class RefusedContext(EagerRealizationContext):
+    """Where an operation on Tensors outside a graph would be computed."""
+
+    async def realize_all(self) -> list[Tensor]:
+        raise AssertionError("an eager tensor op ran in the denoising loop")
+
+
+@contextmanager
+def watched_loop(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Refuse, in the loop, eager ops and transfers; yields the names of all compiled graphs that are called."""
+    called: list[str] = []
+    run = CompiledGraph.__call__
+    guard = pytest.MonkeyPatch()
+    contexts: list[Any] = []
+
+    def refused(name: str) -> Callable[..., None]:
+        def transfer(*arguments: object, **named: object) -> None:
+            raise AssertionError(f"Buffer.{name} was called in the denoising loop")
+
+        return transfer
+
+    def begin() -> None:
+        contexts.append(set_default_realization_context(RefusedContext))
+        contexts[-1].__enter__()
+        for name in TRANSFERS:
+            guard.setattr(Buffer, name, refused(name))
+
+    def end() -> None:
+        guard.undo()
+        while contexts:
+            contexts.pop().__exit__(None, None, None)
+
+    def counted(graph: CompiledGraph, *inputs: Buffer) -> list[Buffer]:
+        if graph.name == "denoise" and "denoise" not in called:
+            begin()
+        if graph.name == "decode":
+            end()
+        called.append(graph.name)
+        return run(graph, *inputs)
+
+    patch.setattr(CompiledGraph, "__call__", counted)
+    try:
+        yield called
+    finally:
+        end()
+
+
+def draw(pair: Pair, callback: StepCallback | None = None) -> None:
+    """Guidance that ends halfway: both forms of a step."""
+    pair.ours(
+        "a red star", num_inference_steps=STEPS, seed=1, guidance_scale=2.0, cfg_truncation=0.5, cfg_normalization=1.0,
+        output_type="np", callback_on_step_end=callback,
+    )  # fmt: skip
+
+
+def test_a_step_is_one_compiled_call(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched_loop(monkeypatch) as called:
+        draw(embedded)
+    assert called == ["text_encoder", "conditioning", "pack", "modulation", *["denoise"] * STEPS, "decode"]
+
+
+def planted_op(pipeline: ZImagePipeline, latents: Buffer) -> None:
+    F.add(Tensor(storage=latents), Tensor(storage=latents))
+
+
+def planted_transfer(pipeline: ZImagePipeline, latents: Buffer) -> None:
+    latents.to_numpy()
+
+
+def planted_copy(pipeline: ZImagePipeline, latents: Buffer) -> None:
+    latents.to(pipeline.device)
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (planted_op, "an eager tensor op ran"),
+        (planted_transfer, r"Buffer\.to_numpy was called"),
+        (planted_copy, r"Buffer\.to was called"),
+    ],
+)
+def test_what_is_planted_in_the_loop_is_caught(
+    plant: Callable[[ZImagePipeline, Buffer], None], message: str, embedded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = embedded.ours
+    original = ours.execute
+
+    def execute(model_inputs: Any, output_type: str, on_step: object = None) -> Any:
+        return original(model_inputs, output_type, lambda step, timestep, latents: plant(ours, latents))
+
+    monkeypatch.setattr(ours, "execute", execute)
+    with watched_loop(monkeypatch), pytest.raises(AssertionError, match=message):
+        draw(embedded)
+
+
+def test_only_a_callback_brings_latents_to_the_host(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched_loop(monkeypatch) as called, pytest.raises(AssertionError, match=r"Buffer\.to was called"):
+        draw(embedded, lambda pipeline, step, timestep, values: None)
+    assert called[-1] == "denoise"
+
+
+def test_the_trace_names_every_stage(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a profiler shows of a picture: a range a graph, the steps inside a range of their own."""
+    ranges: list[str] = []
+    depth = 0
+
+    class RecordedTracer:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __enter__(self) -> None:
+            nonlocal depth
+            ranges.append("  " * depth + self.name)
+            depth += 1
+
+        def __exit__(self, *raised: object) -> None:
+            nonlocal depth
+            depth -= 1
+
+    for module in (compiler, pipeline):
+        monkeypatch.setattr(module, "Tracer", RecordedTracer)
+    draw(embedded)
+    assert ranges == [
+        "text_encoder",
+        "conditioning",
+        "pack",
+        "denoising",
+        "  modulation",
+        *["  denoise"] * STEPS,
+        "decode",
+    ]

@@ -1,0 +1,189 @@
+"""Requests of the OpenResponses API to contexts: what reaches the worker, and what the client is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from max.pipelines.context import PixelContext
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.diffusion.config import DEFAULT_DENOISING_CACHE_CONFIG, DenoisingCacheConfig
+from max.pipelines.lib.model_manifest import ModelManifest
+from max.pipelines.request import OpenResponsesRequest, RequestID
+from max.pipelines.request.open_responses import OpenResponsesRequestBody
+
+from max_zimage.embedded import PATH as EMBEDDED
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.sampling.noise import initial_noise
+from max_zimage.sampling.schedule import ScheduleSpec, schedule
+from max_zimage.serving.context_tokenizer import ZImageTokenizer
+from max_zimage.text.tokenizer import PromptTokenizer
+
+PNG = "data:image/png;base64,iVBORw0KGgo="
+
+
+@dataclass
+class Config:
+    """The part of MAX's PipelineConfig that is read."""
+
+    models: ModelManifest
+    denoising_cache: DenoisingCacheConfig = DEFAULT_DENOISING_CACHE_CONFIG
+
+    @property
+    def runtime(self) -> Config:
+        return self
+
+
+def load(folder: Path, **flags: Any) -> ZImageTokenizer:
+    cache = DEFAULT_DENOISING_CACHE_CONFIG.model_copy(update=flags)
+    config: Any = Config(ModelManifest.from_model_path(str(folder)), cache)
+    return ZImageTokenizer(
+        str(folder), config, "tokenizer", max_length=512, default_num_inference_steps=50, trust_remote_code=False
+    )
+
+
+@cache
+def embedded() -> ZImageTokenizer:
+    return load(EMBEDDED)
+
+
+def context(prompt: Any = "a red star", tokenizer: ZImageTokenizer | None = None, **options: Any) -> PixelContext:
+    top = {name: options.pop(name) for name in ("seed", "n", "video", "metadata") if name in options}
+    provider: dict[str, Any] = {"image": options} if options else {}
+    if "video" in top:
+        provider["video"] = top.pop("video")
+    body = OpenResponsesRequestBody.model_validate(
+        {"model": "zimage", "input": prompt, "provider_options": provider, **top}
+    )
+    request = OpenResponsesRequest(request_id=RequestID(), body=body)
+    return asyncio.run((tokenizer or embedded()).new_context(request))
+
+
+def test_a_request_becomes_tokens_schedule_and_noise() -> None:
+    made = context(width=128, height=144, steps=4, guidance_scale=3.0, negative_prompt="blurry", num_images=2, seed=11)
+    ids = PromptTokenizer(EMBEDDED / "tokenizer")
+    np.testing.assert_array_equal(made.tokens.array, ids.encode("a red star"))
+    assert made.negative_tokens is not None and made.mask is not None
+    np.testing.assert_array_equal(made.negative_tokens.array, ids.encode("blurry"))
+    assert made.mask.all() and len(made.mask) == len(made.tokens.array)
+    plan = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=4)
+    np.testing.assert_array_equal(made.sigmas, plan.sigmas)
+    np.testing.assert_array_equal(made.timesteps, plan.timesteps)
+    np.testing.assert_array_equal(made.latents, initial_noise(11, 2, 16, 144, 128))
+    assert (made.height, made.width, made.num_inference_steps, made.seed) == (144, 128, 4, 11)
+    assert (made.guidance_scale, made.num_images_per_prompt, made.model_name) == (3.0, 2, "zimage")
+
+
+def test_what_is_not_said_comes_from_the_checkpoint_and_not_from_the_schema(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index.pop("_generation_defaults", None)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    made = context(tokenizer=load(folder))
+    assert (made.guidance_scale, made.num_inference_steps, made.height, made.width) == (0.0, 8, 128, 128)
+    assert made.negative_tokens is None
+    assert made.seed is not None
+
+    index["_generation_defaults"] = {"guidance_scale": 2.0, "num_inference_steps": 12, "width": 96}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    made = context(tokenizer=load(folder))
+    assert (made.guidance_scale, made.num_inference_steps, made.height, made.width) == (2.0, 12, 128, 96)
+    assert made.negative_tokens is not None
+
+
+def test_a_step_cache_comes_from_the_request_or_from_the_flags_of_max() -> None:
+    flags = {"taylorseer": True, "taylorseer_cache_interval": 4, "taylorseer_warmup_steps": 3}
+    tokenizer = load(EMBEDDED, **flags)
+
+    def used(**options: Any) -> str:
+        made = context("a red star", tokenizer, steps=12, **options)
+        assert isinstance(made, ZImageContext)
+        return made.step_cache
+
+    assert used() == "taylorseer:cache_interval=4,warmup_steps=3,max_order=1"
+    assert used(metadata={"step_cache": "off"}) == "off"
+    named = "first_block:threshold=0.2,warmup_steps=0,block=noise_refiner"
+    assert used(metadata={"step_cache": "first_block:threshold=0.2", "order": "17"}) == named
+    with pytest.raises(InputError, match="step_cache: cache_interval must be a whole number of at least 1, got 0"):
+        used(metadata={"step_cache": "taylorseer:cache_interval=0"})
+
+
+def test_an_explicit_guidance_of_the_schemas_default_is_kept() -> None:
+    assert context(guidance_scale=3.5).guidance_scale == 3.5
+
+
+def test_the_same_seed_gives_the_same_noise_and_none_a_fresh_one() -> None:
+    np.testing.assert_array_equal(context(seed=3, width=128).latents, context(seed=3, width=128).latents)
+    assert context().seed != context().seed
+
+
+def test_flow_shift_takes_the_place_of_the_checkpoints() -> None:
+    plan = schedule(ScheduleSpec(shift=6.0, num_train_timesteps=1000), steps=4)
+    np.testing.assert_array_equal(context(steps=4, flow_shift=6.0).sigmas, plan.sigmas)
+
+
+def test_a_message_of_parts_is_read() -> None:
+    parts = [{"type": "input_text", "text": "a red"}, {"type": "input_text", "text": "star"}]
+    made = context([{"role": "user", "content": parts}])
+    np.testing.assert_array_equal(made.tokens.array, context().tokens.array)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("x", {"width": 136}, "width must be a multiple of 16, got 136; the nearest are 128 and 144"),
+        ("x", {"height": 10000}, "height must be from 16 to 8192, got 10000"),
+        ("x", {"steps": 10**6}, "num_inference_steps must be from 1 to 1000"),
+        ("x", {"num_images": 65}, "num_images_per_prompt must be from 1 to 64"),
+        ("x", {"seed": -1}, "seed must be from 0"),
+        ("x " * 2000, {}, r"the prompt has \d+ tokens, at most 512 are allowed; shorten it$"),
+        ("x", {"negative_prompt": "y " * 2000, "guidance_scale": 1}, "the negative prompt has .* at most 512"),
+        ([], {}, "Input message list cannot be empty"),
+        ("x", {"output_format": "jpg"}, "output_format must be one of jpeg, png, webp, got 'jpg'"),
+        ("x", {"n": 2}, r"no use for n \(use provider_options.image.num_images\); leave it out"),
+        ("x", {"video": {}}, "no use for provider_options.video"),
+        ("x", {"strength": 0.5}, "no use for strength"),
+        ("x", {"secondary_prompt": "y", "true_cfg_scale": 2}, "no use for secondary_prompt, true_cfg_scale"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": PNG}],
+                }
+            ],
+            {},
+            "input_image is a damaged PNG file, or of a rare kind; save it again",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_its_message(prompt: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        context(prompt, **options)
+
+
+def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    (folder / "text_encoder" / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+    with pytest.raises(ValueError, match="ids up to 407 and the text encoder only 300 embeddings"):
+        load(folder)
+
+
+def test_code_of_a_checkpoint_is_never_run() -> None:
+    config: Any = Config(ModelManifest.from_model_path(str(EMBEDDED)))
+    with pytest.raises(ValueError, match="no code of a checkpoint is run"):
+        ZImageTokenizer(
+            str(EMBEDDED),
+            config,
+            "tokenizer",
+            max_length=512,
+            default_num_inference_steps=50,
+            trust_remote_code=True,
+        )
