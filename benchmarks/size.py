@@ -1,4 +1,4 @@
-"""How long the files and functions are: `make size` prints the table, a test holds the limits.
+"""How long files and functions are and how they hang together: `make size` prints it, tests hold the limits.
 
 Short files and functions are what lets a newcomer find a feature by its name and read it in one go.
 """
@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks import structure
 
 FOLDERS = ("max_zimage", "graphs", "kernels", "tests", "benchmarks")
 MAX_FILE_LINES = 300
@@ -59,6 +61,18 @@ def excesses(files: Sequence[SourceFile]) -> list[str]:
             if function.length > limit
         ]
     return found
+
+
+def structure_figures(root: Path) -> list[tuple[str, int, int]]:
+    """What is counted beside lines: its name, how many there are, how many there may be."""
+    imports = structure.import_graph(root)
+    most, module = structure.fan_out(imports)[0]
+    return [
+        ("circles of imports", len(structure.circles(imports)), 0),
+        ("imports against the order of rooms", len(structure.against_the_order(imports)), 0),
+        ("files beside the rooms of max_zimage", len(structure.flat_files(root)), structure.MAX_FLAT_FILES),
+        (f"modules that one module imports (most: {module})", most, structure.MAX_FAN_OUT),
+    ]
 
 
 def _measure_file(root: Path, path: Path) -> SourceFile:
@@ -123,7 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print()
         for file in everything:
             print(f"{file.lines:6} {max((item.length for item in file.functions), default=0):4} {file.name}")
+    print()
     problems = excesses(everything)
+    for what, figure, limit in structure_figures(root):
+        print(f"{what}: {figure}, at most {limit}")
+        problems += [f"{what}: {figure}, at most {limit}"] if figure > limit else []
     print("\n" + "\n".join(problems or ["Nothing is over its limit."]))
     return 1 if problems else 0
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli import generate as cli_generate
-from max_zimage.cli import main as cli
 from max_zimage.cli.errors import BadInput, checking
+from max_zimage.cli.main import main
 from max_zimage.errors import RequestError
 from max_zimage.images.save import ImageFileError, save_image
 from max_zimage.request.metadata import read_parameters
@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:
-            code = cli.main(arguments)
+            code = main(arguments)
         except SystemExit as exit:
             code = int(exit.code or 0)
         printed = capsys.readouterr()
@@ -70,15 +70,11 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command line as a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "max_zimage", *arguments]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-
-
 def test_one_command_draws_and_another_repeats(tmp_path: Path, run: Run, draws: None) -> None:
-    done = command("generate", "a green circle", "--seed", "3", *QUICK, "--json", "--output", "a.png", folder=tmp_path)
+    words = ("generate", "a green circle", "--seed", "3", *QUICK, "--json", "--output", "a.png")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # as a process of its own
+    whole = [sys.executable, "-m", "max_zimage", *words]
+    done = subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)  # the only thing on stdout
     assert said["files"] == [str(tmp_path / "a.png")]
@@ -250,7 +246,9 @@ def test_a_failure_is_one_line_and_a_traceback_only_if_asked_for(
 
 
 def test_interrupted(tmp_path: Path) -> None:
-    script = "from max_zimage import cli\ndef run(a): raise KeyboardInterrupt\ncli._run = run\ncli.main(['info'])"
+    script = (
+        "from max_zimage.cli import main\ndef run(a): raise KeyboardInterrupt\nmain._run = run\nmain.main(['info'])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True
     )
@@ -262,7 +260,7 @@ def test_interrupted(tmp_path: Path) -> None:
 )
 def test_help_and_mistakes_in_arguments_import_nothing_heavy(arguments: list[str], code: int) -> None:
     script = (
-        "import sys\nfrom max_zimage import cli\ntry: cli.main(sys.argv[1:])\n"
+        "import sys\nfrom max_zimage.cli.main import main\ntry: main(sys.argv[1:])\n"
         "finally: print(sorted({'max', 'numpy', 'PIL', 'rich', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(

@@ -18,7 +18,7 @@ from max.pipelines.modeling.types import PipelineTask
 
 from max_zimage.checkpoint.config import model_specs, text_encoder_spec, transformer_spec, vae_spec
 from max_zimage.checkpoint.locate import COMPONENTS, CONFIG_FILES, read_config
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import (
     FULL_MODEL,
     GRAPHS,
@@ -98,7 +98,7 @@ def test_served_on_a_gpu_no_dtype_is_named_but_by_the_user() -> None:
 )
 def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     try:
-        code = cli.main(["compile", *arguments])
+        code = main(["compile", *arguments])
     except SystemExit as exit:
         code = int(exit.code or 0)
     printed = capsys.readouterr()
@@ -109,7 +109,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str],
 
 def test_the_command_reports_each_graph(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "prepare_scheduler", "pack"]
-    assert cli.main([*small, "--json"]) == 0
+    assert main([*small, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["target"], said["dtype"]) == ("cpu", "float32")
     assert [graph["graph"] for graph in said["graphs"]] == ["pack", "prepare_scheduler"]
@@ -120,7 +120,7 @@ def test_the_command_reports_each_graph(capsys: pytest.CaptureFixture[str]) -> N
         assert graph["error"] is None
         assert graph["log"] is None
 
-    assert cli.main(small) == 0
+    assert main(small) == 0
     printed = capsys.readouterr().out
     assert "tiny-zimage in float32 for cpu" in printed
     assert "prepare_scheduler" in printed
@@ -131,12 +131,12 @@ def test_a_graph_that_cannot_be_compiled(
 ) -> None:
     monkeypatch.setattr("max_zimage.compile.ahead_of_time.tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("max_zimage.cli.compile.default_dtype", lambda target: "float7")
-    assert cli.main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack", "--json"]) == 1
+    assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack", "--json"]) == 1
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     assert graph["seconds"] is None
     assert "float7" in graph["error"]
     assert "Traceback" in Path(graph["log"]).read_text()
-    assert cli.main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack"]) == 1
+    assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack"]) == 1
     printed = capsys.readouterr().out
     assert "failed" in printed
     assert "everything it wrote: " in printed
@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_compiling(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path / "file"))
-    assert cli.main(["compile", "--target", "cuda:sm_90a", "--keep"]) == 2
+    assert main(["compile", "--target", "cuda:sm_90a", "--keep"]) == 2
     assert f"artifacts go to {tmp_path / 'file'}, which fails" in capsys.readouterr().err
 
 
@@ -252,9 +252,9 @@ def test_artifacts_are_kept(
 ) -> None:
     monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path / "kept"))
     command = ["compile", "--target", "cuda:sm_90a", "--graphs", "pack", "--keep"]
-    assert cli.main([*command, "--json"]) == 0
+    assert main([*command, "--json"]) == 0
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     (file,) = (tmp_path / "kept").glob("pack-*.mef")
     assert (graph["artifact"], graph["error"]) == (str(file), None)
-    assert cli.main(command) == 0
+    assert main(command) == 0
     assert "kept in" in capsys.readouterr().out

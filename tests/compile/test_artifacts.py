@@ -220,7 +220,7 @@ def test_a_user_without_a_home_keeps_nothing(notes: list[str], monkeypatch: pyte
 
 def test_what_a_killed_writer_left_is_removed_and_what_others_write_is_not(folder: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from max_zimage import artifacts\n"
+        "import sys, time; from pathlib import Path; from max_zimage.compile import artifacts\n"
         "with artifacts._scratch(Path(sys.argv[1])) as (_, path): print(path, flush=True); time.sleep(600)"
     )
     writers = [

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL, compile_target
 from max_zimage.compile.cubins import Symbol, symbol_lines, symbols_in
 from tests.references.launches import PINNED, SYMBOLS, WITH_SYMBOLS, sections
@@ -63,7 +63,7 @@ def test_reading() -> None:
 @pytest.mark.targets
 def test_a_graph_is_listed_and_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compile", "--target", "cuda:sm_90a", "--graphs", "pack", "--list-kernels", "--symbols"]
-    assert cli.main([*command, "--json"]) == 0
+    assert main([*command, "--json"]) == 0
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     assert (graph["error"], graph["kernels"]["total"]) == (None, 1)
     assert graph["symbols"]

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _row(name: str, count: int, seed: int) -> tuple[str, Tally, float]:
     print(f"{name}: {count} inputs", file=sys.stderr, flush=True)
     begin = time.perf_counter()
-    tally: Tally = import_module(f"fuzzers.{name}").fuzz(count, seed)
+    tally: Tally = import_module(f"tests.fuzzers.{name}").fuzz(count, seed)
     return name, tally, time.perf_counter() - begin
 
 

@@ -19,7 +19,7 @@ from tests.paths import ROOT
 
 CHILD = """
 import sys, time
-from max_zimage import lifeline
+from max_zimage.host import lifeline
 if sys.argv[1] == "pipe":  # as on macOS
     lifeline._ask_kernel = lambda: None
 if sys.argv[1] == "kernel":  # as where a thread holds Python's lock

@@ -9,7 +9,7 @@ import pytest
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli import generate as cli_generate
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.pipeline import estimate
@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_told_what_would(prepared: Prepared) -> None:
 
 def test_the_command_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(capacity, "available_memory", lambda: 2**27)
-    assert cli.main(["serve", "--port", "0", "--device", "cpu"]) == 2
+    assert main(["serve", "--port", "0", "--device", "cpu"]) == 2
     assert "--max-pixels" in capsys.readouterr().err
 
 
@@ -87,7 +87,7 @@ def test_several_pictures_take_more_in_the_steps_and_are_decoded_a_few_at_a_time
 )
 def test_bad_flags(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = cli.main(["serve", *flags])
+        code = main(["serve", *flags])
     except SystemExit as exit:
         code = int(exit.code or 0)
     assert code == 2
@@ -101,7 +101,7 @@ def test_a_picture_that_does_not_fit_is_refused_before_loading(
 ) -> None:
     monkeypatch.setattr(estimate, "available_memory", lambda: 4 * 2**30)
     monkeypatch.setattr(cli_generate, "_load", lambda prepared: pytest.fail("loaded"))
-    assert cli.main(["generate", "x", "--device", "cpu", "--height", "8192", "--width", "8192"]) == 2
+    assert main(["generate", "x", "--device", "cpu", "--height", "8192", "--width", "8192"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("max-zimage: error: a picture of 8192x8192 pixels needs about ")
     assert "with the weights, 4.0 GiB are available on cpu:0; 3584x3584 pixels would fit" in said

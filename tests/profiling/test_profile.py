@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from max_zimage import ZImagePipeline
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.profiling import matmul_rate
 from max_zimage.profiling.component import GRAPHS, Prepared
 from tests.references.diffusers_runs import Pair
@@ -28,7 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:
-            code = cli.main(["profile", *arguments])
+            code = main(["profile", *arguments])
         except SystemExit as exit:
             code = int(exit.code or 0)
         printed = capsys.readouterr()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from max_zimage import ZImagePipeline
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.images.save import ImageFileError, save_image
 from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
 from max_zimage.request.request import GenerationRequest
@@ -37,7 +37,7 @@ def repeat(
     monkeypatch.setattr(ZImagePipeline, "from_prepared", lambda prepared: embedded.ours)
 
     def run(*arguments: str) -> tuple[int, str]:
-        code = cli.main(("generate", "--quiet", *arguments))
+        code = main(("generate", "--quiet", *arguments))
         return code, capsys.readouterr().err
 
     return run
@@ -233,7 +233,7 @@ def test_a_picture_from_before_may_have_begun_with_an_image(
     old = GenerationParameters.from_json(json.dumps(values))
     assert (old.image_digest, old.strength) == (UNKNOWN_IMAGE, None)
     save_image(pixels(tmp_path / "a.png"), tmp_path / "old.png", old.to_json())
-    assert cli.main(["generate", "--from", "old.png", "--output", "b.png"]) == 0
+    assert main(["generate", "--from", "old.png", "--output", "b.png"]) == 0
     assert (
         "old.png is from a version that did not note whether a picture began with an image" in capsys.readouterr().err
     )
@@ -246,7 +246,7 @@ def test_another_device_is_told(repeat: Repeat, tmp_path: Path, capsys: pytest.C
     values = json.loads(read_parameters(tmp_path / "a.png").to_json()) | {"device": "gpu"}
     found = GenerationParameters.from_json(json.dumps(values))
     save_image(pixels(tmp_path / "a.png"), tmp_path / "gpu.png", found.to_json())
-    assert cli.main(["generate", "--from", "gpu.png", "--output", "b.png"]) == 0
+    assert main(["generate", "--from", "gpu.png", "--output", "b.png"]) == 0
     assert "warning: gpu.png was drawn on a gpu; on a cpu some levels may differ" in capsys.readouterr().err
 
 

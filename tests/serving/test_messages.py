@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from max_zimage.checkpoint.headers import scan
 from max_zimage.checkpoint.recognition import recognized
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import CheckpointError
 from max_zimage.serving.errors import ApiError
@@ -48,7 +48,7 @@ from max_zimage.serving.http.schema import EditRequest
 )
 def test_wrong_arguments(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = cli.main(arguments)
+        code = main(arguments)
     except SystemExit as end:
         code = int(end.code or 0)
     said = capsys.readouterr().err
@@ -114,7 +114,7 @@ def test_a_download_that_was_cut_off(name: str, tmp_path: Path, capsys: pytest.C
     shutil.copytree(EMBEDDED, model)
     (model / name).unlink()
     (model / name).symlink_to("../blobs/0123")
-    assert cli.main(["info", "--model", str(model)]) == 2
+    assert main(["info", "--model", str(model)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(
         f"max-zimage: error: {model / name} is a link to ../blobs/0123, which is not there: the download"

@@ -19,7 +19,7 @@ from max.pipelines.request.open_responses import OutputImageContent, OutputTextC
 from PIL import Image
 
 from max_zimage import NotFiniteError, ZImagePipeline
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import answers
@@ -155,7 +155,7 @@ def test_the_command_line_goes_on_with_the_others(
     monkeypatch.setattr(ZImagePipeline, "generate", broken)
     monkeypatch.chdir(tmp_path)
     words = ["generate", "a red star", "--height", "64", "--width", "96", "--steps", "2", "--seed", "5", "--count", "3"]
-    assert cli.main([*words, "--json"]) == 1
+    assert main([*words, "--json"]) == 1
     told = capsys.readouterr()
     said = json.loads(told.out)
     assert [Path(file).name for file in said["files"]] == ["zimage-5.png", "zimage-7.png"]
@@ -169,12 +169,12 @@ def test_the_command_line_goes_on_with_the_others(
 def test_info_names_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensor = "layers.2.attention.to_q.weight"
     model = planted_copy(tmp_path, "transformer", tensor, NAN, 70)
-    assert cli.main(["info", "--model", str(model), "--check-weights"]) == 1
+    assert main(["info", "--model", str(model), "--check-weights"]) == 1
     told = capsys.readouterr()
     file = model / "transformer" / "diffusion_pytorch_model.safetensors"
     assert f"max-zimage: error: transformer: {tensor} in {file}: 1 NaN\n" in told.err
     assert "11,388,051 numbers of 363 tensors should be finite: not so in 1 tensor\n" in told.out
-    assert cli.main(["info", "--model", str(model), "--check-weights", "--json"]) == 1
+    assert main(["info", "--model", str(model), "--check-weights", "--json"]) == 1
     (damaged,) = json.loads(capsys.readouterr().out)["weights"]["damaged"]
     assert (damaged["component"], damaged["tensor"], damaged["nan"], damaged["used"]) == (
         "transformer",
@@ -182,7 +182,7 @@ def test_info_names_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[st
         1,
         True,
     )
-    assert cli.main(["info", "--check-weights", "--json"]) == 0
+    assert main(["info", "--check-weights", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"] == {"tensors": 363, "numbers": 11_388_051, "damaged": []}
 
 
@@ -204,7 +204,7 @@ def test_what_counts_as_damage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     model = planted_copy(tmp_path, "vae", "decoder.conv_in.bias", value, 3, dtype)
-    code = cli.main(["info", "--model", str(model), "--dtype", asked, "--check-weights", "--json"])
+    code = main(["info", "--model", str(model), "--dtype", asked, "--check-weights", "--json"])
     damaged = json.loads(capsys.readouterr().out)["weights"]["damaged"]
     assert code == (1 if expected else 0)
     kinds = ("nan", "positive_infinity", "negative_infinity", "overflowing", "huge")

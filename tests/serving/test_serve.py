@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from max_zimage import TaylorSeer, ZImagePipeline
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.request.metadata import read_parameters
 from tests.references.scenes import recognize
@@ -111,5 +111,5 @@ def test_a_served_picture_is_repeated_from_itself(
     assert parameters.step_cache == "taylorseer:cache_interval=2,warmup_steps=3,max_order=1"
     monkeypatch.chdir(tmp_path)
     again = ["generate", "--quiet", "--from", "a.png", "--image", "start.png", "--output", "b.png"]
-    assert cli.main(again) == 0
+    assert main(again) == 0
     np.testing.assert_array_equal(np.asarray(Image.open("b.png")), pictures(answer)[0])

@@ -17,7 +17,7 @@ from openai.types import ImageEditCompletedEvent, ImageGenCompletedEvent, ImageG
 from PIL import Image
 
 from max_zimage import ZImagePipeline
-from max_zimage.cli import main as cli
+from max_zimage.cli.main import main
 from max_zimage.request.metadata import read_parameters
 from tests.references.scenes import recognize
 from tests.references.servers import KEY, Server, error_of
@@ -79,7 +79,7 @@ def test_the_command_line_draws_the_same_again_from_the_served_file(
     (tmp_path / "served.png").write_bytes(base64.b64decode(item["b64_json"]))
     assert read_parameters(tmp_path / "served.png").prompt == "a white ring on green"
     again = tmp_path / "again.png"
-    assert cli.main(["generate", "--from", str(tmp_path / "served.png"), "--output", str(again), "--quiet"]) == 0
+    assert main(["generate", "--from", str(tmp_path / "served.png"), "--output", str(again), "--quiet"]) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(again)), pixels(item["b64_json"]))
 
 
