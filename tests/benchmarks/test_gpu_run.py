@@ -16,7 +16,7 @@ from benchmarks.gpu_run.results import COLUMNS, Results, Row
 from benchmarks.gpu_run.watch import Watch
 from benchmarks.measure import ROOT, Timing
 
-STEPS = "references.run_steps"
+STEPS = "tests.references.run_steps"
 
 
 def lines(file: Path) -> list[dict[str, str]]:
