@@ -18,6 +18,9 @@ IMAGE_PADDED = "image_padded"
 CAPTION_PADDED = "caption_padded"
 TOKENS = "tokens"  # image_padded + caption_padded: MAX takes no sums in the types of a graph's arguments
 STEPS = "steps"
+VARIANTS = "variants"  # of the modulation: all blocks, or some of them left out
+OTHERS = "others"  # branches beside the positive and the negative one
+SLOTS = "slots"  # of what a sampler remembers
 OFFSETS = "offsets"  # one more than there are sequences, see `max_zimage.sampling.positions.sequence_offsets`
 
 TOKEN_MULTIPLE = 32

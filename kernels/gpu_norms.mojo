@@ -3,8 +3,8 @@
     out  = residual + gate · norm(branch)
     next = norm(out) · scale
 
-A block of threads has a row and keeps it in registers between its two norms. `gate` and `scale` are rows of a table
-that holds the norms' own weights too, see `graphs.model.conditioning`. Twin: `graphs.model.blocks.ModulatedBlock`.
+A block of threads has a row and keeps it in registers between its two norms. `gate` and `scale` are rows of a table, one
+for each item, that holds the norms' own weights too, see `graphs.model.conditioning`. Twin: `graphs.model.blocks.ModulatedBlock`.
 """
 
 import extensibility
@@ -31,7 +31,7 @@ struct GatedNorms:
         next: OutputTensor[dtype=output.dtype, rank=3, ...],
         branch: InputTensor[dtype=output.dtype, rank=3, ...],
         residual: InputTensor[dtype=output.dtype, rank=3, ...],
-        table: InputTensor[dtype=F32, rank=2, ...],
+        table: InputTensor[dtype=F32, rank=3, ...],
         epsilon: Float32,
         ctx: DeviceContext,
     ) raises:
@@ -49,14 +49,15 @@ struct GatedNorms:
             next: Like `output`.
             branch: Like `output`.
             residual: Like `output`.
-            table: [rows, width].
+            table: [rows, items, width].
             epsilon: Added to the mean squares.
             ctx: Runs it.
         """
         comptime assert threads % 32 == 0 and width % (EACH * threads) == 0, "a token must be whole vectors of threads"
         var rows = branch.dim_size(0) * branch.dim_size(1)
-        var gates = table.unsafe_ptr().unsafe_offset(gate * width)
-        var scales = table.unsafe_ptr().unsafe_offset(scale * width)
+        var length = branch.dim_size(1)
+        var gates = table.unsafe_ptr().unsafe_offset(gate * table.dim_size(1) * width)
+        var scales = table.unsafe_ptr().unsafe_offset(scale * table.dim_size(1) * width)
         comptime if target == "gpu":
             ctx.enqueue_function[_gated_on_gpu[output.dtype, width, threads]](
                 output.unsafe_ptr(),
@@ -65,6 +66,7 @@ struct GatedNorms:
                 residual.unsafe_ptr(),
                 gates,
                 scales,
+                length,
                 epsilon,
                 grid_dim=(rows, 1, 1),
                 block_dim=(threads, 1, 1),
@@ -76,9 +78,9 @@ struct GatedNorms:
                     added,
                     branch.unsafe_ptr().unsafe_offset(row * width),
                     residual.unsafe_ptr().unsafe_offset(row * width),
-                    gates,
+                    gates.unsafe_offset(row // length * width),
                     next.unsafe_ptr().unsafe_offset(row * width),
-                    scales,
+                    scales.unsafe_offset(row // length * width),
                     epsilon,
                 )
 
@@ -93,7 +95,7 @@ struct ScaledNorm:
     ](
         output: OutputTensor[rank=3, ...],
         x: InputTensor[dtype=output.dtype, rank=3, ...],
-        table: InputTensor[dtype=F32, rank=2, ...],
+        table: InputTensor[dtype=F32, rank=3, ...],
         epsilon: Float32,
         ctx: DeviceContext,
     ) raises:
@@ -108,18 +110,20 @@ struct ScaledNorm:
         Args:
             output: [items, length, width].
             x: Like `output`.
-            table: [rows, width].
+            table: [rows, items, width].
             epsilon: Added to the mean squares.
             ctx: Runs it.
         """
         comptime assert threads % 32 == 0 and width % (EACH * threads) == 0, "a token must be whole vectors of threads"
         var rows = x.dim_size(0) * x.dim_size(1)
-        var scales = table.unsafe_ptr().unsafe_offset(scale * width)
+        var length = x.dim_size(1)
+        var scales = table.unsafe_ptr().unsafe_offset(scale * table.dim_size(1) * width)
         comptime if target == "gpu":
             ctx.enqueue_function[_scaled_on_gpu[output.dtype, width, threads]](
                 output.unsafe_ptr(),
                 x.unsafe_ptr(),
                 scales,
+                length,
                 epsilon,
                 grid_dim=(rows, 1, 1),
                 block_dim=(threads, 1, 1),
@@ -128,9 +132,10 @@ struct ScaledNorm:
             for row in range(rows):
                 var source = x.unsafe_ptr().unsafe_offset(row * width)
                 var place = output.unsafe_ptr().unsafe_offset(row * width)
+                var own = scales.unsafe_offset(row // length * width)
                 var factor = _factor_on_cpu[output.dtype, width](source, epsilon)
                 for i in range(width):
-                    var normed = source.unsafe_load(i).cast[F32]() * factor * scales.unsafe_load(i)
+                    var normed = source.unsafe_load(i).cast[F32]() * factor * own.unsafe_load(i)
                     place.unsafe_store(i, normed.cast[output.dtype]())
 
 
@@ -143,6 +148,7 @@ def _gated_on_gpu[
     residual: Pointer[Scalar[dtype], MutAnyOrigin],
     gates: Pointer[Float32, MutAnyOrigin],
     scales: Pointer[Float32, MutAnyOrigin],
+    length: Int,
     epsilon: Float32,
 ):
     comptime VECTORS = width // (threads * EACH)
@@ -150,6 +156,7 @@ def _gated_on_gpu[
     comptime SHARE = Float32(1.0 / Float64(width))  # a constant to multiply with: a division is a call
     var slots = unsafe_stack_allocation[2 * WARPS, Float32, address_space=AddressSpace.SHARED]()
     var row = Int(block_idx.x) * width
+    var item = Int(block_idx.x) // length * width
     var kept = Array[Eight, VECTORS](uninitialized=True)
     var squares = Float32(0)
     comptime for i in range(VECTORS):
@@ -159,14 +166,14 @@ def _gated_on_gpu[
     squares = 0
     comptime for i in range(VECTORS):
         var at = (i * threads + Int(thread_idx.x)) * EACH
-        var x = load_eight(residual, row + at) + kept[i] * factor * load_eight(gates, at)
+        var x = load_eight(residual, row + at) + kept[i] * factor * load_eight(gates, item + at)
         store_eight(output, row + at, x)
         kept[i] = x
         squares += (x * x).reduce_add()
     factor = inverse_root(block_sum[WARPS](squares, slots.unsafe_offset(WARPS)) * SHARE, epsilon)
     comptime for i in range(VECTORS):
         var at = (i * threads + Int(thread_idx.x)) * EACH
-        store_eight(next, row + at, kept[i] * factor * load_eight(scales, at))
+        store_eight(next, row + at, kept[i] * factor * load_eight(scales, item + at))
 
 
 def _scaled_on_gpu[
@@ -175,6 +182,7 @@ def _scaled_on_gpu[
     output: Pointer[Scalar[dtype], MutAnyOrigin],
     x: Pointer[Scalar[dtype], MutAnyOrigin],
     scales: Pointer[Float32, MutAnyOrigin],
+    length: Int,
     epsilon: Float32,
 ):
     comptime VECTORS = width // (threads * EACH)
@@ -182,6 +190,7 @@ def _scaled_on_gpu[
     comptime SHARE = Float32(1.0 / Float64(width))
     var slots = unsafe_stack_allocation[WARPS, Float32, address_space=AddressSpace.SHARED]()
     var row = Int(block_idx.x) * width
+    var item = Int(block_idx.x) // length * width
     var kept = Array[Eight, VECTORS](uninitialized=True)
     var squares = Float32(0)
     comptime for i in range(VECTORS):
@@ -190,7 +199,7 @@ def _scaled_on_gpu[
     var factor = inverse_root(block_sum[WARPS](squares, slots) * SHARE, epsilon)
     comptime for i in range(VECTORS):
         var at = (i * threads + Int(thread_idx.x)) * EACH
-        store_eight(output, row + at, kept[i] * factor * load_eight(scales, at))
+        store_eight(output, row + at, kept[i] * factor * load_eight(scales, item + at))
 
 
 def _gated_on_cpu[

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     )
     from max_zimage.pipeline.batch import ZImageModelInputs
     from max_zimage.pipeline.not_finite import NotFiniteError
-    from max_zimage.pipeline.zimage import ZImagePipeline, ZImagePipelineOutput
+    from max_zimage.pipeline.results import ZImagePipelineOutput
+    from max_zimage.pipeline.zimage import ZImagePipeline
     from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 
 
@@ -55,7 +56,7 @@ _HOMES = {
     "ZImageArchConfig": "arch",
     "ZImageModelInputs": "pipeline.batch",
     "ZImagePipeline": "pipeline.zimage",
-    "ZImagePipelineOutput": "pipeline.zimage",
+    "ZImagePipelineOutput": "pipeline.results",
     "ZImageTextEncoderModel": "components",
     "ZImageTransformerModel": "components",
     "ZImageVaeModel": "components",

@@ -1,7 +1,7 @@
 """What the denoising steps share: caption tokens, once a request, and the modulation table, once a schedule.
 
     features -> norm -> linear -> (pad token behind the caption's end) -> [context block] x refiner layers -> tokens
-    timesteps -> sinusoid -> MLP -> one matrix for all blocks -> modulation [steps, blocks, 4, dim], scale [steps, dim]
+    timesteps -> sinusoid -> MLP -> one matrix for all blocks -> modulation [steps, blocks, 4, variants, dim], scale
 
 Neither depends on the latents, so nothing here is repeated in the loop.
 
@@ -24,7 +24,7 @@ from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from max_zimage.graphs.dims import CAPTION_PADDED, ITEMS, OFFSETS, PROMPTS, STEPS
+from max_zimage.graphs.dims import CAPTION_PADDED, ITEMS, OFFSETS, PROMPTS, STEPS, VARIANTS
 from max_zimage.graphs.linear import linear
 from max_zimage.graphs.model.blocks import ContextBlock, attends_ragged, fuses
 from max_zimage.graphs.model.transformer import TransformerSpec
@@ -103,7 +103,7 @@ class CaptionEmbedder(Module[[Tensor], Tensor]):
         return self.linear(self.norm(features))
 
 
-class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
+class ModulationTable(Module[[Tensor, Tensor], tuple[Tensor, Tensor]]):
     """Timesteps to everything the blocks and the final layer take from them."""
 
     def __init__(self, spec: TransformerSpec) -> None:
@@ -114,16 +114,18 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
         if self.fused:
             self.norms = Tensor.zeros([spec.num_blocks, 4, spec.dim])
 
-    def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Modulation of all steps of a schedule.
+    def forward(self, timesteps: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Modulation of all evaluations of a schedule.
 
         Args:
             timesteps: float32 [steps], 1 - sigma: 0 is pure noise, 1 the finished image.
+            kept: float32 [variants, num_blocks], 1 for a block that takes part in a variant and 0 for one that is left
+                out of it: its gates are 0, so that it adds nothing.
 
         Returns:
-            float32 [steps, num_blocks, 4, dim] with rows 1 + scale, tanh(gate) of attention, then of the feed-forward
-            layer, each times the weight of its norm where blocks are fused; and float32
-            [steps, dim], 1 + scale of the final layer.
+            float32 [steps, num_blocks, 4, variants, dim] with rows 1 + scale, tanh(gate) of attention, then of the
+            feed-forward layer, each times the weight of its norm where blocks are fused; and float32 [steps, dim], 1 +
+            scale of the final layer.
         """
         spec = self.spec
         embedding = self.t_embedder(timesteps * spec.t_scale)
@@ -134,12 +136,23 @@ class ModulationTable(Module[[Tensor], tuple[Tensor, Tensor]]):
         table = F.reshape(table, [timesteps.shape[0], spec.num_blocks, 4, spec.dim])
         if self.fused:
             table = table * self.norms.cast(DType.float32)
+        table = F.unsqueeze(table, 3) * _shares(kept)
         final_scale = self.final_modulation(F.silu(embedding)).cast(DType.float32) + 1.0
         return table, final_scale
 
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        return (TensorType(DType.float32, [STEPS], device),)
+        return (
+            TensorType(DType.float32, [STEPS], device),
+            TensorType(DType.float32, [VARIANTS, self.spec.num_blocks], device),
+        )
+
+
+def _shares(kept: Tensor) -> Tensor:
+    """What each variant takes of scales and gates: [variants, num_blocks] -> [1, num_blocks, 4, variants, 1]."""
+    blocks = F.unsqueeze(F.transpose(kept, 0, 1), 1)
+    whole = F.broadcast_to(F.constant(1.0, DType.float32, device=kept.device), blocks.shape)
+    return F.unsqueeze(F.unsqueeze(F.concat([whole, blocks, whole, blocks], axis=1), 0), 4)
 
 
 class TimestepEmbedder(Module[[Tensor], Tensor]):

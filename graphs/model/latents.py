@@ -44,7 +44,7 @@ class PackLatents(Module[[Tensor], Tensor]):
         squares = F.permute(latents, [0, 2, 4, 3, 5, 1])
         return F.reshape(squares, [batch, rows * columns, PATCH * PATCH * channels])
 
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         shape = (BATCH, self.latent_channels, TOKEN_ROWS, PATCH, TOKEN_COLUMNS, PATCH)
         return (TensorType(DType.float32, shape, device),)

@@ -26,6 +26,9 @@ from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
 from max_zimage.graphs.linear import gated_linear, linear
 from max_zimage.graphs.model.attention import rotary_attention
 
+HIDDEN_LAYER = -2
+"""The hidden state that Z-Image was trained on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderSpec:
@@ -100,7 +103,7 @@ class TextEncoder(Module[[Tensor, Tensor], Tensor]):
             x = as_subgraph(layer, name="encoder_block")(x, rope)
         return x
 
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         return (
             TensorType(DType.int64, [PROMPTS, CAPTION_PADDED], device),

@@ -138,7 +138,8 @@ class Transformer(Module[..., Tensor]):
             valid_length: uint32 [items], image_padded plus the item's own padded caption length.
             offsets: uint32 [sequences + 1], the same as sequences, see
                 `max_zimage.sampling.positions.sequence_offsets`: the form that attention on an NVIDIA GPU takes.
-            modulation: float32 [num_blocks, 4, dim] of this timestep, see `graphs.model.conditioning.ModulationTable`.
+            modulation: float32 [num_blocks, 4, items, dim] of this timestep, see
+                `graphs.model.conditioning.ModulationTable`.
             final_scale: float32 [dim] of this timestep.
 
         Returns:
@@ -178,7 +179,8 @@ class Transformer(Module[..., Tensor]):
     def _run_fused(self, tokens: Tensor, blocks: range, around: Surroundings) -> Tensor:
         """`run` with blocks that hand the next one its first norm; what stands first among tokens is made here."""
         refiners, normed = self.spec.num_refiner_layers, None
-        rows = F.reshape(around.modulation, [4 * self.spec.num_blocks, self.spec.dim])
+        items = around.modulation.shape[2]
+        rows = F.reshape(around.modulation, [4 * self.spec.num_blocks, items, self.spec.dim])
         for index in blocks:
             if index == refiners:
                 tokens, normed = self.join(tokens, around), None

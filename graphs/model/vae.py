@@ -100,7 +100,7 @@ class DecodeLatents(Module[[Tensor], tuple[Tensor, Tensor]]):
         pixels = decode_float(self.spec, self.decoder, tokens)
         return quantize(pixels), energy(tokens) + energy(pixels)
 
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         return (token_squares(self.spec.latent_channels, device),)
 
@@ -152,7 +152,7 @@ class EncodeImage(Module[[Tensor, Tensor], Tensor]):
         sample = mean + deviation * noise
         return normalize(sample, self.spec.scaling_factor, self.spec.shift_factor)
 
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         side = self.spec.downscale
         return (

@@ -24,10 +24,11 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType, TensorValue
 
-from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, OFFSETS, TOKENS, FirstBlock
+from max_zimage.graphs.dims import IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS, FirstBlock
 from max_zimage.graphs.layers import choose
 from max_zimage.graphs.model.transformer import Surroundings, Transformer, TransformerSpec
-from max_zimage.graphs.step.denoise import guided_step
+from max_zimage.graphs.step.inputs import PredictInputs, predict_types
+from max_zimage.graphs.step.predict import modulation_of
 
 
 class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
@@ -39,47 +40,34 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
             raise ValueError(f"the first block of {first} is to decide, and this transformer has none there")
         self.transformer = Transformer(spec)
 
-    def forward(
-        self,
-        latents: Tensor,
-        latent_rows: Tensor,
-        caption_tokens: Tensor,
-        image_rope: Tensor,
-        rope: Tensor,
-        valid_length: Tensor,
-        offsets: Tensor,
-        modulation: Tensor,
-        final_scale: Tensor,
-        threshold: Tensor,
-        change: Tensor,
-        rest: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step of the transformer.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One evaluation.
 
         Args:
-            latents: float32 [batch, image_tokens, patch_dim].
-            latent_rows: int32 [items], the picture that each item works on.
-            caption_tokens: [items, caption_padded, dim] in the model's dtype.
-            image_rope: float32 [items, image_padded, head_dim/2, 2].
-            rope: float32 [items, tokens, head_dim/2, 2], the same with the captions' positions behind.
-            valid_length: uint32 [items].
-            offsets: uint32 [sequences + 1], see `graphs.model.transformer.Transformer.forward`.
-            modulation: float32 [num_blocks, 4, dim].
-            final_scale: float32 [dim].
-            threshold: float32 [1]: the other blocks are left out where the mean absolute difference between the first
-                block's change and `change` is below this share of the mean absolute `change`.
-            change: what the first block added in the last full step, in the model's dtype; [items, image_padded, dim],
-                or [items, tokens, dim] where the block is one of the main layers.
-            rest: [items, image_tokens, dim] in the model's dtype, what all blocks behind it added in that step.
+            *inputs: `graphs.step.inputs.PredictInputs`, and behind them three:
+                threshold, float32 [1]: the other blocks are left out where the mean absolute difference between the
+                first block's change and `change` is below this share of the mean absolute `change`;
+                change, what the first block added in the last full step, in the model's dtype; [items, image_padded,
+                dim], or [items, tokens, dim] where the block is one of the main layers;
+                rest, [items, image_tokens, dim] in the model's dtype, what all blocks behind it added in that step.
 
         Returns:
             The velocity, float32 [items, image_tokens, patch_dim]; `change` and `rest` for the next step; and int32
             [1], 1 if the other blocks were computed and 0 if not.
         """
-        spec, transformer, image_tokens = self.spec, self.transformer, latents.shape[1]
-        around = Surroundings(caption_tokens, image_rope, rope, valid_length, offsets, modulation)
-        noisy = F.gather(latents, latent_rows, axis=0).cast(caption_tokens.dtype)
-        before = transformer.embed(noisy, image_rope.shape[1])
+        *own, threshold, change, rest = inputs
+        given = PredictInputs(*own)
+        spec, transformer, image_tokens = self.spec, self.transformer, given.latents.shape[1]
+        around = Surroundings(
+            given.caption_tokens,
+            given.image_rope,
+            given.rope,
+            given.valid_length,
+            given.offsets,
+            modulation_of(given.modulation, given.variants),
+        )
+        noisy = F.gather(given.latents, given.latent_rows, axis=0).cast(given.caption_tokens.dtype)
+        before = transformer.embed(noisy, given.image_rope.shape[1])
         index = 0 if self.first == "noise_refiner" else spec.num_refiner_layers
         before = transformer.run(before, range(index), around)
         after = transformer.run(before, range(index, index + 1), around)
@@ -94,24 +82,16 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
             return _values(hidden, added, hidden - head, _constant(1, head))
 
         types = [value.type for value in _values(head, change, rest, _constant(0, head))]
-        alike = is_close(added, change, threshold, valid_length)
+        alike = is_close(added, change, threshold, given.valid_length)
         hidden, change, rest, computed = choose(alike, types, reuse, compute)
-        return transformer.project(hidden, final_scale), change, rest, computed
+        return transformer.project(hidden, given.final_scale), change, rest, computed
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         spec = self.spec
         changed = IMAGE_PADDED if self.first == "noise_refiner" else TOKENS
         return (
-            TensorType(DType.float32, [BATCH, IMAGE_TOKENS, spec.patch_dim], device),
-            TensorType(DType.int32, [ITEMS], device),
-            TensorType(dtype, [ITEMS, CAPTION_PADDED, spec.dim], device),
-            TensorType(DType.float32, [ITEMS, IMAGE_PADDED, spec.head_dim // 2, 2], device),
-            TensorType(DType.float32, [ITEMS, TOKENS, spec.head_dim // 2, 2], device),
-            TensorType(DType.uint32, [ITEMS], device),
-            TensorType(DType.uint32, [OFFSETS], device),
-            TensorType(DType.float32, [spec.num_blocks, 4, spec.dim], device),
-            TensorType(DType.float32, [spec.dim], device),
+            *predict_types(spec, dtype, device),
             TensorType(DType.float32, [1], device),
             TensorType(dtype, [ITEMS, changed, spec.dim], device),
             TensorType(dtype, [ITEMS, IMAGE_TOKENS, spec.dim], device),
@@ -136,56 +116,6 @@ def is_close(added: Tensor, change: Tensor, threshold: Tensor, valid_length: Ten
     now, then = (each.cast(DType.float32) * F.unsqueeze(exists.cast(DType.float32), 2) for each in (added, change))
     # In this order: MAX's x < y is "not x >= y", and NaN would resemble everything.
     return F.squeeze(threshold * _mean_abs(then) > _mean_abs(now - then), 0)
-
-
-class PictureGuidance(Module[..., Tensor]):
-    """Guidance and the Euler update of one picture of a batch."""
-
-    def __init__(self, spec: TransformerSpec) -> None:
-        self.spec = spec
-
-    def forward(
-        self,
-        latents: Tensor,
-        row: Tensor,
-        positive: Tensor,
-        negative: Tensor,
-        guidance_scale: Tensor,
-        cfg_normalization: Tensor,
-        delta: Tensor,
-    ) -> Tensor:
-        """Take one picture to its next step and leave the others where they are.
-
-        Args:
-            latents: float32 [batch, image_tokens, patch_dim].
-            row: int32 [1], the picture.
-            positive: float32 [1, image_tokens, patch_dim]; see `graphs.step.denoise.guided_step`, also for what
-                follows.
-            negative: like `positive`.
-            guidance_scale: float32 [1].
-            cfg_normalization: float32 [1].
-            delta: float32 [1].
-
-        Returns:
-            Like `latents`.
-        """
-        picture = F.gather(latents, row, axis=0)
-        moved = guided_step(picture, positive, negative, guidance_scale, cfg_normalization, delta)
-        batch = latents.shape[0]
-        rows = F.range(0, batch, 1, out_dim=batch, dtype=DType.int32, device=latents.device)
-        chosen = F.broadcast_to(F.reshape(rows == row, [batch, 1, 1]), latents.shape)
-        return F.where(chosen, F.broadcast_to(moved, latents.shape), latents)
-
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
-        """Types of `forward`'s arguments."""
-        picture = TensorType(DType.float32, [1, IMAGE_TOKENS, self.spec.patch_dim], device)
-        return (
-            TensorType(DType.float32, [BATCH, IMAGE_TOKENS, self.spec.patch_dim], device),
-            TensorType(DType.int32, [1], device),
-            picture,
-            picture,
-            *(TensorType(DType.float32, [1], device) for _ in range(3)),
-        )
 
 
 def _mean_abs(x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import image_seed
 
 if TYPE_CHECKING:
-    from max_zimage.pipeline.calling import Prepared
+    from max_zimage.pipeline.loading import CheckedModel
     from max_zimage.pipeline.zimage import ZImagePipeline
 
 _PATIENCE = "The first run of a model compiles its graphs, which takes minutes; later runs take them from disk."
@@ -111,7 +111,7 @@ def generate(arguments: argparse.Namespace) -> int:
     return 1 if outcome.problems else 0
 
 
-def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, GenerationRequest]:
+def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest]:
     """Check the checkpoint and the request, tokens included.
 
     Raises:
@@ -138,7 +138,7 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[Prepared, Ge
     return prepared, request
 
 
-def _load(prepared: Prepared) -> ZImagePipeline:
+def _load(prepared: CheckedModel) -> ZImagePipeline:
     from max_zimage.pipeline.zimage import ZImagePipeline
 
     return ZImagePipeline.from_prepared(prepared)

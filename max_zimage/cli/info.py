@@ -21,8 +21,8 @@ from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking, quiet_libraries
 from max_zimage.cli.options import model_path
 from max_zimage.device.memory import available_memory
-from max_zimage.pipeline.calling import Prepared
 from max_zimage.pipeline.estimate import activation_bytes
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.progress import shown_by
 from max_zimage.request.checks import side
@@ -65,7 +65,7 @@ def info(arguments: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def _check(prepared: Prepared, facts: dict[str, Any], *, quiet: bool) -> tuple[Damage, ...]:
+def _check(prepared: CheckedModel, facts: dict[str, Any], *, quiet: bool) -> tuple[Damage, ...]:
     """Read all weights, and say so in the facts."""
     with shown_by(display(quiet=quiet)):
         found = check_weights(prepared.sources.plans, prepared.sources.dtypes)
@@ -92,7 +92,7 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
-def model_facts(name: str, prepared: Prepared) -> dict[str, Any]:
+def model_facts(name: str, prepared: CheckedModel) -> dict[str, Any]:
     """What a checkpoint is."""
     sources = prepared.sources
     return {
@@ -118,7 +118,7 @@ def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
     }
 
 
-def memory_facts(prepared: Prepared, height: int | None, width: int | None) -> dict[str, Any]:
+def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) -> dict[str, Any]:
     """What a picture takes and what is there, in bytes.
 
     Raises:

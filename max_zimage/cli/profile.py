@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from max_zimage.cli.info import versions
 from max_zimage.cli.options import model_path
 from max_zimage.cli.profile_table import print_profile
 from max_zimage.compile import compiler
-from max_zimage.components.text_encoder import HIDDEN_LAYER
+from max_zimage.compile.registry import count
+from max_zimage.compile.work import Counter
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import BYTES, ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER
 from max_zimage.images.save import next_free_paths
 from max_zimage.pipeline.estimate import activation_bytes
 from max_zimage.pipeline.prepare import tokens_of_request
@@ -40,7 +43,6 @@ from max_zimage.profiling.component import Component, Prepared, cut
 from max_zimage.profiling.recorder import Recorder
 from max_zimage.profiling.report import Profile
 from max_zimage.profiling.trace import trace_events
-from max_zimage.profiling.work import Counter
 from max_zimage.progress import shown_by
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import written
@@ -232,7 +234,7 @@ def measure(subject: Subject, arguments: argparse.Namespace) -> Profile:
     return Profile(
         conditions=subject.conditions,
         recorder=recorder,
-        count=counter.of_call,
+        count=partial(count, counter),
         product=matmul_rate.FULL,
         rate=matmul_rate.measured_rate(graph, matmul_rate.FULL, subject.dtype, subject.device),
         load_seconds=loaded,

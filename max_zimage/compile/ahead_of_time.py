@@ -24,6 +24,7 @@ from max_zimage.compile.artifacts import check_writable
 from max_zimage.compile.cubins import Symbol
 from max_zimage.compile.jobs import Job, Report
 from max_zimage.compile.launches import Launches
+from max_zimage.compile.registry import AHEAD
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
@@ -37,23 +38,6 @@ TARGETS: dict[str, tuple[str, str] | None] = {
     "hip:gfx942": ("hip", "gfx942"),
 }
 """Target -> API and architecture of the virtual device; None is this machine's CPU."""
-
-GRAPHS = (
-    "pack",
-    "prepare_scheduler",
-    "scheduler_step",
-    "modulation",
-    "conditioning",
-    "text_encoder",
-    "denoise",
-    "first_block_noise_refiner",
-    "guidance",
-    "taylor_update",
-    "taylor_step",
-    "decode",
-    "encode",
-)
-"""All graphs, the quick ones first."""
 
 FULL_MODEL = ModelSpecs(
     text_encoder=TextEncoderSpec(
@@ -111,10 +95,10 @@ def check_graphs(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: If there is no such graph; names those there are.
     """
-    unknown = [name for name in names if name not in GRAPHS]
+    unknown = [name for name in names if name not in AHEAD]
     if unknown:
-        raise ValueError(f"graphs must be among {', '.join(GRAPHS)}, got {', '.join(map(repr, unknown))}")
-    return tuple(name for name in GRAPHS if not names or name in names)
+        raise ValueError(f"graphs must be among {', '.join(AHEAD)}, got {', '.join(map(repr, unknown))}")
+    return tuple(name for name in AHEAD if not names or name in names)
 
 
 def check_keep(target: str) -> None:

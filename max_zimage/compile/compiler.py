@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from max.driver import Buffer, Device
@@ -98,6 +99,12 @@ class CompiledGraph:
     def pending(self) -> Definition | None:
         """What is still to be compiled; None once it is."""
         return self._definition
+
+    @property
+    def weight_bytes(self) -> int:
+        """What its weights take in the model's dtype; 0 once it is compiled."""
+        parameters = [] if self._definition is None else self._definition.module.parameters
+        return sum(prod(map(int, each.shape)) * each.dtype.size_in_bytes for _, each in parameters)
 
     def finish(self, model: Model) -> None:
         """Take the compiled graph."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from max.driver import Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession
-from max.experimental.nn import Module
-from max.graph import DeviceRef, TensorType
+from max.graph import DeviceRef
 from max.graph.weights import Weights
 from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
@@ -20,8 +19,10 @@ from max_zimage.checkpoint.expand import Names
 from max_zimage.checkpoint.headers import scan
 from max_zimage.checkpoint.load import LoadPlan, load, plan
 from max_zimage.checkpoint.locate import paths_of
-from max_zimage.compile.compiler import CompiledGraph, compile_graph
+from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.compile.device_weights import OnDevice, shared
+from max_zimage.compile.graphs import define
+from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import is_nvidia, runs_here
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
@@ -39,6 +40,7 @@ class ZImageComponent(ComponentModel):
         weights: The component's safetensors files.
         session: Where the graphs run; None makes one.
         cache_config: Taken for MAX's sake; no component depends on it.
+        plan: What is loaded from the files, where they were checked before.
 
     Raises:
         ValueError: If the configuration, the encoding or the weights do not fit.
@@ -55,7 +57,9 @@ class ZImageComponent(ComponentModel):
         *,
         session: InferenceSession | None = None,
         cache_config: DenoisingCacheConfig | None = None,
+        plan: LoadPlan | None = None,
     ) -> None:
+        self._plan = plan
         super().__init__(config, encoding, devices, weights, cache_config=cache_config)
         self.dtype_name = _dtype_name(encoding)
         self.device = devices[0]
@@ -80,23 +84,18 @@ class ZImageComponent(ComponentModel):
     def names(self) -> Names:
         """The tensors that the component's files must hold."""
 
-    def compile(
-        self,
-        name: str,
-        module: Module[..., Any],
-        types: Iterable[TensorType],
-        weights: Mapping[str, Buffer],
-        *,
-        replayed: bool = False,
-    ) -> CompiledGraph:
-        """Define one of the component's graphs; see `compile_graph`."""
-        return compile_graph(
-            name, module, types, weights, self.session, spec=self.spec, device=self.device, replayed=replayed
-        )
+    def graph(self, name: str, weights: Mapping[str, Buffer] | None = None) -> CompiledGraph:
+        """Define one of the component's graphs, `max_zimage.compile.registry.GRAPHS`.
+
+        Args:
+            name: Which one.
+            weights: The component's, under its own names; None for a graph that has none.
+        """
+        return define(GRAPHS[name], self.spec, self.dtype_name, weights or {}, session=self.session, device=self.device)
 
     def plan(self) -> LoadPlan:
-        """Check the component's files."""
-        return plan(self.names(), scan(paths_of(self.weights)))
+        """What is loaded from the component's files: checked before by whoever made it, or else here."""
+        return self._plan or plan(self.names(), scan(paths_of(self.weights)))
 
     def load_weights(self) -> dict[str, Buffer]:
         """Engine name -> data in host memory."""

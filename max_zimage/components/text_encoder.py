@@ -13,12 +13,8 @@ from max_zimage.checkpoint.expand import Names, text_encoder_names
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.device.devices import upload
-from max_zimage.graphs.layers import build
-from max_zimage.graphs.model.text_encoder import TextEncoder, TextEncoderSpec
+from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
 from max_zimage.sampling.positions import padded, text_rope
-
-HIDDEN_LAYER = -2
-"""The hidden state that Z-Image was trained on."""
 
 
 class ZImageTextEncoderModel(ZImageComponent):
@@ -35,11 +31,7 @@ class ZImageTextEncoderModel(ZImageComponent):
     def load_model(self) -> CompiledGraph:
         """Load the weights of the layers that are used and define the graph."""
         self.spec = text_encoder_spec(self.config)
-        layers = self.spec.layers_used(HIDDEN_LAYER)
-        module = build(lambda: TextEncoder(self.spec, layers), self.dtype, self.device_ref)
-        types = module.input_types(self.device_ref)
-        weights = self.placed(self.load_weights())
-        self.model = self.compile("text_encoder", module, types, weights, replayed=True)
+        self.model = self.graph("text_encoder", self.placed(self.load_weights()))
         return self.model
 
     def names(self) -> Names:

@@ -11,8 +11,7 @@ from max_zimage.checkpoint.config import vae_spec
 from max_zimage.checkpoint.expand import Names, vae_names
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
-from max_zimage.graphs.layers import build
-from max_zimage.graphs.model.vae import DecodeLatents, EncodeImage, VaeSpec
+from max_zimage.graphs.model.vae import VaeSpec
 
 
 class ZImageVaeModel(ZImageComponent):
@@ -28,11 +27,9 @@ class ZImageVaeModel(ZImageComponent):
 
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the decoder."""
-        self.spec = spec = vae_spec(self.config)
+        self.spec = vae_spec(self.config)
         self._weights = self.placed(self.load_weights())
-        module = build(lambda: DecodeLatents(spec), self.dtype, self.device_ref)
-        types = module.input_types(self.device_ref)
-        self.model = self.compile("decode", module, types, self._weights)
+        self.model = self.graph("decode", self._weights)
         return self.model
 
     def names(self) -> Names:
@@ -42,9 +39,7 @@ class ZImageVaeModel(ZImageComponent):
     @cached_property
     def encoder(self) -> CompiledGraph:
         """`graphs.model.vae.EncodeImage`, compiled when it is first asked for: only image-to-image needs it."""
-        module = build(lambda: EncodeImage(self.spec), self.dtype, self.device_ref)
-        types = module.input_types(self.device_ref)
-        return self.compile("encode", module, types, self._weights)
+        return self.graph("encode", self._weights)
 
     def encode(self, image: Buffer, noise: Buffer) -> Buffer:
         """Pictures to latents.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -82,3 +83,20 @@ def upload_as(array: npt.NDArray[np.float32], dtype: Literal["float32", "bfloat1
 def download(buffer: Buffer) -> npt.NDArray[Any]:
     """Copy a buffer to the host; waits for the work that makes it. Not for bfloat16, which numpy does not know."""
     return buffer.to(CPU()).to_numpy()
+
+
+def kept_rows(buffer: Buffer, rows: Sequence[int]) -> Buffer:
+    """Some rows of a buffer, where it lies: a view of the first ones, or a copy on the same device.
+
+    Args:
+        buffer: [rows, ...].
+        rows: Which ones, in the order they will have.
+    """
+    rest = (slice(None),) * (buffer.rank - 1)
+    if list(rows) == list(range(len(rows))):
+        return buffer[(slice(0, len(rows)), *rest)]
+    shape = (len(rows), *map(int, buffer.shape[1:]))
+    made = Buffer.zeros(shape, buffer.dtype, buffer.device)
+    for place, row in enumerate(rows):
+        made[(slice(place, place + 1), *rest)].inplace_copy_from(buffer[(slice(row, row + 1), *rest)])
+    return made

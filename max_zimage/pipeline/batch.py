@@ -1,16 +1,17 @@
-"""A request on the device: everything the denoising loop takes, made before its first step."""
+"""A request on the device: everything that the denoising loop takes, made before its first step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer, Device
-from max.dtype import DType
 
-from max_zimage.device.devices import upload
+from max_zimage.device.devices import kept_rows, upload
+from max_zimage.sampling.evaluations import Evaluations
+from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
     RopeSpec,
     caption_rope,
@@ -33,8 +34,8 @@ class Captions:
     Attributes:
         tokens: int64 [tokens] each; empty where `features` are given.
         features: float32 [tokens, caption_dim] each, in place of the text encoder's; empty where `tokens` are given.
-        rows: Which caption each item of the transformer's batch shows: one a picture, then with guidance one a picture
-            again.
+        rows: Which caption each branch row shows: one for each picture, then for each further branch one for each
+            picture again.
     """
 
     tokens: tuple[IdArray, ...]
@@ -55,31 +56,29 @@ class ZImageModelInputs:
         captions: What the pictures show, on the host.
         latents: float32 [batch, channels, height/16, 2, width/16, 2] on the device: the starting noise.
         schedule: Sigmas, timesteps and deltas, on the host.
-        guidance: float32 [steps], the guidance scale of each step; 0 runs the positive branch alone.
-        cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; 0 for none.
+        evaluations: What the sampler makes of them.
+        guidance: Its branches, and how much each counts in every evaluation.
         height: Pixels.
         width: Pixels.
         num_images_per_prompt: Pictures of every prompt; all pictures where requests share a batch.
-        items: The transformer's batch; with both guidance branches if any step is guided.
+        items: The branch rows.
         step_cache: Leaves out steps, or None.
-        steps_done: Steps of the batch's way that lie behind it and are not in `schedule`; a step cache counts them.
     """
 
     captions: Captions
     latents: Buffer
     schedule: Schedule
-    guidance: FloatArray
-    cfg_normalization: float
+    evaluations: Evaluations
+    guidance: Guidance
     height: int
     width: int
     num_images_per_prompt: int
     items: Items
     step_cache: StepCache | None
-    steps_done: int
 
     @property
     def num_inference_steps(self) -> int:
-        """Evaluations of the transformer."""
+        """Steps of the schedule."""
         return self.schedule.num_steps
 
     @property
@@ -87,101 +86,102 @@ class ZImageModelInputs:
         """Pictures."""
         return int(self.latents.shape[0])
 
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of a picture."""
+        return int(self.latents.shape[2]) * int(self.latents.shape[4])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Items:
-    """What the rows of the transformer's batch are, on the device; fixed for all steps.
+    """The branch rows: every picture once under each branch, a branch's pictures together. On the device.
 
     Attributes:
+        branches: Which branches: 0 is the positive one, 1 the negative one, others follow.
+        lengths: Attended tokens of each row, on the host.
         image_rope: float32 [items, image_padded, head_dim/2, 2].
         rope: float32 [items, image_padded + caption_padded, head_dim/2, 2].
-        lengths: Attended tokens of each item, on the host.
-        valid_length: uint32 [items], these on the device.
+        valid_length: uint32 [items], `lengths` on the device.
         offsets: uint32 [sequences + 1], the same as sequences; see `max_zimage.sampling.positions.sequence_offsets`.
-        latent_rows: int32 [items], the picture of each item.
+        latent_rows: int32 [items], the picture of each row.
+        variants: int32 [items], its variant of the modulation.
         positive_rows: int32 [batch].
-        negative_rows: int32 [batch].
+        negative_rows: int32 [batch]; the positive ones where there is no negative branch.
+        other_rows: int32 [others, batch].
     """
 
+    branches: tuple[int, ...]
     lengths: tuple[int, ...]
     image_rope: Buffer
     rope: Buffer
     valid_length: Buffer
     offsets: Buffer
     latent_rows: Buffer
+    variants: Buffer
     positive_rows: Buffer
     negative_rows: Buffer
+    other_rows: Buffer
 
-    def positive(self) -> Items:
-        """The positive branch alone, for steps without guidance: views of the same memory, but for the offsets."""
-        batch = slice(0, int(self.positive_rows.shape[0]))
-        return Items(
-            lengths=self.lengths[batch],
-            image_rope=self.image_rope[batch, :, :, :],
-            rope=self.rope[batch, :, :, :],
-            valid_length=self.valid_length[batch],
-            offsets=_offsets(self.lengths[batch], int(self.rope.shape[1]), self.offsets.device),
-            latent_rows=self.positive_rows,
-            positive_rows=self.positive_rows,
-            negative_rows=self.positive_rows,
+    @property
+    def count(self) -> int:
+        """Branch rows."""
+        return len(self.lengths)
+
+    @property
+    def batch(self) -> int:
+        """Pictures."""
+        return self.count // len(self.branches)
+
+    def rows_of(self, pictures: Sequence[int], branches: Sequence[int] | None = None) -> list[int]:
+        """The rows of some pictures under some branches, all if not given."""
+        places = [self.branches.index(branch) for branch in (self.branches if branches is None else branches)]
+        return [place * self.batch + picture for place in places for picture in pictures]
+
+    def of(self, pictures: Sequence[int], branches: Sequence[int]) -> Items:
+        """Some pictures under some branches; views of the same memory where their rows lie at its beginning."""
+        rows, device = self.rows_of(pictures, branches), self.rope.device
+        lengths = tuple(self.lengths[row] for row in rows)
+        return _items(
+            tuple(branches),
+            len(pictures),
+            lengths,
+            image_rope=kept_rows(self.image_rope, rows),
+            rope=kept_rows(self.rope, rows),
+            valid_length=kept_rows(self.valid_length, rows),
+            device=device,
         )
 
-    def arguments(self, caption_tokens: Buffer) -> tuple[Buffer, ...]:
-        """The arguments of `graphs.step.denoise.DenoiseStep` from the captions to the negative rows.
 
-        Args:
-            caption_tokens: [at least as many items, caption_padded, dim].
-        """
-        return (
-            caption_tokens[: int(self.latent_rows.shape[0]), :, :],
-            self.image_rope,
-            self.rope,
-            self.valid_length,
-            self.offsets,
-            self.latent_rows,
-            self.positive_rows,
-            self.negative_rows,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """What changes from step to step, as views of tables that lie on the device.
-
-    Attributes:
-        guided: Whether the negative branch runs.
-        arguments: The arguments of `graphs.step.denoise.DenoiseStep` from the modulation to delta.
-    """
-
-    guided: bool
-    arguments: tuple[Buffer, ...]
-
-
-def make_items(spec: RopeSpec, rows: int, columns: int, lengths: Sequence[int], batch: int, device: Device) -> Items:
-    """Lay out the transformer's batch.
+def make_items(
+    spec: RopeSpec,
+    rows: int,
+    columns: int,
+    lengths: Sequence[int],
+    batch: int,
+    device: Device,
+    branches: Sequence[int] | None = None,
+) -> Items:
+    """Lay out the branch rows.
 
     Args:
         spec: The transformer's rotary embedding.
         rows: Image height in tokens.
         columns: Image width in tokens.
-        lengths: Tokens of each item's caption: one a picture, then with guidance one a picture again.
+        lengths: Tokens of each row's caption.
         batch: Pictures.
         device: Where the transformer runs.
+        branches: Which branches they are; the positive one and those that follow it if not given.
     """
     table = sequence_rope(spec, rows, columns, tuple(lengths))
     valid = sequence_lengths(rows, columns, lengths)
-    image = padded(rows * columns)
-    pictures = np.arange(batch, dtype=np.int32)
-    branches = len(lengths) // batch
-    return Items(
-        lengths=tuple(valid.tolist()),
-        image_rope=upload(table[:, :image], device),
+    return _items(
+        tuple(range(len(lengths) // batch)) if branches is None else tuple(branches),
+        batch,
+        tuple(valid.tolist()),
+        image_rope=upload(table[:, : padded(rows * columns)], device),
         rope=upload(table, device),
         valid_length=upload(valid, device),
-        offsets=_offsets(valid.tolist(), table.shape[1], device),
-        latent_rows=upload(np.tile(pictures, branches), device),
-        positive_rows=upload(pictures, device),
-        negative_rows=upload(pictures + batch * (branches - 1), device),
+        device=device,
     )
 
 
@@ -198,35 +198,34 @@ def caption_arguments(spec: RopeSpec, captions: Captions, device: Device) -> tup
     )
 
 
+def _items(
+    branches: tuple[int, ...],
+    batch: int,
+    lengths: tuple[int, ...],
+    *,
+    image_rope: Buffer,
+    rope: Buffer,
+    valid_length: Buffer,
+    device: Device,
+) -> Items:
+    pictures = np.arange(batch, dtype=np.int32)
+    starts = {branch: place * batch + pictures for place, branch in enumerate(branches)}
+    others = [starts[branch] for branch in branches if branch > 1]
+    return Items(
+        branches=branches,
+        lengths=lengths,
+        image_rope=image_rope,
+        rope=rope,
+        valid_length=valid_length,
+        offsets=_offsets(lengths, int(rope.shape[1]), device),
+        latent_rows=upload(np.tile(pictures, len(branches)), device),
+        # The positive and the negative branch have all blocks, each other one a variant of its own.
+        variants=upload(np.repeat([max(branch - 1, 0) for branch in branches], batch).astype(np.int32), device),
+        positive_rows=upload(starts[0].astype(np.int32), device),
+        negative_rows=upload(starts.get(1, starts[0]).astype(np.int32), device),
+        other_rows=upload(np.asarray(others, np.int32).reshape(len(others), batch), device),
+    )
+
+
 def _offsets(lengths: Sequence[int], row: int, device: Device) -> Buffer:
     return upload(sequence_offsets(lengths, row), device)
-
-
-def steps(inputs: ZImageModelInputs, modulation: Buffer, final_scale: Buffer, device: Device) -> Iterator[Step]:
-    """Cut the tables of a schedule into steps.
-
-    Args:
-        inputs: The request.
-        modulation: float32 [steps, num_blocks, 4, dim].
-        final_scale: float32 [steps, dim].
-        device: Where the transformer runs.
-
-    Yields:
-        One step after the other; nothing is copied.
-    """
-    _, blocks, four, dim = modulation.shape
-    scales, deltas = upload(inputs.guidance, device), upload(inputs.schedule.deltas, device)
-    # Without guidance the prediction is the positive branch itself, whose norm nothing limits.
-    limits = upload(np.where(inputs.guidance > 0, np.float32(inputs.cfg_normalization), np.float32(0)), device)
-    for i in range(inputs.num_inference_steps):
-        row = slice(i, i + 1)
-        yield Step(
-            guided=bool(inputs.guidance[i] > 0),
-            arguments=(
-                modulation[row, :, :, :].view(DType.float32, (blocks, four, dim)),
-                final_scale[row, :].view(DType.float32, (dim,)),
-                scales[row],
-                limits[row],
-                deltas[row],
-            ),
-        )

@@ -6,17 +6,16 @@ Reference: diffusers pipelines/z_image/pipeline_z_image.py, callback_on_step_end
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 
-from max_zimage.device.devices import upload
-from max_zimage.pipeline.denoising import as_squares, unpacked
+from max_zimage.pipeline.stages import unpacked
 
-if TYPE_CHECKING:
-    from max_zimage.pipeline.zimage import StepHook, ZImagePipeline
+StepHook = Callable[[int, float, Buffer], Buffer | None]
+"""Called after each step with its number, its timestep in [0, 1000] and the packed latents; may return others."""
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -26,7 +25,14 @@ StepCallback = Callable[[Any, int, float, dict[str, Any]], Mapping[str, Any] | N
 _NAME = "callback_on_step_end"
 
 
-def step_hook(pipeline: ZImagePipeline, callback: StepCallback, height: int, width: int) -> StepHook:
+def step_hook(
+    pipeline: object,
+    callback: StepCallback,
+    *,
+    rows: int,
+    columns: int,
+    pack: Callable[[npt.NDArray[np.float32]], Buffer],
+) -> StepHook:
     """Turn diffusers' callback into one over packed latents; only here do latents leave the device during the loop.
 
     The callback gets the latents as float32 [pictures, channels, height/8, width/8]. It may change them in place, or
@@ -35,22 +41,22 @@ def step_hook(pipeline: ZImagePipeline, callback: StepCallback, height: int, wid
     Args:
         pipeline: What the callback is called with.
         callback: The callback.
-        height: Pixels.
-        width: Pixels.
+        rows: Height of a picture in tokens.
+        columns: Width of a picture in tokens.
+        pack: Brings latents of the callback's form back to the device, packed.
 
     Returns:
         The hook. It raises a ValueError or a TypeError where the callback leaves something else behind.
     """
-    pixels_per_token = 2 * pipeline.vae_scale_factor
 
     def on_step(index: int, timestep: float, latents: Buffer) -> Buffer | None:
-        given = unpacked(latents, height // pixels_per_token, width // pixels_per_token)
+        given = unpacked(latents, rows, columns)
         before = given.copy()
         returned = callback(pipeline, index, timestep, {"latents": given})
         changed = _checked(_latents_of(returned, given, index), before, index)
         if changed.tobytes() == before.tobytes():
             return None
-        return pipeline.preprocess_latents(as_squares(upload(changed, pipeline.device)))
+        return pack(changed)
 
     return on_step
 

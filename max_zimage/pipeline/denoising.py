@@ -1,150 +1,139 @@
-"""The denoising loop and what comes right before and after it, as functions over the components."""
+"""The denoising loop: one object that `execute` and the server drive alike, a step at a time.
+
+Between the first step and the last nothing but compiled graphs touches a tensor: no transfer, no synchronization.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 from max.profiler import Tracer
-from PIL import Image
 
-from max_zimage.compile.compiler import CompiledGraph
-from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel
-from max_zimage.device.devices import download, upload_as
-from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments, steps
-from max_zimage.pipeline.estimate import pictures_at_once
-from max_zimage.pipeline.not_finite import Flags, are_finite, require_finite
-from max_zimage.pipeline.stepping import Stepper
-from max_zimage.request.checks import output_type as checked_output_type
-from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
-
-Loop = Generator[tuple[float, Buffer], Buffer | None, None]
+from max_zimage import progress
+from max_zimage.components import ZImageTransformerModel
+from max_zimage.device.devices import download, kept_rows
+from max_zimage.pipeline.batch import Items, ZImageModelInputs
+from max_zimage.pipeline.callbacks import StepHook
+from max_zimage.pipeline.step_inputs import make_tables, step_inputs
+from max_zimage.pipeline.steppers import stepper_of
 
 
-def caption_tokens(
-    text_encoder: ZImageTextEncoderModel, transformer: ZImageTransformerModel, captions: Captions
-) -> Buffer:
-    """Captions to refined caption tokens.
+class Denoising:
+    """A batch on its way from noise to clean latents.
 
     Args:
-        text_encoder: Encodes captions that are given as token ids.
-        transformer: Embeds and refines features.
-        captions: The distinct captions of a request.
-
-    Returns:
-        [items, longest caption rounded up to a multiple of 32, dim] in the model's dtype.
-    """
-    if captions.features:
-        features = upload_as(padded_features(captions.features), transformer.dtype_name, transformer.device)
-    else:
-        features = text_encoder(captions.tokens)
-    return transformer.conditioning(features, *caption_arguments(transformer.rope_spec, captions, transformer.device))[
-        0
-    ]
-
-
-def padded_features(features: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Stack features of unequal length, float32 [captions, longest rounded up to a multiple of 32, caption_dim]."""
-    length = padded(max(len(item) for item in features))
-    return np.stack([np.pad(item, ((0, length - len(item)), (0, 0))) for item in features])
-
-
-def denoise(transformer: ZImageTransformerModel, inputs: ZImageModelInputs, latents: Buffer, step_on: Stepper) -> Loop:
-    """Denoise: compiled calls alone, no transfer, no synchronization.
-
-    Args:
-        transformer: Makes the schedule's modulation table.
+        transformer: Makes the schedule's modulation table, and runs the evaluations.
         inputs: The request.
+        captions: Caption tokens of all branch rows, [items, caption_padded, dim] in the model's dtype.
         latents: float32 [batch, image tokens, 4 · channels], the starting noise, packed.
-        step_on: Takes the steps.
 
-    Yields:
-        After each step its timestep, 1000 · sigma, and the latents. Latents that are sent in take their place.
-    """
-    table = transformer.modulation_table(inputs.schedule.timesteps)
-    plan = list(steps(inputs, *table, transformer.device))
-    for index, (step, sigma) in enumerate(zip(plan, inputs.schedule.sigmas[:-1], strict=True)):
-        with Tracer(f"step {index + 1}"):
-            latents = step_on(index, step, latents)
-        replacement = yield float(1000 * sigma), latents
-        latents = latents if replacement is None else replacement
-
-
-def as_squares(latents: Buffer) -> Buffer:
-    """[batch, channels, height, width] seen as [batch, channels, height/2, 2, width/2, 2]; nothing moves.
+    Attributes:
+        latents: Those of the next step, packed.
+        step: Steps that are done.
 
     Raises:
-        ValueError: If a side is odd.
+        ValueError: If the step cache cannot go with the guidance.
     """
-    if latents.rank == 6:
-        return latents
-    batch, channels, height, width = map(int, latents.shape)
-    if height % 2 or width % 2:
-        raise ValueError(f"latents must have even sides, got {height} x {width}; picture sides are multiples of 16")
-    return latents.view(DType.float32, (batch, channels, height // 2, 2, width // 2, 2))
+
+    def __init__(
+        self, transformer: ZImageTransformerModel, inputs: ZImageModelInputs, captions: Buffer, latents: Buffer
+    ) -> None:
+        self._inputs, self._items, self._captions = inputs, inputs.items, captions
+        self._stepper = stepper_of(transformer, inputs)
+        spec, plan = transformer.spec, inputs.evaluations
+        kept = inputs.guidance.kept(spec.num_refiner_layers, spec.num_layers)
+        self._tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps, kept), transformer.device)
+        self._active: dict[tuple[int, ...], tuple[Items, Buffer]] = {}
+        self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)
+        self.latents = latents
+        self._before = self._prediction = latents
+        self._sigma = np.float32(0)
+        self.step = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole way."""
+        return self._inputs.num_inference_steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are."""
+        return self.step == self.num_steps
+
+    def advance(self) -> float:
+        """Take one step, which is one evaluation or several.
+
+        Returns:
+            The timestep that it began at, 1000 · sigma.
+        """
+        plan = self._inputs.evaluations
+        with Tracer(f"step {self.step + 1}"):
+            for index in plan.of_step(self.step):
+                self._before, self._sigma = self.latents, plan.sigmas[index]
+                items, captions = self._of(self._inputs.guidance.active(index))
+                inputs = step_inputs(self._tables, index, items, captions, self.latents)
+                result = self._stepper(index, inputs.with_state(self.latents, self._history))
+                self.latents, self._history, self._prediction = result
+        self.step += 1
+        return float(1000 * self._inputs.schedule.sigmas[self.step - 1])
+
+    def run(self, on_step: StepHook | None = None) -> None:
+        """Take all steps that are left, showing progress.
+
+        Args:
+            on_step: Sees, and may replace, the latents after each step.
+        """
+        with progress.stage("Denoising", self.num_steps) as shown, Tracer("denoising"):
+            while not self.is_done:
+                timestep = self.advance()
+                replacement = on_step(self.step - 1, timestep, self.latents) if on_step else None
+                self.latents = self.latents if replacement is None else replacement
+                shown.advance(f"step {self.step}")
+
+    def keep(self, pictures: Sequence[int]) -> None:
+        """Go on with some of the pictures; what belongs to them stays on the device.
+
+        Args:
+            pictures: Which ones, at least one.
+        """
+        rows, branches = self._items.rows_of(pictures), self._items.branches
+        self._captions = kept_rows(self._captions, rows)
+        self._items = self._items.of(pictures, branches)
+        self._active = {}
+        self._stepper.keep(rows)
+        self.latents, self._before, self._prediction = (
+            kept_rows(each, pictures) for each in (self.latents, self._before, self._prediction)
+        )
+        self._history = _kept_slots(self._history, pictures)
+
+    def clean_estimate(self) -> npt.NDArray[np.float32]:
+        """What the last evaluation takes for the clean latents: [pictures, image tokens, 4 · channels], on the host."""
+        before, prediction = download(self._before), download(self._prediction)
+        return np.asarray(before + self._sigma * prediction, np.float32)
+
+    def computed(self) -> npt.NDArray[np.bool_]:
+        """Which evaluations ran the whole transformer, bool [evaluations so far, items]; waits for the device."""
+        return self._stepper.computed(self._items.count)
+
+    def _of(self, active: tuple[int, ...]) -> tuple[Items, Buffer]:
+        """The branch rows of some branches, and their caption tokens; made when they are first asked for."""
+        if active not in self._active:
+            pictures = range(self._items.batch)
+            whole = active == self._items.branches
+            items = self._items if whole else self._items.of(pictures, active)
+            self._active[active] = items, kept_rows(self._captions, self._items.rows_of(pictures, active))
+        return self._active[active]
 
 
-def token_squares(latents: Buffer, rows: int, columns: int) -> Buffer:
-    """[batch, rows · columns, 4 · channels] seen as [batch, rows, columns, 2, 2, channels]; nothing moves."""
-    return latents.view(DType.float32, (int(latents.shape[0]), rows, columns, 2, 2, int(latents.shape[2]) // 4))
-
-
-def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> tuple[npt.NDArray[np.uint8], Flags]:
-    """Packed latents to pictures, on the host; large ones a few at a time.
-
-    Args:
-        decode: `graphs.model.vae.DecodeLatents`.
-        latents: float32 [batch, rows · columns, 4 · channels].
-        rows: Height in tokens.
-        columns: Width in tokens.
-
-    Returns:
-        uint8 [batch, 16 · rows, 16 · columns, 3], and bool [batch]: whether a picture and its latents are finite.
-    """
-    squares = token_squares(latents, rows, columns)
-    batch = int(squares.shape[0])
-    stride = pictures_at_once(batch, PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)
-    parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]
-    outputs = [[download(each) for each in decode(part)] for part in parts]
-    pixels, energy = (np.concatenate(each) for each in zip(*outputs, strict=True))
-    return pixels, np.isfinite(energy)
-
-
-def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32]:
-    """Packed latents as diffusers has them, on the host: float32 [batch, channels, 2 · rows, 2 · columns]."""
-    values: Any = download(token_squares(latents, rows, columns))
-    batch, channels = values.shape[0], values.shape[-1]
-    channels_first = values.transpose(0, 5, 1, 3, 2, 4)
-    return np.ascontiguousarray(channels_first).reshape(batch, channels, 2 * rows, 2 * columns)
-
-
-def finished(
-    decode: CompiledGraph, latents: Buffer, rows: int, columns: int, output_type: str, suspects: Sequence[str]
-) -> npt.NDArray[Any] | list[Image.Image]:
-    """Packed latents to what a call returns.
-
-    Args:
-        decode: See `decoded`, also for what follows.
-        latents: float32 [batch, rows · columns, 4 · channels].
-        rows: Height in tokens.
-        columns: Width in tokens.
-        output_type: "np", "pil" or "latent".
-        suspects: What may be the cause where something is not finite.
-
-    Raises:
-        ValueError: If the output type is unknown.
-        NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
-    """
-    kind = checked_output_type(output_type)
-    if kind == "latent":
-        values = unpacked(latents, rows, columns)
-        require_finite(values, are_finite(values), suspects)
-        return values
-    pixels, finite = decoded(decode, latents, rows, columns)
-    images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
-    require_finite(images, finite, suspects)
-    return images
+def _kept_slots(history: Buffer, pictures: Sequence[int]) -> Buffer:
+    """Some pictures' part of a sampler's history, [slots, batch, image_tokens, patch_dim]."""
+    slots, batch, tokens, width = map(int, history.shape)
+    if slots == 0:
+        return Buffer.zeros((0, len(pictures), tokens, width), DType.float32, history.device)
+    flat = history.view(DType.float32, (slots * batch, tokens, width))
+    rows = [slot * batch + picture for slot in range(slots) for picture in pictures]
+    return kept_rows(flat, rows).view(DType.float32, (slots, len(pictures), tokens, width))

@@ -16,10 +16,10 @@ from max_zimage.checkpoint.headers import scan
 from max_zimage.checkpoint.load import LoadPlan, plan
 from max_zimage.checkpoint.locate import COMPONENTS, find_component_files, resolve_model, route_weight_files
 from max_zimage.compile import device_graphs, device_weights
-from max_zimage.components.text_encoder import HIDDEN_LAYER
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
 from max_zimage.errors import CheckpointError
+from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.sampling.step_cache import StepCache
 

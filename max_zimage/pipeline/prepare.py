@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import CPU, Buffer, Device
+from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.pipelines.context import PixelContext
 
-from max_zimage.components import ZImageTextEncoderModel, ZImageVaeModel
+from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import upload
 from max_zimage.pipeline.batch import Captions, FloatArray, IdArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.context import ZImageContext
@@ -19,9 +20,11 @@ from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.request.checks import check_token_count
 from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling import samplers
+from max_zimage.sampling.evaluations import Evaluations
+from max_zimage.sampling.guidance import Guidance, cfg
 from max_zimage.sampling.noise import initial_noise
-from max_zimage.sampling.positions import RopeSpec
-from max_zimage.sampling.schedule import Schedule, ScheduleSpec, guidance_by_step
+from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache, parse
 from max_zimage.text.tokenizer import PromptTokenizer
 
@@ -29,11 +32,9 @@ from max_zimage.text.tokenizer import PromptTokenizer
 def inputs_of_request(
     request: GenerationRequest,
     captions: Captions,
-    *,
     schedule_spec: ScheduleSpec,
-    rope_spec: RopeSpec,
+    transformer: ZImageTransformerModel,
     vae: ZImageVaeModel,
-    device: Device,
 ) -> ZImageModelInputs:
     """Bring a request to the device.
 
@@ -41,9 +42,8 @@ def inputs_of_request(
         request: The request.
         captions: Its distinct captions, from `captions_of_request`.
         schedule_spec: The checkpoint's schedule.
-        rope_spec: The transformer's rotary embedding.
+        transformer: Will run the steps.
         vae: Encodes the image of a request that has one.
-        device: Where the transformer runs.
 
     Raises:
         RequestError: If a step would have no length in float32.
@@ -60,17 +60,10 @@ def inputs_of_request(
         if not np.isfinite(noise).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
-    return _inputs(
-        captions,
-        noise,
-        plan,
-        guidance_by_step(plan, request.guidance_scale, request.cfg_truncation),
-        request.cfg_normalization,
-        request.num_images_per_prompt,
-        rope_spec,
-        device,
-        step_cache=request.step_cache,
-    )
+    evaluated = samplers.plan(samplers.DEFAULT, plan)
+    guided = cfg.guidance(evaluated, request.guidance_scale, request.cfg_truncation, request.cfg_normalization)
+    copies = request.num_images_per_prompt
+    return _inputs(transformer, captions, noise, plan, evaluated, guided, copies, step_cache=request.step_cache)
 
 
 def sharing_key(context: PixelContext) -> tuple[object, ...]:
@@ -92,16 +85,14 @@ def step_cache_of(context: PixelContext) -> StepCache | None:
 
 
 def inputs_of_contexts(
-    contexts: Sequence[PixelContext], rope_spec: RopeSpec, vae: ZImageVaeModel, device: Device, *, done: int = 0
+    contexts: Sequence[PixelContext], transformer: ZImageTransformerModel, vae: ZImageVaeModel
 ) -> ZImageModelInputs:
     """Bring requests of a server to the device, as one batch.
 
     Args:
         contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; all of one `sharing_key`.
-        rope_spec: The transformer's rotary embedding.
+        transformer: Will run the steps.
         vae: Encodes the images of requests that have one.
-        device: Where the transformer runs.
-        done: Steps that are done already, and which the inputs leave out; the caller has latents of its own then.
 
     Raises:
         ValueError: If the requests have not the same `sharing_key`.
@@ -111,30 +102,23 @@ def inputs_of_contexts(
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     sigmas = np.asarray(first.sigmas, np.float32)
     plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
-    guidance = guidance_by_step(plan, float(first.guidance_scale), float(first.cfg_truncation))[done:]
+    evaluated = samplers.plan(samplers.DEFAULT, plan)
+    scale, truncation = float(first.guidance_scale), float(first.cfg_truncation)
+    guided = cfg.guidance(evaluated, scale, truncation, float(first.cfg_normalization))
     texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
-    if guidance.any():
+    if guided.has_negative:
         negatives = [context.negative_tokens for context in contexts]
         texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
     copies = [context.num_images_per_prompt for context in contexts]
-    return _inputs(
-        arrange(texts, (), copies=copies),
-        np.concatenate([_noise(context, None if done else vae) for context in contexts]),
-        plan.after(done),
-        guidance,
-        float(first.cfg_normalization),
-        sum(copies),
-        rope_spec,
-        device,
-        step_cache=step_cache_of(first),
-        steps_done=done,
-    )
+    captions, noise = arrange(texts, (), copies=copies), np.concatenate([_noise(context, vae) for context in contexts])
+    cache = step_cache_of(first)
+    return _inputs(transformer, captions, noise, plan, evaluated, guided, sum(copies), step_cache=cache)
 
 
-def _noise(context: PixelContext, vae: ZImageVaeModel | None) -> FloatArray:
-    """What a request of a server begins with; without an autoencoder the noise alone."""
+def _noise(context: PixelContext, vae: ZImageVaeModel) -> FloatArray:
+    """What a request of a server begins with."""
     noise = np.asarray(context.latents, np.float32)
-    if context.input_image is None or vae is None:
+    if context.input_image is None:
         return noise
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
 
@@ -222,31 +206,37 @@ def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> np
 
 
 def _inputs(
+    transformer: ZImageTransformerModel,
     captions: Captions,
     noise: FloatArray,
     plan: Schedule,
-    guidance: FloatArray,
-    cfg_normalization: float,
+    evaluated: Evaluations,
+    guided: Guidance,
     copies: int,
-    rope_spec: RopeSpec,
-    device: Device,
     *,
     step_cache: StepCache | None,
-    steps_done: int = 0,
 ) -> ZImageModelInputs:
     batch, channels, height, width = noise.shape
-    rows, columns = height // 2, width // 2
-    lengths = [captions.lengths[row] for row in captions.rows]
+    rows, columns, device = height // 2, width // 2, transformer.device
+    branches = [0, *([1] if guided.has_negative else []), *range(2, 2 + len(guided.others))]
+    shown = replace(captions, rows=_rows(captions.rows, batch, guided))
+    lengths = [shown.lengths[row] for row in shown.rows]
     return ZImageModelInputs(
-        captions=captions,
+        captions=shown,
         latents=upload(noise.reshape(batch, channels, rows, 2, columns, 2), device),
         schedule=plan,
-        guidance=guidance,
-        cfg_normalization=cfg_normalization,
+        evaluations=evaluated,
+        guidance=guided,
         height=8 * height,
         width=8 * width,
         num_images_per_prompt=copies,
-        items=make_items(rope_spec, rows, columns, lengths, batch, device),
+        items=make_items(transformer.rope_spec, rows, columns, lengths, batch, device, branches),
         step_cache=step_cache,
-        steps_done=steps_done,
     )
+
+
+def _rows(given: Sequence[int], batch: int, guided: Guidance) -> tuple[int, ...]:
+    """Which caption each branch row shows: of the positive branch, the negative one, and of those on top."""
+    by_caption = {"positive": tuple(given[:batch]), "negative": tuple(given[batch:])}
+    first = by_caption["positive"] + (by_caption["negative"] if guided.has_negative else ())
+    return first + tuple(row for branch in guided.others for row in by_caption[branch.caption])

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from max.pipelines.diffusion.interface import DiffusionPipelineOutput
 from PIL import Image
 
 _OTHERS: dict[str, tuple[object, str]] = {
@@ -22,6 +24,21 @@ _OTHERS: dict[str, tuple[object, str]] = {
     "callback_on_step_end_tensor_inputs": (["latents"], "callbacks are given the latents alone; leave it out"),
 }
 """Arguments of diffusers' call that this one has not: the value that means what happens here, and what to do else."""
+
+
+@dataclass
+class ZImagePipelineOutput(DiffusionPipelineOutput):
+    """What a request makes.
+
+    Attributes:
+        images: uint8 [pictures, height, width, 3] ("np"), PIL images ("pil"), or latents before decoding, float32
+            [pictures, channels, height/8, width/8] ("latent").
+        computed: bool [evaluations, items], which evaluations ran the whole transformer; items are the pictures under
+            their prompts, then with guidance under their negative prompts.
+    """
+
+    images: Any
+    computed: npt.NDArray[np.bool_]
 
 
 class Pictures(list[Image.Image]):

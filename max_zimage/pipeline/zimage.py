@@ -1,87 +1,72 @@
 """Z-Image as a diffusion pipeline of MAX: captions and noise in, pictures out, nothing but compiled graphs in between.
 
     prompts -> ids -> [text_encoder] -> features -> [conditioning] -> caption tokens --+
-    seed -> noise -> [pack] -> latents ------------------------------------------------+-> [denoise] x steps
-    [denoise] x steps -> latents -> [decode] -> uint8
-    steps, shift -> sigmas -> [modulation] -> one row a step --------------------------+
+    seed -> noise -> [pack] -> latents ------------------------------------------------+-> [denoise] per evaluation
+    [denoise] -> latents -> [decode] -> uint8
+    steps, shift, sampler -> sigmas -> [modulation] -> one row per evaluation ---------+
 
-Names in brackets are compiled graphs. Here is the contract with MAX; what a person calls is in
-`max_zimage.pipeline.calling`.
+Names in brackets are compiled graphs. Members that exist for MAX's sake are one line each, see
+`max_zimage.pipeline.max_contract`.
 
 Reference: diffusers pipelines/z_image/pipeline_z_image.py; MAX pipelines/diffusion/interface.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer, Device
-from max.dtype import DType
+from max.driver import Device
 from max.engine import InferenceSession
-from max.graph import DeviceRef
-from max.graph.weights import SafetensorWeights
-from max.pipelines.context import PixelContext
-from max.pipelines.diffusion.config import DenoisingCacheConfig
-from max.pipelines.diffusion.interface import DiffusionPipeline, DiffusionPipelineOutput
-from max.pipelines.lib.config import PipelineConfig
+from max.pipelines.diffusion.interface import DiffusionPipeline
 from max.pipelines.modeling.base.component_model import ComponentModel
-from max.profiler import Tracer
 from PIL import Image
 
-from max_zimage import progress
-from max_zimage.compile.compiler import compile_together, wait_for
-from max_zimage.compile.small_graphs import pack_graph, prepare_scheduler_graph, scheduler_step_graph
-from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.device.devices import Tensor, as_buffer
-from max_zimage.device.memory import available_memory, check_device_memory, check_memory
+from max_zimage.compile.compiler import CompiledGraph, wait_for
+from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.pipeline import max_contract, stages
 from max_zimage.pipeline.batch import ZImageModelInputs
-from max_zimage.pipeline.caching import StepCaching
-from max_zimage.pipeline.calling import Calling
-from max_zimage.pipeline.context_checks import check_context
-from max_zimage.pipeline.contract import MaxContract
-from max_zimage.pipeline.denoising import as_squares, caption_tokens, denoise, finished
-from max_zimage.pipeline.estimate import check_picture
+from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
+from max_zimage.pipeline.denoising import Denoising
+from max_zimage.pipeline.loading import (
+    DEFAULT_STEPS,
+    UNPREFIXED_COMPONENT,
+    CheckedModel,
+    PathName,
+    check_model,
+    load_components,
+    new_session,
+)
 from max_zimage.pipeline.manifest import Sources, find_sources
-from max_zimage.pipeline.not_finite import usual_suspects
-from max_zimage.pipeline.prepare import inputs_of_contexts
-from max_zimage.pipeline.stepping import stepper_of
-from max_zimage.request.checks import output_type as checked_output_type
+from max_zimage.pipeline.prepare import captions_of_request, inputs_of_request
+from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, check_others, result
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.step_cache import StepCache
+from max_zimage.text.tokenizer import PromptTokenizer
 
-StepHook = Callable[[int, float, Buffer], Buffer | None]
-"""Called after each step with its number, its timestep in [0, 1000] and the packed latents; may return others."""
+if TYPE_CHECKING:
+    from typing import Self
 
+    from max.pipelines.diffusion.config import DenoisingCacheConfig
+    from max.pipelines.lib.config import PipelineConfig
 
-@dataclass
-class ZImagePipelineOutput(DiffusionPipelineOutput):
-    """What a request makes.
-
-    Attributes:
-        images: uint8 [pictures, height, width, 3] ("np"), PIL images ("pil"), or latents before decoding, float32
-            [pictures, channels, height/8, width/8] ("latent").
-        computed: bool [steps, items], which steps ran the whole transformer; items are the pictures under their
-            prompts, then with guidance under their negative prompts.
-    """
-
-    images: Any
-    computed: npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 
-class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # type: ignore[misc]  # buffers, not eager tensors
+class ZImagePipeline(DiffusionPipeline):
     """Z-Image and Z-Image-Turbo.
 
     Args:
-        pipeline_config: MAX's configuration of a diffusion checkpoint, one model entry a component.
+        pipeline_config: MAX's configuration of a diffusion checkpoint, one model entry for each component.
         session: Runs the graphs.
         devices: The first one runs all components.
         weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder belongs to
             the transformer.
         cache_config: Step caching of requests that say nothing of it; off if not given.
-        **kwargs: None: others are refused by name.
+        **kwargs: `sources`, if the checkpoint was checked before; others are refused by name.
 
     Raises:
         TypeError: If there is no such argument.
@@ -93,8 +78,8 @@ class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # t
         "transformer": ZImageTransformerModel,
         "vae": ZImageVaeModel,
     }
-    unprefixed_weight_component = "transformer"
-    default_num_inference_steps = 50
+    unprefixed_weight_component = UNPREFIXED_COMPONENT
+    default_num_inference_steps = DEFAULT_STEPS
     default_residual_threshold = 0.06
     default_taylorseer_cache_interval = 5
     default_taylorseer_max_order = 1
@@ -103,7 +88,26 @@ class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # t
     text_encoder: ZImageTextEncoderModel
     transformer: ZImageTransformerModel
     vae: ZImageVaeModel
-    sources: Sources
+    tokenizer: PromptTokenizer
+    _pack: CompiledGraph
+
+    # What MAX documents of its pipelines, and what is configured by its flags.
+    build_preprocess_latents = max_contract.build_preprocess_latents
+    build_prepare_scheduler = max_contract.build_prepare_scheduler
+    build_scheduler_step = max_contract.build_scheduler_step
+    build_decode_latents = max_contract.build_decode_latents
+    prepare_inputs = max_contract.prepare_inputs
+    preprocess_latents = max_contract.preprocess_latents
+    decode_latents = max_contract.decode_latents
+    prepare_prompt_embeddings = max_contract.prepare_prompt_embeddings
+    prepare_img2img_latents = max_contract.prepare_img2img_latents
+    prepare_scheduler = staticmethod(max_contract.prepare_scheduler)
+    scheduler_step = staticmethod(max_contract.scheduler_step)
+    create_cache_state = max_contract.create_cache_state
+    run_transformer = max_contract.run_transformer  # type: ignore[assignment]  # buffers, not eager tensors
+    run_denoising_step = max_contract.run_denoising_step  # type: ignore[assignment]
+    use_step_cache = max_contract.use_step_cache
+    compile_step_cache = max_contract.compile_step_cache
 
     def __init__(
         self,
@@ -114,112 +118,146 @@ class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # t
         cache_config: DenoisingCacheConfig | None = None,
         **kwargs: Any,
     ) -> None:
+        sources: Sources | None = kwargs.pop("sources", None)
         if kwargs:  # the base class takes any argument and drops it
             raise TypeError(
                 f"ZImagePipeline has no use for {', '.join(kwargs)}; its arguments are pipeline_config, session, "
                 "devices, weight_paths and cache_config"
             )
+        names = self.unprefixed_weight_component, devices[0], self.default_num_inference_steps
+        self.sources = sources or find_sources(pipeline_config, weight_paths, *names)
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
 
-    def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
-        """Check everything that will be loaded, then load the components' weights."""
-        self.sources = find_sources(
-            self.pipeline_config,
-            weight_paths,
-            self.unprefixed_weight_component,
-            self.devices[0],
-            self.default_num_inference_steps,
-        )
-        # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
-        sizes, device = self.sources.nbytes.values(), self.devices[0]
-        check_memory(sum(sizes) if device.is_host else max(sizes), available_memory())
-        if not device.is_host:
-            check_device_memory(sum(sizes), device)
-        components = {name: self._load_component(name) for name in self.components}
-        transformer = cast(ZImageTransformerModel, components["transformer"])
-        transformer.nbytes_beside = sum(sizes) - self.sources.nbytes["transformer"]
-        return components
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PathName | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        weight_path: PathName | Sequence[PathName] = (),
+        step_cache: StepCache | str | None = None,
+    ) -> Self:
+        """Load a checkpoint and compile its graphs.
 
-    def _load_component(self, name: str) -> ComponentModel:
-        make: Callable[..., ComponentModel] = self.components[name]
-        return make(
-            self.sources.configs[name],
-            self.sources.dtypes[name],
-            self.devices,
-            SafetensorWeights(self.sources.files[name]),
-            session=self.session,
-            cache_config=self.cache_config,
-        )
+        Args:
+            model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the
+                small model that the package contains.
+            device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
+            dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
+            weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder,
+                transformer or vae belongs to the transformer.
+            step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
+                compiled here. Those of another one compile when a call first asks for it.
+
+        Raises:
+            ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
+                weight is loaded.
+        """
+        given = {"device": device, "dtype": dtype, "weight_path": weight_path, "step_cache": step_cache}
+        return cls.from_prepared(cls.prepare(model, **given))
+
+    @classmethod
+    def prepare(cls, model: PathName | None = None, **options: Any) -> CheckedModel:
+        """Find and check all that `from_pretrained` would load, reading configurations, headers and the tokenizer only.
+
+        Arguments and errors are those of `from_pretrained`, memory apart. Requests can be checked against the result
+        before minutes are spent on compiling.
+        """
+        defaults = {"device": "auto", "dtype": "auto", "weight_path": (), "step_cache": None}
+        return check_model(model, **(defaults | options))
+
+    @classmethod
+    def from_prepared(cls, prepared: CheckedModel) -> Self:
+        """Load and compile what `prepare` has found.
+
+        Raises:
+            NotEnoughMemoryError: If the weights do not fit. Raised before anything is loaded.
+            RuntimeError: If MAX cannot compile a graph, or cannot be used in this process because it is a fork.
+        """
+        session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
+        where = (prepared.config, session, prepared.devices, prepared.weight_paths)
+        pipeline = cls(*where, cache_config=cache, sources=prepared.sources)
+        pipeline.tokenizer = prepared.tokenizer
+        pipeline.use_step_cache(prepared.sources.defaults.step_cache)
+        return pipeline
+
+    def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
+        make = cast("dict[str, type[ZImageComponent]]", self.components)
+        return load_components(make, self.sources, self.devices, self.session, self.cache_config)
+
+    @property
+    def configured_cache(self) -> StepCache | None:
+        """What MAX's flags ask for."""
+        return max_contract.configured_cache(self)
 
     def init_remaining_components(self) -> None:
-        """Compile all graphs that `execute` runs.
-
-        `prepare_scheduler` and `scheduler_step` compile when they are first called: `execute` has no need of either.
-        """
+        """Compile all graphs that `execute` runs; those of `prepare_scheduler` and `scheduler_step` on first use."""
         self.device = self.devices[0]
         self.vae_scale_factor = self.vae.spec.downscale
         self.build_preprocess_latents()
-        self.build_decode_latents()
-        wait_for([*self.transformer.graphs, self.text_encoder.model, self._decode, self._pack])
+        wait_for([*self.transformer.graphs, self.text_encoder.model, self.vae.model, self._pack])
         self.use_step_cache(self.configured_cache)
 
-    def build_preprocess_latents(self) -> None:
-        """Compile patchify + pack."""
-        self._pack = pack_graph(self.transformer.spec.in_channels, self.transformer.device_ref, self.session)
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        cfg_normalization: bool | float = False,
+        cfg_truncation: float | None = 1.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        latents: Floats | None = None,
+        prompt_embeds: Sequence[Floats] | None = None,
+        negative_prompt_embeds: Sequence[Floats] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        max_sequence_length: int | None = None,
+        shift: float | None = None,
+        image: Image.Image | npt.NDArray[np.uint8] | None = None,
+        strength: float | None = None,
+        resize: bool = False,
+        step_cache: StepCache | str | None = None,
+        **others: Any,
+    ) -> Pictures | PictureArray:
+        """Make pictures, a list of PIL's or an array by `output_type`; names and meanings are those of diffusers.
 
-    def build_prepare_scheduler(self) -> None:
-        """Compile what `prepare_scheduler` calls."""
-        compile_together([prepare_scheduler_graph(self.transformer.device_ref)])
-
-    def build_scheduler_step(self) -> None:
-        """Compile what `scheduler_step` calls."""
-        compile_together([scheduler_step_graph(self.transformer.device_ref)])
-
-    def build_decode_latents(self) -> None:
-        """Take the autoencoder's graph: it unpacks, denormalizes, decodes and quantizes."""
-        self._decode = self.vae.model
-
-    def prepare_inputs(self, context: PixelContext) -> ZImageModelInputs:
-        """Bring a request of `max serve` to the device.
-
-        Args:
-            context: With tokens, schedule and noise in it, as `ZImageTokenizer` makes it.
-
-        Raises:
-            RequestError: If it is not whole.
-        """
-        check_context(context, self.sources.limits, self.text_encoder.spec.vocab_size)
-        return inputs_of_contexts([context], self.transformer.rope_spec, self.vae, self.device)
-
-    def preprocess_latents(self, latents: Tensor, dtype: DType = DType.float32) -> Buffer:
-        """Patchify and pack.
-
-        Args:
-            latents: float32 [batch, channels, height/8, width/8].
-            dtype: float32: latents have no other dtype in this engine.
-
-        Returns:
-            float32 [batch, height/16 · width/16, 4 · channels].
+        Arguments: see `GenerationRequest` (None is the checkpoint's own) and `StepCallback`. Result: see `Pictures`.
 
         Raises:
-            ValueError: If the dtype is not float32 or a side is odd.
+            RequestError: If an argument is out of range; all that is wrong is said together.
+            NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
+            TypeError: If there is no such argument; see `check_others`.
         """
-        if dtype != DType.float32:
-            raise ValueError(f"latents are float32 from the first step to the last, got {dtype}; use DType.float32")
-        return self._pack(as_squares(as_buffer(latents)).to(self.device))[0]
+        given = dict(locals())  # the arguments, under their names
+        for name in ("self", "others", "callback_on_step_end"):
+            del given[name]
+        check_others(others)
+        request = GenerationRequest.create(limits=self.sources.limits, defaults=self.sources.defaults, **given)
+        return self.generate(request, callback_on_step_end)
 
-    @staticmethod
-    def prepare_scheduler(sigmas: Tensor) -> tuple[Buffer, Buffer]:
-        """Split sigmas, float32 [steps + 1], into timesteps (each step's sigma) and step deltas, float32 [steps]."""
-        sigmas = as_buffer(sigmas)
-        timesteps, deltas = prepare_scheduler_graph(DeviceRef.from_device(sigmas.device))(sigmas)
-        return timesteps, deltas
+    def generate(
+        self, request: GenerationRequest, callback_on_step_end: StepCallback | None = None
+    ) -> Pictures | PictureArray:
+        """Make the pictures of a validated request; see `__call__`.
 
-    @staticmethod
-    def scheduler_step(latents: Tensor, noise_pred: Tensor, dt: Tensor) -> Buffer:
-        """Return latents - dt · noise_pred, all float32: tokens [batch, image tokens, 4 · channels], dt [1]."""
-        latents, noise_pred, dt = map(as_buffer, (latents, noise_pred, dt))
-        return scheduler_step_graph(DeviceRef.from_device(latents.device))(latents, noise_pred, dt)[0]
+        Raises:
+            NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
+        """
+        stages.check(self.sources, self.transformer, request)
+        captions = captions_of_request(request, self.tokenizer, self.text_encoder, self.sources.limits)
+        inputs = inputs_of_request(request, captions, self.sources.specs.schedule, self.transformer, self.vae)
+        hook, callback = None, callback_on_step_end
+        if callback is not None:
+            rows, columns = self._sides(inputs)
+            hook = step_hook(self, callback, rows=rows, columns=columns, pack=self.preprocess_latents)
+        with stages.blaming(request.latents):
+            return result(self.execute(inputs, request.output_type, hook).images)
 
     def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
         self, model_inputs: ZImageModelInputs, output_type: str = "np", on_step: StepHook | None = None
@@ -236,50 +274,19 @@ class ZImagePipeline(Calling, StepCaching, MaxContract, DiffusionPipeline):  # t
             NotEnoughMemoryError: If the pictures do not fit into what is free.
             NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
         """
-        checked_output_type(output_type)
-        check_picture(
-            self.sources,
-            self.device,
-            height=model_inputs.height,
-            width=model_inputs.width,
-            guided=bool(np.any(model_inputs.guidance > 0)),
-            pictures=model_inputs.batch,
-            again=self.transformer.again_bytes,
-        )
-        captions = caption_tokens(self.text_encoder, self.transformer, model_inputs.captions)
-        stepper = stepper_of(self.transformer, model_inputs, captions)
-        loop = denoise(self.transformer, model_inputs, self.preprocess_latents(model_inputs.latents), stepper)
-        with progress.stage("Denoising", model_inputs.num_inference_steps) as shown, Tracer("denoising"):
-            replacement: Buffer | None = None
-            for index in range(model_inputs.num_inference_steps):
-                timestep, latents = loop.send(replacement)
-                replacement = on_step(index, timestep, latents) if on_step else None
-                shown.advance(f"step {index + 1}")
-        rows, columns = (side // (2 * self.vae_scale_factor) for side in (model_inputs.height, model_inputs.width))
-        latents = latents if replacement is None else replacement
-        suspects = usual_suspects(self.transformer.dtype_name, model_inputs.step_cache)
-        return ZImagePipelineOutput(
-            finished(self._decode, latents, rows, columns, output_type, suspects), stepper.computed()
-        )
+        stages.check_output_type(output_type)
+        stages.check(self.sources, self.transformer, model_inputs)
+        run = self.denoising(model_inputs)
+        run.run(on_step)
+        rows, columns = self._sides(model_inputs)
+        images = stages.finished(self.vae, run.latents, rows, columns, output_type, model_inputs.step_cache)
+        return ZImagePipelineOutput(images, run.computed())
 
-    def decode_latents(
-        self, latents: Tensor, h_carrier: Any, w_carrier: Any, output_type: str = "np"
-    ) -> npt.NDArray[Any] | list[Image.Image]:
-        """Packed latents to pictures.
+    def denoising(self, inputs: ZImageModelInputs) -> Denoising:
+        """Encode a request's captions and pack its noise: what is left are its steps."""
+        captions = stages.caption_tokens(self.text_encoder, self.transformer, inputs.captions)
+        return Denoising(self.transformer, inputs, captions, self.preprocess_latents(inputs.latents))
 
-        Args:
-            latents: float32 [batch, image tokens, 4 · channels].
-            h_carrier: Anything of shape [height/16]; carries the height in its shape.
-            w_carrier: Anything of shape [width/16].
-            output_type: "np", "pil" or "latent".
-
-        Returns:
-            What `ZImagePipelineOutput.images` describes.
-
-        Raises:
-            ValueError: If the output type is unknown.
-            NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
-        """
-        suspects = usual_suspects(self.vae.dtype_name)
-        rows, columns = int(h_carrier.shape[0]), int(w_carrier.shape[0])
-        return finished(self._decode, as_buffer(latents), rows, columns, output_type, suspects)
+    def _sides(self, inputs: ZImageModelInputs) -> tuple[int, int]:
+        """Height and width in tokens."""
+        return inputs.height // (2 * self.vae_scale_factor), inputs.width // (2 * self.vae_scale_factor)

@@ -10,7 +10,7 @@ from max.driver import Device
 from max.graph import DeviceRef
 
 from max_zimage.compile.compiler import wait_for
-from max_zimage.compile.small_graphs import guidance_graph, scheduler_step_graph
+from max_zimage.compile.graphs import shared_graph
 from max_zimage.device.devices import upload
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.profiling.recorder import Call, Recorder
@@ -52,12 +52,19 @@ def _graphs(spec: TransformerSpec, latents: tuple[int, ...], device: Device) -> 
     """What it computes -> the call."""
     numbers = np.random.default_rng(0).standard_normal(latents, np.float32)
     state, velocity = upload(numbers, device), upload(numbers[::-1], device)
-    delta, euler = upload(np.array([-0.1], np.float32), device), scheduler_step_graph(DeviceRef.from_device(device))
-    guide, branches = guidance_graph(spec, DeviceRef.from_device(device)), (velocity[:1, :, :], state[:1, :, :])
-    row, scale = upload(np.zeros(1, np.int32), device), upload(np.ones(1, np.float32), device)
-    wait_for([guide])
-    wait_for([euler])
+    place, empty = DeviceRef.from_device(device), np.zeros
+    euler, guide = shared_graph("scheduler_step", None, place), shared_graph("guidance", spec, place)
+    delta, row, scale = (upload(np.array([each]), device) for each in (np.float32(-0.1), np.int32(0), np.float32(1)))
+    tokens = latents[1:]
+    history = (empty((0, *latents)), [-0.1, 0.0], empty(0), empty((0, 2)), empty((0, 0)))
+    arrays = (empty((0, 1, *tokens)), empty(0), *history)
+    others, other_scales, *advance = (upload(np.asarray(each, np.float32), device) for each in arrays)
+    branches = velocity[:1, :, :], state[:1, :, :], others
+    for graph in (guide, euler):
+        wait_for([graph])
     return {
-        "guidance and scheduler of a picture": lambda: guide(state, row, *branches, scale, scale, delta),
+        "guidance and scheduler of a picture": lambda: guide(
+            state, velocity, row, *branches, scale, other_scales, scale, *advance
+        ),
         "scheduler (Euler update)": lambda: euler(state, velocity, delta),
     }

@@ -18,17 +18,18 @@ from max_zimage import progress
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile.ahead_of_time import with_layers
 from max_zimage.compile.compiler import CompiledGraph, compile_graph
-from max_zimage.compile.worker import definition
+from max_zimage.compile.registry import GRAPHS, made, spec_of
 from max_zimage.device.devices import upload, upload_as
 from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.graphs.ops import PANEL
+from max_zimage.graphs.step.inputs import AdvanceInputs, BranchInputs, GuideInputs, PredictInputs
 from max_zimage.pipeline.batch import make_items
 from max_zimage.pipeline.estimate import decode_bytes, step_bytes, text_bytes
 from max_zimage.request.checks import side
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, SEQUENCE_MULTIPLE, RopeSpec, text_rope
 
-GRAPHS = {"text_encoder": "text_encoder", "transformer": "denoise", "vae": "decode"}
+MAIN_GRAPHS = {"text_encoder": "text_encoder", "transformer": "denoise", "vae": "decode"}
 """Component -> the graph that does its main work."""
 
 _CAPTION = SEQUENCE_MULTIPLE
@@ -46,7 +47,7 @@ class Component:
     """What is to be run.
 
     Attributes:
-        name: One of `GRAPHS`.
+        name: One of `MAIN_GRAPHS`.
         specs: Shapes of the model.
         dtype: Of weights and computation.
         batch: Captions of the text encoder, rows of the transformer's batch, or pictures of the autoencoder.
@@ -150,8 +151,8 @@ class Prepared:
         Raises:
             NotEnoughMemoryError: If it does not fit; names what would make it smaller.
         """
-        graph, place = GRAPHS[component.name], DeviceRef.from_device(device)
-        module, types = definition(graph, component.specs, component.dtype, place)
+        graph, place = MAIN_GRAPHS[component.name], DeviceRef.from_device(device)
+        module, types = made(graph, component.specs, component.dtype, place)
         prepared = cls(component, device, module, types)
         prepared.check_memory(available_memory())
         return prepared
@@ -196,8 +197,8 @@ class Prepared:
             for parameter, tensor in parameters:
                 weights[parameter] = random_weight(tuple(map(int, tensor.shape)), self.component.dtype)
                 shown.advance(parameter)
-        spec = {"text_encoder": specs.text_encoder, "transformer": specs.transformer, "vae": specs.vae}[name]
-        graph = GRAPHS[name]
+        graph = MAIN_GRAPHS[name]
+        spec = GRAPHS[graph].key_of(spec_of(graph, specs))
         return compile_graph(graph, self.module, self.types, weights, session, spec=spec, device=self.device)
 
     def inputs(self) -> tuple[Buffer, ...]:
@@ -251,13 +252,31 @@ def _step_inputs(component: Component, device: Device) -> tuple[Buffer, ...]:
     rows, columns = component.image_sides
     items = make_items(rope, rows, columns, [_CAPTION] * batch, batch, device)
     captions = _normal(batch * _CAPTION * spec.dim).reshape(batch, _CAPTION, spec.dim)
-    modulation = np.full((spec.num_blocks, 4, spec.dim), 0.5, np.float32)
+    latents = _normal(batch * rows * columns * spec.patch_dim).reshape(batch, -1, spec.patch_dim)
+    zero = upload(np.zeros(1, np.float32), device)
+    nothing = {shape: Buffer.zeros(shape, DType.float32, device) for shape in ((0,), (0, 2), (0, 0))}
     return (
-        upload(_normal(batch * rows * columns * spec.patch_dim).reshape(batch, -1, spec.patch_dim), device),
-        *items.arguments(upload_as(captions, component.dtype, device)),
-        upload(modulation, device),
-        upload(np.ones(spec.dim, np.float32), device),
-        *(upload(np.array([value], np.float32), device) for value in (0.0, 0.0, -0.1)),
+        *PredictInputs(
+            latents=upload(latents, device),
+            caption_tokens=upload_as(captions, component.dtype, device),
+            image_rope=items.image_rope,
+            rope=items.rope,
+            valid_length=items.valid_length,
+            offsets=items.offsets,
+            latent_rows=items.latent_rows,
+            variants=items.variants,
+            modulation=upload(np.full((spec.num_blocks, 4, 1, spec.dim), 0.5, np.float32), device),
+            final_scale=upload(np.ones(spec.dim, np.float32), device),
+        ),
+        *BranchInputs(items.positive_rows, items.negative_rows, items.other_rows),
+        *GuideInputs(guidance_scale=zero, other_scales=nothing[0,], cfg_normalization=zero),
+        *AdvanceInputs(
+            history=Buffer.zeros((0, *latents.shape), DType.float32, device),
+            update=upload(np.array([-0.1, 0.0], np.float32), device),
+            past=nothing[0,],
+            pushed=nothing[0, 2],
+            mixed=nothing[0, 0],
+        ),
     )
 
 

@@ -13,11 +13,11 @@ from max.graph import DeviceRef, TensorType
 
 from max_zimage.checkpoint.layout import weight_buffer
 from max_zimage.compile.compiler import CompiledGraph, compile_graph
+from max_zimage.compile.work import linear
 from max_zimage.device.devices import upload_as
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.linear import linear as graph_linear
-from max_zimage.profiling.work import linear
 
 _CALLS = 5
 _QUEUED = 20  # calls of an accelerator between two synchronizations, so that what a launch costs the host is hidden

@@ -6,26 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from max_zimage.compile.registry import GRAPHS
+from max_zimage.compile.work import Work
 from max_zimage.profiling.alone import Alone
 from max_zimage.profiling.matmul_rate import Product
 from max_zimage.profiling.recorder import Call, Memory, Recorder, Run
-from max_zimage.profiling.work import Work
 
-LABELS = {
-    "text_encoder": "text encoder",
-    "modulation": "modulation table",
-    "denoise": "denoising steps",
-    "first_block_noise_refiner": "steps, first block",
-    "first_block_layers": "steps, first block",
-    "taylor_step": "steps, extrapolated",
-    "taylor_update": "Taylor differences",
-    "decode": "VAE decode",
-    "encode": "VAE encode",
-}
-"""Graph -> what people call it, where that is something else."""
+
+def label_of(graph: str) -> str:
+    """What people call a graph, or its name."""
+    entry = GRAPHS.get(graph)
+    return graph if entry is None else entry.label
+
 
 Count = Callable[[str, Sequence[tuple[int, ...]]], Work | None]
-"""Counts the work of a call; see `max_zimage.profiling.work.Counter.of_call`."""
+"""Counts the work of a call; see `max_zimage.compile.registry.count`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +60,7 @@ class Row:
         flops, moved = self.flop_rate, self.byte_rate
         return {
             "part": self.part,
-            "label": LABELS.get(self.part, self.part),
+            "label": label_of(self.part),
             "calls": self.calls,
             "seconds": self.seconds,
             "average_seconds": self.seconds / self.calls if self.calls else None,

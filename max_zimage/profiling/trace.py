@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from max_zimage.profiling.recorder import Call, Span
-from max_zimage.profiling.report import LABELS, Profile
+from max_zimage.profiling.report import Profile, label_of
 
 _PROCESS = 1
 _RUNS, _STEPS = "runs", "steps"
@@ -64,7 +64,7 @@ def _complete(span: Span, lane: int, origin: float, arguments: dict[str, Any]) -
 def _metadata(numbers: dict[str, int]) -> list[dict[str, Any]]:
     events = [_meta("process_name", 0, {"name": "max-zimage profile"})]
     for lane, number in numbers.items():
-        events.append(_meta("thread_name", number, {"name": LABELS.get(lane, lane)}))
+        events.append(_meta("thread_name", number, {"name": label_of(lane)}))
         events.append(_meta("thread_sort_index", number, {"sort_index": number}))
     return events
 

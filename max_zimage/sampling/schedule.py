@@ -1,4 +1,4 @@
-"""The flow-matching noise schedule as pure numpy: sigmas, model timesteps, Euler step lengths, guidance a step.
+"""The flow-matching noise schedule as pure numpy: sigmas, model timesteps, step lengths.
 
 Every number equals, bit for bit, what diffusers computes in float32. Reference: diffusers `ZImagePipeline.__call__`
 and `FlowMatchEulerDiscreteScheduler.set_timesteps` with a static shift.
@@ -45,7 +45,7 @@ class ScheduleSpec:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
-    """One request's way from noise to picture; N steps are N evaluations of the model.
+    """One request's way from noise to picture, in N steps.
 
     Attributes:
         sigmas: float32 [N + 1], noise levels from high to low, the last one 0.
@@ -59,12 +59,17 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
-        """Number of evaluations of the model."""
+        """Number of steps."""
         return len(self.timesteps)
 
     def after(self, steps: int) -> Schedule:
-        """What is left of the schedule when some steps are done, or are left out as image-to-image does."""
+        """What is left of the schedule when some steps are left out, as image-to-image does."""
         return Schedule(sigmas=self.sigmas[steps:], timesteps=self.timesteps[steps:], deltas=self.deltas[steps:])
+
+    def timestep(self, sigma: np.float32) -> np.float32:
+        """What the transformer gets for a noise level: the schedule's own where it is one of its levels."""
+        found = np.flatnonzero(self.sigmas[:-1] == sigma)
+        return self.timesteps[found[0]] if len(found) else np.float32(1) - sigma
 
 
 def first_step(steps: int, strength: float) -> int:
@@ -172,19 +177,3 @@ def schedule(
     scale = np.float32(spec.num_train_timesteps)
     timesteps = (scale - levels * scale) / scale
     return Schedule(sigmas=with_end, timesteps=timesteps, deltas=deltas)
-
-
-def guidance_by_step(plan: Schedule, guidance_scale: float, cfg_truncation: float) -> FloatArray:
-    """Return the guidance scale of every step.
-
-    Args:
-        plan: The request's schedule.
-        guidance_scale: Classifier-free guidance scale, 0 for none.
-        cfg_truncation: Steps whose timestep (1 - sigma) is above this run without guidance. Above 1 nothing is cut.
-
-    Returns:
-        float32 [N]; 0 marks a step that needs the positive branch only.
-    """
-    guidance = np.full(plan.num_steps, guidance_scale, np.float32)
-    # float64, as the reference compares Python floats: in float32 a threshold such as 0.1 would move across a step.
-    return np.where(plan.timesteps.astype(np.float64) > cfg_truncation, np.float32(0), guidance)

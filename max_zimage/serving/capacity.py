@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
-from max_zimage.pipeline.calling import Prepared
 from max_zimage.pipeline.estimate import activation_bytes
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.serving.settings import ServerSettings
 
 _SIDES = (4096, 3072, 2048, 1536, 1280, 1024, 768, 512, 256, 128)
 """Sides of square pictures that are tried for one that fits."""
 
 
-def check_capacity(settings: ServerSettings, prepared: Prepared, available: int | None = None) -> int:
+def check_capacity(settings: ServerSettings, prepared: CheckedModel, available: int | None = None) -> int:
     """Compare the largest request with the memory there is.
 
     Args:
@@ -47,7 +47,7 @@ def check_capacity(settings: ServerSettings, prepared: Prepared, available: int 
     )
 
 
-def _needed(prepared: Prepared, pixels: int, pictures: int) -> int:
+def _needed(prepared: CheckedModel, pixels: int, pictures: int) -> int:
     """Bytes of weights and of a square batch with guidance."""
     sources = prepared.sources
     side = max(16, round(pixels**0.5 / 16) * 16)

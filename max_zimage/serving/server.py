@@ -17,7 +17,7 @@ import uvicorn
 
 from max_zimage import embedded
 from max_zimage.device.devices import device_kind
-from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
@@ -39,7 +39,7 @@ _ONE_SIGNAL = 0.5  # seconds: a terminal and a supervisor may both pass on the s
 _RESTORE = 600.0  # seconds between two looks after the folder
 
 
-def run(settings: ServerSettings, prepared: Prepared) -> int:
+def run(settings: ServerSettings, prepared: CheckedModel) -> int:
     """Serve until a signal ends it or the worker fails for good.
 
     Args:
@@ -54,7 +54,7 @@ def run(settings: ServerSettings, prepared: Prepared) -> int:
         return asyncio.run(_serve(settings, prepared, folder))
 
 
-async def _serve(settings: ServerSettings, prepared: Prepared, folder: ServerFolder) -> int:
+async def _serve(settings: ServerSettings, prepared: CheckedModel, folder: ServerFolder) -> int:
     metrics = Metrics()
     together = settings.pictures_together(on_host=prepared.devices[0].is_host)
     dispatcher = Dispatcher(
@@ -140,7 +140,7 @@ async def _look_after(folder: ServerFolder) -> None:
             folder.restore()
 
 
-def _served(settings: ServerSettings, prepared: Prepared) -> Served:
+def _served(settings: ServerSettings, prepared: CheckedModel) -> Served:
     tokenizer = ZImageTokenizer(
         str(prepared.directory),
         prepared.config,

@@ -19,8 +19,8 @@ from max_zimage.compile.ahead_of_time import FULL_MODEL, with_layers
 from max_zimage.compile.worker import definition
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.graphs.kernel_library import without_kernels
-from max_zimage.profiling import work
-from max_zimage.profiling.work import Counter, Work
+from max_zimage.compile import work
+from max_zimage.compile.work import Counter, Work
 
 TINY = specs_of("tiny-zimage")
 FEW = with_layers(FULL_MODEL, 2)

@@ -19,6 +19,10 @@ from max_zimage.graphs.model.blocks import BlockShape
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import RGB, VaeSpec
+from max_zimage.graphs.step.inputs import PredictInputs
+
+Shapes = Sequence[tuple[int, ...]]
+"""Of the inputs of a call."""
 
 _FLOAT32 = 4
 _SINUSOIDS, _TIMESTEP_HIDDEN = 256, 1024  # graphs.model.conditioning: not part of any configuration
@@ -84,7 +88,7 @@ def block(shape: BlockShape, items: int, length: int, size: int) -> Work:
 
 
 def denoise(spec: TransformerSpec, *, items: int, image_tokens: int, image_padded: int, tokens: int, size: int) -> Work:
-    """One denoising step, `graphs.step.denoise.DenoiseStep`.
+    """One denoising step, `graphs.step.compose.denoise_step`.
 
     Args:
         spec: The transformer's shape.
@@ -198,7 +202,7 @@ def elementwise(count: int, passes: int) -> Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Counter:
-    """Counts the work of a model's graphs from the shapes that they are called with.
+    """What the work of a model's graphs is counted from, beside the shapes that they are called with.
 
     Attributes:
         text_encoder: Its shape.
@@ -216,47 +220,66 @@ class Counter:
     size: int
     picture_size: int
 
-    def of_call(self, name: str, shapes: Sequence[tuple[int, ...]]) -> Work | None:
-        """Count one call.
 
-        Args:
-            name: The graph's.
-            shapes: Of its inputs.
+def not_counted(counter: Counter, shapes: Shapes) -> None:
+    """For graphs whose work depends on numbers that they compute, or is not worth counting."""
 
-        Returns:
-            Its work, or None for a graph that is not counted.
-        """
-        first, size = shapes[0], self.size
-        match name:
-            case "text_encoder":
-                return text_encoder(self.text_encoder, layers=self.layers, prompts=first[0], length=first[1], size=size)
-            case "conditioning":
-                return conditioning(self.transformer, prompts=first[0], length=first[1], size=size)
-            case "modulation":
-                return modulation(self.transformer, steps=first[0], size=size)
-            case "denoise":
-                items, image_padded, tokens = shapes[3][0], shapes[2][1], shapes[3][1]
-                return denoise(
-                    self.transformer,
-                    items=items,
-                    image_tokens=first[1],
-                    image_padded=image_padded,
-                    tokens=tokens,
-                    size=size,
-                )
-            case "decode":
-                rows, columns = 2 * first[1], 2 * first[2]
-                return decode(
-                    self.vae, pictures=first[0], rows=rows, columns=columns, size=size, picture_size=self.picture_size
-                )
-            case "pack":
-                return elementwise(_count(first), passes=2)
-            case "scheduler_step":
-                return elementwise(_count(first), passes=3)
-            case "guidance" | "taylor_update" | "taylor_step":
-                written = _count(first) * (2 if name == "taylor_update" else 1)
-                return elementwise(sum(map(_count, shapes)) + written, passes=1)
-        return None
+
+def count_text_encoder(counter: Counter, shapes: Shapes) -> Work:
+    """Token ids come first, [prompts, length]."""
+    (prompts, length), spec = shapes[0], counter.text_encoder
+    return text_encoder(spec, layers=counter.layers, prompts=prompts, length=length, size=counter.size)
+
+
+def count_conditioning(counter: Counter, shapes: Shapes) -> Work:
+    """Features come first, [prompts, length, caption_dim]."""
+    prompts, length, _ = shapes[0]
+    return conditioning(counter.transformer, prompts=prompts, length=length, size=counter.size)
+
+
+def count_modulation(counter: Counter, shapes: Shapes) -> Work:
+    """Timesteps come first, [steps]."""
+    return modulation(counter.transformer, steps=shapes[0][0], size=counter.size)
+
+
+def count_denoise(counter: Counter, shapes: Shapes) -> Work:
+    """Inputs of the transformer come first, by their names."""
+    given = PredictInputs(*shapes[: len(PredictInputs._fields)])
+    return denoise(
+        counter.transformer,
+        items=given.rope[0],
+        image_tokens=given.latents[1],
+        image_padded=given.image_rope[1],
+        tokens=given.rope[1],
+        size=counter.size,
+    )
+
+
+def count_decode(counter: Counter, shapes: Shapes) -> Work:
+    """Latents come first, [pictures, rows, columns, 2, 2, channels]."""
+    pictures, rows, columns = shapes[0][:3]
+    sizes = {"size": counter.size, "picture_size": counter.picture_size}
+    return decode(counter.vae, pictures=pictures, rows=2 * rows, columns=2 * columns, **sizes)
+
+
+def count_pack(counter: Counter, shapes: Shapes) -> Work:
+    """Latents are read and written."""
+    return elementwise(_count(shapes[0]), passes=2)
+
+
+def count_scheduler_step(counter: Counter, shapes: Shapes) -> Work:
+    """Latents and prediction are read, latents written."""
+    return elementwise(_count(shapes[0]), passes=3)
+
+
+def count_elementwise(counter: Counter, shapes: Shapes) -> Work:
+    """All that comes in is read, and latents, which come first, are written."""
+    return elementwise(sum(map(_count, shapes)) + _count(shapes[0]), passes=1)
+
+
+def count_taylor_update(counter: Counter, shapes: Shapes) -> Work:
+    """All that comes in is read, and two differences are written."""
+    return elementwise(sum(map(_count, shapes)) + 2 * _count(shapes[0]), passes=1)
 
 
 def _count(shape: tuple[int, ...]) -> int:

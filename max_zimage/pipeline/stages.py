@@ -1,0 +1,171 @@
+"""The stages around the denoising loop: captions to caption tokens, and latents to what a call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer
+from max.dtype import DType
+from PIL import Image
+
+from max_zimage.compile.compiler import CompiledGraph
+from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.device.devices import download, upload_as
+from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
+from max_zimage.pipeline.estimate import check_picture, check_request, pictures_at_once
+from max_zimage.pipeline.manifest import Sources
+from max_zimage.pipeline.not_finite import (
+    GIVEN_LATENTS,
+    Flags,
+    NotFiniteError,
+    are_finite,
+    require_finite,
+    usual_suspects,
+)
+from max_zimage.request.checks import output_type as checked_output_type
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
+from max_zimage.sampling.step_cache import StepCache
+
+
+def check(sources: Sources, transformer: ZImageTransformerModel, asked: ZImageModelInputs | GenerationRequest) -> None:
+    """Compare the memory that pictures take with what is free.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit; said before anything is computed.
+    """
+    device, again = transformer.device, transformer.again_bytes
+    if isinstance(asked, GenerationRequest):
+        check_request(sources, device, asked, again=again)
+        return
+    guided, pictures = len(asked.items.branches) > 1, asked.batch
+    height, width = asked.height, asked.width
+    check_picture(sources, device, height=height, width=width, guided=guided, pictures=pictures, again=again)
+
+
+def check_output_type(name: str) -> None:
+    """Refuse an output type that there is not.
+
+    Raises:
+        RequestError: With those that there are.
+    """
+    checked_output_type(name)
+
+
+@contextmanager
+def blaming(latents: npt.NDArray[np.float32] | None) -> Iterator[None]:
+    """Name latents that a request brought among what may be the cause of pictures that are not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if latents is None:
+            raise
+        raise error.blaming(GIVEN_LATENTS) from None
+
+
+def caption_tokens(
+    text_encoder: ZImageTextEncoderModel, transformer: ZImageTransformerModel, captions: Captions
+) -> Buffer:
+    """Captions to refined caption tokens.
+
+    Args:
+        text_encoder: Encodes captions that are given as token ids.
+        transformer: Embeds and refines features.
+        captions: The distinct captions of a request.
+
+    Returns:
+        [items, longest caption rounded up to a multiple of 32, dim] in the model's dtype.
+    """
+    if captions.features:
+        features = upload_as(padded_features(captions.features), transformer.dtype_name, transformer.device)
+    else:
+        features = text_encoder(captions.tokens)
+    return transformer.conditioning(features, *caption_arguments(transformer.rope_spec, captions, transformer.device))[
+        0
+    ]
+
+
+def padded_features(features: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Stack features of unequal length, float32 [captions, longest rounded up to a multiple of 32, caption_dim]."""
+    length = padded(max(len(item) for item in features))
+    return np.stack([np.pad(item, ((0, length - len(item)), (0, 0))) for item in features])
+
+
+def as_squares(latents: Buffer) -> Buffer:
+    """[batch, channels, height, width] seen as [batch, channels, height/2, 2, width/2, 2]; nothing moves.
+
+    Raises:
+        ValueError: If a side is odd.
+    """
+    if latents.rank == 6:
+        return latents
+    batch, channels, height, width = map(int, latents.shape)
+    if height % 2 or width % 2:
+        raise ValueError(f"latents must have even sides, got {height} x {width}; picture sides are multiples of 16")
+    return latents.view(DType.float32, (batch, channels, height // 2, 2, width // 2, 2))
+
+
+def token_squares(latents: Buffer, rows: int, columns: int) -> Buffer:
+    """[batch, rows · columns, 4 · channels] seen as [batch, rows, columns, 2, 2, channels]; nothing moves."""
+    return latents.view(DType.float32, (int(latents.shape[0]), rows, columns, 2, 2, int(latents.shape[2]) // 4))
+
+
+def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> tuple[npt.NDArray[np.uint8], Flags]:
+    """Packed latents to pictures, on the host; large ones a few at a time.
+
+    Args:
+        decode: `graphs.model.vae.DecodeLatents`.
+        latents: float32 [batch, rows · columns, 4 · channels].
+        rows: Height in tokens.
+        columns: Width in tokens.
+
+    Returns:
+        uint8 [batch, 16 · rows, 16 · columns, 3], and bool [batch]: whether a picture and its latents are finite.
+    """
+    squares = token_squares(latents, rows, columns)
+    batch = int(squares.shape[0])
+    stride = pictures_at_once(batch, PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)
+    parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]
+    outputs = [[download(each) for each in decode(part)] for part in parts]
+    pixels, energy = (np.concatenate(each) for each in zip(*outputs, strict=True))
+    return pixels, np.isfinite(energy)
+
+
+def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Packed latents as diffusers has them, on the host: float32 [batch, channels, 2 · rows, 2 · columns]."""
+    values: Any = download(token_squares(latents, rows, columns))
+    batch, channels = values.shape[0], values.shape[-1]
+    channels_first = values.transpose(0, 5, 1, 3, 2, 4)
+    return np.ascontiguousarray(channels_first).reshape(batch, channels, 2 * rows, 2 * columns)
+
+
+def finished(
+    vae: ZImageVaeModel, latents: Buffer, rows: int, columns: int, output_type: str, step_cache: StepCache | None = None
+) -> npt.NDArray[Any] | list[Image.Image]:
+    """Packed latents to what a call returns.
+
+    Args:
+        vae: Decodes them.
+        latents: float32 [batch, rows · columns, 4 · channels].
+        rows: Height in tokens.
+        columns: Width in tokens.
+        output_type: "np", "pil" or "latent".
+        step_cache: What the steps used; it may be the cause where something is not finite.
+
+    Raises:
+        ValueError: If the output type is unknown.
+        NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
+    """
+    kind, suspects = checked_output_type(output_type), usual_suspects(vae.dtype_name, step_cache)
+    if kind == "latent":
+        values = unpacked(latents, rows, columns)
+        require_finite(values, are_finite(values), suspects)
+        return values
+    pixels, finite = decoded(vae.model, latents, rows, columns)
+    images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
+    require_finite(images, finite, suspects)
+    return images

@@ -1,0 +1,93 @@
+"""Guidance as data: which branches a picture has beside that of its prompt, and how much each counts when.
+
+A file each for what is linear, prediction = positive + sum of scale · (positive - branch). `combined` puts together
+what a request asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Caption = Literal["positive", "negative"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Branch:
+    """One way to see a picture, beside the one under its prompt.
+
+    Attributes:
+        caption: Under its prompt or under its negative prompt.
+        scales: float32 [evaluations], what its difference from the positive branch counts; 0 leaves the branch out of
+            an evaluation.
+        skipped: Main layers that are left out of it.
+    """
+
+    caption: Caption
+    scales: FloatArray
+    skipped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guidance:
+    """All branches of a request.
+
+    Attributes:
+        negative: float32 [evaluations], the scale of classifier-free guidance; 0 for none.
+        cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; 0 for none.
+        others: Branches on top of that.
+    """
+
+    negative: FloatArray
+    cfg_normalization: float
+    others: tuple[Branch, ...] = ()
+
+    @property
+    def has_negative(self) -> bool:
+        """Whether any evaluation has a negative branch."""
+        return bool((self.negative > 0).any())
+
+    @property
+    def limits(self) -> FloatArray:
+        """float32 [evaluations]; without guidance the prediction is the positive branch itself: nothing limits it."""
+        return np.where(self.negative > 0, np.float32(self.cfg_normalization), np.float32(0))
+
+    def active(self, evaluation: int) -> tuple[int, ...]:
+        """The branches of an evaluation: 0 is the positive one, 1 the negative one, others follow."""
+        others = [2 + index for index, branch in enumerate(self.others) if branch.scales[evaluation]]
+        return (0, *([1] if self.negative[evaluation] > 0 else []), *others)
+
+    def kept(self, refiners: int, layers: int) -> FloatArray:
+        """float32 [variants, refiners + layers]: the first variant has all blocks, each other one leaves out its own.
+
+        Raises:
+            ValueError: If a branch leaves out a layer that is not there, or all of them.
+        """
+        table = np.ones((1 + len(self.others), refiners + layers), np.float32)
+        for variant, branch in enumerate(self.others, 1):
+            outside = [layer for layer in branch.skipped if not 0 <= layer < layers]
+            if outside or len(set(branch.skipped)) == layers:
+                raise ValueError(f"layers to skip must be some of 0 to {layers - 1}, got {list(branch.skipped)}")
+            table[variant, [refiners + layer for layer in branch.skipped]] = 0
+        return table
+
+
+def combined(guidance: Guidance, branches: Sequence[Branch]) -> Guidance:
+    """Guidance with further branches.
+
+    Raises:
+        ValueError: If a branch has scales for another number of evaluations.
+    """
+    wrong = [len(each.scales) for each in branches if len(each.scales) != len(guidance.negative)]
+    if wrong:
+        raise ValueError(f"a branch must have a scale for each of {len(guidance.negative)} evaluations, got {wrong[0]}")
+    return Guidance(
+        negative=guidance.negative,
+        cfg_normalization=guidance.cfg_normalization,
+        others=(*guidance.others, *branches),
+    )
