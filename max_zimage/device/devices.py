@@ -95,8 +95,17 @@ def kept_rows(buffer: Buffer, rows: Sequence[int]) -> Buffer:
     rest = (slice(None),) * (buffer.rank - 1)
     if list(rows) == list(range(len(rows))):
         return buffer[(slice(0, len(rows)), *rest)]
-    shape = (len(rows), *map(int, buffer.shape[1:]))
-    made = Buffer.zeros(shape, buffer.dtype, buffer.device)
+    made = Buffer.zeros((len(rows), *map(int, buffer.shape[1:])), buffer.dtype, buffer.device)
     for place, row in enumerate(rows):
         made[(slice(place, place + 1), *rest)].inplace_copy_from(buffer[(slice(row, row + 1), *rest)])
+    finish_copies(made)
     return made
+
+
+def finish_copies(buffer: Buffer) -> None:
+    """Wait for copies into a buffer of the host, which MAX makes later and without keeping what they read.
+
+    An accelerator frees memory in the order of its work.
+    """
+    if buffer.device.is_host:
+        buffer.device.synchronize()

@@ -21,7 +21,7 @@ from PIL import Image
 
 from max_zimage.compile.compiler import compile_together
 from max_zimage.compile.graphs import shared_graph
-from max_zimage.device.devices import Tensor, as_buffer, download, upload
+from max_zimage.device.devices import Tensor, as_buffer, download, finish_copies, upload
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.context_checks import check_context
@@ -168,6 +168,7 @@ def prepare_prompt_embeddings(self: Parts, tokens: Tensor, num_images_per_prompt
     for item in range(copies * batch):
         start = item % batch * rows
         flat[item * length : (item + 1) * length, :].inplace_copy_from(found[start : start + length, :])
+    finish_copies(made)
     return made
 
 
