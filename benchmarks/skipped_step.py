@@ -13,11 +13,12 @@ import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from max.driver import CPU, Buffer
 from max.dtype import DType
-from max.graph import DeviceRef
+from max.graph import DeviceRef, TensorType
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, Timing, seconds_of
@@ -26,9 +27,11 @@ from max_zimage.device.devices import upload
 from max_zimage.graphs.dims import FirstBlock
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.model.transformer import TransformerSpec
-from max_zimage.graphs.step.denoise import DenoiseStep
-from max_zimage.graphs.step.extrapolate import TaylorStep, TaylorUpdate
+from max_zimage.graphs.step.compose import denoise_step, extrapolated_step
+from max_zimage.graphs.step.extrapolate import ExtrapolateInputs, TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
+from max_zimage.pipeline.batch import one_row
+from max_zimage.pipeline.step_inputs import euler_step_inputs
 from max_zimage.profiling import work
 from max_zimage.sampling.positions import padded
 
@@ -84,22 +87,25 @@ def rows(shape: Shape, repeats: int, roofs: dict[str, float]) -> list[Row]:
         measured.append(_row(shape, f"left out by first_block, {first}", graph, arguments, counted, repeats, roofs))
         del graph
         gc.collect()
-    step = compiled(lambda: TaylorStep(spec), "float32", TaylorStep(spec).input_types(_CPU), {})
+    step = compiled(lambda: extrapolated_step(spec), "float32", _types(lambda: extrapolated_step(spec)), {})
     measured.append(_row(shape, "left out by taylorseer", step, given.taylor_step, None, repeats, roofs))
-    update = compiled(lambda: TaylorUpdate(spec), "float32", TaylorUpdate(spec).input_types(_CPU), {})
+    update = compiled(lambda: TaylorUpdate(spec), "float32", _types(lambda: TaylorUpdate(spec)), {})
     name = "what taylorseer adds to a computed step"
     measured.append(_row(shape, name, update, given.taylor_update, None, repeats, roofs))
     return [replace(row, note=_share(shape, row, measured[0])) for row in measured]
 
 
 def _plain(spec: TransformerSpec, weights: Mapping[str, Buffer]) -> CompiledModule:
-    types = build(lambda: DenoiseStep(spec), DType.float32, _CPU).input_types(DType.float32, _CPU)
-    return compiled(lambda: DenoiseStep(spec), "float32", types, weights)
+    return compiled(lambda: denoise_step(spec), "float32", _types(lambda: denoise_step(spec)), weights)
 
 
 def _first_block(spec: TransformerSpec, first: FirstBlock, weights: Mapping[str, Buffer]) -> CompiledModule:
-    types = build(lambda: FirstBlockStep(spec, first), DType.float32, _CPU).input_types(DType.float32, _CPU)
-    return compiled(lambda: FirstBlockStep(spec, first), "float32", types, weights)
+    own = {name.removeprefix("predict."): data for name, data in weights.items()}
+    return compiled(lambda: FirstBlockStep(spec, first), "float32", _types(lambda: FirstBlockStep(spec, first)), own)
+
+
+def _types(make: Callable[[], Any]) -> Sequence[TensorType]:
+    return tuple(build(make, DType.float32, _CPU).input_types(DType.float32, _CPU))
 
 
 def _row(
@@ -159,15 +165,14 @@ class _Given:
         latents = self._numbers(1, shape.image_tokens, spec.patch_dim)
         captions = self._numbers(1, padded(shape.caption_tokens), spec.dim)
         rope = self._numbers(1, shape.tokens, spec.head_dim // 2, 2)
-        valid, row = upload(np.array([shape.tokens], np.uint32), CPU()), upload(np.zeros(1, np.int32), CPU())
-        offsets = upload(np.array([0, shape.tokens], np.uint32), CPU())
-        gates = (self._numbers(spec.num_blocks, 4, spec.dim, scale=0.1), self._numbers(spec.dim))
-        guidance = [upload(np.zeros(1, np.float32), CPU()) for _ in range(3)]
-        around = (captions, self._numbers(1, image, spec.head_dim // 2, 2), rope, valid, offsets)
-        self.plain = (latents, *around, row, row, row, *gates, *guidance)
+        items = one_row(self._numbers(1, image, spec.head_dim // 2, 2), rope, shape.tokens)
+        gates = (self._numbers(spec.num_blocks, 4, 1, spec.dim, scale=0.1), self._numbers(spec.dim))
+        step = euler_step_inputs(items, captions, latents, *gates, delta=0.0)
+        self.plain = step.arguments
         # So high a threshold is never reached: the other blocks are left out.
-        self._asked = (latents, row, *around, *gates, upload(np.full(1, 1e30, np.float32), CPU()))
-        self.taylor_step = (*(latents,) * 4, upload(np.ones(2, np.float32), CPU()), row, row, *guidance)
+        self._asked = (*step.predict, upload(np.full(1, 1e30, np.float32), CPU()))
+        taken = ExtrapolateInputs(*(latents,) * 4, upload(np.ones(2, np.float32), CPU()))
+        self.taylor_step = (*taken, *step.branches, *step.guide, *step.advance)
         self.taylor_update = (*(latents,) * 3, upload(np.ones(1, np.float32), CPU()))
 
     def first_block(self, first: FirstBlock) -> tuple[Buffer, ...]:
@@ -183,7 +188,7 @@ class _Given:
 
 def _weights(spec: TransformerSpec) -> dict[str, Buffer]:
     """Random weights of the transformer; what has the same name in two blocks is the same memory."""
-    module = build(lambda: DenoiseStep(spec), DType.float32, _CPU)
+    module = build(lambda: denoise_step(spec), DType.float32, _CPU)
     random, shared, weights = np.random.default_rng(1), {}, {}
     for name, parameter in module.parameters:
         kind = re.sub(r"(noise_refiner|layers)\.\d+", "block", name)

@@ -45,7 +45,8 @@ from max_zimage.device.devices import upload
 from max_zimage.graphs.kernel_library import without_kernels
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.step.advance import SchedulerStep
-from max_zimage.pipeline.batch import caption_arguments, steps
+from max_zimage.pipeline.batch import caption_arguments
+from max_zimage.pipeline.step_inputs import make_tables
 from max_zimage.request.request import GenerationRequest
 from tests.references.engine_runs import inputs_of
 
@@ -223,7 +224,7 @@ def variant_draws(
     spec, dtype, device = pipeline.transformer.spec, pipeline.transformer.dtype, DeviceRef.CPU()
     units = {f"step_{index}": _unit(variant, f"step_{index}", spec, dtype) for index, variant in enumerate(variants)}
     units["guidance"] = Unit(make=lambda: Guidance(spec), types=lambda module: module.input_types(device))
-    units["euler"] = Unit(make=SchedulerStep, types=lambda module: module.input_types(device))
+    units["euler"] = Unit(make=SchedulerStep, types=lambda module: module.input_types(dtype, device))
     with without_kernels():
         graphs, seconds = compiled_together(units, pipeline.transformer.dtype_name, weights(pipeline, transformer))
     rest = (graphs["guidance"], graphs["euler"])
@@ -264,7 +265,12 @@ def _draw(
         inputs = inputs_of(pipeline, request)
         latents = pipeline.preprocess_latents(inputs.latents)
         captions = _captions(pipeline, variant, inputs)
-        *places, positive, negative = inputs.items.arguments(captions[0])[1:]
+        items = inputs.items
+        positive, negative = items.positive_rows, items.negative_rows
+        places = (
+            *(items.image_rope, items.rope, items.valid_length, items.offsets),
+            *(items.latent_rows, items.variants),
+        )
         for timed, (scale, limit, delta) in _timed(pipeline, variant, inputs):
             (velocity,) = step(latents, *captions, *places, *timed)
             (prediction,) = guidance(velocity, positive, negative, scale, limit)
@@ -287,11 +293,14 @@ def _timed(
     pipeline: ZImagePipeline, variant: Variant, inputs: ZImageModelInputs
 ) -> list[tuple[tuple[Buffer, ...], tuple[Buffer, ...]]]:
     """What each step takes of the schedule, and what guidance and the update take."""
+    transformer, plan, guidance = pipeline.transformer, inputs.evaluations, inputs.guidance
     if variant.table:
-        table = pipeline.transformer.modulation_table(inputs.schedule.timesteps)
-        return [(step.arguments[:2], step.arguments[2:]) for step in steps(inputs, *table, pipeline.device)]
-    limits = np.full(len(inputs.guidance), inputs.cfg_normalization, np.float32)
-    schedule = inputs.schedule
-    buffers = [upload(each, pipeline.device) for each in (schedule.timesteps, inputs.guidance, limits, schedule.deltas)]
-    rows_of = [[buffer[i : i + 1] for buffer in buffers] for i in range(len(limits))]
-    return [((time,), tuple(rest)) for time, *rest in rows_of]
+        tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps), pipeline.device)
+        rows = zip(tables.modulation, tables.final_scale, strict=True)
+        timed: list[tuple[Buffer, ...]] = list(rows)
+    else:
+        times = upload(plan.timesteps, pipeline.device)
+        timed = [(times[i : i + 1],) for i in range(plan.count)]
+    columns = (guidance.negative, guidance.limits, inputs.schedule.deltas)
+    buffers = [upload(each, pipeline.device) for each in columns]
+    return [(time, tuple(buffer[i : i + 1] for buffer in buffers)) for i, time in enumerate(timed)]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
@@ -26,12 +27,14 @@ from max.experimental.realization_context import GraphRealizationContext, subgra
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_PADDED, IMAGE_TOKENS, ITEMS, OFFSETS, TOKENS
+from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_TOKENS, ITEMS
+from max_zimage.graphs.guiders.linear import limit_norm
 from max_zimage.graphs.model.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.model.rope import rotate
 from max_zimage.graphs.model.transformer import Surroundings, Transformer, TransformerSpec
-from max_zimage.graphs.step.denoise import limit_norm
+from max_zimage.graphs.step.inputs import predict_types
+from max_zimage.graphs.step.predict import modulation_of
 
 _QK_NORM_EPS = 1e-5
 _MASKED = -1e30
@@ -148,8 +151,9 @@ class VelocityStep(Module[..., Tensor]):
     def forward(
         self, latents: Tensor, captions: Tensor, image_rope: Tensor, rope: Tensor, valid: Tensor, *rest: Tensor
     ) -> Tensor:
-        """See `graphs.step.denoise.DenoiseStep`; `rest`: `offsets`, `latent_rows`, `modulation` and `final_scale`."""
-        offsets, latent_rows, modulation, final_scale = rest
+        """See `PredictInputs`; `rest`: `offsets`, `latent_rows`, `variants`, `modulation` and `final_scale`."""
+        offsets, latent_rows, variants, table, final_scale = rest
+        modulation = modulation_of(table, variants)
         transformer, refiners = self.transformer, self.spec.num_refiner_layers
         around = Surroundings(captions, image_rope, rope, valid, offsets, modulation)
         tokens = transformer.embed(F.gather(latents, latent_rows, axis=0).cast(captions.dtype), image_rope.shape[1])
@@ -197,7 +201,8 @@ class PlainStep(Module[..., Tensor]):
 
     def forward(self, latents: Tensor, *rest: Tensor) -> Tensor:
         """`rest`: the arguments of `TabledStep`, with the timestep, float32 [1], in place of the last two."""
-        modulation, final_scale = self.table(rest[-1])
+        kept = F.constant(np.ones((1, self.spec.num_blocks), np.float32), DType.float32, device=latents.device)
+        modulation, final_scale = self.table(rest[-1], kept)
         return self.tabled(latents, *rest[:-1], modulation[0], final_scale[0])
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
@@ -208,7 +213,7 @@ class PlainStep(Module[..., Tensor]):
 
 
 class Guidance(Module[..., Tensor]):
-    """Velocity of both branches to the prediction; see `graphs.step.denoise.DenoiseStep` for the arguments."""
+    """Velocity of both branches to the prediction; see `graphs.guiders.linear` for the arguments."""
 
     def __init__(self, spec: TransformerSpec) -> None:
         self.spec = spec
@@ -252,19 +257,10 @@ def _latents(spec: TransformerSpec, device: DeviceRef) -> TensorType:
 
 
 def _places(spec: TransformerSpec, device: DeviceRef) -> tuple[TensorType, ...]:
-    """Rotary tables of the image and of all tokens, valid lengths, offsets, and the picture of each item."""
-    return (
-        TensorType(DType.float32, [ITEMS, IMAGE_PADDED, spec.head_dim // 2, 2], device),
-        TensorType(DType.float32, [ITEMS, TOKENS, spec.head_dim // 2, 2], device),
-        TensorType(DType.uint32, [ITEMS], device),
-        TensorType(DType.uint32, [OFFSETS], device),
-        TensorType(DType.int32, [ITEMS], device),
-    )
+    """Where tokens stand: what `PredictInputs` has from the image's rotary table to the variants."""
+    return predict_types(spec, DType.float32, device)[2:8]
 
 
 def _tabled(spec: TransformerSpec, device: DeviceRef) -> tuple[TensorType, ...]:
-    """One step's row of the modulation table, and its scale of the final layer."""
-    return (
-        TensorType(DType.float32, [spec.num_blocks, 4, spec.dim], device),
-        TensorType(DType.float32, [spec.dim], device),
-    )
+    """One evaluation's rows of the modulation table, and its scale of the final layer."""
+    return predict_types(spec, DType.float32, device)[8:]

@@ -95,7 +95,7 @@ def gated_norms(
     Args:
         branch: bfloat16 [items, length, width].
         residual: Like `branch`.
-        table: float32 [rows, items, width]; its rows hold the norms' own weights too.
+        table: float32 [rows, 1 or items, width]; its rows hold the norms' own weights too.
         gate: The table's row that multiplies the branch.
         scale: The table's row that multiplies the second norm.
         epsilon: Added to the mean squares.
@@ -115,7 +115,7 @@ def scaled_norm(x: Tensor, table: Tensor, *, scale: int, epsilon: float) -> Tens
 
     Args:
         x: bfloat16 [items, length, width].
-        table: float32 [rows, items, width]; the row holds the norm's own weight too.
+        table: float32 [rows, 1 or items, width]; the row holds the norm's own weight too.
         scale: The row.
         epsilon: Added to the mean squares.
 

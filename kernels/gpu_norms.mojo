@@ -4,7 +4,7 @@
     next = norm(out) · scale
 
 A block of threads has a row and keeps it in registers between its two norms. `gate` and `scale` are rows of a table, one
-for each item, that holds the norms' own weights too, see `graphs.model.conditioning`. Twin: `graphs.model.blocks.ModulatedBlock`.
+for all items or for each, that holds the norms' own weights too, see `graphs.model.conditioning`. Twin: `graphs.model.blocks.ModulatedBlock`.
 """
 
 import extensibility
@@ -49,13 +49,14 @@ struct GatedNorms:
             next: Like `output`.
             branch: Like `output`.
             residual: Like `output`.
-            table: [rows, items, width].
+            table: [rows, 1 or items, width].
             epsilon: Added to the mean squares.
             ctx: Runs it.
         """
         comptime assert threads % 32 == 0 and width % (EACH * threads) == 0, "a token must be whole vectors of threads"
         var rows = branch.dim_size(0) * branch.dim_size(1)
         var length = branch.dim_size(1)
+        var stride = width if table.dim_size(1) > 1 else 0
         var gates = table.unsafe_ptr().unsafe_offset(gate * table.dim_size(1) * width)
         var scales = table.unsafe_ptr().unsafe_offset(scale * table.dim_size(1) * width)
         comptime if target == "gpu":
@@ -67,6 +68,7 @@ struct GatedNorms:
                 gates,
                 scales,
                 length,
+                stride,
                 epsilon,
                 grid_dim=(rows, 1, 1),
                 block_dim=(threads, 1, 1),
@@ -78,9 +80,9 @@ struct GatedNorms:
                     added,
                     branch.unsafe_ptr().unsafe_offset(row * width),
                     residual.unsafe_ptr().unsafe_offset(row * width),
-                    gates.unsafe_offset(row // length * width),
+                    gates.unsafe_offset(row // length * stride),
                     next.unsafe_ptr().unsafe_offset(row * width),
-                    scales.unsafe_offset(row // length * width),
+                    scales.unsafe_offset(row // length * stride),
                     epsilon,
                 )
 
@@ -110,13 +112,14 @@ struct ScaledNorm:
         Args:
             output: [items, length, width].
             x: Like `output`.
-            table: [rows, items, width].
+            table: [rows, 1 or items, width].
             epsilon: Added to the mean squares.
             ctx: Runs it.
         """
         comptime assert threads % 32 == 0 and width % (EACH * threads) == 0, "a token must be whole vectors of threads"
         var rows = x.dim_size(0) * x.dim_size(1)
         var length = x.dim_size(1)
+        var stride = width if table.dim_size(1) > 1 else 0
         var scales = table.unsafe_ptr().unsafe_offset(scale * table.dim_size(1) * width)
         comptime if target == "gpu":
             ctx.enqueue_function[_scaled_on_gpu[output.dtype, width, threads]](
@@ -124,6 +127,7 @@ struct ScaledNorm:
                 x.unsafe_ptr(),
                 scales,
                 length,
+                stride,
                 epsilon,
                 grid_dim=(rows, 1, 1),
                 block_dim=(threads, 1, 1),
@@ -132,7 +136,7 @@ struct ScaledNorm:
             for row in range(rows):
                 var source = x.unsafe_ptr().unsafe_offset(row * width)
                 var place = output.unsafe_ptr().unsafe_offset(row * width)
-                var own = scales.unsafe_offset(row // length * width)
+                var own = scales.unsafe_offset(row // length * stride)
                 var factor = _factor_on_cpu[output.dtype, width](source, epsilon)
                 for i in range(width):
                     var normed = source.unsafe_load(i).cast[F32]() * factor * own.unsafe_load(i)
@@ -149,6 +153,7 @@ def _gated_on_gpu[
     gates: Pointer[Float32, MutAnyOrigin],
     scales: Pointer[Float32, MutAnyOrigin],
     length: Int,
+    stride: Int,
     epsilon: Float32,
 ):
     comptime VECTORS = width // (threads * EACH)
@@ -156,7 +161,7 @@ def _gated_on_gpu[
     comptime SHARE = Float32(1.0 / Float64(width))  # a constant to multiply with: a division is a call
     var slots = unsafe_stack_allocation[2 * WARPS, Float32, address_space=AddressSpace.SHARED]()
     var row = Int(block_idx.x) * width
-    var item = Int(block_idx.x) // length * width
+    var item = Int(block_idx.x) // length * stride
     var kept = Array[Eight, VECTORS](uninitialized=True)
     var squares = Float32(0)
     comptime for i in range(VECTORS):
@@ -183,6 +188,7 @@ def _scaled_on_gpu[
     x: Pointer[Scalar[dtype], MutAnyOrigin],
     scales: Pointer[Float32, MutAnyOrigin],
     length: Int,
+    stride: Int,
     epsilon: Float32,
 ):
     comptime VECTORS = width // (threads * EACH)
@@ -190,7 +196,7 @@ def _scaled_on_gpu[
     comptime SHARE = Float32(1.0 / Float64(width))
     var slots = unsafe_stack_allocation[WARPS, Float32, address_space=AddressSpace.SHARED]()
     var row = Int(block_idx.x) * width
-    var item = Int(block_idx.x) // length * width
+    var item = Int(block_idx.x) // length * stride
     var kept = Array[Eight, VECTORS](uninitialized=True)
     var squares = Float32(0)
     comptime for i in range(VECTORS):

@@ -33,3 +33,6 @@ STAGES_L2 = {
 
 RECORDED_L2 = 1e-4
 """Relative L2 of final latents between processors: 2e-6 of noise after every step makes 2.3e-5 of some requests."""
+
+SAMPLED_L2 = 5e-6
+"""Relative L2 of final latents under a sampler: a few evaluations, each as near as `TRANSFORMER_L2`."""

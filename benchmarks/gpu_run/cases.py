@@ -102,7 +102,7 @@ class BlockCase:
         """What a graph of the set "blocks" takes."""
         upload = self.bench.upload
         rope = upload(torch.stack([self.angles.cos(), self.angles.sin()], dim=-1))
-        x, modulation = upload(self.x), upload(self.modulation)
+        x, modulation = upload(self.x), upload(self._for_items(self.modulation))
         valid = self.bench.integers(self.sizes.valid)
         if variant == "whole":
             return [x, rope, modulation]
@@ -113,7 +113,11 @@ class BlockCase:
             return [x, rope, offsets, modulation]
         first = torch.nn.functional.rms_norm(self.x.float(), self.x.shape[-1:], eps=self.bench.shape.norm_eps)
         normed = (first * self.table[0]).to(self.bench.torch_dtype)
-        return [x, upload(normed), rope, offsets, upload(self.table)]
+        return [x, upload(normed), rope, offsets, upload(self._for_items(self.table))]
+
+    def _for_items(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, dim] -> [rows, items, dim]."""
+        return rows[:, None].expand(-1, self.x.shape[0], -1).contiguous()
 
     def error(self, actual: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
         """Relative and largest difference in the rows that exist; not a number where one of them is none."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.gpu_run.unpack import use
 from benchmarks.measure import ROOT
-from max_zimage.compile.ahead_of_time import FULL_MODEL, GRAPHS, TARGETS, compile_target
+from max_zimage.compile.ahead_of_time import AHEAD, FULL_MODEL, TARGETS, compile_target
 from max_zimage.compile.artifacts import digest_of
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_run.compile", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument("--target", choices=targets, default="cuda:sm_90a", help="the card (default cuda:sm_90a)")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help=f"any of {', '.join((*SETS, *GRAPHS))}")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help=f"any of {', '.join((*SETS, *AHEAD))}")
     parser.add_argument("--one", choices=SETS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.only = [*SETS, *PIPELINE] if options.only is None else options.only
-    if unknown := [name for name in options.only if name not in (*SETS, *GRAPHS)]:
-        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join((*SETS, *GRAPHS))}")
+    if unknown := [name for name in options.only if name not in (*SETS, *AHEAD)]:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join((*SETS, *AHEAD))}")
     return options
 
 
@@ -108,7 +108,7 @@ def _graphs(options: argparse.Namespace, work: Path) -> Iterator[tuple[str, floa
     """Compile the published model's graphs as `max-zimage compile --keep` does."""
     notes = work / "graphs" / "compiled.json"
     known: dict[str, list[str]] = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}
-    for name in (name for name in GRAPHS if name in options.only):
+    for name in (name for name in AHEAD if name in options.only):
         digest, artifact = known.get(name, ("", ""))
         if digest == sources() and Path(artifact).exists():
             yield name, 0.0, None

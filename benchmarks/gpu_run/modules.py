@@ -111,9 +111,9 @@ class PlainNorms(Module[..., tuple[Tensor, Tensor]]):
         self.norm2, self.norm1 = (RMSNorm(shape.dim, eps=_EPSILON) for _ in range(2))
 
     def forward(self, branch: Tensor, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Twice [items, length, dim], and float32 [2, dim] -> twice [items, length, dim]."""
-        x = x + (self.norm2(branch).cast(DType.float32) * table[0]).cast(x.dtype)
-        return x, (self.norm1(x).cast(DType.float32) * table[1]).cast(x.dtype)
+        """Twice [items, length, dim], and float32 [2, items, dim] -> twice [items, length, dim]."""
+        x = x + (self.norm2(branch).cast(DType.float32) * F.unsqueeze(table[0], 1)).cast(x.dtype)
+        return x, (self.norm1(x).cast(DType.float32) * F.unsqueeze(table[1], 1)).cast(x.dtype)
 
 
 class OwnNorms(Module[..., tuple[Tensor, Tensor]]):

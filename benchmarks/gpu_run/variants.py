@@ -88,7 +88,7 @@ def blocks(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Variant]:
     """A block: as MAX's operations have it, then with one change after the other; on a CPU as it is there."""
     case = f"block, {shape.tokens} tokens"
     x, rope, lengths, offsets, four = _block_types(shape, dtype, device)
-    five = TensorType(DType.float32, [5, shape.dim], device)
+    five = TensorType(DType.float32, [5, ITEMS, shape.dim], device)
 
     def of(title: str, make: Callable[[Shape], Module[..., Any]], types: Types, *, plain: bool = True) -> Variant:
         return Variant(case=case, title=title, make=lambda: make(shape), types=types, plain=plain)
@@ -137,7 +137,7 @@ def elementwise(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Vari
     x, rope, *_ = _block_types(shape, dtype, device)
     heads, table, both = (
         TensorType(dtype, [ITEMS, LENGTH, 3 * shape.num_heads, shape.head_dim], device),
-        TensorType(DType.float32, [2, shape.dim], device),
+        TensorType(DType.float32, [2, ITEMS, shape.dim], device),
         TensorType(dtype, [ITEMS, LENGTH, 2 * shape.ffn_dim], device),
     )
     pairs = TensorType(dtype, [ITEMS, LENGTH, 2 * shape.num_heads, shape.head_dim], device)
@@ -233,5 +233,5 @@ def _block_types(shape: Shape, dtype: DType, device: DeviceRef) -> Sequence[Tens
         TensorType(DType.float32, [ITEMS, LENGTH, shape.head_dim // 2, 2], device),
         TensorType(DType.uint32, [ITEMS], device),
         TensorType(DType.uint32, ["offsets"], device),
-        TensorType(DType.float32, [4, shape.dim], device),
+        TensorType(DType.float32, [4, ITEMS, shape.dim], device),
     )

@@ -80,7 +80,7 @@ class ModulatedBlock(Module[..., Tensor]):
             x: [items, length, dim] in the model's dtype.
             rope: float32 [items, length, head_dim/2, 2].
             extent: What of the rows exists, see `attention_layer`; None where every position does.
-            modulation: float32 [4, items, dim]: 1 + scale and tanh(gate) of attention, then of the feed-forward layer;
+            modulation: float32 [4, 1 or items, dim]: 1 + scale and tanh(gate) of attention, then of the feed-forward layer;
                 a gate of 0 leaves its branch out, exactly.
 
         Returns:
@@ -114,7 +114,7 @@ class FusedBlock(Module[..., tuple[Tensor, Tensor]]):
             normed: Like `x`, norm1(x) · scale.
             rope: float32 [items, length, head_dim/2, 2].
             offsets: See `ragged_rotary_attention`.
-            modulation: float32 [5, items, dim]: the rows of `ModulatedBlock`, each times its norm's weight, and the
+            modulation: float32 [5, 1 or items, dim]: the rows of `ModulatedBlock`, each times its norm's weight, and the
                 first row of the next block.
 
         Returns:
@@ -206,7 +206,7 @@ class SwiGLU(Module[[Tensor], Tensor]):
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:
-    """[items, length, dim] times float32 [items, dim], in float32 and back in x's dtype.
+    """[items, length, dim] times float32 [1 or items, dim], in float32 and back in x's dtype.
 
     The modulation keeps its precision, at no cost in a fused pass.
     """

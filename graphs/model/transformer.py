@@ -138,7 +138,7 @@ class Transformer(Module[..., Tensor]):
             valid_length: uint32 [items], image_padded plus the item's own padded caption length.
             offsets: uint32 [sequences + 1], the same as sequences, see
                 `max_zimage.sampling.positions.sequence_offsets`: the form that attention on an NVIDIA GPU takes.
-            modulation: float32 [num_blocks, 4, items, dim] of this timestep, see
+            modulation: float32 [num_blocks, 4, 1 or items, dim] of this timestep, see
                 `graphs.model.conditioning.ModulationTable`.
             final_scale: float32 [dim] of this timestep.
 

@@ -28,7 +28,6 @@ from max_zimage.graphs.dims import IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS, Fi
 from max_zimage.graphs.layers import choose
 from max_zimage.graphs.model.transformer import Surroundings, Transformer, TransformerSpec
 from max_zimage.graphs.step.inputs import PredictInputs, predict_types
-from max_zimage.graphs.step.predict import modulation_of
 
 
 class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
@@ -64,7 +63,9 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
             given.rope,
             given.valid_length,
             given.offsets,
-            modulation_of(given.modulation, given.variants),
+            # One variant for all rows: a size that is a symbol here would be read both in a branch and outside of it, which
+            # MAX 26.7 cannot compile.
+            given.modulation,
         )
         noisy = F.gather(given.latents, given.latent_rows, axis=0).cast(given.caption_tokens.dtype)
         before = transformer.embed(noisy, given.image_rope.shape[1])
@@ -89,9 +90,10 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         spec = self.spec
+        table = TensorType(DType.float32, [spec.num_blocks, 4, 1, spec.dim], device)
         changed = IMAGE_PADDED if self.first == "noise_refiner" else TOKENS
         return (
-            *predict_types(spec, dtype, device),
+            *predict_types(spec, dtype, device)._replace(modulation=table),
             TensorType(DType.float32, [1], device),
             TensorType(dtype, [ITEMS, changed, spec.dim], device),
             TensorType(dtype, [ITEMS, IMAGE_TOKENS, spec.dim], device),

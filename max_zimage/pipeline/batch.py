@@ -185,6 +185,18 @@ def make_items(
     )
 
 
+def one_row(image_rope: Buffer, rope: Buffer, length: int) -> Items:
+    """One picture without guidance, on tables of its own; for measurements.
+
+    Args:
+        image_rope: float32 [1, image_padded, head_dim/2, 2].
+        rope: float32 [1, tokens, head_dim/2, 2].
+        length: Attended tokens.
+    """
+    valid = upload(np.asarray([length], np.uint32), rope.device)
+    return _items((0,), 1, (length,), image_rope=image_rope, rope=rope, valid_length=valid, device=rope.device)
+
+
 def caption_arguments(spec: RopeSpec, captions: Captions, device: Device) -> tuple[Buffer, ...]:
     """The arguments of `graphs.model.conditioning.CaptionConditioning` behind the features."""
     lengths = captions.lengths

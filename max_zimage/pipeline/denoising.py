@@ -47,7 +47,7 @@ class Denoising:
         spec, plan = transformer.spec, inputs.evaluations
         kept = inputs.guidance.kept(spec.num_refiner_layers, spec.num_layers)
         self._tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps, kept), transformer.device)
-        self._active: dict[tuple[int, ...], tuple[Items, Buffer]] = {}
+        self._rows = self._rows_of_branches()
         self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)
         self.latents = latents
         self._before = self._prediction = latents
@@ -74,9 +74,9 @@ class Denoising:
         with Tracer(f"step {self.step + 1}"):
             for index in plan.of_step(self.step):
                 self._before, self._sigma = self.latents, plan.sigmas[index]
-                items, captions = self._of(self._inputs.guidance.active(index))
-                inputs = step_inputs(self._tables, index, items, captions, self.latents)
-                result = self._stepper(index, inputs.with_state(self.latents, self._history))
+                items, captions = self._rows[self._inputs.guidance.active(index)]
+                inputs = step_inputs(self._tables, index, items, captions, self.latents, self._history)
+                result = self._stepper(index, inputs)
                 self.latents, self._history, self._prediction = result
         self.step += 1
         return float(1000 * self._inputs.schedule.sigmas[self.step - 1])
@@ -103,7 +103,7 @@ class Denoising:
         rows, branches = self._items.rows_of(pictures), self._items.branches
         self._captions = kept_rows(self._captions, rows)
         self._items = self._items.of(pictures, branches)
-        self._active = {}
+        self._rows = self._rows_of_branches()
         self._stepper.keep(rows)
         self.latents, self._before, self._prediction = (
             kept_rows(each, pictures) for each in (self.latents, self._before, self._prediction)
@@ -119,14 +119,15 @@ class Denoising:
         """Which evaluations ran the whole transformer, bool [evaluations so far, items]; waits for the device."""
         return self._stepper.computed(self._items.count)
 
-    def _of(self, active: tuple[int, ...]) -> tuple[Items, Buffer]:
-        """The branch rows of some branches, and their caption tokens; made when they are first asked for."""
-        if active not in self._active:
-            pictures = range(self._items.batch)
-            whole = active == self._items.branches
-            items = self._items if whole else self._items.of(pictures, active)
-            self._active[active] = items, kept_rows(self._captions, self._items.rows_of(pictures, active))
-        return self._active[active]
+    def _rows_of_branches(self) -> dict[tuple[int, ...], tuple[Items, Buffer]]:
+        """The branch rows, and their caption tokens, of each set of branches that an evaluation may have."""
+        found, pictures = {}, range(self._items.batch)
+        for index in range(self._inputs.evaluations.count):
+            active = self._inputs.guidance.active(index)
+            if active not in found:
+                items = self._items if active == self._items.branches else self._items.of(pictures, active)
+                found[active] = items, kept_rows(self._captions, self._items.rows_of(pictures, active))
+        return found
 
 
 def _kept_slots(history: Buffer, pictures: Sequence[int]) -> Buffer:

@@ -142,3 +142,27 @@ def decode_bytes(spec: VaeSpec, *, pictures: int, height: int, width: int, dtype
 def pictures_at_once(pictures: int, height: int, width: int) -> int:
     """How many pictures are decoded in one call: the decoder works at full size, and its memory adds up."""
     return max(1, min(pictures, _DECODED_PIXELS // (height * width)))
+
+
+def check_weights_and_request(sources: Sources, device: Device, request: GenerationRequest) -> None:
+    """Compare the memory of weights and pictures together with what a device has, before either is there.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit; names what would make them smaller.
+    """
+    weights = sum(sources.nbytes.values())
+    activations = activation_bytes(
+        sources.specs,
+        height=request.height,
+        width=request.width,
+        guided=request.use_guidance,
+        dtype=sources.dtypes["transformer"],
+        pictures=request.num_images,
+    )
+    available = available_memory() if device.is_host else int(device.stats["total_memory"])
+    if weights + activations > available:
+        raise NotEnoughMemoryError(
+            f"the picture needs {gib(weights)} of weights and about {gib(activations)} more, {gib(available)} are "
+            "available; ask for a smaller --height and --width or a smaller --batch, or profile one component with "
+            "--component and --layers"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
-from max_zimage.sampling.guidance import Guidance, cfg
+from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
 from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache, parse
@@ -35,6 +35,9 @@ def inputs_of_request(
     schedule_spec: ScheduleSpec,
     transformer: ZImageTransformerModel,
     vae: ZImageVaeModel,
+    *,
+    sampler: str = samplers.DEFAULT,
+    others: Callable[[Evaluations], Sequence[Branch]] | None = None,
 ) -> ZImageModelInputs:
     """Bring a request to the device.
 
@@ -44,6 +47,9 @@ def inputs_of_request(
         schedule_spec: The checkpoint's schedule.
         transformer: Will run the steps.
         vae: Encodes the image of a request that has one.
+        sampler: One of `max_zimage.sampling.samplers.NAMES`.
+        others: Branches on top of classifier-free guidance, for the evaluations that the sampler makes; none if not
+            given.
 
     Raises:
         RequestError: If a step would have no length in float32.
@@ -60,8 +66,9 @@ def inputs_of_request(
         if not np.isfinite(noise).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
-    evaluated = samplers.plan(samplers.DEFAULT, plan)
+    evaluated = samplers.plan(sampler, plan)
     guided = cfg.guidance(evaluated, request.guidance_scale, request.cfg_truncation, request.cfg_normalization)
+    guided = combined(guided, others(evaluated) if others else ())
     copies = request.num_images_per_prompt
     return _inputs(transformer, captions, noise, plan, evaluated, guided, copies, step_cache=request.step_cache)
 

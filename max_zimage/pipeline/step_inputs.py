@@ -19,18 +19,17 @@ Vectors = list[Buffer]
 
 
 class StepInputs(NamedTuple):
-    """What one evaluation takes, but for the latents and the history, which it gets from the one before."""
+    """What one evaluation takes."""
 
     predict: PredictInputs[Buffer]
     branches: BranchInputs[Buffer]
     guide: GuideInputs[Buffer]
     advance: AdvanceInputs[Buffer]
 
-    def with_state(self, latents: Buffer, history: Buffer) -> StepInputs:
-        """The same, with what the evaluation before has left."""
-        return self._replace(
-            predict=self.predict._replace(latents=latents), advance=self.advance._replace(history=history)
-        )
+    @property
+    def arguments(self) -> tuple[Buffer, ...]:
+        """All of it, in the order of `graphs.step.compose.denoise_step`."""
+        return (*self.predict, *self.branches, *self.guide, *self.advance)
 
     @property
     def num_rows(self) -> int:
@@ -46,13 +45,13 @@ class Tables:
         modulation: float32 [num_blocks, 4, variants, dim] of each evaluation.
         final_scale: float32 [dim] each.
         guides: `GuideInputs` each.
-        advances: The coefficients of `AdvanceInputs` each, and an empty history.
+        advances: The coefficients of `AdvanceInputs` each, behind the history.
     """
 
     modulation: Vectors
     final_scale: Vectors
     guides: list[GuideInputs[Buffer]]
-    advances: list[AdvanceInputs[Buffer]]
+    advances: list[tuple[Buffer, ...]]
 
 
 def make_tables(inputs: ZImageModelInputs, modulation: Buffer, final_scale: Buffer, device: Device) -> Tables:
@@ -71,7 +70,6 @@ def make_tables(inputs: ZImageModelInputs, modulation: Buffer, final_scale: Buff
     others = [upload(np.asarray(row, np.float32), device) for row in active]
     updates, past = _vectors(plan.updates, device), _vectors(plan.past, device)
     pushed, mixed = _vectors(plan.pushed, device), _vectors(plan.mixed, device)
-    nothing = Buffer.zeros((plan.slots, 0, 0, 0), DType.float32, device)
     return Tables(
         modulation=[
             modulation[i : i + 1, :, :, :, :].view(DType.float32, (blocks, four, variants, dim))
@@ -79,11 +77,13 @@ def make_tables(inputs: ZImageModelInputs, modulation: Buffer, final_scale: Buff
         ],
         final_scale=[final_scale[i : i + 1, :].view(DType.float32, (dim,)) for i in range(plan.count)],
         guides=[GuideInputs(*each) for each in zip(scales, others, limits, strict=True)],
-        advances=[AdvanceInputs(nothing, *each) for each in zip(updates, past, pushed, mixed, strict=True)],
+        advances=list(zip(updates, past, pushed, mixed, strict=True)),
     )
 
 
-def step_inputs(tables: Tables, index: int, items: Items, captions: Buffer, latents: Buffer) -> StepInputs:
+def step_inputs(
+    tables: Tables, index: int, items: Items, captions: Buffer, latents: Buffer, history: Buffer
+) -> StepInputs:
     """The inputs of one evaluation.
 
     Args:
@@ -91,7 +91,8 @@ def step_inputs(tables: Tables, index: int, items: Items, captions: Buffer, late
         index: Its number.
         items: The branch rows that take part in it.
         captions: Their caption tokens, [items, caption_padded, dim] in the model's dtype.
-        latents: What it begins with.
+        latents: What it begins with, float32 [batch, image_tokens, patch_dim].
+        history: What the sampler remembers, float32 [slots, batch, image_tokens, patch_dim].
     """
     return StepInputs(
         predict=PredictInputs(
@@ -108,8 +109,48 @@ def step_inputs(tables: Tables, index: int, items: Items, captions: Buffer, late
         ),
         branches=BranchInputs(items.positive_rows, items.negative_rows, items.other_rows),
         guide=tables.guides[index],
-        advance=tables.advances[index],
+        advance=AdvanceInputs(history, *tables.advances[index]),
     )
+
+
+def euler_step_inputs(
+    items: Items,
+    captions: Buffer,
+    latents: Buffer,
+    modulation: Buffer,
+    final_scale: Buffer,
+    *,
+    guidance_scale: float = 0.0,
+    cfg_normalization: float = 0.0,
+    delta: float,
+) -> StepInputs:
+    """One Euler step on tables of its own, for measurements and tests.
+
+    Args:
+        items: The branch rows.
+        captions: Their caption tokens, [items, caption_padded, dim] in the model's dtype.
+        latents: float32 [batch, image_tokens, patch_dim].
+        modulation: float32 [num_blocks, 4, variants, dim].
+        final_scale: float32 [dim].
+        guidance_scale: How far guidance goes.
+        cfg_normalization: Limit of the prediction's norm; 0 for none.
+        delta: Next sigma minus this one.
+    """
+    device = latents.device
+
+    def vector(*values: float) -> Buffer:
+        return upload(np.asarray(values, np.float32), device)
+
+    def nothing(*shape: int) -> Buffer:
+        return Buffer.zeros(shape, DType.float32, device)
+
+    tables = Tables(
+        modulation=[modulation],
+        final_scale=[final_scale],
+        guides=[GuideInputs(vector(guidance_scale), nothing(0), vector(cfg_normalization))],
+        advances=[(vector(delta, 0.0), nothing(0), nothing(0, 2), nothing(0, 0))],
+    )
+    return step_inputs(tables, 0, items, captions, latents, nothing(0, *map(int, latents.shape)))
 
 
 def _vectors(table: npt.NDArray[np.float32], device: Device) -> Vectors:

@@ -23,9 +23,9 @@ from max_zimage.device.devices import upload, upload_as
 from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.graphs.ops import PANEL
-from max_zimage.graphs.step.inputs import AdvanceInputs, BranchInputs, GuideInputs, PredictInputs
 from max_zimage.pipeline.batch import make_items
 from max_zimage.pipeline.estimate import decode_bytes, step_bytes, text_bytes
+from max_zimage.pipeline.step_inputs import euler_step_inputs
 from max_zimage.request.checks import side
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, SEQUENCE_MULTIPLE, RopeSpec, text_rope
 
@@ -253,31 +253,14 @@ def _step_inputs(component: Component, device: Device) -> tuple[Buffer, ...]:
     items = make_items(rope, rows, columns, [_CAPTION] * batch, batch, device)
     captions = _normal(batch * _CAPTION * spec.dim).reshape(batch, _CAPTION, spec.dim)
     latents = _normal(batch * rows * columns * spec.patch_dim).reshape(batch, -1, spec.patch_dim)
-    zero = upload(np.zeros(1, np.float32), device)
-    nothing = {shape: Buffer.zeros(shape, DType.float32, device) for shape in ((0,), (0, 2), (0, 0))}
-    return (
-        *PredictInputs(
-            latents=upload(latents, device),
-            caption_tokens=upload_as(captions, component.dtype, device),
-            image_rope=items.image_rope,
-            rope=items.rope,
-            valid_length=items.valid_length,
-            offsets=items.offsets,
-            latent_rows=items.latent_rows,
-            variants=items.variants,
-            modulation=upload(np.full((spec.num_blocks, 4, 1, spec.dim), 0.5, np.float32), device),
-            final_scale=upload(np.ones(spec.dim, np.float32), device),
-        ),
-        *BranchInputs(items.positive_rows, items.negative_rows, items.other_rows),
-        *GuideInputs(guidance_scale=zero, other_scales=nothing[0,], cfg_normalization=zero),
-        *AdvanceInputs(
-            history=Buffer.zeros((0, *latents.shape), DType.float32, device),
-            update=upload(np.array([-0.1, 0.0], np.float32), device),
-            past=nothing[0,],
-            pushed=nothing[0, 2],
-            mixed=nothing[0, 0],
-        ),
-    )
+    return euler_step_inputs(
+        items,
+        upload_as(captions, component.dtype, device),
+        upload(latents, device),
+        upload(np.full((spec.num_blocks, 4, 1, spec.dim), 0.5, np.float32), device),
+        upload(np.ones(spec.dim, np.float32), device),
+        delta=-0.1,
+    ).arguments
 
 
 def _decode_inputs(component: Component, device: Device) -> tuple[Buffer, ...]:

@@ -14,7 +14,7 @@ from max_zimage import ZImagePipeline
 from max_zimage.checkpoint.locate import find_component_files
 from max_zimage.cli.main import main
 from max_zimage.errors import CheckpointError
-from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.manifest import find_sources
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.strict_json import read_object
@@ -25,11 +25,11 @@ READ = [file for file in JSON_FILES if "generation_config" not in file]
 PROMPT = "a red star on a blue background"
 
 
-def prepared(model: Path) -> Prepared:
+def prepared(model: Path) -> CheckedModel:
     return ZImagePipeline.prepare(model, device="cpu")
 
 
-def served(config: Prepared) -> ZImageTokenizer:
+def served(config: CheckedModel) -> ZImageTokenizer:
     """What a server makes of it."""
     model = str(config.directory)
     return ZImageTokenizer(model, config.config, "tokenizer", max_length=512, default_num_inference_steps=50)

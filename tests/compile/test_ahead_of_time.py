@@ -20,8 +20,8 @@ from max_zimage.checkpoint.config import model_specs, text_encoder_spec, transfo
 from max_zimage.checkpoint.locate import COMPONENTS, CONFIG_FILES, read_config
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import (
+    AHEAD,
     FULL_MODEL,
-    GRAPHS,
     TARGETS,
     _report,
     check_graphs,
@@ -57,7 +57,7 @@ def test_targets_and_graphs_are_checked() -> None:
         ValueError, match=r"target must be one of cpu, cuda:sm_90a, cuda:sm_100a, hip:gfx942, got 'cuda:sm_80'"
     ):
         check_target("cuda:sm_80")
-    assert check_graphs(()) == GRAPHS
+    assert check_graphs(()) == AHEAD
     assert check_graphs(("denoise", "pack")) == ("pack", "denoise")
     with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, got 'unet'"):
         check_graphs(("unet", "pack"))
@@ -156,7 +156,7 @@ def test_a_compiler_that_ends_its_process(said: str, ends: str, tmp_path: Path) 
 
 @pytest.mark.targets
 @pytest.mark.slow
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", AHEAD)
 def test_every_graph_compiles_for_sm_90a(graph: str) -> None:
     """At the real widths; two layers, so that a block's input is once an embedding and once another block's output.
 
@@ -200,16 +200,19 @@ set_virtual_device_api("cuda")
 set_virtual_device_target_arch("sm_90a")
 set_virtual_device_count(1)
 from max.graph import DeviceRef
-from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline, compiler, nvidia_libraries
+from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
+from max_zimage.compile import compiler
+from max_zimage.device import libraries
 from max_zimage.compile.artifacts import artifact_key
-from max_zimage.compile.worker import definition, spec_of
+from max_zimage.compile.registry import AHEAD, made, spec_of
+from max_zimage.compile import registry
 
 pipelines = {}
 def not_compiled(definitions):
     pipelines.update({each.name: each.key for each in definitions})
     return {each.name: None for each in definitions}
 compiler._models = not_compiled
-nvidia_libraries.loaded = lambda _: True  # nothing runs here
+libraries.loaded = lambda _: True  # nothing runs here
 pipeline = ZImagePipeline.from_pretrained(device="gpu", dtype=sys.argv[1])
 for cache in (FirstBlockCache(), TaylorSeer()):
     pipeline.use_step_cache(cache)
@@ -219,8 +222,8 @@ compiler.compile_together([pipeline.vae.encoder])
 device, specs = Accelerator(), pipeline.sources.specs
 workers = {}
 for name in pipelines:
-    module, types = definition(name, specs, sys.argv[1], DeviceRef.from_device(device))
-    workers[name] = artifact_key(name, spec_of(name, specs), module, types, device)
+    module, types = made(name, specs, sys.argv[1], DeviceRef.from_device(device))
+    workers[name] = artifact_key(name, registry.GRAPHS[name].key_of(spec_of(name, specs)), module, types, device)
 print(json.dumps([pipelines, workers]), flush=True)
 os._exit(0)
 """
@@ -233,7 +236,7 @@ def test_a_pipeline_finds_what_is_kept(dtype: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     pipelines, workers = json.loads(done.stdout.splitlines()[-1])
-    assert set(pipelines) == set(GRAPHS)
+    assert set(pipelines) == set(AHEAD)
     assert workers == pipelines
 
 

@@ -44,7 +44,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def definition(name: str, channels: int, session: InferenceSession) -> CompiledGraph:
     module = build(lambda: PackLatents(channels), DType.float32, DeviceRef.CPU())
-    types = module.input_types(DeviceRef.CPU())
+    types = module.input_types(DType.float32, DeviceRef.CPU())
     return compile_graph(name, module, types, {}, session, spec=None, device=CPU())
 
 
@@ -259,7 +259,7 @@ def test_those_used_longest_ago_are_dropped(folder: Path, monkeypatch: pytest.Mo
 
 def test_a_name_says_what_the_graph_contains(monkeypatch: pytest.MonkeyPatch) -> None:
     module = build(lambda: PackLatents(4), DType.float32, DeviceRef.CPU())
-    types = module.input_types(DeviceRef.CPU())
+    types = module.input_types(DType.float32, DeviceRef.CPU())
 
     def path(name: str = "pack", spec: object = None) -> str:
         return artifacts.artifact_name([name], [artifacts.artifact_key(name, spec, module, types, CPU())])

@@ -33,12 +33,12 @@ device = Accelerator()
 
 from max.graph import DeviceRef, Module
 from max_zimage.graphs.layers import trace
-from max_zimage.compile.worker import definition
+from max_zimage.compile.registry import made
 from max_zimage.compile.ahead_of_time import FULL_MODEL, with_layers
 
 found = {}
 for name in ("denoise", "first_block_noise_refiner", "text_encoder"):
-    module, types = definition(name, with_layers(FULL_MODEL, 2), "bfloat16", DeviceRef.from_device(device))
+    module, types = made(name, with_layers(FULL_MODEL, 2), "bfloat16", DeviceRef.from_device(device))
     for in_place in (False, True):
         graph = str(trace(module, types, name, Module(), weights_in_place=in_place).module.mlir_module)
         places = re.findall(r'mo.constant.external .*device_ref<"(.pu)"', graph)

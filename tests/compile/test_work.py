@@ -15,12 +15,13 @@ from transformers import Qwen3Model
 
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.cli.compile import specs_of
+from max_zimage.compile import work
 from max_zimage.compile.ahead_of_time import FULL_MODEL, with_layers
-from max_zimage.compile.worker import definition
+from max_zimage.compile.registry import count, made
+from max_zimage.compile.work import Counter, Work
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.graphs.kernel_library import without_kernels
-from max_zimage.compile import work
-from max_zimage.compile.work import Counter, Work
+from max_zimage.graphs.step.inputs import PredictInputs
 
 TINY = specs_of("tiny-zimage")
 FEW = with_layers(FULL_MODEL, 2)
@@ -95,7 +96,7 @@ def test_without_tokens_only_the_weights_move(specs: ModelSpecs) -> None:
     }
     for graph, counted in idle.items():
         with without_kernels():  # whose matrices are filled up to whole panels
-            module, _ = definition(graph, specs, "bfloat16", DeviceRef.CPU())
+            module, _ = made(graph, specs, "bfloat16", DeviceRef.CPU())
         weights = {name: tuple(map(int, tensor.shape)) for name, tensor in module.parameters}
         used = [name for name in weights if "embed_tokens" not in name and "pad_token" not in name]
         matrices = [prod(weights[name]) for name in used if len(weights[name]) > 1]
@@ -115,15 +116,16 @@ def test_a_block_by_hand() -> None:
 
 def test_calls_are_counted_from_their_shapes() -> None:
     spec = TINY.transformer
-    shapes = [(1, 64, 64), (2, 32, 256), (2, 64, 64, 2), (2, 96, 64, 2)]
+    given = PredictInputs(*[()] * len(PredictInputs._fields))
+    shapes = [*given._replace(latents=(1, 64, 64), image_rope=(2, 64, 64, 2), rope=(2, 96, 64, 2))]
     step = work.denoise(spec, items=2, image_tokens=64, image_padded=64, tokens=96, size=4)
-    assert COUNTER.of_call("denoise", shapes) == step
-    assert COUNTER.of_call("conditioning", [(2, 32, 128)]) == work.conditioning(spec, prompts=2, length=32, size=4)
-    assert COUNTER.of_call("modulation", [(8,)]) == work.modulation(spec, steps=8, size=4)
+    assert count(COUNTER, "denoise", shapes) == step
+    assert count(COUNTER, "conditioning", [(2, 32, 128)]) == work.conditioning(spec, prompts=2, length=32, size=4)
+    assert count(COUNTER, "modulation", [(8,)]) == work.modulation(spec, steps=8, size=4)
     text = work.text_encoder(TINY.text_encoder, layers=3, prompts=2, length=32, size=4)
-    assert COUNTER.of_call("text_encoder", [(2, 32), (32, 32, 2)]) == text
+    assert count(COUNTER, "text_encoder", [(2, 32), (32, 32, 2)]) == text
     pixels = work.decode(TINY.vae, pictures=1, rows=16, columns=12, size=4, picture_size=4)
-    assert COUNTER.of_call("decode", [(1, 8, 6, 2, 2, 16)]) == pixels
-    assert COUNTER.of_call("pack", [(1, 16, 8, 2, 8, 2)]) == Work(nbytes=2 * 4 * 4096)
-    assert COUNTER.of_call("scheduler_step", [(1, 64, 64), (1, 64, 64), (1,)]) == Work(nbytes=3 * 4 * 4096)
-    assert COUNTER.of_call("encode", [(1, 16, 8, 16, 8, 3)]) is None
+    assert count(COUNTER, "decode", [(1, 8, 6, 2, 2, 16)]) == pixels
+    assert count(COUNTER, "pack", [(1, 16, 8, 2, 8, 2)]) == Work(nbytes=2 * 4 * 4096)
+    assert count(COUNTER, "scheduler_step", [(1, 64, 64), (1, 64, 64), (1,)]) == Work(nbytes=3 * 4 * 4096)
+    assert count(COUNTER, "encode", [(1, 16, 8, 16, 8, 3)]) is None

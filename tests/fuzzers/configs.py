@@ -24,7 +24,7 @@ from unittest import mock
 from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.errors import CheckpointError
-from max_zimage.pipeline.calling import Prepared
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.manifest import find_sources
 from max_zimage.pipeline.prepare import tokens_of_request
 from max_zimage.request.request import GenerationRequest
@@ -144,7 +144,7 @@ def _unclear(message: str, model: Path) -> str | None:
     return f"shows what is Python's own: {message}" if _LEAKED.search(message) else None
 
 
-def _unusable(prepared: Prepared) -> str | None:
+def _unusable(prepared: CheckedModel) -> str | None:
     sources = prepared.sources
     request = GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, prompt="a red star")
     tokens_of_request(request, prepared.tokenizer, sources.limits)

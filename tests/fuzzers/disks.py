@@ -80,7 +80,7 @@ def _limited(size: int) -> Iterator[None]:
 
 def _packed(session: InferenceSession) -> np.ndarray:
     module = build(lambda: PackLatents(_CHANNELS), DType.float32, DeviceRef.CPU())
-    types = module.input_types(DeviceRef.CPU())
+    types = module.input_types(DType.float32, DeviceRef.CPU())
     graph = compile_graph("pack", module, types, {}, session, spec=None, device=CPU())
     latents = np.arange(_CHANNELS * 24, dtype=np.float32).reshape(1, _CHANNELS, 2, 2, 3, 2)
     return np.asarray(download(graph(upload(latents, CPU()))[0]))

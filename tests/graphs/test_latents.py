@@ -44,7 +44,7 @@ def models() -> dict[str, Model]:
         "pack": build(lambda: PackLatents(CHANNELS), DType.float32, CPU),
         "unpack": build(Unpack, DType.float32, CPU),
     }
-    graphs = [trace(module, module.input_types(CPU), name, together) for name, module in modules.items()]
+    graphs = [trace(module, module.input_types(DType.float32, CPU), name, together) for name, module in modules.items()]
     session = InferenceSession([CPU.to_device()])
     return session.init_all(compile_with_kernels(session, together, graphs), weights_registry={})
 

@@ -58,7 +58,7 @@ def test_no_number_diverges_and_so_does_another_shape() -> None:
 
 def test_a_real_fault_is_found_where_it_is(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions whose pad tokens are counted as captions: the first wrong stage is that of the caption tokens."""
-    import max_zimage.pipeline.denoising as denoising
+    import max_zimage.pipeline.stages as denoising
 
     def without_pads(spec, captions, device):
         _, padded, *rest = arguments(spec, captions, device)

@@ -109,7 +109,7 @@ def compile_graphs(kinds: list[type], case: Case, dtype: DType, place: DeviceRef
             name: weight_buffer(value.contiguous().numpy(), dtype, packing(name) if place == CPU else None)
             for name, value in own.items()
         }
-        graphs.append(trace(module, module.input_types(place), kind.__name__, together))
+        graphs.append(trace(module, module.input_types(dtype, place), kind.__name__, together))
     session = InferenceSession(devices=[place.to_device()])
     models = session.init_all(compile_with_kernels(session, together, graphs), weights_registry=weights)
     return [models[kind.__name__] for kind in kinds]

@@ -100,7 +100,7 @@ def test_a_compile_that_max_gives_up_for_want_of_room_is_done_without_its_cache(
 
     monkeypatch.setattr(compiler, "_compiled_now", compile_now)
     module = build(lambda: PackLatents(4), DType.float32, DeviceRef.CPU())
-    types = module.input_types(DeviceRef.CPU())
+    types = module.input_types(DType.float32, DeviceRef.CPU())
     graph = compile_graph("pack", module, types, {}, InferenceSession([CPU()]), spec=None, device=CPU())
     with pytest.raises(KeyError):
         compiler.compile_together([graph])

@@ -13,8 +13,8 @@ from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.pipeline import estimate
-from max_zimage.pipeline.calling import Prepared
 from max_zimage.pipeline.estimate import activation_bytes, pictures_at_once
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.serving import capacity
 from max_zimage.serving.capacity import check_capacity
 from max_zimage.serving.settings import ServerLimits, ServerSettings
@@ -26,11 +26,11 @@ SETTINGS = ServerSettings(name="x", limits=ServerLimits(pixels=1024 * 1024, imag
 
 
 @pytest.fixture(scope="module")
-def prepared() -> Prepared:
+def prepared() -> CheckedModel:
     return ZImagePipeline.prepare(device="cpu")
 
 
-def test_what_fits(prepared: Prepared) -> None:
+def test_what_fits(prepared: CheckedModel) -> None:
     needed = check_capacity(SETTINGS, prepared, 2**40)
     assert needed > sum(prepared.sources.nbytes.values())
     assert check_capacity(SETTINGS, prepared, needed) == needed
@@ -39,7 +39,7 @@ def test_what_fits(prepared: Prepared) -> None:
     assert check_capacity(more, prepared, 2**40) > needed
 
 
-def test_what_does_not_fit_is_told_what_would(prepared: Prepared) -> None:
+def test_what_does_not_fit_is_told_what_would(prepared: CheckedModel) -> None:
     needed = check_capacity(SETTINGS, prepared, 2**40)
     with pytest.raises(NotEnoughMemoryError, match=r"4 pictures of 1048576 pixels .* --max-pixels 589824 would fit"):
         check_capacity(SETTINGS, prepared, needed - 1)

@@ -11,12 +11,13 @@ import pytest
 
 from max_zimage.errors import RequestError
 from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling import samplers
+from max_zimage.sampling.guidance import cfg
 from max_zimage.sampling.schedule import (
     MAX_SHIFT,
     MIN_SHIFT,
     ScheduleSpec,
     first_step,
-    guidance_by_step,
     schedule,
     smallest_strength,
 )
@@ -38,7 +39,8 @@ def check(request: GenerationRequest, spec: ScheduleSpec) -> None:
     assert plan.sigmas[0] > 0 and plan.sigmas[-1] == 0
     assert (plan.deltas < 0).all() and (np.diff(plan.sigmas) == plan.deltas).all()
     assert all(np.isfinite(each).all() for each in (plan.sigmas, plan.timesteps, plan.deltas))
-    guidance = guidance_by_step(plan, request.guidance_scale, request.cfg_truncation)
+    evaluated = samplers.plan("euler", plan)
+    guidance = cfg.guidance(evaluated, request.guidance_scale, request.cfg_truncation, 0.0).negative
     assert np.isfinite(guidance).all()
     assert (guidance > 0).any() or not request.use_guidance or plan.timesteps[0] > request.cfg_truncation
     assert np.isfinite(np.float32(request.cfg_normalization))

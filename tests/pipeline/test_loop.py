@@ -19,7 +19,7 @@ from max_zimage import ZImagePipeline
 from max_zimage.compile import compiler
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.pipeline import zimage as pipeline
-from max_zimage.pipeline.calling import StepCallback
+from max_zimage.pipeline.callbacks import StepCallback
 from tests.references.diffusers_runs import Pair
 
 STEPS = 5

@@ -145,7 +145,7 @@ def test_the_other_pictures_of_a_call_are_not_lost(
     size: float, at_once: int, embedded: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finite latents that overflow, in one of three pictures; large pictures are decoded a few at a time."""
-    monkeypatch.setattr("max_zimage.pipeline.denoising.pictures_at_once", lambda *_: at_once)
+    monkeypatch.setattr("max_zimage.pipeline.stages.pictures_at_once", lambda *_: at_once)
     latents = initial_noise(3, 3, 16, 80, 112)
     expected = draw(embedded.ours, seed=None, latents=latents, num_images_per_prompt=3)
     latents[1] *= np.float32(size)

@@ -16,7 +16,7 @@ from PIL import Image
 import max_zimage
 from max_zimage import ZImagePipeline
 from max_zimage.errors import RequestError
-from max_zimage.pipeline.caching import ZImageCacheState
+from max_zimage.pipeline.max_step_cache import ZImageCacheState
 from max_zimage.sampling.noise import initial_noise
 from tests.references.diffusers_runs import Call, Pair, noise, packed, relative_l2
 from tests.references.engine_runs import OpenTransformer, inputs_of, request_of
@@ -184,9 +184,7 @@ def test_run_denoising_step_returns_the_prediction(embedded: Pair) -> None:
     transformer, latents = OpenTransformer.of(pipeline, inputs), packed(noise(embedded, call))
     state = pipeline.create_cache_state(1, latents.shape[1], None)
     assert state == ZImageCacheState()
-    arguments = transformer.arguments(1)
-    prediction = pipeline.run_denoising_step(
-        1, state, pipeline.device, latents=buffer(latents), arguments=arguments
-    ).to_numpy()
-    moved = pipeline.transformer.model(buffer(latents), *arguments)[0].to_numpy()
+    step = transformer.step(1, buffer(latents))
+    prediction = pipeline.run_denoising_step(1, state, pipeline.device, inputs=step).to_numpy()
+    moved = pipeline.transformer.model(*step.arguments)[0].to_numpy()
     assert relative_l2(moved, latents - inputs.schedule.deltas[1] * prediction) <= TRANSFORMER_L2

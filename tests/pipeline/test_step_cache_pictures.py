@@ -14,7 +14,7 @@ import pytest
 from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
 from max_zimage.compile.compiler import counts
 from max_zimage.device.devices import download, upload
-from max_zimage.pipeline.caching import ZImageCacheState
+from max_zimage.pipeline.max_step_cache import ZImageCacheState
 from max_zimage.sampling.step_cache import StepCache, flags_of
 from tests.references import step_caches as model
 from tests.references.diffusers_caches import first_block, hooked, readable_blocks, taylorseer
@@ -194,8 +194,7 @@ def test_a_loop_of_ones_own_takes_the_same_steps(
             step,
             state,
             pipeline.device,
-            latents=upload(latents, pipeline.device),
-            arguments=transformer.arguments(step),
+            inputs=transformer.step(step, upload(latents, pipeline.device)),
         )
         latents = latents - transformer.inputs.schedule.deltas[step] * download(velocity)
         assert relative_l2(latents, expected[step]) <= TRANSFORMER_L2

@@ -13,7 +13,7 @@ import pytest
 from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.profiling import matmul_rate
-from max_zimage.profiling.component import GRAPHS, Prepared
+from max_zimage.profiling.component import MAIN_GRAPHS, Prepared
 from tests.references.diffusers_runs import Pair
 
 RATE = 1e11
@@ -157,7 +157,7 @@ def test_a_component_of_the_embedded_widths(
     assert code == 0, err
     facts = json.loads(out)
     call, host, total = facts["parts"]
-    assert (call["part"], call["calls"], host["part"], facts["sizes"]) == (GRAPHS[name], 1, "host", sizes)
+    assert (call["part"], call["calls"], host["part"], facts["sizes"]) == (MAIN_GRAPHS[name], 1, "host", sizes)
     assert call["seconds"] + host["seconds"] == pytest.approx(total["seconds"])
     assert call["share"] == pytest.approx(call["seconds"] / total["seconds"])
     assert call["matmul_share"] == pytest.approx(call["flops"] / call["seconds"] / RATE)
@@ -221,5 +221,5 @@ def test_what_does_not_fit_names_what_would(run: Profiled, monkeypatch: pytest.M
     assert "the transformer over 1 x 4128 tokens in bfloat16 needs 10.5 GiB of weights and about " in err
     assert "8.0 GiB are available on cpu; use --layers N to cut its depth" in err
     assert "--height and --width" in run("--component", "vae", "--batch", "64")[2]
-    monkeypatch.setattr("max_zimage.cli.profile.available_memory", lambda: 2**20)
+    monkeypatch.setattr("max_zimage.pipeline.estimate.available_memory", lambda: 2**20)
     assert "ask for a smaller --height and --width" in run()[2]

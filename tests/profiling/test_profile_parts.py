@@ -17,7 +17,7 @@ from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.device.devices import download
 from max_zimage.device.memory import NotEnoughMemoryError
-from max_zimage.profiling.component import GRAPHS, Component, Prepared, cut, random_weight
+from max_zimage.profiling.component import MAIN_GRAPHS, Component, Prepared, cut, random_weight
 from max_zimage.profiling.peak_memory import HostMemory, meter
 from max_zimage.profiling.recorder import Call, Recorder, Run, Span
 from tests.references.diffusers_runs import Pair
@@ -68,7 +68,7 @@ def test_the_host_is_what_is_left() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", MAIN_GRAPHS)
 def test_random_weights_and_inputs_give_finite_numbers(name: str) -> None:
     """Compiles each component with one layer; numbers that are not finite would take other paths of the processor."""
     specs = cut(specs_of("tiny-zimage"), name, None if name == "vae" else 1)

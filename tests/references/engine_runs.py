@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from max.driver import Buffer
+from max.dtype import DType
 
 from max_zimage import ZImageModelInputs, ZImagePipeline
 from max_zimage.device.devices import download, upload
-from max_zimage.pipeline.batch import steps
-from max_zimage.pipeline.denoising import caption_tokens
 from max_zimage.pipeline.prepare import captions_of_request, float_features, inputs_of_request
+from max_zimage.pipeline.stages import caption_tokens
+from max_zimage.pipeline.step_inputs import StepInputs, make_tables, step_inputs
 from max_zimage.request.request import GenerationRequest
 from tests.references.diffusers_runs import Call, Features, FloatArray, Pair, packed
 
@@ -32,14 +33,7 @@ def request_of(pair: Pair, call: Call, features: Features | None = None) -> Gene
 def inputs_of(pipeline: ZImagePipeline, request: GenerationRequest) -> ZImageModelInputs:
     """What `ZImagePipeline.generate` hands to `execute`."""
     captions = captions_of_request(request, pipeline.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
-    return inputs_of_request(
-        request,
-        captions,
-        schedule_spec=pipeline.sources.specs.schedule,
-        rope_spec=pipeline.transformer.rope_spec,
-        vae=pipeline.vae,
-        device=pipeline.device,
-    )
+    return inputs_of_request(request, captions, pipeline.sources.specs.schedule, pipeline.transformer, pipeline.vae)
 
 
 def features_of(pipeline: ZImagePipeline, inputs: ZImageModelInputs) -> list[FloatArray]:
@@ -61,13 +55,23 @@ class OpenTransformer:
         """Encode the request's captions."""
         return cls(pipeline, inputs, caption_tokens(pipeline.text_encoder, pipeline.transformer, inputs.captions))
 
-    def arguments(self, step: int) -> tuple[Buffer, ...]:
-        """All that the step takes behind the latents, both guidance branches."""
-        transformer = self.pipeline.transformer
-        plan = list(
-            steps(self.inputs, *transformer.modulation_table(self.inputs.schedule.timesteps), self.pipeline.device)
-        )
-        return (*self.inputs.items.arguments(self.captions), *plan[step].arguments)
+    def step(self, step: int, latents: Buffer, through: int | None = None) -> StepInputs:
+        """All that an evaluation takes, on both guidance branches; `through` as in `predict`.
+
+        Args:
+            step: Whose timestep it is.
+            latents: float32 [pictures, image tokens, 4 · channels].
+            through: See `predict`.
+        """
+        transformer, plan = self.pipeline.transformer, self.inputs.evaluations
+        table, final_scale = transformer.modulation_table(plan.timesteps)
+        if through is not None:
+            values = download(table).copy()
+            values[:, through + 1 :, 1::2] = 0  # rows are scale, gate, scale, gate
+            table = upload(values, self.pipeline.device)
+        tables = make_tables(self.inputs, table, final_scale, self.pipeline.device)
+        history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, self.pipeline.device)
+        return step_inputs(tables, step, self.inputs.items, self.captions, latents, history)
 
     def predict(self, latents: FloatArray, step: int, through: int | None = None) -> FloatArray:
         """The transformer's output for every item, as image tokens.
@@ -78,12 +82,7 @@ class OpenTransformer:
             through: The last modulated block that takes part. The gates of those behind it are closed, which leaves
                 their input as it is: what comes out is the final projection of this block's output. None runs all.
         """
-        arguments = list(self.arguments(step))
-        if through is not None:
-            table = download(arguments[8]).copy()
-            table[through + 1 :, 1::2] = 0  # rows are scale, gate, scale, gate
-            arguments[8] = upload(table, self.pipeline.device)
         state = self.pipeline.create_cache_state(len(latents), 0, None)
-        tokens = upload(packed(latents), self.pipeline.device)
-        (prediction,) = self.pipeline.run_transformer(state, latents=tokens, arguments=tuple(arguments))
+        inputs = self.step(step, upload(packed(latents), self.pipeline.device), through)
+        (prediction,) = self.pipeline.run_transformer(state, inputs=inputs)
         return np.asarray(download(prediction), np.float32)

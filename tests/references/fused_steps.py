@@ -29,7 +29,7 @@ from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import build, trace
 from max_zimage.graphs.model import attention, blocks
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
-from max_zimage.graphs.step.denoise import DenoiseStep
+from max_zimage.graphs.step.compose import denoise_step
 
 HOST = DeviceRef.CPU()
 
@@ -40,11 +40,11 @@ def compile_fused(plain: ZImageTransformerModel) -> dict[str, Model]:
     with as_on_nvidia():
         captions = build(lambda: CaptionConditioning(spec), dtype, HOST)
         table = build(lambda: ModulationTable(spec), dtype, HOST)
-        step = build(lambda: DenoiseStep(spec), dtype, HOST)
-        assert step.transformer.fused and captions.ragged and table.fused
+        step = build(lambda: denoise_step(spec), dtype, HOST)
+        assert step.predict.transformer.fused and captions.ragged and table.fused
         graphs = [
             trace(captions, captions.input_types(dtype, HOST), "conditioning", together),
-            trace(table, table.input_types(HOST), "modulation", together),
+            trace(table, table.input_types(dtype, HOST), "modulation", together),
             trace(step, step.input_types(dtype, HOST), "denoise", together),
         ]
     session = InferenceSession(devices=[CPU()])
@@ -88,7 +88,7 @@ def _weights(plain: ZImageTransformerModel) -> Mapping[str, Buffer]:
     whole = load(plain.plan(), "float32")
     whole |= {**apart(whole), "norms": modulated_norms(whole, plain.spec)}
     packed = {name: weight_buffer(download(data).copy(), DType.float32, _packing(name)) for name, data in whole.items()}
-    return {**packed, **{f"transformer.{name}": data for name, data in packed.items()}}
+    return {**packed, **{f"predict.transformer.{name}": data for name, data in packed.items()}}
 
 
 def _packing(name: str) -> Packing | None:

@@ -83,7 +83,7 @@ class AllOps(Module[..., list[Tensor]]):
             *(head, head),
             TensorType(DType.float32, ["tables", "length", at.head_dim // 2, 2], device),
             *(token, token),
-            TensorType(DType.float32, [4, at.dim], device),
+            TensorType(DType.float32, [4, "items", at.dim], device),
             TensorType(narrow, ["items", "length", 2 * at.ffn], device),
         )
 
@@ -113,7 +113,7 @@ def inputs(widths: Widths, items: int, length: int, *, tables: int, scale: float
     ]
     heads, query_weight, key_weight, branch, residual, both = (each.to(torch.bfloat16) for each in narrow)
     rope = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return [heads, query_weight, key_weight, rope, branch, residual, 1 + 0.3 * numbers(4, widths.dim), both]
+    return [heads, query_weight, key_weight, rope, branch, residual, 1 + 0.3 * numbers(4, items, widths.dim), both]
 
 
 def expected(widths: Widths, given: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -126,7 +126,7 @@ def expected(widths: Widths, given: Sequence[torch.Tensor], dtype: torch.dtype) 
     )
     one = torch.ones(widths.dim, dtype=dtype)
     gate, scaled, scale = (
-        table[row].to(torch.float64 if dtype == torch.float64 else torch.float32) for row in (1, 2, 3)
+        table[row, :, None].to(torch.float64 if dtype == torch.float64 else torch.float32) for row in (1, 2, 3)
     )
     added = residual.to(dtype) + (normed(branch.to(dtype), one, EPSILON) * gate).to(dtype)
     following = (normed(added, one, EPSILON) * scale).to(dtype)

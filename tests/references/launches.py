@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from max_zimage.cli.compile import listing
-from max_zimage.compile.ahead_of_time import FULL_MODEL, GRAPHS, check_graphs, compile_target
+from max_zimage.compile.ahead_of_time import AHEAD, FULL_MODEL, check_graphs, compile_target
 from max_zimage.compile.cubins import symbol_lines
 from max_zimage.compile.launches import Launches, Part
 from tests.paths import ROOT
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         symbols = "\n".join([f"# {report.graph}:", *symbol_lines(report.symbols or ())])
         texts = sections(file) | {report.graph: symbols if options.symbols else listing(report)}
         print(texts[report.graph].partition("\n")[0], flush=True)
-        file.write_text("\n\n".join(texts[graph] for graph in GRAPHS if graph in texts) + "\n")
+        file.write_text("\n\n".join(texts[graph] for graph in AHEAD if graph in texts) + "\n")
     PAGE.write_text(page())
     return 0
 

@@ -8,11 +8,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
+from max_zimage.sampling import samplers
+from max_zimage.sampling.guidance import cfg
 from max_zimage.sampling.schedule import (
     Schedule,
     ScheduleSpec,
     default_sigmas,
-    guidance_by_step,
     schedule,
     shifted,
 )
@@ -86,7 +87,7 @@ def reference_guidance(sigmas: list[float], guidance: float, truncation: float) 
 @pytest.mark.parametrize("steps", [1, 4, 8, 9, 50])
 def test_guidance_stops_after_the_truncation_as_in_diffusers(steps: int, truncation: float) -> None:
     expected = reference_guidance(get_default_z_image_sigmas(steps), 4.0, truncation)
-    actual = guidance_by_step(schedule(SPEC, steps=steps), 4.0, truncation)
+    actual = cfg.guidance(samplers.plan("euler", schedule(SPEC, steps=steps)), 4.0, truncation, 0.0).negative
     assert actual.dtype == np.float32
     np.testing.assert_array_equal(actual, expected)
 

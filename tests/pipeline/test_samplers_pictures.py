@@ -1,0 +1,129 @@
+"""Whole runs under every sampler and with layers skipped, against numpy around the reference's transformer.
+
+They share the graphs of the session's embedded model: another sampler or branch compiles nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from max_zimage.compile import compiler
+from max_zimage.device.devices import download
+from max_zimage.pipeline.prepare import captions_of_request, inputs_of_request
+from max_zimage.sampling import samplers
+from max_zimage.sampling.evaluations import Evaluations
+from max_zimage.sampling.guidance import Branch, skip_layer
+from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
+from tests.references.diffusers_runs import (
+    Call,
+    FloatArray,
+    Pair,
+    noise,
+    packed,
+    reference_features,
+    reference_prediction,
+    relative_l2,
+)
+from tests.references.engine_runs import request_of
+from tests.references.step_caches import unpacked
+from tests.tolerances import SAMPLED_L2
+
+CALLS = {
+    "no guidance": Call(prompts=(33,), steps=6, guidance=0.0),
+    "guidance": Call(prompts=(30, 65), negatives=(20, 40), steps=5, guidance=3.0, height=80, width=112),
+    "guidance that ends": Call(prompts=(12,), negatives=("",), steps=6, guidance=2.0, cfg_truncation=0.4),
+}
+SKIPPED = (1, 2)
+
+
+def skipping(plan: Evaluations) -> Sequence[Branch]:
+    return [skip_layer.branch(plan, scale=2.5, layers=SKIPPED, start=0.05, stop=0.6)]
+
+
+def ours(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False) -> FloatArray:
+    """Final latents, float32 [pictures, image tokens, 4 · channels]."""
+    pipeline, request = pair.ours, request_of(pair, call)
+    captions = captions_of_request(request, pipeline.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
+    spec, others = pipeline.sources.specs.schedule, skipping if skip else None
+    inputs = inputs_of_request(
+        request, captions, spec, pipeline.transformer, pipeline.vae, sampler=sampler, others=others
+    )
+    run = pipeline.denoising(inputs)
+    run.run()
+    return np.asarray(download(run.latents), np.float32)
+
+
+def theirs(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False) -> FloatArray:
+    """The same by the reference's transformer and the sampler's matrices in numpy."""
+    positive, negative = reference_features(pair, call)
+    request = request_of(pair, call)
+    plan = samplers.plan(sampler, request.schedule(pair.ours.sources.specs.schedule))
+    windows = skipping(plan)[0].scales if skip else np.zeros(plan.count)
+    latents = packed(noise(pair, call))
+    slots = np.zeros((plan.slots, *latents.shape), np.float32)
+    for index in range(plan.count):
+        squares = np.stack([unpacked(each, call.height // 8, call.width // 8) for each in latents])
+        time = float(plan.timesteps[index])
+        first = reference_prediction(pair, squares, time, list(positive))
+        prediction = first
+        if call.guidance and time <= call.cfg_truncation:
+            other = reference_prediction(pair, squares, time, list(negative))
+            prediction = first + np.float32(call.guidance) * (first - other)
+        if windows[index]:
+            with without_layers(pair):
+                prediction = prediction + windows[index] * (
+                    first - reference_prediction(pair, squares, time, list(positive))
+                )
+        seen = np.stack([latents, packed(prediction), *slots])
+        latents, *kept = np.einsum("rc,c...->r...", plan.matrices[index], seen).astype(np.float32)
+        slots = np.asarray(kept, np.float32).reshape(slots.shape)
+    return latents
+
+
+@contextmanager
+def without_layers(pair: Pair) -> Iterator[None]:
+    """The reference's transformer with some of its main layers removed."""
+    transformer = pair.theirs.transformer
+    whole = transformer.layers
+    transformer.layers = torch.nn.ModuleList(layer for index, layer in enumerate(whole) if index not in SKIPPED)
+    try:
+        yield
+    finally:
+        transformer.layers = whole
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("sampler", samplers.NAMES)
+def test_a_run_under_a_sampler(sampler: str, call: str, embedded: Pair) -> None:
+    before = copy.copy(compiler.counts)
+    assert relative_l2(ours(embedded, CALLS[call], sampler), theirs(embedded, CALLS[call], sampler)) <= SAMPLED_L2
+    assert compiler.counts == before  # another sampler is another table
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_run_with_layers_skipped(sampler: str, call: str, embedded: Pair) -> None:
+    actual = ours(embedded, CALLS[call], sampler, skip=True)
+    assert relative_l2(actual, theirs(embedded, CALLS[call], sampler, skip=True)) <= SAMPLED_L2
+    assert relative_l2(actual, ours(embedded, CALLS[call], sampler)) > 1e-2
+
+
+@pytest.mark.parametrize("cache", [FirstBlockCache(threshold=0.1), TaylorSeer()])
+def test_a_step_cache_and_skipped_layers_do_not_go_together(
+    cache: FirstBlockCache | TaylorSeer, embedded: Pair
+) -> None:
+    pipeline, call = embedded.ours, CALLS["no guidance"]
+    request = request_of(embedded, call)
+    captions = captions_of_request(request, pipeline.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
+    inputs = inputs_of_request(
+        request, captions, pipeline.sources.specs.schedule, pipeline.transformer, pipeline.vae, others=skipping
+    )
+    object.__setattr__(inputs, "step_cache", cache)
+    with pytest.raises(ValueError, match="cannot go with guidance that leaves out layers"):
+        pipeline.denoising(inputs)

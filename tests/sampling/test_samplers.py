@@ -1,0 +1,146 @@
+"""Samplers as tables: what their matrices do is what their formulas say, and what diffusers' class does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from max_zimage.sampling import samplers
+from max_zimage.sampling.evaluations import Evaluations, evaluations
+from max_zimage.sampling.schedule import Schedule, ScheduleSpec, schedule
+
+Array = np.ndarray
+Model = Callable[[Array, float], Array]
+
+SHAPE = (2, 6)
+UPDATE = 1e-6
+"""Relative difference of an update in float32 from its formula in float64."""
+
+
+def model(x: Array, sigma: float) -> Array:
+    """Something that bends: neither constant in the latents nor in the noise level."""
+    return np.asarray(np.tanh(x) * (1.3 - sigma) + np.sin(3 * sigma + np.arange(x.size).reshape(x.shape)), x.dtype)
+
+
+def noise() -> Array:
+    return np.random.default_rng(3).standard_normal(SHAPE)
+
+
+def by_matrices(plan: Evaluations, x: Array) -> Array:
+    """In float32, as the graph does it."""
+    state = [x.astype(np.float32), *(np.zeros(x.shape, np.float32) for _ in range(plan.slots))]
+    for sigma, matrix in zip(plan.sigmas, plan.matrices.astype(np.float32), strict=True):
+        latents, *slots = state
+        seen = np.stack([latents, model(latents, float(sigma)), *slots])
+        state = list(np.einsum("rc,c...->r...", matrix, seen))
+    return state[0]
+
+
+def euler(levels: list[float], x: Array) -> Array:
+    for sigma, following in zip(levels, levels[1:], strict=False):
+        x = x - (following - sigma) * model(x, sigma)
+    return x
+
+
+def heun(levels: list[float], x: Array) -> Array:
+    """Reference: diffusers schedulers/scheduling_flow_match_heun_discrete.py, whose class shifts given sigmas twice."""
+    for sigma, following in zip(levels, levels[1:], strict=False):
+        first, delta = model(x, sigma), following - sigma
+        there = x - delta * first
+        x = there if following == 0 else x - delta * (first + model(there, following)) / 2
+    return x
+
+
+def dpmpp_2m(levels: list[float], x: Array) -> Array:
+    """Over the logarithm of the signal-to-noise ratio, with its limits at 1 and 0."""
+    before, gap_before = x, math.inf
+    for step, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+        clean = x + sigma * model(x, sigma)
+        gap = math.inf if sigma == 1 or following == 0 else log_snr(following) - log_snr(sigma)
+        better = clean
+        if step > 0 and following > 0 and gap_before < math.inf:
+            better = clean + (clean - before) * gap / gap_before / 2
+        x = following / sigma * x - (1 - following) * (math.exp(-gap) - 1) * better
+        before, gap_before = clean, gap
+    return x
+
+
+def log_snr(sigma: float) -> float:
+    return math.log((1 - sigma) / sigma)
+
+
+FORMULAS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+
+
+def test_every_file_is_a_sampler_and_has_a_formula_here() -> None:
+    assert set(samplers.NAMES) == set(FORMULAS)
+    with pytest.raises(ValueError, match=r"sampler must be one of dpmpp_2m, euler, heun, got 'unipc'"):
+        samplers.plan("unipc", schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=2))
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("steps", [2, 3, 8, 30])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_matrices_are_formulas(name: str, steps: int, shift: float, left_out: int) -> None:
+    """From pure noise, and from the level that image-to-image begins at."""
+    plan = schedule(ScheduleSpec(shift=shift, num_train_timesteps=1000), steps=steps).after(left_out)
+    expected = FORMULAS[name]([float(level) for level in plan.sigmas], noise())
+    actual = by_matrices(samplers.plan(name, plan), noise())
+    assert np.isfinite(actual).all()
+    # Errors of single updates add up over the steps.
+    assert np.linalg.norm(actual - expected) <= UPDATE * plan.num_steps * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 12])
+def test_dpmpp_2m_is_that_of_diffusers_on_its_own_sigmas(steps: int) -> None:
+    theirs = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, final_sigmas_type="zero"
+    )
+    theirs.set_timesteps(steps)
+    levels = theirs.sigmas.numpy().astype(np.float32)
+    sample = torch.from_numpy(noise().astype(np.float32))
+    for sigma, time in zip(levels[:-1], theirs.timesteps, strict=True):
+        velocity = -torch.from_numpy(model(sample.numpy(), float(sigma)))  # theirs points the other way
+        sample = theirs.step(velocity, time, sample).prev_sample
+    plan = Schedule(sigmas=levels, timesteps=1 - levels[:-1], deltas=np.diff(levels))
+    actual = by_matrices(samplers.plan("dpmpp_2m", plan), noise())
+    assert np.linalg.norm(actual - sample.numpy()) <= 2 * UPDATE * steps * np.linalg.norm(actual)
+
+
+def test_euler_is_one_subtraction_to_the_bit() -> None:
+    plan = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=9)
+    found = samplers.plan("euler", plan)
+    assert (found.slots, found.count) == (0, 9)
+    np.testing.assert_array_equal(found.updates, np.stack([plan.deltas, np.zeros(9, np.float32)], axis=1))
+    np.testing.assert_array_equal(found.timesteps, plan.timesteps)
+
+
+def test_how_often_the_model_is_asked() -> None:
+    plan = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=5)
+    assert {name: samplers.plan(name, plan).count for name in samplers.NAMES} == {"dpmpp_2m": 5, "euler": 5, "heun": 9}
+    found = samplers.plan("heun", plan)
+    assert [list(found.of_step(step)) for step in range(5)] == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+    assert found.timesteps[1] == plan.timesteps[1]  # the level at a step's end is the next step's own
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": [0, 0]}, "evaluate each of 2 steps in order"),
+        ({"steps": [1, 0]}, "evaluate each of 2 steps in order"),
+        ({"matrices": [[[1.0, 0.0, 0.0]]] * 2}, r"matrices \[2, 1, 3\]"),
+        ({"matrices": [[[1.0, math.inf]]] * 2}, "must be finite in float32, got inf"),
+        ({"matrices": [[[1.0, 1e39]]] * 2}, r"must be finite in float32, got 1e\+39"),
+    ],
+)
+def test_tables_that_fit_no_schedule_are_refused(change: dict[str, object], message: str) -> None:
+    plan = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=2)
+    given: dict[str, object] = {"sigmas": [1.0, 0.75], "steps": [0, 1], "matrices": [[[1.0, 0.5]]] * 2}
+    with pytest.raises(ValueError, match=message):
+        evaluations(plan, **(given | change))  # type: ignore[arg-type]
