@@ -80,8 +80,8 @@ class ModulatedBlock(Module[..., Tensor]):
             x: [items, length, dim] in the model's dtype.
             rope: float32 [items, length, head_dim/2, 2].
             extent: What of the rows exists, see `attention_layer`; None where every position does.
-            modulation: float32 [4, 1 or items, dim]: 1 + scale and tanh(gate) of attention, then of the feed-forward layer;
-                a gate of 0 leaves its branch out, exactly.
+            modulation: float32 [4, 1 or items, dim]: 1 + scale and tanh(gate) of attention, then of the feed-forward
+                layer; a gate of 0 leaves its branch out, exactly.
 
         Returns:
             Like `x`.
@@ -114,8 +114,8 @@ class FusedBlock(Module[..., tuple[Tensor, Tensor]]):
             normed: Like `x`, norm1(x) · scale.
             rope: float32 [items, length, head_dim/2, 2].
             offsets: See `ragged_rotary_attention`.
-            modulation: float32 [5, 1 or items, dim]: the rows of `ModulatedBlock`, each times its norm's weight, and the
-                first row of the next block.
+            modulation: float32 [5, 1 or items, dim]: the rows of `ModulatedBlock`, each times its norm's weight, and
+                the first row of the next block.
 
         Returns:
             Like `x` and `normed`, for the next block.

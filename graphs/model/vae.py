@@ -124,41 +124,58 @@ def energy(x: Tensor) -> Tensor:
     return F.reshape(F.sum(F.sum(flat * flat, axis=2), axis=1), [batch])
 
 
-class EncodeImage(Module[[Tensor, Tensor], Tensor]):
-    """Pictures to latents that the transformer can start from."""
+class EncodeImage(Module[..., Tensor]):
+    """Pictures to latents that the transformer can start from, each encoded once for all that begin with it.
+
+        sigma · noise + (1 - sigma) · (a sample of the picture's posterior)
+
+    Reference: diffusers pipelines/z_image/pipeline_z_image_img2img.py (prepare_latents).
+    """
 
     def __init__(self, spec: VaeSpec) -> None:
         self.spec = spec
         self.encoder = Encoder(spec)
 
-    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
-        """Encode, and draw from the posterior.
+    def forward(self, image: Tensor, rows: Tensor, chosen: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
+        """Encode, draw from the posterior, and mix with noise.
 
         Args:
-            image: uint8 [batch, latent_rows, downscale, latent_columns, downscale, 3], a view of the picture, channels
+            image: uint8 [images, latent_rows, downscale, latent_columns, downscale, 3], a view of pictures, channels
                 last.
-            noise: float32 [batch, latent_channels, latent_rows, latent_columns], standard normal; zeros give the
+            rows: int32 [batch], the picture that each of the batch begins with.
+            chosen: float32 [batch, latent_channels, latent_rows, latent_columns], standard normal; zeros give the
                 posterior's mode.
+            noise: Like `chosen`, the starting noise.
+            shares: float32 [2], of the noise and of the sample: sigma and 1 - sigma.
 
         Returns:
             float32, like `noise`.
         """
-        batch, rows, side, columns, _, _ = image.shape
-        pixels = F.reshape(image, [batch, rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
+        images, latent_rows, side, columns, _, _ = image.shape
+        pixels = F.reshape(image, [images, latent_rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
         moments = self.encoder(pixels.cast(picture_dtype(self.encoder.conv_in.weight))).cast(DType.float32)
         mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [self.spec.latent_channels] * 2, axis=1)
         clamped = unless_too_large(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX), logvar)
-        deviation = F.exp(clamped * 0.5)
-        sample = mean + deviation * noise
-        return normalize(sample, self.spec.scaling_factor, self.spec.shift_factor)
+        mean, deviation = (F.gather(each, rows, axis=0) for each in (mean, F.exp(clamped * 0.5)))
+        sample = normalize(mean + deviation * chosen, self.spec.scaling_factor, self.spec.shift_factor)
+        return _rounded(shares[0:1] * noise, noise) + _rounded(shares[1:2] * sample, sample)
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         side = self.spec.downscale
+        latents = TensorType(DType.float32, [BATCH, self.spec.latent_channels, LATENT_ROWS, LATENT_COLUMNS], device)
         return (
-            TensorType(DType.uint8, [BATCH, LATENT_ROWS, side, LATENT_COLUMNS, side, RGB], device),
-            TensorType(DType.float32, [BATCH, self.spec.latent_channels, LATENT_ROWS, LATENT_COLUMNS], device),
+            TensorType(DType.uint8, ["images", LATENT_ROWS, side, LATENT_COLUMNS, side, RGB], device),
+            TensorType(DType.int32, [BATCH], device),
+            latents,
+            latents,
+            TensorType(DType.float32, [2], device),
         )
+
+
+def _rounded(product: Tensor, factor: Tensor) -> Tensor:
+    """A product that is rounded before anything is added to it, as the reference's is: a choice cannot be fused."""
+    return unless_too_large(product, factor)
 
 
 class Decoder(Module[[Tensor], Tensor]):

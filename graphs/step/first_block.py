@@ -63,8 +63,8 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
             given.rope,
             given.valid_length,
             given.offsets,
-            # One variant for all rows: a size that is a symbol here would be read both in a branch and outside of it, which
-            # MAX 26.7 cannot compile.
+            # One variant for all rows: a size that is a symbol here would be read both in a branch and outside of it,
+            # which MAX 26.7 cannot compile.
             given.modulation,
         )
         noisy = F.gather(given.latents, given.latent_rows, axis=0).cast(given.caption_tokens.dtype)

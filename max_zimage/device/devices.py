@@ -102,6 +102,20 @@ def kept_rows(buffer: Buffer, rows: Sequence[int]) -> Buffer:
     return made
 
 
+def joined(parts: Sequence[Buffer]) -> Buffer:
+    """Buffers of one device behind each other, [rows, ...] each; the one there is, or a copy on the same device."""
+    if len(parts) == 1:
+        return parts[0]
+    first, rest = parts[0], (slice(None),) * (parts[0].rank - 1)
+    rows = [int(part.shape[0]) for part in parts]
+    made = Buffer.zeros((sum(rows), *map(int, first.shape[1:])), first.dtype, first.device)
+    for index, part in enumerate(parts):
+        begin = sum(rows[:index])
+        made[(slice(begin, begin + rows[index]), *rest)].inplace_copy_from(part)
+    finish_copies(made)
+    return made
+
+
 def finish_copies(buffer: Buffer) -> None:
     """Wait for copies into a buffer of the host, which MAX makes later and without keeping what they read.
 

@@ -12,7 +12,7 @@ from max.dtype import DType
 from max.pipelines.context import PixelContext
 
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.device.devices import upload
+from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, IdArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
@@ -60,17 +60,18 @@ def inputs_of_request(
         noise = initial_noise(
             request.seed or 0, request.num_images, vae.spec.latent_channels, request.height, request.width
         )
+    start: FloatArray | Buffer = noise
     if request.start_image is not None:
-        noise = starting_latents(vae, request.start_image, noise, request.seed, plan.sigmas[0])
+        start = starting_latents(vae, request.start_image, noise, request.seed, plan.sigmas[0])
         # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
-        if not np.isfinite(noise).all():
+        if not np.isfinite(download(start)).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
     evaluated = samplers.plan(sampler, plan)
     guided = cfg.guidance(evaluated, request.guidance_scale, request.cfg_truncation, request.cfg_normalization)
     guided = combined(guided, others(evaluated) if others else ())
     copies = request.num_images_per_prompt
-    return _inputs(transformer, captions, noise, plan, evaluated, guided, copies, step_cache=request.step_cache)
+    return _inputs(transformer, captions, [start], plan, evaluated, guided, copies, step_cache=request.step_cache)
 
 
 def sharing_key(context: PixelContext) -> tuple[object, ...]:
@@ -117,12 +118,12 @@ def inputs_of_contexts(
         negatives = [context.negative_tokens for context in contexts]
         texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
     copies = [context.num_images_per_prompt for context in contexts]
-    captions, noise = arrange(texts, (), copies=copies), np.concatenate([_noise(context, vae) for context in contexts])
+    captions, start = arrange(texts, (), copies=copies), [_start(context, vae) for context in contexts]
     cache = step_cache_of(first)
-    return _inputs(transformer, captions, noise, plan, evaluated, guided, sum(copies), step_cache=cache)
+    return _inputs(transformer, captions, start, plan, evaluated, guided, sum(copies), step_cache=cache)
 
 
-def _noise(context: PixelContext, vae: ZImageVaeModel) -> FloatArray:
+def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
     """What a request of a server begins with."""
     noise = np.asarray(context.latents, np.float32)
     if context.input_image is None:
@@ -215,7 +216,7 @@ def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> np
 def _inputs(
     transformer: ZImageTransformerModel,
     captions: Captions,
-    noise: FloatArray,
+    start: Sequence[FloatArray | Buffer],
     plan: Schedule,
     evaluated: Evaluations,
     guided: Guidance,
@@ -223,14 +224,15 @@ def _inputs(
     *,
     step_cache: StepCache | None,
 ) -> ZImageModelInputs:
-    batch, channels, height, width = noise.shape
+    latents = joined([each if isinstance(each, Buffer) else upload(each, transformer.device) for each in start])
+    batch, channels, height, width = map(int, latents.shape)
     rows, columns, device = height // 2, width // 2, transformer.device
     branches = [0, *([1] if guided.has_negative else []), *range(2, 2 + len(guided.others))]
     shown = replace(captions, rows=_rows(captions.rows, batch, guided))
     lengths = [shown.lengths[row] for row in shown.rows]
     return ZImageModelInputs(
         captions=shown,
-        latents=upload(noise.reshape(batch, channels, rows, 2, columns, 2), device),
+        latents=latents.view(DType.float32, (batch, channels, rows, 2, columns, 2)),
         schedule=plan,
         evaluations=evaluated,
         guidance=guided,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from max.driver import Buffer
 
 from max_zimage.components import ZImageVaeModel
-from max_zimage.device.devices import download, upload
+from max_zimage.device.devices import upload
 from max_zimage.sampling.noise import image_seed, standard_normal
 
 FloatArray = npt.NDArray[np.float32]
@@ -27,12 +28,12 @@ def posterior_noise(seed: int, count: int, channels: int, height: int, width: in
 
 
 def starting_latents(
-    vae: ZImageVaeModel, image: npt.NDArray[np.uint8], noise: FloatArray, seed: int | None, sigma: float
-) -> FloatArray:
-    """Mix an image with noise: sigma · noise + (1 - sigma) · image latents.
+    vae: ZImageVaeModel, image: npt.NDArray[np.uint8], noise: FloatArray, seed: int | None, sigma: np.float32
+) -> Buffer:
+    """Mix an image with noise, on the device: sigma · noise + (1 - sigma) · image latents.
 
     Args:
-        vae: Encodes the image.
+        vae: Encodes the image, once for all pictures.
         image: uint8 [height, width, 3].
         noise: float32 [pictures, channels, height/8, width/8].
         seed: Of the first picture; None takes the posterior's mode in place of a sample.
@@ -44,6 +45,5 @@ def starting_latents(
     count, channels = noise.shape[:2]
     height, width, _ = image.shape
     chosen = np.zeros_like(noise) if seed is None else posterior_noise(seed, count, channels, height, width)
-    images = np.repeat(image[None], count, axis=0)
-    latents = download(vae.encode(upload(images, vae.device), upload(chosen, vae.device)))
-    return (np.float32(sigma) * noise + np.float32(1 - sigma) * latents).astype(np.float32)
+    picture, given, start = (upload(each, vae.device) for each in (image[None], chosen, noise))
+    return vae.start(picture, given, start, np.float32(sigma))

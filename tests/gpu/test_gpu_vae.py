@@ -27,6 +27,7 @@ from max_zimage.graphs.model.vae_blocks import convolution
 from tests.graphs.test_vae import (
     Case,
     DecodeBoth,
+    alone,
     compile_graphs,
     draw_latents,
     make_case,
@@ -254,6 +255,5 @@ def test_encode(gpu: Accelerator, published: Case, graphs: list[Model], batch: i
         ((model.encode(signed.to(model.dtype)).latent_dist.mean.float() - shift) * scale).numpy()
         for model in (published.reference, rounded)
     )
-    noise = Buffer.from_numpy(np.zeros_like(exact)).to(gpu)
-    ours = graphs[1](pixel_view(published, pixels).to(gpu), noise)[0].to(CPU()).to_numpy()
+    ours = graphs[1](*alone(pixel_view(published, pixels).to(gpu), np.zeros_like(exact), gpu))[0].to(CPU()).to_numpy()
     assert error(ours, exact) <= BFLOAT16_RATIO * error(theirs, exact)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
-from max.driver import Buffer
+from max.driver import Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.experimental.tensor import Tensor
@@ -193,6 +193,15 @@ def test_decoded_bytes_equal_diffusers(case, decode, batch, height, width):
     assert np.mean(difference != 0) <= 1e-3
 
 
+def alone(pixels: Buffer, chosen: np.ndarray, device: Device | None = None) -> list[Buffer]:
+    """What `EncodeImage` takes where every picture is encoded, and no noise mixed with it."""
+    rows, shares = np.arange(len(chosen), dtype=np.int32), np.array([0, 1], np.float32)
+    return [
+        pixels,
+        *(Buffer.from_numpy(each).to(device or Host()) for each in (rows, chosen, np.zeros_like(chosen), shares)),
+    ]
+
+
 @pytest.mark.parametrize(("batch", "height", "width"), SIZES)
 def test_encoded_latents_equal_diffusers(case, encode, batch, height, width):
     rng = np.random.default_rng(4)
@@ -204,7 +213,7 @@ def test_encoded_latents_equal_diffusers(case, encode, batch, height, width):
     for offset in (np.zeros_like(noise), noise):
         drawn = posterior.mean + posterior.std * torch.from_numpy(offset)
         expected = (drawn - case.spec.shift_factor) * case.spec.scaling_factor
-        actual = encode(pixel_view(case, pixels), Buffer.from_numpy(offset))[0].to_numpy()
+        actual = encode(*alone(pixel_view(case, pixels), offset))[0].to_numpy()
         assert relative_l2(actual, expected.numpy()) <= FLOAT32_L2
 
 
@@ -220,9 +229,9 @@ def test_bfloat16_decodes_as_well_as_torch(case):
 
 def test_image_of_another_size_than_the_noise_is_refused(case, encode):
     rows, columns = case.latent_size(96, 128)
-    noise = Buffer.from_numpy(np.zeros((1, case.spec.latent_channels, rows, columns), np.float32))
+    noise = np.zeros((1, case.spec.latent_channels, rows, columns), np.float32)
     with pytest.raises(ValueError, match="symbolic dimension 'latent_columns'"):
-        encode(pixel_view(case, np.zeros((1, 96, 112, 3), np.uint8)), noise)
+        encode(*alone(pixel_view(case, np.zeros((1, 96, 112, 3), np.uint8)), noise))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,14 +43,14 @@ def by_matrices(plan: Evaluations, x: Array) -> Array:
 
 
 def euler(levels: list[float], x: Array) -> Array:
-    for sigma, following in zip(levels, levels[1:], strict=False):
+    for sigma, following in pairwise(levels):
         x = x - (following - sigma) * model(x, sigma)
     return x
 
 
 def heun(levels: list[float], x: Array) -> Array:
     """Reference: diffusers schedulers/scheduling_flow_match_heun_discrete.py, whose class shifts given sigmas twice."""
-    for sigma, following in zip(levels, levels[1:], strict=False):
+    for sigma, following in pairwise(levels):
         first, delta = model(x, sigma), following - sigma
         there = x - delta * first
         x = there if following == 0 else x - delta * (first + model(there, following)) / 2
@@ -59,7 +60,7 @@ def heun(levels: list[float], x: Array) -> Array:
 def dpmpp_2m(levels: list[float], x: Array) -> Array:
     """Over the logarithm of the signal-to-noise ratio, with its limits at 1 and 0."""
     before, gap_before = x, math.inf
-    for step, (sigma, following) in enumerate(zip(levels, levels[1:], strict=False)):
+    for step, (sigma, following) in enumerate(pairwise(levels)):
         clean = x + sigma * model(x, sigma)
         gap = math.inf if sigma == 1 or following == 0 else log_snr(following) - log_snr(sigma)
         better = clean
