@@ -6,7 +6,6 @@ The page's own words stand before the marker, the flags behind it. A test holds 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from benchmarks.measure import ROOT
 from max_zimage.cli import main as command_line
