@@ -3,8 +3,9 @@
     <!-- results: PART -->          everything between these two lines is written here,
     <!-- end -->                    from benchmarks/results/PART.csv
 
-PART may also be one of `SUMMARIES`, a few rows of a part. `--check` compares and writes nothing. A table has the columns
-that say something, and below it the conditions that its numbers were measured under. A plot carries the fingerprint of its CSV file inside, so that an old one is found without drawing it again.
+PART may also be one of `SUMMARIES`, a few rows of a part. `--check` compares and writes nothing. A table has the
+columns that say something, and below it the conditions that its numbers were measured under. A plot carries the
+fingerprint of its CSV file inside, so that an old one is found without drawing it again.
 """
 
 from __future__ import annotations

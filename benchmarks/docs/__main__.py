@@ -8,6 +8,7 @@ dead anchor or a page that the navigation lacks ends the build.
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import json
 import os
@@ -82,10 +83,11 @@ def gather(root: Path, into: Path) -> Path:
         linked = {path for _, target in links.targets(text) if (path := _linked(file, target))} - seen
         seen |= linked
         waiting += sorted(linked)
+    api = pages / "api"
+    api.mkdir(exist_ok=True)
+    (api / "index.md").write_text(public_page(root), encoding="utf-8")
     for room in ROOMS:
-        place = pages / "api" / f"{room}.md"
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(api_page(root, room), encoding="utf-8")
+        (api / f"{room}.md").write_text(api_page(root, room), encoding="utf-8")
     configuration = into / CONFIGURATION
     configuration.write_text(_configured(root, pages), encoding="utf-8")
     return configuration
@@ -114,6 +116,18 @@ def _moved(root: Path, file: Path, target: str) -> str:
     _, mark, anchor = target.partition("#")
     here = placed(root, file).parent
     return f"{os.path.relpath(placed(root, path), here)}{mark}{anchor}"
+
+
+def public_page(root: Path) -> str:
+    """Markdown from which the builder makes the API of the package itself: what its `__all__` names, whole."""
+    tree = ast.parse((root / "max_zimage" / "__init__.py").read_text(encoding="utf-8"))
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    options = "    options:\n      inherited_members: true\n"
+    return "\n".join(["# max_zimage\n", *(f"::: max_zimage.{name}\n{options}" for name in names if name[0] != "_")])
 
 
 def api_page(root: Path, room: str) -> str:
@@ -146,7 +160,7 @@ def _configured(root: Path, pages: Path) -> str:
     """The configuration with 'folder/*.md' replaced by the pages that are there, under their headings."""
 
     def entries(match: re.Match[str]) -> str:
-        files = sorted((pages / match["folder"]).glob("*.md"))
+        files = sorted((pages / match["folder"]).glob("*.md"), key=lambda file: (file.stem != "index", file.stem))
         named = [(_title(file), file.relative_to(pages).as_posix()) for file in files]
         return ", ".join(f"{{ {json.dumps(title)} = {json.dumps(page)} }}" for title, page in named)
 

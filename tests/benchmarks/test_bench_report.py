@@ -1,4 +1,4 @@
-"""Tables and plots of the README and docs/: made from CSV files, the same when made again, and those that are committed."""
+"""Tables and plots of the README and docs/: made from CSV files, the same when made again, and the committed ones."""
 
 from __future__ import annotations
 

@@ -99,6 +99,41 @@ def mojo_names_elsewhere(root: Path) -> list[str]:
     ]
 
 
+def private_names_of_max(root: Path) -> list[tuple[str, str]]:
+    """Names with an underscore that `max_zimage` and `graphs` use but do not define, with the file, sorted.
+
+    Imports count where they are MAX's; attributes where neither the project nor the standard library has the name.
+    """
+    paths = [path for folder in ("graphs", "max_zimage") for path in sorted((root / folder).rglob("*.py"))]
+    paths = [path for path in paths if not path.is_relative_to(root / "max_zimage" / "graphs")]
+    nodes = [(path, node) for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    own = {name for _, node in nodes for name in _defined(node)}
+    found = set()
+    for path, node in nodes:
+        names = []
+        if isinstance(node, ast.Attribute):
+            names = [node.attr] if node.attr not in own | _STANDARD else []
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("max."):
+            names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part for alias in node.names if alias.name.startswith("max.") for part in alias.name.split(".")]
+        file = path.relative_to(root).as_posix()
+        found |= {(name, file) for name in names if re.match(r"_[^_]", name)}
+    return sorted(found)
+
+
+_STANDARD = frozenset({"_exit", "_SubParsersAction", "_fields", "_replace", "_asdict"})
+"""Of os, argparse and named tuples."""
+
+
+def _defined(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    return [node.attr] if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) else []
+
+
 def third_party_modules(root: Path, folder: str) -> set[str]:
     """Top-level modules a folder imports besides the project's own."""
     paths = (root / folder).rglob("*.py")
