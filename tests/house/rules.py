@@ -107,12 +107,12 @@ def private_names_of_max(root: Path) -> list[tuple[str, str]]:
     paths = [path for folder in ("graphs", "max_zimage") for path in sorted((root / folder).rglob("*.py"))]
     paths = [path for path in paths if not path.is_relative_to(root / "max_zimage" / "graphs")]
     nodes = [(path, node) for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-    own = {name for _, node in nodes for name in _defined(node)}
+    own = _STANDARD | {name for _, node in nodes for name in _defined(node)}
     found = set()
     for path, node in nodes:
         names = []
         if isinstance(node, ast.Attribute):
-            names = [node.attr] if node.attr not in own | _STANDARD else []
+            names = [node.attr] if node.attr not in own else []
         elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("max."):
             names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
         elif isinstance(node, ast.Import):

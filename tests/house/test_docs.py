@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,12 +44,12 @@ b](other.md) [c](none.md) [d](other.md#two) [e](other.md#nine) [f](#here-1) [g](
     (tmp_path / "page.md").write_text(text)
     (tmp_path / "other.md").write_text("# One\n\n### Two\n")
     found = links.broken(tmp_path, links.markdown_files(tmp_path))
-    assert [re.sub(" among .*", "", each) for each in found] == [
+    assert sorted(re.sub(" among .*", "", each) for each in found) == [
+        "page.md:13 #nothing: no such heading",
+        "page.md:4 #gone: no such heading",
         "page.md:4 i.png: no such file",
         "page.md:4 none.md: no such file",
         "page.md:4 other.md#nine: no such heading",
-        "page.md:4 #gone: no such heading",
-        "page.md:13 #nothing: no such heading",
     ]
 
 
@@ -84,7 +83,7 @@ def test_the_architecture_has_every_room_in_its_order() -> None:
 
 
 def test_contributing_names_every_room() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## The tasks")[0]
     named = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.MULTILINE)))
     assert [room for room in named if room in structure.ROOMS] == [room for room in structure.ROOMS if room != "graphs"]
 
@@ -154,7 +153,7 @@ def packages() -> set[str]:
         ("::: max_zimage.pipeline.gone\n", "max_zimage.pipeline.gone"),
     ],
 )
-@pytest.mark.skipif(shutil.which("zensical", path=str(Path(sys.executable).parent)) is None, reason="needs zensical")
+@pytest.mark.skipif(shutil.which("zensical") is None, reason="needs zensical")
 def test_a_fault_ends_the_build(tmp_path: Path, text: str, said: str) -> None:
     """Of a small site: one of all pages takes some ten seconds, and `make docs` builds that."""
     pages = tmp_path / "pages"
@@ -164,7 +163,6 @@ def test_a_fault_ends_the_build(tmp_path: Path, text: str, said: str) -> None:
     configuration = (ROOT / site.CONFIGURATION).read_text().replace('paths = ["."]', f'paths = ["{ROOT}"]')
     nav = re.compile(r"^nav = \[.*?^\]\n", re.DOTALL | re.MULTILINE)
     (tmp_path / site.CONFIGURATION).write_text(nav.sub('nav = ["index.md", "gpu.md"]\n', configuration))
-    words = [str(Path(sys.executable).parent / "zensical"), "build", "--strict"]
-    built = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    built = subprocess.run(["zensical", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True)
     assert built.returncode != 0
     assert said in re.sub(r"\x1b\[[\d;]*m", "", built.stdout + built.stderr)
