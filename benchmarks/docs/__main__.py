@@ -1,4 +1,4 @@
-"""The site of docs/, built strictly: `make docs`. It lies in build/site; its pages open as files, its search needs a server.
+"""The site of docs/, built strictly, in build/site: `make docs`. Its pages open as files; its search needs a server.
 
 Pages link to files beside docs/, such as kernels/README.md: these are gathered too, under repository/. Pages of the API
 are made from the docstrings, one for each room, by reading the sources: nothing of them is imported. A dead link, a
