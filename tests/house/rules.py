@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import collections
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -122,8 +125,8 @@ def private_names_of_max(root: Path) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-_STANDARD = frozenset({"_exit", "_SubParsersAction", "_fields", "_replace", "_asdict"})
-"""Of os, argparse and named tuples."""
+_STANDARD = frozenset({*dir(argparse), *dir(os), *dir(collections.namedtuple("_", ""))})
+"""Names of the standard library that the project uses."""
 
 
 def _defined(node: ast.AST) -> list[str]:

@@ -26,6 +26,17 @@ def test_links_lead_somewhere() -> None:
     assert links.broken(ROOT, PAGES) == []
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    plain = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    folders = "max_zimage|graphs|kernels|tests|benchmarks|docs"
+    named = re.findall(rf"`((?:{folders})/[\w/.-]*)`", plain)
+    made_later = {"benchmarks/results/gpu.csv"}
+    assert [name for name in named if name not in made_later and not (ROOT / name).exists()] == []
+
+
 def test_dead_links_are_found(tmp_path: Path) -> None:
     text = """# A heading, `code` and a [b](other.md#two)
 
