@@ -28,7 +28,8 @@ info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
 	max-zimage info $(ARGS)
 
 ##@ Work on the code
-.PHONY: fmt lint types test fuzz bench gpu-run gpu-compile gpu-pack report quality profile size wheel-check embedded-model
+.PHONY: fmt lint types test fuzz bench gpu-run gpu-compile gpu-pack report docs quality profile size wheel-check
+.PHONY: embedded-model
 fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
 
@@ -56,8 +57,11 @@ gpu-compile: $(VENV)/.test ## its graphs, for a GPU that is not here: ARGS="--wo
 gpu-pack: $(VENV)/.test ## these and all packages in parts, for a machine without a network: ARGS="KIT --work DIR"
 	python -m benchmarks.gpu_run.pack $(ARGS)
 
-report: $(VENV)/.test ## README tables and plots from benchmarks/results; ARGS=--check only compares
+report: $(VENV)/.test ## tables and plots of README and docs/ from benchmarks/results; ARGS=--check only compares
 	python -m benchmarks.report $(ARGS)
+
+docs: $(VENV)/.test ## the site of docs/ with the API from the docstrings, strictly, in build/site
+	python -m benchmarks.docs $(ARGS)
 
 profile: $(VENV)/.runtime ## where the seconds of a picture go; a component alone with ARGS="--component vae"
 	max-zimage profile $(ARGS)

@@ -1,4 +1,4 @@
-"""Plots of the README, small PNG files, from the lines of the benchmark's CSV files."""
+"""Plots of the results, small PNG files, from the lines of the benchmark's CSV files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table of step caches, from `benchmarks/results/quality.csv`: one row a setting, 20 and 50 steps abreast.
+"""The table of step caches, from `benchmarks/results/quality.csv`: one row a setting, 20 and 50 steps abreast.
 
 The file has every setting; the table has those that a reader chooses between.
 """
@@ -28,7 +28,7 @@ ROWS: Mapping[str, str] = {
     },
     "taylorseer 5, order 1, warm-up 9 (default)": _TAYLOR.format(5, 9, 1),
 }
-"""What the README calls a setting -> its variant in the file, with WARMUP for the number of steps' own."""
+"""What the table calls a setting -> its variant in the file, with WARMUP for the number of steps' own."""
 PEERS: Mapping[str, str] = {
     "diffusers, none": "uncached",
     "diffusers FirstBlockCache 0.06": "FirstBlockCacheConfig(threshold=0.06)",
@@ -41,19 +41,20 @@ PEERS: Mapping[str, str] = {
 """The same of diffusers and cache-dit, whose speeds are against diffusers without a cache."""
 
 
-def table(lines: Sequence[Mapping[str, str]]) -> str:
+def table(lines: Sequence[Mapping[str, str]], names: Sequence[str] = (*ROWS, *PEERS)) -> str:
     """Markdown.
 
     Args:
         lines: Of the CSV file, by column.
+        names: Settings to show, of `ROWS` and `PEERS`.
 
     Raises:
         ValueError: If the file lacks one of the settings.
     """
     sides = [f"{steps} steps: left out | speed | PSNR / SSIM | right" for steps in _WARMUPS]
     heading = f"| step cache | {' | '.join(sides)} |\n|---|{'---|' * 4 * len(sides)}"
-    named = [(name, variant, "") for name, variant in ROWS.items()]
-    named += [(name, variant, ", diffusers") for name, variant in PEERS.items()]
+    named = [(name, variant, "") for name, variant in ROWS.items() if name in names]
+    named += [(name, variant, ", diffusers") for name, variant in PEERS.items() if name in names]
     rows = [
         f"| {name} | {' | '.join(_cells(lines, steps, variant, engine) for steps in _WARMUPS)} |"
         for name, variant, engine in named

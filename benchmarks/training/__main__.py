@@ -60,7 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--results",
         type=Path,
         metavar="FILE",
-        help="CSV file to write (default: the README's, of the shipped model only)",
+        help="CSV file to write (default: that of the results' page, of the shipped model only)",
     )
     score.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the pictures there")
     for task, competitors in ((train, ["diffusers"]), (score, ["diffusers", "engine"])):

@@ -1,4 +1,4 @@
-"""The README's tables and plots: made from CSV files, the same when made again, and those that are committed."""
+"""Tables and plots of the README and docs/: made from CSV files, the same when made again, and the committed ones."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_readme_is_written_once_and_checked(tmp_path: Path, capsys: pytest.Cap
     file = write(tmp_path, "resolutions", block_rows())
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results: resolutions -->\nold\n<!-- end -->\nbehind\n")
-    arguments = ["--readme", str(readme), "--results", str(tmp_path), "--plots", str(tmp_path / "docs")]
+    arguments = ["--pages", str(readme), "--results", str(tmp_path), "--plots", str(tmp_path / "docs")]
     assert report.main([*arguments, "--check"]) == 1
     assert "make report" in capsys.readouterr().out
     assert "old" in readme.read_text()
@@ -119,7 +119,7 @@ def test_a_readme_is_written_once_and_checked(tmp_path: Path, capsys: pytest.Cap
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "README.md").write_text(text)
-    assert report.main(["--readme", str(tmp_path / "README.md"), "--results", str(tmp_path)]) == 1
+    assert report.main(["--pages", str(tmp_path / "README.md"), "--results", str(tmp_path)]) == 1
     assert said in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == text
 
@@ -179,7 +179,30 @@ def test_the_waterfalls_plot_has_a_bar_for_each_row_of_the_common_scenes(tmp_pat
     assert [label.get_text() for label in first.get_yticklabels()] == ["diffusers", "ours"]
 
 
-def test_the_readme_shows_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_and_the_pages_show_the_committed_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--check"]) == 0, capsys.readouterr()
-    parts = report.marked_parts((measure.ROOT / "README.md").read_text())
-    assert {"end_to_end", "block", "resolutions", "attention", "start", "quality", "waterfall", "kernels"} <= set(parts)
+    shown = {page: report.marked_parts(page.read_text(encoding="utf-8")) for page in report.default_pages()}
+    parts = {path.stem for path in measure.RESULTS.glob("*.csv")} - {"gpu", "embedded_model_gpu"}
+    results = shown[measure.ROOT / "docs" / "results.md"]
+    assert sorted(results) == sorted(parts)
+    assert shown[measure.ROOT / "README.md"] == ["summary"]
+    assert {"step_cache_choices"} <= {part for page in shown.values() for part in page}
+
+
+def test_a_summary_has_the_rows_it_names_and_links_from_where_it_stands(tmp_path: Path) -> None:
+    summary = report.SUMMARIES["summary"]
+    rows = [replace(row(name, [2.0]), case=summary.case) for name in reversed(summary.rows)]
+    rows.append(replace(row("another", [2.0]), case=summary.case))
+    write(tmp_path / "results", "end_to_end", rows)
+    page = tmp_path / "docs" / "page.md"
+    text = "<!-- results: summary -->\n<!-- end -->\n"
+    said = report.rendered(text, tmp_path / "results", tmp_path / "docs", page)
+    assert [line.split(" | ")[0] for line in said.splitlines()[4 : 4 + len(rows)]] == [
+        *(f"| {name}" for name in summary.rows),
+        "",
+    ]
+    assert len(summary.rows) <= 6
+    assert "[all columns](../results/end_to_end.csv)" in said
+    write(tmp_path / "results", "end_to_end", rows[1:])
+    with pytest.raises(ValueError, match="taylorseer"):
+        report.rendered(text, tmp_path / "results", tmp_path / "docs", page)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import collections
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -97,6 +100,41 @@ def mojo_names_elsewhere(root: Path) -> list[str]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if MOJO_NAMES.search(line)
     ]
+
+
+def private_names_of_max(root: Path) -> list[tuple[str, str]]:
+    """Names with an underscore that `max_zimage` and `graphs` use but do not define, with the file, sorted.
+
+    Imports count where they are MAX's; attributes where neither the project nor the standard library has the name.
+    """
+    paths = [path for folder in ("graphs", "max_zimage") for path in sorted((root / folder).rglob("*.py"))]
+    paths = [path for path in paths if not path.is_relative_to(root / "max_zimage" / "graphs")]
+    nodes = [(path, node) for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    own = _STANDARD | {name for _, node in nodes for name in _defined(node)}
+    found = set()
+    for path, node in nodes:
+        names = []
+        if isinstance(node, ast.Attribute):
+            names = [node.attr] if node.attr not in own else []
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("max."):
+            names = [*str(node.module).split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [part for alias in node.names if alias.name.startswith("max.") for part in alias.name.split(".")]
+        file = path.relative_to(root).as_posix()
+        found |= {(name, file) for name in names if re.match(r"_[^_]", name)}
+    return sorted(found)
+
+
+_STANDARD = frozenset({*dir(argparse), *dir(os), *dir(collections.namedtuple("_", ""))})
+"""Names of the standard library that the project uses."""
+
+
+def _defined(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    return [node.attr] if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) else []
 
 
 def third_party_modules(root: Path, folder: str) -> set[str]:

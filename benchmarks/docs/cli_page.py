@@ -1,0 +1,73 @@
+"""The flags of every command for docs/cli.md, from the parser itself: `python -m benchmarks.docs.cli_page`.
+
+The page's own words stand before the marker, the flags behind it. A test holds the page equal to the parser.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.measure import ROOT
+from max_zimage.cli import main as command_line
+
+PAGE = ROOT / "docs" / "cli.md"
+MARKER = "<!-- from here on written by: python -m benchmarks.docs.cli_page -->\n"
+
+
+def main() -> int:
+    """Write the page."""
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), command_line._parser()), encoding="utf-8")
+    print(PAGE)
+    return 0
+
+
+def rendered(text: str, parser: argparse.ArgumentParser) -> str:
+    """The page with everything behind its marker made anew.
+
+    Raises:
+        ValueError: If the marker is missing.
+    """
+    own, marker, _ = text.partition(MARKER)
+    if not marker:
+        raise ValueError(f"the page of the command line needs the line {MARKER.strip()!r}")
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    sections = [_section(f"{parser.prog} {name}", command) for name, command in commands.choices.items()]
+    return "\n".join([f"{own}{MARKER}", *sections])
+
+
+def _section(name: str, command: argparse.ArgumentParser) -> str:
+    """One command: what it does, then a table of flags for each group that its `--help` shows."""
+    lines = [f"## {name}\n", f"{_escaped(command.description or '')}\n"]
+    for group in command._action_groups:
+        rows = [_row(action, name) for action in group._group_actions if action.help != argparse.SUPPRESS]
+        if rows:
+            title = (group.title or "").capitalize()
+            lines += [f"| {title} | |\n|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _row(action: argparse.Action, prog: str) -> str:
+    value = "" if action.nargs == 0 else _value(action)
+    named = [f"`{flag}{f' {value}' if value else ''}`" for flag in action.option_strings] or [f"`{value}`"]
+    said = (action.help or "") % (vars(action) | {"prog": prog}) if "%" in (action.help or "") else action.help or ""
+    shown = action.default not in (None, False, argparse.SUPPRESS, []) and "default" not in said
+    default = f" (default: `{action.default}`)" if shown and action.nargs != 0 else ""
+    return f"| {', '.join(named)} | {_escaped(said)}{default} |"
+
+
+def _value(action: argparse.Action) -> str:
+    """What stands for the flag's value."""
+    if isinstance(action.metavar, str):
+        return action.metavar
+    if action.choices:
+        return "{" + ",".join(map(str, action.choices)) + "}"
+    return action.dest.upper()
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown shows it in a table's cell: no bars, no tags."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
