@@ -196,10 +196,8 @@ def test_decoded_bytes_equal_diffusers(case, decode, batch, height, width):
 def alone(pixels: Buffer, chosen: np.ndarray, device: Device | None = None) -> list[Buffer]:
     """What `EncodeImage` takes where every picture is encoded, and no noise mixed with it."""
     rows, shares = np.arange(len(chosen), dtype=np.int32), np.array([0, 1], np.float32)
-    return [
-        pixels,
-        *(Buffer.from_numpy(each).to(device or Host()) for each in (rows, chosen, np.zeros_like(chosen), shares)),
-    ]
+    given = [Buffer.from_numpy(each) for each in (rows, chosen, np.zeros_like(chosen), shares)]
+    return [pixels, *(given if device is None else [each.to(device) for each in given])]
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), SIZES)
