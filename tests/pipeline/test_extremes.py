@@ -11,15 +11,8 @@ import pytest
 
 from max_zimage.errors import RequestError
 from max_zimage.request.request import GenerationRequest
-from max_zimage.sampling.schedule import (
-    MAX_SHIFT,
-    MIN_SHIFT,
-    ScheduleSpec,
-    first_step,
-    guidance_by_step,
-    schedule,
-    smallest_strength,
-)
+from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
+from max_zimage.sampling.schedule import ScheduleSpec, first_step, guidance_by_step, schedule, smallest_strength
 from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 from tests.request.test_request import DEFAULTS, LIMITS, make
 

@@ -11,7 +11,7 @@ from max_zimage.errors import RequestError
 from max_zimage.request.checks import check_token_count
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.request import GenerationRequest
-from max_zimage.sampling.noise import MAX_SEED
+from max_zimage.sampling.ranges import MAX_SEED
 
 LIMITS = Limits.of(axes_lens=(1536, 512, 512), max_positions=2048, latent_channels=16, caption_dim=8)
 DEFAULTS = RequestDefaults(height=128, width=96, num_inference_steps=8, guidance_scale=2.0)
