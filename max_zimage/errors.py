@@ -7,8 +7,9 @@ fills them in.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 PHRASES: Mapping[str, str] = MappingProxyType(
@@ -31,8 +32,8 @@ class Wording:
         phrases: Key of `PHRASES` -> what stands there instead.
     """
 
-    names: Mapping[str, str] = field(default_factory=dict)
-    phrases: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    phrases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 PYTHON = Wording()
@@ -73,7 +74,7 @@ class Problem:
 
     field: str | None
     message: str
-    values: Mapping[str, object] = field(default_factory=dict)
+    values: Mapping[str, object] = dataclasses.field(default_factory=dict)
     part: str = ""
 
     @classmethod

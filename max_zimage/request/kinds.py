@@ -41,7 +41,7 @@ class Kind:
         raise NotImplementedError(f"{type(self).__name__} is checked together with other fields")
 
     def encode(self, value: Any) -> object:
-        """What a request holds, as JSON has it."""
+        """What a request holds, maybe None, as JSON has it."""
         return value
 
     def decode(self, value: Any) -> Any:
@@ -160,9 +160,9 @@ class Levels(Kind):
 
         return sigmas(name, value, limits.max_steps)
 
-    def encode(self, value: tuple[float, ...]) -> object:
+    def encode(self, value: tuple[float, ...] | None) -> object:
         """See `Kind`."""
-        return list(value)
+        return None if value is None else list(value)
 
     def decode(self, value: Any) -> tuple[float, ...]:
         """See `Kind`."""
