@@ -46,6 +46,12 @@ def add_group(parser: argparse.ArgumentParser, title: Group) -> argparse._Argume
     return group
 
 
+def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields whose flags were given, by argument of `GenerationRequest.create`."""
+    values = {name: flag_value(arguments, row) for name, row in ROWS.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def flag_value(arguments: argparse.Namespace, row: Row) -> Any:
     """What a field's flag was given; None if it was not, or if there is none."""
     return None if row.flag is None else getattr(arguments, row.flag.destination, None)

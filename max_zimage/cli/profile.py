@@ -21,6 +21,7 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.compile import PUBLISHED, specs_of
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries
+from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.info import versions
 from max_zimage.cli.options import model_path
 from max_zimage.cli.profile_table import print_profile
@@ -133,12 +134,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
         request = GenerationRequest.create(
             limits=sources.limits,
             defaults=sources.defaults,
-            prompt=DEFAULT_PROMPT if arguments.prompt is None else arguments.prompt,
-            height=arguments.height,
-            width=arguments.width,
-            num_inference_steps=arguments.steps,
-            guidance_scale=arguments.guidance,
-            step_cache=arguments.step_cache,
+            **{"prompt": DEFAULT_PROMPT} | given_fields(arguments),
             num_images_per_prompt=arguments.batch,
             seed=0,
             output_type="np",

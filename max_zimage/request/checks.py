@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar, get_args
+from typing import Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from max_zimage.errors import Item, Problem, RequestError
-from max_zimage.request.fields import OutputType
-from max_zimage.request.kinds import Number
 from max_zimage.request.limits import Limits
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN
 from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, parse
 
+OutputType = Literal["pil", "np", "latent"]
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 
 P = ParamSpec("P")
@@ -88,19 +87,31 @@ def number(name: str | Item, value: object, *, above: bool = False) -> float:
     return found
 
 
-def ranged(name: str | Item, value: object, kind: Number) -> float:
-    """Return a float that does for a kind of number."""
-    if kind.switch and isinstance(value, (bool, np.bool_)):
+def ranged(
+    name: str | Item,
+    value: object,
+    *,
+    above: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    usual: str = "",
+    float32: bool = False,
+    switch: bool = False,
+) -> float:
+    """Return a float of a range; the arguments are those of `max_zimage.request.kinds.Number`."""
+    if switch and isinstance(value, (bool, np.bool_)):
         return float(value)
-    found = number(name, value, above=kind.above)
+    found = number(name, value, above=above)
     # What float32, in which the graphs take it, makes 0 or infinite would do something else than it says.
-    if kind.float32 and found and not SMALLEST <= found <= LARGEST:
+    if float32 and found and not SMALLEST <= found <= LARGEST:
         message = "{field} must be 0, or from {low:.3g} to {high:.3g} in float32, got {given}"
         raise RequestError.of(name, message, low=SMALLEST, high=LARGEST, given=found)
-    if found < (kind.low or 0) or (kind.high is not None and found > kind.high):
-        rule = "at most {high:g}" if kind.low is None else "from {low} to {high:g}"
-        message = f"{{field}} must be {rule}, got {{given}}{'; usual are {usual}' if kind.usual else ''}"
-        raise RequestError.of(name, message, low=kind.low, high=kind.high, given=found, usual=kind.usual)
+    if found < (low or 0) or (high is not None and found > high):
+        rule = "{field} must be at most {high:g}, got {given}"
+        if low is not None:
+            rule = "{field} must be from {low} to {high:g}, got {given}"
+        message = rule + ("; usual are {usual}" if usual else "")
+        raise RequestError.of(name, message, low=low, high=high, given=found, usual=usual)
     return found
 
 

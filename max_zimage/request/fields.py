@@ -9,7 +9,7 @@ acts on it. Imports no numpy: the command line's help reads the table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from max_zimage.errors import Wording
 from max_zimage.request.kinds import Array, Cache, Features, Form, Levels, Number, Side, Switch, Texts, Whole
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from max_zimage.request.checks import OutputType
     from max_zimage.sampling.step_cache import StepCache
-
-OutputType = Literal["pil", "np", "latent"]
 
 MAX_GUIDANCE = 1000.0
 

@@ -6,6 +6,7 @@ when something is checked: the command line's help reads the table, and needs no
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -117,7 +118,7 @@ class Number(Kind):
         """See `Kind`."""
         from max_zimage.request.checks import ranged
 
-        return ranged(name, value, self)
+        return ranged(name, value, **dataclasses.asdict(self))
 
     def decode(self, value: Any) -> float:
         """See `Kind`; JSON writes 1.0 as 1 in some hands."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -116,7 +116,7 @@ def _values(problems: Problems, given: Mapping[str, Any], limits: Limits, defaul
         "num_inference_steps": check(1, _steps, given["num_inference_steps"], levels, defaults, limits),
         "latents": given["latents"],
     }
-    apart = {
+    apart: dict[str, Callable[[], Any]] = {
         "seed": lambda: check(0, _seed, given["seed"], given["latents"], limits),
         "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits),
     }
