@@ -7,6 +7,7 @@ when something is checked: the command line's help reads the table, and needs no
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -122,8 +123,8 @@ class Number(Kind):
 
     def decode(self, value: Any) -> float:
         """See `Kind`; JSON writes 1.0 as 1 in some hands."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"must be a number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"must be a number, got {str(value)[:40] if isinstance(value, int) else repr(value)}")
         return float(value)
 
 
