@@ -42,6 +42,16 @@ class Kind:
         """
         raise NotImplementedError(f"{type(self).__name__} is checked together with other fields")
 
+    def read(self, text: str) -> object:
+        """What a text stands for, where there is only text to write it in; the text itself if for nothing."""
+        if self.plain is bool:
+            return {"true": True, "false": False}.get(text, text)
+        try:
+            value: object = self.plain(text)
+        except ValueError:
+            return text
+        return value
+
     def encode(self, value: Any) -> object:
         """What a request holds, maybe None, as JSON has it."""
         return value

@@ -220,11 +220,11 @@ def _fields(request: OpenResponsesRequest, options: ImageProviderOptions) -> dic
         "metadata": request.body.metadata or {},
         "": {},
     }
-    values = {
-        name: places[row.responses.place].get(row.responses.name)
-        for name, row in ROWS.items()
-        if row.responses is not None
-    }
+    values: dict[str, Any] = {}
+    for name, row in ROWS.items():
+        if row.responses is not None:
+            value = places[row.responses.place].get(row.responses.name)
+            values[name] = row.kind.read(value) if row.responses.place == "metadata" and value is not None else value
     return {name: value for name, value in values.items() if value is not None}
 
 
