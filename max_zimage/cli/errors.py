@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from max_zimage.errors import RequestError, RequestWarning
-from max_zimage.request.fields import FLAGS
+from max_zimage.request.fields import FLAGS, ROWS
+from max_zimage.request.kinds import Texts
 
 # How Python keeps bytes of the command line that are no text in its encoding.
 _NO_TEXT = re.compile("[\udc80-\udcff]")
@@ -43,11 +44,12 @@ def check_texts(arguments: argparse.Namespace) -> None:
     Raises:
         BadInput: With the flag.
     """
+    texts = {row.flag.destination for row in ROWS.values() if row.flag and isinstance(row.kind, Texts)}
     for name, value in vars(arguments).items():
         flag = {"source": "--from", "prompt": "the prompt"}.get(name, "--" + name.replace("_", "-"))
-        if name not in ("prompt", "negative") and (value == "" or (isinstance(value, list) and "" in value)):
+        if name not in texts and (value == "" or (isinstance(value, list) and "" in value)):
             raise BadInput(f"{flag} is empty; give it a value, or leave it out")
-        byte = _NO_TEXT.search(value) if name in ("prompt", "negative") and isinstance(value, str) else None
+        byte = _NO_TEXT.search(value) if name in texts and isinstance(value, str) else None
         if byte is not None:
             raise BadInput(
                 f"{flag} is not text in {sys.getfilesystemencoding().upper()}, the encoding of this system: byte "

@@ -29,7 +29,7 @@ def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
         raise KeyError(f"{name} has no flag")
     options: dict[str, Any] = {"help": help or row.flag.help}
     if row.kind.plain is bool:
-        options["action"] = "store_true"
+        options |= {"action": "store_true", "default": None}  # None: not given, and a picture of --from may say it
     else:
         options["metavar"] = row.flag.metavar
         if row.kind.plain is not str:

@@ -60,6 +60,7 @@ def test_every_flag_is_taken_and_lands_in_its_field() -> None:
         expected[name] = {bool: True, int: 16, float: 0.5, str: "word"}[row.kind.plain]
         words += [row.flag.name] if row.kind.plain is bool else [row.flag.name, str(expected[name])]
     assert given_fields(_parser().parse_args(words)) == expected
+    assert given_fields(_parser().parse_args(["generate"])) == {}
     with pytest.raises(KeyError, match="latents has no flag"):
         add_flag(argparse.ArgumentParser(), "latents")
 

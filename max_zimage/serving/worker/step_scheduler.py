@@ -133,10 +133,10 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
         batch: list[ZImageContext] = []
-        pictures, key = 0, self._waiting[0].sharing
+        pictures, key = 0, self._waiting[0].sharing  # empty in a context that was filled by hand: it goes alone
         for context in self._waiting:
             count = context.num_images_per_prompt
-            if not batch or (context.sharing == key and pictures + count <= self._max_pictures):
+            if not batch or (key and context.sharing == key and pictures + count <= self._max_pictures):
                 batch.append(context)
                 pictures += count
         begun = {context.request_id for context in batch}
