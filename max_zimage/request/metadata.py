@@ -221,5 +221,5 @@ def _is_kind(value: object, kind: str) -> bool:
     if base.startswith("tuple["):
         item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
         return isinstance(value, list) and all(_is_kind(item, item_kind) for item in value)
-    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    return isinstance(value, types[base]) and not isinstance(value, bool)
+    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    return isinstance(value, types[base]) and isinstance(value, bool) == (base == "bool")

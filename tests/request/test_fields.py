@@ -16,7 +16,7 @@ from max_zimage.cli.main import _parser
 from max_zimage.request.fields import ROWS, RequestFields
 from max_zimage.request.kinds import Cache, Kind, Number, Switch, Whole
 from max_zimage.request.limits import Limits, RequestDefaults
-from max_zimage.request.metadata import GenerationParameters
+from max_zimage.request.metadata import GenerationParameters, _is_kind
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Of
 from max_zimage.serving.http.schema import EDIT, GENERATION, ImageRequest, given
@@ -49,6 +49,20 @@ def test_every_kept_field_is_among_the_parameters_of_a_picture() -> None:
     kept = [name for name, row in ROWS.items() if row.kept and name not in ("strength", "seed")]
     assert [field.name for field in dataclasses.fields(GenerationParameters)][: len(kept)] == kept
     assert {"strength", "seed"} <= {field.name for field in dataclasses.fields(GenerationParameters)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("bool", [True, False], [None, 1, "true"]),
+        ("int", [1], [None, True, 1.5, "1"]),
+        ("float | None", [None, 1, 1.5], [False, "1"]),
+        ("tuple[float, ...]", [[], [1, 2.5]], [None, 1, [True], ["x"]]),
+    ],
+)
+def test_types_of_kept_values(kind: str, good: list[object], bad: list[object]) -> None:
+    assert all(_is_kind(value, kind) for value in good)
+    assert not any(_is_kind(value, kind) for value in bad)
 
 
 def test_every_flag_is_taken_and_lands_in_its_field() -> None:
