@@ -81,8 +81,8 @@ class Kept:
     """A field that a picture remembers.
 
     Attributes:
-        type: Of its JSON value: "str", "int", "float", "bool" or a tuple such as "tuple[float, ...]", maybe with " | None"
-            behind it.
+        type: Of its JSON value: "str", "int", "float", "bool" or a tuple such as "tuple[float, ...]"; behind it may
+            stand " | None".
         since: The format of the parameters that it came with.
         before: What it is in pictures from before.
     """

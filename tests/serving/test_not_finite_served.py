@@ -149,7 +149,7 @@ def test_the_command_line_goes_on_with_the_others(
 
     def broken(pipeline: ZImagePipeline, request: Any, callback: Any = None) -> Any:
         if request.seed == 6:
-            raise NotFiniteError("the picture came out as NaN or infinity", [None], ["step_cache first_block"])
+            raise NotFiniteError("the picture came out as NaN or infinity", [None], ["the step cache first_block"])
         return generate(pipeline, request, callback)
 
     monkeypatch.setattr(ZImagePipeline, "generate", broken)
@@ -160,7 +160,7 @@ def test_the_command_line_goes_on_with_the_others(
     said = json.loads(told.out)
     assert [Path(file).name for file in said["files"]] == ["zimage-5.png", "zimage-7.png"]
     assert (said["seeds"], len(said["seconds"]["pictures"]), len(said["parameters"])) == ([5, 7], 2, 2)
-    sentence = "seed 6: the picture came out as NaN or infinity; what may have caused it: --step-cache first_block"
+    sentence = "seed 6: the picture came out as NaN or infinity; what may have caused it: the step cache first_block"
     assert said["problems"] == [sentence]
     assert f"max-zimage: error: {sentence}\n" in told.err
     assert sorted(file.name for file in tmp_path.iterdir()) == ["zimage-5.png", "zimage-7.png"]
