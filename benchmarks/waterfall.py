@@ -3,8 +3,7 @@
 The embedded model draws in float32 on a CPU. The first rows are diffusers; then a plain port to MAX, whose switches go
 on one by one; with the last lossless one it is the engine. Rows labelled lossy are alternatives to each other, each on
 top of all that is lossless. Text encoder and decoder are the engine's in every row of ours, without the project's
-kernels until the last lossless one. What is switched off compiles together, its seconds stand in the first of these
-rows.
+kernels until the last lossless one. What is switched off compiles together, for the first of these rows.
 """
 
 from __future__ import annotations
@@ -265,12 +264,9 @@ def _draw(
         inputs = inputs_of(pipeline, request)
         latents = pipeline.preprocess_latents(inputs.latents)
         captions = _captions(pipeline, variant, inputs)
-        items = inputs.items
-        positive, negative = items.positive_rows, items.negative_rows
-        places = (
-            *(items.image_rope, items.rope, items.valid_length, items.offsets),
-            *(items.latent_rows, items.variants),
-        )
+        rows = inputs.items
+        positive, negative = rows.positive_rows, rows.negative_rows
+        places = (rows.image_rope, rows.rope, rows.valid_length, rows.offsets, rows.latent_rows, rows.variants)
         for timed, (scale, limit, delta) in _timed(pipeline, variant, inputs):
             (velocity,) = step(latents, *captions, *places, *timed)
             (prediction,) = guidance(velocity, positive, negative, scale, limit)
@@ -293,14 +289,12 @@ def _timed(
     pipeline: ZImagePipeline, variant: Variant, inputs: ZImageModelInputs
 ) -> list[tuple[tuple[Buffer, ...], tuple[Buffer, ...]]]:
     """What each step takes of the schedule, and what guidance and the update take."""
-    transformer, plan, guidance = pipeline.transformer, inputs.evaluations, inputs.guidance
+    plan, guidance = inputs.evaluations, inputs.guidance
     if variant.table:
-        tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps), pipeline.device)
-        rows = zip(tables.modulation, tables.final_scale, strict=True)
-        timed: list[tuple[Buffer, ...]] = list(rows)
+        tables = make_tables(inputs, *pipeline.transformer.modulation_table(plan.timesteps), pipeline.device)
+        timed: list[tuple[Buffer, ...]] = list(zip(tables.modulation, tables.final_scale, strict=True))
     else:
         times = upload(plan.timesteps, pipeline.device)
         timed = [(times[i : i + 1],) for i in range(plan.count)]
-    columns = (guidance.negative, guidance.limits, inputs.schedule.deltas)
-    buffers = [upload(each, pipeline.device) for each in columns]
+    buffers = [upload(each, pipeline.device) for each in (guidance.negative, guidance.limits, inputs.schedule.deltas)]
     return [(time, tuple(buffer[i : i + 1] for buffer in buffers)) for i, time in enumerate(timed)]

@@ -11,7 +11,8 @@ from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.positions import RopeSpec
-from max_zimage.sampling.schedule import MAX_SHIFT, MIN_SHIFT, ScheduleSpec
+from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
+from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.strict_json import shown
 
 __all__ = [

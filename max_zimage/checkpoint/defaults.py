@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from max_zimage.checkpoint.config_reader import ConfigError
 from max_zimage.checkpoint.model_index import GENERATION_DEFAULTS, INDEX
 from max_zimage.errors import RequestError
-from max_zimage.request import checks
+from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.strict_json import plain, shown
@@ -42,12 +42,7 @@ def request_defaults(
     Raises:
         ConfigError: If a default is unknown, or none that a request could ask for.
     """
-    rules: Mapping[str, Callable[[object], int | float]] = {
-        "height": lambda value: checks.side("height", value, limits.max_height),
-        "width": lambda value: checks.side("width", value, limits.max_width),
-        "num_inference_steps": lambda value: checks.count("num_inference_steps", value, limits.max_steps),
-        "guidance_scale": checks.guidance,
-    }
+    rules = {name: ROWS[name].kind for name in ("height", "width", "num_inference_steps", "guidance_scale")}
     steps, guidance = (8, 0.0) if shift == _DISTILLED_SHIFT else (steps, 5.0)
     values: dict[str, int | float] = {"num_inference_steps": steps, "guidance_scale": guidance}
     problems, given = [], _named(named)
@@ -56,13 +51,13 @@ def request_defaults(
     for name, value in given.items():
         if name in rules:
             try:
-                values[name] = rules[name](value)
+                values[name] = rules[name].check(name, value, limits)
             except RequestError as error:
                 problems.append(_blamed(str(error).removesuffix(f" ({type(value).__name__})")))
     try:
         for name, side in zip(("height", "width"), sample_size, strict=True):
             if name not in given:
-                values[name] = rules[name](side)
+                values[name] = rules[name].check(name, side, limits)
     except RequestError as error:
         problems.append(f"{_SIZE} {error}")
     if problems:

@@ -11,23 +11,9 @@ import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
-_FLAGS = {
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "negative_prompt": "--negative",
-    "max_sequence_length": "--max-sequence-length",
-    "cfg_normalization": "--cfg-normalization",
-    "cfg_truncation": "--cfg-truncation",
-    "step_cache": "--step-cache",
-    'device="cpu"': "--device cpu",
-    "set resize=True": "give --resize",
-    "strength must": "--strength must",
-    "strength is given": "--strength is given",
-    "resize is set": "--resize is set",
-}
-"""Words of the Python API's messages and what they are called here."""
-
-_WORDS = re.compile("|".join(map(re.escape, _FLAGS)))
+from max_zimage.errors import RequestError, RequestWarning
+from max_zimage.request.fields import FLAGS, ROWS
+from max_zimage.request.kinds import Texts
 
 # How Python keeps bytes of the command line that are no text in its encoding.
 _NO_TEXT = re.compile("[\udc80-\udcff]")
@@ -42,15 +28,12 @@ def checking() -> Iterator[None]:
     """Take a ValueError for what it is while input is being checked: the input's fault.
 
     Raises:
-        BadInput: In its place, with the names of flags where it has those of the Python API. What is said of a
-            checkpoint's files keeps its words: they are those of the files.
+        BadInput: In its place, with the names of flags where it speaks of a request's fields.
     """
     try:
         yield
     except ValueError as error:
-        from max_zimage.errors import CheckpointError  # not before an error: it reads a library
-
-        raise BadInput(str(error) if isinstance(error, CheckpointError) else in_flags(str(error))) from error
+        raise BadInput(told(error)) from error
 
 
 def check_texts(arguments: argparse.Namespace) -> None:
@@ -61,11 +44,12 @@ def check_texts(arguments: argparse.Namespace) -> None:
     Raises:
         BadInput: With the flag.
     """
+    texts = {row.flag.destination for row in ROWS.values() if row.flag and isinstance(row.kind, Texts)}
     for name, value in vars(arguments).items():
         flag = {"source": "--from", "prompt": "the prompt"}.get(name, "--" + name.replace("_", "-"))
-        if name not in ("prompt", "negative") and (value == "" or (isinstance(value, list) and "" in value)):
+        if name not in texts and (value == "" or (isinstance(value, list) and "" in value)):
             raise BadInput(f"{flag} is empty; give it a value, or leave it out")
-        byte = _NO_TEXT.search(value) if name in ("prompt", "negative") and isinstance(value, str) else None
+        byte = _NO_TEXT.search(value) if name in texts and isinstance(value, str) else None
         if byte is not None:
             raise BadInput(
                 f"{flag} is not text in {sys.getfilesystemencoding().upper()}, the encoding of this system: byte "
@@ -74,14 +58,16 @@ def check_texts(arguments: argparse.Namespace) -> None:
             )
 
 
-def in_flags(message: str) -> str:
-    """A message of the Python API with the names of flags in it."""
-    return _WORDS.sub(lambda word: _FLAGS[word[0]], message)
+def told(problem: Exception | Warning) -> str:
+    """An error or a warning with the names of flags, where it speaks of a request's fields."""
+    if isinstance(problem, RequestError):
+        return problem.said(FLAGS)
+    return problem.problem.said(FLAGS) if isinstance(problem, RequestWarning) else str(problem)
 
 
-def warn(message: str) -> None:
+def warn(message: str | Warning) -> None:
     """Tell of something that is not an error."""
-    print(f"max-zimage: warning: {in_flags(message)}", file=sys.stderr)
+    print(f"max-zimage: warning: {message if isinstance(message, str) else told(message)}", file=sys.stderr)
 
 
 def error_line(error: Exception) -> str:

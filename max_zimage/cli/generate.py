@@ -14,13 +14,14 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.console import display
-from max_zimage.cli.errors import checking, in_flags, quiet_libraries, warn
+from max_zimage.cli.errors import checking, quiet_libraries, warn
 from max_zimage.cli.options import Wanted, parameters_of
 from max_zimage.device.devices import device_kind
 from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
@@ -94,7 +95,7 @@ def generate(arguments: argparse.Namespace) -> int:
         for doubt in wanted.doubts if not arguments.quiet else ():
             warn(doubt)
         if arguments.prompt is None and arguments.source is None and not silent:
-            print(f'No prompt was given; drawing "{wanted.prompt}".', file=stdout)
+            print(f'No prompt was given; drawing "{DEFAULT_PROMPT}".', file=stdout)
         with checking():
             prepared, request = prepare(wanted, arguments)
         with checking(), shown_by(display(quiet=arguments.quiet, note=_PATIENCE)):
@@ -117,8 +118,8 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[CheckedModel
     Raises:
         ValueError: If anything is wrong with either.
     """
+    from max_zimage.pipeline.captions import tokens_of_request
     from max_zimage.pipeline.estimate import check_request
-    from max_zimage.pipeline.prepare import tokens_of_request
     from max_zimage.pipeline.zimage import ZImagePipeline
 
     prepared = ZImagePipeline.prepare(
@@ -128,7 +129,7 @@ def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[CheckedModel
         warnings.simplefilter("always")
         request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
     for warning in caught:
-        warn(str(warning.message))
+        warn(cast(Warning, warning.message))
     request.schedule(prepared.sources.specs.schedule)
     device = device_kind(prepared.devices[0])
     if wanted.drawn_on not in (None, device) and not arguments.quiet:
@@ -158,7 +159,7 @@ def _draw(
         try:
             pixels: Any = pipeline.generate(one)
         except NotFiniteError as error:  # this picture's fault alone: the others are drawn
-            outcome.problems.append(in_flags(f"seed {one.seed}: {error}"))
+            outcome.problems.append(f"seed {one.seed}: {error}")
             continue
         outcome.picture_seconds.append(time.perf_counter() - begin)
         parameters = parameters_of(one, wanted, pipeline.sources.dtypes["transformer"], device_kind(pipeline.device))

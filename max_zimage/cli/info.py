@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from importlib.metadata import version
 from math import prod
 from typing import Any
 
-from max.driver import Accelerator, accelerator_api, accelerator_architecture_name, accelerator_count
+from max.driver import Accelerator, Device, accelerator_api, accelerator_architecture_name, accelerator_count
 from rich import box
 from rich.table import Table
 
@@ -196,3 +197,16 @@ def _size(count: int | None) -> str:
     if count is None:
         return "unknown"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def conditions(model: str, component: str | None, device: Device, dtype: str) -> dict[str, Any]:
+    """What a measurement was made of and on."""
+    return {
+        "model": model,
+        "component": component,
+        "device": device.label + ("" if device.is_host else f":{device.id}"),
+        "dtype": dtype,
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": versions(),
+    }

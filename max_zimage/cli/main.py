@@ -17,6 +17,7 @@ from typing import NoReturn
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
+from max_zimage.cli.field_flags import add_flag, add_group
 from max_zimage.cli.profile_flags import add_profile
 from max_zimage.cli.serve_flags import add_serve
 from max_zimage.host.lifeline import end_with_named_parent
@@ -32,8 +33,6 @@ _KINDS = {
     "float": "a number",
     "_seconds": "a number of seconds",
 }
-
-STEP_CACHE_HELP = "leave steps out: first_block or taylorseer, with :NAME=VALUE,... behind it; off is none"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,28 +119,10 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     parser.add_argument("--from", dest="source", metavar="PICTURE", help="repeat a picture from the parameters in it")
     parser.add_argument("--output", metavar="FILE", help=".png, .jpg or .webp; zimage-SEED.png if not given")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    picture = parser.add_argument_group("the picture")
-    picture.add_argument("--negative", metavar="TEXT", help="what to keep away from; needs guidance")
-    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 16")
-    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
-    picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
-    picture.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the prompt; 0 is off")
-    picture.add_argument("--seed", type=int, metavar="N", help="draws the starting noise; a random one if not given")
+    picture = add_group(parser, "the picture")
     picture.add_argument("--count", type=at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")
-    start = parser.add_argument_group("image-to-image")
-    start.add_argument(
-        "--image", "--img2img", metavar="FILE", help="begin with this picture, and draw in its size unless told another"
-    )
-    start.add_argument(
-        "--strength", type=float, metavar="SHARE", help="how far to go from it, up to 1; 0.6 if not given"
-    )
-    start.add_argument("--resize", action="store_true", help="let it be resized, to the size asked for or the nearest")
-    fine = parser.add_argument_group("fine tuning")
-    fine.add_argument("--cfg-normalization", type=float, metavar="FACTOR", help="limit of guidance's growth; 0 is none")
-    fine.add_argument("--cfg-truncation", type=float, metavar="TIME", help="no guidance above this time in [0, 1]")
-    fine.add_argument("--shift", type=float, metavar="X", help="in place of the shift of the checkpoint's schedule")
-    fine.add_argument("--max-sequence-length", type=int, metavar="N", help="tokens a prompt may have; 512 if not given")
-    fine.add_argument("--step-cache", metavar="CACHE", help=STEP_CACHE_HELP)
+    add_group(parser, "image-to-image")
+    add_group(parser, "fine tuning")
     _add_model(parser)
 
 
@@ -153,8 +134,8 @@ def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) ->
         help="versions, devices, a checkpoint and the memory it needs",
         description="Versions, devices, a checkpoint and the memory it needs. No weight is read unless asked for.",
     )
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="of the picture that memory is estimated for")
+    for name in ("height", "width"):
+        add_flag(parser, name, help="of the picture that memory is estimated for")
     parser.add_argument(
         "--check-weights",
         action="store_true",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT
+from max_zimage.cli.field_flags import flag_value
 from max_zimage.errors import RequestError
 from max_zimage.images.read import read_image
+from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
 from max_zimage.request.request import GenerationRequest
@@ -30,31 +33,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is asked for; None leaves a choice to the checkpoint. Fields as in `GenerationParameters`.
+    """What is asked for.
 
     Attributes:
-        image: uint8 [rows, columns, 3], what image-to-image begins with, or None.
-        resize: Whether it is resized to the size of the picture.
+        values: Arguments of `GenerationRequest.create`; None leaves a choice to the checkpoint.
+        model: Checkpoint, as it was named.
+        weight_paths: Weight files in place of its own.
+        dtype: "auto", "bfloat16" or "float32".
         drawn_on: The device that the picture to be repeated was drawn on, where it says so.
         doubts: What may make it another picture, in sentences.
     """
 
-    prompt: str
-    negative_prompt: str | None
-    height: int | None
-    width: int | None
-    num_inference_steps: int | None
-    sigmas: tuple[float, ...] | None
-    shift: float | None
-    guidance_scale: float | None
-    cfg_normalization: float
-    cfg_truncation: float
-    max_sequence_length: int | None
-    step_cache: str | None
-    image: npt.NDArray[np.uint8] | None
-    strength: float | None
-    resize: bool
-    seed: int | None
+    values: Mapping[str, Any]
     model: str
     weight_paths: tuple[str, ...]
     dtype: str
@@ -70,28 +60,10 @@ class Wanted:
             RequestError: If the image to begin with cannot be read, or is not the one that the picture began with.
         """
         saved = None if arguments.source is None else read_parameters(Path(arguments.source))
-        # A number of steps of one's own leaves nothing of levels that were given one by one.
-        levels = None if saved is None or arguments.steps is not None else saved.sigmas
-        steps = None if saved is None else saved.num_inference_steps
         # Another model's weight files have no place in the one that is named now.
         weights = () if saved is None or arguments.model is not None else saved.weight_paths
         return cls(
-            prompt=_first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT),
-            negative_prompt=_either(arguments.negative, saved and saved.negative_prompt),
-            height=_either(arguments.height, saved and saved.height),
-            width=_either(arguments.width, saved and saved.width),
-            num_inference_steps=_either(arguments.steps, steps),
-            sigmas=levels,
-            shift=_either(arguments.shift, saved and saved.shift),
-            guidance_scale=_either(arguments.guidance, saved and saved.guidance_scale),
-            cfg_normalization=_first(arguments.cfg_normalization, saved and saved.cfg_normalization, 0.0),
-            cfg_truncation=_first(arguments.cfg_truncation, saved and saved.cfg_truncation, 1.0),
-            max_sequence_length=_either(arguments.max_sequence_length, saved and saved.max_sequence_length),
-            step_cache=_either(arguments.step_cache, saved and saved.step_cache),
-            image=_image(arguments, saved),
-            strength=_either(arguments.strength, saved and saved.strength),
-            resize=arguments.resize or bool(saved and saved.is_resized),
-            seed=_either(arguments.seed, saved and saved.seed),
+            values=_values(arguments, saved),
             model=_first(arguments.model, saved and saved.model, embedded.NAME),
             weight_paths=tuple(arguments.weight_path) or weights,
             dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
@@ -109,27 +81,7 @@ class Wanted:
         Raises:
             RequestError: With all that is out of range.
         """
-        return GenerationRequest.create(
-            limits=limits,
-            defaults=defaults,
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            height=self.height,
-            width=self.width,
-            num_inference_steps=self.num_inference_steps,
-            sigmas=self.sigmas,
-            shift=self.shift,
-            guidance_scale=self.guidance_scale,
-            cfg_normalization=self.cfg_normalization,
-            cfg_truncation=self.cfg_truncation,
-            max_sequence_length=self.max_sequence_length,
-            image=self.image,
-            strength=self.strength,
-            resize=self.resize,
-            seed=self.seed,
-            step_cache=self.step_cache,
-            output_type="np",
-        )
+        return GenerationRequest.create(limits=limits, defaults=defaults, **self.values, output_type="np")
 
     @property
     def model_path(self) -> str | None:
@@ -154,6 +106,24 @@ def parameters_of(request: GenerationRequest, wanted: Wanted, dtype: ModelDtype,
     return GenerationParameters.of(
         request, model=wanted.model, weight_paths=wanted.weight_paths, dtype=dtype, device=device
     )
+
+
+def _values(arguments: argparse.Namespace, saved: GenerationParameters | None) -> dict[str, Any]:
+    """The fields of the request: what flags say, or else what the picture of --from does."""
+    values: dict[str, Any] = {}
+    for name, row in ROWS.items():
+        value = flag_value(arguments, row)
+        if value is None and saved is not None and row.kept is not None:
+            value = getattr(saved, name)
+        if value is not None:
+            values[name] = value
+    values["prompt"] = _first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT)
+    # A number of steps of one's own leaves nothing of levels that were given one by one.
+    if arguments.steps is not None:
+        values.pop("sigmas", None)
+    values["image"] = _image(arguments, saved)
+    values["resize"] = arguments.resize or bool(saved and saved.is_resized)
+    return values
 
 
 def _image(arguments: argparse.Namespace, saved: GenerationParameters | None) -> npt.NDArray[np.uint8] | None:
@@ -187,10 +157,6 @@ def _doubts(arguments: argparse.Namespace, saved: GenerationParameters | None) -
     )
 
 
-def _either(given: T | None, saved: T | None) -> T | None:
-    return saved if given is None else given
-
-
 def _first(given: T | None, saved: T | None, default: T) -> T:
-    value = _either(given, saved)
+    value = saved if given is None else given
     return default if value is None else value

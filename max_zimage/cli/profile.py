@@ -8,7 +8,8 @@ from pathlib import Path
 
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries
-from max_zimage.cli.profile_subjects import component, picture
+from max_zimage.cli.profile_component import component
+from max_zimage.cli.profile_picture import picture
 from max_zimage.cli.profile_table import print_profile
 from max_zimage.images.save import next_free_paths
 from max_zimage.profiling.measure import measure

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from max_zimage.cli.common import at_least_one
+from max_zimage.cli.field_flags import add_flag
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 
@@ -32,12 +33,9 @@ def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.Argu
         help="a directory or a hub id; the embedded model if not given, and with --component the widths of Z-Image",
     )
     picture = parser.add_argument_group("the picture")
-    picture.add_argument("--prompt", metavar="TEXT", help="what to show")
-    picture.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 16")
-    picture.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
-    picture.add_argument("--steps", type=int, metavar="N", help="denoising steps")
-    picture.add_argument("--guidance", type=float, metavar="SCALE", help="how closely to follow the prompt; 0 is off")
-    picture.add_argument("--step-cache", metavar="CACHE", help="as of generate")
+    for name in ("prompt", "height", "width", "num_inference_steps", "guidance_scale"):
+        add_flag(picture, name)
+    add_flag(picture, "step_cache", help="as of generate")
     picture.add_argument("--batch", type=at_least_one, metavar="N", default=1, help="pictures at a time; else 1")
     alone = parser.add_argument_group("one component")
     alone.add_argument("--component", choices=COMPONENTS, help="--batch counts captions, rows of the batch or pictures")

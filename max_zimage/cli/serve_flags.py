@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from max_zimage.cli.common import at_least_one
+from max_zimage.cli.field_flags import add_flag
 from max_zimage.serving.http.callers import host_name, origin_of
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
 
@@ -66,11 +67,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="whose web pages may use the server, e.g. https://ui.example.com; repeatable",
     )
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--step-cache",
-        metavar="CACHE",
-        help="of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it",
-    )
+    help = "of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it"
+    add_flag(running, "step_cache", help=help)
     running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
     running.add_argument(
         "--batch-pictures",

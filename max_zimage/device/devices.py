@@ -13,6 +13,7 @@ from max.dtype import DType
 from max.experimental.tensor import Tensor as EagerTensor
 
 from max_zimage.device.dtypes import bfloat16_bits
+from max_zimage.errors import RequestError
 from max_zimage.host.processes import check_process
 
 Tensor = Buffer | EagerTensor | npt.NDArray[Any]
@@ -29,18 +30,20 @@ def device_spec(name: str) -> DeviceSpec:
             stand for "gpu".
 
     Raises:
-        ValueError: If the name is unknown or there is no such accelerator.
+        RequestError: If the name is unknown or there is no such accelerator.
     """
     count = accelerator_count()
     if name == "cpu" or (name == "auto" and count == 0):
         return DeviceSpec.cpu()
     match = _ACCELERATOR.fullmatch("gpu" if name == "auto" else name)
     if match is None:
-        raise ValueError(f'device must be "auto", "cpu", "gpu" or "gpu:N", got {name!r}')
+        raise RequestError.of("device", 'device must be "auto", "cpu", "gpu" or "gpu:N", got {given!r}', given=name)
     number = int(match[1] or 0)
     if number >= count:
         there = "no accelerator is" if count == 0 else f"only {count} accelerator{'s are' if count > 1 else ' is'}"
-        raise ValueError(f'device {name!r} was asked for, and {there} available here; use device="cpu"')
+        raise RequestError.of(
+            "device", "device {given!r} was asked for, and {there} available here; {say[cpu]}", given=name, there=there
+        )
     return DeviceSpec.accelerator(number)
 
 

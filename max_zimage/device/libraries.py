@@ -15,6 +15,8 @@ from pathlib import Path
 
 from max.driver import Device
 
+from max_zimage.errors import RequestError
+
 TOOLKITS = Path("/usr/local")
 """Where CUDA toolkits are installed."""
 
@@ -47,7 +49,7 @@ def check_libraries(device: Device) -> None:
     """See that graphs on a device find what they call, and have it found if it lies where only Python looks.
 
     Raises:
-        ValueError: If the device is NVIDIA's and a library cannot be loaded; names all that cannot.
+        RequestError: If the device is NVIDIA's and a library cannot be loaded; names all that cannot.
     """
     if device.is_host or device.api != "cuda":
         return
@@ -55,9 +57,12 @@ def check_libraries(device: Device) -> None:
     if missing:
         names = " and ".join(f"{library.name} ({' or '.join(library.files)})" for library in missing)
         packages = ", and ".join(library.packages for library in missing)
-        raise ValueError(
-            f"graphs for an NVIDIA GPU need {names}, which cannot be loaded; install a CUDA toolkit with cuDNN, or "
-            f'{packages} with pip, or use device="cpu"'
+        raise RequestError.of(
+            "device",
+            "graphs for an NVIDIA GPU need {names}, which cannot be loaded; install a CUDA toolkit with cuDNN, or "
+            "{packages} with pip, or {say[cpu]}",
+            names=names,
+            packages=packages,
         )
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms
 from PIL.ImageFile import ImageFile
 
-from max_zimage.errors import RequestError
+from max_zimage.errors import Item, RequestError
 from max_zimage.images.colour_profiles import HDR_TRANSFERS, profile_of_code_points, profile_of_numbers
 from max_zimage.images.files import without_warnings
 
@@ -39,7 +39,7 @@ _STRIP_PIXELS = 2**16
 _KEY_SCALES = {"L;2": 85, "L;4": 17}  # Pillow stretches these greys to 255, and their key not
 
 
-def to_srgb(name: str, picture: Image.Image, layout: Layout) -> Pixels:
+def to_srgb(name: str | Item, picture: Image.Image, layout: Layout) -> Pixels:
     """Turn a decoded picture into pixels.
 
     Args:
@@ -56,7 +56,9 @@ def to_srgb(name: str, picture: Image.Image, layout: Layout) -> Pixels:
     if layout.is_grey:
         picture = picture.convert("LA")
     if _is_transparent(picture, layout.key):
-        raise RequestError(f"{name} has transparent pixels, which have no colour here; put it on a background before")
+        raise RequestError.of(
+            name, "{field} has transparent pixels, which have no colour here; put it on a background before"
+        )
     turn = _TURNS.get(_orientation(picture))
     coloured = _in_srgb(name, picture)
     return np.asarray(coloured if turn is None else coloured.transpose(turn))
@@ -111,7 +113,7 @@ def _orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _plain(name: str, picture: Image.Image) -> Image.Image:
+def _plain(name: str | Item, picture: Image.Image) -> Image.Image:
     """A picture in mode L, RGB, CMYK or LAB, of the same colours."""
     mode = picture.mode
     if mode in ("CMYK", "LAB"):
@@ -127,31 +129,37 @@ def _plain(name: str, picture: Image.Image) -> Image.Image:
     if mode in _SIXTEEN_BITS or mode == "I":
         return Image.fromarray(_eight_bits(name, np.asarray(picture), mode))
     if mode == "F":
-        raise RequestError(
-            f"{name} has mode F, greys as floating-point numbers, which no range is agreed on for; scale them to 0 to "
-            "255 and convert it to L"
+        raise RequestError.of(
+            name,
+            "{field} has mode F, greys as floating-point numbers, which no range is agreed on for; scale them to 0 to "
+            "255 and convert it to L",
         )
-    raise RequestError(f"{name} has mode {mode}, which is not known; convert it to RGB")
+    raise RequestError.of(name, "{field} has mode {mode}, which is not known; convert it to RGB", mode=mode)
 
 
-def _eight_bits(name: str, values: npt.NDArray[np.generic], mode: str) -> Pixels:
+def _eight_bits(name: str | Item, values: npt.NDArray[np.generic], mode: str) -> Pixels:
     """Greys of 16 bits in 8, rounded to the nearest."""
     wide = values.astype(np.int64)
     if mode == "I":  # of 32 bits: Pillow keeps greys of 16 bits in it, and those of 8 that were converted to it
         low, high = int(wide.min()), int(wide.max())
         if low < 0 or high > 65535:
-            raise RequestError(
-                f"{name} has mode I with values from {low} to {high}, greys must be from 0 to 65535; scale it before"
+            raise RequestError.of(
+                name,
+                "{field} has mode I with values from {low} to {high}, greys must be from 0 to 65535; scale it before",
+                low=low,
+                high=high,
             )
         if 0 < high <= 255:
-            raise RequestError(
-                f"{name} has mode I and no value above {high}: whether it holds greys of 8 or 16 bits cannot be told; "
-                "convert it to L or I;16"
+            raise RequestError.of(
+                name,
+                "{field} has mode I and no value above {high}: whether it holds greys of 8 or 16 bits cannot be told; "
+                "convert it to L or I;16",
+                high=high,
             )
     return ((wide * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def _in_srgb(name: str, picture: Image.Image) -> Image.Image:
+def _in_srgb(name: str | Item, picture: Image.Image) -> Image.Image:
     plain = _plain(name, picture)
     if plain.mode == "LAB":
         return _by_strips(plain, _transform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "LAB"))
@@ -178,7 +186,7 @@ def _in_srgb(name: str, picture: Image.Image) -> Image.Image:
     return plain.convert("RGB")
 
 
-def _profile(name: str, picture: Image.Image, mode: str) -> tuple[bytes | None, bool]:
+def _profile(name: str | Item, picture: Image.Image, mode: str) -> tuple[bytes | None, bool]:
     """The ICC profile of a picture, None for sRGB; and whether numbers of a PNG stand for it, which greys have too.
 
     The order is that of the PNG specification: cICP, iCCP, sRGB, gAMA with cHRM.
@@ -187,8 +195,10 @@ def _profile(name: str, picture: Image.Image, mode: str) -> tuple[bytes | None, 
     if "cicp" in info:
         primaries, transfer, matrix, is_full = info["cicp"]
         if transfer in HDR_TRANSFERS:
-            raise RequestError(
-                f"{name} has the colours of high dynamic range ({HDR_TRANSFERS[transfer]}); save it in sRGB before"
+            raise RequestError.of(
+                name,
+                "{field} has the colours of high dynamic range ({transfer}); save it in sRGB before",
+                transfer=HDR_TRANSFERS[transfer],
             )
         if matrix == 0 and is_full == 1 and 2 not in (primaries, transfer):
             return profile_of_code_points(primaries, transfer), True

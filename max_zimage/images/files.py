@@ -20,7 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from max_zimage.errors import RequestError
+from max_zimage.errors import Item, RequestError
 
 KINDS = "PNG, JPEG or WebP"
 MAX_PROFILE_BYTES = 16 * 2**20
@@ -78,7 +78,7 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def open_image(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image, str]:
+def open_image(name: str | Item, content: bytes, max_pixels: int) -> tuple[Image.Image, str]:
     """Read an image's header.
 
     Args:
@@ -94,7 +94,7 @@ def open_image(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image,
         RequestError: If it is of another kind, damaged, animated or too large.
     """
     if not content:
-        raise RequestError(f"{name} is empty; send a {KINDS} file")
+        raise RequestError.of(name, "{field} is empty; send a {kinds} file", kinds=KINDS)
     if content.startswith(_JPEG):
         return _opened(name, JpegImageFile, content, "JPEG"), "JPEG"
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
@@ -104,32 +104,40 @@ def open_image(name: str, content: bytes, max_pixels: int) -> tuple[Image.Image,
         return _png(name, content), "PNG"
     found = _other_kind(content)
     if found:
-        raise RequestError(f"{name} is {found} file; convert it to {KINDS}")
-    raise RequestError(f"{name} is no {KINDS} file; send one of these")
+        raise RequestError.of(name, "{field} is {found} file; convert it to {kinds}", found=found, kinds=KINDS)
+    raise RequestError.of(name, "{field} is no {kinds} file; send one of these", kinds=KINDS)
 
 
-def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+def check_size(name: str | Item, width: int, height: int, max_pixels: int) -> None:
     """Refuse an image that is too large to be decoded."""
     if width * height > max_pixels:
-        raise RequestError(f"{name} has {width}x{height} pixels, at most {max_pixels} are allowed; send a smaller one")
+        raise RequestError.of(
+            name,
+            "{field} has {width}x{height} pixels, at most {most} are allowed; send a smaller one",
+            width=width,
+            height=height,
+            most=max_pixels,
+        )
 
 
-def damaged(name: str, kind: str | None, error: Exception) -> RequestError:
+def damaged(name: str | Item, kind: str | None, error: Exception) -> RequestError:
     """What is said of a file that a decoder gives up on; without a kind, of a picture that somebody else opened."""
     # Of the others, such as a struct.error or a SyntaxError made of it, only Pillow's authors could make anything.
     is_clear = isinstance(error, (OSError, ValueError)) or (isinstance(error, SyntaxError) and error.__cause__ is None)
     reason = f" ({' '.join(str(error).split())[:100]})" if is_clear and str(error) else ""
     if kind is None:
-        return RequestError(f"{name} cannot be decoded{reason}; open it again, and close its file only after load()")
-    return RequestError(f"{name} is a damaged {kind} file, or of a rare kind{reason}; save it again and send that")
+        message = "{field} cannot be decoded{reason}; open it again, and close its file only after load()"
+        return RequestError.of(name, message, reason=reason)
+    message = "{field} is a damaged {kind} file, or of a rare kind{reason}; save it again and send that"
+    return RequestError.of(name, message, kind=kind, reason=reason)
 
 
-def _opened(name: str, plugin: type[Image.Image], content: bytes, kind: str) -> Image.Image:
+def _opened(name: str | Item, plugin: type[Image.Image], content: bytes, kind: str) -> Image.Image:
     try:
         with without_warnings():
             return plugin(io.BytesIO(content))  # type: ignore[call-arg]
     except Image.DecompressionBombError as error:  # Pillow's own limit, for a server whose limit is higher
-        raise RequestError(f"{name} has too many pixels ({error}); send a smaller one") from error
+        raise RequestError.of(name, "{field} has too many pixels ({error}); send a smaller one", error=error) from error
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged data
         raise damaged(name, kind, error) from error
 
@@ -145,7 +153,7 @@ def _webp_size(content: bytes) -> tuple[int, int]:
     return int.from_bytes(rest[6:8], "little") & 0x3FFF, int.from_bytes(rest[8:10], "little") & 0x3FFF
 
 
-def _png(name: str, content: bytes) -> Image.Image:
+def _png(name: str | Item, content: bytes) -> Image.Image:
     """A PNG from the chunks that bear on its pixels; the colour profile and cICP go into its info beside Pillow's."""
     view, place, kept = memoryview(content), len(_PNG), [memoryview(_PNG)]
     found: dict[str, object] = {}
@@ -154,7 +162,7 @@ def _png(name: str, content: bytes) -> Image.Image:
         length, kind = int.from_bytes(view[place : place + 4], "big"), bytes(view[place + 4 : place + 8])
         data = view[place + 8 : place + 8 + length]
         if kind == b"acTL" and not begun and int.from_bytes(data[:4], "big") > 1:
-            raise RequestError(f"{name} is animated; send a single picture")
+            raise RequestError.of(name, "{field} is animated; send a single picture")
         if kind in _KEPT_CHUNKS:
             kept.append(view[place : place + 12 + length])
         elif kind == b"iCCP" and not begun:

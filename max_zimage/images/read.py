@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from max_zimage.errors import RequestError
+from max_zimage.errors import Item, RequestError
 from max_zimage.images.colours import layout, to_srgb
 from max_zimage.images.files import check_size, damaged, open_image
 
@@ -43,12 +43,16 @@ def image_of_data_url(name: str, url: str, max_pixels: int = MAX_PIXELS) -> npt.
     """
     match = _DATA_URL.match(url[:200])
     if match is None:
-        raise RequestError(f'{name} must be a data URL, "data:image/png;base64,...", got {url[:40]!r}')
+        raise RequestError.of(
+            name, '{field} must be a data URL, "data:image/png;base64,...", got {url!r}', url=url[:40]
+        )
     text = "".join(url[match.end() :].split()).translate(_URL_SAFE)
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{name} is no valid base64 ({error}); encode the file's bytes again") from error
+        raise RequestError.of(
+            name, "{field} is no valid base64 ({error}); encode the file's bytes again", error=error
+        ) from error
     return decode_image(name, content, max_pixels)
 
 
@@ -63,18 +67,21 @@ def read_image(name: str, path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArr
     Raises:
         RequestError: If it cannot be read, or the image does not do.
     """
+    file_name = Item(name, f" {path}")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"{name} {path} cannot be read: {reason}; name a PNG, JPEG or WebP file") from error
+        raise RequestError.of(
+            file_name, "{field} cannot be read: {reason}; name a PNG, JPEG or WebP file", reason=reason
+        ) from error
     if len(content) > MAX_FILE_BYTES:
-        raise RequestError(f"{name} {path} has more than {MAX_FILE_BYTES} bytes; send a smaller file")
-    return decode_image(f"{name} {path}", content, max_pixels)
+        raise RequestError.of(file_name, "{field} has more than {most} bytes; send a smaller file", most=MAX_FILE_BYTES)
+    return decode_image(file_name, content, max_pixels)
 
 
-def decode_image(name: str, content: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def decode_image(name: str | Item, content: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Read an image from a file's bytes: opaque, upright, in sRGB.
 
     Args:
@@ -120,13 +127,13 @@ def starting_image(name: str, value: object, largest: tuple[int, int]) -> npt.ND
     """
     if isinstance(value, Image.Image):
         value = picture_pixels(name, value, largest[0] * largest[1])
-    wanted = f"{name} must be a PIL image or a uint8 array [height, width, 3]"
+    wanted = "{field} must be a PIL image or a uint8 array [height, width, 3], got {given}; {remedy}"
     if not isinstance(value, np.ndarray):
         remedy = "open it with PIL.Image.open" if isinstance(value, (str, bytes, Path)) else "convert it before"
-        raise RequestError(f"{wanted}, got {type(value).__name__}; {remedy}")
+        raise RequestError.of(name, wanted, given=type(value).__name__, remedy=remedy)
     if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3 or 0 in value.shape:
         remedy = _array_remedy(value)
-        raise RequestError(f"{wanted}, got {value.dtype} {list(value.shape)}; {remedy}")
+        raise RequestError.of(name, wanted, given=f"{value.dtype} {list(value.shape)}", remedy=remedy)
     return value
 
 
@@ -145,15 +152,17 @@ def resized(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArr
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def _pixels(name: str, picture: Image.Image, max_pixels: int, kind: str | None) -> npt.NDArray[np.uint8]:
+def _pixels(name: str | Item, picture: Image.Image, max_pixels: int, kind: str | None) -> npt.NDArray[np.uint8]:
     width, height = picture.size
     check_size(name, width, height, max_pixels)
     if width * height == 0:
-        raise RequestError(f"{name} has {width}x{height} pixels; send one that has some")
+        raise RequestError.of(
+            name, "{field} has {width}x{height} pixels; send one that has some", width=width, height=height
+        )
     try:
         if getattr(picture, "is_animated", False) and picture.format not in _OF_ONE_PICTURE:
             several = "is animated" if picture.format in _ANIMATED else "has several pages"
-            raise RequestError(f"{name} {several}; send a single picture")
+            raise RequestError.of(name, "{field} {several}; send a single picture", several=several)
         described = layout(picture)
         picture.load()
     except RequestError:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 
 from max.pipelines.context import PixelContext
 
+from max_zimage.request.request import GenerationRequest
+from max_zimage.request.wire import of_text
+
 
 @dataclass(kw_only=True)
 class ZImageContext(PixelContext):
-    """A validated request with schedule and noise in it, all on the host.
+    """A validated request with its schedule, all on the host; without latents its seed stands for the noise.
 
     Attributes:
         cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; 0 for none. MAX's own
@@ -21,6 +24,8 @@ class ZImageContext(PixelContext):
         step_cache: How steps are left out, as `max_zimage.sampling.step_cache.parse` reads it.
         listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.
         previews: Pictures of the unfinished work to send along, spread over the steps.
+        request: The request in its wire form, see `request_of`; empty where a context was filled by hand.
+        sharing: What requests must have in common to share a batch, see `max_zimage.request.wire.sharing_key`.
     """
 
     cfg_normalization: float = field(default=0.0)  # type: ignore[assignment]
@@ -30,3 +35,17 @@ class ZImageContext(PixelContext):
     listens: bool = field(default=False)
     previews: int = field(default=0)
     step_cache: str = field(default="off")
+    request: str = field(default="")
+    sharing: str = field(default="")
+
+
+def request_of(context: ZImageContext) -> GenerationRequest:
+    """The request that a context was made of, with its image in the picture's size.
+
+    Args:
+        context: From `max_zimage.serving.context_tokenizer.ZImageTokenizer`.
+
+    Raises:
+        WireError: If the context was filled by hand, or comes from another version.
+    """
+    return of_text(context.request, image=context.input_image)

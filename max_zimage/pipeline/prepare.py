@@ -6,19 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
-from max.driver import CPU, Buffer
+from max.driver import Buffer
 from max.dtype import DType
 from max.pipelines.context import PixelContext
 
-from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
-from max_zimage.pipeline.batch import Captions, FloatArray, IdArray, ZImageModelInputs, make_items
+from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
+from max_zimage.pipeline.captions import arrange
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
-from max_zimage.request.checks import check_token_count
-from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
@@ -26,7 +24,6 @@ from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
 from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache, parse
-from max_zimage.text.tokenizer import PromptTokenizer
 
 
 def inputs_of_request(
@@ -124,93 +121,14 @@ def inputs_of_contexts(
 
 
 def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
-    """What a request of a server begins with."""
+    """What a request of a server begins with; noise that is not there is drawn from its seed."""
     noise = np.asarray(context.latents, np.float32)
+    if noise.size == 0:
+        copies, channels = context.num_images_per_prompt, vae.spec.latent_channels
+        noise = initial_noise(context.seed or 0, copies, channels, context.height, context.width)
     if context.input_image is None:
         return noise
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
-
-
-def captions_of_request(
-    request: GenerationRequest, tokenizer: PromptTokenizer, text_encoder: ZImageTextEncoderModel, limits: Limits
-) -> Captions:
-    """Tokenize what a request shows, or take its features.
-
-    Args:
-        request: The request.
-        tokenizer: Text to ids.
-        text_encoder: Encodes the text of a request that gives features for one branch and text for the other.
-        limits: What the checkpoint can do at most.
-
-    Raises:
-        RequestError: If a text has too many tokens.
-    """
-    negatives = request.negative_prompt_embeds if request.use_guidance else None
-    texts = tokens_of_request(request, tokenizer, limits)
-    given = (*(request.prompt_embeds or ()), *(negatives or ()))
-    features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
-    copies = [request.num_images_per_prompt] * request.num_prompts
-    return arrange([] if features else texts, features, copies=copies)
-
-
-def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
-    """Tokenize the texts of a request, int64 [tokens] each: its prompts, then its negative prompts.
-
-    Raises:
-        RequestError: If a text has too many tokens.
-    """
-    texts = [tokenizer.encode(text) for text in (*request.prompts, *request.negative_prompts)]
-    for index, ids in enumerate(texts):
-        which = "the prompt" if index < len(request.prompts) else "the negative prompt"
-        check_token_count(len(ids), request.max_sequence_length, which, limits.max_tokens)
-    return texts
-
-
-def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: Sequence[int]) -> Captions:
-    """Find the distinct captions, and which one each item of the transformer's batch shows.
-
-    Args:
-        texts: Token ids of the positive captions, then of the negative ones.
-        features: The same as features, in place of `texts`.
-        copies: Pictures of each prompt: as many as there are positive captions. The rest of the captions are as many
-            negative ones, or none.
-    """
-    keys = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
-    distinct = {key: index for index, key in reversed(list(enumerate(keys)))}
-    kept = sorted(distinct.values())
-    places = {key: kept.index(index) for key, index in distinct.items()}
-    positive, negative = keys[: len(copies)], keys[len(copies) :]
-    return Captions(
-        tokens=tuple(texts[index] for index in kept) if texts else (),
-        features=() if texts else tuple(features[index] for index in kept),
-        rows=tuple(
-            places[key]
-            for branch in (positive, negative)
-            if branch
-            for key, pictures in zip(branch, copies, strict=True)
-            for _ in range(pictures)
-        ),
-    )
-
-
-def _complete(
-    given: Sequence[FloatArray], texts: Sequence[IdArray], text_encoder: ZImageTextEncoderModel, prompts_first: bool
-) -> tuple[FloatArray, ...]:
-    """Features of both branches, where one is given as features and the other as text."""
-    encoded: tuple[FloatArray, ...] = ()
-    if texts:
-        values = float_features(text_encoder, text_encoder(texts))
-        encoded = tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
-    return (*encoded, *given) if prompts_first else (*given, *encoded)
-
-
-def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:
-    """Features on the host in float32, whatever the model's dtype."""
-    host = features.to(CPU())
-    if text_encoder.dtype_name == "float32":
-        return host.to_numpy()
-    bits = host.view(DType.uint16, features.shape).to_numpy()
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _inputs(

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from max.pipelines.diffusion.interface import DiffusionPipelineOutput
 from PIL import Image
 
+from max_zimage.request.fields import ROWS
+
 _OTHERS: dict[str, tuple[object, str]] = {
     "generator": (None, "give seed=NUMBER, which draws the noise"),
     "return_dict": (True, "the result is the pictures, and answers to .images"),
@@ -100,6 +102,16 @@ def result(images: list[Image.Image] | npt.NDArray[Any]) -> Pictures | PictureAr
 def _check_single(count: int, way: str = "result[0].save(...)") -> None:
     if count != 1:
         raise ValueError(f"the result holds {count} pictures; save each by itself, such as {way}")
+
+
+def fields_of(others: Mapping[str, object]) -> dict[str, object]:
+    """Fields of the request's table that a call has besides those it lists; what is left must be diffusers'.
+
+    Raises:
+        TypeError: If something is neither; see `check_others`.
+    """
+    check_others({name: value for name, value in others.items() if name not in ROWS})
+    return {name: value for name, value in others.items() if name in ROWS}
 
 
 def check_others(others: Mapping[str, object]) -> None:

@@ -30,6 +30,7 @@ from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImag
 from max_zimage.pipeline import max_contract, stages
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
+from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.denoising import Denoising
 from max_zimage.pipeline.loading import (
     DEFAULT_STEPS,
@@ -41,8 +42,8 @@ from max_zimage.pipeline.loading import (
     new_session,
 )
 from max_zimage.pipeline.manifest import Sources, find_sources
-from max_zimage.pipeline.prepare import captions_of_request, inputs_of_request
-from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, check_others, result
+from max_zimage.pipeline.prepare import inputs_of_request
+from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -237,7 +238,7 @@ class ZImagePipeline(DiffusionPipeline):
         given = dict(locals())  # the arguments, under their names
         for name in ("self", "others", "callback_on_step_end"):
             del given[name]
-        check_others(others)
+        given |= fields_of(others)
         request = GenerationRequest.create(limits=self.sources.limits, defaults=self.sources.defaults, **given)
         return self.generate(request, callback_on_step_end)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from max_zimage.images.save import ImageFileError, embedded_text
+from max_zimage.request.fields import ROWS
 from max_zimage.sampling.noise import image_seed
-from max_zimage.sampling.step_cache import written
 from max_zimage.version import PROGRAM, __version__
 
 if TYPE_CHECKING:
@@ -18,31 +18,33 @@ if TYPE_CHECKING:
 UNKNOWN_IMAGE = "unknown"
 """The digest of the start image in pictures of formats 1 and 2, which do not say whether there was one."""
 
-_FORMAT_VERSION = 3
+_ROWS = {name: row for name, row in ROWS.items() if row.kept}
 _ADDED: dict[int, dict[str, Any]] = {
-    2: {"step_cache": "off"},
-    3: {"strength": None, "image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
+    3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None}
 }
-"""Format -> the fields that came with it, and what they are in pictures from before."""
+"""Format -> what came with it that is no field of a request, and what it is in pictures from before."""
+_FORMAT_VERSION = max(*_ADDED, *(row.kept.since for row in _ROWS.values() if row.kept))
+
+C = TypeVar("C", bound=type)
+
+
+def _with_rows(cls: C) -> C:
+    """Put the fields that the table says a picture remembers before those that the class has itself."""
+    kept = {name: row.kept.type for name, row in _ROWS.items() if row.kept}
+    own = cls.__annotations__
+    cls.__annotations__ = {name: kind for name, kind in kept.items() if name not in own} | own
+    return cls
 
 
 @dataclass(frozen=True, kw_only=True)
+@_with_rows
 class GenerationParameters:
     """What it takes to draw one picture again.
 
+    The fields are those of `max_zimage.request.fields` that are kept, by their names as arguments and as JSON has them
+    (a step cache in its written form), and these:
+
     Attributes:
-        prompt: What was asked for.
-        negative_prompt: What to keep away from; empty for none.
-        height: Pixels.
-        width: Pixels.
-        num_inference_steps: Denoising steps.
-        sigmas: Noise levels before the shift; None for evenly spaced ones.
-        shift: Flow shift; None for the checkpoint's own.
-        guidance_scale: Guidance scale, 0 for none.
-        cfg_normalization: Limit of the guided prediction's norm, 0 for none.
-        cfg_truncation: Timestep above which steps run without guidance.
-        max_sequence_length: Tokens the prompt was allowed.
-        step_cache: How steps were left out, as `max_zimage.sampling.step_cache.parse` reads it.
         strength: How far image-to-image went from its image; None where there was none.
         image_digest: Of that image, as `max_zimage.request.start_image.digest` makes it; None for none, `UNKNOWN_IMAGE`
             in pictures that do not say.
@@ -56,18 +58,6 @@ class GenerationParameters:
         version: Version of max_zimage.
     """
 
-    prompt: str
-    negative_prompt: str
-    height: int
-    width: int
-    num_inference_steps: int
-    sigmas: tuple[float, ...] | None
-    shift: float | None
-    guidance_scale: float
-    cfg_normalization: float
-    cfg_truncation: float
-    max_sequence_length: int
-    step_cache: str
     strength: float | None
     image_digest: str | None
     image_height: int | None
@@ -78,6 +68,10 @@ class GenerationParameters:
     dtype: str
     device: str | None
     version: str
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @classmethod
     def of(
@@ -106,24 +100,18 @@ class GenerationParameters:
         """
         seed, prompt = _repeatable_seed(request), picture // request.num_images_per_prompt
         height, width = (None, None) if request.image is None else request.image.shape[:2]
+        values = {name: _held(row.kind.encode(getattr(request, row.attribute))) for name, row in _ROWS.items()}
+        values |= {
+            "prompt": request.prompts[prompt],
+            "negative_prompt": request.negative_prompts[prompt] if request.negative_prompts else "",
+            "strength": None if request.image is None else request.strength,
+            "seed": image_seed(seed, picture),
+        }
         return cls(
-            prompt=request.prompts[prompt],
-            negative_prompt=request.negative_prompts[prompt] if request.negative_prompts else "",
-            height=request.height,
-            width=request.width,
-            num_inference_steps=request.num_inference_steps,
-            sigmas=request.sigmas,
-            shift=request.shift,
-            guidance_scale=request.guidance_scale,
-            cfg_normalization=request.cfg_normalization,
-            cfg_truncation=request.cfg_truncation,
-            max_sequence_length=request.max_sequence_length,
-            step_cache=written(request.step_cache),
-            strength=None if request.image is None else request.strength,
+            **values,
             image_digest=request.image_digest,
             image_height=height,
             image_width=width,
-            seed=image_seed(seed, picture),
             model=model,
             weight_paths=weight_paths,
             dtype=dtype,
@@ -163,12 +151,8 @@ class GenerationParameters:
             problems = ["image_digest, image_height, image_width and strength go together"]
         if problems:
             raise ImageFileError(f"the parameters are damaged: {'; '.join(problems)}")
-        values["weight_paths"] = tuple(values["weight_paths"])
-        if values["sigmas"] is not None:
-            values["sigmas"] = tuple(float(sigma) for sigma in values["sigmas"])
         for name, kind in expected.items():
-            if kind.startswith("float") and values[name] is not None:
-                values[name] = float(values[name])
+            values[name] = _held(values[name], is_float="float" in kind)
         return cls(**values)
 
 
@@ -202,6 +186,7 @@ def _marked_object(text: str) -> dict[str, Any]:
             f"the parameters have format {version!r}, this max_zimage reads 1 to {_FORMAT_VERSION}; install a newer one"
         )
     before = {name: value for added, names in _ADDED.items() if added > version for name, value in names.items()}
+    before |= {name: row.kept.before for name, row in _ROWS.items() if row.kept and row.kept.since > version}
     return before | values
 
 
@@ -221,6 +206,13 @@ def _repeatable_seed(request: GenerationRequest) -> int:
     return request.seed
 
 
+def _held(value: Any, *, is_float: bool = False) -> Any:
+    """A JSON value as the parameters hold it: lists as tuples, numbers as floats where they are such."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_held(item, is_float=is_float) for item in value)
+    return float(value) if is_float and value is not None else value
+
+
 def _is_kind(value: object, kind: str) -> bool:
     """Whether a JSON value fits a field's annotation; true and false are no numbers."""
     if value is None:
@@ -229,5 +221,5 @@ def _is_kind(value: object, kind: str) -> bool:
     if base.startswith("tuple["):
         item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
         return isinstance(value, list) and all(_is_kind(item, item_kind) for item in value)
-    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    return isinstance(value, types[base]) and not isinstance(value, bool)
+    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+    return isinstance(value, types[base]) and isinstance(value, bool) == (base == "bool")

@@ -12,10 +12,8 @@ from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step, sch
 def has_a_step(strength: float, steps: int) -> None:
     """Refuse a strength that leaves none of the steps."""
     if first_step(steps, strength) >= steps:
-        raise RequestError(
-            f"strength {strength} leaves none of the {steps} steps; the smallest that leaves one is "
-            f"{smallest_strength(steps)}"
-        )
+        message = "{field} {given} leaves none of the {steps} steps; the smallest that leaves one is {smallest}"
+        raise RequestError.of("strength", message, given=strength, steps=steps, smallest=smallest_strength(steps))
 
 
 def checked_schedule(spec: ScheduleSpec, steps: int, levels: tuple[float, ...] | None, shift: float | None) -> Schedule:
@@ -34,4 +32,4 @@ def checked_schedule(spec: ScheduleSpec, steps: int, levels: tuple[float, ...] |
         return schedule(spec, steps=None if levels else steps, sigmas=levels, shift=shift)
     except ValueError as error:
         name = "sigmas" if levels else "num_inference_steps" if shift is None else "shift"
-        raise RequestError(f"{name}: {error}") from error
+        raise RequestError.of(name, "{field}: {reason}", reason=error) from error

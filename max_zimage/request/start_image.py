@@ -88,9 +88,15 @@ def _usual_size(image: Pixels, resize: bool | None, *, asked: bool) -> tuple[int
     nearest = (_nearest(height), _nearest(width))
     if resize or asked or nearest == (height, width):
         return nearest
-    raise RequestError(
-        f"image: its sides must be multiples of {PIXELS_PER_TOKEN}, it has {width}x{height} pixels; the nearest size "
-        f"that fits is {nearest[1]}x{nearest[0]}; resize it{_or_say_so(resize)}"
+    raise RequestError.of(
+        "image",
+        "{field}: its sides must be multiples of {step}, it has {width}x{height} pixels; the nearest size that fits is "
+        "{near_width}x{near_height}; resize it" + _or_say_so(resize),
+        step=PIXELS_PER_TOKEN,
+        width=width,
+        height=height,
+        near_width=nearest[1],
+        near_height=nearest[0],
     )
 
 
@@ -110,15 +116,22 @@ def check_size(image: Pixels, height: int, width: int, resize: bool | None) -> N
     if (rows, columns) == (height, width) or resize:
         return
     nearest = f"{_nearest(columns)}x{_nearest(rows)}"
-    own = "the image's size" if nearest == f"{columns}x{rows}" else f"{nearest}, the nearest to the image's size"
-    raise RequestError(
-        f"image: it has {columns}x{rows} pixels and the request asks for {width}x{height}; ask for {own}, resize it"
-        f"{_or_say_so(resize)}"
+    is_own = nearest == f"{columns}x{rows}"
+    size = "{say[own size]}" if is_own else "ask for {nearest}, the nearest to the image's size"
+    raise RequestError.of(
+        "image",
+        "{field}: it has {columns}x{rows} pixels and {say[asks]} for {width}x{height}; "
+        f"{size}, resize it{_or_say_so(resize)}",
+        columns=columns,
+        rows=rows,
+        width=width,
+        height=height,
+        nearest=nearest,
     )
 
 
 def _or_say_so(resize: bool | None) -> str:
-    return " before" if resize is None else ", or set resize=True"
+    return " before" if resize is None else ", or {say[resize]}"
 
 
 def _nearest(pixels: int) -> int:

@@ -21,8 +21,7 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
-MAX_SEED = 2**63 - 1
-"""Largest seed; the smallest is 0."""
+from max_zimage.sampling.ranges import MAX_SEED
 
 _PIXELS_PER_LATENT = 8
 _Float64 = npt.NDArray[np.float64]

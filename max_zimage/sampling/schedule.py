@@ -12,13 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
+
 FloatArray = npt.NDArray[np.float32]
-
-DEFAULT_STRENGTH = 0.6
-"""As in diffusers."""
-
-MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
-"""Between these float32 tells the noise levels of up to 1,000 even steps apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

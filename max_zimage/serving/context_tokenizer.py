@@ -7,6 +7,7 @@ worker raises becomes a 500 without one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,13 +28,15 @@ from max_zimage.errors import RequestError
 from max_zimage.images.read import MAX_PIXELS, image_of_data_url
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.request.checks import check_token_count
+from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
-from max_zimage.sampling.noise import initial_noise
+from max_zimage.request.wire import sharing_key, to_text
 from max_zimage.sampling.step_cache import written
 from max_zimage.serving.drawn_by import source_of, written_parameters
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
+_PROMPT, _NEGATIVE = ("the prompt", "prompt"), ("the negative prompt", "negative_prompt")
 
 IdArray = npt.NDArray[np.int64]
 
@@ -112,12 +115,12 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             request: The request as the server parsed it.
 
         Returns:
-            Its context: token ids unpadded, float32 sigmas [N + 1] and timesteps [N], noise and the seed it came from.
+            Its context: token ids unpadded, float32 sigmas [N + 1] and timesteps [N], and the seed of its noise.
 
         Raises:
             InputError: With the message for the client.
         """
-        # Large noise takes long enough to hold up the server's other requests: not on its event loop.
+        # Decoding an image takes long enough to hold up the server's other requests: not on its event loop.
         return await asyncio.to_thread(self._context, request)
 
     def _context(self, request: OpenResponsesRequest) -> ZImageContext:
@@ -136,7 +139,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
     def make_context(
         self, asked: GenerationRequest, *, request_id: RequestID, model_name: str, output_format: str, **more: Any
     ) -> ZImageContext:
-        """Tokenize a request of one prompt, and make its schedule and noise.
+        """Tokenize a request of one prompt, and make its schedule.
 
         Args:
             asked: The request.
@@ -149,7 +152,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
-        prompt, *negative = [self._ids(text, asked) for text in (*asked.prompts, *asked.negative_prompts)]
+        prompt, *negative = self._ids(asked)
         plan = asked.schedule(self._schedule)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
@@ -163,7 +166,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             explicit_negative_prompt=any(asked.negative_prompts),
             timesteps=plan.timesteps,
             sigmas=plan.sigmas,
-            latents=initial_noise(seed, asked.num_images, self.limits.latent_channels, asked.height, asked.width),
+            latents=np.empty(0, np.float32),  # a seed says it all: the worker draws them
             height=asked.height,
             width=asked.width,
             num_inference_steps=asked.num_inference_steps,
@@ -176,6 +179,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             output_format=output_format,
             seed=seed,
             step_cache=written(asked.step_cache),
+            request=to_text(asked),
+            sharing=sharing_key(asked, plan.sigmas),
             **more,
         )
 
@@ -185,41 +190,48 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         Raises:
             RequestError: With all that is wrong.
         """
-        options = image_options(request)
-        # The schema fills an unset guidance scale with 3.5, which would switch guidance on for distilled checkpoints.
-        guidance = options.guidance_scale if "guidance_scale" in options.model_fields_set else None
+        values = _fields(request, image_options(request))
         return GenerationRequest.create(
             limits=self.limits,
             defaults=self.defaults,
             prompt=_prompt(request),
-            negative_prompt=options.negative_prompt,
-            height=options.height,
-            width=options.width,
-            num_inference_steps=options.steps,
-            shift=options.flow_shift,
-            guidance_scale=guidance,
-            cfg_normalization=options.cfg_normalization,
-            cfg_truncation=options.cfg_truncation,
-            num_images_per_prompt=options.num_images,
-            seed=request.body.seed,
             image=_image(request, self.max_input_pixels),
-            strength=options.strength if "strength" in options.model_fields_set else None,
-            # MAX's schema has no place of its own for it, and refuses what it does not know.
-            step_cache=(request.body.metadata or {}).get("step_cache"),
+            **values,
         )
 
-    def _ids(self, text: str, asked: GenerationRequest) -> IdArray:
-        ids = self._tokenizer.encode(text)
-        which = "the prompt" if text in asked.prompts else "the negative prompt"
-        check_token_count(len(ids), asked.max_sequence_length, which, self.limits.max_tokens)
-        return ids
+    def _ids(self, asked: GenerationRequest) -> list[IdArray]:
+        """Token ids, int64 [tokens] each: of the prompts, then of the negative ones."""
+        texts = [self._tokenizer.encode(text) for text in (*asked.prompts, *asked.negative_prompts)]
+        for index, ids in enumerate(texts):
+            # By place: the two may be equal.
+            which, field = _PROMPT if index < len(asked.prompts) else _NEGATIVE
+            check_token_count(len(ids), asked.max_sequence_length, which, self.limits.max_tokens, field)
+        return texts
+
+
+def _fields(request: OpenResponsesRequest, options: ImageProviderOptions) -> dict[str, Any]:
+    """What a request says in the places that the table names, by argument of `GenerationRequest.create`."""
+    places: dict[str, Mapping[str, Any]] = {
+        # What is set, and no more: the schema fills an unset guidance scale with 3.5, which would switch guidance on
+        # for distilled checkpoints.
+        "options": {name: getattr(options, name) for name in options.model_fields_set},
+        "body": {"seed": request.body.seed},
+        "metadata": request.body.metadata or {},
+        "": {},
+    }
+    values: dict[str, Any] = {}
+    for name, row in ROWS.items():
+        if row.responses is not None:
+            value = places[row.responses.place].get(row.responses.name)
+            values[name] = row.kind.read(value) if row.responses.place == "metadata" and value is not None else value
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _prompt(request: OpenResponsesRequest) -> str:
     try:
         return retrieve_input_text(request)
     except ValueError as error:
-        raise RequestError(f"input: {error}") from error
+        raise RequestError.of("input", "{field}: {reason}", reason=error) from error
 
 
 def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
@@ -240,9 +252,11 @@ def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
     }
     unused = [name for name, is_given in refused.items() if is_given]
     if unused:
-        raise RequestError(f"this model makes pictures and has no use for {', '.join(unused)}; leave it out")
+        message = "this model makes pictures and has no use for {unused}; leave it out"
+        raise RequestError.of(unused[0].partition(" ")[0], message, unused=", ".join(unused))
     if options.output_format not in OUTPUT_FORMATS:
-        raise RequestError(f"output_format must be one of {', '.join(OUTPUT_FORMATS)}, got {options.output_format!r}")
+        message, known = "{field} must be one of {known}, got {given!r}", ", ".join(OUTPUT_FORMATS)
+        raise RequestError.of("output_format", message, known=known, given=options.output_format)
     return options
 
 
@@ -257,5 +271,6 @@ def _image_urls(request: OpenResponsesRequest) -> list[str]:
 def _image(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
     urls = _image_urls(request)
     if len(urls) > 1:
-        raise RequestError(f"input_image: one image may be given, got {len(urls)}; leave the others out")
+        message = "{field}: one image may be given, got {given}; leave the others out"
+        raise RequestError.of("input_image", message, given=len(urls))
     return image_of_data_url("input_image", urls[0], max_pixels) if urls else None

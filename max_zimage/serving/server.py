@@ -15,21 +15,15 @@ from typing import Any
 
 import uvicorn
 
-from max_zimage import embedded
-from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.loading import CheckedModel
-from max_zimage.pipeline.zimage import ZImagePipeline
-from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
-from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.dispatcher import Dispatcher
-from max_zimage.serving.drawn_by import DrawnBy
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
 from max_zimage.serving.http.media import MediaStore
-from max_zimage.serving.http.requests import Served
 from max_zimage.serving.http.state import State
 from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.served_model import served_model
 from max_zimage.serving.settings import ServerSettings
 from max_zimage.serving.supervisor import Worker, WorkerFailed
 
@@ -63,7 +57,7 @@ async def _serve(settings: ServerSettings, prepared: CheckedModel, folder: Serve
         seconds=settings.limits.seconds,
         metrics=metrics,
     )
-    served = _served(settings, prepared)
+    served = served_model(settings, prepared)
     state = State(
         settings=settings,
         served=served,
@@ -138,29 +132,6 @@ async def _look_after(folder: ServerFolder) -> None:
         await asyncio.sleep(_RESTORE)
         with contextlib.suppress(OSError):  # it is made before it is used, where this is told
             folder.restore()
-
-
-def _served(settings: ServerSettings, prepared: CheckedModel) -> Served:
-    tokenizer = ZImageTokenizer(
-        str(prepared.directory),
-        prepared.config,
-        "tokenizer",
-        max_length=DEFAULT_MAX_SEQUENCE_LENGTH,
-        default_num_inference_steps=ZImagePipeline.default_num_inference_steps,
-    )
-    tokenizer.max_input_pixels = settings.limits.input_pixels
-    # MAX's flags do not say all of a step cache.
-    tokenizer.defaults = prepared.sources.defaults
-    return Served(
-        name=settings.name,
-        drawn_by=DrawnBy(
-            model=settings.model or embedded.NAME,
-            dtype=prepared.sources.dtypes["transformer"],
-            device=device_kind(prepared.devices[0]),
-        ),
-        tokenizer=tokenizer,
-        limits=settings.limits,
-    )
 
 
 def _uvicorn_config(settings: ServerSettings, state: State) -> uvicorn.Config:

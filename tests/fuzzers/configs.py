@@ -24,9 +24,9 @@ from unittest import mock
 from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.errors import CheckpointError
+from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.manifest import find_sources
-from max_zimage.pipeline.prepare import tokens_of_request
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.server import _served
 from max_zimage.serving.settings import ServerSettings

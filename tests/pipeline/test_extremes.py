@@ -13,14 +13,8 @@ from max_zimage.errors import RequestError
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.guidance import cfg
-from max_zimage.sampling.schedule import (
-    MAX_SHIFT,
-    MIN_SHIFT,
-    ScheduleSpec,
-    first_step,
-    schedule,
-    smallest_strength,
-)
+from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
+from max_zimage.sampling.schedule import ScheduleSpec, first_step, schedule, smallest_strength
 from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 from tests.request.test_request import DEFAULTS, LIMITS, make
 

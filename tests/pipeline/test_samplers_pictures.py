@@ -15,7 +15,8 @@ import torch
 
 from max_zimage.compile import compiler
 from max_zimage.device.devices import download
-from max_zimage.pipeline.prepare import captions_of_request, inputs_of_request
+from max_zimage.pipeline.captions import captions_of_request
+from max_zimage.pipeline.prepare import inputs_of_request
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, skip_layer

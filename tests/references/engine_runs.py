@@ -10,7 +10,8 @@ from max.dtype import DType
 
 from max_zimage import ZImageModelInputs, ZImagePipeline
 from max_zimage.device.devices import download, upload
-from max_zimage.pipeline.prepare import captions_of_request, float_features, inputs_of_request
+from max_zimage.pipeline.captions import captions_of_request, float_features
+from max_zimage.pipeline.prepare import inputs_of_request
 from max_zimage.pipeline.stages import caption_tokens
 from max_zimage.pipeline.step_inputs import StepInputs, make_tables, step_inputs
 from max_zimage.request.request import GenerationRequest

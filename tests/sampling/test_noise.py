@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from max_zimage.sampling.noise import MAX_SEED, fresh_seed, image_seed, initial_noise, standard_normal
+from max_zimage.sampling.noise import fresh_seed, image_seed, initial_noise, standard_normal
+from max_zimage.sampling.ranges import MAX_SEED
 
 
 def by_the_library(seed: int, count: int) -> np.ndarray:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,19 @@ from max.pipelines.context import PixelContext
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.diffusion.config import DEFAULT_DENOISING_CACHE_CONFIG, DenoisingCacheConfig
 from max.pipelines.lib.model_manifest import ModelManifest
+from max.pipelines.modeling.types.utils.serialization import msgpack_numpy_decoder, msgpack_numpy_encoder
 from max.pipelines.request import OpenResponsesRequest, RequestID
 from max.pipelines.request.open_responses import OpenResponsesRequestBody
 
 from max_zimage.embedded import PATH as EMBEDDED
-from max_zimage.pipeline.context import ZImageContext
-from max_zimage.sampling.noise import initial_noise
+from max_zimage.errors import RequestError
+from max_zimage.pipeline.context import ZImageContext, request_of
+from max_zimage.request.request import GenerationRequest
+from max_zimage.request.wire import WireError, sharing_key
 from max_zimage.sampling.schedule import ScheduleSpec, schedule
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.text.tokenizer import PromptTokenizer
+from tests.request.test_wire import assert_equal
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
@@ -76,7 +82,7 @@ def test_a_request_becomes_tokens_schedule_and_noise() -> None:
     plan = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=4)
     np.testing.assert_array_equal(made.sigmas, plan.sigmas)
     np.testing.assert_array_equal(made.timesteps, plan.timesteps)
-    np.testing.assert_array_equal(made.latents, initial_noise(11, 2, 16, 144, 128))
+    assert made.latents.size == 0  # the worker draws them
     assert (made.height, made.width, made.num_inference_steps, made.seed) == (144, 128, 4, 11)
     assert (made.guidance_scale, made.num_images_per_prompt, made.model_name) == (3.0, 2, "zimage")
 
@@ -120,7 +126,7 @@ def test_an_explicit_guidance_of_the_schemas_default_is_kept() -> None:
 
 
 def test_the_same_seed_gives_the_same_noise_and_none_a_fresh_one() -> None:
-    np.testing.assert_array_equal(context(seed=3, width=128).latents, context(seed=3, width=128).latents)
+    assert context(seed=3, width=128).seed == 3
     assert context().seed != context().seed
 
 
@@ -166,6 +172,46 @@ def test_a_message_of_parts_is_read() -> None:
 def test_what_cannot_be_run_is_refused_with_its_message(prompt: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         context(prompt, **options)
+
+
+def test_equal_prompts_are_told_apart_by_their_place() -> None:
+    """A tokenizer that makes more of the second is what tells whether a text or its place is looked at."""
+    limits = replace(embedded().limits, max_tokens=1504)
+    asked = GenerationRequest.create(
+        limits=limits, defaults=embedded().defaults, prompt="x", negative_prompt="x", guidance_scale=1.0
+    )
+    lengths = iter([1, 600])
+    tokenizer = copy(embedded())
+    tokenizer._tokenizer = SimpleNamespace(encode=lambda text: np.zeros(next(lengths), np.int64))  # type: ignore[assignment]
+    with pytest.raises(RequestError, match=r"^the negative prompt has 600 tokens") as error:
+        tokenizer._ids(asked)
+    assert error.value.problems[0].field == "negative_prompt"
+
+
+def test_the_request_itself_reaches_the_worker() -> None:
+    """Through MAX's queue: what the worker reads is what was asked for, with its image in the picture's size."""
+    image = np.random.default_rng(2).integers(0, 256, (50, 30, 3), np.uint8)
+    asked = GenerationRequest.create(
+        limits=embedded().limits,
+        defaults=embedded().defaults,
+        prompt="a red star \u2605",
+        negative_prompt="blurry",
+        image=image,
+        height=64,
+        width=48,
+        resize=True,
+        strength=0.1 + 0.2,
+        guidance_scale=1 / 3,
+        num_images_per_prompt=2,
+        step_cache="first_block:threshold=0.07",
+    )
+    made = embedded().make_context(asked, request_id=RequestID("a"), model_name="x", output_format="png")
+    sent = msgpack_numpy_decoder(ZImageContext)(msgpack_numpy_encoder()(made))
+    received = request_of(sent)
+    assert_equal(received, replace(asked, image=asked.start_image))
+    assert sent.sharing == sharing_key(asked, made.sigmas)
+    with pytest.raises(WireError, match="it is no JSON"):
+        request_of(ZImageContext(tokens=made.tokens))
 
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import CheckpointError
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.routes_images import parsed
-from max_zimage.serving.http.schema import EditRequest
+from max_zimage.serving.http.schema import EDIT
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_a_file_is(name: str, what: str) -> None:
 )
 def test_fields_are_called_by_their_names(body: dict[str, object], says: str, field: str) -> None:
     with pytest.raises(ApiError) as error:
-        parsed(EditRequest, json.dumps({"prompt": "x", **body}).encode())
+        parsed(EDIT, json.dumps({"prompt": "x", **body}).encode())
     assert says in str(error.value)
     assert error.value.param == field
     assert "str:" not in str(error.value) and "list[" not in str(error.value)

@@ -20,6 +20,8 @@ from PIL import Image
 
 from max_zimage import NotFiniteError, ZImagePipeline
 from max_zimage.cli.main import main
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.sampling.noise import initial_noise
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import answers
@@ -37,6 +39,11 @@ MESSAGE = "the picture came out as NaN or infinity instead of colours; what may 
 FORM = Form(event="image_generation", by_url=False, output_format="png", quality="auto", progress=False)
 
 
+def noise_of(asked: ZImageContext) -> np.ndarray:
+    """What the worker would draw."""
+    return initial_noise(asked.seed or 0, asked.num_images_per_prompt, 16, asked.height, asked.width)
+
+
 def failure_told(worker: Worker, request: RequestID) -> Failure | None:
     told = [result.result for result in worker.told[request] if result.result is not None]
     return next(filter(None, map(read_failure, told)), None)
@@ -47,7 +54,7 @@ def test_requests_of_a_batch_each_get_their_own_answer(cache: str | None, embedd
     worker = Worker(embedded.ours)
     good, bad = worker.ask("a red star", step_cache=cache), worker.ask("a blue ring", seed=6, step_cache=cache)
     partly = worker.ask("a green square", seed=7, num_images=2, step_cache=cache)
-    bad.latents[:] *= np.float32(1e30)
+    bad.latents, partly.latents = noise_of(bad) * np.float32(1e30), noise_of(partly)
     partly.latents[0, 0, 0, 0] = np.inf
     worker.finish()
     assert {batch for _, batch in worker.steps(good)} == {4}
@@ -68,7 +75,7 @@ def test_who_does_not_listen_gets_the_end_alone(embedded: Pair) -> None:
     worker = Worker(embedded.ours)
     good, bad = worker.ask("a red star"), worker.ask("a blue ring", seed=6)
     good.listens = bad.listens = False
-    bad.latents[:] = NAN
+    bad.latents = np.full_like(noise_of(bad), NAN)
     worker.finish()
     assert len(worker.told[bad.request_id]) == 1 and worker.is_cancelled(bad)
     assert len(worker.told[good.request_id]) == 1 and len(worker.pictures(good)) == 1
@@ -77,7 +84,8 @@ def test_who_does_not_listen_gets_the_end_alone(embedded: Pair) -> None:
 def test_no_preview_of_what_is_not_finite(embedded: Pair) -> None:
     worker = Worker(embedded.ours)
     asked = worker.ask("a red star", steps=4, num_images=2)
-    asked.previews, asked.latents[1] = 1, NAN
+    asked.previews, asked.latents = 1, noise_of(asked)
+    asked.latents[1] = NAN
     worker.finish()
     previews = [result.result.output[1:] for result in worker.told[asked.request_id][:-1]]
     assert [[image.format for image in each] for each in previews] == [[], [], ["0"], [], []]
@@ -149,7 +157,7 @@ def test_the_command_line_goes_on_with_the_others(
 
     def broken(pipeline: ZImagePipeline, request: Any, callback: Any = None) -> Any:
         if request.seed == 6:
-            raise NotFiniteError("the picture came out as NaN or infinity", [None], ["step_cache first_block"])
+            raise NotFiniteError("the picture came out as NaN or infinity", [None], ["the step cache first_block"])
         return generate(pipeline, request, callback)
 
     monkeypatch.setattr(ZImagePipeline, "generate", broken)
@@ -160,7 +168,7 @@ def test_the_command_line_goes_on_with_the_others(
     said = json.loads(told.out)
     assert [Path(file).name for file in said["files"]] == ["zimage-5.png", "zimage-7.png"]
     assert (said["seeds"], len(said["seconds"]["pictures"]), len(said["parameters"])) == ([5, 7], 2, 2)
-    sentence = "seed 6: the picture came out as NaN or infinity; what may have caused it: --step-cache first_block"
+    sentence = "seed 6: the picture came out as NaN or infinity; what may have caused it: the step cache first_block"
     assert said["problems"] == [sentence]
     assert f"max-zimage: error: {sentence}\n" in told.err
     assert sorted(file.name for file in tmp_path.iterdir()) == ["zimage-5.png", "zimage-7.png"]

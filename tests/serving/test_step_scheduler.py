@@ -138,6 +138,13 @@ def test_requests_that_fit_share_steps_and_others_wait(worker: Worker, embedded:
     assert_same(worker.pictures(other_size), alone(embedded.ours, "a blue circle", width=144))
 
 
+def test_contexts_that_do_not_say_what_they_share_go_alone(worker: Worker) -> None:
+    first, second = worker.ask("a"), worker.ask("b")
+    first.sharing = second.sharing = ""
+    worker.finish()
+    assert [{batch for _, batch in worker.steps(asked)} for asked in (first, second)] == [{1}, {1}]
+
+
 def test_a_batch_has_a_limit_of_pictures_which_one_request_may_exceed(embedded: Pair) -> None:
     worker = Worker(embedded.ours, max_pictures=2)
     large, second, third = worker.ask("a", num_images=3), worker.ask("b"), worker.ask("c")

@@ -1,15 +1,16 @@
-"""What each API calls the engine's arguments, for error messages and the field that they blame."""
+"""What each API calls the fields of a request in error messages, and what these blame: looked up in the table."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from max.pipelines.request.provider_options import ImageProviderOptions
 
+from max_zimage.errors import RequestError, Wording
+from max_zimage.request import fields
 from max_zimage.serving.errors import ApiError, bad_request
-from max_zimage.serving.http.schema import EditRequest
+from max_zimage.serving.http.schema import EDIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,52 +18,43 @@ class ApiNames:
     """One API's names.
 
     Attributes:
-        renamed: The engine's word -> the API's word, in messages.
-        blamed: A word of a message -> the field to blame, where that is not the word itself.
-        fields: The API's fields; a word that is none of them blames nothing.
+        wording: For messages.
+        blamed: Field -> what errors blame, where that is not what messages call it.
+        known: The API's fields; what is none of them is not blamed.
     """
 
-    renamed: Mapping[str, str]
+    wording: Wording
     blamed: Mapping[str, str]
-    fields: frozenset[str]
+    known: frozenset[str]
 
     def of(self, name: str) -> str:
-        """The API's word for one of the engine's."""
-        return self.renamed.get(name, name)
+        """What messages call a field."""
+        return self.wording.names.get(name, name)
 
-    def field(self, word: str) -> str | None:
-        """The field that a word of a message blames."""
-        found = self.blamed.get(word, word)
-        return found if found in self.fields else None
+    def param(self, name: str) -> str | None:
+        """What errors about a field blame: one of the API's own, or None."""
+        found = self.blamed.get(name) or self.of(name)
+        return found if found in self.known else None
 
 
 IMAGES = ApiNames(
-    renamed={
-        "num_inference_steps": "steps",
-        "num_images_per_prompt": "n",
-        "resize=True": "resize to true",
-        "the request asks": "size asks",
-        "ask for the image's size": "leave size out",
-    },
-    blamed={"height": "size", "width": "size"},
-    fields=frozenset(EditRequest.model_fields),
+    wording=fields.IMAGES,
+    blamed={name: row.images.param for name, row in fields.ROWS.items() if row.images},
+    known=frozenset(EDIT.model_fields),
 )
 """OpenAI's image routes."""
 
 RESPONSES = ApiNames(
-    renamed={"num_inference_steps": "steps", "num_images_per_prompt": "num_images", "shift": "flow_shift"},
-    blamed={"prompt": "input", "image": "input_image", "size": "width", "step_cache": "metadata"},
-    fields=frozenset({*ImageProviderOptions.model_fields, "model", "input", "input_image", "seed", "n", "metadata"}),
+    wording=fields.RESPONSES,
+    blamed={name: row.responses.param for name, row in fields.ROWS.items() if row.responses},
+    known=frozenset({*ImageProviderOptions.model_fields, "model", "input", "input_image", "seed", "n", "metadata"}),
 )
 """MAX's `/v1/responses`."""
 
 
 def refused(error: Exception, names: ApiNames) -> ApiError:
-    """The engine's complaint in an API's words, with the first field that it speaks of."""
-    message = str(error)
-    for name, renamed in names.renamed.items():
-        message = re.sub(rf"\b{name}\b", renamed, message)
-    listed = re.search(r"^- (.*)", message, re.MULTILINE)
-    first = listed[1] if listed else message
-    word = re.search(r"no use for (\w+)", first) or re.match(r"(?:the )?(negative prompt|\w+)", first)
-    return bad_request(message, names.field(word[1].replace(" ", "_")) if word else None)
+    """The engine's complaint in an API's words, with the field of its first problem to blame."""
+    if not isinstance(error, RequestError):
+        return bad_request(str(error))
+    blamed = error.problems[0].field
+    return bad_request(error.said(names.wording), None if blamed is None else names.param(blamed))

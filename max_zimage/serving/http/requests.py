@@ -16,7 +16,7 @@ from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy, written_parameters
 from max_zimage.serving.errors import ApiError, bad_request, over_limit
 from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
-from max_zimage.serving.http.schema import ImageRequest
+from max_zimage.serving.http.schema import ImageRequest, given
 from max_zimage.serving.settings import ServerLimits
 from max_zimage.text.tokenizer import TokenizerError
 
@@ -64,21 +64,11 @@ def context_of_image_request(served: Served, body: ImageRequest, **more: Any) ->
             "output_compression",
         )
     height, width = size_of(body.size)
+    steps = _steps(served, body)
     asked = request_of(
         served,
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt,
-        height=height,
-        width=width,
-        num_inference_steps=_steps(served, body),
-        shift=body.shift,
-        guidance_scale=body.guidance_scale,
-        cfg_normalization=body.cfg_normalization or 0.0,
-        cfg_truncation=body.cfg_truncation,
+        **given(body) | {"prompt": body.prompt, "height": height, "width": width, "num_inference_steps": steps} | more,
         num_images_per_prompt=body.n or 1,
-        seed=body.seed,
-        step_cache=body.step_cache,
-        **more,
     )
     return make_context(
         served,
@@ -134,7 +124,7 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
     for name, texts in (("prompt", asked.prompts), ("negative_prompt", asked.negative_prompts)):
         longest = max(map(len, texts), default=0)
         if longest > limits.prompt_characters:
-            raise over_limit(names.field(name) or name, longest, limits.prompt_characters, "characters")
+            raise over_limit(names.param(name) or name, longest, limits.prompt_characters, "characters")
     if negative and not asked.use_guidance:
         raise bad_request(
             "negative_prompt: guidance is off, and it would do nothing; set guidance_scale above 0, or leave it out",
@@ -149,7 +139,9 @@ def check_pixels(limits: ServerLimits, height: int, width: int, names: ApiNames 
         ApiError: 400.
     """
     if height * width > limits.pixels:
-        raise over_limit(names.field("size") or "size", f"{width}x{height} = {height * width}", limits.pixels, "pixels")
+        raise over_limit(
+            names.param("width") or "width", f"{width}x{height} = {height * width}", limits.pixels, "pixels"
+        )
 
 
 def make_context(
@@ -195,9 +187,10 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
 
 def _steps(served: Served, body: ImageRequest) -> int | None:
     """Steps, where the request or its quality names them."""
+    asked: int | None = given(body).get("num_inference_steps")
     if body.quality in (None, "auto", "medium", "standard"):
-        return body.steps
-    if body.steps is not None:
+        return asked
+    if asked is not None:
         raise bad_request("quality: stands for a number of steps, and steps is given too; leave one out", "quality")
     usual = served.tokenizer.defaults.num_inference_steps
     return -(-usual // 2) if body.quality == "low" else 2 * usual

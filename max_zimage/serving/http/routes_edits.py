@@ -23,7 +23,7 @@ from max_zimage.serving.http.api_names import IMAGES, refused
 from max_zimage.serving.http.remote_images import fetched, is_remote
 from max_zimage.serving.http.requests import context_of_image_request
 from max_zimage.serving.http.routes_images import answered, described, invalid, json_body, parsed
-from max_zimage.serving.http.schema import EditRequest
+from max_zimage.serving.http.schema import EDIT, TEXTS, EditRequest, given
 from max_zimage.serving.http.state import State, state_of
 
 router = APIRouter(prefix="/v1")
@@ -31,21 +31,9 @@ router = APIRouter(prefix="/v1")
 Pixels = npt.NDArray[np.uint8]
 _MAX_FIELDS = 40
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_TEXTS = (
-    "prompt",
-    "model",
-    "size",
-    "quality",
-    "response_format",
-    "output_format",
-    "step_cache",
-    "background",
-    "user",
-    "negative_prompt",
-)
 
 
-@router.post("/images/edits", openapi_extra=described(EditRequest))
+@router.post("/images/edits", openapi_extra=described(EDIT))
 async def edit(request: Request) -> Response:
     """Draw pictures from an image and a prompt."""
     state = state_of(request)
@@ -54,7 +42,7 @@ async def edit(request: Request) -> Response:
     if kind == "multipart/form-data":
         body, read = await _form(state, request)
     else:
-        body = parsed(EditRequest, await json_body(request))
+        body = parsed(EDIT, await json_body(request))
         read = await _named(state, body)
     context = await asyncio.to_thread(_context, state, body, read)
     return await answered(state, context, body, "image_edit", request)
@@ -65,7 +53,7 @@ def _context(state: State, body: EditRequest, read: Callable[[], Pixels]) -> ZIm
         image = read()
     except RequestError as error:
         raise refused(error, IMAGES) from error
-    return context_of_image_request(state.served, body, image=image, strength=body.strength, resize=bool(body.resize))
+    return context_of_image_request(state.served, body, image=image, resize=bool(given(body).get("resize")))
 
 
 async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:
@@ -103,7 +91,7 @@ async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[
                 raise bad_request(f"{name}: given twice; leave one out", name)
             fields[name] = _value(name, value)
     try:
-        body = EditRequest.model_validate(fields)
+        body = EDIT.model_validate(fields)
     except ValidationError as error:
         raise invalid(error) from error
     return body, lambda: decode_image("image", content, state.served.limits.input_pixels)
@@ -120,7 +108,7 @@ def _parser(request: Request, body_bytes: int) -> MultiPartParser:
 
 def _value(name: str, text: str) -> object:
     """What JSON would have said: a form has text only."""
-    if name in _TEXTS:
+    if name in TEXTS:
         return text
     if text in ("true", "false"):
         return text == "true"

@@ -14,7 +14,7 @@ from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.errors import ApiError, bad_request
 from max_zimage.serving.http.answers import EventResponse, Form, events, finished, images_answer
 from max_zimage.serving.http.requests import context_of_image_request
-from max_zimage.serving.http.schema import ImageRequest
+from max_zimage.serving.http.schema import GENERATION, ImageRequest
 from max_zimage.serving.http.state import State, state_of
 
 router = APIRouter(prefix="/v1")
@@ -28,12 +28,12 @@ def described(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}}
 
 
-@router.post("/images/generations", openapi_extra=described(ImageRequest))
+@router.post("/images/generations", openapi_extra=described(GENERATION))
 async def generate(request: Request) -> Response:
     """Draw pictures from a prompt."""
     state = state_of(request)
     state.check_room()
-    body = parsed(ImageRequest, await json_body(request))
+    body = parsed(GENERATION, await json_body(request))
     context = await asyncio.to_thread(context_of_image_request, state.served, body)
     return await answered(state, context, body, "image_generation", request)
 

@@ -1,4 +1,4 @@
-"""The bodies of the OpenAI image routes: OpenAI's fields, and ours beside them.
+"""The bodies of the OpenAI image routes: OpenAI's fields, and ours from the table beside them.
 
 Every field is honoured, or refused by name where it has no meaning for this model. Ranges that depend on the checkpoint
 or on the server's limits are checked later, by `max_zimage.request.request` and `max_zimage.serving.http.requests`.
@@ -8,12 +8,15 @@ Reference: OpenAI's Images API, create image and create image edit.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from max_zimage.request.fields import ROWS
 
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+Body = TypeVar("Body", bound="ImageRequest")
 
 
 class ImageRequest(BaseModel):
@@ -36,21 +39,47 @@ class ImageRequest(BaseModel):
     partial_images: Annotated[int | None, Field(ge=0, le=3, description="Previews, with stream.")] = None
     progress: Annotated[bool | None, Field(description="Whether stream has an event for each step.")] = None
 
-    negative_prompt: Annotated[str | None, Field(description="What to keep away from; needs guidance.")] = None
-    steps: Annotated[int | None, Field(description="Denoising steps.")] = None
-    guidance_scale: Annotated[float | None, Field(description="0 is off; the checkpoint's if not given.")] = None
-    cfg_normalization: Annotated[float | None, Field(description="Limit of guidance's growth; 0 is none.")] = None
-    cfg_truncation: Annotated[float | None, Field(description="No guidance above this time in [0, 1].")] = None
-    shift: Annotated[float | None, Field(description="In place of the schedule's shift.")] = None
-    step_cache: Annotated[str | None, Field(description="off, first_block:NAME=VALUE,... or taylorseer:...")] = None
-    seed: Annotated[int | None, Field(description="Draws the noise; a random one if not given.")] = None
-
 
 class EditRequest(ImageRequest):
     """Image-to-image, as JSON: images as data URLs. The same fields come as a form, with images as files."""
 
     image: Annotated[str | list[str], Field(description="A data URL, or a list of one.")]
-    strength: Annotated[float | None, Field(description="How far from the image, in (0, 1]; 0.6 if not given.")] = None
-    resize: Annotated[bool | None, Field(description="Whether the image may be resized to the size asked for.")] = None
     mask: Annotated[None, Field(description="Not supported: the whole image is drawn again.")] = None
     input_fidelity: Annotated[None, Field(description="Not supported: use strength.")] = None
+
+
+def with_rows(base: type[Body], *, edits: bool) -> type[Body]:
+    """A body with the fields of `max_zimage.request.fields` that are not OpenAI's.
+
+    Args:
+        base: What OpenAI's API has.
+        edits: Whether what only edits take is among them.
+    """
+    fields: dict[str, Any] = {
+        each.images.name: (Annotated[each.kind.plain | None, Field(description=each.images.description)], None)
+        for each in ROWS.values()
+        if each.images is not None and each.images.description and (edits or not each.images.edits_only)
+    }
+    return create_model(base.__name__, __base__=base, __module__=__name__, __doc__=base.__doc__, **fields)
+
+
+GENERATION: type[ImageRequest] = with_rows(ImageRequest, edits=False)
+EDIT: type[EditRequest] = with_rows(EditRequest, edits=True)
+"""The bodies as the routes take them."""
+
+TEXTS = frozenset(
+    name
+    for name, schema in EDIT.model_json_schema()["properties"].items()
+    if any(each.get("type") == "string" for each in schema.get("anyOf", [schema]))
+)
+"""Fields that are text, whatever it looks like: in a form everything is."""
+
+
+def given(body: ImageRequest) -> dict[str, Any]:
+    """What a body says in fields that are not OpenAI's, by argument of `GenerationRequest.create`."""
+    values = {
+        name: getattr(body, row.images.name, None)
+        for name, row in ROWS.items()
+        if row.images is not None and row.images.description
+    }
+    return {name: value for name, value in values.items() if value is not None}

@@ -27,7 +27,7 @@ from max.serve.scheduler_result import SchedulerResult
 from max_zimage.compile.compiler import counts
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
-from max_zimage.pipeline.prepare import sharing_key, step_cache_of
+from max_zimage.pipeline.prepare import step_cache_of
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
@@ -133,10 +133,10 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
         batch: list[ZImageContext] = []
-        pictures, key = 0, sharing_key(self._waiting[0])
+        pictures, key = 0, self._waiting[0].sharing  # empty in a context that was filled by hand: it goes alone
         for context in self._waiting:
             count = context.num_images_per_prompt
-            if not batch or (sharing_key(context) == key and pictures + count <= self._max_pictures):
+            if not batch or (key and context.sharing == key and pictures + count <= self._max_pictures):
                 batch.append(context)
                 pictures += count
         begun = {context.request_id for context in batch}

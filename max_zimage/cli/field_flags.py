@@ -1,0 +1,57 @@
+"""Flags that stand for fields of a request, made from the table of them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Protocol
+
+from max_zimage.request.fields import ROWS
+from max_zimage.request.row import Group, Row
+
+
+class _Adds(Protocol):
+    def add_argument(self, *names: str, **options: Any) -> object: ...
+
+
+def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
+    """Add the flag of a field.
+
+    Args:
+        parser: Or a group of one.
+        name: The field.
+        help: In place of what the table says, where a command means something else by it.
+
+    Raises:
+        KeyError: If the field has no flag.
+    """
+    row = ROWS[name]
+    if row.flag is None:
+        raise KeyError(f"{name} has no flag")
+    options: dict[str, Any] = {"help": help or row.flag.help}
+    if row.kind.plain is bool:
+        options |= {"action": "store_true", "default": None}  # None: not given, and a picture of --from may say it
+    else:
+        options["metavar"] = row.flag.metavar
+        if row.kind.plain is not str:
+            options["type"] = row.kind.plain
+    parser.add_argument(row.flag.name, *row.flag.others, **options)
+
+
+def add_group(parser: argparse.ArgumentParser, title: Group) -> argparse._ArgumentGroup:
+    """Add a heading, and under it the flags of all fields that belong there."""
+    group = parser.add_argument_group(title)
+    for name, row in ROWS.items():
+        if row.flag is not None and row.flag.group == title:
+            add_flag(group, name)
+    return group
+
+
+def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields whose flags were given, by argument of `GenerationRequest.create`."""
+    values = {name: flag_value(arguments, row) for name, row in ROWS.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def flag_value(arguments: argparse.Namespace, row: Row) -> Any:
+    """What a field's flag was given; None if it was not, or if there is none."""
+    return None if row.flag is None else getattr(arguments, row.flag.destination, None)

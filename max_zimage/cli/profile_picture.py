@@ -1,0 +1,68 @@
+"""What `max-zimage profile` is about without `--component`: the pictures of a request."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+
+from max.engine import InferenceSession
+
+from max_zimage import embedded
+from max_zimage.cli.common import DEFAULT_PROMPT
+from max_zimage.cli.field_flags import given_fields
+from max_zimage.cli.info import conditions
+from max_zimage.cli.options import model_path
+from max_zimage.pipeline.captions import tokens_of_request
+from max_zimage.pipeline.estimate import check_weights_and_request
+from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.profiling.measure import Subject
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.step_cache import written
+
+
+def picture(arguments: argparse.Namespace) -> Subject:
+    """Check a model, a request and their memory.
+
+    Raises:
+        ValueError: If anything is wrong with them.
+    """
+    prepared = ZImagePipeline.prepare(
+        model_path(arguments.model),
+        device=arguments.device,
+        dtype=arguments.dtype or "auto",
+        weight_path=arguments.weight_path,
+    )
+    sources, device = prepared.sources, prepared.devices[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        request = GenerationRequest.create(
+            limits=sources.limits,
+            defaults=sources.defaults,
+            **{"prompt": DEFAULT_PROMPT} | given_fields(arguments),
+            num_images_per_prompt=arguments.batch,
+            seed=0,
+            output_type="np",
+        )
+    tokens_of_request(request, prepared.tokenizer, sources.limits)
+    dtype = sources.dtypes["transformer"]
+    check_weights_and_request(sources, device, request)
+
+    def load() -> tuple[Callable[[], object], InferenceSession]:
+        pipeline = ZImagePipeline.from_prepared(prepared)
+        pipeline.compile_step_cache(request.step_cache)
+        return lambda: pipeline.generate(request), pipeline.session
+
+    return Subject(
+        conditions={
+            **conditions(arguments.model or embedded.NAME, None, device, dtype),
+            "sizes": f"{arguments.batch} x {request.width}x{request.height} pixels",
+            "steps_asked": request.num_inference_steps,
+            "guidance": request.guidance_scale,
+            "step_cache": written(request.step_cache),
+        },
+        device=device,
+        dtype=dtype,
+        specs=sources.specs,
+        load=load,
+    )

@@ -1,0 +1,100 @@
+"""What a request's captions are: token ids of its texts, or features that it brings, each distinct one once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import CPU, Buffer
+from max.dtype import DType
+
+from max_zimage.components import ZImageTextEncoderModel
+from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
+from max_zimage.request.checks import check_token_count
+from max_zimage.request.limits import Limits
+from max_zimage.request.request import GenerationRequest
+from max_zimage.text.tokenizer import PromptTokenizer
+
+
+def captions_of_request(
+    request: GenerationRequest, tokenizer: PromptTokenizer, text_encoder: ZImageTextEncoderModel, limits: Limits
+) -> Captions:
+    """Tokenize what a request shows, or take its features.
+
+    Args:
+        request: The request.
+        tokenizer: Text to ids.
+        text_encoder: Encodes the text of a request that gives features for one branch and text for the other.
+        limits: What the checkpoint can do at most.
+
+    Raises:
+        RequestError: If a text has too many tokens.
+    """
+    negatives = request.negative_prompt_embeds if request.use_guidance else None
+    texts = tokens_of_request(request, tokenizer, limits)
+    given = (*(request.prompt_embeds or ()), *(negatives or ()))
+    features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
+    copies = [request.num_images_per_prompt] * request.num_prompts
+    return arrange([] if features else texts, features, copies=copies)
+
+
+def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
+    """Tokenize the texts of a request, int64 [tokens] each: its prompts, then its negative prompts.
+
+    Raises:
+        RequestError: If a text has too many tokens.
+    """
+    texts = [tokenizer.encode(text) for text in (*request.prompts, *request.negative_prompts)]
+    for index, ids in enumerate(texts):
+        is_negative = index >= len(request.prompts)
+        which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")
+        check_token_count(len(ids), request.max_sequence_length, which, limits.max_tokens, field)
+    return texts
+
+
+def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: Sequence[int]) -> Captions:
+    """Find the distinct captions, and which one each item of the transformer's batch shows.
+
+    Args:
+        texts: Token ids of the positive captions, then of the negative ones.
+        features: The same as features, in place of `texts`.
+        copies: Pictures of each prompt: as many as there are positive captions. The rest of the captions are as many
+            negative ones, or none.
+    """
+    keys = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
+    distinct = {key: index for index, key in reversed(list(enumerate(keys)))}
+    kept = sorted(distinct.values())
+    places = {key: kept.index(index) for key, index in distinct.items()}
+    positive, negative = keys[: len(copies)], keys[len(copies) :]
+    return Captions(
+        tokens=tuple(texts[index] for index in kept) if texts else (),
+        features=() if texts else tuple(features[index] for index in kept),
+        rows=tuple(
+            places[key]
+            for branch in (positive, negative)
+            if branch
+            for key, pictures in zip(branch, copies, strict=True)
+            for _ in range(pictures)
+        ),
+    )
+
+
+def _complete(
+    given: Sequence[FloatArray], texts: Sequence[IdArray], text_encoder: ZImageTextEncoderModel, prompts_first: bool
+) -> tuple[FloatArray, ...]:
+    """Features of both branches, where one is given as features and the other as text."""
+    encoded: tuple[FloatArray, ...] = ()
+    if texts:
+        values = float_features(text_encoder, text_encoder(texts))
+        encoded = tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
+    return (*encoded, *given) if prompts_first else (*given, *encoded)
+
+
+def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:
+    """Features on the host in float32, whatever the model's dtype."""
+    host = features.to(CPU())
+    if text_encoder.dtype_name == "float32":
+        return host.to_numpy()
+    bits = host.view(DType.uint16, features.shape).to_numpy()
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)

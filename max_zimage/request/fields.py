@@ -1,0 +1,229 @@
+"""The fields of a request: one table, from which every front end takes what it needs.
+
+From here come the flags of the command line, the bodies of the HTTP routes, what `GenerationRequest.create` takes and
+checks, the parameters that pictures carry, the wire form that a server's worker gets, what requests must have in
+common to share a batch, and the names that error messages use. A new field is one attribute here, and the code that
+acts on it. Imports no numpy: the command line's help reads the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from max_zimage.errors import Wording
+from max_zimage.request.kinds import Array, Cache, Features, Form, Levels, Number, Side, Switch, Texts, Whole
+from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
+from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from max_zimage.request.checks import OutputType
+    from max_zimage.sampling.step_cache import StepCache
+
+MAX_GUIDANCE = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RequestFields:
+    """What `max_zimage.request.request.GenerationRequest` holds; the rows say what each is on its way there.
+
+    Attributes:
+        prompts: The prompts; empty where `prompt_embeds` stand in for them.
+        negative_prompts: One a prompt; empty without guidance or with `negative_prompt_embeds`.
+        image: uint8 [rows, columns, 3], what image-to-image begins with, as it was given; or None.
+        height: Pixels, a multiple of 16.
+        width: Pixels, a multiple of 16.
+        num_inference_steps: Evaluations of the model.
+        sigmas: Noise levels before the shift, without the final 0; None spaces them evenly.
+        shift: Takes the place of the checkpoint's shift.
+        guidance_scale: Guidance is on above 0: prediction = positive + scale * (positive - negative).
+        cfg_normalization: Limit of the guided prediction's norm as a factor of the positive one's; 0 is off.
+        cfg_truncation: Steps whose timestep (1 - sigma) is above this run without guidance.
+        num_images_per_prompt: Pictures of every prompt.
+        seed: Seed of the first picture, picture k has seed + k; None where `latents` are given.
+        max_sequence_length: Tokens a prompt may have, chat template included.
+        latents: float32 [num_images, channels, height / 8, width / 8], the starting noise.
+        prompt_embeds: float32 [tokens, caption_dim] a prompt.
+        negative_prompt_embeds: float32 [tokens, caption_dim] a prompt.
+        strength: How far image-to-image goes from its image, in (0, 1]; 1 without an image.
+        step_cache: Leaves out steps, or None for none.
+        output_type: "pil" pictures, "np" uint8 [num_images, height, width, 3], or "latent" float32 latents.
+    """
+
+    prompts: tuple[str, ...] = row(
+        Texts(),
+        argument="prompt",
+        is_checked_alone=False,
+        flag=Flag("--prompt", "TEXT", "what to show", None),
+        images=Images("prompt"),
+        responses=Responses("prompt", place="", param="input"),
+        kept=Kept("str"),
+    )
+    negative_prompts: tuple[str, ...] = row(
+        Texts(),
+        argument="negative_prompt",
+        is_checked_alone=False,
+        flag=Flag("--negative", "TEXT", "what to keep away from; needs guidance", "the picture"),
+        images=Images("negative_prompt", "What to keep away from; needs guidance."),
+        responses=Responses("negative_prompt"),
+        kept=Kept("str"),
+    )
+    image: npt.NDArray[np.uint8] | None = row(
+        Array(),
+        is_checked_alone=False,
+        flag=Flag(
+            "--image",
+            "FILE",
+            "begin with this picture, and draw in its size unless told another",
+            "image-to-image",
+            others=("--img2img",),
+        ),
+        images=Images("image", edits_only=True),
+        responses=Responses("image", place="", param="input_image"),
+    )
+    height: int = row(
+        Side(limit="max_height"),
+        is_checked_alone=False,
+        default=Of("height"),
+        flag=Flag("--height", "PIXELS", "a multiple of 16", "the picture"),
+        images=Images("height", param="size"),
+        responses=Responses("height"),
+        kept=Kept("int"),
+        shared="value",
+    )
+    width: int = row(
+        Side(limit="max_width"),
+        is_checked_alone=False,
+        default=Of("width"),
+        flag=Flag("--width", "PIXELS", "a multiple of 16", "the picture"),
+        images=Images("width", param="size"),
+        responses=Responses("width"),
+        kept=Kept("int"),
+        shared="value",
+    )
+    num_inference_steps: int = row(
+        Whole(high="max_steps"),
+        is_checked_alone=False,
+        default=Of("num_inference_steps"),
+        flag=Flag("--steps", "N", "denoising steps", "the picture"),
+        images=Images("steps", "Denoising steps."),
+        responses=Responses("steps"),
+        kept=Kept("int"),
+        shared="levels",
+    )
+    sigmas: tuple[float, ...] | None = row(Levels(), kept=Kept("tuple[float, ...] | None"), shared="levels")
+    shift: float | None = row(
+        Number(above=True, low=MIN_SHIFT, high=MAX_SHIFT, usual="1 to 10"),
+        flag=Flag("--shift", "X", "in place of the shift of the checkpoint's schedule", "fine tuning"),
+        images=Images("shift", "In place of the schedule's shift."),
+        responses=Responses("flow_shift"),
+        kept=Kept("float | None"),
+        shared="levels",
+    )
+    guidance_scale: float = row(
+        Number(high=MAX_GUIDANCE, usual="0 to 10", float32=True),
+        default=Of("guidance_scale"),
+        flag=Flag("--guidance", "SCALE", "how closely to follow the prompt; 0 is off", "the picture"),
+        images=Images("guidance_scale", "0 is off; the checkpoint's if not given."),
+        responses=Responses("guidance_scale"),
+        kept=Kept("float"),
+        shared="value",
+    )
+    cfg_normalization: float = row(
+        Number(float32=True, switch=True),
+        default=0.0,
+        none_is_default=False,
+        flag=Flag("--cfg-normalization", "FACTOR", "limit of guidance's growth; 0 is none", "fine tuning"),
+        images=Images("cfg_normalization", "Limit of guidance's growth; 0 is none."),
+        responses=Responses("cfg_normalization"),
+        kept=Kept("float"),
+        shared="value",
+    )
+    cfg_truncation: float = row(
+        Number(),
+        default=1.0,
+        flag=Flag("--cfg-truncation", "TIME", "no guidance above this time in [0, 1]", "fine tuning"),
+        images=Images("cfg_truncation", "No guidance above this time in [0, 1]."),
+        responses=Responses("cfg_truncation"),
+        kept=Kept("float"),
+        shared="value",
+    )
+    num_images_per_prompt: int = row(
+        Whole(high="max_images"),
+        default=1,
+        none_is_default=False,
+        images=Images("n"),
+        responses=Responses("num_images"),
+    )
+    seed: int | None = row(
+        Whole(low=0, high=MAX_SEED),
+        is_checked_alone=False,
+        flag=Flag("--seed", "N", "draws the starting noise; a random one if not given", "the picture"),
+        images=Images("seed", "Draws the noise; a random one if not given."),
+        responses=Responses("seed", place="body"),
+        kept=Kept("int"),
+    )
+    max_sequence_length: int = row(
+        Whole(high="max_tokens"),
+        default=Of("default_tokens"),
+        flag=Flag("--max-sequence-length", "N", "tokens a prompt may have; 512 if not given", "fine tuning"),
+        kept=Kept("int"),
+    )
+    latents: npt.NDArray[np.float32] | None = row(Array(), is_checked_alone=False)
+    prompt_embeds: tuple[npt.NDArray[np.float32], ...] | None = row(Features())
+    negative_prompt_embeds: tuple[npt.NDArray[np.float32], ...] | None = row(Features())
+    strength: float = row(
+        Number(above=True, high=1.0),
+        is_checked_alone=False,
+        flag=Flag("--strength", "SHARE", "how far to go from it, up to 1; 0.6 if not given", "image-to-image"),
+        images=Images("strength", "How far from the image, in (0, 1]; 0.6 if not given.", edits_only=True),
+        responses=Responses("strength"),
+        kept=Kept("float | None", since=3),
+        shared="levels",
+    )
+    step_cache: StepCache | None = row(
+        Cache(),
+        default=Of("step_cache"),
+        flag=Flag(
+            "--step-cache",
+            "CACHE",
+            "leave steps out: first_block or taylorseer, with :NAME=VALUE,... behind it; off is none",
+            "fine tuning",
+        ),
+        images=Images("step_cache", "off, first_block:NAME=VALUE,... or taylorseer:..."),
+        responses=Responses("step_cache", place="metadata", param="metadata"),
+        kept=Kept("str", since=2, before="off"),
+        shared="value",
+    )
+    output_type: OutputType = row(Form(), default="pil", none_is_default=False)
+
+
+ROWS = rows_of(
+    RequestFields,
+    Row(
+        argument="resize",
+        kind=Switch(),
+        is_checked_alone=False,
+        flag=Flag("--resize", "", "let it be resized, to the size asked for or the nearest", "image-to-image"),
+        images=Images("resize", "Whether the image may be resized to the size asked for.", edits_only=True),
+    ),
+)
+"""Argument -> row, in the order in which problems are told; last those that a request does not hold."""
+
+IMAGES = Wording(
+    {each.argument: each.images.name for each in ROWS.values() if each.images},
+    {"resize": "set resize to true", "asks": "size asks", "own size": "leave size out"},
+)
+"""How OpenAI's image routes speak."""
+
+RESPONSES = Wording({each.argument: each.responses.name for each in ROWS.values() if each.responses})
+"""How MAX's `/v1/responses` speaks."""
+
+FLAGS = Wording(
+    {each.argument: each.flag.name for each in ROWS.values() if each.flag and each.flag.group},
+    {"resize": "give --resize", "cpu": "use --device cpu"},
+)
+"""How the command line speaks."""

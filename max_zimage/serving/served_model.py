@@ -1,0 +1,41 @@
+"""The model of a server as its HTTP side knows it: its name, its tokenizer, and what its pictures say of it."""
+
+from __future__ import annotations
+
+from max_zimage import embedded
+from max_zimage.device.devices import device_kind
+from max_zimage.pipeline.loading import DEFAULT_STEPS, CheckedModel
+from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
+from max_zimage.serving.context_tokenizer import ZImageTokenizer
+from max_zimage.serving.drawn_by import DrawnBy
+from max_zimage.serving.http.requests import Served
+from max_zimage.serving.settings import ServerSettings
+
+
+def served_model(settings: ServerSettings, prepared: CheckedModel) -> Served:
+    """Describe a checked model.
+
+    Args:
+        settings: Of the server.
+        prepared: The checkpoint.
+    """
+    tokenizer = ZImageTokenizer(
+        str(prepared.directory),
+        prepared.config,
+        "tokenizer",
+        max_length=DEFAULT_MAX_SEQUENCE_LENGTH,
+        default_num_inference_steps=DEFAULT_STEPS,
+    )
+    tokenizer.max_input_pixels = settings.limits.input_pixels
+    # MAX's flags do not say all of a step cache.
+    tokenizer.defaults = prepared.sources.defaults
+    return Served(
+        name=settings.name,
+        drawn_by=DrawnBy(
+            model=settings.model or embedded.NAME,
+            dtype=prepared.sources.dtypes["transformer"],
+            device=device_kind(prepared.devices[0]),
+        ),
+        tokenizer=tokenizer,
+        limits=settings.limits,
+    )

@@ -1,0 +1,140 @@
+"""The exact text of every message about a request, as Python, the command line and the two HTTP APIs say it.
+
+`python -m tests.request.test_messages_golden` writes messages.txt anew.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from max_zimage.errors import Problem, RequestError, RequestWarning
+from max_zimage.images.read import decode_image, image_of_data_url, picture_pixels, starting_image
+from max_zimage.request.checks import check_token_count
+from max_zimage.request.fields import FLAGS
+from max_zimage.sampling.schedule import ScheduleSpec
+from max_zimage.serving.http.api_names import IMAGES, RESPONSES, refused
+from tests.request.test_request import BAD, LIMITS, features, make
+
+GOLDEN = Path(__file__).parent / "messages.txt"
+SPEC = ScheduleSpec(shift=3.0, num_train_timesteps=1000)
+START = np.zeros((128, 96, 3), np.uint8)
+DAMAGED = b"\x89PNG\r\n\x1a\n"
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, format=kind, **options)
+    return content.getvalue()
+
+
+def frames() -> list[Image.Image]:
+    return [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 255)]
+
+
+REQUESTS: list[dict[str, Any]] = [
+    *(arguments for arguments, _, _ in BAD),
+    {"guidance_scale": 1e-45},
+    {"guidance_scale": 10**400},
+    {"guidance_scale": "much"},
+    {"cfg_normalization": 1e-45},
+    {"sigmas": [0.5, 1e-45]},
+    {"step_cache": 0.06},
+    {"step_cache": "teacache"},
+    {"step_cache": "first_block:threshold=x"},
+    {"step_cache": "taylorseer"},
+    {"strength": 0.5},
+    {"strength": 0, "image": START},
+    {"strength": 1.5, "image": START},
+    {"strength": 1e-17, "image": START},
+    {"resize": True},
+    {"resize": "yes"},
+    {"image": np.zeros((100, 70, 3), np.uint8)},
+    {"image": np.zeros((100, 70, 3), np.uint8), "resize": False},
+    {"image": START, "height": 256},
+    {"image": START, "height": 256, "resize": False},
+    {"image": np.zeros((100, 70, 3), np.uint8), "height": 96, "width": 96, "resize": False},
+    {"image": "a.png"},
+    {"image": np.zeros((128, 96), np.uint8)},
+    {"image": START.astype(np.float32)},
+    {"prompt": [], "height": 100, "num_inference_steps": 0, "guidance_scale": -1, "output_type": "bmp"},
+    {"seed": -1, "shift": 0, "num_images_per_prompt": 65, "max_sequence_length": 0, "cfg_truncation": -1},
+]
+OTHERS: list[Callable[[], object]] = [
+    lambda: make(sigmas=[1.0, 1.0 - 1e-7], shift=100).schedule(SPEC),
+    lambda: make(sigmas=[0.5, 2e-38], shift=0.01).schedule(SPEC),
+    lambda: check_token_count(600, 512, "the prompt", 1504, "prompt"),
+    lambda: check_token_count(1505, 512, "the negative prompt", 1504, "negative_prompt"),
+    lambda: check_token_count(1505, 512, "prompt 0", 1504),
+    lambda: image_of_data_url("image", "http://example.com/{field}.png"),
+    lambda: image_of_data_url("input_image", "data:image/png;base64,a"),
+    lambda: decode_image("image", b""),
+    lambda: decode_image("image", b"GIF89a"),
+    lambda: decode_image("image", b"a text"),
+    lambda: decode_image("input_image", DAMAGED),
+    lambda: decode_image("image", encoded(Image.new("RGB", (64, 64))), 100),
+    lambda: decode_image("image", encoded(frames()[0], save_all=True, append_images=frames()[1:])),
+    lambda: decode_image("image", encoded(Image.new("RGBA", (16, 16)))),
+    lambda: picture_pixels("image", Image.new("F", (16, 16))),
+    lambda: picture_pixels("image", Image.new("I", (16, 16), 100)),
+    lambda: picture_pixels("image", Image.new("I", (16, 16), -5)),
+    lambda: starting_image("image", Image.new("RGB", (64, 64)), (16, 16)),
+]
+WARNINGS: list[dict[str, Any]] = [{"guidance_scale": 0, "negative_prompt": "blurry"}]
+
+
+def cases() -> list[Callable[[], object]]:
+    return [*((lambda arguments=each: make(**arguments)) for each in REQUESTS), *OTHERS]
+
+
+def block(problem: RequestError | Problem) -> str:
+    """What is said, one line each; of HTTP with the field that is blamed."""
+    error = problem if isinstance(problem, RequestError) else RequestError(problem)
+    told = {"python": (str(error), ""), "command line": (error.said(FLAGS), "")}
+    for name, names in (("images", IMAGES), ("responses", RESPONSES)):
+        answer = refused(error, names)
+        told[name] = (str(answer), f" [{answer.param}]")
+    return "".join(f"{who}{param}: {message}\n" for who, (message, param) in told.items())
+
+
+def written() -> list[str]:
+    blocks = []
+    for case in cases():
+        with pytest.raises(RequestError) as error:
+            case()
+        blocks.append(block(error.value))
+    for arguments in WARNINGS:
+        with pytest.warns(RequestWarning) as warned:
+            make(**arguments)
+        blocks += [block(warning.message.problem) for warning in warned]  # type: ignore[union-attr]
+    return blocks
+
+
+def test_every_message_says_what_it_said() -> None:
+    assert written() == [f"{each}\n" for each in GOLDEN.read_text(encoding="utf-8").rstrip("\n").split("\n\n")]
+
+
+def test_values_are_no_places_for_names() -> None:
+    """What a person gives may look like a template."""
+    given = "{field} {name[seed]} {say[cpu]} {0} {{"
+    with pytest.raises(RequestError) as error:
+        make(step_cache=given)
+    assert f"got {given!r}" in error.value.said(FLAGS)
+    assert Problem.of("seed", "{field}: {text}", text=given).said(FLAGS) == f"--seed: {given}"
+
+
+def test_a_plain_message_stays_as_it_is() -> None:
+    error = RequestError("num_inference_steps {field}")
+    assert (str(error), error.said(FLAGS), error.problems[0].field) == (*["num_inference_steps {field}"] * 2, None)
+    assert refused(error, IMAGES).param is None
+    assert features(LIMITS.max_tokens)[0].shape == (1504, 8)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text("\n".join(written()), encoding="utf-8")
