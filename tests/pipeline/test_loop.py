@@ -18,7 +18,7 @@ from max.experimental.tensor import Tensor
 from max_zimage import ZImagePipeline
 from max_zimage.compile import compiler
 from max_zimage.compile.compiler import CompiledGraph
-from max_zimage.pipeline import zimage as pipeline
+from max_zimage.pipeline import denoising
 from max_zimage.pipeline.callbacks import StepCallback
 from tests.references.diffusers_runs import Pair
 
@@ -146,15 +146,15 @@ def test_the_trace_names_every_stage(embedded: Pair, monkeypatch: pytest.MonkeyP
             nonlocal depth
             depth -= 1
 
-    for module in (compiler, pipeline):
+    for module in (compiler, denoising):
         monkeypatch.setattr(module, "Tracer", RecordedTracer)
     draw(embedded)
     assert ranges == [
         "text_encoder",
         "conditioning",
         "pack",
+        "modulation",
         "denoising",
-        "  modulation",
-        *["  denoise"] * STEPS,
+        *(line for step in range(STEPS) for line in (f"  step {step + 1}", "    denoise")),
         "decode",
     ]

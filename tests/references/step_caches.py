@@ -56,10 +56,10 @@ def run(pair: Pair, call: Call, step: Step, block: str = "noise_refiner") -> tup
     inputs = inputs_of(pair.ours, request_of(pair, call))
     branches = [[item for item in branch for _ in range(call.copies)] for branch in reference_features(pair, call)]
     latents, pictures = packed(noise(pair, call)), len(branches[0])
-    history, flags = [], np.zeros((len(inputs.guidance), pictures * (2 if call.guidance else 1)), np.bool_)
+    history, flags = [], np.zeros((len(inputs.guidance.negative), pictures * (2 if call.guidance else 1)), np.bool_)
     side = (call.height // 8, call.width // 8)
     for index, (time, delta, scale) in enumerate(
-        zip(inputs.schedule.timesteps, inputs.schedule.deltas, inputs.guidance, strict=True)
+        zip(inputs.schedule.timesteps, inputs.schedule.deltas, inputs.guidance.negative, strict=True)
     ):
         velocity = np.zeros((2, *latents.shape), np.float32)
         for branch, features in enumerate(branches if scale else branches[:1]):
