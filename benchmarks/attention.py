@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import ROOT, Row, Timing
-from max_zimage.profiling import work
+from max_zimage.compile import work
 
 _CALLS = 3
 """Timed calls in each process."""

@@ -24,11 +24,11 @@ from benchmarks.machine import TORCH_DTYPES, as_torch
 from benchmarks.measure import Row, interleave, max_abs, relative_l2
 from max_zimage.checkpoint.layout import weight_buffer
 from max_zimage.checkpoint.names import TRANSFORMER
+from max_zimage.compile import work
 from max_zimage.device.devices import upload, upload_as
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.dims import ITEMS
 from max_zimage.graphs.model.blocks import ModulatedBlock
-from max_zimage.profiling import work
 from tests.references.engine_weights import apart
 
 

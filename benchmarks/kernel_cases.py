@@ -14,11 +14,11 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from max_zimage.checkpoint.names import Packing
+from max_zimage.compile import work
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.linear import gated_linear, linear
 from max_zimage.graphs.model.attention import rotary_attention
 from max_zimage.graphs.model.vae_blocks import ResnetBlock
-from max_zimage.profiling import work
 from tests.references import kernels as references
 
 EPSILON = 1e-5

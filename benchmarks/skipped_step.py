@@ -22,6 +22,7 @@ from max.graph import DeviceRef, TensorType
 
 from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.measure import Row, Timing, seconds_of
+from max_zimage.compile import work
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device.devices import upload
 from max_zimage.graphs.dims import FirstBlock
@@ -32,7 +33,6 @@ from max_zimage.graphs.step.extrapolate import ExtrapolateInputs, TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.pipeline.batch import one_row
 from max_zimage.pipeline.step_inputs import euler_step_inputs
-from max_zimage.profiling import work
 from max_zimage.sampling.positions import padded
 
 _CPU = DeviceRef.CPU()

@@ -19,9 +19,9 @@ from benchmarks.gpu_run import checkpoint
 from benchmarks.gpu_run.bench import Bench
 from benchmarks.gpu_run.stages.checkpoint import SECONDS
 from max_zimage import ZImagePipeline
+from max_zimage.compile import work
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.graphs.model.transformer import TransformerSpec
-from max_zimage.profiling import work
 from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 

@@ -38,7 +38,7 @@ def define(
         entry.name,
         module,
         types,
-        _Prefixed(weights, entry.prefix) if entry.prefix else weights,
+        Prefixed(weights, entry.prefix) if entry.prefix else weights,
         session,
         spec=entry.key_of(spec),
         device=device,
@@ -59,7 +59,7 @@ def shared_graph(name: str, spec: object, device: DeviceRef) -> CompiledGraph:
     return define(GRAPHS[name], spec, "float32", {}, session=session, device=device.to_device())
 
 
-class _Prefixed(Mapping[str, Buffer]):
+class Prefixed(Mapping[str, Buffer]):
     """Weights under the names that a graph knows them by, which has something before a component's own."""
 
     def __init__(self, weights: Mapping[str, Buffer], prefix: str) -> None:

@@ -15,8 +15,8 @@ from max.driver import CPU, Buffer, Device
 from max_zimage.compile import device_weights
 from max_zimage.compile.artifacts import artifact_key
 from max_zimage.compile.device_weights import OnDevice, are_in_place, shared
+from max_zimage.compile.graphs import Prefixed
 from max_zimage.components import ZImageTransformerModel
-from max_zimage.components.transformer import _OfStep
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.pipeline.estimate import check_picture
 from tests.compile.test_device_graphs import NVIDIA
@@ -89,7 +89,7 @@ def test_graphs_of_a_step_get_the_very_buffers_of_the_others(embedded: Pair) -> 
     transformer = embedded.ours.transformer
     host = dict(transformer._weights or {})
     there = OnDevice(dict(host, unused=host["x_embedder.weight"]), CPU())
-    for_step = _OfStep(there)
+    for_step = Prefixed(there, "transformer.")
     assert for_step["transformer.x_embedder.weight"] is there["x_embedder.weight"]
     assert "transformer.unused" in set(for_step) and len(for_step) == len(host) + 1
     with pytest.raises(KeyError):

@@ -28,7 +28,7 @@ from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.manifest import find_sources
 from max_zimage.request.request import GenerationRequest
-from max_zimage.serving.server import _served
+from max_zimage.serving.served_model import served_model
 from max_zimage.serving.settings import ServerSettings
 from tests.fuzzers.tally import Tally
 from tests.references.checkpoints import DAMAGED, HARMLESS, JSON_FILES, TEMPLATE, copied
@@ -148,7 +148,7 @@ def _unusable(prepared: CheckedModel) -> str | None:
     sources = prepared.sources
     request = GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, prompt="a red star")
     tokens_of_request(request, prepared.tokenizer, sources.limits)
-    server = _served(ServerSettings(model=str(prepared.directory), name="fuzzed"), prepared).tokenizer
+    server = served_model(ServerSettings(model=str(prepared.directory), name="fuzzed"), prepared).tokenizer
     if server.defaults != sources.defaults:
         return f"the server's defaults are {server.defaults}, the pipeline's {sources.defaults}"
     worker = find_sources(pickle.loads(pickle.dumps(prepared.config)), [], "transformer", prepared.devices[0], 50)

@@ -18,7 +18,7 @@ from benchmarks.gpu_run.results import Row
 from benchmarks.gpu_run.stages.ops import load_blocks
 from benchmarks.gpu_run.steps import Part
 from benchmarks.gpu_run.variants import widths
-from max_zimage.profiling import work
+from max_zimage.compile import work
 
 _INPUTS = 3
 """Sets of inputs that calls take in turn, so that none finds its own in the cache."""
