@@ -149,7 +149,7 @@ def _attention(dtype: ModelDtype, tokens: int, heads: int, head_dim: int) -> Cas
 def _resnet_block(dtype: ModelDtype, side: int, channels: int) -> Case:
     """PyTorch has the picture channels last in memory, which is what its convolutions are fastest with."""
     names = [f"{layer}.{kind}" for layer in ("norm1", "conv1", "norm2", "conv2") for kind in ("weight", "bias")]
-    shapes = {name: (channels,) for name in names} | dict.fromkeys(
+    shapes = dict.fromkeys(names, (channels,)) | dict.fromkeys(
         ("conv1.weight", "conv2.weight"), (channels, channels, 3, 3)
     )
     weights = {

@@ -105,8 +105,7 @@ def _log(command: list[str]) -> list[tuple[float, str]]:
     with subprocess.Popen(
         command, cwd=ROOT, env=dict(os.environ), stdout=output, stderr=subprocess.STDOUT, text=True
     ) as process:
-        for line in process.stdout or ():
-            lines.append((time.perf_counter(), line.rstrip("\n")))
+        lines += ((time.perf_counter(), line.rstrip("\n")) for line in process.stdout or ())
     if process.returncode:
         text = "\n".join(line for _, line in lines[-20:])
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{text}")

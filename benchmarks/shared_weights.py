@@ -114,7 +114,8 @@ def _found(session: InferenceSession, device: Device, way: Way, folder: Path, ro
     weights.device.synchronize()
     after = [float(model.execute(row)[0].to(CPU()).to_numpy()[0, 0]) for model in models]
     del twos
-    assert before == [1, 1] and set(after) <= {1, 2}, (before, after)
+    assert before == [1, 1], before
+    assert set(after) <= {1, 2}, after
     taken = tuple((now - then) / _MIB for then, now in pairwise(used))
     return Finding(
         way=way,

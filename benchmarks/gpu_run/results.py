@@ -168,14 +168,16 @@ class Results:
         wrong = row.allowed is not None and verdict.startswith("MISSED")
         timing = row.timing
         values = {
-            **{
-                "step": step,
-                "part": part,
-                "state": "failed" if wrong else row.state,
-                "case": row.case,
-                "variant": row.variant,
-            },
-            **{"dtype": row.dtype, "sizes": row.sizes, "expected": expected, "verdict": verdict, "note": row.note},
+            "step": step,
+            "part": part,
+            "state": "failed" if wrong else row.state,
+            "case": row.case,
+            "variant": row.variant,
+            "dtype": row.dtype,
+            "sizes": row.sizes,
+            "expected": expected,
+            "verdict": verdict,
+            "note": row.note,
             **({} if timing is None else {"n": timing.n, "p20_s": timing.p20, "p80_s": timing.p80}),
             **row.figures,
             **now,

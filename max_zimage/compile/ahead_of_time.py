@@ -229,7 +229,8 @@ def _compile(job: Job) -> Report:
 
 def _answer(child: subprocess.Popen[bytes], job: Job) -> bytes:
     """Hand over the job and wait; the child ends when its input does, which is with this process at the latest."""
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     broken = contextlib.suppress(BrokenPipeError)  # it has ended; its status and its log say why
     with broken, child.stdin, child.stdout:
         with broken:

@@ -101,11 +101,10 @@ class Profile:
 
     def rows(self) -> list[Row]:
         """The parts of the run in the middle, then the run: seconds of the parts add up to it."""
-        run, parts = self.recorder.middle, []
-        for name in dict.fromkeys(call.name for call in run.calls):
-            parts.append(self._row(name, [call for call in run.calls if call.name == name], run))
-        for label, seconds in run.host_seconds().items():
-            parts.append(self._made(label, 0, seconds, run, None, None))
+        run = self.recorder.middle
+        names = dict.fromkeys(call.name for call in run.calls)
+        parts = [self._row(name, [call for call in run.calls if call.name == name], run) for name in names]
+        parts += (self._made(label, 0, seconds, run, None, None) for label, seconds in run.host_seconds().items())
         works = [work for work in (self._work(call) for call in run.calls) if work]
         peaks = [memory.peak for memory in self.recorder.memory.values()]
         risen = [memory.risen for memory in self.recorder.memory.values()]

@@ -30,9 +30,11 @@ def test_a_fit_has_no_negative_terms() -> None:
     # Falls below a straight line: least squares alone would make the quadratic term negative.
     fit = Fit.of(TOKENS, [n**0.9 for n in TOKENS])
     assert fit.quadratic == 0
-    assert fit.constant > 0 and fit.linear > 0
+    assert fit.constant > 0
+    assert fit.linear > 0
     relative = [fit.seconds(n) / n**0.9 for n in TOKENS]
-    assert max(relative) < 1.1 and min(relative) > 0.9
+    assert max(relative) < 1.1
+    assert min(relative) > 0.9
     with pytest.raises(ValueError, match=r"three numbers of tokens, got \[1, 2\]"):
         Fit.of([1, 2, 2], [1.0, 2.0, 2.0])
 
@@ -64,7 +66,8 @@ def test_a_small_block_over_sizes_agrees_with_the_reference() -> None:
     measured = resolutions.rows(resolutions.QUICK, 1, {})
     assert [item.sizes.split()[-2] for item in measured[::2]] == ["96", "128", "320", "640"]
     errors = [item.relative_l2 for item in measured if item.variant == "ours"]
-    assert len(errors) == 4 and all(error is not None and error < 1e-5 for error in errors)
+    assert len(errors) == 4
+    assert all(error is not None and error < 1e-5 for error in errors)
 
 
 def test_a_switch_is_compared_with_the_row_before_and_a_lossy_one_with_the_last_lossless() -> None:
@@ -86,8 +89,10 @@ def test_the_waterfall_runs_with_what_the_engine_compiles() -> None:
     assert list(by_name) == [EAGER, waterfall.LAST, cache]
     assert by_name[waterfall.LAST].note.startswith("lossless, ")
     assert by_name[cache].note.startswith("lossy, ")
-    assert by_name[waterfall.LAST].max_abs is not None and by_name[waterfall.LAST].max_abs <= 1
-    assert by_name[cache].max_abs is not None and by_name[cache].max_abs > 1  # or it would have left out nothing
+    assert by_name[waterfall.LAST].max_abs is not None
+    assert by_name[waterfall.LAST].max_abs <= 1
+    assert by_name[cache].max_abs is not None
+    assert by_name[cache].max_abs > 1
     assert speedup(by_name[EAGER], measured) == 1
 
 

@@ -109,7 +109,8 @@ def test_after_a_crash_another_process_does_the_rest(tmp_path: Path, part: str, 
     processes = {line.split()[1] for line in (tmp_path / "called").read_text().splitlines()}
     assert len(processes) == 2
     state, said = run.states[part]
-    assert state == "failed" and said.startswith(note)
+    assert state == "failed"
+    assert said.startswith(note)
     assert run.states["last"][0] == "ok"
 
 
@@ -130,7 +131,8 @@ def test_rows_of_other_places_stay_and_are_not_taken_for_these(tmp_path: Path) -
     here.add("ops", "a", [Row(case="a", variant="ours", value=1.0)])
     other = Results(file, small=False)
     other.conditions["commit"] = "other"
-    assert here.done("ops", "a") and not other.done("ops", "a")
+    assert here.done("ops", "a")
+    assert not other.done("ops", "a")
     other.add("ops", "a", [Row(case="a", variant="ours", value=2.0)])
     other.add("ops", "a", [Row(case="a", variant="ours", value=3.0)])
     assert [line["value"] for line in lines(file)] == ["1", "3"]
@@ -158,7 +160,9 @@ def test_every_row_has_its_conditions(tmp_path: Path, monkeypatch: pytest.Monkey
     wanted = {"gpu": "NVIDIA H200", "driver": "580.1", "sm_mhz": "1980", "power_limit_w": "700.00", "commit": "abc"}
     wanted |= {"expected": "median_s <= 0.0032", "verdict": "met", "throttled": "0x0000000000000004", "celsius": "61"}
     assert {name: line[name] for name in wanted} == wanted
-    assert line["max"] and line["time"] and line["cpu"]
+    assert line["max"]
+    assert line["time"]
+    assert line["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,8 @@ def test_a_figure_has_both_bounds_and_wants_a_value() -> None:
 def test_expected_figures_name_columns_and_cards() -> None:
     columns = set(Row(case="", variant="").figures)
     for each in FIGURES:
-        assert each.column in columns and each.card.startswith("NVIDIA H"), each
+        assert each.column in columns, each
+        assert each.card.startswith("NVIDIA H"), each
         assert each.least is not None or each.most is not None, each
 
 

@@ -26,7 +26,8 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (work / name).write_bytes(content)
 
     def download(wanted: list[str], python: str, folder: Path) -> None:
-        assert python == "3.12" and "max==26.7.0" in wanted
+        assert python == "3.12"
+        assert "max==26.7.0" in wanted
         folder.mkdir()
         wheel(folder / "max-1.whl", {"modular/lib/libmax.so": noise(3 << 20), "modular/bin/mojo": b"compiler"})
         scripts = {"diffusers/__init__.py": b"POINTS = 5\n", "modular/lib/nixl/plug.so": b"x"}
@@ -52,7 +53,8 @@ def test_everything_comes_back_but_the_compiler_where_its_parts_are_not(kit: Pat
     manifest = json.loads((kit / MANIFEST).read_text())
     assert list(manifest["archives"]) == ["packages", "graphs", "compiler"]
     sizes = [(kit / part).stat().st_size for part in manifest["archives"]["packages"]["parts"]]
-    assert len(sizes) >= 3 and max(sizes) == sizes[0] == 1 << 20
+    assert len(sizes) >= 3
+    assert max(sizes) == sizes[0] == 1 << 20
     for part in manifest["archives"]["compiler"]["parts"]:
         (kit / part).rename(tmp_path / part)
     there = tmp_path / "there"
@@ -90,7 +92,8 @@ def test_one_archive_is_made_anew_and_the_others_stay(kit: Path, tmp_path: Path)
     (tmp_path / "work/variants/blocks-3.mef").write_bytes(b"another graph")
     assert pack.main([str(kit), "--work", str(tmp_path / "work"), "--only", "graphs"]) == 0
     after = json.loads((kit / MANIFEST).read_text())["archives"]
-    assert after["packages"] == before["packages"] and after["graphs"] != before["graphs"]
+    assert after["packages"] == before["packages"]
+    assert after["graphs"] != before["graphs"]
     unpack(kit, tmp_path / "there")
     assert (tmp_path / "there/variants/blocks-3.mef").read_bytes() == b"another graph"
 

@@ -115,6 +115,7 @@ def test_results_of_tests_are_counted(tmp_path: Path) -> None:
     )
     whole, failure, error = gpu_tests.results(report, "test_a")
     assert (whole.note, whole.state) == ("2 passed, 2 failed, 1 skipped", "failed")
-    assert whole.timing is not None and whole.timing.median == 12.5
+    assert whole.timing is not None
+    assert whole.timing.median == 12.5
     assert (failure.case, failure.note) == ("tests.test_a.b", "assert 1 == 2")
     assert (error.case, error.note) == ("tests.test_a.c", "boom")

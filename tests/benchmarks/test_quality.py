@@ -50,7 +50,8 @@ def test_prompts_are_spread_and_always_the_same(tmp_path: Path) -> None:
     assert len({prompt.scene for prompt in prompts}) == 64
     for part, kinds in enumerate((12, 10, 12)):
         counts = np.unique([prompt.scene[part] for prompt in prompts if prompt.scene], return_counts=True)[1]
-        assert len(counts) == kinds and counts.max() - counts.min() <= 2
+        assert len(counts) == kinds
+        assert counts.max() - counts.min() <= 2
     (tmp_path / "prompts.txt").write_text("one\n\n two \n")
     assert cases.prompts_of_file(tmp_path / "prompts.txt") == [Prompt(text="one", seed=0), Prompt(text="two", seed=1)]
 
@@ -138,7 +139,8 @@ def test_the_caches_of_others_in_turn(embedded: Pair) -> None:
     computed = TaylorSeer(cache_interval=5, warmup_steps=case.warmup).computes(case.steps)
     assert left_out.pop("TaylorSeerCacheConfig") == pytest.approx((~computed).sum())
     assert left_out.pop(draws.UNCACHED) == 0
-    assert len(left_out) == 2 and min(left_out.values()) >= 1, left_out
+    assert len(left_out) == 2
+    assert min(left_out.values()) >= 1, left_out
     ours = draws.engine_group(embedded.ours, case)[draws.UNCACHED](prompt)
     again = group[draws.UNCACHED](prompt)
     np.testing.assert_array_equal(again.pixels, drawn[draws.UNCACHED].pixels)
@@ -243,5 +245,6 @@ def test_from_the_command_line_to_the_files(tmp_path: Path, capsys: pytest.Captu
     assert (lines[0]["psnr_db"], lines[0]["speedup"], lines[0]["all_right"]) == ("inf", "1", "")
     assert (lines[0]["lpips"], lines[0]["clip_score"], lines[0]["case"]) == ("", "", "6 steps, guidance 0")
     told = capsys.readouterr().out
-    assert "LPIPS: not measured" in told and "CLIP score: not measured" in told
+    assert "LPIPS: not measured" in told
+    assert "CLIP score: not measured" in told
     assert 0 < (tmp_path / "quality.png").stat().st_size < 150_000

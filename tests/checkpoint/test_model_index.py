@@ -35,7 +35,8 @@ def test_max_serve_finds_them_too(tmp_path: Path, name: str) -> None:
     config = PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(model_path=str(model), **flags))
     task = PipelineTask.PIXEL_GENERATION
     found = PIPELINE_REGISTRY.retrieve_architecture(config.models.main_architecture_name, task=task)
-    assert found is not None and found.pipeline_model is ZImagePipeline  # type: ignore[comparison-overlap]
+    assert found is not None
+    assert found.pipeline_model is ZImagePipeline
     tokenizer = PIPELINE_REGISTRY.retrieve_factory(config, task).tokenizer
     assert isinstance(tokenizer, ZImageTokenizer)
     assert (tokenizer.defaults.num_inference_steps, tokenizer.limits.max_tokens) == (8, 512)

@@ -89,7 +89,8 @@ def test_a_cpu_compiles_all_graphs_as_one_module_and_an_accelerator_one_by_one(
 
 def test_graphs_that_disagree_about_a_weight_are_not_compiled_together() -> None:
     one, other = (definition(name, 4, InferenceSession([CPU()])).pending for name in ("one", "other"))
-    assert one is not None and other is not None
+    assert one is not None
+    assert other is not None
     weights = [{"weight": upload(np.zeros(1, np.float32), CPU())} for _ in range(2)]
     both = [replace(each, weights=data) for each, data in zip((one, other), weights, strict=True)]
     with pytest.raises(RuntimeError, match="graph other has other data for weight"):
@@ -190,7 +191,8 @@ def test_a_limit_of_file_sizes_costs_the_artifact_only(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     np.testing.assert_array_equal(got, expected)
     assert list(folder.iterdir()) == []
-    assert len(notes) == 1 and "File too large" in notes[0]
+    assert len(notes) == 1
+    assert "File too large" in notes[0]
 
 
 @pytest.mark.parametrize("place", ["/proc/none", "/dev/null/none"])
@@ -199,7 +201,8 @@ def test_a_folder_that_cannot_be_written_costs_only_the_artifact(
 ) -> None:
     monkeypatch.setenv("MAX_ZIMAGE_CACHE", place)
     assert packed().shape == (1, 6, 16)
-    assert len(notes) == 1 and notes[0].startswith(f"compiled graphs cannot be kept in {place}: ")
+    assert len(notes) == 1
+    assert notes[0].startswith(f"compiled graphs cannot be kept in {place}: ")
 
 
 def test_a_user_without_a_home_keeps_nothing(notes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,8 @@ def test_own_kernels_stay_in_registers(graph: str) -> None:
     assert kernels
     for kernel in kernels:
         registers = re.search(r": (\d+) registers, 0 bytes of stack", kernel)
-        assert registers is not None and int(registers[1]) <= 64, kernel
+        assert registers is not None, kernel
+        assert int(registers[1]) <= 64, kernel
 
 
 @pytest.mark.targets

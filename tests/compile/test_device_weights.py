@@ -91,7 +91,8 @@ def test_graphs_of_a_step_get_the_very_buffers_of_the_others(embedded: Pair) -> 
     there = OnDevice(dict(host, unused=host["x_embedder.weight"]), CPU())
     for_step = Prefixed(there, "transformer.")
     assert for_step["transformer.x_embedder.weight"] is there["x_embedder.weight"]
-    assert "transformer.unused" in set(for_step) and len(for_step) == len(host) + 1
+    assert "transformer.unused" in set(for_step)
+    assert len(for_step) == len(host) + 1
     with pytest.raises(KeyError):
         for_step["transformer.none"]
 

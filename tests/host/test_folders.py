@@ -54,7 +54,8 @@ def test_max_keeps_nothing_where_its_cache_has_no_place(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with room_to_compile():
         inside = Path(os.environ["MODULAR_CACHE_DIR"])
-        assert inside.is_dir() and inside.parent == tmp_path
+        assert inside.is_dir()
+        assert inside.parent == tmp_path
     assert "MODULAR_CACHE_DIR" not in os.environ
     assert list(tmp_path.iterdir()) == []
 
@@ -104,5 +105,6 @@ def test_a_compile_that_max_gives_up_for_want_of_room_is_done_without_its_cache(
     graph = compile_graph("pack", module, types, {}, InferenceSession([CPU()]), spec=None, device=CPU())
     with pytest.raises(KeyError):
         compiler.compile_together([graph])
-    assert seen[0] == str(tmp_path / "max") and seen[1] != seen[0]
+    assert seen[0] == str(tmp_path / "max")
+    assert seen[1] != seen[0]
     assert not no_room(RuntimeError("Failed to compile the model."))

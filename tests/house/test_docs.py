@@ -69,7 +69,9 @@ def test_the_readme_is_short_and_names_its_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
     assert text.count("![") == 1
-    assert "make generate" in text and "make test" in text and ".ci/run" in text
+    assert "make generate" in text
+    assert "make test" in text
+    assert ".ci/run" in text
     linked = {target for _, target in links.targets(text)}
     for page in DOCS.rglob("*.md"):
         name = page.relative_to(ROOT).as_posix()
@@ -79,7 +81,8 @@ def test_the_readme_is_short_and_names_its_commands() -> None:
 def test_the_page_of_the_command_line_is_the_parsers() -> None:
     text = cli_page.PAGE.read_text(encoding="utf-8")
     assert cli_page.rendered(text, _parser()) == text, "run: python -m benchmarks.docs.cli_page"
-    assert "`--step-cache CACHE`" in text and "## max-zimage serve" in text
+    assert "`--step-cache CACHE`" in text
+    assert "## max-zimage serve" in text
     with pytest.raises(ValueError, match="needs the line"):
         cli_page.rendered("# Command line", _parser())
 
@@ -89,7 +92,8 @@ def test_the_architecture_has_every_room_in_its_order() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* \| `([\w/.]+)` \|$", text, re.MULTILINE)
     assert [room for room, _ in rows] == list(structure.ROOMS)
     for room, file in rows:
-        assert (ROOT / file).is_file() and f"{room}/" in file
+        assert (ROOT / file).is_file()
+        assert f"{room}/" in file
     leaves = {name for name in structure.flat_files(ROOT) if not name.startswith("__")}
     assert {name for name in leaves if f"`{name}`" in text} == leaves
 
@@ -104,7 +108,7 @@ def test_the_page_of_upgrades_has_every_private_name_of_max(tmp_path: Path) -> N
     found = private_names_of_max(ROOT)
     text = (DOCS / "how-to" / "upgrade-max.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^## 2\..*?(?=^## 3\.)", text, re.DOTALL | re.MULTILINE)
-    rows = [line for line in table.splitlines() if line.startswith("| `") or line.startswith("| _")]
+    rows = [line for line in table.splitlines() if line.startswith(("| `", "| _"))]
     for name, file in found:
         here = [row for row in rows if f"`{file}`" in row and re.search(rf"(?<!\w){name}\b", row)]
         assert here, f"docs/how-to/upgrade-max.md has no row for {name}, which {file} uses"

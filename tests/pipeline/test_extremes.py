@@ -30,8 +30,10 @@ def check(request: GenerationRequest, spec: ScheduleSpec) -> None:
     """What holds of any request that was accepted."""
     plan = request.schedule(spec)
     assert plan.num_steps >= 1
-    assert plan.sigmas[0] > 0 and plan.sigmas[-1] == 0
-    assert (plan.deltas < 0).all() and (np.diff(plan.sigmas) == plan.deltas).all()
+    assert plan.sigmas[0] > 0
+    assert plan.sigmas[-1] == 0
+    assert (plan.deltas < 0).all()
+    assert (np.diff(plan.sigmas) == plan.deltas).all()
     assert all(np.isfinite(each).all() for each in (plan.sigmas, plan.timesteps, plan.deltas))
     evaluated = samplers.plan("euler", plan)
     guidance = cfg.guidance(evaluated, request.guidance_scale, request.cfg_truncation, 0.0).negative
@@ -87,7 +89,8 @@ def test_whatever_is_accepted_leaves_work_to_do() -> None:
             raise AssertionError(f"{shown}: {type(error).__name__}: {error}") from error
         else:
             accepted += 1
-    assert accepted > 300 and refused > 300
+    assert accepted > 300
+    assert refused > 300
 
 
 def _check_or_refused(request: GenerationRequest, spec: ScheduleSpec) -> None:

@@ -169,7 +169,8 @@ def test_latents_for_the_decoder_alone(embedded: Pair) -> None:
     tokens[0, 3, 4] = NAN
     with pytest.raises(NotFiniteError, match="picture 0 of 2, counted from 0, came out") as caught:
         embedded.ours.decode_latents(Buffer.from_numpy(tokens), np.empty(5), np.empty(7))
-    assert caught.value.images[0] is None and caught.value.images[1].shape == (80, 112, 3)
+    assert caught.value.images[0] is None
+    assert caught.value.images[1].shape == (80, 112, 3)
 
 
 def test_what_counts_as_finite() -> None:

@@ -20,7 +20,8 @@ def test_a_result_is_a_list_and_more(embedded: Pair, tmp_path: Path) -> None:
     pipe = embedded.ours
     pipe(PROMPT, num_inference_steps=1, seed=3).images[0].save(tmp_path / "x.png")
     result = pipe(PROMPT, num_inference_steps=1, seed=3)
-    assert isinstance(result, list) and result.images is result
+    assert isinstance(result, list)
+    assert result.images is result
     result.save(tmp_path / "y.png")
     result.save(str(tmp_path / "z.jpg"), quality=50)
     result.save(tmp_path / "w", format="PNG")
@@ -39,7 +40,8 @@ def test_a_result_is_a_list_and_more(embedded: Pair, tmp_path: Path) -> None:
 def test_a_result_is_an_array_and_more(embedded: Pair, tmp_path: Path) -> None:
     pipe = embedded.ours
     result = pipe(PROMPT, num_inference_steps=1, seed=3, output_type="np")
-    assert isinstance(result, np.ndarray) and result.images is result
+    assert isinstance(result, np.ndarray)
+    assert result.images is result
     assert {type(result[0]), type(result[..., 0]), type(result / 255)} == {np.ndarray}
     assert not isinstance(result.max(), np.ndarray)
     result.save(tmp_path / "x.png")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
@@ -17,7 +18,6 @@ from max.experimental import functional as F
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 from max.graph import Module as GraphModule
-from pytest import MonkeyPatch
 
 from max_zimage.checkpoint.layout import apart, modulated_norms, weight_buffer
 from max_zimage.checkpoint.load import load
@@ -41,7 +41,9 @@ def compile_fused(plain: ZImageTransformerModel) -> dict[str, Model]:
         captions = build(lambda: CaptionConditioning(spec), dtype, HOST)
         table = build(lambda: ModulationTable(spec), dtype, HOST)
         step = build(lambda: denoise_step(spec), dtype, HOST)
-        assert step.predict.transformer.fused and captions.ragged and table.fused
+        assert step.predict.transformer.fused
+        assert captions.ragged
+        assert table.fused
         graphs = [
             trace(captions, captions.input_types(dtype, HOST), "conditioning", together),
             trace(table, table.input_types(dtype, HOST), "modulation", together),
@@ -55,7 +57,7 @@ def compile_fused(plain: ZImageTransformerModel) -> dict[str, Model]:
 @contextmanager
 def as_on_nvidia() -> Iterator[None]:
     """Have the blocks of graphs that are traced for a CPU inside put together as for a GPU."""
-    with MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "runs_on_nvidia", lambda dtype, device: True)
         patch.setattr(attention, "ragged_mixed", ragged_on_cpu)
         patch.setattr(ops, "flash_attention_gpu", whole_on_cpu)

@@ -52,7 +52,8 @@ class StrictModel:
 
     def capture(self, graph_keys: int, *inputs: Buffer) -> list[Buffer]:
         self.calls["capture"] += 1
-        assert type(graph_keys) is int and 0 <= graph_keys < 2**64
+        assert type(graph_keys) is int
+        assert 0 <= graph_keys < 2**64
         assert inputs
         if graph_keys in self.recorded:
             raise RuntimeError(f"Graph keys already captured: {graph_keys}")

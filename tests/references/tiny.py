@@ -125,7 +125,7 @@ def _embedded_vae() -> AutoencoderKL:
 def _randomize(module: torch.nn.Module, generator: torch.Generator) -> None:
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("pad_token") or name.endswith("embed_tokens.weight"):
+        if name.endswith(("pad_token", "embed_tokens.weight")):
             parameter.copy_(noise)
         elif parameter.ndim > 1:
             parameter.copy_(noise * parameter[0].numel() ** -0.5)

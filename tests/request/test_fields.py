@@ -107,7 +107,8 @@ def test_options_of_max_are_its_own() -> None:
     ],
 )
 def test_text_stands_for_what_json_would_say(kind: Kind, text: str, value: object) -> None:
-    assert kind.read(text) == value and type(kind.read(text)) is type(value)
+    assert kind.read(text) == value
+    assert type(kind.read(text)) is type(value)
 
 
 def test_a_field_that_is_none_is_refused() -> None:

@@ -38,7 +38,8 @@ def test_what_is_not_said_comes_from_the_checkpoint() -> None:
     assert (request.prompts, request.negative_prompts) == (("a red star",), ("",))
     assert (request.cfg_normalization, request.cfg_truncation, request.shift, request.sigmas) == (0.0, 1.0, None, None)
     assert (request.max_sequence_length, request.output_type, request.num_images) == (512, "pil", 1)
-    assert request.seed is not None and 0 <= request.seed < 2**32
+    assert request.seed is not None
+    assert 0 <= request.seed < 2**32
     assert make().seed != make().seed
 
 
@@ -97,7 +98,8 @@ def test_no_truncation_may_be_said_with_none() -> None:
 def test_features_take_the_place_of_prompts() -> None:
     request = make(prompt=None, prompt_embeds=features(3, 40), negative_prompt_embeds=features(5, 5))
     assert (request.prompts, request.negative_prompts, request.num_prompts) == ((), (), 2)
-    assert request.prompt_embeds is not None and request.prompt_embeds[1].shape == (40, 8)
+    assert request.prompt_embeds is not None
+    assert request.prompt_embeds[1].shape == (40, 8)
     assert make(prompt=None, prompt_embeds=features(3), guidance_scale=0).negative_prompt_embeds is None
     assert make(negative_prompt_embeds=features(7)).negative_prompts == ()
 

@@ -76,9 +76,11 @@ def test_a_request_becomes_tokens_schedule_and_noise() -> None:
     made = context(width=128, height=144, steps=4, guidance_scale=3.0, negative_prompt="blurry", num_images=2, seed=11)
     ids = PromptTokenizer(EMBEDDED / "tokenizer")
     np.testing.assert_array_equal(made.tokens.array, ids.encode("a red star"))
-    assert made.negative_tokens is not None and made.mask is not None
+    assert made.negative_tokens is not None
+    assert made.mask is not None
     np.testing.assert_array_equal(made.negative_tokens.array, ids.encode("blurry"))
-    assert made.mask.all() and len(made.mask) == len(made.tokens.array)
+    assert made.mask.all()
+    assert len(made.mask) == len(made.tokens.array)
     plan = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=4)
     np.testing.assert_array_equal(made.sigmas, plan.sigmas)
     np.testing.assert_array_equal(made.timesteps, plan.timesteps)

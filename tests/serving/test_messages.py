@@ -53,7 +53,8 @@ def test_wrong_arguments(arguments: list[str], says: str, capsys: pytest.Capture
         code = int(end.code or 0)
     said = capsys.readouterr().err
     assert code == 2
-    assert said.startswith(f"max-zimage: error: {says}") and said.count("\n") == 1
+    assert said.startswith(f"max-zimage: error: {says}")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,8 @@ def test_a_download_that_was_cut_off(name: str, tmp_path: Path, capsys: pytest.C
 )
 def test_what_a_file_is(name: str, what: str) -> None:
     said = recognized(["logit_scale", name])
-    assert said is not None and said.startswith(what)
+    assert said is not None
+    assert said.startswith(what)
     assert recognized(["something"]) is None
 
 
@@ -161,4 +163,5 @@ def test_fields_are_called_by_their_names(body: dict[str, object], says: str, fi
         parsed(EDIT, json.dumps({"prompt": "x", **body}).encode())
     assert says in str(error.value)
     assert error.value.param == field
-    assert "str:" not in str(error.value) and "list[" not in str(error.value)
+    assert "str:" not in str(error.value)
+    assert "list[" not in str(error.value)

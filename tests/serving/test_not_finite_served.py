@@ -61,10 +61,13 @@ def test_requests_of_a_batch_each_get_their_own_answer(cache: str | None, embedd
     assert_same(worker.pictures(good), alone(embedded.ours, "a red star", step_cache=cache))
     assert worker.is_cancelled(bad)
     failure = failure_told(worker, bad.request_id)
-    assert failure is not None and failure.code == "not_finite" and failure.message.startswith(MESSAGE)
+    assert failure is not None
+    assert failure.code == "not_finite"
+    assert failure.message.startswith(MESSAGE)
     assert ("the step cache taylorseer" in failure.message) == (cache is not None)
     first, second = worker.told[partly.request_id][-1].result.output
-    assert isinstance(first, OutputTextContent) and first.text == failure.message
+    assert isinstance(first, OutputTextContent)
+    assert first.text == failure.message
     assert isinstance(second, OutputImageContent)
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(second.image_data or ""))))
     assert_same([picture], alone(embedded.ours, "a green square", 8, step_cache=cache))
@@ -77,8 +80,10 @@ def test_who_does_not_listen_gets_the_end_alone(embedded: Pair) -> None:
     good.listens = bad.listens = False
     bad.latents = np.full_like(noise_of(bad), NAN)
     worker.finish()
-    assert len(worker.told[bad.request_id]) == 1 and worker.is_cancelled(bad)
-    assert len(worker.told[good.request_id]) == 1 and len(worker.pictures(good)) == 1
+    assert len(worker.told[bad.request_id]) == 1
+    assert worker.is_cancelled(bad)
+    assert len(worker.told[good.request_id]) == 1
+    assert len(worker.pictures(good)) == 1
 
 
 def test_no_preview_of_what_is_not_finite(embedded: Pair) -> None:

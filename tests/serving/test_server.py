@@ -55,7 +55,8 @@ def test_the_openai_client_gets_what_it_asks_for(server: Server, pipeline: ZImag
         size="128x128",
         extra_body={"seed": 7, "steps": 8, "guidance_scale": 2.0},
     )
-    assert made.data is not None and len(made.data) == 2
+    assert made.data is not None
+    assert len(made.data) == 2
     colour, _, background = recognize(pixels(str(made.data[0].b64_json)))
     assert (colour, background) == ("red", "blue")
     drawn = pipeline(
@@ -89,7 +90,8 @@ def test_what_is_not_said_is_the_checkpoints(server: Server) -> None:
     body = answer.json()
     assert (body["size"], body["quality"], body["output_format"]) == ("128x128", "auto", "png")
     parameters = opened(body["data"][0]["b64_json"]).text["parameters"]  # type: ignore[attr-defined]
-    assert '"num_inference_steps": 8' in parameters and '"guidance_scale": 2.0' in parameters
+    assert '"num_inference_steps": 8' in parameters
+    assert '"guidance_scale": 2.0' in parameters
     low = opened(server.draw(quality="low").json()["data"][0]["b64_json"]).text["parameters"]  # type: ignore[attr-defined]
     assert '"num_inference_steps": 4' in low
 

@@ -88,7 +88,8 @@ def test_only_folders_of_servers_that_are_gone_are_removed(base: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
-        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdin is not None
         held = Path(holder.stdout.readline().strip())
         (base / f"{PREFIX}pictures").mkdir()  # looks like one of ours, and holds what somebody has put there
         (base / f"{PREFIX}pictures" / "mine.png").touch()

@@ -215,7 +215,8 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -
 
 def test_noise_levels_are_those_of_few_steps() -> None:
     sigma = noise_levels(10_000, torch.Generator().manual_seed(0))
-    assert sigma.min() >= 0 and sigma.max() <= 1
+    assert sigma.min() >= 0
+    assert sigma.max() <= 1
     assert sigma.median() == pytest.approx(0.75, abs=0.02)  # u of a half, shifted by 3
     assert (sigma < 0.1).float().mean() > 0.005
 

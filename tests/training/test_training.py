@@ -49,8 +49,10 @@ def test_what_is_averaged_and_what_is_said(tmp_path: Path, capsys: pytest.Captur
     assert [value for value, _ in shown] == pytest.approx(averages[7::8], rel=1e-5)
     first, last = capsys.readouterr().out.splitlines()
     # Means since the line before: losses are the weights before their steps.
-    assert "step     50  loss 4.7550" in first and first.endswith("twice 49")
-    assert "step     80  loss 4.3550" in last and last.endswith("twice 129")
+    assert "step     50  loss 4.7550" in first
+    assert first.endswith("twice 49")
+    assert "step     80  loss 4.3550" in last
+    assert last.endswith("twice 129")
 
 
 def test_a_gpu_that_is_not_there(
