@@ -7,6 +7,7 @@ import whom, `make size` prints the figures, and tests hold both.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def fan_out(imports: Imports) -> list[tuple[int, str]]:
 def flat_files(root: Path) -> list[str]:
     """Python files right in `max_zimage/`."""
     return sorted(path.name for path in (root / "max_zimage").glob("*.py"))
+
+
+def naming(root: Path, word: str) -> list[str]:
+    """Files of `max_zimage` that name something, such as a request field or, in quotes, a graph."""
+    found = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+    paths = [path for path in (root / "max_zimage").rglob("*.py") if "max_zimage/graphs" not in path.as_posix()]
+    return sorted(path.relative_to(root).as_posix() for path in paths if found.search(path.read_text(encoding="utf-8")))
 
 
 def room(module: str) -> str:

@@ -69,6 +69,12 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     assert structure.circles(imports) == [["max_zimage.host.a", "max_zimage.host.b", "max_zimage.host.c"]]
 
 
+def test_files_that_name_something_are_counted(tmp_path: Path) -> None:
+    plant(tmp_path, max_zimage__host__a="x = shift", max_zimage__host__b="'shift'", max_zimage__host__c="shifted = 1")
+    assert structure.naming(tmp_path, "shift") == ["max_zimage/host/a.py", "max_zimage/host/b.py"]
+    assert structure.naming(tmp_path, "'shift'") == ["max_zimage/host/b.py"]
+
+
 @pytest.mark.parametrize("room", ["images", "request", "sampling", "text"])
 def test_rooms_that_need_no_max_load_none(room: str) -> None:
     modules = [module for module in IMPORTS if structure.room(module) == room and module.count(".") > 1]

@@ -11,26 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from max_zimage.compile.launches import Launches, Part
+from max_zimage.compile.registry import GRAPHS
 from max_zimage.graphs.kernel_library import KERNELS
 
 Lists = Mapping[str, Mapping[str, Launches]]
 """Target -> graph -> launches."""
-
-RUNS = {
-    "pack": "once a request",
-    "prepare_scheduler": "not in a picture; a method of MAX's contract",
-    "scheduler_step": "not in a picture; a method of MAX's contract",
-    "modulation": "once a request",
-    "conditioning": "once a request",
-    "text_encoder": "once a request",
-    "denoise": "once a step",
-    "first_block_noise_refiner": "with first-block caching: once a step",
-    "guidance": "with first-block caching: once a step",
-    "taylor_update": "with TaylorSeer: after each computed step",
-    "taylor_step": "with TaylorSeer: in each extrapolated step",
-    "decode": "once a request, at its end",
-    "encode": "once a request of image-to-image",
-}
 
 
 def own_ops() -> list[str]:
@@ -87,7 +72,7 @@ def _graphs(lists: Lists) -> str:
         elsewhere = [str(lists[target][graph].total) if graph in lists[target] else "" for target in others]
         made = " + ".join(f"{_often(part)}{len(part.kernels)}" for part in counted(launches.parts))
         numbers = [str(counts[name] or "") for name in kinds]
-        rows.append([graph, RUNS[graph], str(launches.total), made, *numbers, *elsewhere])
+        rows.append([graph, GRAPHS[graph].runs, str(launches.total), made, *numbers, *elsewhere])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
