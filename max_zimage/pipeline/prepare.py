@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from max.driver import Buffer
@@ -14,7 +15,7 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.captions import arrange
-from max_zimage.pipeline.context import ZImageContext
+from max_zimage.pipeline.context import ZImageContext, request_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.request.request import GenerationRequest
@@ -64,9 +65,7 @@ def inputs_of_request(
         if not np.isfinite(download(start)).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
-    evaluated = samplers.plan(sampler, plan)
-    guided = cfg.guidance(evaluated, request.guidance_scale, request.cfg_truncation, request.cfg_normalization)
-    guided = combined(guided, others(evaluated) if others else ())
+    evaluated, guided = _planned(request, plan, sampler, others)
     copies = request.num_images_per_prompt
     return _inputs(transformer, captions, [start], plan, evaluated, guided, copies, step_cache=request.step_cache)
 
@@ -107,17 +106,15 @@ def inputs_of_contexts(
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     sigmas = np.asarray(first.sigmas, np.float32)
     plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
-    evaluated = samplers.plan(samplers.DEFAULT, plan)
-    scale, truncation = float(first.guidance_scale), float(first.cfg_truncation)
-    guided = cfg.guidance(evaluated, scale, truncation, float(first.cfg_normalization))
+    asked = _asked(first)
+    evaluated, guided = _planned(asked, plan)
     texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
     if guided.has_negative:
         negatives = [context.negative_tokens for context in contexts]
         texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
     copies = [context.num_images_per_prompt for context in contexts]
     captions, start = arrange(texts, (), copies=copies), [_start(context, vae) for context in contexts]
-    cache = step_cache_of(first)
-    return _inputs(transformer, captions, start, plan, evaluated, guided, sum(copies), step_cache=cache)
+    return _inputs(transformer, captions, start, plan, evaluated, guided, sum(copies), step_cache=asked.step_cache)
 
 
 def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
@@ -129,6 +126,48 @@ def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
     if context.input_image is None:
         return noise
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
+
+
+class _Asked(Protocol):
+    """What decides how a request is drawn, once its captions, schedule and noise are there."""
+
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def cfg_truncation(self) -> float: ...
+    @property
+    def cfg_normalization(self) -> float: ...
+    @property
+    def step_cache(self) -> StepCache | None: ...
+
+
+@dataclass(frozen=True)
+class _ByHand:
+    """The same of a context that carries no request, as MAX's own or a caller's."""
+
+    guidance_scale: float
+    cfg_truncation: float
+    cfg_normalization: float
+    step_cache: StepCache | None
+
+
+def _asked(context: PixelContext) -> _Asked:
+    if isinstance(context, ZImageContext) and context.request:
+        return request_of(context)
+    scale, truncation, limit = context.guidance_scale, context.cfg_truncation, context.cfg_normalization
+    return _ByHand(float(scale), float(truncation), float(limit), step_cache_of(context))
+
+
+def _planned(
+    asked: _Asked,
+    plan: Schedule,
+    sampler: str = samplers.DEFAULT,
+    others: Callable[[Evaluations], Sequence[Branch]] | None = None,
+) -> tuple[Evaluations, Guidance]:
+    """What the sampler asks of the model, and the branches of each evaluation."""
+    evaluated = samplers.plan(sampler, plan)
+    guided = cfg.guidance(evaluated, asked.guidance_scale, asked.cfg_truncation, asked.cfg_normalization)
+    return evaluated, combined(guided, others(evaluated) if others else ())
 
 
 def _inputs(
