@@ -131,12 +131,12 @@ def test_a_graph_that_cannot_be_compiled(
 ) -> None:
     monkeypatch.setattr("max_zimage.compile.ahead_of_time.tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("max_zimage.cli.compile.default_dtype", lambda target: "float7")
-    assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack", "--json"]) == 1
+    assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "modulation", "--json"]) == 1
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     assert graph["seconds"] is None
     assert "float7" in graph["error"]
     assert "Traceback" in Path(graph["log"]).read_text()
-    assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "pack"]) == 1
+    assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "modulation"]) == 1
     printed = capsys.readouterr().out
     assert "failed" in printed
     assert "everything it wrote: " in printed
