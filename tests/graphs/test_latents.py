@@ -32,7 +32,7 @@ class Unpack(Module[[Tensor], tuple[Tensor, Tensor, Tensor]]):
         decoder_latents = denormalize(latents, SCALING, SHIFT)
         return latents, decoder_latents, normalize(decoder_latents, SCALING, SHIFT)
 
-    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         return (token_squares(CHANNELS, device),)
 
 

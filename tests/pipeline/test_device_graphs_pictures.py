@@ -172,9 +172,10 @@ def test_only_what_pays_is_replayed(embedded: Pair) -> None:
     made: dict[str, bool] = {}
 
     class Watching(ZImageTransformerModel):
-        def compile(self, name: str, module: Any, types: Any, weights: Any, *, replayed: bool = False) -> CompiledGraph:
-            made[name] = replayed
-            return super().compile(name, module, types, weights, replayed=replayed)
+        def graph(self, name: str, weights: Any = None) -> CompiledGraph:
+            defined = super().graph(name, weights)
+            made[name] = defined.pending is not None and defined.pending.replayed
+            return defined
 
     transformer = embedded.ours.transformer
     watched = Watching(
