@@ -67,8 +67,8 @@ struct GatedNorms:
                 residual.unsafe_ptr(),
                 gates,
                 scales,
-                length,
-                stride,
+                Int32(length),
+                Int32(stride),
                 epsilon,
                 grid_dim=(rows, 1, 1),
                 block_dim=(threads, 1, 1),
@@ -126,8 +126,8 @@ struct ScaledNorm:
                 output.unsafe_ptr(),
                 x.unsafe_ptr(),
                 scales,
-                length,
-                stride,
+                Int32(length),
+                Int32(stride),
                 epsilon,
                 grid_dim=(rows, 1, 1),
                 block_dim=(threads, 1, 1),
@@ -152,8 +152,8 @@ def _gated_on_gpu[
     residual: Pointer[Scalar[dtype], MutAnyOrigin],
     gates: Pointer[Float32, MutAnyOrigin],
     scales: Pointer[Float32, MutAnyOrigin],
-    length: Int,
-    stride: Int,
+    length: Int32,
+    stride: Int32,
     epsilon: Float32,
 ):
     comptime VECTORS = width // (threads * EACH)
@@ -161,7 +161,7 @@ def _gated_on_gpu[
     comptime SHARE = Float32(1.0 / Float64(width))  # a constant to multiply with: a division is a call
     var slots = unsafe_stack_allocation[2 * WARPS, Float32, address_space=AddressSpace.SHARED]()
     var row = Int(block_idx.x) * width
-    var item = Int(block_idx.x) // length * stride
+    var item = Int(block_idx.x) // Int(length) * Int(stride)
     var kept = Array[Eight, VECTORS](uninitialized=True)
     var squares = Float32(0)
     comptime for i in range(VECTORS):
@@ -187,8 +187,8 @@ def _scaled_on_gpu[
     output: Pointer[Scalar[dtype], MutAnyOrigin],
     x: Pointer[Scalar[dtype], MutAnyOrigin],
     scales: Pointer[Float32, MutAnyOrigin],
-    length: Int,
-    stride: Int,
+    length: Int32,
+    stride: Int32,
     epsilon: Float32,
 ):
     comptime VECTORS = width // (threads * EACH)
@@ -196,7 +196,7 @@ def _scaled_on_gpu[
     comptime SHARE = Float32(1.0 / Float64(width))
     var slots = unsafe_stack_allocation[WARPS, Float32, address_space=AddressSpace.SHARED]()
     var row = Int(block_idx.x) * width
-    var item = Int(block_idx.x) // length * stride
+    var item = Int(block_idx.x) // Int(length) * Int(stride)
     var kept = Array[Eight, VECTORS](uninitialized=True)
     var squares = Float32(0)
     comptime for i in range(VECTORS):
