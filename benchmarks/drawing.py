@@ -14,7 +14,7 @@ from max.dtype import DType
 
 from benchmarks.measure import first_line, seconds_of
 from max_zimage import ZImagePipeline, embedded
-from max_zimage.graphs.kernel_library import runs_here, without_kernels
+from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
 from max_zimage.sampling.noise import initial_noise
 
 PROMPT = "a red star on a blue background"
@@ -107,7 +107,7 @@ def our_pipelines(*, more: bool) -> dict[str, ZImagePipeline]:
         with without_kernels():
             pipelines[PLAIN] = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
     pipelines[OURS] = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
-    if more and runs_here(DType.bfloat16, CPU()):
+    if more and uses_cpu_kernels(DType.bfloat16, CPU()):
         pipelines[OURS_BFLOAT16] = ZImagePipeline.from_pretrained(device="cpu", dtype="bfloat16")
     return pipelines
 

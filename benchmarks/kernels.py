@@ -18,7 +18,7 @@ from benchmarks.machine import as_torch
 from benchmarks.measure import Row, interleave, relative_l2
 from max_zimage.checkpoint.layout import weight_buffer
 from max_zimage.device.dtypes import DTYPES, ModelDtype
-from max_zimage.graphs.kernel_library import runs_here, without_kernels
+from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
 
 _TWIN = "MAX, plain operations"
 
@@ -29,7 +29,7 @@ def rows(sizes: Sizes, repeats: int, roofs: dict[str, float]) -> list[Row]:
 
 
 def _rows_of_dtype(sizes: Sizes, dtype: ModelDtype, repeats: int, roofs: dict[str, float]) -> list[Row]:
-    if not runs_here(DType[dtype], CPU()):
+    if not uses_cpu_kernels(DType[dtype], CPU()):
         note = "this processor multiplies no bfloat16: graphs use plain operations"
         return [Row(case="kernels", variant="ours", dtype=dtype, sizes="", note=note)]
     return [row for case in cases(sizes, dtype) for row in _rows(case, repeats, roofs)]

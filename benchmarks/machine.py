@@ -22,7 +22,7 @@ from benchmarks.measure import Row, interleave, max_abs
 from max_zimage.checkpoint.layout import weight_buffer
 from max_zimage.device.devices import upload_as
 from max_zimage.device.dtypes import DTYPES, ModelDtype
-from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.linear import linear
 from max_zimage.profiling import matmul_rate
 from max_zimage.profiling.matmul_rate import Product
@@ -96,7 +96,7 @@ def as_torch(buffer: Buffer) -> torch.Tensor:
 
 def _own(product: Product, dtype: ModelDtype, weights: np.ndarray) -> CompiledModule | None:
     """The project's kernel; None where there is none for the dtype or the processor."""
-    if not runs_here(DType[dtype], CPU()):
+    if not uses_cpu_kernels(DType[dtype], CPU()):
         return None
     types = [TensorType(DType[dtype], [1, "tokens", product.width], DeviceRef.CPU())]
     data = {"weight": weight_buffer(weights, DType[dtype], "panels")}

@@ -32,7 +32,7 @@ from max_zimage.graphs.guiders.linear import limit_norm
 from max_zimage.graphs.model.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.model.rope import rotate
-from max_zimage.graphs.model.transformer import Surroundings, Transformer, TransformerSpec
+from max_zimage.graphs.model.transformer import BlockContext, Transformer, TransformerSpec
 from max_zimage.graphs.step.inputs import predict_types
 from max_zimage.graphs.step.predict import modulation_of
 
@@ -155,7 +155,7 @@ class VelocityStep(Module[..., Tensor]):
         offsets, latent_rows, variants, table, final_scale = rest
         modulation = modulation_of(table, variants)
         transformer, refiners = self.transformer, self.spec.num_refiner_layers
-        around = Surroundings(captions, image_rope, rope, valid, offsets, modulation)
+        around = BlockContext(captions, image_rope, rope, valid, offsets, modulation)
         tokens = transformer.embed(F.gather(latents, latent_rows, axis=0).cast(captions.dtype), image_rope.shape[1])
         with _in_place():
             tokens = transformer.run(tokens, range(refiners), around)

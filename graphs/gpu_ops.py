@@ -1,4 +1,4 @@
-"""The project's ops for a GPU by their Mojo names, one op a function; `graphs.ops` has those for a CPU.
+"""The project's ops for a GPU by their Mojo names, one op per function; `graphs.ops` has those for a CPU.
 
 Which one a graph may use is decided by `graphs.kernel_library.runs_on_nvidia` and by the widths that an op supports,
 which stand beside it. Everywhere else plain operations are used, the ops' twins: they define what is right. Tests run

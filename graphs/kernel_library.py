@@ -36,7 +36,7 @@ def without_kernels() -> Iterator[None]:
         _own_kernels.reset(token)
 
 
-def runs_here(dtype: DType, device: Device | DeviceRef) -> bool:
+def uses_cpu_kernels(dtype: DType, device: Device | DeviceRef) -> bool:
     """Whether graphs use the ops of `kernels` for a CPU: in float32, and in bfloat16 if it multiplies bfloat16."""
     if not _own_kernels.get() or not (device.is_host if isinstance(device, Device) else device.is_cpu()):
         return False
@@ -67,7 +67,7 @@ def graph_with_kernels(
         numbers: Dtypes and devices of parameters and arguments.
         module: Takes the graph.
     """
-    sources = libraries() if any(runs_here(*each) or runs_on_nvidia(*each) for each in numbers) else []
+    sources = libraries() if any(uses_cpu_kernels(*each) or runs_on_nvidia(*each) for each in numbers) else []
     return Graph(name, input_types=input_types, custom_extensions=sources, module=module)
 
 

@@ -13,7 +13,7 @@ from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor, defaults
 
 from max_zimage.graphs import gpu_ops, ops
-from max_zimage.graphs.kernel_library import runs_here, runs_on_nvidia
+from max_zimage.graphs.kernel_library import runs_on_nvidia, uses_cpu_kernels
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:
@@ -89,4 +89,4 @@ def _panels(inputs: int, outputs: int) -> Tensor:
 
 def _packed(inputs: int) -> bool:
     dtype, mesh = defaults()
-    return runs_here(dtype, mesh.devices[0]) and ops.packable(inputs, dtype)
+    return uses_cpu_kernels(dtype, mesh.devices[0]) and ops.packable(inputs, dtype)

@@ -1,9 +1,9 @@
-"""The ops that graphs call, the project's own and MAX's, by their Mojo names: one op a function.
+"""The ops that graphs call, the project's own and MAX's, by their Mojo names: one op per function.
 
 The project's own are in `kernels`. Three attention kernels of MAX's library are wrapped besides. Which one a graph may
 use is decided in `graphs.model.attention`, `graphs.linear` and `graphs.model.vae_blocks`, by
-`graphs.kernel_library.runs_here`; a GPU op that reaches a CPU graph costs minutes and more than ten gigabytes before it
-fails.
+`graphs.kernel_library.uses_cpu_kernels`; a GPU op that reaches a CPU graph costs minutes and more than ten gigabytes
+before it fails.
 
 A packed weight is [panels, units, numbers]: panels of 32 outputs side by side, and units of 32 bits along the inputs,
 which are one float32 number or two bfloat16 numbers. What does not fill the last panel or unit is zero.
@@ -72,7 +72,7 @@ def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     return _own("gated_linear", [x, weight], x, [*x.shape[:2], outputs])
 
 
-def attends(head_dim: int) -> bool:
+def supports_head_dim(head_dim: int) -> bool:
     """Whether a head's width suits `rotary_attention` and `attention`: both halves are whole vectors."""
     return head_dim % PANEL == 0
 

@@ -60,7 +60,7 @@ STEPS = {
     "replay": Step(what="steps and text encoder replayed as device graphs", seconds=40, process="pictures"),
     "peers": Step(what="diffusers, eager and compiled, on the same weights and noise", seconds=150, process="peers"),
     "products": Step(what="the block's products by each algorithm that cublasLt proposes", seconds=25, process="rest"),
-    "fp8": Step(what="the same products in float8 with a scale a row", seconds=15, process="rest"),
+    "fp8": Step(what="the same products in float8 with a scale per row", seconds=15, process="rest"),
     "weights": Step(what="whether two models share the weights that are on the card", seconds=15, process="rest"),
     "counters": Step(what="hardware counters of attention and of the own ops", seconds=40, process="counters"),
     "tests": Step(what="the tests that need a GPU", seconds=120, process="tests"),

@@ -1,4 +1,4 @@
-"""The training set: scenes painted once, by all processes together, kept as one array a picture size."""
+"""The training set: scenes painted once, by all processes together, kept as one array per picture size."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef
 
 from max_zimage.graphs import gpu_ops, ops
-from max_zimage.graphs.kernel_library import runs_here, runs_on_nvidia
+from max_zimage.graphs.kernel_library import runs_on_nvidia, uses_cpu_kernels
 from max_zimage.graphs.model.rope import rotate
 
 _MASKED = -1e30  # exp() of it is zero next to any real score; -inf would turn a fully masked block into NaN
@@ -45,7 +45,7 @@ def rotary_attention(
         [items, length, heads, head_dim] in qkv's dtype. Rows beyond `valid_length` are unspecified.
     """
     channels, head_dim = int(qkv.shape[2]), int(qkv.shape[3])
-    if runs_here(qkv.dtype, qkv.device) and ops.attends(head_dim):
+    if uses_cpu_kernels(qkv.dtype, qkv.device) and ops.supports_head_dim(head_dim):
         lengths = _every(qkv) if valid_length is None else valid_length
         weights = query_norm.weight, key_norm.weight
         epsilon = query_norm.eps
@@ -121,7 +121,7 @@ def joint_attention(qkv: Tensor, *, heads: int) -> Tensor:
         [items, length, heads, head_dim] in qkv's dtype.
     """
     head_dim = int(qkv.shape[3])
-    if runs_here(qkv.dtype, qkv.device) and ops.attends(head_dim):
+    if uses_cpu_kernels(qkv.dtype, qkv.device) and ops.supports_head_dim(head_dim):
         return ops.attention(qkv, _every(qkv), heads=heads)
     query, key, value = F.split(qkv, [heads] * 3, axis=2)
     return attention(query, key, value, scale=head_dim**-0.5)

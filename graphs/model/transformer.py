@@ -94,7 +94,7 @@ class TransformerSpec:
         return self.num_refiner_layers + self.num_layers
 
 
-class Surroundings(NamedTuple):
+class BlockContext(NamedTuple):
     """What the blocks see besides their tokens; see `Transformer.forward`."""
 
     caption_tokens: Tensor
@@ -146,11 +146,11 @@ class Transformer(Module[..., Tensor]):
             float32 [items, image_tokens, patch_dim].
         """
         image = self.embed(latents.cast(caption_tokens.dtype), image_rope.shape[1])
-        surroundings = Surroundings(caption_tokens, image_rope, rope, valid_length, offsets, modulation)
+        surroundings = BlockContext(caption_tokens, image_rope, rope, valid_length, offsets, modulation)
         tokens = self.run(image, range(self.spec.num_blocks), surroundings)
         return self.project(tokens[:, : latents.shape[1]], final_scale)
 
-    def run(self, tokens: Tensor, blocks: range, around: Surroundings) -> Tensor:
+    def run(self, tokens: Tensor, blocks: range, around: BlockContext) -> Tensor:
         """Some of the blocks, counted from the noise refiner's first one; captions join before the first main layer.
 
         Args:
@@ -176,7 +176,7 @@ class Transformer(Module[..., Tensor]):
             tokens = block(tokens, around.rope, extent, modulation)
         return tokens
 
-    def _run_fused(self, tokens: Tensor, blocks: range, around: Surroundings) -> Tensor:
+    def _run_fused(self, tokens: Tensor, blocks: range, around: BlockContext) -> Tensor:
         """`run` with blocks that hand the next one its first norm; what stands first among tokens is made here."""
         refiners, normed = self.spec.num_refiner_layers, None
         items = around.modulation.shape[2]
@@ -198,7 +198,7 @@ class Transformer(Module[..., Tensor]):
                 tokens, normed = block(tokens, normed, around.rope, around.offsets, modulation)
         return tokens
 
-    def join(self, image: Tensor, around: Surroundings) -> Tensor:
+    def join(self, image: Tensor, around: BlockContext) -> Tensor:
         """Image tokens with the caption's behind: [items, tokens, dim]."""
         items, length = around.rope.shape[0], around.rope.shape[1]
         return F.rebind(F.concat([image, around.caption_tokens], axis=1), [items, length, self.spec.dim])

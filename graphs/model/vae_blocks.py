@@ -20,7 +20,7 @@ from max.experimental.tensor import Tensor, defaults
 from max.graph.type import FilterLayout
 
 from max_zimage.graphs import gpu_ops, ops
-from max_zimage.graphs.kernel_library import is_nvidia, runs_here, runs_on_nvidia
+from max_zimage.graphs.kernel_library import is_nvidia, runs_on_nvidia, uses_cpu_kernels
 from max_zimage.graphs.linear import linear
 from max_zimage.graphs.model.attention import joint_attention
 
@@ -41,7 +41,7 @@ def convolution(in_channels: int, out_channels: int, *, kernel: int = 3, stride:
     """A convolution with bias, in the dtype and for the device that parameters are declared in."""
     dtype, mesh = defaults()
     layer: type[PlainConv | PackedConv] = CudnnConv if is_nvidia(mesh.devices[0]) else PlainConv
-    layer = PackedConv if runs_here(dtype, mesh.devices[0]) else layer
+    layer = PackedConv if uses_cpu_kernels(dtype, mesh.devices[0]) else layer
     return layer(in_channels, out_channels, kernel=kernel, stride=stride)
 
 
@@ -143,7 +143,7 @@ class GroupNorm(Module[..., Tensor]):
         are joined into groups: whole vectors of neighbouring channels are added.
         """
         x_f32 = x.cast(DType.float32)
-        if runs_here(self.weight.dtype, self.weight.device):
+        if uses_cpu_kernels(self.weight.dtype, self.weight.device):
             mean, scale, offset = (F.unsqueeze(each, 1) for each in F.split(self.moments(x_f32), [1, 1, 1], axis=1))
             return ((x_f32 - mean) * scale + offset).cast(x.dtype)
         centred = x_f32 - self._group_mean(x_f32)

@@ -1,8 +1,8 @@
 """First-block caching: one block tells whether the others would say anything new, and if not they are left out.
 
-    latents -> embed -> [first block] -> change = output - input; is it close to the change of the last full step?
+    latents -> embed -> [first block] -> residual = output - input; is it similar to that of the last full step?
         yes: hidden = first block's output + what all other blocks added in that step
-        no:  hidden = all other blocks of it; remember the change and what they added
+        no:  hidden = all other blocks of it; remember the residual and what they added
     hidden -> final layer -> velocity
 
 The test and the branch are part of the graph. Its items decide together; with one item a call, every guidance branch of
@@ -26,7 +26,7 @@ from max.graph import DeviceRef, TensorType, TensorValue
 
 from max_zimage.graphs.dims import IMAGE_PADDED, IMAGE_TOKENS, ITEMS, TOKENS, FirstBlock
 from max_zimage.graphs.layers import choose
-from max_zimage.graphs.model.transformer import Surroundings, Transformer, TransformerSpec
+from max_zimage.graphs.model.transformer import BlockContext, Transformer, TransformerSpec
 from max_zimage.graphs.step.inputs import PredictInputs, predict_types
 
 
@@ -45,19 +45,19 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         Args:
             *inputs: `graphs.step.inputs.PredictInputs`, and behind them three:
                 threshold, float32 [1]: the other blocks are left out where the mean absolute difference between the
-                first block's change and `change` is below this share of the mean absolute `change`;
-                change, what the first block added in the last full step, in the model's dtype; [items, image_padded,
-                dim], or [items, tokens, dim] where the block is one of the main layers;
-                rest, [items, image_tokens, dim] in the model's dtype, what all blocks behind it added in that step.
+                first block's residual and `first_residual` is below this share of the mean absolute `first_residual`;
+                first_residual, what the first block added in the last full step, in the model's dtype; [items,
+                image_padded, dim], or [items, tokens, dim] where the block is one of the main layers;
+                tail_residual, [items, image_tokens, dim] in the model's dtype, what all blocks behind it added then.
 
         Returns:
-            The velocity, float32 [items, image_tokens, patch_dim]; `change` and `rest` for the next step; and int32
-            [1], 1 if the other blocks were computed and 0 if not.
+            The velocity, float32 [items, image_tokens, patch_dim]; `first_residual` and `tail_residual` for the next
+            step; and int32 [1], 1 if the other blocks were computed and 0 if not.
         """
-        *own, threshold, change, rest = inputs
+        *own, threshold, first_residual, tail_residual = inputs
         given = PredictInputs(*own)
         spec, transformer, image_tokens = self.spec, self.transformer, given.latents.shape[1]
-        around = Surroundings(
+        around = BlockContext(
             given.caption_tokens,
             given.image_rope,
             given.rope,
@@ -76,16 +76,16 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         head = after[:, :image_tokens]
 
         def reuse() -> Sequence[TensorValue]:
-            return _values(head + rest, change, rest, _constant(0, head))
+            return _values(head + tail_residual, first_residual, tail_residual, _constant(0, head))
 
         def compute() -> Sequence[TensorValue]:
             hidden = transformer.run(after, range(index + 1, spec.num_blocks), around)[:, :image_tokens]
             return _values(hidden, added, hidden - head, _constant(1, head))
 
-        types = [value.type for value in _values(head, change, rest, _constant(0, head))]
-        alike = is_close(added, change, threshold, given.valid_length)
-        hidden, change, rest, computed = choose(alike, types, reuse, compute)
-        return transformer.project(hidden, given.final_scale), change, rest, computed
+        types = [value.type for value in _values(head, first_residual, tail_residual, _constant(0, head))]
+        alike = is_similar(added, first_residual, threshold, given.valid_length)
+        hidden, first_residual, tail_residual, computed = choose(alike, types, reuse, compute)
+        return transformer.project(hidden, given.final_scale), first_residual, tail_residual, computed
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -100,12 +100,12 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         )
 
 
-def is_close(added: Tensor, change: Tensor, threshold: Tensor, valid_length: Tensor) -> Tensor:
+def is_similar(added: Tensor, previous: Tensor, threshold: Tensor, valid_length: Tensor) -> Tensor:
     """Whether the mean absolute difference of two changes is below a share of the second one's mean absolute value.
 
     Args:
         added: [items, length, dim].
-        change: like `added`; all zero, it is close to nothing.
+        previous: like `added`; all zero, it is close to nothing.
         threshold: float32 [1], the share.
         valid_length: uint32 [items]; tokens behind it are padding of the batch and do not count.
 
@@ -115,7 +115,7 @@ def is_close(added: Tensor, change: Tensor, threshold: Tensor, valid_length: Ten
     length = added.shape[1]
     position = F.range(0, length, 1, out_dim=length, dtype=DType.int32, device=added.device)
     exists = F.unsqueeze(position, 0) < F.unsqueeze(valid_length.cast(DType.int32), 1)
-    now, then = (each.cast(DType.float32) * F.unsqueeze(exists.cast(DType.float32), 2) for each in (added, change))
+    now, then = (each.cast(DType.float32) * F.unsqueeze(exists.cast(DType.float32), 2) for each in (added, previous))
     # In this order: MAX's x < y is "not x >= y", and NaN would resemble everything.
     return F.squeeze(threshold * _mean_abs(then) > _mean_abs(now - then), 0)
 

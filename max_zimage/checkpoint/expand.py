@@ -43,7 +43,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Names:
+class ParameterTable:
     """A component's table with the sizes and places of one model.
 
     Attributes:
@@ -76,7 +76,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Weight:
+class ParameterSource:
     """A parameter of the engine and the tensors that it is stacked from.
 
     Attributes:
@@ -98,7 +98,7 @@ class Weight:
     packing: Packing | None
 
 
-def text_encoder_names(spec: TextEncoderSpec, layers_used: int) -> Names:
+def text_encoder_names(spec: TextEncoderSpec, layers_used: int) -> ParameterTable:
     """Names of a text encoder of which only the first layers run.
 
     Args:
@@ -106,7 +106,7 @@ def text_encoder_names(spec: TextEncoderSpec, layers_used: int) -> Names:
         layers_used: See `TextEncoderSpec.layers_used`.
     """
     reason = f"only the first {layers_used} of {spec.num_layers} layers make the features"
-    return Names(
+    return ParameterTable(
         component="text_encoder",
         rows=TEXT_ENCODER,
         namings={"diffusers": "transformers names"},
@@ -125,12 +125,12 @@ def text_encoder_names(spec: TextEncoderSpec, layers_used: int) -> Names:
     )
 
 
-def transformer_names(spec: TransformerSpec) -> Names:
+def transformer_names(spec: TransformerSpec) -> ParameterTable:
     """Names of a transformer, in diffusers' naming or that of the original single file, which ComfyUI uses too."""
     noise = _places("noise_refiner", spec.num_refiner_layers)
     context = _places("context_refiner", spec.num_refiner_layers)
     layers = _places("layers", spec.num_layers)
-    return Names(
+    return ParameterTable(
         component="transformer",
         rows=TRANSFORMER,
         namings={"diffusers": "diffusers names", "original": "original single-file names"},
@@ -152,7 +152,7 @@ def transformer_names(spec: TransformerSpec) -> Names:
     )
 
 
-def vae_names(spec: VaeSpec) -> Names:
+def vae_names(spec: VaeSpec) -> ParameterTable:
     """Names of an autoencoder, in diffusers' naming or that of the original single file (`ae.safetensors`)."""
     widths, last = spec.block_out_channels, len(spec.block_out_channels) - 1
     resnets, resamplers, attentions = [], [], []
@@ -180,7 +180,7 @@ def vae_names(spec: VaeSpec) -> Names:
         attentions.append(Place(f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1", {}))
         sizes = {"in": widths[-1], "out": widths[-1]}
         resnets += [Place(f"{half}.mid_block.resnets.{i}", f"{half}.mid.block_{i + 1}", sizes) for i in range(2)]
-    return Names(
+    return ParameterTable(
         component="vae",
         rows=VAE,
         namings={"diffusers": "diffusers names", "original": "original (Flux) single-file names"},
@@ -202,7 +202,7 @@ def vae_names(spec: VaeSpec) -> Names:
     )
 
 
-def weights(names: Names, naming: Naming, prefix: str) -> list[Weight]:
+def weights(names: ParameterTable, naming: Naming, prefix: str) -> list[ParameterSource]:
     """Write the table out for one naming.
 
     Args:
@@ -224,7 +224,7 @@ def weights(names: Names, naming: Naming, prefix: str) -> list[Weight]:
         for group in groups:
             parts = [_expected(names, prefix, naming, source, place) for place in group for source in sources]
             written.append(
-                Weight(
+                ParameterSource(
                     engine=_fill(row.engine, "diffusers", group[0]),
                     parts=tuple(parts),
                     layout=layout,
@@ -252,7 +252,9 @@ def _fill(name: str, naming: Naming, place: Place | None) -> str:
     return re.sub(r"^\{\w+\}", place.path if naming == "diffusers" else place.original, name)
 
 
-def _expected(names: Names, prefix: str, naming: Naming, source: tuple[str, Shape], place: Place | None) -> Expected:
+def _expected(
+    names: ParameterTable, prefix: str, naming: Naming, source: tuple[str, Shape], place: Place | None
+) -> Expected:
     name, shape = source
     sizes = {**names.sizes, **(place.sizes if place else {})}
     return Expected(

@@ -11,7 +11,7 @@ from max.dtype import DType
 
 from max_zimage.checkpoint.names import Packing
 from max_zimage.device.dtypes import bfloat16_bits
-from max_zimage.graphs.kernel_library import runs_here
+from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.ops import packable, packed_shape
 
@@ -19,7 +19,7 @@ Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 """Numbers of float32, or the bits of bfloat16."""
 
 
-def bring_apart(rows: Bits, heads: int, head_dim: int) -> None:
+def deinterleave_pairs(rows: Bits, heads: int, head_dim: int) -> None:
     """Put the first numbers of a head's pairs before the second ones, in place; a head at a time needs little memory.
 
     Args:
@@ -76,7 +76,7 @@ def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packin
         packing: How the loader would pack it.
     """
     rounded: Bits = values if dtype == DType.float32 else bfloat16_bits(values)
-    if packing is not None and runs_here(dtype, CPU()) and packs(packing, values.shape, dtype):
+    if packing is not None and uses_cpu_kernels(dtype, CPU()) and packs(packing, values.shape, dtype):
         return packed(rounded, packing)
     return Buffer.from_numpy(np.ascontiguousarray(rounded).reshape(-1)).view(dtype, values.shape)
 

@@ -20,9 +20,9 @@ import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
 
-from max_zimage.checkpoint.expand import Names, Weight, weights
+from max_zimage.checkpoint.expand import ParameterSource, ParameterTable, weights
 from max_zimage.checkpoint.headers import Header, TensorInfo, map_file
-from max_zimage.checkpoint.layout import Bits, bring_apart, packed, packs
+from max_zimage.checkpoint.layout import Bits, deinterleave_pairs, packed, packs
 from max_zimage.checkpoint.names import Layout, Naming, Packing
 from max_zimage.checkpoint.recognition import recognized
 from max_zimage.device.dtypes import BYTES, ModelDtype, bfloat16_bits
@@ -34,7 +34,7 @@ _SHOWN = 5  # names shown of each kind of problem
 
 
 @dataclass(frozen=True)
-class Step:
+class ParameterRecipe:
     """How one parameter is made.
 
     Attributes:
@@ -71,7 +71,7 @@ class LoadPlan:
     component: str
     format: str
     files: tuple[Path, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[ParameterRecipe, ...]
     dropped: Mapping[str, str]
 
     @property
@@ -88,7 +88,7 @@ class LoadPlan:
         return sum(prod(step.shape) for step in self.steps) * BYTES[dtype]
 
 
-def plan(names: Names, header: Header) -> LoadPlan:
+def plan(names: ParameterTable, header: Header) -> LoadPlan:
     """Check a component's files against what the graphs need.
 
     Args:
@@ -117,7 +117,7 @@ def plan(names: Names, header: Header) -> LoadPlan:
         if weight.unused is None:
             shape = _result_shape(parts, weight.layout)
             heads = weight.rotary_heads, weight.head_dim
-            steps.append(Step(weight.engine, parts, weight.layout, shape, *heads, weight.packing))
+            steps.append(ParameterRecipe(weight.engine, parts, weight.layout, shape, *heads, weight.packing))
         else:
             dropped |= {part.name: weight.unused for part in parts}
     return LoadPlan(names.component, label, header.files, tuple(steps), dropped)
@@ -142,7 +142,7 @@ def load(
     return {step.engine: _load_step(step, maps, dtype, to_pack) for step in steps}
 
 
-def _recognize(names: Names, header: Header) -> tuple[Naming, str]:
+def _recognize(names: ParameterTable, header: Header) -> tuple[Naming, str]:
     """The naming and prefix under which most of the expected tensors are found."""
     found = {
         (naming, prefix): sum(
@@ -162,7 +162,9 @@ def _recognize(names: Names, header: Header) -> tuple[Naming, str]:
     return best
 
 
-def _check(component: str, label: str, written: Sequence[Weight], header: Header, dropped: Mapping[str, str]) -> None:
+def _check(
+    component: str, label: str, written: Sequence[ParameterSource], header: Header, dropped: Mapping[str, str]
+) -> None:
     expected = {part.name: part.shape for weight in written for part in weight.parts}
     tensors = header.tensors
     both = [name for name in expected if name in tensors]
@@ -199,12 +201,12 @@ def _result_shape(parts: Sequence[TensorInfo], layout: Layout) -> tuple[int, ...
     return (rows, rest[0]) if layout == "matrix" else (rows, *rest)
 
 
-def _as_stored(step: Step) -> Step:
+def _as_stored(step: ParameterRecipe) -> ParameterRecipe:
     """The step of a convolution, without the turn."""
     return replace(step, layout="same", shape=step.parts[0].shape, packing=None)
 
 
-def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, to_pack: bool) -> Buffer:
+def _load_step(step: ParameterRecipe, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, to_pack: bool) -> Buffer:
     first = step.parts[0]
     packing = step.packing if to_pack and packs(step.packing, step.shape, DType[dtype]) else None
     in_place = step.layout != "conv" and not step.rotary_heads and packing is None
@@ -220,7 +222,7 @@ def _load_step(step: Step, maps: Mapping[Path, mmap.mmap], dtype: ModelDtype, to
         values[:] = stacked.reshape(out, into, height, width).transpose(2, 3, 1, 0)
     else:
         values = _stack(step.parts, maps, dtype)
-        bring_apart(values.reshape(step.shape[0], -1), step.rotary_heads, step.head_dim)
+        deinterleave_pairs(values.reshape(step.shape[0], -1), step.rotary_heads, step.head_dim)
     if packing:
         return packed(values.reshape(step.shape), packing)
     return Buffer.from_numpy(values.reshape(-1)).view(DType[dtype], step.shape)

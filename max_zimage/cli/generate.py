@@ -22,7 +22,7 @@ import numpy.typing as npt
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries, warn
-from max_zimage.cli.options import Wanted, parameters_of
+from max_zimage.cli.options import GenerateOptions, parameters_of
 from max_zimage.device.devices import device_kind
 from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
 from max_zimage.pipeline.not_finite import NotFiniteError
@@ -88,7 +88,7 @@ def generate(arguments: argparse.Namespace) -> int:
     begin = time.perf_counter()
     with checking():
         check_writable(Path(arguments.output or "zimage.png"))
-        wanted = Wanted.of(arguments)
+        wanted = GenerateOptions.of(arguments)
     silent = arguments.quiet or arguments.json
     outcome = Outcome()
     with quiet_libraries(arguments.debug) as stdout:
@@ -112,7 +112,7 @@ def generate(arguments: argparse.Namespace) -> int:
     return 1 if outcome.problems else 0
 
 
-def prepare(wanted: Wanted, arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest]:
+def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest]:
     """Check the checkpoint and the request, tokens included.
 
     Raises:
@@ -148,7 +148,7 @@ def _load(prepared: CheckedModel) -> ZImagePipeline:
 def _draw(
     pipeline: ZImagePipeline,
     request: GenerationRequest,
-    wanted: Wanted,
+    wanted: GenerateOptions,
     paths: list[Path],
     outcome: Outcome,
     told: TextIO | None,

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class GenerateOptions:
     """What is asked for.
 
     Attributes:
@@ -52,7 +52,7 @@ class Wanted:
     doubts: tuple[str, ...]
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace) -> Wanted:
+    def of(cls, arguments: argparse.Namespace) -> GenerateOptions:
         """Read the flags, and under them the picture of --from.
 
         Raises:
@@ -94,7 +94,9 @@ def model_path(name: str | None) -> str | None:
     return None if name == embedded.NAME else name
 
 
-def parameters_of(request: GenerationRequest, wanted: Wanted, dtype: ModelDtype, device: str) -> GenerationParameters:
+def parameters_of(
+    request: GenerationRequest, wanted: GenerateOptions, dtype: ModelDtype, device: str
+) -> GenerationParameters:
     """What a picture remembers.
 
     Args:
@@ -148,7 +150,7 @@ def _image(arguments: argparse.Namespace, saved: GenerationParameters | None) ->
 
 
 def _doubts(arguments: argparse.Namespace, saved: GenerationParameters | None) -> tuple[str, ...]:
-    """What `Wanted.doubts` says."""
+    """What `GenerateOptions.doubts` says."""
     if saved is None or saved.image_digest != UNKNOWN_IMAGE or arguments.image is not None:
         return ()
     return (

@@ -18,7 +18,7 @@ from max_zimage.pipeline.estimate import check_weights_and_request
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.profiling.measure import Subject
 from max_zimage.request.request import GenerationRequest
-from max_zimage.sampling.step_cache import written
+from max_zimage.sampling.step_cache import format_step_cache
 
 
 def picture(arguments: argparse.Namespace) -> Subject:
@@ -59,7 +59,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
             "sizes": f"{arguments.batch} x {request.width}x{request.height} pixels",
             "steps_asked": request.num_inference_steps,
             "guidance": request.guidance_scale,
-            "step_cache": written(request.step_cache),
+            "step_cache": format_step_cache(request.step_cache),
         },
         device=device,
         dtype=dtype,

@@ -44,7 +44,7 @@ counts: Counter[str] = Counter(hits=0, misses=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Definition:
+class GraphDefinition:
     """What a graph is made from.
 
     Attributes:
@@ -88,15 +88,15 @@ class CompiledGraph:
         device_graphs: Its calls as device graphs; None where there are none, and until it is compiled.
     """
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: GraphDefinition) -> None:
         self.name = definition.name
         self.device_graphs: DeviceGraphs | None = None
-        self._definition: Definition | None = definition
+        self._definition: GraphDefinition | None = definition
         self._model: Model | None = None
         self._kept: Mapping[str, Buffer] = {}
 
     @property
-    def pending(self) -> Definition | None:
+    def pending(self) -> GraphDefinition | None:
         """What is still to be compiled; None once it is."""
         return self._definition
 
@@ -168,7 +168,7 @@ def compile_graph(
     """Define a graph, to be compiled with others by `wait_for` or alone by its first call.
 
     Args:
-        name: See `Definition`, also for what follows.
+        name: See `GraphDefinition`, also for what follows.
         module: The graph's Module.
         input_types: Types of its inputs.
         weights: Parameter name -> data, all of it in host memory or all of it on the device; names that the Module does
@@ -186,7 +186,7 @@ def compile_graph(
     """
     needed = {parameter: weights[parameter] for parameter, _ in module.parameters}
     return CompiledGraph(
-        Definition(
+        GraphDefinition(
             name=name,
             module=module,
             input_types=tuple(input_types),
@@ -235,7 +235,7 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
                 pending[name].finish(model)
 
 
-def _models(definitions: Sequence[Definition]) -> dict[str, Model]:
+def _models(definitions: Sequence[GraphDefinition]) -> dict[str, Model]:
     name = artifact_name([definition.name for definition in definitions], [each.key for each in definitions])
     session, weights = definitions[0].session, _weights(definitions)
     if (path := find(name)) is not None:
@@ -251,7 +251,7 @@ def _models(definitions: Sequence[Definition]) -> dict[str, Model]:
     return _init(session, compiled, weights)
 
 
-def _compiled(definitions: Sequence[Definition]) -> CompiledModel:
+def _compiled(definitions: Sequence[GraphDefinition]) -> CompiledModel:
     """Trace and compile; once more without MAX's own cache if it is for want of room there that it failed."""
     with contextlib.suppress(OSError):  # then another folder is looked for
         make_sure()
@@ -265,7 +265,7 @@ def _compiled(definitions: Sequence[Definition]) -> CompiledModel:
         return _compiled_now(definitions)
 
 
-def _compiled_now(definitions: Sequence[Definition]) -> CompiledModel:
+def _compiled_now(definitions: Sequence[GraphDefinition]) -> CompiledModel:
     together = GraphModule()
     traced = [
         trace(each.module, each.input_types, each.name, together, weights_in_place=each.weights_in_place)
@@ -278,7 +278,7 @@ def _init(session: InferenceSession, compiled: CompiledModel, weights: Mapping[s
     return session.init_all(compiled, weights_registry=dict(weights))
 
 
-def _weights(definitions: Sequence[Definition]) -> dict[str, Buffer]:
+def _weights(definitions: Sequence[GraphDefinition]) -> dict[str, Buffer]:
     together: dict[str, Buffer] = {}
     for each in definitions:
         for name, data in each.weights.items():

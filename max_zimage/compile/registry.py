@@ -47,7 +47,7 @@ class Entry:
         is_keyed: Whether the spec decides what is compiled, beside the types.
         is_float32: Whether it is float32 whatever the model's dtype.
         prefix: What stands before the component's names of its parameters.
-        is_replayed: See `max_zimage.compile.compiler.Definition`.
+        is_replayed: See `max_zimage.compile.compiler.GraphDefinition`.
         is_ahead: Whether it is compiled ahead of time; one that differs from another in nothing but a block is not.
     """
 

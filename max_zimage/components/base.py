@@ -15,7 +15,7 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 from max.pipelines.modeling.config_enums import SupportedEncoding
 
-from max_zimage.checkpoint.expand import Names
+from max_zimage.checkpoint.expand import ParameterTable
 from max_zimage.checkpoint.headers import scan
 from max_zimage.checkpoint.load import LoadPlan, load, plan
 from max_zimage.checkpoint.locate import paths_of
@@ -24,7 +24,7 @@ from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.dtypes import DTYPES, ModelDtype
-from max_zimage.graphs.kernel_library import is_nvidia, runs_here
+from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
@@ -81,7 +81,7 @@ class ZImageComponent(ComponentModel):
         """Load the weights and define the graphs; returns the one that does the component's main work."""
 
     @abstractmethod
-    def names(self) -> Names:
+    def names(self) -> ParameterTable:
         """The tensors that the component's files must hold."""
 
     def graph(self, name: str, weights: Mapping[str, Buffer] | None = None) -> CompiledGraph:
@@ -99,7 +99,7 @@ class ZImageComponent(ComponentModel):
 
     def load_weights(self) -> dict[str, Buffer]:
         """Engine name -> data in host memory."""
-        to_pack, keep_filters = runs_here(self.dtype, self.device), is_nvidia(self.device)
+        to_pack, keep_filters = uses_cpu_kernels(self.dtype, self.device), is_nvidia(self.device)
         return load(self.plan(), self.dtype_name, to_pack=to_pack, keep_filters=keep_filters)
 
     def placed(self, weights: dict[str, Buffer]) -> Mapping[str, Buffer]:

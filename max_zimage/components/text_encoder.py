@@ -9,7 +9,7 @@ import numpy.typing as npt
 from max.driver import Buffer
 
 from max_zimage.checkpoint.config import text_encoder_spec
-from max_zimage.checkpoint.expand import Names, text_encoder_names
+from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.device.devices import upload
@@ -34,7 +34,7 @@ class ZImageTextEncoderModel(ZImageComponent):
         self.model = self.graph("text_encoder", self.placed(self.load_weights()))
         return self.model
 
-    def names(self) -> Names:
+    def names(self) -> ParameterTable:
         """The tensors that the component's files must hold."""
         spec = text_encoder_spec(self.config)
         return text_encoder_names(spec, spec.layers_used(HIDDEN_LAYER))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from max.driver import Buffer
 
 from max_zimage.checkpoint.config import transformer_spec
-from max_zimage.checkpoint.expand import Names, transformer_names
+from max_zimage.checkpoint.expand import ParameterTable, transformer_names
 from max_zimage.checkpoint.layout import apart, modulated_norms
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.compile.device_weights import OnDevice, shared
@@ -52,7 +52,7 @@ class ZImageTransformerModel(ZImageComponent):
             weights.forget_others()
         return self.model
 
-    def names(self) -> Names:
+    def names(self) -> ParameterTable:
         """The tensors that the component's files must hold."""
         return transformer_names(transformer_spec(self.config))
 

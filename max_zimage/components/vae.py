@@ -11,7 +11,7 @@ from max.driver import Buffer
 from max.dtype import DType
 
 from max_zimage.checkpoint.config import vae_spec
-from max_zimage.checkpoint.expand import Names, vae_names
+from max_zimage.checkpoint.expand import ParameterTable, vae_names
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.device.devices import upload
@@ -36,7 +36,7 @@ class ZImageVaeModel(ZImageComponent):
         self.model = self.graph("decode", self._weights)
         return self.model
 
-    def names(self) -> Names:
+    def names(self) -> ParameterTable:
         """The tensors that the component's files must hold."""
         return vae_names(vae_spec(self.config))
 

@@ -69,10 +69,10 @@ def check_libraries(device: Device) -> None:
 @cache
 def loaded(library: Library) -> bool:
     """Load a library into this process, so that opening it by its name finds it."""
-    return any(_opened(path, library.part) for path in places(library))
+    return any(_opened(path, library.part) for path in candidate_paths(library))
 
 
-def places(library: Library) -> Iterator[str]:
+def candidate_paths(library: Library) -> Iterator[str]:
     """Where it may be: the loader's own places, CUDA toolkits, the packages that PyTorch comes with."""
     yield from library.files
     spec = find_spec("nvidia")

@@ -36,7 +36,7 @@ def captions_of_request(
     given = (*(request.prompt_embeds or ()), *(negatives or ()))
     features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
     copies = [request.num_images_per_prompt] * request.num_prompts
-    return arrange([] if features else texts, features, copies=copies)
+    return deduplicate_captions([] if features else texts, features, copies=copies)
 
 
 def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
@@ -53,7 +53,9 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     return texts
 
 
-def arrange(texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: Sequence[int]) -> Captions:
+def deduplicate_captions(
+    texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: Sequence[int]
+) -> Captions:
     """Find the distinct captions, and which one each item of the transformer's batch shows.
 
     Args:

@@ -15,7 +15,7 @@ from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 if TYPE_CHECKING:
-    from max_zimage.pipeline.manifest import Sources
+    from max_zimage.pipeline.manifest import CheckpointManifest
     from max_zimage.request.request import GenerationRequest
 
 _FLOAT32 = 4
@@ -46,7 +46,7 @@ def activation_bytes(
 
 
 def check_picture(
-    sources: Sources,
+    sources: CheckpointManifest,
     device: Device,
     *,
     height: int,
@@ -99,7 +99,7 @@ def check_picture(
 
 
 def check_request(
-    sources: Sources, device: Device, request: GenerationRequest, *, loaded: bool = True, again: int = 0
+    sources: CheckpointManifest, device: Device, request: GenerationRequest, *, loaded: bool = True, again: int = 0
 ) -> None:
     """`check_picture` for all pictures of a request, which share a batch."""
     check_picture(
@@ -144,7 +144,7 @@ def pictures_at_once(pictures: int, height: int, width: int) -> int:
     return max(1, min(pictures, _DECODED_PIXELS // (height * width)))
 
 
-def check_weights_and_request(sources: Sources, device: Device, request: GenerationRequest) -> None:
+def check_weights_and_request(sources: CheckpointManifest, device: Device, request: GenerationRequest) -> None:
     """Compare the memory of weights and pictures together with what a device has, before either is there.
 
     Raises:

@@ -24,7 +24,7 @@ from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
 from max_zimage.host.processes import check_process
-from max_zimage.pipeline.manifest import Sources, find_sources
+from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.max_config import pipeline_config
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.sampling.step_cache import StepCache, flags_of
@@ -55,7 +55,7 @@ class CheckedModel:
     config: PipelineConfig
     devices: list[Device]
     weight_paths: list[Path]
-    sources: Sources
+    sources: CheckpointManifest
     tokenizer: PromptTokenizer
 
 
@@ -88,7 +88,7 @@ def check_model(
     return CheckedModel(directory, config, devices, paths, sources, tokenizer)
 
 
-def check_fits(sources: Sources, device: Device) -> None:
+def check_fits(sources: CheckpointManifest, device: Device) -> None:
     """Compare the weights with the memory there is.
 
     Raises:
@@ -113,7 +113,7 @@ def new_session(devices: list[Device]) -> InferenceSession:
 
 def load_components(
     make: Mapping[str, type[ZImageComponent]],
-    sources: Sources,
+    sources: CheckpointManifest,
     devices: list[Device],
     session: InferenceSession,
     cache_config: DenoisingCacheConfig | None,

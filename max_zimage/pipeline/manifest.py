@@ -25,7 +25,7 @@ from max_zimage.sampling.step_cache import StepCache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sources:
+class CheckpointManifest:
     """A checked checkpoint.
 
     Attributes:
@@ -46,7 +46,7 @@ class Sources:
     plans: Mapping[str, LoadPlan]
     defaults: RequestDefaults
 
-    def with_step_cache(self, cache: StepCache | None) -> Sources:
+    def with_step_cache(self, cache: StepCache | None) -> CheckpointManifest:
         """The same, with another step cache for requests that say nothing."""
         return replace(self, defaults=replace(self.defaults, step_cache=cache))
 
@@ -58,7 +58,7 @@ class Sources:
 
 def find_sources(
     config: PipelineConfig, weight_paths: Sequence[Path], unprefixed_component: str, device: Device, default_steps: int
-) -> Sources:
+) -> CheckpointManifest:
     """Find and check everything that a pipeline loads, reading configurations and headers only.
 
     Args:
@@ -79,7 +79,7 @@ def find_sources(
     models = config.models
     described = describe(config, default_steps)
     files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)
-    return Sources(
+    return CheckpointManifest(
         specs=described.specs,
         limits=described.limits,
         configs=described.configs,

@@ -33,10 +33,10 @@ class ZImageCacheState(DenoisingCacheState):
     """MAX's state with buffers in it, and what first-block caching has beyond it.
 
     Attributes:
-        rest: What the blocks behind the first one added in the last full step, [items, image_tokens, dim].
+        tail_residual: What the blocks behind the first one added in the last full step, [items, image_tokens, dim].
     """
 
-    rest: Buffer | None = None
+    tail_residual: Buffer | None = None
 
 
 def create_cache_state(
@@ -71,7 +71,7 @@ def create_cache_state(
     if isinstance(cache, FirstBlockCache):
         captions = padded(text_seq_len) if cache.block == "layers" else 0
         state.prev_residual = zeros(padded(seq_len) + captions, dim, transformer.dtype)
-        state.rest = zeros(seq_len, dim, transformer.dtype)
+        state.tail_residual = zeros(seq_len, dim, transformer.dtype)
         state.prev_output = zeros(seq_len, patch_dim, DType.float32)
     elif isinstance(cache, TaylorSeer):
         factors = [zeros(seq_len, patch_dim, DType.float32) for _ in range(3)]
@@ -89,17 +89,17 @@ def run_transformer(self: Parts, cache_state: DenoisingCacheState, **kwargs: Any
 
     Returns:
         One buffer, the velocity of every branch row, float32 [items, image tokens, 4 · channels]. With first-block
-        caching the first block's change in the last full step comes before it.
+        caching the first block's residual in the last full step comes before it.
     """
     transformer, cache, inputs = self.transformer, self.configured_cache, _inputs(kwargs)
     if not isinstance(cache, FirstBlockCache):
         return (transformer.model(*inputs.arguments)[3],)
     state = cast(ZImageCacheState, cache_state)
     threshold = upload(np.asarray([cache.threshold], np.float32), transformer.device)
-    known = cast("tuple[Buffer, Buffer]", (state.prev_residual, state.rest))
+    known = cast("tuple[Buffer, Buffer]", (state.prev_residual, state.tail_residual))
     step = transformer.first_block_graphs(cache.block)[0]
-    velocity, change, state.rest, _ = step(*inputs.predict, threshold, *known)
-    return change, velocity
+    velocity, first_residual, state.tail_residual, _ = step(*inputs.predict, threshold, *known)
+    return first_residual, velocity
 
 
 def run_denoising_step(
@@ -121,9 +121,9 @@ def run_denoising_step(
     transformer, cache = self.transformer, self.configured_cache
     if isinstance(cache, TaylorSeer) and not cache.computes(step + 1)[step]:
         return _extrapolated(transformer, cache, step, state, _inputs(kwargs), device)
-    *change, velocity = run_transformer(self, cache_state, **kwargs)
-    if change:
-        (state.prev_residual,), state.prev_output = change, velocity
+    *residual, velocity = run_transformer(self, cache_state, **kwargs)
+    if residual:
+        (state.prev_residual,), state.prev_output = residual, velocity
     if isinstance(cache, TaylorSeer):
         gap = upload(cache.gaps(step + 1)[step:], device)
         known = state.taylor_factor_0, state.taylor_factor_1

@@ -9,7 +9,7 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.pipeline.manifest import Sources
+from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.sampling.step_cache import StepCache
 
 
@@ -28,7 +28,7 @@ class Parts(Protocol):
     text_encoder: ZImageTextEncoderModel
     transformer: ZImageTransformerModel
     vae: ZImageVaeModel
-    sources: Sources
+    sources: CheckpointManifest
     device: Device
     cache_config: DenoisingCacheConfig
     default_residual_threshold: float

@@ -14,7 +14,7 @@ from max.pipelines.context import PixelContext
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
-from max_zimage.pipeline.captions import arrange
+from max_zimage.pipeline.captions import deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, request_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
@@ -24,7 +24,7 @@ from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
 from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
-from max_zimage.sampling.step_cache import StepCache, parse
+from max_zimage.sampling.step_cache import StepCache, parse_step_cache
 
 
 def inputs_of_request(
@@ -85,7 +85,7 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
 
 def step_cache_of(context: PixelContext) -> StepCache | None:
     """The step cache of a server's request."""
-    return parse(context.step_cache) if isinstance(context, ZImageContext) else None
+    return parse_step_cache(context.step_cache) if isinstance(context, ZImageContext) else None
 
 
 def inputs_of_contexts(
@@ -113,7 +113,7 @@ def inputs_of_contexts(
         negatives = [context.negative_tokens for context in contexts]
         texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
     copies = [context.num_images_per_prompt for context in contexts]
-    captions, start = arrange(texts, (), copies=copies), [_start(context, vae) for context in contexts]
+    captions, start = deduplicate_captions(texts, (), copies=copies), [_start(context, vae) for context in contexts]
     return _inputs(transformer, captions, start, plan, evaluated, guided, sum(copies), step_cache=asked.step_cache)
 
 

@@ -17,7 +17,7 @@ from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel
 from max_zimage.device.devices import download, upload_as
 from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
 from max_zimage.pipeline.estimate import check_picture, check_request, pictures_at_once
-from max_zimage.pipeline.manifest import Sources
+from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import (
     GIVEN_LATENTS,
     Flags,
@@ -32,7 +32,9 @@ from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 from max_zimage.sampling.step_cache import StepCache
 
 
-def check(sources: Sources, transformer: ZImageTransformerModel, asked: ZImageModelInputs | GenerationRequest) -> None:
+def check(
+    sources: CheckpointManifest, transformer: ZImageTransformerModel, asked: ZImageModelInputs | GenerationRequest
+) -> None:
     """Compare the memory that pictures take with what is free.
 
     Raises:

@@ -41,7 +41,7 @@ from max_zimage.pipeline.loading import (
     load_components,
     new_session,
 )
-from max_zimage.pipeline.manifest import Sources, find_sources
+from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.prepare import inputs_of_request
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.request.request import GenerationRequest
@@ -119,7 +119,7 @@ class ZImagePipeline(DiffusionPipeline):
         cache_config: DenoisingCacheConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        sources: Sources | None = kwargs.pop("sources", None)
+        sources: CheckpointManifest | None = kwargs.pop("sources", None)
         if kwargs:  # the base class takes any argument and drops it
             raise TypeError(
                 f"ZImagePipeline has no use for {', '.join(kwargs)}; its arguments are pipeline_config, session, "

@@ -18,7 +18,7 @@ from max_zimage.compile.work import Counter
 from max_zimage.device.dtypes import BYTES, ModelDtype
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER
 from max_zimage.profiling import matmul_rate
-from max_zimage.profiling.alone import measure_alone
+from max_zimage.profiling.isolated import measure_alone
 from max_zimage.profiling.recorder import Recorder
 from max_zimage.profiling.report import Profile
 

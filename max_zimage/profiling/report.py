@@ -8,7 +8,7 @@ from typing import Any
 
 from max_zimage.compile.registry import GRAPHS
 from max_zimage.compile.work import Work
-from max_zimage.profiling.alone import Alone
+from max_zimage.profiling.isolated import IsolatedGraph
 from max_zimage.profiling.matmul_rate import Product
 from max_zimage.profiling.recorder import Call, Memory, Recorder, Run
 
@@ -97,7 +97,7 @@ class Profile:
     rate: float
     load_seconds: float
     compiled: int
-    alone: Sequence[Alone]
+    alone: Sequence[IsolatedGraph]
 
     def rows(self) -> list[Row]:
         """The parts of the run in the middle, then the run: seconds of the parts add up to it."""
@@ -160,7 +160,7 @@ class Profile:
     def _work(self, call: Call) -> Work | None:
         return self.count(call.name, call.shapes)
 
-    def _alone(self, each: Alone) -> dict[str, Any]:
+    def _alone(self, each: IsolatedGraph) -> dict[str, Any]:
         work = self._work(each.call)
         return {
             "label": each.label,

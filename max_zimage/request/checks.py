@@ -15,7 +15,7 @@ import numpy.typing as npt
 from max_zimage.errors import Item, Problem, RequestError
 from max_zimage.request.limits import Limits
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN
-from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, parse
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, parse_step_cache
 
 OutputType = Literal["pil", "np", "latent"]
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
@@ -226,7 +226,7 @@ def step_cache(value: object, default: StepCache | None) -> StepCache | None:
         message = "{field} must be a FirstBlockCache, a TaylorSeer or a string, got {given}"
         raise RequestError.of("step_cache", message, given=shown(value))
     try:
-        return parse(value)
+        return parse_step_cache(value)
     except ValueError as error:
         raise RequestError.of("step_cache", "{field}: {reason}", reason=error) from error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from max_zimage.errors import Wording
-from max_zimage.request.kinds import Array, Cache, Features, Form, Levels, Number, Side, Switch, Texts, Whole
+from max_zimage.request.kinds import Array, Cache, Features, FormatKind, Levels, Number, Side, Switch, Texts, Whole
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
 
@@ -198,7 +198,7 @@ class RequestFields:
         kept=Kept("str", since=2, before="off"),
         shared="value",
     )
-    output_type: OutputType = row(Form(), default="pil", none_is_default=False)
+    output_type: OutputType = row(FormatKind(), default="pil", none_is_default=False)
 
 
 ROWS = rows_of(

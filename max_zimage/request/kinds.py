@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from max_zimage.request.limits import Limits
 
@@ -81,8 +83,8 @@ class Whole(Kind):
     low: int = 1
     high: int | str
 
+    @override
     def check(self, name: str, value: object, limits: Limits) -> int:
-        """See `Kind`."""
         from max_zimage.request.checks import whole_number
 
         high = self.high if isinstance(self.high, int) else int(getattr(limits, self.high))
@@ -96,8 +98,8 @@ class Side(Kind):
     plain: ClassVar[type] = int
     limit: str
 
+    @override
     def check(self, name: str, value: object, limits: Limits) -> int:
-        """See `Kind`."""
         from max_zimage.request.checks import side
 
         return side(name, value, int(getattr(limits, self.limit)))
@@ -125,14 +127,15 @@ class Number(Kind):
     float32: bool = False
     switch: bool = False
 
+    @override
     def check(self, name: str, value: object, limits: Limits) -> float:
-        """See `Kind`."""
         from max_zimage.request.checks import ranged
 
         return ranged(name, value, **dataclasses.asdict(self))
 
+    @override
     def decode(self, value: Any) -> float:
-        """See `Kind`; JSON writes 1.0 as 1 in some hands."""
+        # JSON writes 1.0 as 1 in some hands.
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"must be a number, got {str(value)[:40] if isinstance(value, int) else repr(value)}")
         return float(value)
@@ -149,12 +152,12 @@ class Switch(Kind):
 class Texts(Kind):
     """One or several texts; a request holds a tuple of them."""
 
+    @override
     def encode(self, value: tuple[str, ...]) -> object:
-        """See `Kind`."""
         return list(value)
 
+    @override
     def decode(self, value: Any) -> tuple[str, ...]:
-        """See `Kind`."""
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise ValueError(f"must be a list of strings, got {value!r}")
         return tuple(value)
@@ -166,18 +169,18 @@ class Levels(Kind):
 
     plain: ClassVar[type] = list
 
+    @override
     def check(self, name: str, value: object, limits: Limits) -> tuple[float, ...]:
-        """See `Kind`."""
         from max_zimage.request.checks import sigmas
 
         return sigmas(name, value, limits.max_steps)
 
+    @override
     def encode(self, value: tuple[float, ...] | None) -> object:
-        """See `Kind`."""
         return None if value is None else list(value)
 
+    @override
     def decode(self, value: Any) -> tuple[float, ...]:
-        """See `Kind`."""
         if not isinstance(value, list):
             raise ValueError(f"must be a list of numbers, got {value!r}")
         return tuple(Number().decode(level) for level in value)
@@ -187,37 +190,37 @@ class Levels(Kind):
 class Cache(Kind):
     """A step cache, or its written form, in which "off" is None."""
 
+    @override
     def check(self, name: str, value: object, limits: Limits) -> Any:
-        """See `Kind`."""
         from max_zimage.request.checks import step_cache
 
         return step_cache(value, None)
 
+    @override
     def encode(self, value: Any) -> str:
-        """See `Kind`."""
-        from max_zimage.sampling.step_cache import written
+        from max_zimage.sampling.step_cache import format_step_cache
 
-        return written(value)
+        return format_step_cache(value)
 
+    @override
     def decode(self, value: Any) -> Any:
-        """See `Kind`."""
-        from max_zimage.sampling.step_cache import parse
+        from max_zimage.sampling.step_cache import parse_step_cache
 
-        return parse(super().decode(value))
+        return parse_step_cache(super().decode(value))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form(Kind):
+class FormatKind(Kind):
     """The form of a result: pictures, pixels or latents."""
 
+    @override
     def check(self, name: str, value: object, limits: Limits) -> str:
-        """See `Kind`."""
         from max_zimage.request.checks import output_type
 
         return output_type(value)
 
+    @override
     def decode(self, value: Any) -> str:
-        """See `Kind`."""
         from max_zimage.request.checks import output_type
 
         return output_type(value)
@@ -234,8 +237,8 @@ class Array(Kind):
 class Features(Array):
     """Text features of each prompt; a request holds a tuple of arrays."""
 
+    @override
     def check(self, name: str, value: object, limits: Limits) -> Any:
-        """See `Kind`."""
         from max_zimage.request.checks import embeddings
 
         return embeddings(name, value, limits)

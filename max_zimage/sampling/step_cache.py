@@ -62,7 +62,7 @@ class FirstBlockCache:
             raise ValueError(f"block must be {' or '.join(get_args(FirstBlock))}, got {self.block!r}")
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """As `parse_step_cache` reads it."""
         return _written("first_block", self)
 
     def covers(self, steps: int) -> bool:
@@ -98,7 +98,7 @@ class TaylorSeer:
             raise ValueError(f"max_order must be 1 or 2, got {self.max_order!r}")
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """As `parse_step_cache` reads it."""
         return _written("taylorseer", self)
 
     def covers(self, steps: int) -> bool:
@@ -141,7 +141,7 @@ _METHODS: dict[str, type[FirstBlockCache] | type[TaylorSeer]] = {
 }
 
 
-def parse(text: str) -> StepCache | None:
+def parse_step_cache(text: str) -> StepCache | None:
     """Read a step cache: "off", or METHOD:NAME=VALUE,... with a default for each value that is left out.
 
     Raises:
@@ -168,8 +168,8 @@ def parse(text: str) -> StepCache | None:
     return cache
 
 
-def written(cache: StepCache | None) -> str:
-    """As `parse` reads it."""
+def format_step_cache(cache: StepCache | None) -> str:
+    """As `parse_step_cache` reads it."""
     return OFF if cache is None else str(cache)
 
 

@@ -31,7 +31,7 @@ from max_zimage.request.checks import check_token_count
 from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import sharing_key, to_text
-from max_zimage.sampling.step_cache import written
+from max_zimage.sampling.step_cache import format_step_cache
 from max_zimage.serving.drawn_by import source_of, written_parameters
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
@@ -178,7 +178,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             num_images_per_prompt=asked.num_images_per_prompt,
             output_format=output_format,
             seed=seed,
-            step_cache=written(asked.step_cache),
+            step_cache=format_step_cache(asked.step_cache),
             request=to_text(asked),
             sharing=sharing_key(asked, plan.sigmas),
             **more,

@@ -8,11 +8,11 @@ from max_zimage.pipeline.loading import DEFAULT_STEPS, CheckedModel
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy
-from max_zimage.serving.http.requests import Served
+from max_zimage.serving.http.requests import ServedModel
 from max_zimage.serving.settings import ServerSettings
 
 
-def served_model(settings: ServerSettings, prepared: CheckedModel) -> Served:
+def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedModel:
     """Describe a checked model.
 
     Args:
@@ -29,7 +29,7 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> Served:
     tokenizer.max_input_pixels = settings.limits.input_pixels
     # MAX's flags do not say all of a step cache.
     tokenizer.defaults = prepared.sources.defaults
-    return Served(
+    return ServedModel(
         name=settings.name,
         drawn_by=DrawnBy(
             model=settings.model or embedded.NAME,

@@ -21,7 +21,7 @@ from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
 from max_zimage.serving.http.media import MediaStore
-from max_zimage.serving.http.state import State
+from max_zimage.serving.http.state import ServerState
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.served_model import served_model
 from max_zimage.serving.settings import ServerSettings
@@ -58,7 +58,7 @@ async def _serve(settings: ServerSettings, prepared: CheckedModel, folder: Serve
         metrics=metrics,
     )
     served = served_model(settings, prepared)
-    state = State(
+    state = ServerState(
         settings=settings,
         served=served,
         dispatcher=dispatcher,
@@ -134,7 +134,7 @@ async def _look_after(folder: ServerFolder) -> None:
             folder.restore()
 
 
-def _uvicorn_config(settings: ServerSettings, state: State) -> uvicorn.Config:
+def _uvicorn_config(settings: ServerSettings, state: ServerState) -> uvicorn.Config:
     protocol: Any = functools.partial(LimitedProtocol, limits=settings.connections, metrics=state.metrics)
     return uvicorn.Config(
         make_app(state),

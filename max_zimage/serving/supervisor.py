@@ -36,7 +36,7 @@ from max_zimage.host.temporary import restore
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.serving.folder import ServerFolder
-from max_zimage.serving.http.state import State
+from max_zimage.serving.http.state import ServerState
 from max_zimage.serving.worker.max_hooks import MAX_PICTURES_VARIABLE, PixelGenerationPipeline
 
 _log = logging.getLogger("max_zimage.serving")
@@ -99,7 +99,7 @@ class Worker:
     """
 
     config: PipelineConfig
-    state: State
+    state: ServerState
     pictures_together: int
     folder: ServerFolder
 

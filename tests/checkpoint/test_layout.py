@@ -135,7 +135,7 @@ def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch
     assert made(DType.bfloat16, 64, 96) == made(DType.float32, 63, 43) == ours
     assert made(DType.bfloat16, 63, 96) == (Linear, GatedLinear, PackedConv)  # rows of odd length are no pairs
     assert made(DType.float16, 64, 96) == plain
-    assert not kernel_library.runs_here(DType.float32, DeviceRef.GPU())
+    assert not kernel_library.uses_cpu_kernels(DType.float32, DeviceRef.GPU())
     with kernel_library.without_kernels():
         assert made(DType.bfloat16, 64, 96) == made(DType.float32, 64, 96) == plain
     monkeypatch.setattr(kernel_library, "instructions", lambda: frozenset({"avx512f"}))

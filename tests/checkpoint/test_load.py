@@ -22,13 +22,13 @@ from max.graph import DeviceRef, TensorType
 from max.graph.weights import load_weights
 
 from max_zimage.checkpoint.config import ModelSpecs, model_specs
-from max_zimage.checkpoint.expand import Names, text_encoder_names, transformer_names, vae_names
+from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names, transformer_names, vae_names
 from max_zimage.checkpoint.headers import scan
-from max_zimage.checkpoint.load import LoadPlan, Step, load, plan
+from max_zimage.checkpoint.load import LoadPlan, ParameterRecipe, load, plan
 from max_zimage.checkpoint.locate import CONFIG_FILES, find_component_files, paths_of, read_config
 from max_zimage.device.dtypes import DTYPES, ModelDtype, bfloat16_bits
 from max_zimage.errors import CheckpointError
-from max_zimage.graphs.kernel_library import runs_here, without_kernels
+from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
 from max_zimage.graphs.layers import build
 from tests.references.engine_weights import StateDict, engine_text_encoder, engine_transformer, engine_vae
 from tests.references.tiny import TinySpec, original_transformer, original_vae, save_single, write_tiny
@@ -45,7 +45,7 @@ class Tiny:
     specs: ModelSpecs
 
     @property
-    def names(self) -> dict[str, Names]:
+    def names(self) -> dict[str, ParameterTable]:
         return {
             "text_encoder": text_encoder_names(self.specs.text_encoder, LAYERS_USED),
             "transformer": transformer_names(self.specs.transformer),
@@ -175,7 +175,7 @@ def test_names_are_those_of_the_graphs(tiny: Tiny, dtype: ModelDtype, packed: bo
         "transformer": [lambda: Transformer(spec), lambda: CaptionConditioning(spec), lambda: ModulationTable(spec)],
         "vae": [lambda: EncodeImage(specs.vae), lambda: DecodeLatents(specs.vae)],
     }
-    packed = packed and runs_here(DType[dtype], CPU())
+    packed = packed and uses_cpu_kernels(DType[dtype], CPU())
     for component, makers in graphs.items():
         with nullcontext() if packed else without_kernels():
             modules = [build(make, DType[dtype], DeviceRef.CPU()) for make in makers]
@@ -282,7 +282,7 @@ def test_max_takes_weights_from_odd_places_of_a_file(tmp_path: Path) -> None:
     assert turned != header
     file.write_bytes(len(turned).to_bytes(8, "little") + turned + b"\1\1\1" + weight.numpy().tobytes())
     tensors = scan([file]).tensors
-    step = Step("weight", (tensors["weight"],), "same", (33,))
+    step = ParameterRecipe("weight", (tensors["weight"],), "same", (33,))
     loaded = load(LoadPlan("test", "test", (file,), (step,), {}), "float32")
     assert loaded["weight"]._data_ptr() % 4 == 3
     cpu = DeviceRef.CPU()

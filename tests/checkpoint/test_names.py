@@ -7,7 +7,7 @@ from math import prod
 import pytest
 
 from max_zimage.checkpoint.config import text_encoder_spec, transformer_spec, vae_spec
-from max_zimage.checkpoint.expand import Names, text_encoder_names, transformer_names, vae_names, weights
+from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names, transformer_names, vae_names, weights
 from tests.checkpoint.test_config import TEXT_ENCODER, TRANSFORMER, VAE
 
 PUBLISHED = {
@@ -19,7 +19,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("names", "tensors", "numbers"), PUBLISHED.values(), ids=PUBLISHED)
-def test_counts_are_the_published_ones(names: Names, tensors: int, numbers: int) -> None:
+def test_counts_are_the_published_ones(names: ParameterTable, tensors: int, numbers: int) -> None:
     for naming in names.namings:
         for prefix in names.prefixes:
             written = weights(names, naming, prefix)

@@ -11,7 +11,7 @@ import pytest
 from max.driver import CPU, Buffer, Device
 
 from max_zimage.compile import device_graphs
-from max_zimage.compile.compiler import CompiledGraph, Definition
+from max_zimage.compile.compiler import CompiledGraph, GraphDefinition
 from max_zimage.compile.device_graphs import CALLS_TO_REPLACE, KEPT, DeviceGraphs
 from tests.references.strict_model import StrictModel
 
@@ -220,7 +220,7 @@ def test_where_it_has_no_effect_that_is_said_once(notes: list[str], monkeypatch:
 def test_graphs_that_may_be_replayed_are_on_nvidia(device: Device, replayed: bool) -> None:
     places = [SimpleNamespace(device=SimpleNamespace(is_cpu=lambda value=value: value)) for value in (False, True)]
     given: dict[str, Any] = {"module": None, "session": None, "spec": None, "weights": {}, "input_types": tuple(places)}
-    graph = CompiledGraph(Definition(name="small", device=device, replayed=replayed, **given))
+    graph = CompiledGraph(GraphDefinition(name="small", device=device, replayed=replayed, **given))
     graph.finish(cast(Any, StrictModel(Scaled(), (False, True))))
     assert (graph.device_graphs is not None) is (replayed and device is NVIDIA)
     if graph.device_graphs is not None:

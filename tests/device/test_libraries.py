@@ -12,7 +12,7 @@ import pytest
 from max.graph import Module
 
 from max_zimage.device import libraries as nvidia_libraries
-from max_zimage.device.libraries import CUBLAS, CUDNN, check_libraries, loaded, places
+from max_zimage.device.libraries import CUBLAS, CUDNN, candidate_paths, check_libraries, loaded
 from max_zimage.graphs.kernel_library import compile_with_kernels
 
 CPU, NVIDIA, AMD = (SimpleNamespace(is_host=api == "cpu", api=api) for api in ("cpu", "cuda", "hip"))
@@ -53,7 +53,7 @@ def test_they_are_found_among_pythons_packages(elsewhere: Path, monkeypatch: pyt
         check_libraries(NVIDIA)
     loaded.cache_clear()
     library = put(elsewhere, "cudnn")
-    assert str(library) in list(places(nvidia_libraries.LIBRARIES[1]))
+    assert str(library) in list(candidate_paths(nvidia_libraries.LIBRARIES[1]))
     check_libraries(NVIDIA)
 
 

@@ -20,7 +20,7 @@ from tests.paths import ROOT
 _MEASURE = """
 import sys
 from pathlib import Path
-from max_zimage.checkpoint.load import LoadPlan, Step, load
+from max_zimage.checkpoint.load import LoadPlan, ParameterRecipe, load
 from max_zimage.checkpoint.headers import scan
 
 def status(key):
@@ -31,7 +31,7 @@ file, dtype, fused = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "fused"
 tensors = list(scan([file]).tensors.values())
 rows, width = tensors[0].shape
 groups = [tensors] if fused else [[tensor] for tensor in tensors]
-steps = [Step(group[0].name, tuple(group), "same", (rows * len(group), width)) for group in groups]
+steps = [ParameterRecipe(group[0].name, tuple(group), "same", (rows * len(group), width)) for group in groups]
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
 buffers = load(LoadPlan("test", "test", (file,), tuple(steps), {}), dtype)

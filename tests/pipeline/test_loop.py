@@ -129,7 +129,7 @@ def test_only_a_callback_brings_latents_to_the_host(embedded: Pair, monkeypatch:
 
 
 def test_the_trace_names_every_stage(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a profiler shows of a picture: a range a graph, the steps inside a range of their own."""
+    """What a profiler shows of a picture: one range per graph, the steps inside a range of their own."""
     ranges: list[str] = []
     depth = 0
 

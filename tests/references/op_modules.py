@@ -15,7 +15,7 @@ from max.graph import DeviceRef, TensorType
 from max.graph import Module as GraphModule
 
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.graphs.kernel_library import compile_with_kernels, runs_here
+from max_zimage.graphs.kernel_library import compile_with_kernels, uses_cpu_kernels
 from max_zimage.graphs.layers import build, trace
 from tests.tolerances import BFLOAT16_RATIO
 
@@ -42,7 +42,7 @@ class Ops:
 
 def needs_kernels(dtype: ModelDtype) -> bool:
     """Whether graphs in this dtype use the ops here; the ops alone run on every CPU."""
-    return runs_here(DType[dtype], CPU())
+    return uses_cpu_kernels(DType[dtype], CPU())
 
 
 def compile_ops(

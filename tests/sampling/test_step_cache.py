@@ -16,7 +16,7 @@ from max_zimage import FirstBlockCache, TaylorSeer
 from max_zimage.errors import RequestError
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.request import GenerationRequest
-from max_zimage.sampling.step_cache import OFF, StepCache, configured, flags_of, parse, written
+from max_zimage.sampling.step_cache import OFF, StepCache, configured, flags_of, format_step_cache, parse_step_cache
 
 LIMITS = Limits(max_height=256, max_width=256, max_tokens=64, latent_channels=16, caption_dim=8)
 TAYLORS = [
@@ -33,15 +33,15 @@ TAYLORS = [
     ids=str,
 )
 def test_what_is_written_is_read(cache: StepCache | None) -> None:
-    assert parse(written(cache)) == cache
+    assert parse_step_cache(format_step_cache(cache)) == cache
 
 
 def test_what_is_left_out_has_its_default() -> None:
-    assert parse("first_block") == FirstBlockCache(threshold=0.06, warmup_steps=0, block="noise_refiner")
-    assert parse(" taylorseer:max_order=2 , cache_interval=3") == TaylorSeer(
+    assert parse_step_cache("first_block") == FirstBlockCache(threshold=0.06, warmup_steps=0, block="noise_refiner")
+    assert parse_step_cache(" taylorseer:max_order=2 , cache_interval=3") == TaylorSeer(
         cache_interval=3, warmup_steps=9, max_order=2
     )
-    assert parse(OFF) is None
+    assert parse_step_cache(OFF) is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_left_out_has_its_default() -> None:
 )
 def test_what_cannot_be_is_refused_in_words(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        parse(text)
+        parse_step_cache(text)
 
 
 @pytest.mark.parametrize("cache", TAYLORS, ids=str)
@@ -127,7 +127,7 @@ def test_a_request_names_its_cache_or_takes_the_default() -> None:
     ("cache", "enough"), [("taylorseer", 10), ("first_block", 2), ("first_block:warmup_steps=6", 7)]
 )
 def test_a_warm_up_over_all_steps_is_refused(cache: str, enough: int) -> None:
-    assert request(enough, step_cache=cache).step_cache == parse(cache)
+    assert request(enough, step_cache=cache).step_cache == parse_step_cache(cache)
     with pytest.raises(RequestError, match=rf"its warm-up takes all {enough - 1} steps and nothing is left out; ask"):
         request(enough - 1, step_cache=cache)
 
@@ -149,7 +149,7 @@ def test_a_default_over_all_steps_is_left_aside_with_a_warning() -> None:
 
 @pytest.mark.parametrize("cache", ["first_block:threshold=0", "taylorseer:cache_interval=1"])
 def test_settings_that_compute_everything_are_no_mistake(cache: str) -> None:
-    assert request(8, step_cache=cache).step_cache == parse(cache)
+    assert request(8, step_cache=cache).step_cache == parse_step_cache(cache)
 
 
 def test_what_is_no_cache_is_refused() -> None:

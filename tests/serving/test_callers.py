@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.callers import Callers, host_name, origin_of
-from max_zimage.serving.http.middleware import Gate
+from max_zimage.serving.http.middleware import AccessMiddleware
 from max_zimage.serving.metrics import Metrics
 
 LOCAL = Callers.of("127.0.0.1", ("zimage.example.com",), ("https://ui.example.com",))
@@ -163,7 +163,7 @@ def ask(method: str, **headers: str) -> httpx.Response:
     """Ask a gate with a key, by a name that it is allowed."""
 
     async def asked() -> httpx.Response:
-        gate = Gate(answers, callers=LOCAL, api_key="secret", body_bytes=100, metrics=Metrics())
+        gate = AccessMiddleware(answers, callers=LOCAL, api_key="secret", body_bytes=100, metrics=Metrics())
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(gate), base_url="http://zimage.example.com"
         ) as client:

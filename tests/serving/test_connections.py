@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from max_zimage.serving.http.callers import Callers
 from max_zimage.serving.http.connections import LimitedProtocol, watch
-from max_zimage.serving.http.middleware import Gate
+from max_zimage.serving.http.middleware import AccessMiddleware
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.settings import ConnectionLimits
 
@@ -56,7 +56,7 @@ class Running:
     def __init__(self, **limits: Any) -> None:
         self.metrics = Metrics()
         callers = Callers.of("127.0.0.1", (), ())
-        self.gate = Gate(app, callers=callers, api_key=None, body_bytes=2 * LARGE, metrics=self.metrics)
+        self.gate = AccessMiddleware(app, callers=callers, api_key=None, body_bytes=2 * LARGE, metrics=self.metrics)
         protocol: Any = functools.partial(LimitedProtocol, limits=ConnectionLimits(**limits), metrics=self.metrics)
         self.server = uvicorn.Server(
             uvicorn.Config(self.gate, port=0, http=protocol, ws="none", lifespan="off", log_config=None)

@@ -25,7 +25,7 @@ from max_zimage.sampling.noise import initial_noise
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import answers
-from max_zimage.serving.http.answers import Form
+from max_zimage.serving.http.answers import ResponseFormat
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, failure_output, read_failure
 from max_zimage.serving.worker.previews import Previewer
@@ -36,7 +36,7 @@ from tests.serving.test_step_scheduler import Worker, alone, assert_same
 
 NAN = float("nan")
 MESSAGE = "the picture came out as NaN or infinity instead of colours; what may have caused it: "
-FORM = Form(event="image_generation", by_url=False, output_format="png", quality="auto", progress=False)
+FORM = ResponseFormat(event="image_generation", by_url=False, output_format="png", quality="auto", progress=False)
 
 
 def noise_of(asked: ZImageContext) -> np.ndarray:

@@ -33,9 +33,9 @@ class FirstBlockStepper:
         self._pictures = [upload(np.asarray([index], np.int32), device) for index in range(inputs.batch)]
         length = int((items.image_rope if cache.block == "noise_refiner" else items.rope).shape[1])
         shapes = ((1, length, transformer.spec.dim), (1, inputs.image_tokens, transformer.spec.dim))
-        # Zeros resemble no change of a first block: the first evaluation computes.
-        change, rest = (Buffer.zeros(shape, transformer.dtype, device) for shape in shapes)
-        self._remembered: list[_Remembered] = [(change, rest)] * items.count
+        # Zeros resemble no residual of a first block: the first evaluation computes.
+        first_residual, tail_residual = (Buffer.zeros(shape, transformer.dtype, device) for shape in shapes)
+        self._remembered: list[_Remembered] = [(first_residual, tail_residual)] * items.count
         self._no_others = Buffer.zeros((0, 1, inputs.image_tokens, transformer.spec.patch_dim), DType.float32, device)
         self._flags: list[dict[int, Buffer]] = []
 
@@ -78,8 +78,8 @@ class FirstBlockStepper:
             latent_rows=_row(given.latent_rows, row),
             variants=_row(given.variants, row),
         )
-        velocity, change, rest, flag = self._step(*own, self._thresholds[index], *self._remembered[row])
-        self._remembered[row], self._flags[-1][row] = (change, rest), flag
+        velocity, head, tail, flag = self._step(*own, self._thresholds[index], *self._remembered[row])
+        self._remembered[row], self._flags[-1][row] = (head, tail), flag
         return velocity
 
 

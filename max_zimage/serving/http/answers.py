@@ -25,7 +25,7 @@ from max_zimage.serving.http.media import MediaStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class ResponseFormat:
     """How an answer looks.
 
     Attributes:
@@ -101,7 +101,7 @@ def file_of(item: OutputContent) -> bytes | None:
 
 
 def images_answer(
-    output: GenerationOutput, job: Job, form: Form, media: MediaStore, request: Request
+    output: GenerationOutput, job: Job, form: ResponseFormat, media: MediaStore, request: Request
 ) -> dict[str, Any]:
     """The body of an OpenAI images answer; a picture that is missing has an error and no file."""
     items = [
@@ -112,7 +112,7 @@ def images_answer(
 
 
 async def events(
-    dispatcher: Dispatcher, job: Job, form: Form, media: MediaStore, request: Request
+    dispatcher: Dispatcher, job: Job, form: ResponseFormat, media: MediaStore, request: Request
 ) -> AsyncIterator[bytes]:
     """The same as server-sent events: previews, then each picture; or an error, since the status is sent."""
     previews = 0
@@ -156,7 +156,7 @@ async def events(
         yield _event("error", **error.body())
 
 
-def _picture(item: OutputContent, form: Form, media: MediaStore, request: Request) -> dict[str, Any]:
+def _picture(item: OutputContent, form: ResponseFormat, media: MediaStore, request: Request) -> dict[str, Any]:
     file = file_of(item)
     if file is None:
         return {"url" if form.by_url else "b64_json": None, **_missing(item)}
@@ -171,7 +171,7 @@ def _missing(item: OutputContent) -> dict[str, Any]:
     return ApiError(500, CODE, item.text if isinstance(item, OutputTextContent) else "").body()
 
 
-def _facts(job: Job, form: Form) -> dict[str, str]:
+def _facts(job: Job, form: ResponseFormat) -> dict[str, str]:
     size = f"{job.context.width}x{job.context.height}"
     return {"size": size, "quality": form.quality, "background": "opaque", "output_format": form.output_format}
 

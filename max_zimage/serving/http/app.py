@@ -12,14 +12,14 @@ from starlette.types import ASGIApp
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import routes_edits, routes_images, routes_responses, routes_service
 from max_zimage.serving.http.callers import Callers
-from max_zimage.serving.http.middleware import Gate, internal_error
-from max_zimage.serving.http.state import State
+from max_zimage.serving.http.middleware import AccessMiddleware, internal_error
+from max_zimage.serving.http.state import ServerState
 from max_zimage.version import __version__
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def make_app(state: State) -> ASGIApp:
+def make_app(state: ServerState) -> ASGIApp:
     """Put together the routes, the error answers and the gate before them."""
     app = FastAPI(title="max_zimage", version=__version__, description="Pictures from prompts with Z-Image.")
     app.state.server = state
@@ -53,7 +53,7 @@ def make_app(state: State) -> ASGIApp:
         return answer(internal_error(request.state.request_id))  # the gate logs it
 
     settings = state.settings
-    return Gate(
+    return AccessMiddleware(
         app,
         callers=Callers.of(settings.host, settings.allow_hosts, settings.cors_origins),
         api_key=settings.api_key,

@@ -23,7 +23,7 @@ _OPEN_PATHS = ("/health",)
 _BODIES = 16  # of the largest size, whose bytes may be on their way at a time
 
 
-class Gate:
+class AccessMiddleware:
     """Lets requests in, as an ASGI application around the routes.
 
     Args:

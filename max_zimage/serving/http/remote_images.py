@@ -17,7 +17,7 @@ from max.serve.config import Settings
 from max.serve.router._image_resolution import make_media_ref, resolve_image_from_url
 
 from max_zimage.serving.errors import bad_request
-from max_zimage.serving.http.state import State
+from max_zimage.serving.http.state import ServerState
 
 _SECONDS = 30.0
 _REMOTE = re.compile(r"https?://", re.IGNORECASE)
@@ -28,7 +28,7 @@ def is_remote(url: object) -> bool:
     return isinstance(url, str) and _REMOTE.match(url) is not None
 
 
-async def fetched(state: State, field: str, url: str) -> str:
+async def fetched(state: ServerState, field: str, url: str) -> str:
     """Fetch an image.
 
     Args:

@@ -24,7 +24,7 @@ _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ServedModel:
     """The model behind the routes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Served:
     limits: ServerLimits
 
 
-def context_of_image_request(served: Served, body: ImageRequest, **more: Any) -> ZImageContext:
+def context_of_image_request(served: ServedModel, body: ImageRequest, **more: Any) -> ZImageContext:
     """Check a request of the OpenAI image routes, and prepare it.
 
     Args:
@@ -80,7 +80,7 @@ def context_of_image_request(served: Served, body: ImageRequest, **more: Any) ->
     )
 
 
-def check_model(served: Served, name: str | None) -> None:
+def check_model(served: ServedModel, name: str | None) -> None:
     """Refuse a request for another model."""
     if name is not None and name != served.name:
         raise ApiError(
@@ -88,7 +88,7 @@ def check_model(served: Served, name: str | None) -> None:
         )
 
 
-def request_of(served: Served, **arguments: Any) -> GenerationRequest:
+def request_of(served: ServedModel, **arguments: Any) -> GenerationRequest:
     """Check a request against the checkpoint, then against the server's limits.
 
     Raises:
@@ -145,7 +145,7 @@ def check_pixels(limits: ServerLimits, height: int, width: int, names: ApiNames 
 
 
 def make_context(
-    served: Served, asked: GenerationRequest, output_format: str, names: ApiNames = IMAGES, **more: Any
+    served: ServedModel, asked: GenerationRequest, output_format: str, names: ApiNames = IMAGES, **more: Any
 ) -> ZImageContext:
     """Tokenize and lay out a checked request, under an id of its own.
 
@@ -185,7 +185,7 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
     return int(match[2]), int(match[1])
 
 
-def _steps(served: Served, body: ImageRequest) -> int | None:
+def _steps(served: ServedModel, body: ImageRequest) -> int | None:
     """Steps, where the request or its quality names them."""
     asked: int | None = given(body).get("num_inference_steps")
     if body.quality in (None, "auto", "medium", "standard"):

@@ -24,7 +24,7 @@ from max_zimage.serving.http.remote_images import fetched, is_remote
 from max_zimage.serving.http.requests import context_of_image_request
 from max_zimage.serving.http.routes_images import answered, described, invalid, json_body, parsed
 from max_zimage.serving.http.schema import EDIT, TEXTS, EditRequest, given
-from max_zimage.serving.http.state import State, state_of
+from max_zimage.serving.http.state import ServerState, state_of
 
 router = APIRouter(prefix="/v1")
 
@@ -48,7 +48,7 @@ async def edit(request: Request) -> Response:
     return await answered(state, context, body, "image_edit", request)
 
 
-def _context(state: State, body: EditRequest, read: Callable[[], Pixels]) -> ZImageContext:
+def _context(state: ServerState, body: EditRequest, read: Callable[[], Pixels]) -> ZImageContext:
     try:
         image = read()
     except RequestError as error:
@@ -56,7 +56,7 @@ def _context(state: State, body: EditRequest, read: Callable[[], Pixels]) -> ZIm
     return context_of_image_request(state.served, body, image=image, resize=bool(given(body).get("resize")))
 
 
-async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:
+async def _named(state: ServerState, body: EditRequest) -> Callable[[], Pixels]:
     """The image of a JSON body: a data URL, or an address where the server may fetch those."""
     urls = [body.image] if isinstance(body.image, str) else body.image
     if len(urls) != 1:
@@ -67,7 +67,7 @@ async def _named(state: State, body: EditRequest) -> Callable[[], Pixels]:
     return lambda: image_of_data_url("image", url, limits.input_pixels)
 
 
-async def _form(state: State, request: Request) -> tuple[EditRequest, Callable[[], Pixels]]:
+async def _form(state: ServerState, request: Request) -> tuple[EditRequest, Callable[[], Pixels]]:
     """A form's fields, and its one file."""
     try:
         form = await _parser(request, state.served.limits.body_bytes).parse()

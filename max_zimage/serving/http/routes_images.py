@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.errors import ApiError, bad_request
-from max_zimage.serving.http.answers import EventResponse, Form, events, finished, images_answer
+from max_zimage.serving.http.answers import EventResponse, ResponseFormat, events, finished, images_answer
 from max_zimage.serving.http.requests import context_of_image_request
 from max_zimage.serving.http.schema import GENERATION, ImageRequest
-from max_zimage.serving.http.state import State, state_of
+from max_zimage.serving.http.state import ServerState, state_of
 
 router = APIRouter(prefix="/v1")
 _JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
@@ -38,9 +38,11 @@ async def generate(request: Request) -> Response:
     return await answered(state, context, body, "image_generation", request)
 
 
-async def answered(state: State, context: ZImageContext, body: ImageRequest, event: str, request: Request) -> Response:
+async def answered(
+    state: ServerState, context: ZImageContext, body: ImageRequest, event: str, request: Request
+) -> Response:
     """Queue a request and answer it, at once or as events."""
-    form = Form(
+    form = ResponseFormat(
         event=event,
         by_url=body.response_format == "url",
         output_format=context.output_format,

@@ -22,9 +22,9 @@ from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.answers import file_of, finished
 from max_zimage.serving.http.api_names import RESPONSES, refused
 from max_zimage.serving.http.remote_images import fetched, is_remote
-from max_zimage.serving.http.requests import Served, check_model, check_request, make_context
+from max_zimage.serving.http.requests import ServedModel, check_model, check_request, make_context
 from max_zimage.serving.http.routes_images import json_body, parsed
-from max_zimage.serving.http.state import State, state_of
+from max_zimage.serving.http.state import ServerState, state_of
 
 router = APIRouter(prefix="/v1")
 
@@ -51,7 +51,7 @@ async def create_response(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
 
 
-def _context(served: Served, body: OpenResponsesRequestBody, content: bytes) -> ZImageContext:
+def _context(served: ServedModel, body: OpenResponsesRequestBody, content: bytes) -> ZImageContext:
     """Check a request and prepare it."""
     given = {name for name, value in json.loads(content).items() if value is not None}
     unknown = sorted(given - set(_FIELDS))
@@ -73,7 +73,7 @@ def _context(served: Served, body: OpenResponsesRequestBody, content: bytes) -> 
     return make_context(served, asked, options.output_format, RESPONSES)
 
 
-async def _inlined(state: State, content: bytes) -> bytes:
+async def _inlined(state: ServerState, content: bytes) -> bytes:
     """The body with images in place of their addresses, which MAX's schema does not take.
 
     Raises:
@@ -94,7 +94,7 @@ async def _inlined(state: State, content: bytes) -> bytes:
     return json.dumps(body).encode() if remote else content
 
 
-def _by_url(state: State, output: GenerationOutput, request: Request) -> GenerationOutput:
+def _by_url(state: ServerState, output: GenerationOutput, request: Request) -> GenerationOutput:
     contents: list[OutputContent] = []
     for item in output.output:
         file = file_of(item)

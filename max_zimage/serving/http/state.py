@@ -10,7 +10,7 @@ from fastapi import Request
 from max_zimage.serving.dispatcher import Dispatcher, Job
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.media import MediaStore
-from max_zimage.serving.http.requests import Served
+from max_zimage.serving.http.requests import ServedModel
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.settings import ServerSettings
 
@@ -18,7 +18,7 @@ _log = logging.getLogger("max_zimage.serving")
 
 
 @dataclass(eq=False)
-class State:
+class ServerState:
     """One server.
 
     Attributes:
@@ -31,7 +31,7 @@ class State:
     """
 
     settings: ServerSettings
-    served: Served
+    served: ServedModel
     dispatcher: Dispatcher
     media: MediaStore
     metrics: Metrics
@@ -64,7 +64,7 @@ class State:
         )
 
 
-def state_of(request: Request) -> State:
+def state_of(request: Request) -> ServerState:
     """The server that a request came to."""
-    state: State = request.app.state.server
+    state: ServerState = request.app.state.server
     return state

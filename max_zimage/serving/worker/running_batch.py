@@ -35,7 +35,7 @@ class Seconds:
     decode: float = field(default=0.0)
 
 
-class Rendering:
+class RunningBatch:
     """One batch on its way from noise to pictures.
 
     Args:

@@ -32,7 +32,7 @@ from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
 from max_zimage.serving.worker.previews import Previewer, preview_steps
-from max_zimage.serving.worker.running_batch import Pixels, Rendering
+from max_zimage.serving.worker.running_batch import Pixels, RunningBatch
 
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
 
@@ -51,7 +51,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._previewer = Previewer(self._model).fitted() if self._model else None
         self._max_pictures = int(getattr(self.pipeline, "max_pictures", 1))
         self._waiting: list[ZImageContext] = []
-        self._running: Rendering | None = None
+        self._running: RunningBatch | None = None
         self._starting: list[ZImageContext] = []
         self._encoding: dict[RequestID, Future[GenerationOutput]] = {}
         self._last_work = 0.0
@@ -147,9 +147,9 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
                 context, Progress(step=0, steps=len(context.timesteps), seconds={}, batch=pictures, graphs=dict(counts))
             )
         self._starting = batch
-        self._running = Rendering(cast(ZImagePipeline, self._model), batch)
+        self._running = RunningBatch(cast(ZImagePipeline, self._model), batch)
 
-    def _report(self, running: Rendering) -> None:
+    def _report(self, running: RunningBatch) -> None:
         done = running.is_denoised
         progress = Progress(
             step=running.step,
@@ -163,7 +163,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             if due or done or context.reports:
                 self._tell(context, progress, self._previews(running, context) if due else ())
 
-    def _previews(self, running: Rendering, context: ZImageContext) -> Sequence[Preview]:
+    def _previews(self, running: RunningBatch, context: ZImageContext) -> Sequence[Preview]:
         rows = running.rows_of(context.request_id)
         files = cast(Previewer, self._previewer).draw(running.estimate()[rows], context.height, context.width)
         return [Preview(picture=index, png=file) for index, file in enumerate(files) if file is not None]

@@ -19,7 +19,7 @@ _REPEATS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alone:
+class IsolatedGraph:
     """One graph, at the size that it has inside the step; part of the step's seconds and not to be added to them.
 
     Attributes:
@@ -31,7 +31,7 @@ class Alone:
     call: Call
 
 
-def measure_alone(spec: TransformerSpec, latents: tuple[int, ...], device: Device) -> list[Alone]:
+def measure_alone(spec: TransformerSpec, latents: tuple[int, ...], device: Device) -> list[IsolatedGraph]:
     """Measure every such graph, waiting for the device around each call; compiles those that are not yet.
 
     Args:
@@ -44,7 +44,7 @@ def measure_alone(spec: TransformerSpec, latents: tuple[int, ...], device: Devic
         recorder = Recorder(device, synchronize=True)
         recorder.profile(run, warmups=1, repeats=_REPEATS, label=f"Profiling {label}")
         (call,) = recorder.middle.calls
-        found.append(Alone(label=label, call=call))
+        found.append(IsolatedGraph(label=label, call=call))
     return found
 
 
