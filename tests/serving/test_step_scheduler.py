@@ -219,7 +219,7 @@ def test_a_failure_is_logged_once_and_the_next_request_is_served(
 ) -> None:
     broken = worker.ask("a red star")
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler_module, "Rendering", lambda *_: 1 / 0)
+        patch.setattr(scheduler_module, "RunningBatch", lambda *_: 1 / 0)
         worker.finish()
     assert worker.is_cancelled(broken)
     assert caplog.text.count("ZeroDivisionError") == 1
