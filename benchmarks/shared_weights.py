@@ -1,15 +1,17 @@
-"""Whether two models that are given the same weights share them: what each takes when it is loaded, and who follows.
+"""Whether two models that are given the same weights share them, and what it costs to give models other weights.
 
     python -m benchmarks.shared_weights [--small] [--folder DIR]
 
 A model that still gives the old numbers after its weights were overwritten has a copy of its own. That tells more than
-memory does: MAX keeps some in reserve and gives from it. With `--folder` compiled models are taken from a folder, and
+memory does: MAX keeps some in reserve and gives from it. Binding is loading a compiled model once more, with weights of
+the same size that are others. With `--folder` compiled models are taken from a folder, and
 put there if they are not: a machine that has no compiler can be given them.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +22,7 @@ import numpy as np
 import psutil
 from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
 from max.dtype import DType
-from max.engine import InferenceSession, Model
+from max.engine import CompiledModel, InferenceSession, Model
 from max.graph import DeviceRef, Graph, Module, TensorType, ops
 
 _COLUMNS = 1024
@@ -62,6 +64,8 @@ class Finding:
         weights_mib: Size of the weights.
         loaded_mib: What loading took, one number a model, or one for both of them.
         following: Models, of two, whose numbers changed with the weights.
+        binding_ms: Milliseconds that it took to give the first model other weights.
+        binding_mib: Memory that it took besides those weights, while the former model is there.
     """
 
     way: Way
@@ -69,6 +73,8 @@ class Finding:
     weights_mib: float
     loaded_mib: tuple[float, ...]
     following: int
+    binding_ms: float
+    binding_mib: float
 
     @property
     def shared(self) -> bool:
@@ -80,7 +86,8 @@ class Finding:
         loaded = " and ".join(f"{taken:.0f}" for taken in self.loaded_mib)
         return (
             f"{self.device}, {self.way.what}: {'shared' if self.shared else 'not shared'} ({self.following} of 2 "
-            f"models follow), loading took {loaded} MiB, the weights have {self.weights_mib:.0f}"
+            f"models follow), loading took {loaded} MiB, the weights have {self.weights_mib:.0f}; binding others took "
+            f"{self.binding_ms:.1f} ms and {self.binding_mib:.0f} MiB"
         )
 
 
@@ -104,8 +111,9 @@ def _found(session: InferenceSession, device: Device, way: Way, folder: Path, ro
     weights = weights.to(device) if way.on_device else weights
     models: list[Model] = []
     used = [_used(device)]
-    for path in paths:
-        models += session.init_all(session.compile(path), weights_registry={"weights": weights}).values()
+    compiled = [session.compile(path) for path in paths]
+    for each in compiled:
+        models += session.init_all(each, weights_registry={"weights": weights}).values()
         device.synchronize()
         used.append(_used(device))
     row = Buffer.from_numpy(np.array([rows - 1], np.int32)).to(device)
@@ -114,6 +122,7 @@ def _found(session: InferenceSession, device: Device, way: Way, folder: Path, ro
     weights.device.synchronize()
     after = [float(model.execute(row)[0].to(CPU()).to_numpy()[0, 0]) for model in models]
     del twos
+    binding_ms, binding_mib = _bound(session, device, compiled[0], weights, row)
     assert before == [1, 1], before
     assert set(after) <= {1, 2}, after
     taken = tuple((now - then) / _MIB for then, now in pairwise(used))
@@ -123,7 +132,23 @@ def _found(session: InferenceSession, device: Device, way: Way, folder: Path, ro
         weights_mib=rows * _COLUMNS * 4 / _MIB,
         loaded_mib=taken,
         following=sum(value == 2 for value in after),
+        binding_ms=binding_ms,
+        binding_mib=binding_mib,
     )
+
+
+def _bound(
+    session: InferenceSession, device: Device, compiled: CompiledModel, like: Buffer, row: Buffer
+) -> tuple[float, float]:
+    """Milliseconds and MiB that a compiled model takes to be given other weights."""
+    threes = Buffer.from_numpy(np.full(tuple(map(int, like.shape)), 3, np.float32)).to(like.device)
+    device.synchronize()
+    before, begin = _used(device), time.perf_counter()
+    model = next(iter(session.init_all(compiled, weights_registry={"weights": threes}).values()))
+    device.synchronize()
+    taken = time.perf_counter() - begin, _used(device) - before
+    assert float(model.execute(row)[0].to(CPU()).to_numpy()[0, 0]) == 3
+    return taken[0] * 1e3, taken[1] / _MIB
 
 
 def files(session: InferenceSession, device: Device, way: Way, folder: Path, rows: int) -> list[Path]:

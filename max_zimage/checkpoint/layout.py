@@ -10,13 +10,11 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 
 from max_zimage.checkpoint.names import Packing
+from max_zimage.checkpoint.numbers import Bits
 from max_zimage.device.dtypes import bfloat16_bits
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.ops import packable, packed_shape
-
-Bits = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
-"""Numbers of float32, or the bits of bfloat16."""
 
 
 def deinterleave_pairs(rows: Bits, heads: int, head_dim: int) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from max_zimage import progress
-from max_zimage.checkpoint.headers import TensorInfo, scan
-from max_zimage.checkpoint.load import LoadPlan
+from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.plan import LoadPlan
+from max_zimage.checkpoint.tensors import StoredTensor, Tensor
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.overflow import LIMIT
 
@@ -94,8 +95,9 @@ def check_weights(plans: Mapping[str, LoadPlan], dtypes: Mapping[str, ModelDtype
     found: list[Damage] = []
     tensors = numbers = 0
     for component, plan in plans.items():
-        used = {part.name for step in plan.steps for part in step.parts}
-        infos = sorted(scan(plan.files).tensors.values(), key=lambda info: (str(info.file), info.start))
+        used = {part.name for recipe in plan.recipes for part in recipe.parts}
+        found_there = open_source(plan.files).tensors.values()
+        infos = sorted(found_there, key=lambda info: (str(info.file), getattr(info, "start", 0)))
         with progress.stage(f"Reading {component}", len(infos)) as shown:
             for info in infos:
                 counts, read = _counts(info, dtypes[component])
@@ -106,7 +108,7 @@ def check_weights(plans: Mapping[str, LoadPlan], dtypes: Mapping[str, ModelDtype
     return WeightCheck(tensors=tensors, numbers=numbers, damaged=tuple(found))
 
 
-def _damage(component: str, info: TensorInfo, used: bool, counts: Sequence[int]) -> Damage:
+def _damage(component: str, info: Tensor, used: bool, counts: Sequence[int]) -> Damage:
     nan, positive, negative, overflowing, huge = counts
     return Damage(
         component=component,
@@ -121,13 +123,13 @@ def _damage(component: str, info: TensorInfo, used: bool, counts: Sequence[int])
     )
 
 
-def _counts(info: TensorInfo, dtype: ModelDtype) -> tuple[list[int], int]:
+def _counts(info: Tensor, dtype: ModelDtype) -> tuple[list[int], int]:
     """NaN, +infinity, -infinity, overflowing and huge numbers of a tensor, and how many it holds.
 
     Whole numbers and the small dtypes of quantized weights are not looked at: those are not loaded.
     """
     totals = [0] * 5
-    if info.dtype not in _READ:
+    if not isinstance(info, StoredTensor) or info.dtype not in _READ:
         return totals, 0
     kind = np.dtype(_READ[info.dtype])
     left = info.nbytes // kind.itemsize

@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 
 from max_zimage import embedded
-from max_zimage.checkpoint.load import LoadPlan
+from max_zimage.checkpoint.plan import LoadPlan
 from max_zimage.checkpoint.weight_check import Damage, check_weights
 from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking, quiet_libraries
@@ -107,7 +107,7 @@ def model_facts(name: str, prepared: CheckedModel) -> dict[str, Any]:
 
 def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
     """What one component is, and the bytes its weights will take."""
-    count = sum(prod(step.shape) for step in plan.steps)
+    count = sum(prod(recipe.shape) for recipe in plan.recipes)
     return {
         "name": plan.component,
         "format": plan.format,

@@ -3,81 +3,32 @@
 A compiled graph takes and returns `max.driver.Buffer`s. A Buffer has no arithmetic, so nothing between two graphs can
 run an eager operation, which `max serve` refuses in its worker.
 
-MAX compiles one module at a time in a process, and within a module every kernel once, however many of its graphs use
-it. Graphs that are waited for together are therefore compiled as one module on a CPU.
+Graphs that are waited for together are compiled as one module on a CPU, see `max_zimage.compile.modules`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from max.driver import Buffer, Device
-from max.engine import CompiledModel, InferenceSession, Model
+from max.engine import InferenceSession, Model
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
-from max.graph import Module as GraphModule
 from max.graph import TensorType
 from max.profiler import Tracer
 
 from max_zimage import progress
 from max_zimage.compile import device_graphs
-from max_zimage.compile.artifacts import artifact_key, artifact_name, find, save
 from max_zimage.compile.device_graphs import DeviceGraphs
-from max_zimage.compile.device_weights import are_in_place
+from max_zimage.compile.modules import CompiledModule, GraphDefinition, module_of
 from max_zimage.compile.observer import observed
-from max_zimage.graphs.kernel_library import compile_with_kernels
-from max_zimage.graphs.layers import trace
-from max_zimage.host.folders import no_room, room_to_compile
 from max_zimage.host.processes import check_process
-from max_zimage.host.temporary import make_sure
 
 _lock = threading.Lock()
-counts: Counter[str] = Counter(hits=0, misses=0)
-"""How many modules this process has found on disk, and how many it has compiled."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphDefinition:
-    """What a graph is made from.
-
-    Attributes:
-        name: What progress and profiles call it.
-        module: From `graphs.layers.build`.
-        input_types: Its `input_types()`.
-        weights: Its parameters' data, in host memory or, where `weights_in_place` is true, on its device.
-        session: Where it will run.
-        spec: The frozen dataclass that the Module was made from, or None; see `artifact_key`.
-        device: Where it runs.
-        replayed: Whether its calls may be replayed as device graphs: not if what it launches depends on numbers that it
-            computes, and to no avail if it launches little or runs once.
-    """
-
-    name: str
-    module: Module[..., Any]
-    input_types: tuple[TensorType, ...]
-    weights: Mapping[str, Buffer]
-    session: InferenceSession
-    spec: object
-    device: Device
-    replayed: bool = False
-
-    @cached_property
-    def key(self) -> str:
-        """What the compiled graph depends on."""
-        in_place = self.weights_in_place
-        return artifact_key(self.name, self.spec, self.module, self.input_types, self.device, weights_in_place=in_place)
-
-    @cached_property
-    def weights_in_place(self) -> bool:
-        """Whether the graph reads its weights where they lie on the device."""
-        return are_in_place(self.weights)
 
 
 class CompiledGraph:
@@ -92,13 +43,21 @@ class CompiledGraph:
         self.name = definition.name
         self.device_graphs: DeviceGraphs | None = None
         self._definition: GraphDefinition | None = definition
+        self._device, self._replayed = definition.device, definition.replayed
+        self._on_host = [each.device.is_cpu() and not self._device.is_host for each in definition.input_types]
+        self._module: CompiledModule | None = None
         self._model: Model | None = None
-        self._kept: Mapping[str, Buffer] = {}
 
     @property
     def pending(self) -> GraphDefinition | None:
         """What is still to be compiled; None once it is."""
         return self._definition
+
+    def expect(self, weights: Mapping[str, Buffer]) -> None:
+        """Be compiled with other weights than it was defined with; no matter once it is compiled."""
+        if self._definition is not None:
+            given = {name: weights.get(name, data) for name, data in self._definition.weights.items()}
+            self._definition = replace(self._definition, weights=given)
 
     @property
     def weight_bytes(self) -> int:
@@ -106,16 +65,23 @@ class CompiledGraph:
         parameters = [] if self._definition is None else self._definition.module.parameters
         return sum(prod(map(int, each.shape)) * each.dtype.size_in_bytes for _, each in parameters)
 
-    def finish(self, model: Model) -> None:
-        """Take the compiled graph."""
-        definition = self._definition
-        if definition is not None and definition.replayed and device_graphs.possible(definition.device):
-            device = definition.device
-            on_host = [each.device.is_cpu() and not device.is_host for each in definition.input_types]
-            self.device_graphs = DeviceGraphs(self.name, model, device, on_host)
-        if definition is not None and definition.weights_in_place:
-            self._kept = definition.weights  # the graph has but their addresses
-        self._model, self._definition = model, None
+    @property
+    def module(self) -> CompiledModule | None:
+        """What it was compiled in; None until it is."""
+        return self._module
+
+    def finish(self, model: Model, module: CompiledModule | None = None) -> None:
+        """Take the compiled graph, or take it again, bound to other weights.
+
+        Args:
+            model: The graph.
+            module: What it belongs to; on an accelerator that holds the weights whose addresses the graph has.
+        """
+        if self.device_graphs is not None:
+            self.device_graphs.give_up()  # what was recorded reads the former weights
+        if self._replayed and device_graphs.possible(self._device):
+            self.device_graphs = DeviceGraphs(self.name, model, self._device, self._on_host)
+        self._model, self._module, self._definition = model, module, None
 
     def __call__(self, *inputs: Buffer | Tensor) -> list[Buffer]:
         """Run the graph.
@@ -231,60 +197,33 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
         if len(pending) < len(definitions):
             raise RuntimeError(f"two graphs of one module have the same name: {[each.name for each in definitions]}")
         if definitions:
-            for name, model in _models(definitions).items():
-                pending[name].finish(model)
+            module = module_of(definitions)
+            for name, graph in pending.items():
+                graph.finish(module.models[name], module)
 
 
-def _models(definitions: Sequence[GraphDefinition]) -> dict[str, Model]:
-    name = artifact_name([definition.name for definition in definitions], [each.key for each in definitions])
-    session, weights = definitions[0].session, _weights(definitions)
-    if (path := find(name)) is not None:
-        try:
-            models = _init(session, session.compile(path), weights)
-            counts["hits"] += 1
-            return models
-        except Exception:  # what MAX does not take, in whatever way it puts it
-            progress.note(f"MAX cannot use {path}; its graphs are compiled again")
-    counts["misses"] += 1
-    compiled = _compiled(definitions)
-    save(compiled, name)
-    return _init(session, compiled, weights)
+def bind(graphs: Sequence[CompiledGraph], weights: Mapping[str, Buffer]) -> None:
+    """Give graphs other weights. Nothing is compiled: compiled graphs are initialized again.
 
+    Args:
+        graphs: All those that read one of the parameters, compiled or not.
+        weights: Parameter name -> data, of the shapes and dtypes that the graphs were defined with. Parameters that are
+            not named keep their data, where the graphs have no copies of their own; names that no graph has are left
+            aside.
 
-def _compiled(definitions: Sequence[GraphDefinition]) -> CompiledModel:
-    """Trace and compile; once more without MAX's own cache if it is for want of room there that it failed."""
-    with contextlib.suppress(OSError):  # then another folder is looked for
-        make_sure()
-    try:
-        with room_to_compile():
-            return _compiled_now(definitions)
-    except Exception as error:
-        if not no_room(error):
-            raise
-    with room_to_compile(max_cache=False):
-        return _compiled_now(definitions)
-
-
-def _compiled_now(definitions: Sequence[GraphDefinition]) -> CompiledModel:
-    together = GraphModule()
-    traced = [
-        trace(each.module, each.input_types, each.name, together, weights_in_place=each.weights_in_place)
-        for each in definitions
-    ]
-    return compile_with_kernels(definitions[0].session, together, traced)
-
-
-def _init(session: InferenceSession, compiled: CompiledModel, weights: Mapping[str, Buffer]) -> dict[str, Model]:
-    return session.init_all(compiled, weights_registry=dict(weights))
-
-
-def _weights(definitions: Sequence[GraphDefinition]) -> dict[str, Buffer]:
-    together: dict[str, Buffer] = {}
-    for each in definitions:
-        for name, data in each.weights.items():
-            if together.setdefault(name, data) is not data:
-                raise RuntimeError(f"graph {each.name} has other data for {name}; compile it in a group of its own")
-    return together
+    Raises:
+        KeyError: If the data of a parameter is neither given nor kept.
+        ValueError: If a graph that is not named was compiled with them and reads a parameter that is.
+    """
+    with _lock:
+        modules = {id(graph.module): graph.module for graph in graphs if graph.module is not None}
+        for module in modules.values():
+            own = {graph.name: graph for graph in graphs if graph.module is module}
+            module.bind(own, weights)
+            for name, graph in own.items():
+                graph.finish(module.models[name], module)
+        for graph in graphs:
+            graph.expect(weights)
 
 
 def _on_host(graphs: Sequence[CompiledGraph]) -> bool:

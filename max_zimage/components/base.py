@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 from max.driver import Buffer, Device
 from max.dtype import DType
@@ -16,10 +16,12 @@ from max.pipelines.modeling.base.component_model import ComponentModel
 from max.pipelines.modeling.config_enums import SupportedEncoding
 
 from max_zimage.checkpoint.expand import ParameterTable
-from max_zimage.checkpoint.headers import scan
-from max_zimage.checkpoint.load import LoadPlan, load, plan
+from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.locate import paths_of
-from max_zimage.compile.compiler import CompiledGraph
+from max_zimage.checkpoint.plan import LoadPlan, plan
+from max_zimage.checkpoint.transforms import Transform
+from max_zimage.compile.compiler import CompiledGraph, bind
 from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import GRAPHS
@@ -47,6 +49,8 @@ class ZImageComponent(ComponentModel):
     """
 
     spec: TextEncoderSpec | TransformerSpec | VaeSpec
+    keeps_weights: ClassVar[bool] = False
+    """Whether host memory is kept, too, for a graph that comes later."""
 
     def __init__(
         self,
@@ -60,6 +64,8 @@ class ZImageComponent(ComponentModel):
         plan: LoadPlan | None = None,
     ) -> None:
         self._plan = plan
+        self._graphs: list[CompiledGraph] = []  # those that have weights
+        self._weights: Mapping[str, Buffer] | None = None
         super().__init__(config, encoding, devices, weights, cache_config=cache_config)
         self.dtype_name = _dtype_name(encoding)
         self.device = devices[0]
@@ -91,16 +97,73 @@ class ZImageComponent(ComponentModel):
             name: Which one.
             weights: The component's, under its own names; None for a graph that has none.
         """
-        return define(GRAPHS[name], self.spec, self.dtype_name, weights or {}, session=self.session, device=self.device)
+        session, device = self.session, self.device
+        graph = define(GRAPHS[name], self.spec, self.dtype_name, weights or {}, session=session, device=device)
+        if weights is not None:
+            self._graphs.append(graph)
+        return graph
+
+    def provide(self) -> Mapping[str, Buffer]:
+        """The weights for a graph: those that the component's other graphs have, or else read again.
+
+        They are kept where that costs no memory: on a CPU, and where graphs read them on the device. Elsewhere every
+        graph has a copy of its own, and host memory is given back.
+        """
+        if self._weights is not None:
+            return self._weights
+        weights = self.placed(self.all_weights())
+        if self.device.is_host or shared(self.device) or self.keeps_weights:
+            self._weights = weights
+        return weights
 
     def plan(self) -> LoadPlan:
         """What is loaded from the component's files: checked before by whoever made it, or else here."""
-        return self._plan or plan(self.names(), scan(paths_of(self.weights)))
+        if self._plan is None:
+            self._plan = plan(self.names(), open_source(paths_of(self.weights)))
+        return self._plan
 
-    def load_weights(self) -> dict[str, Buffer]:
-        """Engine name -> data in host memory."""
+    def load_weights(self, only: Collection[str] | None = None) -> dict[str, Buffer]:
+        """Read the component's files.
+
+        Args:
+            only: The graphs' names of the parameters that are read; None for all of them.
+
+        Returns:
+            Engine name -> data in host memory.
+        """
         to_pack, keep_filters = uses_cpu_kernels(self.dtype, self.device), is_nvidia(self.device)
-        return load(self.plan(), self.dtype_name, to_pack=to_pack, keep_filters=keep_filters)
+        return load(self.plan(), self.dtype_name, to_pack=to_pack, keep_filters=keep_filters, only=only)
+
+    def all_weights(self) -> dict[str, Buffer]:
+        """Data in host memory under all names that the component's graphs know it by."""
+        return self.load_weights()
+
+    def bind(self, transforms: Sequence[Transform] = ()) -> frozenset[str]:
+        """Take the weights through other transforms than before. Nothing is compiled.
+
+        Args:
+            transforms: Applied to the tensors of the files; none for the weights as they are there.
+
+        Returns:
+            The graphs' names of the parameters that are made in another way than before. On a CPU only these are read
+            again; graphs on an accelerator that have copies of their own are given everything again.
+
+        Raises:
+            CheckpointError: If what the transforms make does not fit; the weights then stay as they are.
+        """
+        before = self.plan()
+        source = open_source(before.files)
+        self._plan = now = plan(self.names(), source, transforms)
+        changed = frozenset(each.engine for each in {*now.recipes} - {*before.recipes})
+        if changed:
+            in_part = self.device.is_host and self._weights is not None
+            new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
+            prefixes = {GRAPHS[graph.name].prefix for graph in self._graphs}
+            named = {f"{prefix}{name}": data for prefix in prefixes for name, data in new.items()}
+            bind(self._graphs, named)
+            if self._weights is not None:
+                self._weights = {**self._weights, **new} if in_part else new
+        return changed
 
     def placed(self, weights: dict[str, Buffer]) -> Mapping[str, Buffer]:
         """Weights as graphs are given them: in host memory, or on the device where they are to share them."""

@@ -31,7 +31,7 @@ class ZImageTextEncoderModel(ZImageComponent):
     def load_model(self) -> CompiledGraph:
         """Load the weights of the layers that are used and define the graph."""
         self.spec = text_encoder_spec(self.config)
-        self.model = self.graph("text_encoder", self.placed(self.load_weights()))
+        self.model = self.graph("text_encoder", self.provide())
         return self.model
 
     def names(self) -> ParameterTable:

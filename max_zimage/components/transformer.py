@@ -12,7 +12,7 @@ from max_zimage.checkpoint.config import transformer_spec
 from max_zimage.checkpoint.expand import ParameterTable, transformer_names
 from max_zimage.checkpoint.layout import apart, modulated_norms
 from max_zimage.compile.compiler import CompiledGraph, wait_for
-from max_zimage.compile.device_weights import OnDevice, shared
+from max_zimage.compile.device_weights import OnDevice
 from max_zimage.components.base import ZImageComponent
 from max_zimage.device.devices import upload
 from max_zimage.device.memory import check_device_memory
@@ -39,9 +39,7 @@ class ZImageTransformerModel(ZImageComponent):
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the three graphs."""
         self.spec = transformer_spec(self.config)
-        weights = self.placed(self._all_weights())
-        # Where the graphs have copies of their own, host memory is given back.
-        self._weights = weights if self.device.is_host or shared(self.device) else None
+        weights = self.provide()
         self._first_block_graphs: dict[FirstBlock, tuple[CompiledGraph, CompiledGraph]] = {}
         self.model = self.graph("denoise", weights)
         # What another graph of a step takes again where weights are not shared.
@@ -56,7 +54,7 @@ class ZImageTransformerModel(ZImageComponent):
         """The tensors that the component's files must hold."""
         return transformer_names(transformer_spec(self.config))
 
-    def _all_weights(self) -> dict[str, Buffer]:
+    def all_weights(self) -> dict[str, Buffer]:
         """The weights under all names that graphs on this device know them by; see `graphs.model.blocks.FusedBlock`."""
         weights = self.load_weights()
         if self.device.is_host:
@@ -85,7 +83,7 @@ class ZImageTransformerModel(ZImageComponent):
         if block not in self._first_block_graphs:
             if self._weights is None:
                 check_device_memory(self.nbytes_beside + self.again_bytes + 2 * self._nbytes, self.device)
-            weights = self.placed(self._all_weights()) if self._weights is None else self._weights
+            weights = self.provide()
             self._first_block_graphs[block] = self.graph(f"first_block_{block}", weights), self.graph("guidance")
             wait_for(self._first_block_graphs[block])
         return self._first_block_graphs[block]

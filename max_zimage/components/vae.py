@@ -28,12 +28,12 @@ class ZImageVaeModel(ZImageComponent):
 
     model: CompiledGraph
     spec: VaeSpec
+    keeps_weights = True
 
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the decoder."""
         self.spec = vae_spec(self.config)
-        self._weights = self.placed(self.load_weights())
-        self.model = self.graph("decode", self._weights)
+        self.model = self.graph("decode", self.provide())
         return self.model
 
     def names(self) -> ParameterTable:
@@ -43,7 +43,7 @@ class ZImageVaeModel(ZImageComponent):
     @cached_property
     def encoder(self) -> CompiledGraph:
         """`graphs.model.vae.EncodeImage`, compiled when it is first asked for: only image-to-image needs it."""
-        return self.graph("encode", self._weights)
+        return self.graph("encode", self.provide())
 
     def encode(self, image: Buffer, noise: Buffer) -> Buffer:
         """Pictures to latents.

@@ -12,9 +12,9 @@ from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.checkpoint.description import describe
 from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, vae_names
-from max_zimage.checkpoint.headers import scan
-from max_zimage.checkpoint.load import LoadPlan, plan
+from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.locate import COMPONENTS, find_component_files, resolve_model, route_weight_files
+from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.compile import device_graphs, device_weights
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
@@ -118,7 +118,7 @@ def _plans(specs: ModelSpecs, files: Mapping[str, list[Path]]) -> dict[str, Load
     plans, problems = {}, []
     for component, expected in names.items():
         try:
-            plans[component] = plan(expected, scan(files[component]))
+            plans[component] = plan(expected, open_source(files[component]))
         except CheckpointError as error:
             problems.append(str(error))
     if problems:

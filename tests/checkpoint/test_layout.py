@@ -13,10 +13,11 @@ from max.graph import DeviceRef
 
 from max_zimage.checkpoint.config import model_specs
 from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, vae_names
-from max_zimage.checkpoint.headers import scan
-from max_zimage.checkpoint.load import LoadPlan, load, plan
+from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.locate import CONFIG_FILES, find_component_files, read_config
 from max_zimage.checkpoint.names import TEXT_ENCODER, TRANSFORMER, VAE
+from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs import kernel_library
 from max_zimage.graphs.layers import build
@@ -47,7 +48,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadPlan]:
         "transformer": transformer_names(specs.transformer),
         "vae": vae_names(specs.vae),
     }
-    return {name: plan(listed, scan(find_component_files(folder, name))) for name, listed in names.items()}
+    return {name: plan(listed, open_source(find_component_files(folder, name))) for name, listed in names.items()}
 
 
 def numbers(buffer: Buffer) -> torch.Tensor:

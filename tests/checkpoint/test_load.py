@@ -23,9 +23,10 @@ from max.graph.weights import load_weights
 
 from max_zimage.checkpoint.config import ModelSpecs, model_specs
 from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names, transformer_names, vae_names
-from max_zimage.checkpoint.headers import scan
-from max_zimage.checkpoint.load import LoadPlan, ParameterRecipe, load, plan
+from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.locate import CONFIG_FILES, find_component_files, paths_of, read_config
+from max_zimage.checkpoint.plan import LoadPlan, ParameterRecipe, plan
 from max_zimage.device.dtypes import DTYPES, ModelDtype, bfloat16_bits
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
@@ -56,7 +57,7 @@ class Tiny:
         return dict(getattr(self.pipeline, component).state_dict())
 
     def plan(self, component: str, *files: Path) -> LoadPlan:
-        return plan(self.names[component], scan(files or find_component_files(self.directory, component)))
+        return plan(self.names[component], open_source(files or find_component_files(self.directory, component)))
 
 
 def _tiny(directory: Path, spec: TinySpec) -> Tiny:
@@ -281,7 +282,7 @@ def test_max_takes_weights_from_odd_places_of_a_file(tmp_path: Path) -> None:
     turned = header.replace(b"[0,132]", b"[3,135]").replace(b"[132,135]", b"[0,3]").ljust(len(header))
     assert turned != header
     file.write_bytes(len(turned).to_bytes(8, "little") + turned + b"\1\1\1" + weight.numpy().tobytes())
-    tensors = scan([file]).tensors
+    tensors = open_source([file]).tensors
     step = ParameterRecipe("weight", (tensors["weight"],), "same", (33,))
     loaded = load(LoadPlan("test", "test", (file,), (step,), {}), "float32")
     assert loaded["weight"]._data_ptr() % 4 == 3

@@ -12,7 +12,7 @@ import pytest
 from max.graph.weights import GGUFWeights
 from safetensors.numpy import save_file
 
-from max_zimage.checkpoint.headers import scan
+from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.locate import (
     find_component_files,
     paths_of,
@@ -251,28 +251,28 @@ class TestScan:
         file = tmp_path / "weights.safetensors"
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match=rf"weights\.safetensors .*{says}|weights\.safetensors {says}"):
-            scan([file])
+            open_source([file])
 
     def test_absent_file(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"absent\.safetensors cannot be read: No such file"):
-            scan([tmp_path / "absent.safetensors"])
+            open_source([tmp_path / "absent.safetensors"])
 
     def test_all_damaged_files_are_named(self, tmp_path: Path) -> None:
         for name in ("a", "b"):
             (tmp_path / name).touch()
         with pytest.raises(CheckpointError, match=r"(?s)/a is empty.*/b is empty"):
-            scan([tmp_path / "a", tmp_path / "b"])
+            open_source([tmp_path / "a", tmp_path / "b"])
 
     def test_tensor_in_two_files(self, tmp_path: Path) -> None:
         for name in ("a", "b"):
             save_file({"weight": np.ones(3, np.float32)}, tmp_path / name)
         with pytest.raises(CheckpointError, match=r"tensor weight is in two files, .*/a and .*/b"):
-            scan([tmp_path / "a", tmp_path / "b"])
+            open_source([tmp_path / "a", tmp_path / "b"])
 
     def test_places(self, tmp_path: Path) -> None:
         arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": np.arange(4, dtype=np.float16)}
         save_file(arrays, tmp_path / "a", metadata={"format": "pt"})
-        header = scan([tmp_path / "a"])
+        header = open_source([tmp_path / "a"])
         assert header.tensors.keys() == arrays.keys()
         content = (tmp_path / "a").read_bytes()
         for name, info in header.tensors.items():

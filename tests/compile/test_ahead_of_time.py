@@ -195,6 +195,7 @@ def test_the_embedded_model_compiles_for_sm_90a() -> None:
 
 KEYS = """
 import json, os, sys
+from types import SimpleNamespace
 from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 set_virtual_device_api("cuda")
 set_virtual_device_target_arch("sm_90a")
@@ -210,8 +211,8 @@ from max_zimage.compile import registry
 pipelines = {}
 def not_compiled(definitions):
     pipelines.update({each.name: each.key for each in definitions})
-    return {each.name: None for each in definitions}
-compiler._models = not_compiled
+    return SimpleNamespace(models={each.name: None for each in definitions})
+compiler.module_of = not_compiled
 libraries.loaded = lambda _: True  # nothing runs here
 pipeline = ZImagePipeline.from_pretrained(device="gpu", dtype=sys.argv[1])
 for cache in (FirstBlockCache(), TaylorSeer()):

@@ -17,7 +17,7 @@ from max.dtype import DType
 from max.engine import CompiledModel, InferenceSession
 from max.graph import DeviceRef
 
-from max_zimage.compile import artifacts, compiler
+from max_zimage.compile import artifacts, compiler, modules
 from max_zimage.compile.compiler import CompiledGraph, compile_graph, compile_together, wait_for
 from max_zimage.device.devices import download, upload
 from max_zimage.graphs.layers import build
@@ -94,8 +94,8 @@ def test_graphs_that_disagree_about_a_weight_are_not_compiled_together() -> None
     weights = [{"weight": upload(np.zeros(1, np.float32), CPU())} for _ in range(2)]
     both = [replace(each, weights=data) for each, data in zip((one, other), weights, strict=True)]
     with pytest.raises(RuntimeError, match="graph other has other data for weight"):
-        compiler._weights(both)
-    assert compiler._weights([both[0], replace(both[1], weights=weights[0])]) == weights[0]
+        modules.weights_of(both)
+    assert modules.weights_of([both[0], replace(both[1], weights=weights[0])]) == weights[0]
 
 
 def test_graphs_of_one_name_are_not_compiled_together() -> None:

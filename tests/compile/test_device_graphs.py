@@ -11,8 +11,9 @@ import pytest
 from max.driver import CPU, Buffer, Device
 
 from max_zimage.compile import device_graphs
-from max_zimage.compile.compiler import CompiledGraph, GraphDefinition
+from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.compile.device_graphs import CALLS_TO_REPLACE, KEPT, DeviceGraphs
+from max_zimage.compile.modules import GraphDefinition
 from tests.references.strict_model import StrictModel
 
 NVIDIA = cast(Device, SimpleNamespace(is_host=False, api="cuda", label="gpu"))

@@ -20,15 +20,16 @@ from tests.paths import ROOT
 _MEASURE = """
 import sys
 from pathlib import Path
-from max_zimage.checkpoint.load import LoadPlan, ParameterRecipe, load
-from max_zimage.checkpoint.headers import scan
+from max_zimage.checkpoint.load import load
+from max_zimage.checkpoint.plan import LoadPlan, ParameterRecipe
+from max_zimage.checkpoint.formats import open_source
 
 def status(key):
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[key].split()[0]) * 1024
 
 file, dtype, fused = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "fused"
-tensors = list(scan([file]).tensors.values())
+tensors = list(open_source([file]).tensors.values())
 rows, width = tensors[0].shape
 groups = [tensors] if fused else [[tensor] for tensor in tensors]
 steps = [ParameterRecipe(group[0].name, tuple(group), "same", (rows * len(group), width)) for group in groups]

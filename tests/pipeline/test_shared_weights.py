@@ -17,6 +17,7 @@ def test_models_on_a_cpu_share_what_they_are_given(tmp_path: Path) -> None:
     size = found[0].weights_mib
     assert size == 64
     assert found[0].loaded_mib[1] < size / 4
+    assert all(each.binding_mib < size / 4 for each in found)
     assert len(list(tmp_path.glob("*.mef"))) == 3
     again = list(findings(CPU(), tmp_path, small=True))
     assert [each.shared for each in again] == [True, True]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
-from max_zimage.compile.compiler import counts
+from max_zimage.compile.modules import counts
 from max_zimage.device.devices import download, upload
 from max_zimage.pipeline.max_step_cache import ZImageCacheState
 from max_zimage.sampling.step_cache import StepCache, flags_of

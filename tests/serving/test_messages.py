@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from max_zimage.checkpoint.headers import scan
+from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.recognition import recognized
 from max_zimage.cli.main import main
 from max_zimage.embedded import PATH as EMBEDDED
@@ -77,7 +77,7 @@ def test_other_kinds_under_a_weight_files_name(content: bytes, says: str, tmp_pa
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     with pytest.raises(CheckpointError) as error:
-        scan([file])
+        open_source([file])
     assert says in str(error.value)
 
 
@@ -87,7 +87,7 @@ def test_a_header_whose_length_begins_like_another_kind_is_read(beginning: bytes
     length = int.from_bytes(beginning.ljust(8, b"\0"), "little")
     entry = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     file.write_bytes(struct.pack("<Q", length) + json.dumps(entry).encode().ljust(length) + bytes(4))
-    assert list(scan([file]).tensors) == ["w"]
+    assert list(open_source([file]).tensors) == ["w"]
 
 
 def test_names_that_are_no_text_and_links_to_nothing(tmp_path: Path) -> None:
@@ -96,10 +96,10 @@ def test_names_that_are_no_text_and_links_to_nothing(tmp_path: Path) -> None:
     save_file({"w": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     os.rename(tmp_path / "model.safetensors", folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"na\\udcefve/model\.safetensors: the name is not UTF-8, .*; rename it"):
-        scan([folder / "model.safetensors"])
+        open_source([folder / "model.safetensors"])
     (tmp_path / "linked.safetensors").symlink_to("../../blobs/0123")
     with pytest.raises(CheckpointError, match=r"is a link to \.\./\.\./blobs/0123, which is not there: the download"):
-        scan([tmp_path / "linked.safetensors"])
+        open_source([tmp_path / "linked.safetensors"])
 
 
 LINKED = [

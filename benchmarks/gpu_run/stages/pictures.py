@@ -12,7 +12,7 @@ from benchmarks.gpu_run.drawing import PROMPT, Case, cases, draw, pipeline, step
 from benchmarks.gpu_run.results import Row
 from benchmarks.gpu_run.steps import Part
 from benchmarks.measure import Timing, seconds_of
-from max_zimage.compile import compiler
+from max_zimage.compile import modules
 
 
 def parts(bench: Bench) -> list[Part]:
@@ -25,10 +25,10 @@ def parts(bench: Bench) -> list[Part]:
 
 
 def _loaded(bench: Bench) -> Iterator[Row]:
-    before, begin = dict(compiler.counts), time.perf_counter()
+    before, begin = dict(modules.counts), time.perf_counter()
     pipeline(bench)
     taken = Timing.of([time.perf_counter() - begin])
-    found, compiled = (compiler.counts[name] - before.get(name, 0) for name in ("hits", "misses"))
+    found, compiled = (modules.counts[name] - before.get(name, 0) for name in ("hits", "misses"))
     note = f"{found} modules found on disk, {compiled} compiled"
     yield Row(case="pipeline", variant="ours", dtype=bench.dtype, timing=taken, peak_mib=bench.used_mib(), note=note)
 

@@ -28,5 +28,5 @@ def _measured(bench: Bench) -> Iterator[Row]:
             sizes=f"{found.weights_mib:.0f} MiB",
             peak_mib=sum(found.loaded_mib),
             value=float(found.following),
-            note=f"loading took {loaded} MiB",
+            note=f"loading took {loaded} MiB, binding others {found.binding_ms:.1f} ms and {found.binding_mib:.0f} MiB",
         )

@@ -27,7 +27,7 @@ class Progress:
         steps: Steps in all.
         seconds: What it took so far, by stage; complete with the last step only.
         batch: Pictures that share the steps, those of other requests included.
-        graphs: The worker's `max_zimage.compile.compiler.counts`.
+        graphs: The worker's `max_zimage.compile.modules.counts`.
     """
 
     step: int

@@ -24,7 +24,7 @@ from max.serve.scheduler.base import SchedulerProgress
 from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
 from max.serve.scheduler_result import SchedulerResult
 
-from max_zimage.compile.compiler import counts
+from max_zimage.compile.modules import counts
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
 from max_zimage.pipeline.prepare import step_cache_of

@@ -1,4 +1,4 @@
-"""What safetensors files hold, read from their headers alone, and their data as memory maps.
+"""safetensors files: where each tensor stands, read from the header alone.
 
 The safetensors library checks a file; its Python interface does not say where a tensor lies and cannot give bfloat16 to
 numpy, so places and bytes are read here.
@@ -7,16 +7,14 @@ numpy, so places and bytes are read here.
 from __future__ import annotations
 
 import json
-import mmap
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from max_zimage.checkpoint.tensors import StoredTensor
 from max_zimage.errors import CheckpointError
-from max_zimage.strict_json import is_there
 
 _LENGTH_BYTES = 8
 # What is often found under a weight file's name, by its first bytes.
@@ -47,86 +45,22 @@ _OTHER_KINDS: Mapping[bytes, str] = {
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies.
-
-    Attributes:
-        file: The file.
-        name: The tensor's name in it.
-        dtype: The format's word for it, such as "BF16".
-        shape: Its dimensions.
-        start: First byte, counted from the file's beginning.
-        nbytes: Its length.
-    """
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Header:
-    """All tensors of a component's files, by name."""
-
-    files: tuple[Path, ...]
-    tensors: Mapping[str, TensorInfo]
-
-
-def scan(files: Sequence[Path]) -> Header:
-    """Read the headers of a component's files.
-
-    Args:
-        files: One safetensors file, or all shards.
-
-    Returns:
-        Every tensor of every file; no tensor data is read.
+def read(file: Path) -> list[StoredTensor]:
+    """All tensors of a file, from its header.
 
     Raises:
-        CheckpointError: With every file that is absent, empty, truncated, damaged or of another kind, and every tensor
-            that is in two files.
+        CheckpointError: If it is empty, truncated, damaged or of another kind.
+        OSError: If it cannot be read.
     """
-    problems: list[str] = []
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        try:
-            found = _scan_file(file)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        for info in found:
-            if info.name in tensors:
-                problems.append(f"tensor {info.name} is in two files, {tensors[info.name].file} and {file}")
-            tensors[info.name] = info
-    if problems:
-        raise CheckpointError("\n".join(problems))
-    return Header(tuple(files), tensors)
-
-
-def map_file(file: Path) -> mmap.mmap:
-    """Map a file so that arrays over it are writable, as MAX requires, and writes never reach the file."""
+    size = file.stat().st_size
     with file.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-
-
-def _scan_file(file: Path) -> list[TensorInfo]:
-    check_name(file)
-    is_there(file)
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(_LENGTH_BYTES)
-            beginning = start + stream.read(24 - len(start))
-            _check_kind(file, size, beginning)
-            stream.seek(_LENGTH_BYTES)
-            length = struct.unpack("<Q", start)[0]
-            _check_length(file, size, length)
-            entries = _entries(file, stream.read(length))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        start = stream.read(_LENGTH_BYTES)
+        beginning = start + stream.read(24 - len(start))
+        _check_kind(file, size, beginning)
+        stream.seek(_LENGTH_BYTES)
+        length = struct.unpack("<Q", start)[0]
+        _check_length(file, size, length)
+        entries = _entries(file, stream.read(length))
     found = [_info(file, name, entry, _LENGTH_BYTES + length) for name, entry in entries.items()]
     if not found:
         raise CheckpointError(f"{file} holds no tensor; it was written without weights")
@@ -137,21 +71,6 @@ def _scan_file(file: Path) -> list[TensorInfo]:
         )
     _check_with_library(file)
     return found
-
-
-def check_name(path: Path) -> None:
-    """Refuse what the libraries that read checkpoints cannot open.
-
-    Raises:
-        CheckpointError: If the name is not UTF-8.
-    """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        shown = str(path).encode(errors="backslashreplace").decode()
-        raise CheckpointError(
-            f"{shown}: the name is not UTF-8, and the safetensors and tokenizers libraries open no other; rename it"
-        ) from error
 
 
 def _check_kind(file: Path, size: int, beginning: bytes) -> None:
@@ -188,11 +107,11 @@ def _entries(file: Path, header: bytes) -> dict[str, object]:
     return {name: entry for name, entry in entries.items() if name != "__metadata__"}
 
 
-def _info(file: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+def _info(file: Path, name: str, entry: object, data_start: int) -> StoredTensor:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
             if all(isinstance(size, int) for size in shape) and 0 <= start <= end:
-                return TensorInfo(file, name, dtype, tuple(shape), data_start + start, end - start)
+                return StoredTensor(file, name, dtype, tuple(shape), data_start + start, end - start)
     raise CheckpointError(f"{file} is damaged: its header describes tensor {name} as {entry!r}")
 
 

@@ -1,0 +1,140 @@
+"""The named tensors of a checkpoint, whatever file or transform they come from.
+
+Names, shapes and dtypes are known at once; numbers are read a piece at a time, from maps of the files.
+"""
+
+from __future__ import annotations
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from max.driver import Buffer
+from max.dtype import DType
+
+from max_zimage.checkpoint.numbers import STORED, Bits, FloatArray, round_to
+from max_zimage.device.dtypes import ModelDtype
+
+_CHUNK = 1 << 20  # numbers converted at a time: the temporaries stay in the processor's cache
+
+
+class Files(dict[Path, mmap.mmap]):
+    """Maps of files, each made when it is first asked for; writes to what they show never reach the files."""
+
+    def __missing__(self, file: Path) -> mmap.mmap:
+        """Map a file so that arrays over it are writable, as MAX requires."""
+        with file.open("rb") as stream:
+            self[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self[file]
+
+
+@dataclass(frozen=True)
+class Tensor(ABC):
+    """A named tensor.
+
+    Attributes:
+        file: Where it comes from.
+        name: Its name there.
+        dtype: The format's word for what its numbers are stored as, such as "BF16".
+        shape: Its dimensions.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+    @abstractmethod
+    def rows(self, begin: int, end: int, files: Files) -> FloatArray:
+        """Some of its numbers.
+
+        Args:
+            begin: First row, along axis 0; a scalar is one row.
+            end: The row behind the last one.
+            files: Where they are read from.
+
+        Returns:
+            float32 [end - begin, …] like `shape`, the caller's to change.
+        """
+
+    def fill(self, target: Bits, files: Files) -> None:
+        """Write all numbers, rounded once, without having more than a piece of them in memory besides.
+
+        Args:
+            target: Of the model's dtype, [size].
+            files: Where they are read from.
+        """
+        count = self.shape[0] if self.shape else 1
+        width = self.size // count
+        step = max(1, _CHUNK // width)
+        for begin in range(0, count, step):
+            end = min(begin + step, count)
+            round_to(target[begin * width : end * width], self.rows(begin, end, files).reshape(-1))
+
+    def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
+        """The numbers where the file is mapped, if they stand there in the model's dtype; keeps the map alive."""
+        return None
+
+
+@dataclass(frozen=True)
+class StoredTensor(Tensor):
+    """A tensor that stands in one piece in a file, row after row, in one of the dtypes of `numbers.STORED`.
+
+    Attributes:
+        start: First byte, counted from the file's beginning.
+        nbytes: Its length.
+    """
+
+    start: int
+    nbytes: int
+
+    def rows(self, begin: int, end: int, files: Files) -> FloatArray:
+        """See `Tensor`."""
+        width = self.size // (self.shape[0] if self.shape else 1)
+        values = np.empty((end - begin) * width, np.float32)
+        self._convert(begin * width, values, files)
+        return values.reshape(end - begin, *self.shape[1:])
+
+    def fill(self, target: Bits, files: Files) -> None:
+        """See `Tensor`; the pages of the file that were read are given back."""
+        for begin in range(0, self.size, _CHUNK):
+            self._convert(begin, target[begin : begin + _CHUNK], files)
+
+    def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
+        """See `Tensor`. MAX takes weights at any alignment."""
+        if STORED[self.dtype].model_dtype != dtype:
+            return None
+        # Bytes, because numpy knows no bfloat16.
+        raw = np.frombuffer(files[self.file], np.uint8, self.nbytes, self.start)
+        return Buffer.from_numpy(raw).view(DType[dtype], self.shape)
+
+    def _convert(self, begin: int, target: Bits, files: Files) -> None:
+        """Fill the target with as many numbers, from one of them on."""
+        stored, source = STORED[self.dtype], files[self.file]
+        start = self.start + begin * stored.raw.itemsize
+        stored.convert(np.frombuffer(source, stored.raw, target.size, start), target)
+        # A neighbour's page that goes with them is read again when it is needed.
+        first = start - start % mmap.PAGESIZE
+        source.madvise(mmap.MADV_DONTNEED, first, start + target.size * stored.raw.itemsize - first)
+
+
+@dataclass(frozen=True)
+class Source:
+    """All tensors of a component, by name.
+
+    Attributes:
+        files: Where they come from.
+        tensors: Name -> tensor.
+    """
+
+    files: tuple[Path, ...]
+    tensors: Mapping[str, Tensor]

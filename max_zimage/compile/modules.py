@@ -1,0 +1,181 @@
+"""Definitions of graphs, and the modules that they are compiled into: found on disk, or else traced and compiled.
+
+    definitions -> one module -> artifact on disk -> compiled module, which holds no weights -> models, bound to weights
+
+MAX compiles one module at a time in a process, and within a module every kernel once, however many of its graphs use
+it. A compiled module can be bound to weights again and again; that compiles nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from max.driver import Buffer, Device
+from max.engine import CompiledModel, InferenceSession, Model
+from max.experimental.nn import Module
+from max.graph import Module as GraphModule
+from max.graph import TensorType
+
+from max_zimage import progress
+from max_zimage.compile.artifacts import artifact_key, artifact_name, find, save
+from max_zimage.compile.device_weights import are_in_place
+from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.layers import trace
+from max_zimage.host.folders import no_room, room_to_compile
+from max_zimage.host.temporary import make_sure
+
+counts: Counter[str] = Counter(hits=0, misses=0)
+"""How many modules this process has found on disk, and how many it has compiled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphDefinition:
+    """What a graph is made from.
+
+    Attributes:
+        name: What progress and profiles call it.
+        module: From `graphs.layers.build`.
+        input_types: Its `input_types()`.
+        weights: Its parameters' data, in host memory or, where `weights_in_place` is true, on its device.
+        session: Where it will run.
+        spec: The frozen dataclass that the Module was made from, or None; see `artifact_key`.
+        device: Where it runs.
+        replayed: Whether its calls may be replayed as device graphs: not if what it launches depends on numbers that it
+            computes, and to no avail if it launches little or runs once.
+    """
+
+    name: str
+    module: Module[..., Any]
+    input_types: tuple[TensorType, ...]
+    weights: Mapping[str, Buffer]
+    session: InferenceSession
+    spec: object
+    device: Device
+    replayed: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """What the compiled graph depends on."""
+        in_place = self.weights_in_place
+        return artifact_key(self.name, self.spec, self.module, self.input_types, self.device, weights_in_place=in_place)
+
+    @cached_property
+    def weights_in_place(self) -> bool:
+        """Whether the graph reads its weights where they lie on the device."""
+        return are_in_place(self.weights)
+
+
+class CompiledModule:
+    """Graphs that were compiled together, and what they are bound to.
+
+    Attributes:
+        models: Graph name -> the graph as it can be run, bound to the weights that were given last.
+    """
+
+    def __init__(
+        self, compiled: CompiledModel, definitions: Sequence[GraphDefinition], weights: Mapping[str, Buffer]
+    ) -> None:
+        self._session, self._compiled = definitions[0].session, compiled
+        self._needs = {each.name: frozenset(each.weights) for each in definitions}
+        self.models = self._init(weights)
+        # On an accelerator a graph has a copy of its own, and host memory is given back.
+        self._weights = {name: data for name, data in weights.items() if _is_kept(data, definitions)}
+
+    def bind(self, names: Collection[str], weights: Mapping[str, Buffer]) -> None:
+        """Bind some graphs to other weights; the others of the module keep theirs.
+
+        Args:
+            names: The graphs.
+            weights: Parameter name -> data; parameters that are not named keep what they are bound to.
+
+        Raises:
+            KeyError: If the data of a parameter is neither given nor kept.
+            ValueError: If a graph that is not named reads a parameter that is.
+        """
+        for name, needed in self._needs.items():
+            other = sorted(needed & weights.keys())
+            if other and name not in names:
+                raise ValueError(
+                    f"graph {name} reads {other[0]}, too; bind it together with {', '.join(sorted(names))}"
+                )
+        every = frozenset().union(*self._needs.values())
+        given = {name: weights[name] for name in every if name in weights}
+        missing = sorted(every - given.keys() - self._weights.keys())
+        if missing:
+            raise KeyError(f"parameter {missing[0]} has no data: graphs on an accelerator are given all of them")
+        self.models = self._init({**self._weights, **given})
+        self._weights |= {name: data for name, data in given.items() if name in self._weights}
+
+    def _init(self, weights: Mapping[str, Buffer]) -> dict[str, Model]:
+        return self._session.init_all(self._compiled, weights_registry=dict(weights))
+
+
+def module_of(definitions: Sequence[GraphDefinition]) -> CompiledModule:
+    """Load the module of some graphs from its artifact on disk, or else trace and compile it.
+
+    Args:
+        definitions: Graphs of one session, with different names.
+
+    Raises:
+        RuntimeError: If MAX cannot compile one, or if two call different data by the same name.
+    """
+    name = artifact_name([definition.name for definition in definitions], [each.key for each in definitions])
+    session, weights = definitions[0].session, weights_of(definitions)
+    if (path := find(name)) is not None:
+        try:
+            module = CompiledModule(session.compile(path), definitions, weights)
+            counts["hits"] += 1
+            return module
+        except Exception:  # what MAX does not take, in whatever way it puts it
+            progress.note(f"MAX cannot use {path}; its graphs are compiled again")
+    counts["misses"] += 1
+    compiled = _compiled(definitions)
+    save(compiled, name)
+    return CompiledModule(compiled, definitions, weights)
+
+
+def _compiled(definitions: Sequence[GraphDefinition]) -> CompiledModel:
+    """Trace and compile; once more without MAX's own cache if it is for want of room there that it failed."""
+    with contextlib.suppress(OSError):  # then another folder is looked for
+        make_sure()
+    try:
+        with room_to_compile():
+            return _compiled_now(definitions)
+    except Exception as error:
+        if not no_room(error):
+            raise
+    with room_to_compile(max_cache=False):
+        return _compiled_now(definitions)
+
+
+def _compiled_now(definitions: Sequence[GraphDefinition]) -> CompiledModel:
+    together = GraphModule()
+    traced = [
+        trace(each.module, each.input_types, each.name, together, weights_in_place=each.weights_in_place)
+        for each in definitions
+    ]
+    return compile_with_kernels(definitions[0].session, together, traced)
+
+
+def weights_of(definitions: Sequence[GraphDefinition]) -> dict[str, Buffer]:
+    """The weights of all graphs of a module, each once.
+
+    Raises:
+        RuntimeError: If two graphs call different data by the same name.
+    """
+    together: dict[str, Buffer] = {}
+    for each in definitions:
+        for name, data in each.weights.items():
+            if together.setdefault(name, data) is not data:
+                raise RuntimeError(f"graph {each.name} has other data for {name}; compile it in a group of its own")
+    return together
+
+
+def _is_kept(data: Buffer, definitions: Sequence[GraphDefinition]) -> bool:
+    """Whether a graph reads the very data that it was given, so that keeping it costs no memory."""
+    return definitions[0].device.is_host or not data.device.is_host
