@@ -17,7 +17,8 @@ from max_zimage.checkpoint.names import Layout, Naming, Packing
 from max_zimage.checkpoint.numbers import STORED
 from max_zimage.checkpoint.recognition import recognized
 from max_zimage.checkpoint.tensors import Source, Tensor
-from max_zimage.checkpoint.transforms import Transform, transformed
+from max_zimage.checkpoint.transforms import transformed
+from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.device.dtypes import BYTES, ModelDtype
 from max_zimage.errors import CheckpointError
 

@@ -20,7 +20,7 @@ from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.locate import paths_of
 from max_zimage.checkpoint.plan import LoadPlan, plan
-from max_zimage.checkpoint.transforms import Transform
+from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph, bind
 from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.compile.graphs import define

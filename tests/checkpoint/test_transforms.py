@@ -21,7 +21,7 @@ from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.checkpoint.tensors import Files, Source, Tensor
-from max_zimage.checkpoint.transforms import Computed, Transform, computed
+from max_zimage.checkpoint.transforms.base import Computed, Transform, computed
 from max_zimage.compile import modules
 from max_zimage.compile.compiler import bind
 from max_zimage.device.dtypes import DTYPES, ModelDtype

@@ -10,39 +10,13 @@ model's dtype is still used where it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from max_zimage.checkpoint.numbers import FloatArray
-from max_zimage.checkpoint.tensors import Files, Source, Tensor
-
-Transform = Callable[[Source], Source]
+from max_zimage.checkpoint.tensors import Source
+from max_zimage.checkpoint.transforms.base import Transform
 
 ALWAYS: tuple[Transform, ...] = ()
 """Applied to every checkpoint before those that a caller gives: each looks whether it finds what it is for."""
-
-
-@dataclass(frozen=True)
-class Computed(Tensor):
-    """A tensor whose numbers are made from those of another one, a few rows at a time.
-
-    Attributes:
-        base: The other one; in the simplest case the one that this stands in place of.
-        change: Takes float32 rows of the base, the number of the first one, and the files; returns as many rows of this
-            tensor. It may write to the rows that it takes.
-    """
-
-    base: Tensor
-    change: Callable[[FloatArray, int, Files], FloatArray]
-
-    def rows(self, begin: int, end: int, files: Files) -> FloatArray:
-        """See `Tensor`."""
-        return self.change(self.base.rows(begin, end, files), begin, files)
-
-
-def computed(base: Tensor, change: Callable[[FloatArray, int, Files], FloatArray]) -> Computed:
-    """A tensor in place of another one: same name, shape and dtype, other numbers."""
-    return Computed(base.file, base.name, base.dtype, base.shape, base, change)
 
 
 def transformed(source: Source, transforms: Sequence[Transform]) -> Source:
