@@ -8,6 +8,7 @@ Reference: diffusers `ZImagePipeline._encode_prompt`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from max_zimage.text.chat_template import ChatTemplate, TokenizerError, said
 __all__ = ["PromptTokenizer", "TokenizerError"]
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_KEPT = 16  # prompts whose ids are kept
 _PROBES = ("a red star", "two blue circles")
 """Prompts that are tried when a tokenizer is loaded; the empty one, which stands for no negative prompt, is a third."""
 
@@ -54,6 +56,7 @@ class PromptTokenizer:
         self._template = ChatTemplate(folder, config)
         self._named_tokens = _named_tokens(folder / "tokenizer_config.json", config)
         self._embeddings = embeddings
+        self._kept = lru_cache(_KEPT)(self._encode)
         if embeddings is not None:
             vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
             self._check_known(max(vocabulary.values(), default=0))
@@ -85,11 +88,15 @@ class PromptTokenizer:
             prompt: The text as it was written. Special tokens inside it count as such, as in the reference.
 
         Returns:
-            int64 [tokens], chat template included; at least one.
+            int64 [tokens], chat template included; at least one. Nobody may write to it: a prompt that is checked first
+            and drawn then, or drawn again with another seed, is encoded once.
 
         Raises:
             TokenizerError: If template or tokenizer cannot take it.
         """
+        return self._kept(prompt)
+
+    def _encode(self, prompt: str) -> npt.NDArray[np.int64]:
         text = self.render(prompt)
         try:
             ids = np.asarray(self._tokenizer.encode(text).ids, np.int64)
@@ -99,6 +106,7 @@ class PromptTokenizer:
             raise TokenizerError(f"{self._file} makes no token of {shown(text)}; there is nothing to draw from")
         if self._embeddings is not None:
             self._check_known(int(ids.max()))
+        ids.flags.writeable = False
         return ids
 
     def _check_known(self, highest: int) -> None:

@@ -120,14 +120,14 @@ def test_a_tensor_may_be_made_of_two_and_use_one_up(embedded: Pair, tmp_path: Pa
     """A matrix in units of its scale, which is a tensor beside it: neither the names nor the shapes fit before."""
     name, state = "layers.0.attention.to_v.weight", _state("transformer")
     file = tmp_path / "diffusion_pytorch_model.safetensors"
-    save_file({**state, name: (state[name] / 0.25).T.contiguous(), f"{name}_scale": torch.tensor(0.25)}, file)
+    save_file({**state, name: (state[name] / 0.25).T.contiguous(), f"{name}_units": torch.tensor(0.25)}, file)
     names, opened = embedded.ours.transformer.names(), open_source([file])
-    with pytest.raises(CheckpointError, match=f"1 unexpected\n.*unexpected: {name}_scale"):
+    with pytest.raises(CheckpointError, match=f"1 unexpected\n.*unexpected: {name}_units"):
         plan(names, opened)
 
     def scaled(source: Source) -> Source:
         tensors = dict(source.tensors)
-        factor, matrix = tensors.pop(f"{name}_scale"), tensors[name]
+        factor, matrix = tensors.pop(f"{name}_units"), tensors[name]
 
         def change(rows: FloatArray, first: int, files: Files) -> FloatArray:
             whole = matrix.rows(0, matrix.shape[0], files).T * factor.rows(0, 1, files)

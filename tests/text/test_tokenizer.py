@@ -121,6 +121,22 @@ def test_nothing_is_padded_or_cut() -> None:
     assert ours().vocab_size == 408
 
 
+def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is drawn; and nobody can change what others are given."""
+    tokenizer, seen = PromptTokenizer(EMBEDDED / "tokenizer"), list[str]()
+    render = tokenizer.render
+    monkeypatch.setattr(tokenizer, "render", lambda prompt: (seen.append(prompt), render(prompt))[1])
+    first, again = tokenizer.encode("a red star"), tokenizer.encode("a red star")
+    assert seen == ["a red star"]
+    assert (first == again).all()
+    with pytest.raises(ValueError, match="read-only"):
+        again[0] = 0
+    for number in range(40):
+        tokenizer.encode(f"star {number}")
+    tokenizer.encode("a red star")
+    assert seen.count("a red star") == 2  # the prompts that are kept are bounded
+
+
 def test_a_length_set_in_the_file_does_not_cut(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     content = json.loads((folder / "tokenizer.json").read_text())
