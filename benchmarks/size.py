@@ -73,6 +73,7 @@ def structure_figures(root: Path) -> list[tuple[str, int, int]]:
         ("circles of imports", len(structure.circles(imports)), 0),
         ("imports against the order of rooms", len(structure.against_the_order(imports)), 0),
         ("files beside the rooms of max_zimage", len(structure.flat_files(root)), structure.MAX_FLAT_FILES),
+        ("files a picture goes through", len(structure.WAY), structure.MAX_ON_THE_WAY),
         (f"modules that one module imports (most: {module})", most, structure.MAX_FAN_OUT),
     ]
 

@@ -30,6 +30,21 @@ ROOMS = (
 """A room imports those behind it, never one before it."""
 TOP = frozenset({"arch", "__main__"})
 """Files beside the rooms that import the top layer, and that nobody imports."""
+WAY = (
+    "pipeline/zimage.py",
+    "pipeline/stages.py",
+    "components/text_encoder.py",
+    "pipeline/max_contract.py",
+    "pipeline/denoising.py",
+    "components/transformer.py",
+    "pipeline/steppers/plain.py",
+)
+"""Files a picture goes through: those between a call in Python and the compiled graphs that it runs, in this order.
+
+A test traces a picture and holds the list. What they call besides, such as checks and the plans of `sampling`, returns
+to them.
+"""
+MAX_ON_THE_WAY = 9
 MAX_FLAT_FILES = 12
 MAX_FAN_OUT = 15
 
