@@ -88,7 +88,14 @@ def threads_of(width: int) -> int:
 
 
 def gated_norms(
-    branch: Tensor, residual: Tensor, table: Tensor, *, gate: int, scale: int, epsilon: float
+    branch: Tensor,
+    residual: Tensor,
+    table: Tensor,
+    first: Tensor | None = None,
+    *,
+    gate: int,
+    scale: int,
+    epsilon: float,
 ) -> tuple[Tensor, Tensor]:
     """A branch added, out = residual + gate · norm(branch), and the next one prepared, norm(out) · scale.
 
@@ -96,8 +103,9 @@ def gated_norms(
         branch: bfloat16 [items, length, width].
         residual: Like `branch`.
         table: float32 [rows, 1 or items, width]; its rows hold the norms' own weights too.
-        gate: The table's row that multiplies the branch.
-        scale: The table's row that multiplies the second norm.
+        first: int32 on the host, the row that the others are counted from; None for the first one.
+        gate: The row that multiplies the branch.
+        scale: The row that multiplies the second norm; behind the table's end its last row does.
         epsilon: Added to the mean squares.
 
     Returns:
@@ -105,17 +113,18 @@ def gated_norms(
     """
     width = int(branch.shape[2])
     parameters = {"width": width, "threads": threads_of(width), "gate": gate, "scale": scale}
-    inputs = [branch, residual, table, _host_scalar(epsilon)]
+    inputs = [branch, residual, table, _row(first), _host_scalar(epsilon)]
     added, normed = _own("gated_norms", inputs, [branch.type, branch.type], parameters)
     return added, normed
 
 
-def scaled_norm(x: Tensor, table: Tensor, *, scale: int, epsilon: float) -> Tensor:
+def scaled_norm(x: Tensor, table: Tensor, first: Tensor | None = None, *, scale: int, epsilon: float) -> Tensor:
     """RMSNorm of each token, times a row of a table.
 
     Args:
         x: bfloat16 [items, length, width].
         table: float32 [rows, 1 or items, width]; the row holds the norm's own weight too.
+        first: int32 on the host, the row that the other is counted from; None for the first one.
         scale: The row.
         epsilon: Added to the mean squares.
 
@@ -124,7 +133,7 @@ def scaled_norm(x: Tensor, table: Tensor, *, scale: int, epsilon: float) -> Tens
     """
     width = int(x.shape[2])
     parameters = {"width": width, "threads": threads_of(width), "scale": scale}
-    return _own("scaled_norm", [x, table, _host_scalar(epsilon)], [x.type], parameters)[0]
+    return _own("scaled_norm", [x, table, _row(first), _host_scalar(epsilon)], [x.type], parameters)[0]
 
 
 def has_swiglu(outputs: int) -> bool:
@@ -195,6 +204,15 @@ def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         Like `query`.
     """
     return _own("wide_attention", [query, key, value], [query.type], {"width": int(query.shape[2])})[0]
+
+
+def host_row(number: int) -> Tensor:
+    """A row of a table, for `gated_norms` and `scaled_norm`."""
+    return F.constant(number, DType.int32, device=CPU())
+
+
+def _row(first: Tensor | None) -> Tensor:
+    return host_row(0) if first is None else first
 
 
 def _host_scalar(number: float) -> Tensor:

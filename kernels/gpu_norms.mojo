@@ -4,7 +4,9 @@
     next = norm(out) · scale
 
 A block of threads has a row and keeps it in registers between its two norms. `gate` and `scale` are rows of a table, one
-for all items or for each, that holds the norms' own weights too, see `graphs.model.conditioning`. Twin: `graphs.model.blocks.ModulatedBlock`.
+for all items or for each, that holds the norms' own weights too, see `graphs.model.conditioning`. They are counted from a row
+that the host names, so that all blocks of a model read one table, where a slice for each would be a launch of its own.
+Twin: `graphs.model.blocks.ModulatedBlock`.
 """
 
 import extensibility
@@ -32,6 +34,7 @@ struct GatedNorms:
         branch: InputTensor[dtype=output.dtype, rank=3, ...],
         residual: InputTensor[dtype=output.dtype, rank=3, ...],
         table: InputTensor[dtype=F32, rank=3, ...],
+        first: Int32,
         epsilon: Float32,
         ctx: DeviceContext,
     ) raises:
@@ -41,8 +44,8 @@ struct GatedNorms:
             target: The device.
             width: Numbers of a token, a multiple of 8 `threads`.
             threads: That share a token, a multiple of 32.
-            gate: The table's row that multiplies the branch.
-            scale: The table's row that multiplies the second norm.
+            gate: The row that multiplies the branch, counted from `first`.
+            scale: The row that multiplies the second norm, likewise; behind the table's end its last row does.
 
         Args:
             output: [items, length, width].
@@ -50,6 +53,7 @@ struct GatedNorms:
             branch: Like `output`.
             residual: Like `output`.
             table: [rows, 1 or items, width].
+            first: A row of the table.
             epsilon: Added to the mean squares.
             ctx: Runs it.
         """
@@ -57,8 +61,9 @@ struct GatedNorms:
         var rows = branch.dim_size(0) * branch.dim_size(1)
         var length = branch.dim_size(1)
         var stride = width if table.dim_size(1) > 1 else 0
-        var gates = table.unsafe_ptr().unsafe_offset(gate * table.dim_size(1) * width)
-        var scales = table.unsafe_ptr().unsafe_offset(scale * table.dim_size(1) * width)
+        var gates = table.unsafe_ptr().unsafe_offset((Int(first) + gate) * table.dim_size(1) * width)
+        var last = min(Int(first) + scale, table.dim_size(0) - 1)
+        var scales = table.unsafe_ptr().unsafe_offset(last * table.dim_size(1) * width)
         comptime if target == "gpu":
             ctx.enqueue_function[_gated_on_gpu[output.dtype, width, threads]](
                 output.unsafe_ptr(),
@@ -98,6 +103,7 @@ struct ScaledNorm:
         output: OutputTensor[rank=3, ...],
         x: InputTensor[dtype=output.dtype, rank=3, ...],
         table: InputTensor[dtype=F32, rank=3, ...],
+        first: Int32,
         epsilon: Float32,
         ctx: DeviceContext,
     ) raises:
@@ -107,12 +113,13 @@ struct ScaledNorm:
             target: The device.
             width: Numbers of a token, a multiple of 8 `threads`.
             threads: That share a token, a multiple of 32.
-            scale: The table's row that multiplies the norm.
+            scale: The row that multiplies the norm, counted from `first`.
 
         Args:
             output: [items, length, width].
             x: Like `output`.
             table: [rows, 1 or items, width].
+            first: A row of the table.
             epsilon: Added to the mean squares.
             ctx: Runs it.
         """
@@ -120,7 +127,7 @@ struct ScaledNorm:
         var rows = x.dim_size(0) * x.dim_size(1)
         var length = x.dim_size(1)
         var stride = width if table.dim_size(1) > 1 else 0
-        var scales = table.unsafe_ptr().unsafe_offset(scale * table.dim_size(1) * width)
+        var scales = table.unsafe_ptr().unsafe_offset((Int(first) + scale) * table.dim_size(1) * width)
         comptime if target == "gpu":
             ctx.enqueue_function[_scaled_on_gpu[output.dtype, width, threads]](
                 output.unsafe_ptr(),

@@ -105,7 +105,13 @@ class FusedBlock(Module[..., tuple[Tensor, Tensor]]):
         self.feed_forward = SwiGLU(shape.dim, shape.ffn_dim)
 
     def forward(
-        self, x: Tensor, normed: Tensor, rope: Tensor, offsets: Tensor | None, modulation: Tensor
+        self,
+        x: Tensor,
+        normed: Tensor,
+        rope: Tensor,
+        offsets: Tensor | None,
+        modulation: Tensor,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One block.
 
@@ -114,16 +120,17 @@ class FusedBlock(Module[..., tuple[Tensor, Tensor]]):
             normed: Like `x`, norm1(x) · scale.
             rope: float32 [items, length, head_dim/2, 2].
             offsets: See `ragged_rotary_attention`.
-            modulation: float32 [5, 1 or items, dim]: the rows of `ModulatedBlock`, each times its norm's weight, and
-                the first row of the next block.
+            modulation: float32 [rows, 1 or items, dim]: for each block the rows of `ModulatedBlock`, each times its
+                norm's weight, the next block's behind them.
+            first: int32 on the host, the block's first row; None for the first one.
 
         Returns:
             Like `x` and `normed`, for the next block.
         """
         x, normed = gpu_ops.gated_norms(
-            self.attention(normed, rope, offsets), x, modulation, gate=1, scale=2, epsilon=self.eps
+            self.attention(normed, rope, offsets), x, modulation, first, gate=1, scale=2, epsilon=self.eps
         )
-        return gpu_ops.gated_norms(self.feed_forward(normed), x, modulation, gate=3, scale=4, epsilon=self.eps)
+        return gpu_ops.gated_norms(self.feed_forward(normed), x, modulation, first, gate=3, scale=4, epsilon=self.eps)
 
 
 class ContextBlock(Module[..., Tensor]):

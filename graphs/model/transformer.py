@@ -184,18 +184,15 @@ class Transformer(Module[..., Tensor]):
         for index in blocks:
             if index == refiners:
                 tokens, normed = self.join(tokens, around), None
-            if index < self.spec.num_blocks - 1:
-                modulation = rows[4 * index : 4 * index + 5]
-            else:  # no block follows: any row does for its first norm
-                modulation = F.concat([rows[4 * index :], rows[:1]], axis=0)
+            first = gpu_ops.host_row(4 * index)
             if normed is None:
-                normed = gpu_ops.scaled_norm(tokens, modulation, scale=0, epsilon=self.spec.norm_eps)
+                normed = gpu_ops.scaled_norm(tokens, rows, first, scale=0, epsilon=self.spec.norm_eps)
             if index < refiners:
                 block = as_subgraph(self.noise_refiner[index], name="refiner_block")
-                tokens, normed = block(tokens, normed, around.image_rope, None, modulation)
+                tokens, normed = block(tokens, normed, around.image_rope, None, rows, first)
             else:
                 block = as_subgraph(self.layers[index - refiners], name="main_block")
-                tokens, normed = block(tokens, normed, around.rope, around.offsets, modulation)
+                tokens, normed = block(tokens, normed, around.rope, around.offsets, rows, first)
         return tokens
 
     def join(self, image: Tensor, around: BlockContext) -> Tensor:

@@ -69,8 +69,9 @@ class AllOps(Module[..., list[Tensor]]):
             *gpu_ops.rotary_heads(
                 heads, query_weight, key_weight, rope, query_heads=self.widths.query_heads, epsilon=EPSILON
             ),
-            *gpu_ops.gated_norms(branch, residual, table, gate=1, scale=3, epsilon=EPSILON),
-            gpu_ops.scaled_norm(residual, table, scale=2, epsilon=EPSILON),
+            # Rows 1 and 3, which is the last one, and 2.
+            *gpu_ops.gated_norms(branch, residual, table, gpu_ops.host_row(1), gate=0, scale=9, epsilon=EPSILON),
+            gpu_ops.scaled_norm(residual, table, gpu_ops.host_row(1), scale=1, epsilon=EPSILON),
             gpu_ops.swiglu(both, self.widths.ffn),
         ]
 
