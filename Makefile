@@ -36,7 +36,7 @@ fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 lint: $(VENV)/.test ## what fmt would change, and spelling
 	ruff check . && ruff format --check . && mblack --check --quiet -l 120 --include '\.mojo' kernels && typos
 
-types: $(VENV)/.test ## mypy, strict
+types: $(VENV)/.test ## mypy, strict on the package, less so on tests and benchmarks
 	mypy
 
 test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"

@@ -95,7 +95,8 @@ def main() -> None:
         begin = time.perf_counter()
         output = call()
         seconds.append(time.perf_counter() - begin)
-        head, output = output[0, :_CHECKED_ROWS].copy(), None
+        head = output[0, :_CHECKED_ROWS].copy()
+        del output
     peak = _peak_mib() - before
     print(json.dumps({"seconds": seconds, "peak_mib": peak, "relative_l2": relative_l2(head, _exact(arrays))}))
 

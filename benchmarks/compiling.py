@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from max.driver import CPU, Buffer
 from max.dtype import DType
@@ -31,7 +32,7 @@ class CompiledModule:
 
 
 def compiled(
-    make: Callable[[], Module[..., object]],
+    make: Callable[[], Module[..., Any]],
     dtype: ModelDtype,
     types: Sequence[TensorType],
     weights: Mapping[str, Buffer],
@@ -48,8 +49,8 @@ def compiled(
 class Unit:
     """A Module to be compiled with others: how it is made, and its `input_types`."""
 
-    make: Callable[[], Module[..., object]]
-    types: Callable[[Module[..., object]], Sequence[TensorType]]
+    make: Callable[[], Module[..., Any]]
+    types: Callable[[Any], Sequence[TensorType]]
 
 
 def compiled_together(
@@ -66,7 +67,8 @@ def compiled_together(
         The graphs by name, whose own `seconds` are 0, and the seconds that all of them took.
     """
     begin = time.perf_counter()
-    together, needed, traced = GraphModule(), {}, []
+    together, traced = GraphModule(), []
+    needed: dict[str, Buffer] = {}
     for name, unit in units.items():
         module = build(unit.make, DType[dtype], DeviceRef.CPU())
         needed |= {parameter: weights[parameter] for parameter, _ in module.parameters}

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,7 +153,12 @@ def _stages(draws: Mapping[str, Draw], scene: Scene, repeats: int) -> list[Row]:
 
     def run(name: str, draw: Draw) -> None:
         ends = [time.perf_counter()]
-        draw(scene, lambda *_: ends.append(time.perf_counter()) or {})
+
+        def note(*_: object) -> dict[str, Any]:
+            ends.append(time.perf_counter())
+            return {}
+
+        draw(scene, note)
         ends.append(time.perf_counter())
         step = float(np.median(np.diff(ends[1:-1])))
         stages = {"to the first step's end": ends[1] - ends[0], "a further step": step, "VAE": ends[-1] - ends[-2]}

@@ -125,8 +125,8 @@ def _attention(dtype: ModelDtype, tokens: int, heads: int, head_dim: int) -> Cas
     norms = {f"{name}_norm.weight": 1 + _random(dtype, head_dim) / 8 for name in "qk"}
 
     def theirs(wide: torch.dtype = qkv.dtype) -> torch.Tensor:
-        tensors = [tensor.to(wide) for tensor in (qkv, *norms.values())]
-        return references.rotary_attention(*tensors, rope, None, heads, causal=False, epsilon=EPSILON)
+        numbers, query, key = (tensor.to(wide) for tensor in (qkv, *norms.values()))
+        return references.rotary_attention(numbers, query, key, rope, None, heads, causal=False, epsilon=EPSILON)
 
     return Case(
         name=f"norms, RoPE and attention, {tokens} tokens",

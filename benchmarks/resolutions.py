@@ -17,6 +17,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from max.driver import Buffer
 
 from benchmarks.block import (
     Shape,
@@ -135,7 +136,7 @@ def _rows_of_size(
     side: int,
     shape: Shape,
     theirs: Callable[[], torch.Tensor],
-    ours: Callable[[], Sequence[object]],
+    ours: Callable[[], Sequence[Buffer]],
     repeats: int,
     compile_seconds: float | None,
     roofs: dict[str, float],

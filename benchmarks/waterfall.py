@@ -272,7 +272,7 @@ def _draw(
             (prediction,) = guidance(velocity, positive, negative, scale, limit)
             (latents,) = euler(latents, prediction, delta)
         side = np.empty(scene.side // 16)
-        return pipeline.decode_latents(latents, side, side, "np")[0]
+        return np.asarray(pipeline.decode_latents(latents, side, side, "np"))[0]
 
     return draw
 

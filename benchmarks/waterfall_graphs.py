@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from max.dtype import DType
@@ -25,11 +26,11 @@ from max.experimental.nn import Linear, Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.realization_context import GraphRealizationContext, subgraph_context
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, TensorType
+from max.graph import DeviceRef, Dim, TensorType
 
 from max_zimage.graphs.dims import BATCH, CAPTION_PADDED, IMAGE_TOKENS, ITEMS
 from max_zimage.graphs.guiders.linear import limit_norm
-from max_zimage.graphs.model.blocks import Attention, BlockShape, ContextBlock, ModulatedBlock, SwiGLU
+from max_zimage.graphs.model.blocks import Attention, BlockShape, SwiGLU
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.model.rope import rotate
 from max_zimage.graphs.model.transformer import BlockContext, Transformer, TransformerSpec
@@ -94,7 +95,7 @@ class SeparateAttention(Module[..., Tensor]):
     def forward(self, x: Tensor, rope: Tensor, valid_length: Tensor | None) -> Tensor:
         """[items, length, dim] -> the same."""
         items, length, dim = x.shape
-        heads = [items, length, self.num_heads, self.head_dim]
+        heads: list[Dim | int] = [items, length, self.num_heads, self.head_dim]
         query, key, value = (F.reshape(layer(x), heads) for layer in (self.to_q, self.to_k, self.to_v))
         query, key = rotate_pairs(self.norm_q(query), rope), rotate_pairs(self.norm_k(key), rope)
         return self.out(F.reshape(scores_attention(query, key, value, valid_length), [items, length, dim]))
@@ -245,8 +246,8 @@ def _in_place() -> Iterator[None]:
         context.subgraph_cache = shared
 
 
-def _refit(blocks: Iterable[ModulatedBlock | ContextBlock], spec: TransformerSpec, kind: Kind) -> None:
-    """Give blocks the attention and feed-forward layers of a kind."""
+def _refit(blocks: Iterable[Any], spec: TransformerSpec, kind: Kind) -> None:
+    """Give blocks the attention and feed-forward layers of a kind, which need not be of the class they have."""
     for block in blocks:
         block.attention = kind.attention(spec)
         block.feed_forward = kind.feed_forward(spec.dim, spec.ffn_dim)

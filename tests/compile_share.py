@@ -41,7 +41,7 @@ def watch() -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note with each report how much of its phase was compiling."""
     global _seconds
-    report = yield
+    report: Any = yield
     report.compiling, _seconds = _seconds, 0.0
     return report
 

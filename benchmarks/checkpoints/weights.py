@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +85,7 @@ class Split:
     """
 
     shards: tuple[Shard, ...]
-    index: dict[str, object] | None
+    index: dict[str, Any] | None
     index_name: str
 
 

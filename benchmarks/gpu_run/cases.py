@@ -152,6 +152,6 @@ def attention_by_torch(
     """Attention of each item over its tokens that exist, [items, length, heads, head_dim]; zeros behind them."""
     mixed = torch.zeros(query.shape, dtype=dtype, device=query.device)
     for item, length in enumerate(valid):
-        heads = (each[item : item + 1, :length].to(dtype).transpose(1, 2) for each in (query, key, value))
-        mixed[item, :length] = scaled_dot_product_attention(*heads)[0].transpose(0, 1)
+        q, k, v = (each[item : item + 1, :length].to(dtype).transpose(1, 2) for each in (query, key, value))
+        mixed[item, :length] = scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
     return mixed

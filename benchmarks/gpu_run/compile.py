@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.gpu_run.unpack import use
 from benchmarks.measure import ROOT
-from max_zimage.compile.ahead_of_time import AHEAD, FULL_MODEL, TARGETS, compile_target
+from max_zimage.compile.ahead_of_time import FULL_MODEL, TARGETS, compile_target
 from max_zimage.compile.artifacts import digest_of
+from max_zimage.compile.registry import AHEAD
 
 if TYPE_CHECKING:
     from max.engine import CompiledModel

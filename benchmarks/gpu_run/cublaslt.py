@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -105,7 +106,7 @@ class Lt:
                 *(ctypes.byref(algorithm.algo), workspace, ctypes.c_size_t(WORKSPACE), stream),
             )
 
-        return [lambda each=each: call(each) for each in found[: count.value] if each.state == 0]
+        return [partial(call, each) for each in found[: count.value] if each.state == 0]
 
     def _make(self, name: str, *arguments: object) -> ctypes.c_void_p:
         """Call what writes a handle through its first argument."""

@@ -31,8 +31,9 @@ class WholeBlock(Module[..., Tensor]):
 class PlainRaggedAttention(Attention):
     """Attention with nothing but the kernel changed: sequences of their own in place of a valid length."""
 
-    def forward(self, x: Tensor, rope: Tensor, offsets: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, offsets: Tensor | None) -> Tensor:
         """[items, length, dim] -> the same."""
+        assert offsets is not None
         items, length, dim = x.shape
         heads = self.num_heads
         qkv = F.reshape(self.qkv(x), [items, length, 3 * heads, self.head_dim])

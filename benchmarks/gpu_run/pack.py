@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from benchmarks.gpu_run.unpack import MANIFEST, SITE
 from benchmarks.measure import ROOT, Conditions
@@ -214,7 +214,10 @@ def _archived(kit: Path, name: str, tree: dict[str, Path], most: int, preset: in
     for old in kit.glob(f"{name}.[0-9][0-9]"):
         old.unlink()
     parts = _Parts(kit, name, most)
-    with lzma.open(parts, "wb", preset=preset) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+    with (
+        lzma.open(cast(IO[bytes], parts), "wb", preset=preset) as stream,
+        tarfile.open(fileobj=stream, mode="w|") as tar,
+    ):
         for path, file in sorted(tree.items()):
             tar.add(file, arcname=path, recursive=False)
     parts.close()

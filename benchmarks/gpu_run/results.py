@@ -108,8 +108,8 @@ _SHOWN = (
     "gflop_per_s",
     "gbyte_per_s",
     "speedup",
+    *("peak_mib", "psnr_db", "max_abs", "relative_l2", "value", "note"),
 )
-_SHOWN += ("peak_mib", "psnr_db", "max_abs", "relative_l2", "value", "note")
 
 
 class Results:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from max.driver import Device
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tests.references.gpu_ops import Widths
 
 Types = tuple[TensorType, ...]
+Make = Callable[[], Module[..., Any]]
 ITEMS, LENGTH = "items", "length"
 WIDE = 512
 """Width of the head of the autoencoder's attention."""
@@ -63,7 +65,7 @@ class Variant:
 
     case: str
     title: str
-    make: Callable[[], Module[..., Any]]
+    make: Make
     types: Types
     plain: bool = False
 
@@ -75,7 +77,7 @@ class Variant:
 class Named(Module[..., Any]):
     """A Module whose parameters have its name in front."""
 
-    def __init__(self, name: str, make: Callable[[], Module[..., Any]]) -> None:
+    def __init__(self, name: str, make: Make) -> None:
         self.name = name
         setattr(self, name, make())
 
@@ -125,7 +127,7 @@ def products(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Variant
         name: Variant(
             case=f"product {inputs} to {outputs}, {shape.tokens} tokens",
             title="MAX",
-            make=lambda inputs=inputs, outputs=outputs: linear(inputs, outputs),
+            make=partial(linear, inputs, outputs),
             types=(TensorType(dtype, [ITEMS, LENGTH, inputs], device),),
         )
         for name, (inputs, outputs) in widths(shape).items()
@@ -142,8 +144,8 @@ def elementwise(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Vari
     )
     pairs = TensorType(dtype, [ITEMS, LENGTH, 2 * shape.num_heads, shape.head_dim], device)
     cases = [f"{name}, {shape.tokens} tokens" for name in ("queries and keys", "gated norms", "swiglu")]
-    makes = (lambda: PlainHeads(shape), lambda: PlainNorms(shape), PlainGate)
-    owns = (lambda: OwnHeads(shape), OwnNorms, OwnGate)
+    makes: tuple[Make, ...] = (lambda: PlainHeads(shape), lambda: PlainNorms(shape), PlainGate)
+    owns: tuple[Make, ...] = (lambda: OwnHeads(shape), OwnNorms, OwnGate)
     names, types = ("heads", "norms", "gate"), ((heads, rope), (x, x, table), (both,))
     plain = {
         f"{name}_plain": Variant(case=case, title="MAX", make=make, types=of, plain=True)
@@ -166,6 +168,10 @@ def own_ops(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Variant]
     return {"all_ops": Variant(case=case, title="own ops", make=lambda: made, types=made.input_types(device))}
 
 
+def _same(module: Module[..., Any]) -> Module[..., Any]:
+    return module
+
+
 def picture_ops(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Variant]:
     """The ops for pictures, in bfloat16 too: group norms of every width, and the decoder's attention."""
     from tests.references.gpu_pictures import NORMS, Attention, Norm
@@ -173,9 +179,7 @@ def picture_ops(shape: Shape, dtype: DType, device: DeviceRef) -> dict[str, Vari
     modules: dict[str, Norm | Attention] = {f"norm_{index}": Norm(*sizes) for index, sizes in enumerate(NORMS.values())}
     modules["wide"] = Attention(WIDE)
     return {
-        name: Variant(
-            case=name, title="own op", make=lambda module=module: module, types=tuple(module.input_types(device))
-        )
+        name: Variant(case=name, title="own op", make=partial(_same, module), types=tuple(module.input_types(device)))
         for name, module in modules.items()
     }
 

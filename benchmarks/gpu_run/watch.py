@@ -101,7 +101,8 @@ class Watch:
                 return
             stopped = outcome.within or outcome.last
             if outcome.state != "not begun":  # the device has gone, and the rows of why are written
-                self._add(*(outcome.within or [names[0], "all"]), outcome.state, outcome.why)
+                step, part = outcome.within or [names[0], "all"]
+                self._add(step, part, outcome.state, outcome.why)
             if stopped is None or time.time() >= self._task.deadline:
                 return
             without.append(stopped)

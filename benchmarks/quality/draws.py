@@ -17,7 +17,7 @@ from benchmarks.quality.cases import Case, Prompt
 from max_zimage import ZImagePipeline
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import initial_noise
-from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, written
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, format_step_cache
 from tests.references import diffusers_caches
 from tests.references.engine_runs import inputs_of
 
@@ -76,7 +76,7 @@ def _draw_with_engine(pipeline: ZImagePipeline, case: Case, cache: StepCache | N
         width=case.width,
         num_inference_steps=case.steps,
         guidance_scale=case.guidance,
-        step_cache=written(cache),
+        step_cache=format_step_cache(cache),
     )
     output = pipeline.execute(inputs_of(pipeline, request), "np", None)
     seconds = time.perf_counter() - begin

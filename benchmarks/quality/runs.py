@@ -51,7 +51,9 @@ def run(
         done: Samples of an earlier run. A prompt of which any is missing is drawn again.
         save: Gets the samples of each prompt when all have drawn it.
     """
-    known = {(sample.case, sample.variant, sample.sizes, sample.prompt, sample.seed) for sample in done}
+    known: set[tuple[object, ...]] = {
+        (sample.case, sample.variant, sample.sizes, sample.prompt, sample.seed) for sample in done
+    }
     warm: set[str] = set()
     for index, prompt in enumerate(prompts):
         begin = time.perf_counter()

@@ -183,7 +183,8 @@ def evaluate(
     Returns:
         Rows of the results, and the reference's pictures by setting.
     """
-    rows, sheets = [], {}
+    rows: list[Row] = []
+    sheets: dict[str, Pixels] = {}
     for setting in settings:
         scenes = unseen_scenes(setting.objects, setting.pictures(count))
         for name, draw in competitors.items():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.training.autoencoder import scaled
@@ -120,7 +120,7 @@ def train(
 
 
 @torch.no_grad()
-def sample(model: Model, captions: Captions, noise: Tensor, steps: int) -> Tensor:
+def sample(model: nn.Module, captions: Captions, noise: Tensor, steps: int) -> Tensor:
     """Latents drawn by a model in training, without guidance: a look at it, not the pipeline.
 
     Args:
@@ -149,7 +149,7 @@ def _inputs(latents: Latents, rows: Tensor, texts: Tensor, random: torch.Generat
 
 
 def _loss(
-    model: Model, plan: Plan, latents: Tensor, noise: Tensor, sigma: Tensor, ids: Tensor, mask: Tensor
+    model: nn.Module, plan: Plan, latents: Tensor, noise: Tensor, sigma: Tensor, ids: Tensor, mask: Tensor
 ) -> Numbers:
     clean = latents.float()
     noisy = torch.lerp(clean, noise, sigma[:, None, None, None])

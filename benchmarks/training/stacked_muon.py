@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,12 @@ from torch.optim._muon import _adjust_lr
 
 class StackedMuon(Muon):
     """Takes what `torch.optim.Muon` takes, but for a rate in a tensor, and keeps the same state."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> NoReturn: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -37,7 +43,7 @@ class StackedMuon(Muon):
                 self._update(group, matrices)
 
     def _update(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
-        gradients = [matrix.grad for matrix in matrices]
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         for matrix in matrices:
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ SAVE_SECONDS = 60.0
 AVERAGED = 500
 """Steps that the average of weights reaches back, once there are ten times as many."""
 _VERSION = 2
+
+M = TypeVar("M", bound=nn.Module)
 """Of what a state to go on from contains."""
 
 
@@ -118,7 +121,15 @@ def kernels_as_they_were(module: nn.Module) -> None:
             parametrize.remove_parametrizations(part, "weight")
 
 
-class Training:
+class _Stateful(Protocol):
+    """What can be saved and go on later."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object: ...
+
+
+class Training(Generic[M]):
     """Trains one module in a folder, from where the last run there was stopped.
 
     Attributes:
@@ -126,7 +137,7 @@ class Training:
         averaged: The same module with the running average of its weights, which is what is kept.
     """
 
-    def __init__(self, folder: Path, module: nn.Module, optimizers: list[Optimizer], plan: Plan) -> None:
+    def __init__(self, folder: Path, module: M, optimizers: list[Optimizer], plan: Plan) -> None:
         """Begin, or go on from what is in the folder; the module is on the plan's device already."""
         self.module = module
         self.averaged = copy.deepcopy(module)
@@ -145,7 +156,7 @@ class Training:
         inputs_of: Callable[[int], Sequence[Tensor]],
         loss_of: Callable[..., Numbers],
         said: Callable[..., str] = lambda *others: "",
-        show: Callable[[nn.Module, int], None] = lambda module, step: None,
+        show: Callable[[M, int], None] = lambda module, step: None,
     ) -> None:
         """Take the steps that are left.
 
@@ -182,7 +193,8 @@ class Training:
             schedule.step()
         # torch's AveragedModel would read its count of steps back from a GPU, and wait for it.
         with torch.no_grad():
-            averages, weights = list(self.averaged.parameters()), list(self.module.parameters())
+            averages: list[Tensor] = list(self.averaged.parameters())
+            weights: list[Tensor] = list(self.module.parameters())
             torch._foreach_lerp_(averages, weights, share_of_weights(self._step))
 
     def _log(self, loss: float, said: str) -> None:
@@ -195,9 +207,11 @@ class Training:
                 writer.writerow(["seconds", "step", "loss", "rate"])
             writer.writerow([round(self._seconds), self._step, f"{loss:.5f}", f"{rate:.2e}"])
 
+    def _parts(self) -> list[_Stateful]:
+        return [self.module, self.averaged, *self._optimizers, *self._schedules]
+
     def _save(self) -> None:
-        parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
-        state = {"parts": [part.state_dict() for part in parts], "step": self._step, "seconds": self._seconds}
+        state = {"parts": [part.state_dict() for part in self._parts()], "step": self._step, "seconds": self._seconds}
         state |= {"plan": self._said_plan(), "version": _VERSION}
         unfinished = self._state.with_suffix(".new")
         torch.save(state, unfinished)
@@ -210,8 +224,7 @@ class Training:
                 f"{self._state.parent} holds a training of {state['plan']}, version {state.get('version')}; "
                 f"asked for is {self._said_plan()}, version {_VERSION}; name another folder"
             )
-        parts = [self.module, self.averaged, *self._optimizers, *self._schedules]
-        for part, values in zip(parts, state["parts"], strict=True):
+        for part, values in zip(self._parts(), state["parts"], strict=True):
             part.load_state_dict(values)
         self._step, self._seconds = state["step"], state["seconds"]
         self._forget_later_rows()

@@ -11,12 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
 DIM = 256
 TEXT_DIM = 128
@@ -117,7 +122,7 @@ class Model(nn.Module):
         for block in self.blocks():
             block.attention.set_processor(RealRopeAttention())
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[ZImageTransformerBlock]:
         """The refiners' and the main layers."""
         model = self.transformer
         return [*model.noise_refiner, *model.context_refiner, *model.layers]
@@ -162,7 +167,7 @@ class RealRopeAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def conditions() -> Conditions:
     )
 
 
-def row(variant: str, seconds: list[float], *, reference: bool = False, **more: float) -> Row:
+def row(variant: str, seconds: list[float], *, reference: bool = False, **more: Any) -> Row:
     return Row(
         case="case",
         variant=variant,

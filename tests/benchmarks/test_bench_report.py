@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from benchmarks import measure, plots, quality_table, report
@@ -135,7 +138,7 @@ def test_plots_read_tokens_and_draw_every_row(tmp_path: Path) -> None:
     assert [plots.tokens_of(line) for line in lines[::2]] == [320, 1088, 2368, 4160]
     (axes,) = plots.resolutions(lines).axes
     assert len(axes.lines) == 3 * 2  # measured, fit and linear part of two engines
-    tokens, seconds = axes.lines[3].get_data()
+    tokens, seconds = map(np.asarray, axes.lines[3].get_data())
     assert list(tokens) == [320, 1088, 2368, 4160]
     assert list(seconds) == pytest.approx([n / 1000 for n in tokens])
 
@@ -180,7 +183,7 @@ def test_the_waterfalls_plot_has_a_bar_for_each_row_of_the_common_scenes(tmp_pat
     write(tmp_path, "waterfall", rows)
     first, second = plots.waterfall(report.lines_of(tmp_path, "waterfall")).axes
     for axes in (first, second):
-        assert [bar.get_width() for bar in axes.patches] == [2.0, 1.0]
+        assert [cast(Rectangle, bar).get_width() for bar in axes.patches] == [2.0, 1.0]
     assert [label.get_text() for label in first.get_yticklabels()] == ["diffusers", "ours"]
 
 

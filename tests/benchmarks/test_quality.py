@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,17 +74,17 @@ def test_samples_become_rows() -> None:
     assert (uncached.reference, uncached.psnr_db, uncached.quality.identical) == (True, float("inf"), 1.0)
     assert (row.reference, row.psnr_db, row.timing and row.timing.median) == (False, 35.0, 1.0)
     assert row.quality == Quality(
-        skipped=pytest.approx(0.6),
-        identical=pytest.approx(1 / 3),
+        skipped=near(0.6),
+        identical=near(1 / 3),
         psnr_p5_db=30.0,
-        ssim=pytest.approx(0.9),
+        ssim=near(0.9),
         ssim_p5=0.8,
         lpips=0.25,
         clip_score=20.0,
         color_right=1.0,
-        shape_right=pytest.approx(2 / 3),
+        shape_right=near(2 / 3),
         background_right=1.0,
-        all_right=pytest.approx(2 / 3),
+        all_right=near(2 / 3),
     )
     (unchecked,) = scores.rows([sample(draws.UNCACHED, right=None)], "float32")
     assert (unchecked.quality.all_right, unchecked.quality.lpips) == (None, None)
@@ -108,9 +109,14 @@ def test_curves_and_defaults_of_the_plot(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def near(number: float) -> Any:
+    return pytest.approx(number)
+
+
 def test_pictures_under_few_settings(embedded: Pair) -> None:
     competition = runs.Competition(case=CASE, groups={"": draws.engine_group(embedded.ours, CASE)}, prompts={})
-    prompts, saved = cases.scene_prompts(2), []
+    prompts = cases.scene_prompts(2)
+    saved: list[Sample] = []
     runs.run(competition, prompts, Scorer(), [], saved.extend)
     uncached, same, default, more, taylor = scores.rows(saved, "float32")
     for row in (uncached, same):
@@ -169,7 +175,7 @@ def test_the_score_of_a_clip_model(tmp_path: Path) -> None:
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(EMBEDDED / "tokenizer")
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
+    words: dict[str, Any] = {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
     words |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     vision = {"image_size": 32, "patch_size": 8}
     torch.manual_seed(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch
 
     def made(dtype: DType, inputs: int, outputs: int) -> tuple[type, ...]:
         makers = (linear, gated_linear, convolution)
-        return tuple(type(build(lambda make=make: make(inputs, outputs), dtype, HOST)) for make in makers)
+        return tuple(type(build(partial(make, inputs, outputs), dtype, HOST)) for make in makers)
 
     ours, plain = (PackedLinear, PackedGatedLinear, PackedConv), (Linear, GatedLinear, PlainConv)
     assert made(DType.bfloat16, 64, 96) == made(DType.float32, 63, 43) == ours
@@ -145,7 +146,7 @@ def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_matrix_with_its_bias() -> None:
-    biased, plain = (build(lambda bias=bias: linear(8, 8, bias=bias), DType.float32, HOST) for bias in (True, False))
+    biased, plain = (build(partial(linear, 8, 8, bias=bias), DType.float32, HOST) for bias in (True, False))
     assert type(biased) is PackedBiasedLinear
     assert [name for name, _ in biased.parameters] == ["weight", "bias"]
     assert [name for name, _ in plain.parameters] == ["weight"]

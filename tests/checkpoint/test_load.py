@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +106,7 @@ def _engine_transformer(tiny: Tiny) -> StateDict:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 class TestFormats:
-    def test_text_encoder(self, tiny: Tiny, dtype: str, tmp_path: Path) -> None:
+    def test_text_encoder(self, tiny: Tiny, dtype: ModelDtype, tmp_path: Path) -> None:
         state = tiny.state("text_encoder")
         expected = engine_text_encoder(state, LAYERS_USED)
         found = tiny.plan("text_encoder")
@@ -119,32 +121,32 @@ class TestFormats:
         assert "no words are predicted" in found.dropped["lm_head.weight"]
         _check(load(found, dtype), expected, dtype)
 
-    def test_transformer(self, tiny: Tiny, dtype: str) -> None:
+    def test_transformer(self, tiny: Tiny, dtype: ModelDtype) -> None:
         found = tiny.plan("transformer")
         assert (found.format, found.dropped) == ("diffusers names", {})
         _check(load(found, dtype), _engine_transformer(tiny), dtype)
 
     @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-    def test_transformer_single_file(self, tiny: Tiny, dtype: str, prefix: str, tmp_path: Path) -> None:
+    def test_transformer_single_file(self, tiny: Tiny, dtype: ModelDtype, prefix: str, tmp_path: Path) -> None:
         file = save_single(tmp_path / "any name.safetensors", original_transformer(tiny.state("transformer")), prefix)
         found = tiny.plan("transformer", file)
         assert found.format.startswith("original single-file names")
         assert set(found.dropped) == {f"{prefix}norm_final.weight"}
         _check(load(found, dtype), _engine_transformer(tiny), dtype)
 
-    def test_vae(self, tiny: Tiny, dtype: str) -> None:
+    def test_vae(self, tiny: Tiny, dtype: ModelDtype) -> None:
         found = tiny.plan("vae")
         assert (found.format, found.dropped) == ("diffusers names", {})
         _check(load(found, dtype), engine_vae(tiny.state("vae")), dtype)
 
     @pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
-    def test_vae_single_file(self, tiny: Tiny, dtype: str, prefix: str, tmp_path: Path) -> None:
+    def test_vae_single_file(self, tiny: Tiny, dtype: ModelDtype, prefix: str, tmp_path: Path) -> None:
         file = save_single(tmp_path / "ae.safetensors", original_vae(tiny.state("vae")), prefix)
         found = tiny.plan("vae", file)
         assert found.format.startswith("original (Flux) single-file names")
         _check(load(found, dtype), engine_vae(tiny.state("vae")), dtype)
 
-    def test_float16(self, float32_tiny: Tiny, dtype: str, tmp_path: Path) -> None:
+    def test_float16(self, float32_tiny: Tiny, dtype: ModelDtype, tmp_path: Path) -> None:
         state = {name: tensor.half() for name, tensor in float32_tiny.state("vae").items()}
         file = save_single(tmp_path / "half.safetensors", state)
         _check(load(float32_tiny.plan("vae", file), dtype), engine_vae({n: t.float() for n, t in state.items()}), dtype)
@@ -171,7 +173,7 @@ def test_names_are_those_of_the_graphs(tiny: Tiny, dtype: ModelDtype, packed: bo
     from max_zimage.graphs.model.vae import DecodeLatents, EncodeImage
 
     specs, spec = tiny.specs, tiny.specs.transformer
-    graphs = {
+    graphs: dict[str, list[Callable[[], Module[..., Any]]]] = {
         "text_encoder": [lambda: TextEncoder(specs.text_encoder, LAYERS_USED)],
         "transformer": [lambda: Transformer(spec), lambda: CaptionConditioning(spec), lambda: ModulationTable(spec)],
         "vae": [lambda: EncodeImage(specs.vae), lambda: DecodeLatents(specs.vae)],

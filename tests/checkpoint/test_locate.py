@@ -102,7 +102,7 @@ class TestResolveModel:
             resolve_model("someone/tiny-zimage")
 
     def test_only_what_is_needed_is_downloaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from huggingface_hub.utils import filter_repo_objects
+        from huggingface_hub.utils._paths import filter_repo_objects
 
         wanted: list[str] = []
 
@@ -270,7 +270,8 @@ class TestScan:
             open_source([tmp_path / "a", tmp_path / "b"])
 
     def test_places(self, tmp_path: Path) -> None:
-        arrays = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": np.arange(4, dtype=np.float16)}
+        x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.float16)
+        arrays: dict[str, np.ndarray] = {"x": x, "y": y}
         save_file(arrays, tmp_path / "a", metadata={"format": "pt"})
         header = open_source([tmp_path / "a"])
         assert header.tensors.keys() == arrays.keys()

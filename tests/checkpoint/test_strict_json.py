@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def with_marks(folder: Path) -> Path:
 
 
 def test_byte_order_marks_everywhere_draw_the_same_picture(tmp_path: Path, embedded: Pair) -> None:
-    asked = {"seed": 3, "num_inference_steps": 2, "output_type": "np"}
+    asked: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "output_type": "np"}
     expected = embedded.ours("a red star", **asked)
     model = with_marks(tmp_path / "model")
     np.testing.assert_array_equal(ZImagePipeline.from_pretrained(model, device="cpu")("a red star", **asked), expected)

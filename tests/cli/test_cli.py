@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.main import main
 from max_zimage.errors import RequestError
 from max_zimage.images.save import ImageFileError, save_image
-from max_zimage.request.metadata import read_parameters
+from max_zimage.request.metadata import GenerationParameters, read_parameters
 from tests.paths import ROOT
 
 QUICK = ("--steps", "2", "--height", "64", "--width", "96")
@@ -99,10 +100,11 @@ def test_flags_come_before_the_picture_that_is_repeated(run: Run, draws: None, t
     assert run("generate", "a red star", *QUICK, "--guidance", "1.5", "--seed", "8", "--output", "a.png")[0] == 0
     first = read_parameters(tmp_path / "a.png")
     assert run("generate", "a blue star", "--from", "a.png", "--seed", "9", "--steps", "3", "--output", "b.png")[0] == 0
-    changed = replace(first, prompt="a blue star", seed=9, num_inference_steps=3)
-    assert read_parameters(tmp_path / "b.png") == changed
+    changed: Callable[..., GenerationParameters] = replace  # most fields are those of the table, unknown to mypy
+    second = changed(first, prompt="a blue star", seed=9, num_inference_steps=3)
+    assert read_parameters(tmp_path / "b.png") == second
 
-    save_image(pixels(tmp_path / "a.png"), tmp_path / "levels.png", replace(first, sigmas=(1.0, 0.5)).to_json())
+    save_image(pixels(tmp_path / "a.png"), tmp_path / "levels.png", changed(first, sigmas=(1.0, 0.5)).to_json())
     assert run("generate", "--from", "levels.png", "--output", "c.png")[0] == 0
     assert read_parameters(tmp_path / "c.png").sigmas == (1.0, 0.5)
     assert run("generate", "--from", "levels.png", "--steps", "1", "--output", "d.png")[0] == 0
@@ -165,7 +167,7 @@ def test_a_picture_that_cannot_be_saved_is_not_lost(
         save_image(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cli_generate, "save_image", save)
-    monkeypatch.setattr(cli_generate.tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     code, out, err = run("generate", *QUICK, "--output", "a.jpg")
     saved = tmp_path / "elsewhere" / "a.png"

@@ -20,7 +20,6 @@ from max_zimage.checkpoint.config import model_specs, text_encoder_spec, transfo
 from max_zimage.checkpoint.locate import COMPONENTS, CONFIG_FILES, read_config
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import (
-    AHEAD,
     FULL_MODEL,
     TARGETS,
     _report,
@@ -31,6 +30,7 @@ from max_zimage.compile.ahead_of_time import (
     with_layers,
 )
 from max_zimage.compile.cubins import symbols_in
+from max_zimage.compile.registry import AHEAD
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.embedded import PATH as EMBEDDED
 from tests.checkpoint.test_config import TEXT_ENCODER, TRANSFORMER, VAE

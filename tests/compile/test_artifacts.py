@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,9 +130,12 @@ def test_a_damaged_artifact_is_made_again(
         os.link(other, artifact)
     loaded: list[object] = []
     load = InferenceSession.compile
-    monkeypatch.setattr(
-        InferenceSession, "compile", lambda self, model, **more: loaded.append(model) or load(self, model, **more)
-    )
+
+    def watched(self: InferenceSession, model: Any, **more: Any) -> CompiledModel:
+        loaded.append(model)
+        return load(self, model, **more)
+
+    monkeypatch.setattr(InferenceSession, "compile", watched)
     np.testing.assert_array_equal(packed(), expected)
     assert artifact not in loaded
     assert notes == [f"{artifact} was damaged; its graphs are compiled again"]

@@ -162,9 +162,9 @@ def test_a_replay_with_other_numbers_is_not_used(notes: list[str]) -> None:
     graphs, model = small()
     replay, seven = model.replay, numbers(7)
 
-    def wrong(key: int, *inputs: Buffer) -> None:
-        replay(key, *inputs)
-        model.recorded[key].outputs[1].inplace_copy_from(seven)
+    def wrong(graph_keys: int, *inputs: Buffer) -> None:
+        replay(graph_keys, *inputs)
+        model.recorded[graph_keys].outputs[1].inplace_copy_from(seven)
 
     model.replay = wrong  # type: ignore[method-assign]
     for _ in range(5):
@@ -206,7 +206,8 @@ def test_where_it_has_no_effect_that_is_said_once(notes: list[str], monkeypatch:
     device_graphs._say_without_effect.cache_clear()
     device_graphs.check(NVIDIA)
     assert notes == []
-    device_graphs.check(CPU()), device_graphs.check(CPU())
+    for _ in range(2):
+        device_graphs.check(CPU())
     assert notes == [
         "MAX_ZIMAGE_DEVICE_GRAPHS=on has no effect here: device graphs are for NVIDIA GPUs, and this runs on cpu"
     ]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from max_zimage.cli.compile import listing
-from max_zimage.compile.ahead_of_time import AHEAD, FULL_MODEL, compile_target
+from max_zimage.compile.ahead_of_time import FULL_MODEL, compile_target
 from max_zimage.compile.kernel_lists import launches
 from max_zimage.compile.launch_plans import most, read_plan
 from max_zimage.compile.launches import Launches, Part, lines
+from max_zimage.compile.registry import AHEAD
 from tests.references.launch_page import counted
 from tests.references.launches import FILES, PAGE, page, read, sections
 

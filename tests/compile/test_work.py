@@ -70,7 +70,7 @@ def test_the_decoder(pictures: int, rows: int, columns: int, counted: FlopCounte
     decoder = AutoencoderKL.from_pretrained(EMBEDDED / "vae").decoder
     moved = [0]
 
-    def add(module: torch.nn.Module, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+    def add(module: torch.nn.Conv2d | torch.nn.Linear, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
         moved[0] += 4 * (given[0].numel() + module.weight.numel() + result.numel())
 
     for module in decoder.modules():
@@ -116,7 +116,7 @@ def test_a_block_by_hand() -> None:
 
 def test_calls_are_counted_from_their_shapes() -> None:
     spec = TINY.transformer
-    given = PredictInputs(*[()] * len(PredictInputs._fields))
+    given: PredictInputs[tuple[int, ...]] = PredictInputs(*[()] * len(PredictInputs._fields))
     shapes = [*given._replace(latents=(1, 64, 64), image_rope=(2, 64, 64, 2), rope=(2, 96, 64, 2))]
     step = work.denoise(spec, items=2, image_tokens=64, image_padded=64, tokens=96, size=4)
     assert count(COUNTER, "denoise", shapes) == step

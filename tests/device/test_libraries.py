@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from max.driver import Device
 from max.graph import Module
 
 from max_zimage.device import libraries as nvidia_libraries
 from max_zimage.device.libraries import CUBLAS, CUDNN, candidate_paths, check_libraries, loaded
 from max_zimage.graphs.kernel_library import compile_with_kernels
 
-CPU, NVIDIA, AMD = (SimpleNamespace(is_host=api == "cpu", api=api) for api in ("cpu", "cuda", "hip"))
+CPU, NVIDIA, AMD = (cast(Device, SimpleNamespace(is_host=api == "cpu", api=api)) for api in ("cpu", "cuda", "hip"))
 FILES = {"cu13": "libcublas.so.none", "cudnn": "libcudnn.so.none"}
 
 
@@ -93,5 +94,5 @@ def test_graphs_for_nvidia_are_compiled_to_call_it(devices: list[Any], asked: li
     session: Any = SimpleNamespace(
         devices=devices, _use_vendor_blas=switched.append, compile=lambda module, custom_extensions: "compiled"
     )
-    assert compile_with_kernels(session, Module(), []) == "compiled"  # type: ignore[comparison-overlap]
+    assert compile_with_kernels(session, Module(), []) == "compiled"
     assert switched == asked

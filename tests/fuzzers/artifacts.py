@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 from max_zimage.compile import artifacts
+from max_zimage.host.folders import artifact_folder
 from tests.fuzzers.tally import Tally
 
 _STARTS_EACH = 100  # one start of the whole program for so many inputs that are only offered to the look-up
@@ -69,7 +70,7 @@ def fuzz(count: int, seed: int = 0) -> Tally:
     with tempfile.TemporaryDirectory(prefix="max-zimage-fuzz-") as folder:
         kept = Path(folder, "kept")
         kept.mkdir()
-        usual = artifacts.artifact_folder()
+        usual = artifact_folder()
         assert usual is not None, "this user has no home; set MAX_ZIMAGE_CACHE"
         expected = _picture(usual, Path(folder, "first.png"))
         used = max(usual.glob("denoise+*.*.mef"), key=lambda kept: kept.stat().st_mtime)

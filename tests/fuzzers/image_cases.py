@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import imagecodecs
 import numpy as np
@@ -92,7 +93,10 @@ class Colours:
     warns: bool = False
 
 
-def pick(rng: Generator, *choices: object) -> object:
+T = TypeVar("T")
+
+
+def pick(rng: Generator, *choices: T) -> T:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -106,7 +110,7 @@ def profile_colours(rng: Generator, *, is_grey: bool) -> Colours:
         return Colours("profile of other colours", profile=other.profile, warns=True)
     if drawn < 0.25:
         content = spaces[name].profile
-        broken = bytes(pick(rng, content[: len(content) // 3], b"no profile", rng.bytes(300)))  # type: ignore[arg-type]
+        broken = bytes(pick(rng, content[: len(content) // 3], b"no profile", rng.bytes(300)))
         return Colours("broken profile", profile=broken, warns=True)
     return Colours(f"{name} profile", profile=spaces[name].profile, space=spaces[name])
 
@@ -125,9 +129,9 @@ def _png_colours(rng: Generator, colour_type: int) -> Colours:
     if kind == 3:
         return Colours("sRGB", (chunk(b"sRGB", b"\0"), chunk(b"gAMA", struct.pack(">I", 100000))))
     if kind == 4:
-        gamma = int(pick(rng, 45455, 45000, 100000, 55556))  # type: ignore[call-overload]
-        curve = None if gamma < 50000 else 100000 / gamma
-        return Colours(f"gamma {gamma}", (chunk(b"gAMA", struct.pack(">I", gamma)),), space=Space(gamma=curve))
+        inverse = pick(rng, 45455, 45000, 100000, 55556)
+        curve = None if inverse < 50000 else 100000 / inverse
+        return Colours(f"gamma {inverse}", (chunk(b"gAMA", struct.pack(">I", inverse)),), space=Space(gamma=curve))
     if kind == 5:
         space = Space(primaries=P3.primaries, gamma=100000 / 55556)
         return Colours(
@@ -198,7 +202,7 @@ def png(rng: Generator) -> Case:
     body, after = chunk(b"IDAT", zlib.compress(_rows(values, bits), 1)), chunk(b"IEND", b"")
     parts = [text, *before, turn, body] if rng.random() < 0.5 else [*before, body, text, turn]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
-    content = _PNG + header + b"".join(parts) + after + bytes(pick(rng, b"", b"junk" * 9))  # type: ignore[arg-type]
+    content = _PNG + header + b"".join(parts) + after + bytes(pick(rng, b"", b"junk" * 9))
     label = (
         f"PNG type {colour_type} of {bits} bits{key_label}, {colours.label}, EXIF {orientation}{' text' * has_big_text}"
     )

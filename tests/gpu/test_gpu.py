@@ -15,6 +15,7 @@ from max.driver import accelerator_count
 from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.sampling.step_cache import StepCache
+from tests.recording import RecordProperty
 from tests.references.diffusers_runs import (
     Call,
     Pair,
@@ -62,7 +63,7 @@ def test_bfloat16_is_what_a_gpu_gets(bfloat16: Pair) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_transformer_in_float32(name: str, float32: Pair, record_property: pytest.RecordProperty) -> None:
+def test_transformer_in_float32(name: str, float32: Pair, record_property: RecordProperty) -> None:
     call = CALLS[name]
     branches = reference_features(float32, call)
     inputs = inputs_of(float32.ours, request_of(float32, call, branches))
@@ -76,7 +77,7 @@ def test_transformer_in_float32(name: str, float32: Pair, record_property: pytes
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_pictures_in_float32(name: str, float32: Pair, record_property: pytest.RecordProperty) -> None:
+def test_pictures_in_float32(name: str, float32: Pair, record_property: RecordProperty) -> None:
     """From the prompt on: text encoder, steps and decoder."""
     ours, theirs = (run(CALLS[name]).pixels.astype(int) for run in (float32.run_ours, float32.run_theirs))
     near = float(np.mean(np.abs(ours - theirs) <= 2))
@@ -85,9 +86,7 @@ def test_pictures_in_float32(name: str, float32: Pair, record_property: pytest.R
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_final_latents_in_bfloat16(
-    name: str, float32: Pair, bfloat16: Pair, record_property: pytest.RecordProperty
-) -> None:
+def test_final_latents_in_bfloat16(name: str, float32: Pair, bfloat16: Pair, record_property: RecordProperty) -> None:
     """At most twice what torch loses on the CPU in the same dtype."""
     exact = float32.run_theirs(CALLS[name]).latents[-1]
     theirs = bfloat16.run_theirs(CALLS[name]).latents[-1]

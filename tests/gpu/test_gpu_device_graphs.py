@@ -16,6 +16,7 @@ from max_zimage.compile import device_graphs
 from max_zimage.compile.device_graphs import KEPT, DeviceGraphs
 from max_zimage.progress import shown_by
 from tests.pipeline.test_device_graphs_pictures import REQUESTS, latents
+from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Pair
 from tests.references.strict_model import Notes
 
@@ -79,7 +80,7 @@ def test_recorded_launches_are_those_of_a_run(drawn: Pair, monkeypatch: pytest.M
 
 
 def test_memory_of_recordings_is_given_back(
-    drawn: Pair, monkeypatch: pytest.MonkeyPatch, record_property: pytest.RecordProperty
+    drawn: Pair, monkeypatch: pytest.MonkeyPatch, record_property: RecordProperty
 ) -> None:
     """Of many sizes few are kept."""
     with replayed(drawn, monkeypatch) as graphs:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from max.driver import CPU, Buffer
 from max.dtype import DType
-from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 from torch.nn.functional import conv2d, group_norm, interpolate, pad, silu
@@ -20,7 +20,7 @@ from torch.nn.functional import conv2d, group_norm, interpolate, pad, silu
 from max_zimage.checkpoint.layout import packed
 from max_zimage.device.dtypes import DTYPES, ModelDtype, bfloat16_bits
 from max_zimage.graphs import ops
-from tests.references.op_modules import TORCH, Op, Ops, buffer, check, compile_ops, numbers, run
+from tests.references.op_modules import TORCH, Op, Ops, Typed, buffer, check, compile_ops, numbers, run
 
 HOST = DeviceRef.CPU()
 EPSILON = 1e-6
@@ -65,7 +65,8 @@ class Convolution:
         """The same in torch, in the dtype of the arguments, the weight [out, in, height, width]."""
         hidden = x.permute(0, 3, 1, 2)
         if self.groups:
-            hidden, rest = silu(group_norm(hidden, self.groups, *rest[:2], eps=EPSILON)), rest[2:]
+            scale, offset, *left = rest
+            hidden, rest = silu(group_norm(hidden, self.groups, scale, offset, eps=EPSILON)), tuple(left)
         weight, bias, *shortcut = rest
         hidden = interpolate(hidden, scale_factor=self.upsampling, mode="nearest") if self.upsampling > 1 else hidden
         border = (0, 1, 0, 1) if self.stride == 2 else (self.kernel // 2,) * 4
@@ -96,8 +97,8 @@ CONVOLUTIONS = {
 @pytest.fixture(scope="module", params=DTYPES)
 def compiled(request: pytest.FixtureRequest) -> Ops:
     dtype = DType[request.param]
-    makers: dict[str, Callable[[], Module[..., list[Tensor]]]] = {
-        name: lambda convolution=convolution: convolution.op(dtype) for name, convolution in CONVOLUTIONS.items()
+    makers: dict[str, Callable[[], Typed]] = {
+        name: partial(convolution.op, dtype) for name, convolution in CONVOLUTIONS.items()
     }
     makers["group norm"] = lambda: Op(
         lambda x, weight, bias: ops.group_norm(x, weight, bias, groups=4, epsilon=EPSILON),

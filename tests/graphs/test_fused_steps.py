@@ -75,8 +75,9 @@ def test_the_norms_are_in_the_table(fused: dict[str, Model], plain: ZImageTransf
 def step_inputs(table: list[Buffer], items: Items, plain: ZImageTransformerModel) -> list[Buffer]:
     latents = numbers(2, ROWS * COLUMNS, plain.spec.patch_dim, seed=2)
     rows = upload(download(table[0])[1], CPU()), upload(download(table[1])[1], CPU())
-    captions, scales = numbers(2, 64, plain.spec.dim, seed=1), {"guidance_scale": 1.5, "cfg_normalization": 0.9}
-    return [*euler_step_inputs(items, captions, latents, *rows, delta=-0.1, **scales).arguments]
+    captions = numbers(2, 64, plain.spec.dim, seed=1)
+    made = euler_step_inputs(items, captions, latents, *rows, guidance_scale=1.5, cfg_normalization=0.9, delta=-0.1)
+    return [*made.arguments]
 
 
 def test_a_step(fused: dict[str, Model], plain: ZImageTransformerModel, items: Items) -> None:

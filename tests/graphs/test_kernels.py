@@ -6,6 +6,7 @@ Rows are counted around the 12 of a tile, queries around the 32 of a panel, keys
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ import torch
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.experimental.compilation import as_subgraph
-from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
@@ -30,6 +30,7 @@ from tests.references.op_modules import (
     TORCH,
     Op,
     Ops,
+    Typed,
     buffer,
     check,
     compile_ops,
@@ -44,7 +45,7 @@ SHAPES = {"bidirectional": (3, 3, 128, False), "causal, shared heads": (4, 2, 64
 """Name -> heads, key_value_heads, head_dim, causal."""
 
 
-class Wired(Module[..., list[Tensor]]):
+class Wired(Typed):
     """Attention as the graphs take it, where every position exists."""
 
     def __init__(self, dtype: DType) -> None:
@@ -58,7 +59,7 @@ class Wired(Module[..., list[Tensor]]):
         return [rotary_attention(qkv, self.q_norm, self.k_norm, rope, heads=3)]
 
 
-class Repeated(Module[..., list[Tensor]]):
+class Repeated(Typed):
     """Two layers that share one subgraph."""
 
     def __init__(self, dtype: DType) -> None:
@@ -106,12 +107,12 @@ def compiled(request: pytest.FixtureRequest) -> Ops:
     """Every op in one dtype, compiled as one module."""
     name: ModelDtype = request.param
     dtype = DType[name]
-    makers: dict[str, Callable[[], Module[..., list[Tensor]]]] = {
-        f"{op} {outputs}": lambda op=op, outputs=outputs: product_op(getattr(ops, op), outputs, dtype)
+    makers: dict[str, Callable[[], Typed]] = {
+        f"{op} {outputs}": partial(product_op, getattr(ops, op), outputs, dtype)
         for op, sizes in OUTPUTS.items()
         for outputs in sizes
     }
-    makers |= {shape.split(",")[0]: lambda sizes=sizes: rotary_op(*sizes, dtype) for shape, sizes in SHAPES.items()}
+    makers |= {shape.split(",")[0]: partial(rotary_op, *sizes, dtype) for shape, sizes in SHAPES.items()}
     makers["attention"] = lambda: attention_op(dtype)
     weights = {}
     if needs_kernels(name):
@@ -219,8 +220,8 @@ def test_attention(compiled: Ops, name: str, length: int, valid: list[int]) -> N
     ours = run(compiled.models[name.split(",")[0]], *map(buffer, (qkv, *weights, rope)), lengths)
 
     def reference(dtype: torch.dtype) -> torch.Tensor:
-        tensors = [tensor.to(dtype) for tensor in (qkv, *weights)]
-        return references.rotary_attention(*tensors, rope, valid, heads, causal, EPSILON)
+        mixed, query, key = (tensor.to(dtype) for tensor in (qkv, *weights))
+        return references.rotary_attention(mixed, query, key, rope, valid, heads, causal, EPSILON)
 
     exact, plain = reference(torch.float64), reference(TORCH[compiled.dtype])
     for item, count in enumerate(valid):  # rows beyond are unspecified
@@ -236,8 +237,8 @@ def test_attention_with_scores_far_apart(compiled: Ops) -> None:
     rope = torch.stack([torch.ones(1, 250, head_dim // 2), torch.zeros(1, 250, head_dim // 2)], dim=-1)
     lengths = Buffer.from_numpy(np.array([250], np.uint32))
     ours = run(compiled.models["bidirectional"], *map(buffer, (qkv, weight, weight, rope)), lengths)
-    tensors = [tensor.double() for tensor in (qkv, weight, weight)]
-    exact = references.rotary_attention(*tensors, rope, [250], heads, causal, EPSILON)
+    norms = weight.double()
+    exact = references.rotary_attention(qkv.double(), norms, norms, rope, [250], heads, causal, EPSILON)
     right = ((ours - exact).norm(dim=-1) < 0.05 * exact.norm(dim=-1)).double().mean()
     assert right > 0.95  # rounding of queries and keys decides where two keys are nearly equal
 
@@ -248,13 +249,10 @@ def test_the_norms_epsilon_counts(compiled: Ops) -> None:
     qkv = numbers(compiled.dtype, 1, 60, heads + 2 * shared, head_dim, scale=EPSILON**0.5)
     weight = torch.full((head_dim,), 2.0).to(TORCH[compiled.dtype])
     rope = torch.stack([torch.ones(1, 60, head_dim // 2), torch.zeros(1, 60, head_dim // 2)], dim=-1)
-    ours = run(
-        compiled.models["bidirectional"],
-        *map(buffer, (qkv, weight, weight, rope)),
-        Buffer.from_numpy(np.array([60], np.uint32)),
-    )
-    arguments = [tensor.double() for tensor in (qkv, weight, weight)], rope, [60], heads, causal
-    exact, other = (references.rotary_attention(*arguments[0], *arguments[1:], eps) for eps in (EPSILON, 0.0))
+    lengths = Buffer.from_numpy(np.array([60], np.uint32))
+    ours = run(compiled.models["bidirectional"], *map(buffer, (qkv, weight, weight, rope)), lengths)
+    arguments = qkv.double(), weight.double(), weight.double(), rope, [60], heads, causal
+    exact, other = (references.rotary_attention(*arguments, eps) for eps in (EPSILON, 0.0))
     assert (ours - exact).norm() < 0.02 * exact.norm()
     assert (other - exact).norm() > 0.1 * exact.norm()
 
@@ -276,8 +274,8 @@ def test_attention_as_graphs_take_it(compiled: Ops) -> None:
     ours = run(compiled.models["wired"], buffer(qkv), buffer(rope))
 
     def reference(dtype: torch.dtype) -> torch.Tensor:
-        tensors = [tensor.to(dtype) for tensor in (qkv, norm(compiled.dtype, "q"), norm(compiled.dtype, "k"))]
-        return references.rotary_attention(*tensors, rope, None, 3, False, EPSILON)
+        query, key = (norm(compiled.dtype, name).to(dtype) for name in "qk")
+        return references.rotary_attention(qkv.to(dtype), query, key, rope, None, 3, False, EPSILON)
 
     check(ours, reference(TORCH[compiled.dtype]), reference(torch.float64))
 

@@ -40,7 +40,7 @@ class Unpack(Module[[Tensor], tuple[Tensor, Tensor, Tensor]]):
 def models() -> dict[str, Model]:
     """Both ways in one module: MAX takes as long for two small graphs as for one."""
     together = GraphModule()
-    modules = {
+    modules: dict[str, PackLatents | Unpack] = {
         "pack": build(lambda: PackLatents(CHANNELS), DType.float32, CPU),
         "unpack": build(Unpack, DType.float32, CPU),
     }

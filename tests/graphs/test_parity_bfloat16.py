@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.recording import RecordProperty
 from tests.references.diffusers_runs import (
     Call,
     Pair,
@@ -26,19 +27,17 @@ CALLS = {
 pytestmark = pytest.mark.slow  # its graphs take minutes to compile, and nothing else uses them
 
 
-@pytest.fixture(params=CALLS.values(), ids=CALLS)
+@pytest.fixture(params=CALLS.values(), ids=list(CALLS))
 def call(request: pytest.FixtureRequest) -> Call:
     return request.param
 
 
-def check(ours: float, theirs: float, record_property: pytest.RecordProperty) -> None:
+def check(ours: float, theirs: float, record_property: RecordProperty) -> None:
     record_property("bfloat16_ratio", ours / theirs)
     assert ours <= BFLOAT16_RATIO * theirs, f"{ours:.2e} against torch's {theirs:.2e}"
 
 
-def test_text_features(
-    call: Call, embedded: Pair, embedded_bfloat16: Pair, record_property: pytest.RecordProperty
-) -> None:
+def test_text_features(call: Call, embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty) -> None:
     pair = embedded_bfloat16
     exact = np.concatenate([item.numpy() for item in reference_features(embedded, call)[0]])
     theirs = np.concatenate([item.float().numpy() for item in reference_features(pair, call)[0]])
@@ -47,9 +46,7 @@ def test_text_features(
     check(relative_l2(ours, exact), relative_l2(theirs, exact), record_property)
 
 
-def test_transformer(
-    call: Call, embedded: Pair, embedded_bfloat16: Pair, record_property: pytest.RecordProperty
-) -> None:
+def test_transformer(call: Call, embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty) -> None:
     """All get the same features, already rounded."""
     pair = embedded_bfloat16
     branches = reference_features(pair, call)
@@ -63,9 +60,7 @@ def test_transformer(
     check(relative_l2(ours, exact), relative_l2(theirs, exact), record_property)
 
 
-def test_final_latents(
-    call: Call, embedded: Pair, embedded_bfloat16: Pair, record_property: pytest.RecordProperty
-) -> None:
+def test_final_latents(call: Call, embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty) -> None:
     exact = embedded.run_theirs(call).latents[-1]
     theirs = embedded_bfloat16.run_theirs(call).latents[-1]
     ours = embedded_bfloat16.run_ours(call).latents[-1]

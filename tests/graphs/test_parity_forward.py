@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.recording import RecordProperty
 from tests.references.diffusers_runs import (
     Call,
     Pair,
@@ -64,7 +65,7 @@ def test_the_models_show_what_engines_drop(model: str, request: pytest.FixtureRe
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_text_features(model: str, request: pytest.FixtureRequest, record_property: pytest.RecordProperty) -> None:
+def test_text_features(model: str, request: pytest.FixtureRequest, record_property: RecordProperty) -> None:
     """All lengths in one batch, so that padding at the end of a row is seen to reach nothing before it."""
     pair: Pair = request.getfixturevalue(model)
     call = Call(prompts=("a red star on a blue background", 31, 32, 33, 64, 100, 500), negatives=("",) * 7)
@@ -78,9 +79,7 @@ def test_text_features(model: str, request: pytest.FixtureRequest, record_proper
 
 
 @pytest.mark.parametrize(("model", "name"), CASES, ids=lambda value: value.replace(" ", "_").replace(",", ""))
-def test_transformer(
-    model: str, name: str, request: pytest.FixtureRequest, record_property: pytest.RecordProperty
-) -> None:
+def test_transformer(model: str, name: str, request: pytest.FixtureRequest, record_property: RecordProperty) -> None:
     """At the first, a middle and the last timestep of a schedule; the worst item counts."""
     pair: Pair = request.getfixturevalue(model)
     call = CALLS[name]

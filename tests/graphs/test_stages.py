@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from max_zimage.pipeline.batch import caption_arguments
 from tests.references.diffusers_runs import Call, Pair
 from tests.references.stages import Stages, assert_same, engine_stages, reference_stages
 from tests.tolerances import STAGES_L2
@@ -64,7 +65,7 @@ def test_a_real_fault_is_found_where_it_is(embedded: Pair, monkeypatch: pytest.M
         _, padded, *rest = arguments(spec, captions, device)
         return (padded, padded, *rest)
 
-    arguments = denoising.caption_arguments
+    arguments = caption_arguments
     monkeypatch.setattr(denoising, "caption_arguments", without_pads)
     with pytest.raises(AssertionError, match="the first stage that diverges is caption tokens"):
         assert_same(engine_stages(embedded, CALL), reference_stages(embedded, CALL), STAGES_L2)

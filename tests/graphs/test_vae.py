@@ -7,8 +7,10 @@ and two pictures. All sizes of a model go through one compiled graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -45,7 +47,8 @@ class DecodeBoth(DecodeLatents):
         return pixels, quantize(pixels)
 
 
-PARTS = {DecodeLatents: "decoder.", DecodeBoth: "decoder.", EncodeImage: "encoder."}
+Kind = type[DecodeLatents] | type[DecodeBoth] | type[EncodeImage]
+PARTS: dict[Kind, str] = {DecodeLatents: "decoder.", DecodeBoth: "decoder.", EncodeImage: "encoder."}
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,14 @@ def make_case(model: AutoencoderKL) -> Case:
     return Case(reference=model.eval(), spec=spec)
 
 
-def compile_graphs(kinds: list[type], case: Case, dtype: DType, place: DeviceRef = CPU) -> list[Model]:
+def compile_graphs(kinds: Sequence[Kind], case: Case, dtype: DType, place: DeviceRef = CPU) -> list[Model]:
     """One model a kind; both kinds as one module, because they share most kernels."""
-    together, weights, graphs = GraphModule(), {}, []
+    together, graphs = GraphModule(), []
+    weights: dict[str, Buffer] = {}
     state = engine_vae(case.reference.state_dict(), keep_filters=is_nvidia(place))
     for kind in kinds:
-        module = build(lambda kind=kind: kind(case.spec), dtype, place)
+        make: Callable[[], DecodeLatents | EncodeImage] = partial(kind, case.spec)
+        module = build(make, dtype, place)
         own = {name: value for name, value in state.items() if name.startswith(PARTS[kind])}
         assert set(own) == {name for name, _ in module.parameters}
         weights |= {

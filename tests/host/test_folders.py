@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import tempfile
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from max import _core
 from max.driver import CPU
 from max.dtype import DType
 from max.engine import InferenceSession
@@ -38,10 +41,10 @@ def test_what_is_wrong_with_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert problem(tmp_path / "new" / "folder", 2**20) is None
     assert problem(Path("/dev/null/none")) == "Not a directory"
     assert problem(Path("/proc/none")) == "No such file or directory"
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda folder: Usage(2**30, 2**30, 3 * 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(2**30, 2**30, 3 * 2**20))
     assert problem(tmp_path, 2**20) is None
     assert problem(tmp_path, 2**23) == "3 MiB are free"
-    monkeypatch.setattr(folders.resource, "getrlimit", lambda kind: (2**19, 2**19))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**19, 2**19))
     assert problem(tmp_path, 2**20) == "files may have 0.5 MiB (ulimit -f)"
 
 
@@ -50,7 +53,7 @@ def test_max_keeps_nothing_where_its_cache_has_no_place(
     place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MODULAR_CACHE_DIR", raising=False)
-    monkeypatch.setattr(folders._core.engine, "max_cache_dir", lambda: place)
+    monkeypatch.setattr(_core.engine, "max_cache_dir", lambda: place)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with room_to_compile():
         inside = Path(os.environ["MODULAR_CACHE_DIR"])
@@ -64,7 +67,7 @@ def test_max_keeps_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MODULAR_CACHE_DIR", str(tmp_path))
     with room_to_compile():
         assert os.environ["MODULAR_CACHE_DIR"] == str(tmp_path)
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda folder: Usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(2**30, 2**30, 2**20))
     with room_to_compile():  # there is no room anywhere
         assert os.environ["MODULAR_CACHE_DIR"] == "/dev/null/none"
     assert os.environ["MODULAR_CACHE_DIR"] == str(tmp_path)
@@ -73,10 +76,8 @@ def test_max_keeps_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_temporary_files_go_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "_OTHER_TEMPORARY", (str(tmp_path / "other"),))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    usage = folders.shutil.disk_usage
-    monkeypatch.setattr(
-        folders.shutil, "disk_usage", lambda folder: Usage(1, 1, 0) if folder == tmp_path else usage(folder)
-    )
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(1, 1, 0) if folder == tmp_path else usage(folder))
     with room_to_compile():
         assert tempfile.gettempdir() == str(tmp_path / "other")
     assert tempfile.tempdir == str(tmp_path)

@@ -187,7 +187,7 @@ def test_what_moves_is_refused_from_pillow_too(kind: str) -> None:
     ],
     ids=["RGB key", "grey key", "16-bit key", "palette", "LA"],
 )
-def test_transparency_is_found_whatever_says_it(picture: Image.Image, options: dict[str, object]) -> None:
+def test_transparency_is_found_whatever_says_it(picture: Image.Image, options: dict[str, Any]) -> None:
     content = file(picture, **options)
     for read in (
         lambda: decode_image("image", content),

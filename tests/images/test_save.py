@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from PIL import Image, PngImagePlugin
 from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
 from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
 
-PARAMETERS = GenerationParameters(
+# Most fields of parameters are those of the table of fields, unknown to mypy.
+made: Callable[..., GenerationParameters] = GenerationParameters
+changed: Callable[..., GenerationParameters] = replace
+PARAMETERS = made(
     prompt="a red star on a blue background",
     negative_prompt="",
     height=24,
@@ -65,7 +69,7 @@ def picture() -> np.ndarray:
 )
 def test_round_trip(tmp_path: Path, ending: str, prompt: str) -> None:
     path = tmp_path / f"star{ending}"
-    parameters = replace(PARAMETERS, prompt=prompt, negative_prompt=prompt[::-1], sigmas=(1.0, 0.5, 1 / 3), shift=3.0)
+    parameters = changed(PARAMETERS, prompt=prompt, negative_prompt=prompt[::-1], sigmas=(1.0, 0.5, 1 / 3), shift=3.0)
     save_image(picture(), path, parameters.to_json())
     assert read_parameters(path) == parameters
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
@@ -80,13 +84,13 @@ def test_round_trip(tmp_path: Path, ending: str, prompt: str) -> None:
     prompt=st.text(st.characters(exclude_categories=["Cs"])), scale=st.floats(0, 1e6), seed=st.integers(0, 2**63 - 1)
 )
 def test_any_text_and_number_survives_json(prompt: str, scale: float, seed: int) -> None:
-    parameters = replace(PARAMETERS, prompt=prompt, guidance_scale=scale, seed=seed)
+    parameters = changed(PARAMETERS, prompt=prompt, guidance_scale=scale, seed=seed)
     assert GenerationParameters.from_json(parameters.to_json()) == parameters
 
 
 def test_png_chunk_is_readable_by_others(tmp_path: Path) -> None:
     path = tmp_path / "star.png"
-    save_image(picture(), path, replace(PARAMETERS, prompt="\u7ea2").to_json())
+    save_image(picture(), path, changed(PARAMETERS, prompt="\u7ea2").to_json())
     with Image.open(path) as saved:
         text = saved.info["parameters"]
     assert "\u7ea2" in text
@@ -95,7 +99,7 @@ def test_png_chunk_is_readable_by_others(tmp_path: Path) -> None:
 
 def test_a_jpeg_too_small_for_the_parameters_says_so(tmp_path: Path) -> None:
     with pytest.raises(ImageFileError, match=r"at most 65000 bytes.*save as \.png"):
-        save_image(picture(), tmp_path / "star.jpg", replace(PARAMETERS, prompt="x" * 65_000).to_json())
+        save_image(picture(), tmp_path / "star.jpg", changed(PARAMETERS, prompt="x" * 65_000).to_json())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,12 +196,12 @@ def test_layouts_of_before(version: int) -> None:
     written = json.loads(PARAMETERS.to_json()) | {"format_version": version}
     for name in ("strength", "image_digest", "image_height", "image_width", "device"):
         del written[name]
-    expected = replace(
+    expected = changed(
         PARAMETERS, strength=None, image_digest=UNKNOWN_IMAGE, image_height=None, image_width=None, device=None
     )
     if version == 1:
         del written["step_cache"]
-        expected = replace(expected, step_cache="off")
+        expected = changed(expected, step_cache="off")
     assert GenerationParameters.from_json(json.dumps(written)) == expected
 
 

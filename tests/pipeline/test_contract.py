@@ -159,6 +159,8 @@ def test_cache_state_of_this_transformer(embedded: Pair, monkeypatch: pytest.Mon
     pipeline, theirs = embedded.ours, embedded.theirs.transformer.config
     for config in (None, pipeline.transformer.spec, pipeline.transformer.config, theirs):
         state = pipeline.create_cache_state(1, 32, config)
+        assert state.prev_residual is not None
+        assert state.prev_output is not None
         assert list(state.prev_residual.shape) == [1, 32, theirs.dim]
         assert list(state.prev_output.shape) == [1, 32, 4 * theirs.in_channels]
     for config in ({}, {"num_attention_heads": 3}, "x"):

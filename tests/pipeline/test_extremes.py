@@ -19,7 +19,8 @@ from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 from tests.request.test_request import DEFAULTS, LIMITS, make
 
 SPECS = [ScheduleSpec(shift=shift, num_train_timesteps=1000) for shift in (MIN_SHIFT, 1.0, 3.0, 6.0, MAX_SHIFT)]
-NUMBERS = [0.0, 5e-324, 1e-300, 1e-46, 1e-45, 1e-40, 1.2e-38, 1e-30, 1e-17, 1.2e-16, 1e-7, 0.01, 0.5, 0.6, 0.999]
+NUMBERS: list[Any] = [0.0, 5e-324, 1e-300, 1e-46, 1e-45, 1e-40, 1.2e-38, 1e-30, 1e-17, 1.2e-16, 1e-7]
+NUMBERS += [0.01, 0.5, 0.6, 0.999]
 NUMBERS += [math.nextafter(1.0, 0.0), 1.0 - 1e-8, 1.0, 1.0 + 1e-12, 3.0, 100.0, 1e3, 1e19, 3e38, 3.5e38, 1e300]
 NUMBERS += [10**400, -1e-300, -1.0, math.inf, math.nan, np.float32(1e-45), np.float16(6e-8), np.longdouble("1e-4000")]
 FLOATS = [number for number in NUMBERS if type(number) is float]

@@ -61,7 +61,7 @@ def theirs(
 def test_pictures_are_those_of_diffusers(
     strength: float, steps: int, guidance: float, size: tuple[int, int], embedded: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = {"strength": strength, "num_inference_steps": steps, "guidance_scale": guidance}
+    common: dict[str, Any] = {"strength": strength, "num_inference_steps": steps, "guidance_scale": guidance}
     ours = embedded.ours(PROMPT, image=start(*size), seed=SEED, output_type="np", **common)
     expected = theirs(embedded, monkeypatch, start(*size), **common)
     assert np.mean(np.abs(np.asarray(ours).astype(int) - expected) <= 1) >= PIXEL_SHARE
@@ -70,7 +70,7 @@ def test_pictures_are_those_of_diffusers(
 def test_with_noise_in_place_of_a_seed_the_image_is_the_posteriors_mode(
     embedded: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = {"strength": 0.4, "num_inference_steps": 4, "guidance_scale": 0.0}
+    common: dict[str, Any] = {"strength": 0.4, "num_inference_steps": 4, "guidance_scale": 0.0}
     noise = initial_noise(SEED, 1, 16, 128, 128)
     ours = embedded.ours(PROMPT, image=Image.fromarray(start()), latents=noise, output_type="np", **common)
     expected = theirs(embedded, monkeypatch, start(), sample=False, **common)
@@ -97,7 +97,7 @@ def test_the_strength_is_how_far_it_goes(embedded: Pair) -> None:
 
 
 def test_each_picture_is_what_its_seed_makes_alone(embedded: Pair) -> None:
-    common = {"image": start(), "num_inference_steps": 4, "guidance_scale": 0.0, "output_type": "np"}
+    common: dict[str, Any] = {"image": start(), "num_inference_steps": 4, "guidance_scale": 0.0, "output_type": "np"}
     both = np.asarray(embedded.ours(PROMPT, seed=5, num_images_per_prompt=2, **common))
     second = np.asarray(embedded.ours(PROMPT, seed=6, **common))
     assert np.mean(np.abs(both[1].astype(int) - second[0]) <= 1) > 0.999

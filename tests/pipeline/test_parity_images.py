@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Call, Pair, Run, relative_l2
 from tests.tolerances import PIXEL_SHARE
 
@@ -79,7 +80,7 @@ def pixel_shares(ours: Run, theirs: Run) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("model", "name"), CASES, ids=lambda value: value.replace(" ", "_").replace(",", ""))
-def test_pixels(model: str, name: str, request: pytest.FixtureRequest, record_property: pytest.RecordProperty) -> None:
+def test_pixels(model: str, name: str, request: pytest.FixtureRequest, record_property: RecordProperty) -> None:
     pair: Pair = request.getfixturevalue(model)
     ours, theirs = pair.run_ours(CALLS[name]), pair.run_theirs(CALLS[name])
     assert ours.pixels.shape == theirs.pixels.shape

@@ -169,6 +169,7 @@ def test_decode_latents_in_every_form(pipeline: ZImagePipeline) -> None:
     tokens, sides = buffer(packed(latents)), (np.empty(5), np.empty(7))
     np.testing.assert_array_equal(pipeline.decode_latents(tokens, *sides, "latent"), latents)
     pixels = pipeline.decode_latents(tokens, *sides)
+    assert isinstance(pixels, np.ndarray)
     assert (pixels.shape, pixels.dtype) == ((2, 80, 112, 3), np.uint8)
     for picture, expected in zip(pipeline.decode_latents(tokens, *sides, "pil"), pixels, strict=True):
         assert isinstance(picture, Image.Image)

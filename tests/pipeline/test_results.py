@@ -47,6 +47,7 @@ def test_a_result_is_an_array_and_more(embedded: Pair, tmp_path: Path) -> None:
     result.save(tmp_path / "x.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), result[0])
     latents = pipe(PROMPT, num_inference_steps=1, seed=3, output_type="latent")
+    assert isinstance(latents, np.ndarray)
     assert latents.images.shape == (1, 16, 16, 16)
     np.testing.assert_array_equal(as_buffer(latents).to_numpy(), latents)
     with pytest.raises(TypeError, match="latents are no pictures"):

@@ -16,6 +16,7 @@ from max_zimage.compile.modules import counts
 from max_zimage.device.devices import download, upload
 from max_zimage.pipeline.max_step_cache import ZImageCacheState
 from max_zimage.sampling.step_cache import StepCache, flags_of
+from tests.recording import RecordProperty
 from tests.references import step_caches as model
 from tests.references.diffusers_caches import first_block, hooked, readable_blocks, taylorseer
 from tests.references.diffusers_runs import Call, FloatArray, Pair, noise, packed, relative_l2
@@ -77,7 +78,7 @@ def test_nothing_left_out_is_exactly_the_uncached_picture(embedded: Pair, name: 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("cache", [FirstBlockCache(threshold=1e-30), FirstBlockCache(warmup_steps=11)], ids=str)
 def test_a_first_block_that_always_differs_changes_nothing(
-    embedded: Pair, name: str, cache: FirstBlockCache, record_property: pytest.RecordProperty
+    embedded: Pair, name: str, cache: FirstBlockCache, record_property: RecordProperty
 ) -> None:
     """Items are computed one at a time, which rounds otherwise than all at once."""
     plain, everything, _ = drawn(embedded.ours, embedded.arguments(CALLS[name]), None)
@@ -89,7 +90,7 @@ def test_a_first_block_that_always_differs_changes_nothing(
     assert error <= STAGES_L2["step"]
 
 
-MODELS = {
+MODELS: dict[str, list[StepCache]] = {
     "guided": [FirstBlockCache(), FirstBlockCache(threshold=1e9), TaylorSeer(warmup_steps=2, max_order=2)],
     "unguided": [FirstBlockCache(threshold=0.2, warmup_steps=5), TaylorSeer(cache_interval=60, warmup_steps=1)],
     "two prompts": [FirstBlockCache(threshold=0.2), TaylorSeer(cache_interval=3, warmup_steps=3, max_order=2)],
@@ -100,7 +101,7 @@ MODELS = {
 
 @pytest.mark.parametrize(("name", "cache"), [(name, cache) for name in MODELS for cache in MODELS[name]], ids=str)
 def test_every_step_is_that_of_a_numpy_model(
-    embedded: Pair, name: str, cache: StepCache, record_property: pytest.RecordProperty
+    embedded: Pair, name: str, cache: StepCache, record_property: RecordProperty
 ) -> None:
     """The same steps of the same branches are computed, and the latents are the same after each."""
     call = CALLS[name]
@@ -211,4 +212,4 @@ def test_a_pipeline_that_is_configured_with_a_cache(embedded: Pair) -> None:
     assert dict(counts) == compiled
     np.testing.assert_array_equal(by_default, embedded.ours(PROMPT, step_cache=cache, **arguments))
     np.testing.assert_array_equal(pipeline(PROMPT, step_cache="off", **arguments), embedded.ours(PROMPT, **arguments))
-    assert not np.array_equal(by_default, embedded.ours(PROMPT, **arguments))
+    assert not np.array_equal(np.asarray(by_default), np.asarray(embedded.ours(PROMPT, **arguments)))

@@ -65,8 +65,9 @@ def hooked(transformer: ZImageTransformer2DModel, apply: Apply) -> Iterator[list
         finally:
             for module in transformer.modules():
                 registry = getattr(module, "_diffusers_hook", None)
-                for name in list(registry.hooks) if registry is not None else ():
-                    registry.remove_hook(name, recurse=False)
+                if registry is not None:
+                    for name in list(registry.hooks):
+                        registry.remove_hook(name, recurse=False)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from max_zimage.graphs.layers import build, trace
 from max_zimage.graphs.model import attention, blocks
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.step.compose import denoise_step
+from max_zimage.graphs.step.predict import Predict
 
 HOST = DeviceRef.CPU()
 
@@ -41,6 +42,7 @@ def compile_fused(plain: ZImageTransformerModel) -> dict[str, Model]:
         captions = build(lambda: CaptionConditioning(spec), dtype, HOST)
         table = build(lambda: ModulationTable(spec), dtype, HOST)
         step = build(lambda: denoise_step(spec), dtype, HOST)
+        assert isinstance(step.predict, Predict)
         assert step.predict.transformer.fused
         assert captions.ragged
         assert table.fused

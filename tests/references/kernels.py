@@ -53,9 +53,9 @@ def resnet_block(x: torch.Tensor, weights: Mapping[str, torch.Tensor], groups: i
     """A residual block of the autoencoder: [items, channels, rows, columns], to channels last."""
     hidden = x
     for index in "12":
-        norm = [weights[f"norm{index}.{kind}"] for kind in ("weight", "bias")]
-        conv = [weights[f"conv{index}.{kind}"] for kind in ("weight", "bias")]
-        hidden = conv2d(silu(group_norm(hidden, groups, *norm, eps=1e-6)), *conv, padding=1)
+        scale, offset = (weights[f"norm{index}.{kind}"] for kind in ("weight", "bias"))
+        normed = silu(group_norm(hidden, groups, scale, offset, eps=1e-6))
+        hidden = conv2d(normed, weights[f"conv{index}.weight"], weights[f"conv{index}.bias"], padding=1)
     return (x + hidden).permute(0, 2, 3, 1)
 
 

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from max_zimage.cli.compile import listing
-from max_zimage.compile.ahead_of_time import AHEAD, FULL_MODEL, check_graphs, compile_target
+from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, compile_target
 from max_zimage.compile.cubins import symbol_lines
 from max_zimage.compile.launches import Launches, Part
+from max_zimage.compile.registry import AHEAD
 from tests.paths import ROOT
 from tests.references import launch_page
 

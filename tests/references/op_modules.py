@@ -22,7 +22,13 @@ from tests.tolerances import BFLOAT16_RATIO
 TORCH: Mapping[ModelDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Op(Module[..., list[Tensor]]):
+class Typed(Module[..., list[Tensor]]):
+    """A Module that says the types of its inputs."""
+
+    types: list[TensorType]
+
+
+class Op(Typed):
     """One call of an op."""
 
     def __init__(self, call: Callable[..., Tensor], types: list[TensorType]) -> None:
@@ -46,9 +52,9 @@ def needs_kernels(dtype: ModelDtype) -> bool:
 
 
 def compile_ops(
-    makers: Mapping[str, Callable[[], Module[..., list[Tensor]]]], dtype: DType, weights: Mapping[str, Buffer]
+    makers: Mapping[str, Callable[[], Typed]], dtype: DType, weights: Mapping[str, Buffer]
 ) -> dict[str, Model]:
-    """Compile Modules, which have their inputs' types as `types`, as one module of MAX."""
+    """Compile Modules as one module of MAX."""
     together, graphs = GraphModule(), []
     for name, make in makers.items():
         module = build(make, dtype, DeviceRef.CPU())

@@ -39,7 +39,7 @@ def planted(weights: Mapping[str, Buffer], name: str, value: float, index: int) 
     bits = buffer.dtype == DType.bfloat16
     numbers = buffer.view(DType.uint16, (buffer.num_elements,)).to_numpy() if bits else buffer.to_numpy().reshape(-1)
     before = numbers[index].copy()
-    numbers[index] = bfloat16_bits(np.float32([value]))[0] if bits else value
+    numbers[index] = bfloat16_bits(np.array([value], np.float32))[0] if bits else value
     try:
         yield
     finally:

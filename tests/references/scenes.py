@@ -156,7 +156,7 @@ def shape_mask(shape: str, cx: float, cy: float, radius: float, side: int) -> Im
 
 
 def _share(image: Image.Image) -> npt.NDArray[np.float32]:
-    return np.asarray(image, np.float32)[..., None] / 255
+    return np.asarray(image, np.float32)[..., None] / np.float32(255)
 
 
 def render(objects: list[SceneObject], background: str, height: int = 128, width: int = 128) -> npt.NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import ZImageTransformer2DModel
 
 from max_zimage.sampling.positions import padded
 from tests.references.diffusers_runs import Call, Pair, noise, packed, reference_features, relative_l2
@@ -129,7 +130,7 @@ def reference_stages(pair: Pair, call: Call) -> Stages:
 class _Recorded:
     """What the reference's transformer computes in its first call."""
 
-    def __init__(self, transformer: torch.nn.Module) -> None:
+    def __init__(self, transformer: ZImageTransformer2DModel) -> None:
         self.values: dict[str, Any] = {}
         self._transformer = transformer
         modulated = [*transformer.noise_refiner, *transformer.layers]

@@ -120,8 +120,8 @@ def test_edits(resized: bool, server: Server, repeat: Repeat, tmp_path: Path) ->
 
 
 def test_edits_to_a_size_of_its_own(server: Server, repeat: Repeat, tmp_path: Path) -> None:
-    body = {"image": data_url(start(50, 30)), "prompt": PROMPT, "seed": 5, "steps": 2, "size": "96x64", "resize": True}
-    keep(tmp_path / "a.png", server.post("/v1/images/edits", **body))
+    body: dict[str, Any] = {"image": data_url(start(50, 30)), "prompt": PROMPT, "seed": 5, "steps": 2}
+    keep(tmp_path / "a.png", server.post("/v1/images/edits", **body, size="96x64", resize=True))
     start(50, 30).save(tmp_path / "start.png")
     assert repeat("--from", "a.png", "--image", "start.png", "--output", "again.png") == (0, "")
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "a.png"))
@@ -136,7 +136,7 @@ def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tm
     if image is not None:
         content.append({"type": "input_image", "image_url": data_url(start(128, 128))})
         options["strength"] = 0.8
-    body = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
+    body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
     body |= {"metadata": {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1"}}
     answer = server.post("/v1/responses", provider_options={"image": options}, **body)
     assert answer.status_code == 200, answer.text
@@ -150,7 +150,7 @@ def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tm
 def test_pictures_that_were_drawn_together(server: Server, repeat: Repeat, tmp_path: Path) -> None:
     """Another batch sums in another order: of one request, and of two that shared their steps."""
     start().save(tmp_path / "start.png")
-    body = {"image": data_url(start()), "prompt": PROMPT, "seed": 5, "steps": 4, "n": 2}
+    body: dict[str, Any] = {"image": data_url(start()), "prompt": PROMPT, "seed": 5, "steps": 4, "n": 2}
     items = server.post("/v1/images/edits", **body).json()["data"]
     with ThreadPoolExecutor(3) as pool:  # the first one is drawn while the others wait for each other
         asked = [{"seed": seed, "steps": 20 if seed == 7 else 4, "prompt": PROMPT} for seed in (7, 8, 9)]

@@ -147,8 +147,9 @@ def key(**arguments: Any) -> str:
 
 def test_requests_share_a_batch_where_every_step_is_the_same() -> None:
     image = np.zeros((128, 96, 3), np.uint8)
-    same = [{}, {"prompt": "other", "seed": 3}, {"shift": 3.0}, {"num_images_per_prompt": 2}, {"negative_prompt": "x"}]
-    same += [{"image": image, "strength": 1.0}, {"step_cache": "off"}, {"max_sequence_length": 7}]
+    same: list[dict[str, Any]] = [{}, {"prompt": "other", "seed": 3}, {"shift": 3.0}, {"num_images_per_prompt": 2}]
+    same += [{"negative_prompt": "x"}, {"image": image, "strength": 1.0}, {"step_cache": "off"}]
+    same += [{"max_sequence_length": 7}]
     assert len({key(**arguments) for arguments in same}) == 1
     others: list[dict[str, Any]] = [{"height": 256}, {"width": 112}, {"num_inference_steps": 9}, {"shift": 4.0}]
     others += [{"guidance_scale": 0.0}, {"cfg_normalization": 1.0}, {"cfg_truncation": 0.5}, {"sigmas": [1.0, 0.5]}]

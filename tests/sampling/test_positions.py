@@ -98,7 +98,7 @@ def test_a_batch_holds_each_item_at_its_own_caption_length() -> None:
         alone = sequence_rope(SPEC, 5, 7, (length,))[0]
         np.testing.assert_array_equal(item[: len(alone)], alone)
         identity = item[image_rows + padded(length) :]
-        np.testing.assert_array_equal(identity, np.broadcast_to(np.float32([1, 0]), identity.shape))
+        np.testing.assert_array_equal(identity, np.broadcast_to(np.array([1, 0], np.float32), identity.shape))
     np.testing.assert_array_equal(sequence_lengths(5, 7, lengths), [64 + 64, 64 + 32, 64 + 64])
     assert not np.array_equal(table[0, :35], table[1, :35])  # the image's frame follows the padded caption
 

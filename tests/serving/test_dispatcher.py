@@ -62,7 +62,8 @@ def context(name: str) -> ZImageContext:
 
 
 def dispatcher(**options: Any) -> Dispatcher:
-    return Dispatcher(**{"queue": 2, "in_worker": 2, "seconds": 60.0, "metrics": Metrics()} | options)
+    usual: dict[str, Any] = {"queue": 2, "in_worker": 2, "seconds": 60.0, "metrics": Metrics()}
+    return Dispatcher(**usual | options)
 
 
 async def settled() -> None:

@@ -98,7 +98,7 @@ def test_what_is_not_said_is_the_checkpoints(server: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_by_url_in_every_format(kind: str, server: Server) -> None:
-    more = {} if kind == "png" else {"output_compression": 80}
+    more: dict[str, Any] = {} if kind == "png" else {"output_compression": 80}
     answer = server.draw(response_format="url", output_format=kind, steps=1, **more).json()
     url = answer["data"][0]["url"]
     assert url.startswith(server.url)
@@ -110,7 +110,8 @@ def test_by_url_in_every_format(kind: str, server: Server) -> None:
 
 def test_max_own_route(server: Server, pipeline: ZImagePipeline) -> None:
     options = {"width": 128, "height": 128, "steps": 4, "output_format": "png", "num_images": 2}
-    body = {"model": "tiny-zimage", "input": "a red star", "seed": 3, "provider_options": {"image": options}}
+    body: dict[str, Any] = {"model": "tiny-zimage", "input": "a red star", "seed": 3}
+    body |= {"provider_options": {"image": options}}
     answer = server.post("/v1/responses", **body)
     assert answer.status_code == 200, answer.text
     contents = answer.json()["output"][0]["content"]
@@ -138,7 +139,7 @@ def test_max_own_route(server: Server, pipeline: ZImagePipeline) -> None:
 
 def test_step_caches(server: Server, pipeline: ZImagePipeline) -> None:
     asked: dict[str, Any] = {"seed": 3, "steps": 14, "guidance_scale": 2.0}
-    named = {"num_inference_steps": 14, "guidance_scale": 2.0, "seed": 3, "output_type": "np"}
+    named: dict[str, Any] = {"num_inference_steps": 14, "guidance_scale": 2.0, "seed": 3, "output_type": "np"}
     plain = pixels(server.draw("a red star", **asked).json()["data"][0]["b64_json"])
     for cache in ("first_block:threshold=0.2", "taylorseer"):
         answer = server.draw("a red star", **asked, step_cache=cache)
@@ -211,7 +212,7 @@ def test_events_are_those_that_openais_client_knows(server: Server) -> None:
     for event, known in zip(events, [ImageGenPartialImageEvent] * 2 + [ImageGenCompletedEvent], strict=True):
         assert isinstance(event, known)
         type(event).model_validate(event.model_dump(), strict=True)  # nothing that the API names is missing
-    assert [preview.partial_image_index for preview in events[:2]] == [0, 1]
+    assert [event.partial_image_index for event in events if isinstance(event, ImageGenPartialImageEvent)] == [0, 1]
     assert opened(str(events[0].b64_json)).size == (16, 16)
     plain = server.draw(seed=3, guidance_scale=2.0).json()["data"][0]["b64_json"]
     assert events[-1].b64_json == plain
@@ -225,7 +226,7 @@ def test_events_are_those_that_openais_client_knows(server: Server) -> None:
 def test_steps_are_told_where_they_are_asked_for(server: Server) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
     asked: dict[str, Any] = {"progress": True, "steps": 3}
-    events = list(client.images.generate(prompt="x", stream=True, partial_images=1, extra_body=asked))
+    events: list[Any] = list(client.images.generate(prompt="x", stream=True, partial_images=1, extra_body=asked))
     kinds = kinds_of(events)
     assert (kinds.count("progress"), kinds.count("partial_image"), kinds[-1]) == (4, 1, "completed")
     assert [(event.step, event.steps) for event in events if event.type == "image_generation.progress"] == [

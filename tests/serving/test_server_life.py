@@ -9,6 +9,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -150,7 +151,7 @@ def test_images_are_fetched_where_allowed_and_from_public_addresses_only(tmp_pat
             assert (edit.status_code, error_of(edit)["param"]) == (400, "image"), edit.text
             assert "it cannot be fetched" in error_of(edit)["message"]
             content = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": url}]
-            body = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}]}
+            body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}]}
             answer = server.post("/v1/responses", **body)
             assert (answer.status_code, error_of(answer)["param"]) == (400, "input_image"), answer.text
         assert server.metric('zimage_requests_total{route="/health",status="200"}') == server.health_checks

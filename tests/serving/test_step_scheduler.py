@@ -42,7 +42,8 @@ class Worker:
         )
 
     def ask(self, prompt: Any, **options: Any) -> ZImageContext:
-        defaults = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0, "output_format": "png", "seed": 5}
+        defaults: dict[str, Any] = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0}
+        defaults |= {"output_format": "png", "seed": 5}
         if (cache := options.pop("step_cache", None)) is not None:
             options["metadata"] = {"step_cache": cache}
         if (image := options.pop("image", None)) is not None:

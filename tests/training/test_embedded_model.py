@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_training_never_shows_what_is_kept_out() -> None:
 
 
 @pytest.mark.parametrize("objects", [1, 2])
-def test_painted_scenes_are_read_back(objects: int) -> None:
+def test_painted_scenes_are_read_back(objects: Literal[1, 2]) -> None:
     scenes = unseen_scenes(objects, 60)
     quality = score(scenes, np.stack([scene.painted(128, 128) for scene in scenes]))
     assert (quality.color_right, quality.shape_right, quality.background_right, quality.all_right) == (1, 1, 1, 1)

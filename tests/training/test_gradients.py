@@ -19,7 +19,7 @@ from benchmarks.training.transformer import CAPTION_TOKENS, Model, new_text_enco
 
 # Both kinds of sizes: 64 image tokens, and 48 that are padded to 64.
 SIDES = ((128, 128), (96, 128))
-Loss = tuple[nn.Module, Callable[..., Numbers], list[Sequence[Tensor]]]
+Loss = tuple[nn.Module, Callable[..., Numbers], Sequence[Sequence[Tensor]]]
 
 
 def of_crops(device: str) -> Loss:
@@ -114,6 +114,7 @@ def test_gradients_are_those_of_the_last_step() -> None:
         loss, other = gradients(x)
         assert (float(loss), float(other)) == (float((weight.detach() * x).sum()), float(x.sum()))
         assert not loss.requires_grad
+        assert weight.grad is not None
         assert torch.equal(weight.grad, x)
         assert unused.grad is None
 
@@ -142,7 +143,7 @@ def test_a_recorded_step_is_the_step(name: str) -> None:
             torch.testing.assert_close(numbers, expected, rtol=RECORDED, atol=1e-5)
             for parameter, gradient in zip(parameters, found, strict=True):
                 assert (parameter.grad is None) == (gradient is None)
-                if gradient is not None:
+                if parameter.grad is not None and gradient is not None:
                     scale = torch.linalg.norm(parameter.grad)
                     assert torch.linalg.norm(gradient - parameter.grad) <= RECORDED_GRADIENT * scale + 1e-7
                 parameter.grad = gradient

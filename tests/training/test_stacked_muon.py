@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ def test_stacked_muon_is_muon() -> None:
     random = torch.Generator().manual_seed(0)
     shapes = ((24, 8), (8, 24), (16, 16), (24, 8), (8, 24))
     ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    settings = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
     optimizers = StackedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
     for step in range(3):
         for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):

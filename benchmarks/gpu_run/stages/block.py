@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def parts(bench: Bench) -> list[Part]:
     """The block, attention, the products and what stands between them."""
     measured = (("variants", 20, _blocks), ("attention", 10, _attention), ("products", 15, _products))
     return [
-        Part(name=name, seconds=seconds, measure=lambda each=each: each(bench))
+        Part(name=name, seconds=seconds, measure=partial(each, bench))
         for name, seconds, each in (*measured, ("between products", 10, _elementwise))
     ]
 
@@ -76,7 +77,7 @@ def _products(bench: Bench) -> Iterator[Row]:
         weight = weight_of(name).to(bench.torch_device, bench.torch_dtype)
         calls: dict[str, Callable[[], object]] = {
             name: _call(loaded[name], [[bench.upload(x)]]),
-            "torch": lambda x=x, weight=weight: linear(x, weight),
+            "torch": partial(linear, x, weight),
         }
         gflop = 2e-9 * bench.shape.tokens * inputs * outputs
         yield from _rows(bench, {name: loaded[name]}, calls, dict.fromkeys(calls, gflop), {})

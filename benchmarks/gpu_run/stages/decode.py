@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ _THREADS = 8
 def parts(bench: Bench) -> list[Part]:
     """Both sizes; each is checked, then timed. Then what was slow before: group norms and attention, alone."""
     whole = [
-        Part(name=f"{side}x{side}", seconds=12, measure=lambda side=side: _measured(bench, side))
+        Part(name=f"{side}x{side}", seconds=12, measure=partial(_measured, bench, side))
         for side in ((64,) if bench.small else (1024, 512))
     ]
     return [*whole, Part(name="pieces", seconds=12, measure=lambda: _pieces(bench))]
@@ -77,28 +78,37 @@ def _pieces(bench: Bench) -> Iterator[Row]:
             for shape in ((1, side, side, channels), (channels,), (channels,))
         )
         buffers, turned = [bench.upload(each) for each in (x, weight, bias)], x.permute(0, 3, 1, 2)
-        calls = {
-            "own op": lambda index=index, buffers=buffers: loaded[f"norm_{index}"](*buffers),
-            "torch": lambda turned=turned, groups=groups, weight=weight, bias=bias: [
-                group_norm(turned, groups, weight, bias),
-                silu(group_norm(turned, groups, weight, bias)),
-            ],
+        calls: dict[str, Callable[[], object]] = {
+            "own op": partial(loaded[f"norm_{index}"], *buffers),
+            "torch": partial(_two_norms, turned, groups, weight, bias),
         }
         # Each of the two reads the picture twice and writes it once.
         yield from _alone(bench, f"two group norms of {side}x{side}x{channels}", calls, gbyte=6e-9 * 2 * x.numel())
     positions = smallest**2
     heads = [torch.randn(1, positions, WIDE, device=bench.torch_device).to(torch.bfloat16) for _ in range(3)]
-    given = [bench.upload(each) for each in heads]
+    given, (query, key, value) = [bench.upload(each) for each in heads], (each[None] for each in heads)
     calls = {
         "own op": lambda: loaded["wide"](*given),
-        "torch": lambda: scaled_dot_product_attention(*(each[None] for each in heads)),
+        "torch": lambda: scaled_dot_product_attention(query, key, value),
     }
     yield from _alone(bench, f"wide attention, {positions} positions", calls, gflop=4e-9 * positions**2 * WIDE)
 
 
-def _alone(bench: Bench, case: str, calls: dict[str, Callable[[], object]], **work: float) -> Iterator[Row]:
+def _two_norms(
+    x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return group_norm(x, groups, weight, bias), silu(group_norm(x, groups, weight, bias))
+
+
+def _alone(
+    bench: Bench,
+    case: str,
+    calls: dict[str, Callable[[], object]],
+    gflop: float | None = None,
+    gbyte: float | None = None,
+) -> Iterator[Row]:
     for name, timing in bench.timed(calls, samples=5, per_sample=5).items():
-        yield Row(case=case, variant=name, dtype="bfloat16", timing=timing, **work)
+        yield Row(case=case, variant=name, dtype="bfloat16", timing=timing, gflop=gflop, gbyte=gbyte)
 
 
 def _folder(bench: Bench) -> Path:

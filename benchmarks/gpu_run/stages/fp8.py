@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch.nn.functional import linear
@@ -21,7 +22,7 @@ _ALLOWED = 0.06
 def parts(bench: Bench) -> list[Part]:
     """Each product, summed fast and summed exactly."""
     return [
-        Part(name=f"{inputs} to {outputs}", seconds=3, measure=lambda size=(inputs, outputs): _measured(bench, *size))
+        Part(name=f"{inputs} to {outputs}", seconds=3, measure=partial(_measured, bench, inputs, outputs))
         for inputs, outputs in widths(bench.shape).values()
     ]
 
@@ -38,7 +39,7 @@ def _measured(bench: Bench, inputs: int, outputs: int) -> Iterator[Row]:
         return torch._scaled_mm(left, turned.T, **scales, out_dtype=torch.bfloat16, use_fast_accum=fast)
 
     names = {"torch": True, "torch, summed exactly": False}
-    timings = bench.timed({name: lambda fast=fast: product(fast) for name, fast in names.items()})
+    timings = bench.timed({name: partial(product, fast) for name, fast in names.items()})
     for name, fast in names.items():
         relative, largest = cases.error_in(product(fast)[None], right[None], [tokens])
         yield Row(

@@ -7,6 +7,7 @@ before, so that what is not written is seen.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -23,7 +24,7 @@ def parts(bench: Bench) -> list[Part]:
     """The ops, attention and the block, each at every length."""
     named = (("own ops", _own_ops), ("attention", _attention), ("block", _block))
     listed = [
-        Part(name=f"{name}, {sizes}", seconds=5, measure=lambda each=each, sizes=sizes: each(bench, sizes))
+        Part(name=f"{name}, {sizes}", seconds=5, measure=partial(each, bench, sizes))
         for name, each in named
         for sizes in cases.lengths(bench)
     ]

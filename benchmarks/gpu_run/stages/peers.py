@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -38,7 +39,7 @@ def parts(bench: Bench) -> list[Part]:
             Part(
                 name=f"{case.name}, {name}",
                 seconds=seconds,
-                measure=lambda case=case, name=name: _drawn(bench, case, name),
+                measure=partial(_drawn, bench, case, name),
             )
             for case, name, seconds in drawn
         ),

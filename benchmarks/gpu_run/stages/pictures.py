@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -18,9 +19,7 @@ from max_zimage.compile import modules
 def parts(bench: Bench) -> list[Part]:
     """Every case. The first one to be measured loads the model."""
     loading = Part(name="load", seconds=30, measure=lambda: _loaded(bench))
-    drawn = [
-        Part(name=case.name, seconds=20, measure=lambda case=case: _measured(bench, case)) for case in cases(bench)
-    ]
+    drawn = [Part(name=case.name, seconds=20, measure=partial(_measured, bench, case)) for case in cases(bench)]
     return [loading, *drawn]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch.nn.functional import linear
@@ -20,7 +21,7 @@ _ALGORITHMS = 8
 def parts(bench: Bench) -> list[Part]:
     """Each product."""
     return [
-        Part(name=f"{inputs} to {outputs}", seconds=5, measure=lambda size=(inputs, outputs): _measured(bench, *size))
+        Part(name=f"{inputs} to {outputs}", seconds=5, measure=partial(_measured, bench, inputs, outputs))
         for inputs, outputs in widths(bench.shape).values()
     ]
 
@@ -31,9 +32,9 @@ def _measured(bench: Bench, inputs: int, outputs: int) -> Iterator[Row]:
     case, gflop = f"product {inputs} to {outputs}, {tokens} tokens, by algorithm", 2e-9 * tokens * inputs * outputs
     x = torch.randn(tokens, inputs, device=bench.torch_device).to(bench.torch_dtype)
     weight = (torch.randn(outputs, inputs, device=bench.torch_device) / inputs**0.5).to(bench.torch_dtype)
-    calls = {"torch": lambda: linear(x, weight)}
+    calls: dict[str, Callable[[], object]] = {"torch": partial(linear, x, weight)}
     right = linear(x.double(), weight.double())
-    errors = {"torch": cases.error_in(calls["torch"]()[None], right[None], [tokens])}
+    errors = {"torch": cases.error_in(linear(x, weight)[None], right[None], [tokens])}
     if bench.small:
         yield Row(case=case, variant="cublasLt", dtype=bench.dtype, state="skipped", note="it is for NVIDIA GPUs")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -21,9 +22,7 @@ _BEFORE = 3
 
 def parts(bench: Bench) -> list[Part]:
     """Every case, then what MAX says of the recordings."""
-    drawn = [
-        Part(name=case.name, seconds=15, measure=lambda case=case: _measured(bench, case)) for case in cases(bench)
-    ]
+    drawn = [Part(name=case.name, seconds=15, measure=partial(_measured, bench, case)) for case in cases(bench)]
     return [*drawn, Part(name="verified", seconds=10, measure=lambda: _verified(bench))]
 
 

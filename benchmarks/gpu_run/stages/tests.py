@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,7 +26,7 @@ def parts(bench: Bench) -> list[Part]:
         file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text("utf-8")
     ]
     chosen = [ROOT / "tests" / "sampling" / "test_noise.py"] if bench.small else marked
-    return [Part(name=file.stem, seconds=60, measure=lambda file=file: _run(bench, file)) for file in chosen]
+    return [Part(name=file.stem, seconds=60, measure=partial(_run, bench, file)) for file in chosen]
 
 
 def _run(bench: Bench, file: Path) -> Iterator[Row]:

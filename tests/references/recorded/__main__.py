@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,8 @@ def write(drawn: dict[str, Drawn], *, anew: bool) -> None:
     entries = [*kept, {"processor": here, "digests": {name: each.digests for name, each in drawn.items()}}]
     recorded.DIGESTS.write_text(json.dumps(entries, indent=1) + "\n")
     if anew:
-        np.savez_compressed(recorded.LATENTS, **{name: each.latents for name, each in drawn.items()})
+        arrays: dict[str, Any] = {name: each.latents for name, each in drawn.items()}
+        np.savez_compressed(recorded.LATENTS, **arrays)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 from benchmarks.gpu_run.results import Row
 from benchmarks.gpu_run.steps import Part
@@ -16,10 +17,7 @@ from tests.references.run_steps import Bench
 def parts(bench: Bench) -> list[Part]:
     """What a file in the work folder names, in order."""
     told = (bench.work / "parts").read_text(encoding="utf-8").split()
-    return [
-        Part(name=name, seconds=SECONDS.get(name, 0.0), measure=lambda name=name: _measured(bench, name))
-        for name in told
-    ]
+    return [Part(name=name, seconds=SECONDS.get(name, 0.0), measure=partial(_measured, bench, name)) for name in told]
 
 
 SECONDS = {"endless": -9.0, "long": 1e6}
