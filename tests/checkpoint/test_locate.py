@@ -20,6 +20,7 @@ from max_zimage.checkpoint.locate import (
     resolve_model,
     route_weight_files,
 )
+from max_zimage.checkpoint.tensors import StoredTensor
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import CheckpointError
 
@@ -277,6 +278,7 @@ class TestScan:
         assert header.tensors.keys() == arrays.keys()
         content = (tmp_path / "a").read_bytes()
         for name, info in header.tensors.items():
+            assert isinstance(info, StoredTensor)
             assert (info.dtype, info.shape) == ("F32" if name == "x" else "F16", arrays[name].shape)
             assert content[info.start : info.start + info.nbytes] == arrays[name].tobytes()
 

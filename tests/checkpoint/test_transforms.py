@@ -109,7 +109,11 @@ def test_what_is_always_applied_comes_first(embedded: Pair, monkeypatch: pytest.
     order: list[str] = []
 
     def seen(name: str) -> Transform:
-        return lambda source: (order.append(name), source)[1]
+        def transform(source: Source) -> Source:
+            order.append(name)
+            return source
+
+        return transform
 
     monkeypatch.setattr(transforms, "ALWAYS", (seen("always"),))
     _plan(embedded.ours, seen("given"), seen("given last"))

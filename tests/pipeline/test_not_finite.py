@@ -71,7 +71,7 @@ def clean(embedded: Pair) -> np.ndarray:
 
 
 def transformer_weights(pair: Pair) -> Mapping[str, Buffer]:
-    weights = pair.ours.transformer._weights
+    weights = pair.ours.transformer.provide()
     assert weights is not None
     return weights
 
@@ -89,7 +89,7 @@ def test_a_weight_of_the_transformer(name: str, value: float, index: int, embedd
 
 @pytest.mark.parametrize(("name", "value", "index"), DECODER)
 def test_a_weight_of_the_decoder(name: str, value: float, index: int, embedded: Pair, clean: np.ndarray) -> None:
-    with planted(embedded.ours.vae._weights, name, value, index):
+    with planted(embedded.ours.vae.provide(), name, value, index):
         for kind in ("np", "pil"):
             with pytest.raises(NotFiniteError):
                 embedded.ours(PROMPT, output_type=kind, seed=7, **SIZE)
@@ -104,7 +104,7 @@ def test_a_weight_of_the_encoder(name: str, value: float, index: int, embedded: 
     def never(*arguments: object) -> None:
         raise AssertionError("a step was taken")
 
-    with planted(embedded.ours.vae._weights, name, value, index), pytest.raises(NotFiniteError, match="the image to"):
+    with planted(embedded.ours.vae.provide(), name, value, index), pytest.raises(NotFiniteError, match="the image to"):
         embedded.ours(PROMPT, image=start(), callback_on_step_end=never, seed=7, num_inference_steps=2)
 
 
@@ -131,7 +131,10 @@ def test_a_weight_of_the_text_encoder(tensor: str, value: float, tmp_path: Path)
 )
 def test_in_bfloat16(part: str, name: str, value: float, index: int, embedded_bfloat16: Pair) -> None:
     component: Any = getattr(embedded_bfloat16.ours, part)
-    with planted(component._weights, name, value, index), pytest.raises(NotFiniteError, match=r"bfloat16 \(try float3"):
+    with (
+        planted(component.provide(), name, value, index),
+        pytest.raises(NotFiniteError, match=r"bfloat16 \(try float3"),
+    ):
         draw(embedded_bfloat16.ours)
 
 

@@ -125,7 +125,12 @@ def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it is drawn; and nobody can change what others are given."""
     tokenizer, seen = PromptTokenizer(EMBEDDED / "tokenizer"), list[str]()
     render = tokenizer.render
-    monkeypatch.setattr(tokenizer, "render", lambda prompt: (seen.append(prompt), render(prompt))[1])
+
+    def watched(prompt: str) -> str:
+        seen.append(prompt)
+        return render(prompt)
+
+    monkeypatch.setattr(tokenizer, "render", watched)
     first, again = tokenizer.encode("a blue square"), tokenizer.encode("a blue square")
     assert seen == ["a blue square"]
     assert (first == again).all()
