@@ -274,10 +274,9 @@ class TestScan:
         x, y = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.float16)
         arrays: dict[str, np.ndarray] = {"x": x, "y": y}
         save_file(arrays, tmp_path / "a", metadata={"format": "pt"})
-        header = open_source([tmp_path / "a"])
-        assert header.tensors.keys() == arrays.keys()
-        content = (tmp_path / "a").read_bytes()
-        for name, info in header.tensors.items():
+        tensors, content = open_source([tmp_path / "a"]).tensors, (tmp_path / "a").read_bytes()
+        assert tensors.keys() == arrays.keys()
+        for name, info in tensors.items():
             assert isinstance(info, StoredTensor)
             assert (info.dtype, info.shape) == ("F32" if name == "x" else "F16", arrays[name].shape)
             assert content[info.start : info.start + info.nbytes] == arrays[name].tobytes()
