@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from max.driver import Buffer
@@ -18,13 +18,17 @@ from max_zimage.pipeline.captions import deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, request_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
+from max_zimage.request.row import Of
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
 from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache, parse_step_cache
+
+_GUIDANCE = ("guidance_scale", "cfg_truncation", "cfg_normalization")
 
 
 def inputs_of_request(
@@ -52,6 +56,7 @@ def inputs_of_request(
     Raises:
         RequestError: If a step would have no length in float32.
         NotFiniteError: If the encoder makes NaN or infinity of the image.
+        ValueError: If a branch is to be seen under a negative prompt and the request has none.
     """
     plan, noise = request.schedule(schedule_spec), request.latents
     if noise is None:
@@ -76,9 +81,7 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
         context.height,
         context.width,
         np.asarray(context.sigmas, np.float32).tobytes(),
-        float(context.guidance_scale),
-        float(context.cfg_truncation),
-        float(context.cfg_normalization),
+        *(float(getattr(context, name)) for name in _GUIDANCE),
         step_cache_of(context),
     )
 
@@ -128,38 +131,19 @@ def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
 
 
-class _Asked(Protocol):
-    """What decides how a request is drawn, once its captions, schedule and noise are there."""
-
-    @property
-    def guidance_scale(self) -> float: ...
-    @property
-    def cfg_truncation(self) -> float: ...
-    @property
-    def cfg_normalization(self) -> float: ...
-    @property
-    def step_cache(self) -> StepCache | None: ...
-
-
-@dataclass(frozen=True)
-class _ByHand:
-    """The same of a context that carries no request, as MAX's own or a caller's."""
-
-    guidance_scale: float
-    cfg_truncation: float
-    cfg_normalization: float
-    step_cache: StepCache | None
-
-
-def _asked(context: PixelContext) -> _Asked:
+def _asked(context: PixelContext) -> GenerationRequest:
+    """The request of a context; where it carries none, as MAX's own or a caller's, what it says and the defaults."""
     if isinstance(context, ZImageContext) and context.request:
         return request_of(context)
-    scale, truncation, limit = context.guidance_scale, context.cfg_truncation, context.cfg_normalization
-    return _ByHand(float(scale), float(truncation), float(limit), step_cache_of(context))
+    rows = [row for row in ROWS.values() if row.attribute]
+    values: dict[str, Any] = {row.attribute: None if isinstance(row.default, Of) else row.default for row in rows}
+    values |= {"prompts": (), "negative_prompts": (), "height": context.height, "width": context.width}
+    values |= {name: float(getattr(context, name)) for name in _GUIDANCE}
+    return GenerationRequest(**values | {"step_cache": step_cache_of(context)})
 
 
 def _planned(
-    asked: _Asked,
+    asked: GenerationRequest,
     plan: Schedule,
     sampler: str = samplers.DEFAULT,
     others: Callable[[Evaluations], Sequence[Branch]] | None = None,
@@ -204,5 +188,10 @@ def _inputs(
 def _rows(given: Sequence[int], batch: int, guided: Guidance) -> tuple[int, ...]:
     """Which caption each branch row shows: of the positive branch, the negative one, and of those on top."""
     by_caption = {"positive": tuple(given[:batch]), "negative": tuple(given[batch:])}
+    if not by_caption["negative"] and any(branch.caption == "negative" for branch in guided.others):
+        raise ValueError(
+            "a branch under the negative prompt needs one, and without guidance a request has none; "
+            "ask for guidance_scale above 0"
+        )
     first = by_caption["positive"] + (by_caption["negative"] if guided.has_negative else ())
     return first + tuple(row for branch in guided.others for row in by_caption[branch.caption])
