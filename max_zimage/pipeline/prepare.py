@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from max.driver import Buffer
@@ -15,20 +14,16 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.captions import deduplicate_captions
-from max_zimage.pipeline.context import ZImageContext, request_of
+from max_zimage.pipeline.context import asked_of, step_cache_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
-from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
-from max_zimage.request.row import Of
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
 from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
-from max_zimage.sampling.step_cache import StepCache, parse_step_cache
-
-_GUIDANCE = ("guidance_scale", "cfg_truncation", "cfg_normalization")
+from max_zimage.sampling.step_cache import StepCache
 
 
 def inputs_of_request(
@@ -81,14 +76,11 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
         context.height,
         context.width,
         np.asarray(context.sigmas, np.float32).tobytes(),
-        *(float(getattr(context, name)) for name in _GUIDANCE),
+        float(context.guidance_scale),
+        float(context.cfg_truncation),
+        float(context.cfg_normalization),
         step_cache_of(context),
     )
-
-
-def step_cache_of(context: PixelContext) -> StepCache | None:
-    """The step cache of a server's request."""
-    return parse_step_cache(context.step_cache) if isinstance(context, ZImageContext) else None
 
 
 def inputs_of_contexts(
@@ -109,7 +101,7 @@ def inputs_of_contexts(
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     sigmas = np.asarray(first.sigmas, np.float32)
     plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
-    asked = _asked(first)
+    asked = asked_of(first)
     evaluated, guided = _planned(asked, plan)
     texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
     if guided.has_negative:
@@ -129,17 +121,6 @@ def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
     if context.input_image is None:
         return noise
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
-
-
-def _asked(context: PixelContext) -> GenerationRequest:
-    """The request of a context; where it carries none, as MAX's own or a caller's, what it says and the defaults."""
-    if isinstance(context, ZImageContext) and context.request:
-        return request_of(context)
-    rows = [row for row in ROWS.values() if row.attribute]
-    values: dict[str, Any] = {row.attribute: None if isinstance(row.default, Of) else row.default for row in rows}
-    values |= {"prompts": (), "negative_prompts": (), "height": context.height, "width": context.width}
-    values |= {name: float(getattr(context, name)) for name in _GUIDANCE}
-    return GenerationRequest(**values | {"step_cache": step_cache_of(context)})
 
 
 def _planned(
