@@ -34,7 +34,7 @@ class Advance(Module[..., tuple[Tensor, Tensor]]):
 
         Args:
             latents: float32 [batch, image_tokens, patch_dim].
-            prediction: like `latents`: the direction from picture to noise, as the transformer predicts it.
+            prediction: like `latents`: the direction from noise to picture, as the transformer predicts it.
             *inputs: `AdvanceInputs`.
 
         Returns:
@@ -84,7 +84,7 @@ class SchedulerStep(Module[[Tensor, Tensor, Tensor], Tensor]):
 
 
 def euler_step(latents: Tensor, noise_pred: Tensor, dt: Tensor) -> Tensor:
-    """Euler update with the sign folded in: the transformer predicts the direction from picture to noise, sigma falls.
+    """Euler update with the sign folded in: the transformer predicts the direction from noise to picture, sigma falls.
 
     Args:
         latents: float32 [batch, image_tokens, patch_dim].

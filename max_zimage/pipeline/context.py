@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from max.pipelines.context import PixelContext
 
+from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
+from max_zimage.request.row import Of
 from max_zimage.request.wire import of_text
+from max_zimage.sampling.step_cache import StepCache, parse_step_cache
 
 
 @dataclass(kw_only=True)
@@ -49,3 +53,25 @@ def request_of(context: ZImageContext) -> GenerationRequest:
         WireError: If the context was filled by hand, or comes from another version.
     """
     return of_text(context.request, image=context.input_image)
+
+
+def step_cache_of(context: PixelContext) -> StepCache | None:
+    """The step cache of a server's request."""
+    return parse_step_cache(context.step_cache) if isinstance(context, ZImageContext) else None
+
+
+def asked_of(context: PixelContext) -> GenerationRequest:
+    """The request of any context, for what decides how it is drawn once captions, schedule and noise are there.
+
+    A context that carries none, as MAX's own or one that a caller filled, says no more than its size, guidance and step
+    cache. All else is the default of the table of fields, with which nothing changes.
+    """
+    if isinstance(context, ZImageContext) and context.request:
+        return request_of(context)
+    rows = [row for row in ROWS.values() if row.attribute]
+    values: dict[str, Any] = {row.attribute: None if isinstance(row.default, Of) else row.default for row in rows}
+    values |= {"prompts": (), "negative_prompts": (), "height": context.height, "width": context.width}
+    values |= {
+        name: float(getattr(context, name)) for name in ("guidance_scale", "cfg_truncation", "cfg_normalization")
+    }
+    return GenerationRequest(**values | {"step_cache": step_cache_of(context)})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 from max.driver import Buffer
@@ -15,7 +14,7 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.captions import deduplicate_captions
-from max_zimage.pipeline.context import ZImageContext, request_of
+from max_zimage.pipeline.context import asked_of, step_cache_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.request.request import GenerationRequest
@@ -24,7 +23,7 @@ from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
 from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
-from max_zimage.sampling.step_cache import StepCache, parse_step_cache
+from max_zimage.sampling.step_cache import StepCache
 
 
 def inputs_of_request(
@@ -52,6 +51,7 @@ def inputs_of_request(
     Raises:
         RequestError: If a step would have no length in float32.
         NotFiniteError: If the encoder makes NaN or infinity of the image.
+        ValueError: If a branch is to be seen under a negative prompt and the request has none.
     """
     plan, noise = request.schedule(schedule_spec), request.latents
     if noise is None:
@@ -83,11 +83,6 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
     )
 
 
-def step_cache_of(context: PixelContext) -> StepCache | None:
-    """The step cache of a server's request."""
-    return parse_step_cache(context.step_cache) if isinstance(context, ZImageContext) else None
-
-
 def inputs_of_contexts(
     contexts: Sequence[PixelContext], transformer: ZImageTransformerModel, vae: ZImageVaeModel
 ) -> ZImageModelInputs:
@@ -106,7 +101,7 @@ def inputs_of_contexts(
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     sigmas = np.asarray(first.sigmas, np.float32)
     plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
-    asked = _asked(first)
+    asked = asked_of(first)
     evaluated, guided = _planned(asked, plan)
     texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
     if guided.has_negative:
@@ -128,38 +123,8 @@ def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
 
 
-class _Asked(Protocol):
-    """What decides how a request is drawn, once its captions, schedule and noise are there."""
-
-    @property
-    def guidance_scale(self) -> float: ...
-    @property
-    def cfg_truncation(self) -> float: ...
-    @property
-    def cfg_normalization(self) -> float: ...
-    @property
-    def step_cache(self) -> StepCache | None: ...
-
-
-@dataclass(frozen=True)
-class _ByHand:
-    """The same of a context that carries no request, as MAX's own or a caller's."""
-
-    guidance_scale: float
-    cfg_truncation: float
-    cfg_normalization: float
-    step_cache: StepCache | None
-
-
-def _asked(context: PixelContext) -> _Asked:
-    if isinstance(context, ZImageContext) and context.request:
-        return request_of(context)
-    scale, truncation, limit = context.guidance_scale, context.cfg_truncation, context.cfg_normalization
-    return _ByHand(float(scale), float(truncation), float(limit), step_cache_of(context))
-
-
 def _planned(
-    asked: _Asked,
+    asked: GenerationRequest,
     plan: Schedule,
     sampler: str = samplers.DEFAULT,
     others: Callable[[Evaluations], Sequence[Branch]] | None = None,
@@ -204,5 +169,10 @@ def _inputs(
 def _rows(given: Sequence[int], batch: int, guided: Guidance) -> tuple[int, ...]:
     """Which caption each branch row shows: of the positive branch, the negative one, and of those on top."""
     by_caption = {"positive": tuple(given[:batch]), "negative": tuple(given[batch:])}
+    if not by_caption["negative"] and any(branch.caption == "negative" for branch in guided.others):
+        raise ValueError(
+            "a branch under the negative prompt needs one, and without guidance a request has none; "
+            "ask for guidance_scale above 0"
+        )
     first = by_caption["positive"] + (by_caption["negative"] if guided.has_negative else ())
     return first + tuple(row for branch in guided.others for row in by_caption[branch.caption])

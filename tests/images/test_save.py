@@ -16,35 +16,24 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
+from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
+from max_zimage.request.request import GenerationRequest
 
-# Most fields of parameters are those of the table of fields, unknown to mypy.
-made: Callable[..., GenerationParameters] = GenerationParameters
+# The fields of parameters are those of the table of fields, unknown to mypy.
 changed: Callable[..., GenerationParameters] = replace
-PARAMETERS = made(
+REQUEST = GenerationRequest.create(
+    limits=Limits.of(axes_lens=(1536, 512, 512), max_positions=2048, latent_channels=16, caption_dim=8),
+    defaults=RequestDefaults(height=32, width=48, num_inference_steps=20, guidance_scale=2.0),
     prompt="a red star on a blue background",
-    negative_prompt="",
-    height=24,
-    width=40,
-    num_inference_steps=8,
-    sigmas=None,
-    shift=None,
-    guidance_scale=2.0,
-    cfg_normalization=0.0,
-    cfg_truncation=1.0,
-    max_sequence_length=512,
-    step_cache="taylorseer:cache_interval=5,warmup_steps=9,max_order=1",
-    strength=0.6,
-    image_digest="sha256:0f",
-    image_height=24,
-    image_width=40,
+    image=np.zeros((32, 48, 3), np.uint8),
     seed=2**63 - 1,
-    model="tiny-zimage",
-    weight_paths=("vae/ae.safetensors",),
-    dtype="float32",
-    device="cpu",
-    version="0.1.0",
+    step_cache="taylorseer:cache_interval=5,warmup_steps=9,max_order=1",
 )
+PARAMETERS = GenerationParameters.of(
+    REQUEST, model="tiny-zimage", weight_paths=("vae/ae.safetensors",), dtype="float32", device="cpu"
+)
+NEWEST = json.loads(PARAMETERS.to_json())["format_version"]
 ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".PNG"]
 
 
@@ -212,10 +201,10 @@ def test_layouts_of_before(version: int) -> None:
         ("[1, 2]", "written by another program"),
         ("[" * 100_000, "written by another program"),
         ('{"program": "another"}', "written by another program"),
-        ('{"program": "max_zimage"}', "format None, this max_zimage reads 1 to 3"),
+        ('{"program": "max_zimage"}', f"format None, this max_zimage reads 1 to {NEWEST}"),
         (
-            '{"program": "max_zimage", "format_version": 4}',
-            "format 4, this max_zimage reads 1 to 3; install a newer one",
+            f'{{"program": "max_zimage", "format_version": {NEWEST + 1}}}',
+            f"format {NEWEST + 1}, this max_zimage reads 1 to {NEWEST}; install a newer one",
         ),
         ('{"program": "max_zimage", "format_version": 1}', "prompt is missing.*version is missing"),
     ],

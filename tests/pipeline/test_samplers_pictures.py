@@ -128,3 +128,21 @@ def test_a_step_cache_and_skipped_layers_do_not_go_together(
     object.__setattr__(inputs, "step_cache", cache)
     with pytest.raises(ValueError, match="cannot go with guidance that leaves out layers"):
         pipeline.denoising(inputs)
+
+
+def test_a_branch_under_the_negative_prompt_needs_one(embedded: Pair) -> None:
+    pipeline, request = embedded.ours, request_of(embedded, CALLS["no guidance"])
+    captions = captions_of_request(request, pipeline.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
+
+    def under_the_negative(plan: Evaluations) -> Sequence[Branch]:
+        return [Branch(caption="negative", scales=np.ones(plan.count, np.float32))]
+
+    with pytest.raises(ValueError, match="ask for guidance_scale above 0"):
+        inputs_of_request(
+            request,
+            captions,
+            pipeline.sources.specs.schedule,
+            pipeline.transformer,
+            pipeline.vae,
+            others=under_the_negative,
+        )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,18 +12,11 @@ from diffusers import DPMSolverMultistepScheduler
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations, evaluations
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, schedule
-
-Array = np.ndarray
-Model = Callable[[Array, float], Array]
+from tests.sampling.formulas import Array, formulas, model
 
 SHAPE = (2, 6)
 UPDATE = 1e-6
 """Relative difference of an update in float32 from its formula in float64."""
-
-
-def model(x: Array, sigma: float) -> Array:
-    """Something that bends: neither constant in the latents nor in the noise level."""
-    return np.asarray(np.tanh(x) * (1.3 - sigma) + np.sin(3 * sigma + np.arange(x.size).reshape(x.shape)), x.dtype)
 
 
 def noise() -> Array:
@@ -42,44 +33,11 @@ def by_matrices(plan: Evaluations, x: Array) -> Array:
     return state[0]
 
 
-def euler(levels: list[float], x: Array) -> Array:
-    for sigma, following in pairwise(levels):
-        x = x - (following - sigma) * model(x, sigma)
-    return x
+FORMULAS = formulas()
 
 
-def heun(levels: list[float], x: Array) -> Array:
-    """Reference: diffusers schedulers/scheduling_flow_match_heun_discrete.py, whose class shifts given sigmas twice."""
-    for sigma, following in pairwise(levels):
-        first, delta = model(x, sigma), following - sigma
-        there = x - delta * first
-        x = there if following == 0 else x - delta * (first + model(there, following)) / 2
-    return x
-
-
-def dpmpp_2m(levels: list[float], x: Array) -> Array:
-    """Over the logarithm of the signal-to-noise ratio, with its limits at 1 and 0."""
-    before, gap_before = x, math.inf
-    for step, (sigma, following) in enumerate(pairwise(levels)):
-        clean = x + sigma * model(x, sigma)
-        gap = math.inf if sigma == 1 or following == 0 else log_snr(following) - log_snr(sigma)
-        better = clean
-        if step > 0 and following > 0 and gap_before < math.inf:
-            better = clean + (clean - before) * gap / gap_before / 2
-        x = following / sigma * x - (1 - following) * (math.exp(-gap) - 1) * better
-        before, gap_before = clean, gap
-    return x
-
-
-def log_snr(sigma: float) -> float:
-    return math.log((1 - sigma) / sigma)
-
-
-FORMULAS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
-
-
-def test_every_file_is_a_sampler_and_has_a_formula_here() -> None:
-    assert set(samplers.NAMES) == set(FORMULAS)
+def test_every_file_is_a_sampler_and_has_a_formula() -> None:
+    assert set(samplers.NAMES) == set(FORMULAS), "tests/sampling/formulas/ wants a file for every sampler"
     with pytest.raises(ValueError, match=rf"sampler must be one of {', '.join(samplers.NAMES)}, got 'none'"):
         samplers.plan("none", schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=2))
 

@@ -25,9 +25,8 @@ from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
 from max.serve.scheduler_result import SchedulerResult
 
 from max_zimage.compile.modules import counts
-from max_zimage.pipeline.context import ZImageContext
+from max_zimage.pipeline.context import ZImageContext, step_cache_of
 from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
-from max_zimage.pipeline.prepare import step_cache_of
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
