@@ -25,7 +25,7 @@ class ZImageContext(PixelContext):
             carry; empty for none.
         compression: Quality of JPEG and WebP from 1 to 100, or None for the format's own.
         reports: Whether every step is reported while it is done.
-        step_cache: How steps are left out, as `max_zimage.sampling.step_cache.parse` reads it.
+        step_cache: How steps are left out, as `max_zimage.sampling.step_cache.parse_step_cache` reads it.
         listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.
         previews: Pictures of the unfinished work to send along, spread over the steps.
         request: The request in its wire form, see `request_of`; empty where a context was filled by hand.

@@ -14,7 +14,7 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.captions import deduplicate_captions
-from max_zimage.pipeline.context import asked_of, step_cache_of
+from max_zimage.pipeline.context import ZImageContext, asked_of, step_cache_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.request.request import GenerationRequest
@@ -71,7 +71,12 @@ def inputs_of_request(
 
 
 def sharing_key(context: PixelContext) -> tuple[object, ...]:
-    """What requests of a server must have in common to share steps: sizes, schedule, guidance, step cache."""
+    """What requests of a server must have in common to share steps: sizes, schedule, guidance, step cache.
+
+    The table of fields says it where a context carries its request; of others there is no more than this.
+    """
+    if isinstance(context, ZImageContext) and context.sharing:
+        return (context.sharing,)
     return (
         context.height,
         context.width,

@@ -64,7 +64,8 @@ class ServerSettings:
         api_key: What clients must send; None lets everybody in.
         allow_remote_images: Whether images may be given as http(s) URLs, which the server then fetches.
         restart: Whether a worker that dies is started again.
-        step_cache: Of requests that name none, as `max_zimage.sampling.step_cache.parse` reads it; None for none.
+        step_cache: Of requests that name none, as `max_zimage.sampling.step_cache.parse_step_cache` reads it; None for
+            none.
         batch_pictures: Pictures of several requests that may share their denoising steps; None for
             `usual_pictures`.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
