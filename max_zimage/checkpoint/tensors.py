@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
+from typing_extensions import override
 
 from max_zimage.checkpoint.numbers import STORED, Bits, FloatArray, round_to
 from max_zimage.device.dtypes import ModelDtype
@@ -97,23 +98,23 @@ class StoredTensor(Tensor):
     start: int
     nbytes: int
 
+    @override
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
-        """See `Tensor`."""
         width = self.size // (self.shape[0] if self.shape else 1)
         values = np.empty((end - begin) * width, np.float32)
         self._convert(begin * width, values, files)
         return values.reshape(end - begin, *self.shape[1:])
 
+    @override
     def fill(self, target: Bits, files: Files) -> None:
-        """See `Tensor`; the pages of the file that were read are given back."""
         for begin in range(0, self.size, _CHUNK):
             self._convert(begin, target[begin : begin + _CHUNK], files)
 
+    @override
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
-        """See `Tensor`. MAX takes weights at any alignment."""
         if STORED[self.dtype].model_dtype != dtype:
             return None
-        # Bytes, because numpy knows no bfloat16.
+        # Bytes, because numpy knows no bfloat16. MAX takes weights at any alignment.
         raw = np.frombuffer(files[self.file], np.uint8, self.nbytes, self.start)
         return Buffer.from_numpy(raw).view(DType[dtype], self.shape)
 
@@ -122,7 +123,7 @@ class StoredTensor(Tensor):
         stored, source = STORED[self.dtype], files[self.file]
         start = self.start + begin * stored.raw.itemsize
         stored.convert(np.frombuffer(source, stored.raw, target.size, start), target)
-        # A neighbour's page that goes with them is read again when it is needed.
+        # Pages that were read are given back; a neighbour's that goes with them is read again when it is needed.
         first = start - start % mmap.PAGESIZE
         source.madvise(mmap.MADV_DONTNEED, first, start + target.size * stored.raw.itemsize - first)
 

@@ -102,7 +102,7 @@ def check_graphs(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_keep(target: str) -> None:
-    """See that artifacts for a target can be kept.
+    """Check that artifacts for a target can be kept.
 
     Raises:
         ValueError: If it is the CPU, or the folder cannot be written to.
@@ -116,7 +116,7 @@ def check_keep(target: str) -> None:
 
 
 def check_listable(target: str) -> None:
-    """See that the launches for a target can be listed.
+    """Check that the launches for a target can be listed.
 
     Raises:
         ValueError: If it is the CPU, which launches nothing.
@@ -126,7 +126,7 @@ def check_listable(target: str) -> None:
 
 
 def check_symbols(target: str, list_kernels: bool) -> None:
-    """See that the kernels of the machine code for a target can be told, below the list of the launches.
+    """Check that the kernels of the machine code for a target can be listed, below the list of the launches.
 
     Raises:
         ValueError: If that list is not asked for, or the target is none of CUDA's.

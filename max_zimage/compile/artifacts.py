@@ -131,7 +131,7 @@ def write(model: CompiledModel, name: str) -> Path:
 
 
 def check_writable() -> None:
-    """See that artifacts can be kept, before what makes them takes minutes.
+    """Check that artifacts can be kept, before what makes them takes minutes.
 
     Raises:
         ValueError: If the folder cannot be made or written to.

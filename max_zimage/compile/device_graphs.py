@@ -80,7 +80,7 @@ def possible(device: Device) -> bool:
 
 
 def check(device: Device) -> None:
-    """See that the variable is one that can be obeyed; where it has no effect, say so once a process.
+    """Check that the variable is one that can be obeyed; where it has no effect, say so once a process.
 
     Raises:
         ValueError: If it is something else than on or off.

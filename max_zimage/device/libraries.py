@@ -46,7 +46,7 @@ LIBRARIES = (CUBLAS, CUDNN)
 
 
 def check_libraries(device: Device) -> None:
-    """See that graphs on a device find what they call, and have it found if it lies where only Python looks.
+    """Check that graphs on a device find what they call, and preload it if it lies where only Python looks.
 
     Raises:
         RequestError: If the device is NVIDIA's and a library cannot be loaded; names all that cannot.

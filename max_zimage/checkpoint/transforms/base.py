@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.tensors import Files, Source, Tensor
 
@@ -25,8 +27,8 @@ class Computed(Tensor):
     base: Tensor
     change: Callable[[FloatArray, int, Files], FloatArray]
 
+    @override
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
-        """See `Tensor`."""
         return self.change(self.base.rows(begin, end, files), begin, files)
 
 
