@@ -125,7 +125,7 @@ def test_memory_of_a_second_copy_is_counted(kind: str, embedded: Pair, monkeypat
     assert 0.5 < nbytes / sum(each.num_elements * 4 for each in stored(transformer)) < 1
     fake = SimpleNamespace(
         spec=transformer.spec, dtype=transformer.dtype, device_ref=transformer.device_ref, nbytes_beside=beside,
-        device=gpu_with(2 * nbytes + beside), _nbytes=nbytes, _first_block_graphs={}, _all_weights=dict, placed=dict,
+        device=gpu_with(2 * nbytes + beside), _nbytes=nbytes, _first_block_graphs={}, provide=dict,
         _weights={} if kind == "shared" else None, graph=lambda name, *_: name, again_bytes=0,
     )  # fmt: skip
     monkeypatch.setattr("max_zimage.components.transformer.wait_for", lambda graphs: None)

@@ -16,7 +16,7 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef
 
-from max_zimage.compile import compiler
+from max_zimage.compile import compiler, modules
 from max_zimage.compile.compiler import compile_graph
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.model.latents import PackLatents
@@ -100,7 +100,7 @@ def test_a_compile_that_max_gives_up_for_want_of_room_is_done_without_its_cache(
             "cannot write to file to filesystem cache since available space(65536) is not enough to write 3406196 bytes"
         )
 
-    monkeypatch.setattr(compiler, "_compiled_now", compile_now)
+    monkeypatch.setattr(modules, "_compiled_now", compile_now)
     module = build(lambda: PackLatents(4), DType.float32, DeviceRef.CPU())
     types = module.input_types(DType.float32, DeviceRef.CPU())
     graph = compile_graph("pack", module, types, {}, InferenceSession([CPU()]), spec=None, device=CPU())
