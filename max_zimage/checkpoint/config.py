@@ -13,6 +13,7 @@ from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.positions import RopeSpec
 from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
 from max_zimage.sampling.schedule import ScheduleSpec
+from max_zimage.checkpoint.schedule_config import schedule_spec
 from max_zimage.strict_json import shown
 
 __all__ = [
@@ -156,21 +157,6 @@ def vae_spec(config: Config) -> VaeSpec:
             norm_num_groups=read.count("norm_num_groups"),
             scaling_factor=read.number("scaling_factor"),
             shift_factor=read.number("shift_factor"),
-        )
-    )
-
-
-def schedule_spec(config: Config) -> ScheduleSpec:
-    """Read a scheduler's configuration, the contents of `scheduler/scheduler_config.json`.
-
-    Raises:
-        ConfigError: With every missing, unknown or unsupported key.
-    """
-    read = Reader("scheduler", config)
-    return read.build(
-        lambda: ScheduleSpec(
-            shift=read.within("shift", MIN_SHIFT, MAX_SHIFT),
-            num_train_timesteps=read.count("num_train_timesteps"),
         )
     )
 

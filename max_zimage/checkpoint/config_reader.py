@@ -119,9 +119,7 @@ INERT: Mapping[str, frozenset[str]] = {
     },
     "transformer": HUGGING_FACE_KEYS | {"_diffusers_version", "torch_dtype"},
     "vae": HUGGING_FACE_KEYS | {"_diffusers_version", "torch_dtype", "force_upcast", "sample_size"},
-    # The four numbers belong to dynamic shifting.
-    "scheduler": HUGGING_FACE_KEYS
-    | {"_diffusers_version", "base_image_seq_len", "base_shift", "max_image_seq_len", "max_shift"},
+    "scheduler": HUGGING_FACE_KEYS | {"_diffusers_version"},
 }
 
 ONLY: Mapping[str, Mapping[str, Only]] = {
@@ -156,13 +154,6 @@ ONLY: Mapping[str, Mapping[str, Only]] = {
     "scheduler": {
         "_class_name": Only("FlowMatchEulerDiscreteScheduler", required=True),
         "invert_sigmas": Only(False),
-        "shift_terminal": Only(None),
-        "stochastic_sampling": Only(False),
-        "time_shift_type": Only("exponential"),
-        "use_beta_sigmas": Only(False),
-        "use_dynamic_shifting": Only(False),
-        "use_exponential_sigmas": Only(False),
-        "use_karras_sigmas": Only(False),
     },
 }
 
@@ -223,6 +214,15 @@ class Reader:
             return number if number is not None and low <= number <= high else None
 
         return self._read(key, f"a number from {low:g} to {high:g}", fits, low)
+
+    def switch(self, key: str) -> bool:
+        """True or false."""
+        return self._read(key, "true or false", lambda given: given if isinstance(given, bool) else None, False)
+
+    def one_of(self, key: str, words: Sequence[str]) -> str:
+        """One of several words."""
+        wanted = " or ".join(shown(word) for word in words)
+        return self._read(key, wanted, lambda given: next((word for word in words if word == given), None), words[0])
 
     def counts(self, key: str) -> tuple[int, ...]:
         """A list of whole numbers of at least 1."""

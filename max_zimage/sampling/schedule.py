@@ -1,20 +1,68 @@
 """The flow-matching noise schedule as pure numpy: sigmas, model timesteps, step lengths.
 
 Every number equals, bit for bit, what diffusers computes in float32. Reference: diffusers `ZImagePipeline.__call__`
-and `FlowMatchEulerDiscreteScheduler.set_timesteps` with a static shift.
+and `FlowMatchEulerDiscreteScheduler.set_timesteps`; shapes that diffusers has not are in `max_zimage.sampling.shapes`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
+from max_zimage.sampling.shapes import SCALES_NOISE, shaped
 
 FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicShift:
+    """A shift that grows with the picture: mu is linear in its tokens, and the shift e^mu or mu itself.
+
+    Attributes:
+        base_tokens: Image tokens that have `base`.
+        max_tokens: Image tokens that have `max`.
+        base: mu there.
+        max: mu there.
+        kind: "exponential" for e^mu, "linear" for mu.
+
+    Reference: diffusers pipelines/z_image/pipeline_z_image.py, calculate_shift.
+    """
+
+    base_tokens: int
+    max_tokens: int
+    base: float
+    max: float
+    kind: Literal["exponential", "linear"]
+
+    def __post_init__(self) -> None:
+        """Refuse two ends at one place."""
+        if self.base_tokens == self.max_tokens:
+            raise ValueError(f"base_image_seq_len and max_image_seq_len must differ, got {self.max_tokens} for both")
+
+    def shift(self, tokens: int) -> float:
+        """The shift of a picture of so many image tokens.
+
+        Raises:
+            ValueError: If it is not in the range of shifts.
+        """
+        slope = (self.max - self.base) / (self.max_tokens - self.base_tokens)
+        mu = tokens * slope + (self.base - slope * self.base_tokens)
+        found = mu
+        if self.kind == "exponential":
+            found = math.exp(mu) if mu < math.log(MAX_SHIFT) + 1 else math.inf
+        if not MIN_SHIFT <= found <= MAX_SHIFT:
+            raise ValueError(
+                f"the checkpoint's dynamic shift for {tokens} image tokens is {found:g}, and must be from {MIN_SHIFT} "
+                f"to {MAX_SHIFT:g}; give a shift"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +72,23 @@ class ScheduleSpec:
     Attributes:
         shift: Static time shift; 3.0 for the distilled checkpoints, 6.0 for the base model.
         num_train_timesteps: Scale between a sigma and the scheduler's timestep, 1000.
+        dynamic: Takes the place of `shift`, by the picture's size; or None.
+        terminal: The last level before 0, to which shifted levels are stretched; or None.
+        shape: The sigma shape where a request names none.
+        sampler: The sampler where a request names none.
     """
 
     shift: float
     num_train_timesteps: int
+    dynamic: DynamicShift | None = None
+    terminal: float | None = None
+    shape: str = DEFAULT_SHAPE
+    sampler: str = DEFAULT_SAMPLER
 
     def __post_init__(self) -> None:
         """Refuse values no schedule can be built from."""
+        if self.terminal is not None and not 0 < self.terminal < 1:
+            raise ValueError(f"shift_terminal must be above 0 and below 1, got {self.terminal}")
         if not MIN_SHIFT <= self.shift <= MAX_SHIFT:
             raise ValueError(
                 f"the scheduler's shift must be from {MIN_SHIFT} to {MAX_SHIFT:g}, got {self.shift}; usual are 1 to 10"
@@ -47,11 +105,17 @@ class Schedule:
         sigmas: float32 [N + 1], noise levels from high to low, the last one 0.
         timesteps: float32 [N], 1 - sigma as the transformer gets it (0 is pure noise, 1 is clean).
         deltas: float32 [N], next sigma - sigma, all below 0.
+        shift: The shift that made them, for samplers that begin a little below 1.
+        noise_scale: What the noise that a seed draws is multiplied by; the level that noise ends at.
+        left_out: Steps that were left out before the first one.
     """
 
     sigmas: FloatArray
     timesteps: FloatArray
     deltas: FloatArray
+    shift: float = 1.0
+    noise_scale: float = 1.0
+    left_out: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -60,7 +124,13 @@ class Schedule:
 
     def after(self, steps: int) -> Schedule:
         """What is left of the schedule when some steps are left out, as image-to-image does."""
-        return Schedule(sigmas=self.sigmas[steps:], timesteps=self.timesteps[steps:], deltas=self.deltas[steps:])
+        return replace(
+            self,
+            sigmas=self.sigmas[steps:],
+            timesteps=self.timesteps[steps:],
+            deltas=self.deltas[steps:],
+            left_out=self.left_out + steps,
+        )
 
     def timestep(self, sigma: np.float32) -> np.float32:
         """What the transformer gets for a noise level: the schedule's own where it is one of its levels."""
@@ -140,6 +210,8 @@ def schedule(
     steps: int | None = None,
     sigmas: Sequence[float] | None = None,
     shift: float | None = None,
+    shape: str | None = None,
+    tokens: int = 0,
 ) -> Schedule:
     """Build the schedule of one request.
 
@@ -148,18 +220,25 @@ def schedule(
         steps: Number of denoising steps, spaced evenly before the shift. Give this or `sigmas`.
         sigmas: Noise levels in (0, 1], strictly decreasing and without the final 0. They are shifted too, as the
             reference shifts them.
-        shift: Takes the place of the checkpoint's shift.
+        shift: Takes the place of the checkpoint's shift, the dynamic one included.
+        shape: How the levels of `steps` are spread, one of `max_zimage.sampling.names.SIGMA_SHAPES`; the checkpoint's
+            if not given.
+        tokens: Image tokens, which only a dynamic shift asks for.
 
     Returns:
         The schedule. Timesteps repeat the reference's float32 rounding, `(1000 - 1000 * sigma) / 1000`.
 
     Raises:
-        ValueError: If neither or both of `steps` and `sigmas` are given, or a step would have no length.
+        ValueError: If neither or both of `steps` and `sigmas` are given, the shape has not as many levels, or a step
+            would have no length.
     """
     if (steps is None) == (sigmas is None):
         raise ValueError(f"give either steps or sigmas, got steps={steps} and sigmas={sigmas}")
     start = np.asarray(sigmas, np.float32) if sigmas is not None else default_sigmas(steps or 0)
-    levels = shifted(start, spec.shift if shift is None else shift)
+    levels, factor = _shifted_by(spec, start, shift, tokens)
+    shape = DEFAULT_SHAPE if sigmas is not None else shape or spec.shape
+    if shape != DEFAULT_SHAPE:
+        levels = shaped(shape, levels, factor)
     with_end = np.append(levels, np.float32(0))
     deltas = np.diff(with_end)
     # Numbers below float32's smallest normal one are 0 on some devices.
@@ -172,4 +251,27 @@ def schedule(
         )
     scale = np.float32(spec.num_train_timesteps)
     timesteps = (scale - levels * scale) / scale
-    return Schedule(sigmas=with_end, timesteps=timesteps, deltas=deltas)
+    return Schedule(
+        sigmas=with_end,
+        timesteps=timesteps,
+        deltas=deltas,
+        shift=factor,
+        noise_scale=float(levels[0]) if shape in SCALES_NOISE else 1.0,
+    )
+
+
+def _shifted_by(
+    spec: ScheduleSpec, start: FloatArray, shift: float | None, tokens: int
+) -> tuple[FloatArray, float]:
+    """Levels after a request's or the checkpoint's shift, which is the second value."""
+    if shift is not None or spec.dynamic is None:
+        factor = spec.shift if shift is None else shift
+        levels = shifted(start, factor)
+    else:
+        factor = spec.dynamic.shift(tokens)
+        # The same as a static shift's, in the order of operations that the reference has here.
+        levels = np.float32(factor) / (np.float32(factor) + (np.float32(1) / start - np.float32(1)))
+    rest = np.float32(1) - levels
+    if spec.terminal is not None and rest[-1] > 0:  # one step from 1 to 0 has nothing between
+        levels = np.float32(1) - rest / (rest[-1] / np.float32(1 - spec.terminal))
+    return levels, factor

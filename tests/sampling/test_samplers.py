@@ -11,8 +11,9 @@ from diffusers import DPMSolverMultistepScheduler
 
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations, evaluations
+from max_zimage.sampling.names import SAMPLERS
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, schedule
-from tests.sampling.formulas import Array, formulas, model
+from tests.sampling.formulas import Array, beginning, drawn, formulas, model
 
 SHAPE = (2, 6)
 UPDATE = 1e-6
@@ -26,8 +27,11 @@ def noise() -> Array:
 def by_matrices(plan: Evaluations, x: Array) -> Array:
     """In float32, as the graph does it."""
     state = [x.astype(np.float32), *(np.zeros(x.shape, np.float32) for _ in range(plan.slots))]
-    for sigma, matrix in zip(plan.sigmas, plan.matrices.astype(np.float32), strict=True):
+    for index, (sigma, matrix) in enumerate(zip(plan.sigmas, plan.matrices.astype(np.float32), strict=True)):
         latents, *slots = state
+        if plan.noisy[index]:
+            step = int(plan.steps[index])
+            slots[-1] = drawn(x, step, index - plan.of_step(step).start).astype(np.float32)
         seen = np.stack([latents, model(latents, float(sigma)), *slots])
         state = list(np.einsum("rc,c...->r...", matrix, seen))
     return state[0]
@@ -37,8 +41,8 @@ FORMULAS = formulas()
 
 
 def test_every_file_is_a_sampler_and_has_a_formula() -> None:
-    assert set(samplers.NAMES) == set(FORMULAS), "tests/sampling/formulas/ wants a file for every sampler"
-    with pytest.raises(ValueError, match=rf"sampler must be one of {', '.join(samplers.NAMES)}, got 'none'"):
+    assert set(SAMPLERS) == set(FORMULAS), "tests/sampling/formulas/ wants a file for every sampler"
+    with pytest.raises(ValueError, match=rf"must be one of {', '.join(SAMPLERS)}, got 'none'"):
         samplers.plan("none", schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=2))
 
 
@@ -49,7 +53,7 @@ def test_every_file_is_a_sampler_and_has_a_formula() -> None:
 def test_matrices_are_formulas(name: str, steps: int, shift: float, left_out: int) -> None:
     """From pure noise, and from the level that image-to-image begins at."""
     plan = schedule(ScheduleSpec(shift=shift, num_train_timesteps=1000), steps=steps).after(left_out)
-    expected = FORMULAS[name]([float(level) for level in plan.sigmas], noise())
+    expected = FORMULAS[name](beginning(name, [float(level) for level in plan.sigmas], shift), noise())
     actual = by_matrices(samplers.plan(name, plan), noise())
     assert np.isfinite(actual).all()
     # Errors of single updates add up over the steps.

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
-from pkgutil import iter_modules
 
 from max_zimage.sampling.evaluations import Evaluations
-from max_zimage.sampling.schedule import Schedule
-
-DEFAULT = "euler"
-NAMES: tuple[str, ...] = tuple(sorted(module.name for module in iter_modules(__path__)))
-"""All samplers there are."""
+from max_zimage.sampling.names import SAMPLERS
+from max_zimage.sampling.schedule import Schedule, ScheduleSpec
+from max_zimage.sampling.schedule import schedule as new_schedule
 
 
 def plan(name: str, schedule: Schedule) -> Evaluations:
     """The evaluations of a request under a sampler.
 
     Args:
-        name: One of `NAMES`.
+        name: One of `max_zimage.sampling.names.SAMPLERS`.
         schedule: The request's.
 
     Raises:
         ValueError: If there is no such sampler; names those there are.
     """
-    if name not in NAMES:
-        raise ValueError(f"sampler must be one of {', '.join(NAMES)}, got {name!r}")
+    if name not in SAMPLERS:
+        raise ValueError(f"must be one of {', '.join(SAMPLERS)}, got {name!r}")
     made: Callable[[Schedule], Evaluations] = import_module(f"{__name__}.{name}").plan
     return made(schedule)
+
+
+@lru_cache(maxsize=256)
+def cost(name: str, steps: int) -> tuple[int, bool]:
+    """How often a sampler evaluates the model in so many steps, and whether it draws noise in them.
+
+    Neither depends on the levels.
+    """
+    found = plan(name, new_schedule(ScheduleSpec(shift=1.0, num_train_timesteps=1000), steps=steps))
+    return found.count, bool(found.noisy.any())
+
+
+def is_stochastic(name: str) -> bool:
+    """Whether a sampler draws noise between its steps."""
+    return cost(name, 2)[1]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 from max_zimage.sampling.evaluations import Evaluations, evaluations
+from max_zimage.sampling.log_snr import rise
 from max_zimage.sampling.schedule import Schedule
 
 
@@ -24,19 +25,12 @@ def plan(schedule: Schedule) -> Evaluations:
     matrices = []
     for step in range(schedule.num_steps):
         begin, end = levels[step : step + 2]
-        of_clean = -(1 - end) * math.expm1(-_gap(begin, end))
+        of_clean = -(1 - end) * math.expm1(-rise(begin, end))
         share = 0.0
         if step > 0 and end > 0:
-            before = _gap(levels[step - 1], begin)
-            share = 0.0 if math.isinf(before) else _gap(begin, end) / (2 * before)
+            before = rise(levels[step - 1], begin)
+            share = 0.0 if math.isinf(before) else rise(begin, end) / (2 * before)
         # The clean estimate is latents + begin · prediction; the slot holds the one before.
         own, past = of_clean * (1 + share), -of_clean * share
         matrices.append([[end / begin + own, own * begin, past], [1.0, begin, 0.0]])
     return evaluations(schedule, levels[:-1], range(schedule.num_steps), matrices)
-
-
-def _gap(begin: float, end: float) -> float:
-    """How far lambda rises from one noise level to a lower one; infinite from 1 and to 0."""
-    if begin >= 1 or end <= 0:
-        return math.inf
-    return math.log1p(-end) - math.log(end) - math.log1p(-begin) + math.log(begin)
