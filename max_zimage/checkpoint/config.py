@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from max_zimage.checkpoint.config_reader import MAX_LAYERS, Config, ConfigError, Reader
+from max_zimage.checkpoint.schedule_config import schedule_spec
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.positions import RopeSpec
-from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
 from max_zimage.sampling.schedule import ScheduleSpec
-from max_zimage.checkpoint.schedule_config import schedule_spec
 from max_zimage.strict_json import shown
 
 __all__ = [

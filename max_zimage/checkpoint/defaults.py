@@ -9,6 +9,7 @@ from max_zimage.checkpoint.model_index import GENERATION_DEFAULTS, INDEX
 from max_zimage.errors import RequestError
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.strict_json import plain, shown
 
@@ -19,7 +20,7 @@ _SIZE = "vae/config.json: sample_size (1024 where none is given) cannot be drawn
 def request_defaults(
     *,
     limits: Limits,
-    shift: float,
+    schedule: ScheduleSpec,
     sample_size: tuple[int, int],
     steps: int,
     named: object = None,
@@ -29,8 +30,8 @@ def request_defaults(
 
     Args:
         limits: What it can do at most.
-        shift: The scheduler's shift. The distilled checkpoints have 3: 8 steps without guidance, as their card says.
-            Others get `steps` and the reference's guidance 5.
+        schedule: The scheduler's configuration. The distilled checkpoints have shift 3: 8 steps without guidance, as
+            their card says. Others get `steps` and the reference's guidance 5.
         sample_size: The height and width the autoencoder was made for, in pixels.
         steps: Denoising steps of a checkpoint that is not distilled.
         named: What `model_index.json` holds under `_generation_defaults`, an object or None; it comes first.
@@ -43,7 +44,7 @@ def request_defaults(
         ConfigError: If a default is unknown, or none that a request could ask for.
     """
     rules = {name: ROWS[name].kind for name in ("height", "width", "num_inference_steps", "guidance_scale")}
-    steps, guidance = (8, 0.0) if shift == _DISTILLED_SHIFT else (steps, 5.0)
+    steps, guidance = (8, 0.0) if schedule.shift == _DISTILLED_SHIFT else (steps, 5.0)
     values: dict[str, int | float] = {"num_inference_steps": steps, "guidance_scale": guidance}
     problems, given = [], _named(named)
     if unknown := [f"{plain(name)} = {shown(value)}" for name, value in given.items() if name not in rules]:
@@ -68,6 +69,8 @@ def request_defaults(
         num_inference_steps=int(values["num_inference_steps"]),
         guidance_scale=float(values["guidance_scale"]),
         step_cache=step_cache,
+        sampler=schedule.sampler,
+        sigma_shape=schedule.shape,
     )
 
 

@@ -58,7 +58,7 @@ def describe(config: PipelineConfig, default_steps: int) -> Description:
         )
         defaults = request_defaults(
             limits=limits,
-            shift=specs.schedule.shift,
+            schedule=specs.schedule,
             sample_size=sample_size(configs["vae"]),
             steps=default_steps,
             named=models.metadata.get(GENERATION_DEFAULTS),

@@ -63,6 +63,7 @@ class ZImageModelInputs:
         num_images_per_prompt: Pictures of every prompt; all pictures where requests share a batch.
         items: The branch rows.
         step_cache: Leaves out steps, or None.
+        seeds: Of each picture, for the noise that a sampler draws between steps; empty where it draws none.
     """
 
     captions: Captions
@@ -75,6 +76,7 @@ class ZImageModelInputs:
     num_images_per_prompt: int
     items: Items
     step_cache: StepCache | None
+    seeds: tuple[int, ...] = ()
 
     @property
     def num_inference_steps(self) -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from max.pipelines.context import PixelContext
 
 from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Of
+from max_zimage.request.schedule_checks import TOKEN_SIDE
 from max_zimage.request.wire import of_text
+from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
+from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache, parse_step_cache
 
 
@@ -70,8 +74,28 @@ def asked_of(context: PixelContext) -> GenerationRequest:
         return request_of(context)
     rows = [row for row in ROWS.values() if row.attribute]
     values: dict[str, Any] = {row.attribute: None if isinstance(row.default, Of) else row.default for row in rows}
+    values |= {"sampler": DEFAULT_SAMPLER, "sigma_shape": DEFAULT_SHAPE}
     values |= {"prompts": (), "negative_prompts": (), "height": context.height, "width": context.width}
     values |= {
         name: float(getattr(context, name)) for name in ("guidance_scale", "cfg_truncation", "cfg_normalization")
     }
     return GenerationRequest(**values | {"step_cache": step_cache_of(context)})
+
+
+def schedule_of(context: PixelContext, spec: ScheduleSpec) -> Schedule:
+    """The schedule that a context was made with; of one that carries no request, the one that stands in it.
+
+    Args:
+        context: Its.
+        spec: The checkpoint's scheduler.
+    """
+    if isinstance(context, ZImageContext) and context.request:
+        return request_of(context).schedule(spec)
+    levels = np.asarray(context.sigmas, np.float32)
+    tokens = (context.height // TOKEN_SIDE) * (context.width // TOKEN_SIDE)
+    return Schedule(
+        sigmas=levels,
+        timesteps=np.asarray(context.timesteps, np.float32),
+        deltas=np.diff(levels),
+        shift=spec.shift if spec.dynamic is None else spec.dynamic.shift(tokens),
+    )

@@ -19,6 +19,7 @@ from max_zimage.device.devices import download, kept_rows
 from max_zimage.pipeline.batch import Items, ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepHook
 from max_zimage.pipeline.step_inputs import make_tables, step_inputs
+from max_zimage.pipeline.step_noise import StepNoise
 from max_zimage.pipeline.steppers import stepper_of
 
 
@@ -48,6 +49,7 @@ class Denoising:
         kept = inputs.guidance.kept(spec.num_refiner_layers, spec.num_layers)
         self._tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps, kept), transformer.device)
         self._rows = self._rows_of_branches()
+        self._noise = StepNoise(inputs)
         self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)
         self.latents = latents
         self._before = self._prediction = latents
@@ -74,6 +76,7 @@ class Denoising:
         with Tracer(f"step {self.step + 1}"):
             for index in plan.of_step(self.step):
                 self._before, self._sigma = self.latents, plan.sigmas[index]
+                self._noise.fill(self._history, index)
                 items, captions = self._rows[self._inputs.guidance.active(index)]
                 inputs = step_inputs(self._tables, index, items, captions, self.latents, self._history)
                 result = self._stepper(index, inputs)
@@ -82,17 +85,20 @@ class Denoising:
         return float(1000 * self._inputs.schedule.sigmas[self.step - 1])
 
     def run(self, on_step: StepHook | None = None) -> None:
-        """Take all steps that are left, showing progress.
+        """Take all steps that are left, showing progress in evaluations of the model.
 
         Args:
             on_step: Sees, and may replace, the latents after each step.
         """
-        with progress.stage("Denoising", self.num_steps) as shown, Tracer("denoising"):
+        plan = self._inputs.evaluations
+        with progress.stage("Denoising", plan.count) as shown, Tracer("denoising"):
             while not self.is_done:
+                evaluations = plan.of_step(self.step)
                 timestep = self.advance()
                 replacement = on_step(self.step - 1, timestep, self.latents) if on_step else None
                 self.latents = self.latents if replacement is None else replacement
-                shown.advance(f"step {self.step}")
+                for _ in evaluations:
+                    shown.advance(f"step {self.step}")
 
     def keep(self, pictures: Sequence[int]) -> None:
         """Go on with some of the pictures; what belongs to them stays on the device.
@@ -105,6 +111,7 @@ class Denoising:
         self._items = self._items.of(pictures, branches)
         self._rows = self._rows_of_branches()
         self._stepper.keep(rows)
+        self._noise.keep(pictures)
         self.latents, self._before, self._prediction = (
             kept_rows(each, pictures) for each in (self.latents, self._before, self._prediction)
         )

@@ -14,14 +14,14 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.captions import deduplicate_captions
-from max_zimage.pipeline.context import ZImageContext, asked_of, step_cache_of
+from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
-from max_zimage.sampling.noise import initial_noise
+from max_zimage.sampling.noise import image_seed, initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache
 
@@ -33,7 +33,6 @@ def inputs_of_request(
     transformer: ZImageTransformerModel,
     vae: ZImageVaeModel,
     *,
-    sampler: str = samplers.DEFAULT,
     others: Callable[[Evaluations], Sequence[Branch]] | None = None,
 ) -> ZImageModelInputs:
     """Bring a request to the device.
@@ -44,7 +43,6 @@ def inputs_of_request(
         schedule_spec: The checkpoint's schedule.
         transformer: Will run the steps.
         vae: Encodes the image of a request that has one.
-        sampler: One of `max_zimage.sampling.samplers.NAMES`.
         others: Branches on top of classifier-free guidance, for the evaluations that the sampler makes; none if not
             given.
 
@@ -55,9 +53,7 @@ def inputs_of_request(
     """
     plan, noise = request.schedule(schedule_spec), request.latents
     if noise is None:
-        noise = initial_noise(
-            request.seed or 0, request.num_images, vae.spec.latent_channels, request.height, request.width
-        )
+        noise = _drawn(request.seed, request.num_images, request.height, request.width, vae, plan)
     start: FloatArray | Buffer = noise
     if request.start_image is not None:
         start = starting_latents(vae, request.start_image, noise, request.seed, plan.sigmas[0])
@@ -65,9 +61,9 @@ def inputs_of_request(
         if not np.isfinite(download(start)).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
-    evaluated, guided = _planned(request, plan, sampler, others)
-    copies = request.num_images_per_prompt
-    return _inputs(transformer, captions, [start], plan, evaluated, guided, copies, step_cache=request.step_cache)
+    evaluated, guided = _planned(request, plan, others)
+    copies, seeds = request.num_images_per_prompt, _seeds(evaluated, request.seed, request.num_images)
+    return _inputs(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
 
 
 def sharing_key(context: PixelContext) -> tuple[object, ...]:
@@ -89,12 +85,16 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
 
 
 def inputs_of_contexts(
-    contexts: Sequence[PixelContext], transformer: ZImageTransformerModel, vae: ZImageVaeModel
+    contexts: Sequence[PixelContext],
+    schedule_spec: ScheduleSpec,
+    transformer: ZImageTransformerModel,
+    vae: ZImageVaeModel,
 ) -> ZImageModelInputs:
     """Bring requests of a server to the device, as one batch.
 
     Args:
         contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; all of one `sharing_key`.
+        schedule_spec: The checkpoint's schedule.
         transformer: Will run the steps.
         vae: Encodes the images of requests that have one.
 
@@ -104,25 +104,23 @@ def inputs_of_contexts(
     first = contexts[0]
     if any(sharing_key(context) != sharing_key(first) for context in contexts[1:]):
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
-    sigmas = np.asarray(first.sigmas, np.float32)
-    plan = Schedule(sigmas=sigmas, timesteps=np.asarray(first.timesteps, np.float32), deltas=np.diff(sigmas))
-    asked = asked_of(first)
+    asked, plan = asked_of(first), schedule_of(first, schedule_spec)
     evaluated, guided = _planned(asked, plan)
     texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
     if guided.has_negative:
         negatives = [context.negative_tokens for context in contexts]
         texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
     copies = [context.num_images_per_prompt for context in contexts]
-    captions, start = deduplicate_captions(texts, (), copies=copies), [_start(context, vae) for context in contexts]
-    return _inputs(transformer, captions, start, plan, evaluated, guided, sum(copies), step_cache=asked.step_cache)
+    captions, start = deduplicate_captions(texts, (), copies=copies), [_start(each, vae, plan) for each in contexts]
+    seeds = tuple(seed for each in contexts for seed in _seeds(evaluated, each.seed, each.num_images_per_prompt))
+    return _inputs(transformer, captions, start, plan, evaluated, guided, sum(copies), seeds, asked.step_cache)
 
 
-def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
+def _start(context: PixelContext, vae: ZImageVaeModel, plan: Schedule) -> FloatArray | Buffer:
     """What a request of a server begins with; noise that is not there is drawn from its seed."""
     noise = np.asarray(context.latents, np.float32)
     if noise.size == 0:
-        copies, channels = context.num_images_per_prompt, vae.spec.latent_channels
-        noise = initial_noise(context.seed or 0, copies, channels, context.height, context.width)
+        noise = _drawn(context.seed, context.num_images_per_prompt, context.height, context.width, vae, plan)
     if context.input_image is None:
         return noise
     return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
@@ -131,13 +129,27 @@ def _start(context: PixelContext, vae: ZImageVaeModel) -> FloatArray | Buffer:
 def _planned(
     asked: GenerationRequest,
     plan: Schedule,
-    sampler: str = samplers.DEFAULT,
     others: Callable[[Evaluations], Sequence[Branch]] | None = None,
 ) -> tuple[Evaluations, Guidance]:
     """What the sampler asks of the model, and the branches of each evaluation."""
-    evaluated = samplers.plan(sampler, plan)
+    evaluated = samplers.plan(asked.sampler, plan)
     guided = cfg.guidance(evaluated, asked.guidance_scale, asked.cfg_truncation, asked.cfg_normalization)
     return evaluated, combined(guided, others(evaluated) if others else ())
+
+
+def _drawn(seed: int | None, pictures: int, height: int, width: int, vae: ZImageVaeModel, plan: Schedule) -> FloatArray:
+    """Starting noise from a seed; where the schedule begins below 1 by its shape, as much of it as that level has."""
+    noise = initial_noise(seed or 0, pictures, vae.spec.latent_channels, height, width)
+    return noise if plan.noise_scale == 1 else noise * np.float32(plan.noise_scale)
+
+
+def _seeds(evaluated: Evaluations, seed: int | None, pictures: int) -> tuple[int, ...]:
+    """The seeds of a request's pictures, where the sampler draws noise."""
+    if not evaluated.noisy.any():
+        return ()
+    if seed is None:
+        raise ValueError("a sampler that draws noise needs a seed, and the request has none")
+    return tuple(image_seed(seed, index) for index in range(pictures))
 
 
 def _inputs(
@@ -148,7 +160,7 @@ def _inputs(
     evaluated: Evaluations,
     guided: Guidance,
     copies: int,
-    *,
+    seeds: tuple[int, ...],
     step_cache: StepCache | None,
 ) -> ZImageModelInputs:
     latents = joined([each if isinstance(each, Buffer) else upload(each, transformer.device) for each in start])
@@ -168,6 +180,7 @@ def _inputs(
         num_images_per_prompt=copies,
         items=make_items(transformer.rope_spec, rows, columns, lengths, batch, device, branches),
         step_cache=step_cache,
+        seeds=seeds,
     )
 
 

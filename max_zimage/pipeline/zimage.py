@@ -220,6 +220,8 @@ class ZImagePipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         max_sequence_length: int | None = None,
         shift: float | None = None,
+        sampler: str | None = None,
+        sigma_shape: str | None = None,
         image: Image.Image | npt.NDArray[np.uint8] | None = None,
         strength: float | None = None,
         resize: bool = False,

@@ -206,6 +206,15 @@ def array(name: str | Item, value: object, shape: tuple[int | None, ...], meanin
     return value
 
 
+def one_of(name: str, value: object, words: tuple[str, ...]) -> str:
+    """Return a word that is one of several."""
+    if not isinstance(value, str) or value not in words:
+        raise RequestError.of(
+            name, "{field} must be one of {words}, got {given}", words=", ".join(words), given=shown(value)
+        )
+    return value
+
+
 def resize(value: object, image: object) -> bool | None:
     """Return whether an image may be resized; None where the caller does not offer it."""
     if value is None or isinstance(value, (bool, np.bool_)):

@@ -12,8 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from max_zimage.errors import Wording
-from max_zimage.request.kinds import Array, Cache, Features, FormatKind, Levels, Number, Side, Switch, Texts, Whole
+from max_zimage.request.kinds import (
+    Array,
+    Cache,
+    Choice,
+    Features,
+    FormatKind,
+    Levels,
+    Number,
+    Side,
+    Switch,
+    Texts,
+    Whole,
+)
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
+from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
 from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
 
 if TYPE_CHECKING:
@@ -36,14 +49,17 @@ class RequestFields:
         image: uint8 [rows, columns, 3], what image-to-image begins with, as it was given; or None.
         height: Pixels, a multiple of 16.
         width: Pixels, a multiple of 16.
-        num_inference_steps: Evaluations of the model.
+        num_inference_steps: Steps of the schedule, each one evaluation of the model under most samplers.
         sigmas: Noise levels before the shift, without the final 0; None spaces them evenly.
+        sigma_shape: How the noise levels are spread over the steps.
         shift: Takes the place of the checkpoint's shift.
+        sampler: How a step is taken.
         guidance_scale: Guidance is on above 0: prediction = positive + scale * (positive - negative).
         cfg_normalization: Limit of the guided prediction's norm as a factor of the positive one's; 0 is off.
         cfg_truncation: Steps whose timestep (1 - sigma) is above this run without guidance.
         num_images_per_prompt: Pictures of every prompt.
-        seed: Seed of the first picture, picture k has seed + k; None where `latents` are given.
+        seed: Seed of the first picture, picture k has seed + k; None where `latents` are given and the sampler draws no
+            noise.
         max_sequence_length: Tokens a prompt may have, chat template included.
         latents: float32 [num_images, channels, height / 8, width / 8], the starting noise.
         prompt_embeds: float32 [tokens, caption_dim] a prompt.
@@ -115,6 +131,16 @@ class RequestFields:
         shared="levels",
     )
     sigmas: tuple[float, ...] | None = row(Levels(), kept=Kept("tuple[float, ...] | None"), shared="levels")
+    sigma_shape: str = row(
+        Choice(words=SIGMA_SHAPES),
+        is_checked_alone=False,
+        default=Of("sigma_shape"),
+        flag=Flag("--sigma-shape", "SHAPE", f"how noise levels are spread: {', '.join(SIGMA_SHAPES)}", "fine tuning"),
+        images=Images("sigma_shape", "How noise levels are spread over the steps."),
+        responses=Responses("sigma_shape", place="metadata", param="metadata"),
+        kept=Kept("str", since=4, before=DEFAULT_SHAPE),
+        shared="levels",
+    )
     shift: float | None = row(
         Number(above=True, low=MIN_SHIFT, high=MAX_SHIFT, usual="1 to 10"),
         flag=Flag("--shift", "X", "in place of the shift of the checkpoint's schedule", "fine tuning"),
@@ -122,6 +148,15 @@ class RequestFields:
         responses=Responses("flow_shift"),
         kept=Kept("float | None"),
         shared="levels",
+    )
+    sampler: str = row(
+        Choice(words=SAMPLERS),
+        default=Of("sampler"),
+        flag=Flag("--sampler", "SAMPLER", f"how steps are taken: {', '.join(SAMPLERS)}", "fine tuning"),
+        images=Images("sampler", "How steps are taken."),
+        responses=Responses("sampler", place="metadata", param="metadata"),
+        kept=Kept("str", since=4, before=DEFAULT_SAMPLER),
+        shared="value",
     )
     guidance_scale: float = row(
         Number(high=MAX_GUIDANCE, usual="0 to 10", float32=True),

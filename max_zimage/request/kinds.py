@@ -149,6 +149,20 @@ class Switch(Kind):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice(Kind):
+    """One of several words."""
+
+    fallback: ClassVar[Any] = ""
+    words: tuple[str, ...]
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> str:
+        from max_zimage.request.checks import one_of
+
+        return one_of(name, value, self.words)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Texts(Kind):
     """One or several texts; a request holds a tuple of them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.positions import max_caption_tokens, max_image_side
 from max_zimage.sampling.step_cache import StepCache
 
@@ -73,6 +74,8 @@ class RequestDefaults:
         num_inference_steps: Denoising steps.
         guidance_scale: Guidance scale, 0 for none.
         step_cache: Leaves out steps, or None for none.
+        sampler: One of `max_zimage.sampling.names.SAMPLERS`.
+        sigma_shape: One of `max_zimage.sampling.names.SIGMA_SHAPES`.
     """
 
     height: int
@@ -80,3 +83,5 @@ class RequestDefaults:
     num_inference_steps: int
     guidance_scale: float
     step_cache: StepCache | None = None
+    sampler: str = DEFAULT_SAMPLER
+    sigma_shape: str = DEFAULT_SHAPE

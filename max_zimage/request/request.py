@@ -19,7 +19,9 @@ from max_zimage.request.checks import Problems
 from max_zimage.request.fields import ROWS, RequestFields
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.row import Of, Row
-from max_zimage.request.schedule_checks import checked_schedule, has_a_step
+from max_zimage.request.schedule_checks import check_evaluations, checked_schedule, has_a_step
+from max_zimage.sampling import samplers
+from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.noise import fresh_seed
 from max_zimage.sampling.ranges import DEFAULT_STRENGTH
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step
@@ -53,8 +55,14 @@ class GenerationRequest(RequestFields):
 
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         """Its way from noise to picture, without the steps that its strength leaves out; see `checked_schedule`."""
-        whole = checked_schedule(spec, self.num_inference_steps, self.sigmas, self.shift)
-        return whole.after(self.first_step)
+        whole = checked_schedule(spec, self)
+        # An image is mixed with as much noise as its level says, whatever the shape.
+        return whole if self.image is None else replace(whole, noise_scale=1.0).after(self.first_step)
+
+    @property
+    def num_evaluations(self) -> int:
+        """How often the model is evaluated for each picture, without those steps and with every step in full."""
+        return samplers.cost(self.sampler, self.num_inference_steps - self.first_step)[0]
 
     @cached_property
     def start_image(self) -> npt.NDArray[np.uint8] | None:
@@ -104,11 +112,14 @@ def _values(problems: Problems, given: Mapping[str, Any], limits: Limits, defaul
     # First what others depend on.
     prompts = check((), _prompts, given["prompt"], given["prompt_embeds"], limits)
     embeds, guidance, levels = (alone(name) for name in ("negative_prompt_embeds", "guidance_scale", "sigmas"))
+    sampler = alone("sampler") or DEFAULT_SAMPLER
     values = {
         "prompts": prompts,
         "negative_prompt_embeds": embeds,
         "guidance_scale": guidance,
         "sigmas": levels,
+        "sampler": sampler,
+        "sigma_shape": check(DEFAULT_SHAPE, _shape, given["sigma_shape"], levels, defaults, limits),
         "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, guidance, limits),
         **start_images.picture(
             problems, given["image"], given["height"], given["width"], given["resize"], limits, defaults
@@ -117,7 +128,7 @@ def _values(problems: Problems, given: Mapping[str, Any], limits: Limits, defaul
         "latents": given["latents"],
     }
     apart: dict[str, Callable[[], Any]] = {
-        "seed": lambda: check(0, _seed, given["seed"], given["latents"], limits),
+        "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, limits),
         "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits),
     }
     for name, row in ROWS.items():
@@ -198,12 +209,21 @@ def _steps(value: object, levels: tuple[float, ...] | None, defaults: RequestDef
     return steps
 
 
-def _seed(value: object, latents: object, limits: Limits) -> int | None:
-    if latents is not None and value is not None:
+def _shape(value: object, levels: tuple[float, ...] | None, defaults: RequestDefaults, limits: Limits) -> str:
+    if levels is not None and value is not None:
+        message = "{field} and {name[sigmas]} exclude each other, got both; leave one out"
+        raise RequestError.of("sigma_shape", message)
+    if levels is not None:
+        return DEFAULT_SHAPE
+    return str(ROWS["sigma_shape"].kind.check("sigma_shape", defaults.sigma_shape if value is None else value, limits))
+
+
+def _seed(value: object, latents: object, sampler: str, limits: Limits) -> int | None:
+    if latents is not None and not samplers.is_stochastic(sampler):
+        if value is None:
+            return None
         message = "{field} and {name[latents]} exclude each other, got both; the {field} only draws the {name[latents]}"
         raise RequestError.of("seed", message)
-    if latents is not None:
-        return None
     return fresh_seed() if value is None else int(ROWS["seed"].kind.check("seed", value, limits))
 
 
@@ -234,6 +254,7 @@ def _check_together(request: GenerationRequest, limits: Limits, resize: Any) -> 
     if request.image is not None:
         has_a_step(request.strength, request.num_inference_steps)
         start_images.check_size(request.image, request.height, request.width, resize)
+    check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     negatives = request.negative_prompt_embeds
     if request.use_guidance and negatives is None and request.prompt_embeds is not None:
         raise RequestError.of(

@@ -6,7 +6,14 @@ Sigmas, shift, steps and strength are each right by themselves in `max_zimage.re
 from __future__ import annotations
 
 from max_zimage.errors import RequestError
+from max_zimage.request.fields import RequestFields
+from max_zimage.sampling import samplers
+from max_zimage.sampling.names import DEFAULT_SHAPE
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step, schedule, smallest_strength
+from max_zimage.sampling.step_cache import TaylorSeer
+
+TOKEN_SIDE = 16
+"""Pixels of a picture that a token stands for, on either side."""
 
 
 def has_a_step(strength: float, steps: int) -> None:
@@ -16,20 +23,42 @@ def has_a_step(strength: float, steps: int) -> None:
         raise RequestError.of("strength", message, given=strength, steps=steps, smallest=smallest_strength(steps))
 
 
-def checked_schedule(spec: ScheduleSpec, steps: int, levels: tuple[float, ...] | None, shift: float | None) -> Schedule:
-    """Return a request's schedule, every step of which has a length in float32.
+def checked_schedule(spec: ScheduleSpec, asked: RequestFields) -> Schedule:
+    """Return a request's whole schedule, every step of which has a length in float32.
 
     Args:
         spec: The checkpoint's.
-        steps: Of the request.
-        levels: Its sigmas, or None.
-        shift: Its shift, or None.
+        asked: The request.
 
     Raises:
-        RequestError: If a step has none; blames what made it so.
+        RequestError: If a step has none, or there are not as many levels as steps; blames what made it so.
     """
+    levels, tokens = asked.sigmas, (asked.height // TOKEN_SIDE) * (asked.width // TOKEN_SIDE)
+    steps = None if levels else asked.num_inference_steps
     try:
-        return schedule(spec, steps=None if levels else steps, sigmas=levels, shift=shift)
+        return schedule(spec, steps=steps, sigmas=levels, shift=asked.shift, shape=asked.sigma_shape, tokens=tokens)
     except ValueError as error:
-        name = "sigmas" if levels else "num_inference_steps" if shift is None else "shift"
+        name = "num_inference_steps" if asked.shift is None and spec.dynamic is None else "shift"
+        name = "sigmas" if levels else "sigma_shape" if asked.sigma_shape != DEFAULT_SHAPE else name
         raise RequestError.of(name, "{field}: {reason}", reason=error) from error
+
+
+def check_evaluations(asked: RequestFields, steps: int, most: int) -> None:
+    """Refuse a sampler that evaluates the model too often, or not once per step under a cache that counts on it.
+
+    Args:
+        asked: The request.
+        steps: That are taken, without those that its strength leaves out.
+        most: Evaluations that are allowed.
+    """
+    count, _ = samplers.cost(asked.sampler, steps)
+    if count > most:
+        message = "{field}: {sampler} evaluates the model {count} times in {steps} steps, at most {most} are allowed; "
+        values = {"sampler": asked.sampler, "count": count, "steps": steps, "most": most}
+        raise RequestError.of("num_inference_steps", message + "ask for fewer steps", **values)
+    if isinstance(asked.step_cache, TaylorSeer) and count != steps:
+        message = (
+            "{field}: {cache} foresees evaluations at even distances, and {sampler} makes several in a step; set "
+            "{field} to off or first_block, or take a sampler with one evaluation per step"
+        )
+        raise RequestError.of("step_cache", message, cache=asked.step_cache, sampler=asked.sampler)

@@ -1,4 +1,4 @@
-"""The logarithm of the signal-to-noise ratio, lambda = ln((1 - sigma) / sigma), over which many samplers are written."""
+"""lambda = ln((1 - sigma) / sigma), the logarithm of the signal-to-noise ratio: what many samplers are written over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BEGINS = 1 - 1e-4
 
 
 def log_snr(sigma: float) -> float:
-    """lambda of a noise level; minus infinity at 1, infinity at 0."""
+    """Lambda of a noise level; minus infinity at 1, infinity at 0."""
     if sigma >= 1 or sigma <= 0:
         return -math.inf if sigma >= 1 else math.inf
     return math.log1p(-sigma) - math.log(sigma)

@@ -260,9 +260,7 @@ def schedule(
     )
 
 
-def _shifted_by(
-    spec: ScheduleSpec, start: FloatArray, shift: float | None, tokens: int
-) -> tuple[FloatArray, float]:
+def _shifted_by(spec: ScheduleSpec, start: FloatArray, shift: float | None, tokens: int) -> tuple[FloatArray, float]:
     """Levels after a request's or the checkpoint's shift, which is the second value."""
     if shift is not None or spec.dynamic is None:
         factor = spec.shift if shift is None else shift

@@ -13,15 +13,23 @@ from max_zimage.checkpoint.config_reader import ConfigError
 from max_zimage.checkpoint.defaults import request_defaults
 from max_zimage.cli.main import main
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from tests.references.checkpoints import changed, copied
 
+BASE, TURBO = (ScheduleSpec(shift=shift, num_train_timesteps=1000) for shift in (6.0, 3.0))
 PUBLISHED = Limits(max_height=8192, max_width=8192, max_tokens=1504, latent_channels=16, caption_dim=2560)
 VAE, INDEX = "vae/config.json", "model_index.json"
 
 
 def defaults(**named: Any) -> RequestDefaults:
-    return request_defaults(limits=PUBLISHED, shift=6.0, sample_size=(1024, 512), steps=50, named=named)
+    return request_defaults(
+        limits=PUBLISHED,
+        schedule=BASE,
+        sample_size=(1024, 512),
+        steps=50,
+        named=named,
+    )
 
 
 def both_readings(model: Path) -> RequestDefaults:
@@ -36,9 +44,9 @@ def served(model: Path, config: PipelineConfig) -> RequestDefaults:
 
 
 def test_defaults_of_the_published_checkpoints() -> None:
-    turbo = request_defaults(limits=PUBLISHED, shift=3.0, sample_size=(1024, 1024), steps=50)
+    turbo = request_defaults(limits=PUBLISHED, schedule=TURBO, sample_size=(1024, 1024), steps=50)
     assert turbo == RequestDefaults(height=1024, width=1024, num_inference_steps=8, guidance_scale=0.0)
-    base = request_defaults(limits=PUBLISHED, shift=6.0, sample_size=(1024, 1024), steps=50)
+    base = request_defaults(limits=PUBLISHED, schedule=BASE, sample_size=(1024, 1024), steps=50)
     assert base == RequestDefaults(height=1024, width=1024, num_inference_steps=50, guidance_scale=5.0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from max_zimage.pipeline.prepare import inputs_of_request
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, skip_layer
+from max_zimage.sampling.names import SAMPLERS
+from max_zimage.sampling.noise import standard_normal
 from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 from tests.references.diffusers_runs import (
     Call,
@@ -41,6 +44,7 @@ CALLS = {
     "guidance that ends": Call(prompts=(12,), negatives=("",), steps=6, guidance=2.0, cfg_truncation=0.4),
 }
 SKIPPED = (1, 2)
+SEED = 11
 
 
 def skipping(plan: Evaluations) -> Sequence[Branch]:
@@ -49,12 +53,10 @@ def skipping(plan: Evaluations) -> Sequence[Branch]:
 
 def ours(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False) -> FloatArray:
     """Final latents, float32 [pictures, image tokens, 4 · channels]."""
-    pipeline, request = pair.ours, request_of(pair, call)
+    pipeline, request = pair.ours, replace(request_of(pair, call), sampler=sampler, seed=SEED)
     captions = captions_of_request(request, pipeline.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
     spec, others = pipeline.sources.specs.schedule, skipping if skip else None
-    inputs = inputs_of_request(
-        request, captions, spec, pipeline.transformer, pipeline.vae, sampler=sampler, others=others
-    )
+    inputs = inputs_of_request(request, captions, spec, pipeline.transformer, pipeline.vae, others=others)
     run = pipeline.denoising(inputs)
     run.run()
     return np.asarray(download(run.latents), np.float32)
@@ -69,6 +71,11 @@ def theirs(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False
     latents = packed(noise(pair, call))
     slots = np.zeros((plan.slots, *latents.shape), np.float32)
     for index in range(plan.count):
+        if plan.noisy[index]:
+            shape = (16, call.height // 8, call.width // 8)
+            stream = int(plan.streams[index])
+            drawn = [standard_normal(SEED + picture, shape, stream) for picture in range(len(latents))]
+            slots[-1] = packed(np.stack(drawn))
         squares = np.stack([unpacked(each, call.height // 8, call.width // 8) for each in latents])
         time = float(plan.timesteps[index])
         first = reference_prediction(pair, squares, time, list(positive))
@@ -100,7 +107,7 @@ def without_layers(pair: Pair) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("sampler", samplers.NAMES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_run_under_a_sampler(sampler: str, call: str, embedded: Pair) -> None:
     before = copy.copy(modules.counts)
     assert relative_l2(ours(embedded, CALLS[call], sampler), theirs(embedded, CALLS[call], sampler)) <= SAMPLED_L2

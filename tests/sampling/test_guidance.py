@@ -8,6 +8,7 @@ import pytest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, cfg, combined, skip_layer
+from max_zimage.sampling.names import SAMPLERS
 from max_zimage.sampling.schedule import ScheduleSpec, schedule
 
 
@@ -34,7 +35,7 @@ def test_without_guidance_there_is_one_branch() -> None:
 
 @pytest.mark.parametrize(("steps", "window"), [(9, [1, 2, 3, 4]), (8, [1, 2, 3]), (4, [1]), (1, [])])
 def test_the_window_counts_steps(steps: int, window: list[int]) -> None:
-    for sampler in samplers.NAMES:
+    for sampler in SAMPLERS:
         evaluated = plan(steps, sampler)
         assert sorted(set(evaluated.steps[skip(evaluated).scales > 0])) == window
 

@@ -2,8 +2,8 @@
 
 With lambda = ln(1 - sigma) - ln sigma, h = lambda' - lambda, and clean = latents + sigma · prediction:
 
-    latents' = sigma'/sigma e^-h · latents + (1 - sigma') (1 - e^-2h) (clean + (clean - clean before) · h / (2 h before))
-               + sigma' sqrt(1 - e^-2h) · noise
+    better = clean + (clean - clean before) · h / (2 h before);  gone = 1 - e^-2h
+    latents' = sigma'/sigma e^-h · latents + (1 - sigma') gone · better + sigma' sqrt(gone) · noise
 
 With eta 1. The first step has no difference, the last one is the clean estimate. A first level of 1 is a little below.
 

@@ -56,6 +56,6 @@ def _noise_scale(ratio: npt.NDArray[np.float64] | float) -> npt.NDArray[np.float
 def _integrals(high: float, low: float) -> tuple[float, float]:
     """Of xi(low) / xi(y) and of (y - high) times that, over y from low to high."""
     width = (high - low) / _POINTS
-    points = low + width * np.arange(_POINTS)
+    points = np.asarray(low + width * np.arange(_POINTS), np.float64)
     values = _noise_scale(low) / _noise_scale(points)
     return float(width * values.sum()), float(width * (values * (points - high)).sum())

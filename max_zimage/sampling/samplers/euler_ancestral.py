@@ -12,6 +12,7 @@ sample_euler_ancestral_RF.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from max_zimage.sampling.evaluations import Evaluations, evaluations, units
 from max_zimage.sampling.schedule import Schedule
@@ -22,7 +23,7 @@ def plan(schedule: Schedule) -> Evaluations:
     levels = [float(level) for level in schedule.sigmas]
     latents, prediction, noise = units(1)
     matrices = []
-    for begin, end in zip(levels[:-1], levels[1:], strict=True):
+    for begin, end in pairwise(levels):
         clean = latents + begin * prediction
         down = end * end / begin
         scale = (1 - end) / (1 - down)

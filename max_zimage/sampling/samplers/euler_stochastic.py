@@ -7,6 +7,8 @@ Reference: diffusers schedulers/scheduling_flow_match_euler_discrete.py, stochas
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from max_zimage.sampling.evaluations import Evaluations, evaluations, units
 from max_zimage.sampling.schedule import Schedule
 
@@ -16,8 +18,7 @@ def plan(schedule: Schedule) -> Evaluations:
     levels = [float(level) for level in schedule.sigmas]
     latents, prediction, noise = units(1)
     matrices = [
-        [(1 - end) * (latents + begin * prediction) + end * noise, 0 * noise]
-        for begin, end in zip(levels[:-1], levels[1:], strict=True)
+        [(1 - end) * (latents + begin * prediction) + end * noise, 0 * noise] for begin, end in pairwise(levels)
     ]
     takes = [end > 0 for end in levels[1:]]
     return evaluations(schedule, levels[:-1], range(schedule.num_steps), matrices, takes)

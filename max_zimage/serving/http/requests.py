@@ -119,6 +119,8 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
     check_pixels(limits, asked.height, asked.width, names)
     if asked.num_inference_steps > limits.steps:
         raise over_limit("steps", asked.num_inference_steps, limits.steps, "steps")
+    if asked.num_evaluations > limits.steps:
+        raise over_limit("steps", asked.num_evaluations, limits.steps, "evaluations of the model")
     if asked.num_images > limits.images:
         raise over_limit(names.of("num_images_per_prompt"), asked.num_images, limits.images, "pictures a request")
     for name, texts in (("prompt", asked.prompts), ("negative_prompt", asked.negative_prompts)):

@@ -47,7 +47,8 @@ class RunningBatch:
         begin = time.perf_counter()
         self._pipeline, self.contexts = pipeline, list(contexts)
         self.seconds = Seconds()
-        self._run = pipeline.denoising(inputs_of_contexts(self.contexts, pipeline.transformer, pipeline.vae))
+        spec = pipeline.sources.specs.schedule
+        self._run = pipeline.denoising(inputs_of_contexts(self.contexts, spec, pipeline.transformer, pipeline.vae))
         self.seconds.captions = time.perf_counter() - begin
 
     @property

@@ -1,8 +1,8 @@
 """Each sampler's formula, as its paper or its textbook has it: a file for every one, with a function of the same name.
 
 It takes the noise levels of the whole way, [N + 1] from high to 0, and the latents at its beginning, and returns the
-latents at its end, in float64. Noise is `drawn(x, step)`. A file whose sampler cannot begin at 1 says with `BEGINS` what
-stands for 1 before the shift.
+latents at its end, in float64. Noise is `drawn(x, step)`. A file whose sampler cannot begin at 1 says with `BEGINS`
+what stands for 1 before the shift.
 """
 
 from __future__ import annotations
