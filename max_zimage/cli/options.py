@@ -120,8 +120,8 @@ def _values(arguments: argparse.Namespace, saved: GenerationParameters | None) -
         if value is not None:
             values[name] = value
     values["prompt"] = _first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT)
-    # A number of steps of one's own leaves nothing of levels that were given one by one.
-    if arguments.steps is not None:
+    # A number of steps or a shape of one's own leaves nothing of levels that were given one by one.
+    if arguments.steps is not None or arguments.sigma_shape is not None:
         values.pop("sigmas", None)
     values["image"] = _image(arguments, saved)
     values["resize"] = arguments.resize or bool(saved and saved.is_resized)

@@ -210,10 +210,10 @@ def _steps(value: object, levels: tuple[float, ...] | None, defaults: RequestDef
 
 
 def _shape(value: object, levels: tuple[float, ...] | None, defaults: RequestDefaults, limits: Limits) -> str:
-    if levels is not None and value is not None:
-        message = "{field} and {name[sigmas]} exclude each other, got both; leave one out"
-        raise RequestError.of("sigma_shape", message)
     if levels is not None:
+        if value not in (None, DEFAULT_SHAPE):  # which pictures with levels of their own remember
+            message = "{field} and {name[sigmas]} exclude each other, got both; leave one out"
+            raise RequestError.of("sigma_shape", message)
         return DEFAULT_SHAPE
     return str(ROWS["sigma_shape"].kind.check("sigma_shape", defaults.sigma_shape if value is None else value, limits))
 

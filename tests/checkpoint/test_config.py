@@ -199,20 +199,27 @@ UNSUPPORTED = [
     ("vae", "scaling_factor", 0, "scaling_factor is 0"),
     ("vae", "block_out_channels", [128, "256", 512, 512], "whole numbers of at least 1"),
     ("scheduler", "_class_name", "EulerDiscreteScheduler", '"FlowMatchEulerDiscreteScheduler"'),
-    ("scheduler", "use_dynamic_shifting", True, "false"),
-    ("scheduler", "use_karras_sigmas", True, "false"),
-    ("scheduler", "use_exponential_sigmas", True, "false"),
-    ("scheduler", "use_beta_sigmas", True, "false"),
-    ("scheduler", "stochastic_sampling", True, "false"),
+    ("scheduler", "use_dynamic_shifting", "yes", "true or false"),
+    ("scheduler", "use_karras_sigmas", 1, "true or false"),
+    ("scheduler", "stochastic_sampling", [], "true or false"),
     ("scheduler", "invert_sigmas", True, "false"),
-    ("scheduler", "shift_terminal", 0.02, "null"),
-    ("scheduler", "time_shift_type", "linear", '"exponential"'),
+    ("scheduler", "shift_terminal", 1.5, "from 0 to 1"),
+    ("scheduler", "shift_terminal", 1.0, "above 0 and below 1"),
+    ("scheduler", "time_shift_type", "cubic", '"exponential" or "linear"'),
+    ("scheduler", "base_image_seq_len", 0, "a whole number from 1"),
+    ("scheduler", "max_shift", "1", "a number that float32 holds"),
     ("scheduler", "shift", 1e30, "from 0.01 to 100"),
     ("scheduler", "shift", 0, "from 0.01 to 100"),
 ]
 
 
-SPECS_OWN_WORDS = ("cannot share 8", "128", "scaling_factor is 0", "one caption of 32 tokens")  # across fields
+SPECS_OWN_WORDS = (
+    "above 0 and below 1",
+    "cannot share 8",
+    "128",
+    "scaling_factor is 0",
+    "one caption of 32 tokens",
+)  # across fields
 
 
 @pytest.mark.parametrize(("component", "key", "value", "says"), UNSUPPORTED)

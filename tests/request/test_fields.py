@@ -112,8 +112,8 @@ def test_text_stands_for_what_json_would_say(kind: Kind, text: str, value: objec
 
 
 def test_a_field_that_is_none_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"a request has no sampler; it has prompt, negative_prompt, .*, resize"):
-        make(sampler="euler")
+    with pytest.raises(TypeError, match=r"a request has no fuzziness; it has prompt, negative_prompt, .*, resize"):
+        make(fuzziness="euler")
     with pytest.raises(NotImplementedError, match="Switch is checked together with other fields"):
         Switch().check("resize", True, LIMITS)
 

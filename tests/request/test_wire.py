@@ -115,7 +115,7 @@ def test_what_is_not_json_travels_beside() -> None:
         ({"sigmas": [1, "x"]}, "sigmas: must be a number, got 'x'"),
         ({"step_cache": "teacache"}, "step_cache: a step cache is off"),
         ({"output_type": "jpeg"}, "output_type: output_type must be one of"),
-        ({"sampler": "euler"}, "sampler is unknown"),
+        ({"fuzziness": "euler"}, "fuzziness is unknown"),
     ],
 )
 def test_another_object_is_refused(changes: dict[str, object], says: str) -> None:

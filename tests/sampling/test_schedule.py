@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
+from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 
 from max_zimage.sampling import samplers
 from max_zimage.sampling.guidance import cfg
 from max_zimage.sampling.schedule import (
+    DynamicShift,
     Schedule,
     ScheduleSpec,
     default_sigmas,
@@ -112,3 +116,51 @@ def test_steps_and_sigmas_exclude_each_other() -> None:
 def test_a_spec_without_a_meaning_is_refused(shift: float, train: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         ScheduleSpec(shift=shift, num_train_timesteps=train)
+
+
+@pytest.mark.parametrize("steps", [2, 8, 9, 50])
+@pytest.mark.parametrize("shape", ["karras", "exponential", "beta"])
+def test_shapes_of_diffusers_equal_its_own(shape: str, steps: int) -> None:
+    """Given by the request or by the checkpoint; scipy's quantiles may differ in the last bit."""
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0, **{f"use_{shape}_sigmas": True})
+    theirs.set_timesteps(sigmas=get_default_z_image_sigmas(steps))
+    asked = schedule(SPEC, steps=steps, shape=shape)
+    np.testing.assert_allclose(asked.sigmas, theirs.sigmas.numpy(), rtol=0 if shape != "beta" else 2e-7)
+    assert_same(schedule(replace(SPEC, shape=shape), steps=steps), (asked.sigmas, asked.timesteps, asked.deltas))
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("tokens", [16, 256, 1024, 4096, 16384])
+def test_a_shift_that_grows_with_the_picture_is_that_of_diffusers(tokens: int, kind: Any) -> None:
+    dynamic = DynamicShift(base_tokens=256, max_tokens=4096, base=0.5, max=1.15, kind=kind)
+    theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind, shift=3.0)
+    theirs.set_timesteps(sigmas=get_default_z_image_sigmas(9), mu=calculate_shift(tokens))
+    ours = schedule(replace(SPEC, dynamic=dynamic), steps=9, tokens=tokens)
+    np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=2e-7)
+    # A shift of the request's own is a static one.
+    assert_same(
+        schedule(replace(SPEC, dynamic=dynamic), steps=9, shift=3.0, tokens=tokens), of(schedule(SPEC, steps=9))
+    )
+
+
+def test_a_shift_that_grows_out_of_its_range_is_refused() -> None:
+    dynamic = DynamicShift(base_tokens=256, max_tokens=4096, base=0.5, max=9.0, kind="exponential")
+    with pytest.raises(ValueError, match=r"dynamic shift for 4096 image tokens is inf, .*; give a shift"):
+        schedule(replace(SPEC, dynamic=dynamic), steps=4, tokens=4096)
+    with pytest.raises(ValueError, match="must differ, got 256 for both"):
+        DynamicShift(base_tokens=256, max_tokens=256, base=0.5, max=1.15, kind="linear")
+
+
+@pytest.mark.parametrize("shape", ["linear", "karras"])
+def test_levels_are_stretched_to_a_last_one(shape: str) -> None:
+    flags = {"use_karras_sigmas": True} if shape == "karras" else {}
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1, **flags)
+    theirs.set_timesteps(sigmas=get_default_z_image_sigmas(8))
+    ours = schedule(replace(SPEC, terminal=0.1), steps=8, shape=shape)
+    np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=2e-7)
+    assert ours.sigmas[-2] == pytest.approx(0.1)
+    assert schedule(replace(SPEC, terminal=0.1), steps=1).sigmas.tolist() == [1, 0]  # nothing lies between
+
+
+def of(plan: Schedule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return plan.sigmas, plan.timesteps, plan.deltas
