@@ -15,6 +15,7 @@ from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.images.read import resized
 from max_zimage.request import checks
 from max_zimage.request import start_image as start_images
+from max_zimage.request.cache_checks import with_useful_cache
 from max_zimage.request.checks import Problems
 from max_zimage.request.fields import ROWS, RequestFields
 from max_zimage.request.limits import Limits, RequestDefaults
@@ -99,7 +100,7 @@ class GenerationRequest(RequestFields):
         request = cls(**values)
         _check_together(request, limits, arguments.get("resize"))
         _warn_of_unused(request, arguments.get("negative_prompt"))
-        return _with_useful_cache(request, is_default=arguments.get("step_cache") is None)
+        return with_useful_cache(request, is_default=arguments.get("step_cache") is None)
 
 
 def _values(problems: Problems, given: Mapping[str, Any], limits: Limits, defaults: RequestDefaults) -> dict[str, Any]:
@@ -153,20 +154,6 @@ def _default(row: Row, limits: Limits, defaults: RequestDefaults) -> object:
         return row.default
     name = row.default.attribute
     return getattr(defaults if hasattr(defaults, name) else limits, name)
-
-
-def _with_useful_cache(request: GenerationRequest, *, is_default: bool) -> GenerationRequest:
-    """The request without a step cache that would compute every step; refused where it was asked for by name."""
-    steps, cache = request.num_inference_steps - request.first_step, request.step_cache
-    if cache is None or not cache.covers(steps):
-        return request
-    problem = "{field} {cache}: its warm-up takes all {steps} steps and nothing is left out; "
-    if not is_default:
-        remedy = "ask for more steps, lower warmup_steps, or set {field} to off"
-        raise RequestError.of("step_cache", problem + remedy, cache=cache, steps=steps)
-    message = problem + "this request runs without it"
-    warnings.warn(RequestWarning(Problem.of("step_cache", message, cache=cache, steps=steps)), stacklevel=3)
-    return replace(request, step_cache=None)
 
 
 def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:

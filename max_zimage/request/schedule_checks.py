@@ -10,7 +10,6 @@ from max_zimage.request.fields import RequestFields
 from max_zimage.sampling import samplers
 from max_zimage.sampling.names import DEFAULT_SHAPE
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step, schedule, smallest_strength
-from max_zimage.sampling.step_cache import TaylorSeer
 
 TOKEN_SIDE = 16
 """Pixels of a picture that a token stands for, on either side."""
@@ -44,7 +43,7 @@ def checked_schedule(spec: ScheduleSpec, asked: RequestFields) -> Schedule:
 
 
 def check_evaluations(asked: RequestFields, steps: int, most: int) -> None:
-    """Refuse a sampler that evaluates the model too often, or not once per step under a cache that counts on it.
+    """Refuse a sampler that evaluates the model too often.
 
     Args:
         asked: The request.
@@ -56,9 +55,3 @@ def check_evaluations(asked: RequestFields, steps: int, most: int) -> None:
         message = "{field}: {sampler} evaluates the model {count} times in {steps} steps, at most {most} are allowed; "
         values = {"sampler": asked.sampler, "count": count, "steps": steps, "most": most}
         raise RequestError.of("num_inference_steps", message + "ask for fewer steps", **values)
-    if isinstance(asked.step_cache, TaylorSeer) and count != steps:
-        message = (
-            "{field}: {cache} foresees evaluations at even distances, and {sampler} makes several in a step; set "
-            "{field} to off or first_block, or take a sampler with one evaluation per step"
-        )
-        raise RequestError.of("step_cache", message, cache=asked.step_cache, sampler=asked.sampler)

@@ -22,7 +22,6 @@ from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, skip_layer
 from max_zimage.sampling.names import SAMPLERS
-from max_zimage.sampling.noise import standard_normal
 from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 from tests.references.diffusers_runs import (
     Call,
@@ -35,6 +34,7 @@ from tests.references.diffusers_runs import (
     relative_l2,
 )
 from tests.references.engine_runs import request_of
+from tests.references.sampler_walk import SEED, SamplerWalk
 from tests.references.step_caches import unpacked
 from tests.tolerances import SAMPLED_L2
 
@@ -44,7 +44,6 @@ CALLS = {
     "guidance that ends": Call(prompts=(12,), negatives=("",), steps=6, guidance=2.0, cfg_truncation=0.4),
 }
 SKIPPED = (1, 2)
-SEED = 11
 
 
 def skipping(plan: Evaluations) -> Sequence[Branch]:
@@ -69,13 +68,8 @@ def theirs(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False
     plan = samplers.plan(sampler, request.schedule(pair.ours.sources.specs.schedule))
     windows = skipping(plan)[0].scales if skip else np.zeros(plan.count)
     latents = packed(noise(pair, call))
-    slots = np.zeros((plan.slots, *latents.shape), np.float32)
+    walk = SamplerWalk(plan, call, latents)
     for index in range(plan.count):
-        if plan.noisy[index]:
-            shape = (16, call.height // 8, call.width // 8)
-            stream = int(plan.streams[index])
-            drawn = [standard_normal(SEED + picture, shape, stream) for picture in range(len(latents))]
-            slots[-1] = packed(np.stack(drawn))
         squares = np.stack([unpacked(each, call.height // 8, call.width // 8) for each in latents])
         time = float(plan.timesteps[index])
         first = reference_prediction(pair, squares, time, list(positive))
@@ -88,9 +82,7 @@ def theirs(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False
                 prediction = prediction + windows[index] * (
                     first - reference_prediction(pair, squares, time, list(positive))
                 )
-        seen = np.stack([latents, packed(prediction), *slots])
-        latents, *kept = np.einsum("rc,c...->r...", plan.matrices[index], seen).astype(np.float32)
-        slots = np.asarray(kept, np.float32).reshape(slots.shape)
+        latents = walk.update(index, latents, packed(prediction))
     return latents
 
 

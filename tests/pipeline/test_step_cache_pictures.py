@@ -15,12 +15,14 @@ from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
 from max_zimage.compile.modules import counts
 from max_zimage.device.devices import download, upload
 from max_zimage.pipeline.max_step_cache import ZImageCacheState
+from max_zimage.sampling.samplers import is_stochastic
 from max_zimage.sampling.step_cache import StepCache, flags_of
 from tests.recording import RecordProperty
 from tests.references import step_caches as model
 from tests.references.diffusers_caches import first_block, hooked, readable_blocks, taylorseer
 from tests.references.diffusers_runs import Call, FloatArray, Pair, noise, packed, relative_l2
 from tests.references.engine_runs import OpenTransformer, inputs_of, request_of
+from tests.references.sampler_walk import SEED
 from tests.tolerances import STAGES_L2, TRANSFORMER_L2
 
 PROMPT = "a red star on a blue background"
@@ -90,6 +92,13 @@ def test_a_first_block_that_always_differs_changes_nothing(
     assert error <= STAGES_L2["step"]
 
 
+def algorithm(cache: StepCache) -> model.Step:
+    """A cache as numpy has it."""
+    if isinstance(cache, FirstBlockCache):
+        return model.first_block(cache.threshold, cache.warmup_steps)
+    return model.taylorseer(cache.cache_interval, cache.warmup_steps, cache.max_order)
+
+
 MODELS: dict[str, list[StepCache]] = {
     "guided": [FirstBlockCache(), FirstBlockCache(threshold=1e9), TaylorSeer(warmup_steps=2, max_order=2)],
     "unguided": [FirstBlockCache(threshold=0.2, warmup_steps=5), TaylorSeer(cache_interval=60, warmup_steps=1)],
@@ -106,17 +115,34 @@ def test_every_step_is_that_of_a_numpy_model(
     """The same steps of the same branches are computed, and the latents are the same after each."""
     call = CALLS[name]
     ours, computed, _ = drawn(embedded.ours, embedded.arguments(call), cache)
-    step = (
-        model.first_block(cache.threshold, cache.warmup_steps)
-        if isinstance(cache, FirstBlockCache)
-        else model.taylorseer(cache.cache_interval, cache.warmup_steps, cache.max_order)
-    )
-    theirs, expected = model.run(embedded, call, step)
+    theirs, expected = model.run(embedded, call, algorithm(cache))
     np.testing.assert_array_equal(computed, expected)
     assert 1 <= expected[:, 0].sum() < call.steps
     errors = [relative_l2(*latents) for latents in zip(ours, theirs, strict=True)]
     record_property("relative_l2", max(errors))
     assert max(errors) <= STAGES_L2["step"]
+
+
+SAMPLED: list[tuple[str, StepCache, str]] = [
+    ("guided", FirstBlockCache(threshold=0.1), "heun"),
+    ("several pictures", FirstBlockCache(threshold=0.15), "dpmpp_sde"),
+    ("two prompts", FirstBlockCache(threshold=0.2), "unipc"),
+    ("two prompts", TaylorSeer(cache_interval=3, warmup_steps=3, max_order=2), "er_sde"),
+    ("unguided", TaylorSeer(cache_interval=4, warmup_steps=2), "dpmpp_2m"),
+]
+
+
+@pytest.mark.parametrize(("name", "cache", "sampler"), SAMPLED, ids=str)
+def test_caches_under_other_samplers(embedded: Pair, name: str, cache: StepCache, sampler: str) -> None:
+    """An evaluation is left out, not the update behind it, nor its noise."""
+    call = CALLS[name]
+    arguments = {**embedded.arguments(call), "sampler": sampler}
+    arguments |= {"seed": SEED} if is_stochastic(sampler) else {}
+    ours, computed, _ = drawn(embedded.ours, arguments, cache)
+    theirs, expected = model.run(embedded, call, algorithm(cache), sampler=sampler)
+    np.testing.assert_array_equal(computed, expected)
+    assert 1 <= expected[:, 0].sum() < len(expected)
+    assert relative_l2(ours[-1], theirs[-1]) <= STAGES_L2["step"]
 
 
 def test_branches_decide_for_themselves(embedded: Pair) -> None:

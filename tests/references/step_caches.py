@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from tests.references.diffusers_runs import Call, FloatArray, Pair, noise, packed, reference_features
 from tests.references.engine_runs import inputs_of, request_of
+from tests.references.sampler_walk import SEED, SamplerWalk
 
 Flags = npt.NDArray[np.bool_]
 
@@ -41,7 +42,9 @@ Step = Callable[[int, int, Evaluation], tuple[FloatArray, bool]]
 """Of step, item and evaluation: the velocity that the algorithm uses, and whether it computed it."""
 
 
-def run(pair: Pair, call: Call, step: Step, block: str = "noise_refiner") -> tuple[FloatArray, Flags]:
+def run(
+    pair: Pair, call: Call, step: Step, block: str = "noise_refiner", sampler: str = "euler"
+) -> tuple[FloatArray, Flags]:
     """Draw a call under an algorithm.
 
     Args:
@@ -49,18 +52,19 @@ def run(pair: Pair, call: Call, step: Step, block: str = "noise_refiner") -> tup
         call: The request; without image-to-image.
         step: The algorithm.
         block: The list whose first block is looked at.
+        sampler: Makes steps of evaluations.
 
     Returns:
-        Packed latents after each step, float32 [steps, pictures, image_tokens, patch_dim], and bool [steps, items].
+        Packed latents after each evaluation, float32 [evaluations, pictures, image_tokens, patch_dim], and
+        bool [evaluations, items].
     """
-    inputs = inputs_of(pair.ours, request_of(pair, call))
+    inputs = inputs_of(pair.ours, replace(request_of(pair, call), sampler=sampler, seed=SEED))
     branches = [[item for item in branch for _ in range(call.copies)] for branch in reference_features(pair, call)]
     latents, pictures = packed(noise(pair, call)), len(branches[0])
     history, flags = [], np.zeros((len(inputs.guidance.negative), pictures * (2 if call.guidance else 1)), np.bool_)
     side = (call.height // 8, call.width // 8)
-    for index, (time, delta, scale) in enumerate(
-        zip(inputs.schedule.timesteps, inputs.schedule.deltas, inputs.guidance.negative, strict=True)
-    ):
+    walk = SamplerWalk(inputs.evaluations, call, latents)
+    for index, (time, scale) in enumerate(zip(inputs.evaluations.timesteps, inputs.guidance.negative, strict=True)):
         velocity = np.zeros((2, *latents.shape), np.float32)
         for branch, features in enumerate(branches if scale else branches[:1]):
             for picture, caption in enumerate(features):
@@ -68,7 +72,7 @@ def run(pair: Pair, call: Call, step: Step, block: str = "noise_refiner") -> tup
                 seen = evaluate(pair, unpacked(latents[picture], *side), float(time), caption, block)
                 velocity[branch, picture], flags[index, item] = step(index, item, seen)
         prediction = velocity[0] + scale * (velocity[0] - velocity[1]) if scale else velocity[0]
-        latents = latents - delta * prediction
+        latents = walk.update(index, latents, prediction)
         history.append(latents)
     return np.stack(history), flags
 

@@ -89,6 +89,8 @@ def keep(path: Path, answer: Any) -> None:
         {"steps": 3, "negative_prompt": "blue", "guidance_scale": 3.5, "cfg_normalization": 0.5, "cfg_truncation": 0.8},
         {"steps": 9, "shift": 5.5, "step_cache": "taylorseer:cache_interval=3,warmup_steps=2"},
         {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0},
+        {"steps": 5, "sampler": "dpmpp_sde", "sigma_shape": "karras"},
+        {"steps": 8, "sampler": "unipc", "sigma_shape": "ddim_uniform"},
     ],
     ids=lambda asked: "-".join(asked),
 )
@@ -137,7 +139,8 @@ def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tm
         content.append({"type": "input_image", "image_url": data_url(start(128, 128))})
         options["strength"] = 0.8
     body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
-    body |= {"metadata": {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1"}}
+    body |= {"metadata": {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1", "sampler": "euler_ancestral"}}
+    body["metadata"] |= {"sigma_shape": "beta57"}
     answer = server.post("/v1/responses", provider_options={"image": options}, **body)
     assert answer.status_code == 200, answer.text
     (tmp_path / "a.png").write_bytes(base64.b64decode(answer.json()["output"][0]["content"][0]["image_data"]))
@@ -165,7 +168,7 @@ def test_pictures_that_were_drawn_together(server: Server, repeat: Repeat, tmp_p
 
 
 def test_python(embedded: Pair, repeat: Repeat, tmp_path: Path) -> None:
-    """Two prompts of two pictures each, from an image that was resized."""
+    """Two prompts of two pictures each, from an image that was resized, by a sampler that draws noise."""
     pipeline = embedded.ours
     request = GenerationRequest.create(
         limits=pipeline.sources.limits,
@@ -177,7 +180,8 @@ def test_python(embedded: Pair, repeat: Repeat, tmp_path: Path) -> None:
         width=48,
         resize=True,
         strength=0.5,
-        sigmas=[1.0, 0.9, 0.4],
+        sigmas=[1.0, 0.9, 0.4, 0.1],
+        sampler="er_sde",
         num_images_per_prompt=2,
         seed=2,
         output_type="np",

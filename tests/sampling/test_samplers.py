@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LTXEulerAncestralRFScheduler,
+    UniPCMultistepScheduler,
+)
 
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations, evaluations
@@ -74,6 +83,96 @@ def test_dpmpp_2m_is_that_of_diffusers_on_its_own_sigmas(steps: int) -> None:
     plan = Schedule(sigmas=levels, timesteps=1 - levels[:-1], deltas=np.diff(levels))
     actual = by_matrices(samplers.plan("dpmpp_2m", plan), noise())
     assert np.linalg.norm(actual - sample.numpy()) <= 2 * UPDATE * steps * np.linalg.norm(actual)
+
+
+def test_unipc_is_that_of_diffusers_on_its_own_timesteps() -> None:
+    """Which are truncated to whole numbers: the class is given what the model says at our levels."""
+    for steps in (1, 2, 3, 8, 20):
+        theirs = UniPCMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, final_sigmas_type="zero"
+        )
+        even = np.linspace(1, 1 / steps, steps).astype(np.float32)
+        theirs.set_timesteps(sigmas=even)
+        levels = theirs.sigmas.numpy().astype(np.float32)
+        sample = torch.from_numpy(noise().astype(np.float32))[None, None]
+        for sigma, time in zip(levels[:-1], theirs.timesteps, strict=True):
+            velocity = -torch.from_numpy(model(sample[0, 0].numpy(), float(sigma)))[None, None]
+            sample = theirs.step(velocity, time, sample).prev_sample
+        plan = Schedule(sigmas=levels, timesteps=1 - levels[:-1], deltas=np.diff(levels))
+        actual = by_matrices(samplers.plan("unipc", plan), noise())
+        assert np.linalg.norm(actual - sample[0, 0].numpy()) <= 2 * UPDATE * steps * np.linalg.norm(actual)
+
+
+class Draws:
+    """What stands in for torch's random numbers while a class of diffusers draws: the steps' own, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+        self.step = 0
+        monkeypatch.setattr(module, "randn_tensor", self)
+        monkeypatch.setattr(torch, "randn_like", self)
+
+    def __call__(self, like: Any, **_: object) -> torch.Tensor:
+        shape = SHAPE if isinstance(like, tuple | torch.Size) else tuple(like.shape)
+        found = drawn(np.zeros(SHAPE), self.step).astype(np.float32)
+        self.step += 1
+        return torch.from_numpy(found).reshape(shape)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+@pytest.mark.parametrize("name", ["euler_ancestral", "lcm", "euler_stochastic"])
+def test_samplers_that_draw_noise_are_those_of_diffusers(
+    name: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=steps)
+    levels = [float(level) for level in plan.sigmas]
+    given: dict[str, Any] = {"sigmas": levels[:-1]}
+    theirs: Any
+    if name == "euler_ancestral":
+        theirs, given = LTXEulerAncestralRFScheduler(), {"sigmas": levels}
+    elif name == "lcm":
+        theirs = FlowMatchLCMScheduler(shift=1.0)
+    else:
+        theirs = FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=True)
+    Draws(monkeypatch, sys.modules[type(theirs).__module__])
+    theirs.set_timesteps(**given)
+    np.testing.assert_allclose(theirs.sigmas.numpy(), plan.sigmas, rtol=1e-6)
+    sample = torch.from_numpy(noise().astype(np.float32))
+    for sigma, time in zip(plan.sigmas[:-1], theirs.timesteps[:steps], strict=True):
+        velocity = -torch.from_numpy(model(sample.numpy(), float(sigma)))
+        sample = theirs.step(velocity, time, sample).prev_sample
+    actual = by_matrices(samplers.plan(name, plan), noise())
+    assert np.linalg.norm(actual - sample.numpy()) <= 2 * UPDATE * steps * np.linalg.norm(actual)
+
+
+def test_streams_are_of_the_step_and_not_of_what_is_left() -> None:
+    """So that image-to-image, or the second half of a run, draws what the whole run draws in these steps."""
+    whole = schedule(ScheduleSpec(shift=3.0, num_train_timesteps=1000), steps=5)
+    found, rest = (samplers.plan("dpmpp_sde", plan) for plan in (whole, whole.after(3)))
+    assert found.streams.tolist() == [2, 3, 18, 19, 34, 35, 50, 51, 66]
+    assert rest.streams.tolist() == found.streams.tolist()[-3:]
+    assert found.noisy.tolist() == [True] * 8 + [False]
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "res_multistep", "comfy_dpmpp_2m", "heun"])
+def test_the_error_falls_with_the_square_of_the_steps(name: str) -> None:
+    """Of second order: half the step, a quarter of the error; between two levels, where nothing is cut off."""
+
+    def end(steps: int, sampler: str = name) -> Array:
+        levels = np.append(np.linspace(0.9, 0.3, steps + 1), 0).astype(np.float64)
+        plan = Schedule(sigmas=levels, timesteps=1 - levels[:-1], deltas=np.diff(levels))  # type: ignore[arg-type]
+        state = [noise(), *(np.zeros(SHAPE) for _ in range(samplers.plan(sampler, plan).slots))]
+        found = samplers.plan(sampler, plan)
+        for index in range(found.count):
+            if found.steps[index] == steps:  # the last step, to 0, is of first order
+                break
+            seen = np.stack([state[0], model(state[0], float(found.sigmas[index])), *state[1:]])
+            state = list(np.einsum("rc,c...->r...", found.matrices[index], seen))
+        return state[0]
+
+    exact = end(1024, "heun")
+    errors = [float(np.linalg.norm(end(steps) - exact)) for steps in (16, 32, 64)]
+    orders = [math.log2(before / after) for before, after in pairwise(errors)]
+    assert all(order > 1.6 for order in orders), orders
 
 
 def test_euler_is_one_subtraction_to_the_bit() -> None:

@@ -53,12 +53,17 @@ def pictures(answer: dict[str, Any]) -> list[np.ndarray]:
 
 
 def test_a_served_picture_is_what_was_asked_for_and_what_the_pipeline_draws(server: Server) -> None:
-    """Under the step cache of MAX's flags, and without it where the request says so."""
+    """Under the step cache of MAX's flags, without it where the request says so, and by a sampler that draws noise."""
     options = {"width": 128, "height": 128, "steps": 8, "guidance_scale": 2.0, "output_format": "png", "num_images": 2}
     asked: dict[str, Any] = {"input": PROMPT, "seed": 7, "provider_options": {"image": options}}
     pipeline = ZImagePipeline.from_pretrained(EMBEDDED, device="cpu")
     flagged = TaylorSeer(cache_interval=2, warmup_steps=3, max_order=1)
-    for more, cache in (({"metadata": {"step_cache": "off"}}, None), ({}, flagged)):
+    sampled = {"step_cache": "off", "sampler": "dpmpp_sde", "sigma_shape": "sgm_uniform"}
+    for more, named in (
+        ({"metadata": {"step_cache": "off"}}, {}),
+        ({}, {"step_cache": flagged}),
+        ({"metadata": sampled}, sampled),
+    ):
         status, answer = post(server, **asked, **more)
         assert status == 200, answer
         served = pictures(answer)
@@ -73,7 +78,7 @@ def test_a_served_picture_is_what_was_asked_for_and_what_the_pipeline_draws(serv
             guidance_scale=2.0,
             seed=7,
             num_images_per_prompt=2,
-            step_cache=cache,
+            **named,
         )
         for picture, expected in zip(served, drawn, strict=True):
             np.testing.assert_array_equal(picture, np.asarray(expected))

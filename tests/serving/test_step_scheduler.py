@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import queue
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,8 +45,8 @@ class Worker:
     def ask(self, prompt: Any, **options: Any) -> ZImageContext:
         defaults: dict[str, Any] = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0}
         defaults |= {"output_format": "png", "seed": 5}
-        if (cache := options.pop("step_cache", None)) is not None:
-            options["metadata"] = {"step_cache": cache}
+        named = {name: options.pop(name) for name in ("step_cache", "sampler", "sigma_shape") if name in options}
+        options |= {"metadata": named} if named else {}
         if (image := options.pop("image", None)) is not None:
             data = io.BytesIO()
             Image.fromarray(image).save(data, format="PNG")
@@ -176,17 +177,29 @@ def test_a_cancelled_request_that_runs_ends_within_a_step(worker: Worker) -> Non
     assert worker.turn() is SchedulerProgress.NO_PROGRESS
 
 
-def test_the_others_of_a_batch_go_on_where_they_were(worker: Worker, embedded: Pair) -> None:
-    one, leaves = worker.ask("a red star"), worker.ask("a blue ring on white", seed=6)
-    two = worker.ask("a green square", seed=7, num_images=2)
+@pytest.mark.parametrize("sampler", ["euler", "unipc", "dpmpp_sde"])
+def test_the_others_of_a_batch_go_on_where_they_were(worker: Worker, embedded: Pair, sampler: str) -> None:
+    """With what their sampler remembers, and the noise of their own seeds."""
+    one, leaves = worker.ask("a red star", sampler=sampler), worker.ask("a blue ring on white", seed=6, sampler=sampler)
+    two = worker.ask("a green square", seed=7, num_images=2, sampler=sampler)
     for _ in range(3):
         worker.turn()
     worker.cancels.put([leaves.request_id])
     worker.finish()
     assert worker.is_cancelled(leaves)
     assert worker.steps(one) == [(0, 4), (1, 4), (2, 4), (3, 3)]
-    assert_same(worker.pictures(one), alone(embedded.ours, "a red star"))
-    assert_same(worker.pictures(two), alone(embedded.ours, "a green square", 7, num_images_per_prompt=2))
+    assert_same(worker.pictures(one), alone(embedded.ours, "a red star", sampler=sampler))
+    both = alone(embedded.ours, "a green square", 7, num_images_per_prompt=2, sampler=sampler)
+    assert_same(worker.pictures(two), both)
+
+
+def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> None:
+    of_four = partial(worker.ask, steps=4)
+    asked = [of_four("a", sampler="lcm"), of_four("b", sampler="euler_stochastic"), of_four("c")]
+    asked += [of_four("d", sigma_shape="karras"), of_four("e", sigma_shape="simple")]
+    worker.finish()
+    # Simple has the very levels of linear.
+    assert [worker.steps(each)[0][1] for each in asked] == [1, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Whether a request's step cache has anything to do, and can do it with the request's sampler."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TypeVar
+
+from max_zimage.errors import Problem, RequestError, RequestWarning
+from max_zimage.request.fields import RequestFields
+from max_zimage.sampling import samplers
+from max_zimage.sampling.schedule import first_step
+from max_zimage.sampling.step_cache import TaylorSeer
+
+R = TypeVar("R", bound=RequestFields)
+
+_OFF = "this request runs without it"
+
+
+def with_useful_cache(request: R, *, is_default: bool) -> R:
+    """The request, without a step cache that would do nothing.
+
+    Args:
+        request: The request.
+        is_default: Whether the cache is one that the request did not ask for: then it is left out with a warning.
+
+    Raises:
+        RequestError: If it was asked for by name.
+    """
+    found = _problem(request)
+    if found is None:
+        return request
+    message, remedy, values = found
+    if not is_default:
+        raise RequestError.of("step_cache", message + remedy, **values)
+    warnings.warn(RequestWarning(Problem.of("step_cache", message + _OFF, **values)), stacklevel=3)
+    return replace(request, step_cache=None)
+
+
+def _problem(request: RequestFields) -> tuple[str, str, dict[str, object]] | None:
+    """What is wrong with the cache, what to do, and the values of both; or None."""
+    cache = request.step_cache
+    if cache is None:
+        return None
+    steps = request.num_inference_steps
+    steps -= 0 if request.image is None else first_step(steps, request.strength)
+    evaluations, _ = samplers.cost(request.sampler, steps)
+    if isinstance(cache, TaylorSeer) and evaluations != steps:
+        return (
+            "{field} {cache} foresees evaluations at even distances, and {sampler} makes several in a step; ",
+            "set {field} to off or first_block, or take a sampler with one evaluation per step",
+            {"cache": cache, "sampler": request.sampler},
+        )
+    if cache.covers(evaluations):
+        return (
+            "{field} {cache}: its warm-up takes all {steps} steps and nothing is left out; ",
+            "ask for more steps, lower warmup_steps, or set {field} to off",
+            {"cache": cache, "steps": steps},
+        )
+    return None
