@@ -6,7 +6,7 @@ that grows with the picture takes those of pipelines/z_image/pipeline_z_image.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from max_zimage.checkpoint.config_reader import Config, Reader
@@ -37,30 +37,37 @@ def schedule_spec(config: Config) -> ScheduleSpec:
     """
     given = {name: value for name, value in config.items() if value is not None or name not in _DEFAULTS}
     read = Reader("scheduler", {**_DEFAULTS, **given})
-    terminal = None
-    if read.config["shift_terminal"]:  # 0 is none, as in the reference
-        terminal = read.within("shift_terminal", 0.0, 1.0)
+    # All keys before anything is made of them, so that what is wrong with one hides no other.
+    shift, train = read.within("shift", MIN_SHIFT, MAX_SHIFT), read.count("num_train_timesteps")
+    terminal = read.within("shift_terminal", 0.0, 1.0) if config.get("shift_terminal") else None  # 0 is none
     read.known.add("shift_terminal")
+    shape, sampler = _shape(read), "euler_stochastic" if read.switch("stochastic_sampling") else DEFAULT_SAMPLER
+    dynamic = _dynamic_shift(read)
     return read.build(
         lambda: ScheduleSpec(
-            shift=read.within("shift", MIN_SHIFT, MAX_SHIFT),
-            num_train_timesteps=read.count("num_train_timesteps"),
-            dynamic=_dynamic_shift(read),
+            shift=shift,
+            num_train_timesteps=train,
+            dynamic=dynamic(),
             terminal=terminal,
-            shape=_shape(read),
-            sampler="euler_stochastic" if read.switch("stochastic_sampling") else DEFAULT_SAMPLER,
+            shape=shape,
+            sampler=sampler,
         )
     )
 
 
-def _dynamic_shift(read: Reader) -> DynamicShift | None:
+def _dynamic_shift(read: Reader) -> Callable[[], DynamicShift | None]:
     tokens = read.count("base_image_seq_len"), read.count("max_image_seq_len")
     ends = read.number("base_shift"), read.number("max_shift")
     is_linear = read.one_of("time_shift_type", ("exponential", "linear")) == "linear"
-    if not read.switch("use_dynamic_shifting"):
-        return None
+    is_on = read.switch("use_dynamic_shifting")
     kind: Literal["exponential", "linear"] = "linear" if is_linear else "exponential"
-    return DynamicShift(base_tokens=tokens[0], max_tokens=tokens[1], base=ends[0], max=ends[1], kind=kind)
+
+    def make() -> DynamicShift | None:
+        if not is_on:
+            return None
+        return DynamicShift(base_tokens=tokens[0], max_tokens=tokens[1], base=ends[0], max=ends[1], kind=kind)
+
+    return make
 
 
 def _shape(read: Reader) -> str:
