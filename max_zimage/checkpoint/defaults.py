@@ -52,7 +52,11 @@ def request_defaults(
     for name, value in given.items():
         if name in rules:
             try:
-                values[name] = rules[name].check(name, value, limits)
+                found = rules[name].check(name, value, limits)
+                if isinstance(found, tuple):
+                    problems.append(_blamed(f"{name} must be one number, got {shown(value)}"))
+                else:
+                    values[name] = found
             except RequestError as error:
                 problems.append(_blamed(str(error).removesuffix(f" ({type(value).__name__})")))
     try:

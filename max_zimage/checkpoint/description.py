@@ -55,6 +55,7 @@ def describe(config: PipelineConfig, default_steps: int) -> Description:
             max_positions=specs.text_encoder.max_positions,
             latent_channels=specs.transformer.in_channels,
             caption_dim=specs.transformer.caption_dim,
+            num_layers=specs.transformer.num_layers,
         )
         defaults = request_defaults(
             limits=limits,

@@ -6,6 +6,7 @@ import argparse
 from typing import Any, Protocol
 
 from max_zimage.request.fields import ROWS
+from max_zimage.request.kinds import Kind
 from max_zimage.request.row import Group, Row
 
 
@@ -31,9 +32,10 @@ def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
     if row.kind.plain is bool:
         options |= {"action": "store_true", "default": None}  # None: not given, and a picture of --from may say it
     else:
-        options["metavar"] = row.flag.metavar
-        if row.kind.plain is not str:
-            options["type"] = row.kind.plain
+        many = row.kind.values
+        options["metavar"] = tuple(row.flag.metavar.split()) if many > 1 else row.flag.metavar
+        options |= {"nargs": many} if many > 1 else {}
+        options["type"] = row.kind.plain if type(row.kind).of_flag is Kind.of_flag else row.kind.of_flag
     parser.add_argument(row.flag.name, *row.flag.others, **options)
 
 

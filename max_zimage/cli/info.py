@@ -132,7 +132,7 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
     dtype = sources.dtypes["transformer"]
     guided = defaults.guidance_scale > 0
     weights = sum(sources.nbytes.values())
-    activations = activation_bytes(sources.specs, height=height, width=width, guided=guided, dtype=dtype)
+    activations = activation_bytes(sources.specs, height=height, width=width, branches=2 if guided else 1, dtype=dtype)
     device = prepared.devices[0]
     available = available_memory() if device.is_host else int(device.stats["free_memory"])
     return {

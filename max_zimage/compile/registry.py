@@ -28,6 +28,7 @@ from max_zimage.graphs.step.advance import PrepareScheduler, SchedulerStep
 from max_zimage.graphs.step.compose import UpdatePicture, denoise_step, extrapolated_step
 from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
+from max_zimage.graphs.step.guided import GuidedUpdate
 
 ComponentName = Literal["text_encoder", "transformer", "vae"]
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -166,6 +167,15 @@ GRAPHS: dict[str, Entry] = {
             make=UpdatePicture,
             label="guidance",
             runs="with first-block caching: once per evaluation and picture",
+            count=work.count_elementwise,
+            is_float32=True,
+        ),
+        Entry(
+            name="guided_update",
+            component="transformer",
+            make=GuidedUpdate,
+            label="guidance variant",
+            runs="with a guidance variant or rescaling: once per guided evaluation",
             count=work.count_elementwise,
             is_float32=True,
         ),

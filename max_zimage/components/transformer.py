@@ -100,6 +100,13 @@ class ZImageTransformerModel(ZImageComponent):
         wait_for(graphs)
         return graphs
 
+    @cached_property
+    def guided_update(self) -> CompiledGraph:
+        """`graphs.step.guided.GuidedUpdate`; compiled when it is first asked for."""
+        graph = self.graph("guided_update")
+        wait_for([graph])
+        return graph
+
     @property
     def rope_spec(self) -> RopeSpec:
         """Shape of the rotary tables."""

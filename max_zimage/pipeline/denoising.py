@@ -80,7 +80,7 @@ class Denoising:
                 items, captions = self._rows[self._inputs.guidance.active(index)]
                 inputs = step_inputs(self._tables, index, items, captions, self.latents, self._history)
                 result = self._stepper(index, inputs)
-                self.latents, self._history, self._prediction = result
+                self.latents, self._history, self._prediction = result[:3]
         self.step += 1
         return float(1000 * self._inputs.schedule.sigmas[self.step - 1])
 

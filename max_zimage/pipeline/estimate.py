@@ -24,7 +24,7 @@ _CAPTION = 128  # tokens of a caption; long prompts have a few hundred
 
 
 def activation_bytes(
-    specs: ModelSpecs, *, height: int, width: int, guided: bool, dtype: ModelDtype, pictures: int = 1
+    specs: ModelSpecs, *, height: int, width: int, branches: int, dtype: ModelDtype, pictures: int = 1
 ) -> int:
     """Estimate the largest memory that computing pictures takes at a time.
 
@@ -32,7 +32,7 @@ def activation_bytes(
         specs: Shapes of the model.
         height: Pixels.
         width: Pixels.
-        guided: Whether the negative branch runs too.
+        branches: Ways in which each picture is seen.
         dtype: Of weights and computation.
         pictures: That share a batch.
 
@@ -41,7 +41,7 @@ def activation_bytes(
         decoder decides, the process grew by 1.1 to 1.2 times as much (float32 on a CPU, 512x512 and 1024x1024).
     """
     tokens = padded(height * width // PIXELS_PER_TOKEN**2) + _CAPTION
-    step = step_bytes(specs.transformer, items=pictures * (2 if guided else 1), tokens=tokens, dtype=dtype)
+    step = step_bytes(specs.transformer, items=pictures * branches, tokens=tokens, dtype=dtype)
     return max(step, decode_bytes(specs.vae, pictures=pictures, height=height, width=width, dtype=dtype))
 
 
@@ -51,7 +51,7 @@ def check_picture(
     *,
     height: int,
     width: int,
-    guided: bool,
+    branches: int,
     pictures: int,
     loaded: bool = True,
     again: int = 0,
@@ -65,7 +65,7 @@ def check_picture(
         device: Where it runs.
         height: Pixels.
         width: Pixels.
-        guided: Whether the negative branch runs too.
+        branches: Ways in which each picture is seen.
         pictures: That share a batch.
         loaded: Whether the weights are in memory already, and not among what is free.
         again: Bytes of weights that lie on an accelerator a second time, `ZImageTransformerModel.again_bytes`.
@@ -79,7 +79,9 @@ def check_picture(
 
     def needed(side_y: int, side_x: int, count: int) -> int:
         dtype = sources.dtypes["transformer"]
-        more = activation_bytes(sources.specs, height=side_y, width=side_x, guided=guided, dtype=dtype, pictures=count)
+        more = activation_bytes(
+            sources.specs, height=side_y, width=side_x, branches=branches, dtype=dtype, pictures=count
+        )
         return weights + more
 
     if needed(height, width, pictures) <= available:
@@ -107,7 +109,7 @@ def check_request(
         device,
         height=request.height,
         width=request.width,
-        guided=request.use_guidance,
+        branches=request.num_branches,
         pictures=request.num_images,
         loaded=loaded,
         again=again,
@@ -155,7 +157,7 @@ def check_weights_and_request(sources: CheckpointManifest, device: Device, reque
         sources.specs,
         height=request.height,
         width=request.width,
-        guided=request.use_guidance,
+        branches=request.num_branches,
         dtype=sources.dtypes["transformer"],
         pictures=request.num_images,
     )

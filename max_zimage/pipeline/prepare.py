@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from max.driver import Buffer
@@ -17,10 +18,11 @@ from max_zimage.pipeline.captions import deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.request.guidance_checks import skipped_layers
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
-from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined
+from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, skip_layer
 from max_zimage.sampling.noise import image_seed, initial_noise
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache
@@ -61,7 +63,7 @@ def inputs_of_request(
         if not np.isfinite(download(start)).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
-    evaluated, guided = _planned(request, plan, others)
+    evaluated, guided = _planned(request, plan, transformer.spec.num_layers, others)
     copies, seeds = request.num_images_per_prompt, _seeds(evaluated, request.seed, request.num_images)
     return _inputs(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
 
@@ -105,7 +107,7 @@ def inputs_of_contexts(
     if any(sharing_key(context) != sharing_key(first) for context in contexts[1:]):
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     asked, plan = asked_of(first), schedule_of(first, schedule_spec)
-    evaluated, guided = _planned(asked, plan)
+    evaluated, guided = _planned(asked, plan, transformer.spec.num_layers)
     texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
     if guided.has_negative:
         negatives = [context.negative_tokens for context in contexts]
@@ -129,12 +131,43 @@ def _start(context: PixelContext, vae: ZImageVaeModel, plan: Schedule) -> FloatA
 def _planned(
     asked: GenerationRequest,
     plan: Schedule,
+    num_layers: int,
     others: Callable[[Evaluations], Sequence[Branch]] | None = None,
 ) -> tuple[Evaluations, Guidance]:
     """What the sampler asks of the model, and the branches of each evaluation."""
     evaluated = samplers.plan(asked.sampler, plan)
-    guided = cfg.guidance(evaluated, asked.guidance_scale, asked.cfg_truncation, asked.cfg_normalization)
-    return evaluated, combined(guided, others(evaluated) if others else ())
+    branches = [*_skipping(asked, evaluated, num_layers), *(others(evaluated) if others else ())]
+    return evaluated, combined(_classifier_free(asked, evaluated), branches)
+
+
+def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidance:
+    """What the request's positive and negative branches make."""
+    variant = Variant(
+        name=cast(VariantName, asked.guidance_variant),
+        zero_init=asked.zero_init,
+        eta=asked.apg_eta,
+        momentum=asked.apg_momentum,
+        norm_threshold=asked.apg_norm_threshold,
+        rescale=asked.guidance_rescale,
+    )
+    return cfg.guidance(
+        evaluated,
+        asked.guidance_scale,
+        asked.cfg_truncation,
+        asked.cfg_normalization,
+        asked.guidance_interval,
+        variant,
+    )
+
+
+def _skipping(asked: GenerationRequest, evaluated: Evaluations, num_layers: int) -> list[Branch]:
+    """The branch of skip-layer guidance, if the request has it."""
+    if not asked.slg_scale:
+        return []
+    layers = skipped_layers(asked.slg_layers, num_layers)
+    return [
+        skip_layer.branch(evaluated, scale=asked.slg_scale, layers=layers, start=asked.slg_start, stop=asked.slg_stop)
+    ]
 
 
 def _drawn(seed: int | None, pictures: int, height: int, width: int, vae: ZImageVaeModel, plan: Schedule) -> FloatArray:

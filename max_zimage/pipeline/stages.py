@@ -44,9 +44,9 @@ def check(
     if isinstance(asked, GenerationRequest):
         check_request(sources, device, asked, again=again)
         return
-    guided, pictures = len(asked.items.branches) > 1, asked.batch
+    branches, pictures = len(asked.items.branches), asked.batch
     height, width = asked.height, asked.width
-    check_picture(sources, device, height=height, width=width, guided=guided, pictures=pictures, again=again)
+    check_picture(sources, device, height=height, width=width, branches=branches, pictures=pictures, again=again)
 
 
 def check_output_type(name: str) -> None:

@@ -42,6 +42,12 @@ def _problem(request: RequestFields) -> tuple[str, str, dict[str, object]] | Non
     cache = request.step_cache
     if cache is None:
         return None
+    if request.slg_scale:
+        return (
+            "{field} {cache} and skip-layer guidance do not go together, whose branch begins in the middle of the run; ",
+            "set {field} to off, or {name[slg_scale]} to 0",
+            {"cache": cache},
+        )
     steps = request.num_inference_steps
     steps -= 0 if request.image is None else first_step(steps, request.strength)
     evaluations, _ = samplers.cost(request.sampler, steps)

@@ -69,12 +69,12 @@ def whole_number(name: str | Item, value: object, *, low: int, high: int) -> int
     return int(value)
 
 
-def number(name: str | Item, value: object, *, above: bool = False) -> float:
-    """Return a finite float of at least 0, or above it."""
+def number(name: str | Item, value: object, *, above: bool = False, low: float = 0.0) -> float:
+    """Return a finite float of at least 0, or above it, or down to a number below 0."""
 
     def refusal(given: object) -> RequestError:
-        message = f"{{field}} must be a finite number {'above' if above else 'of at least'} 0, got {{given}}"
-        return RequestError.of(name, message, given=given)
+        message = f"{{field}} must be a finite number {'above' if above else 'of at least'} {{low:g}}, got {{given}}"
+        return RequestError.of(name, message, low=low, given=given)
 
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise refusal(shown(value))
@@ -82,7 +82,7 @@ def number(name: str | Item, value: object, *, above: bool = False) -> float:
         found = float(value)
     except OverflowError as error:  # a whole number beyond what a float can hold
         raise refusal("a number beyond what a float can hold") from error
-    if not math.isfinite(found) or found < 0 or (above and found == 0):
+    if not math.isfinite(found) or found < low or (above and found == 0):
         raise refusal(value)
     return found
 
@@ -101,7 +101,7 @@ def ranged(
     """Return a float of a range; the arguments are those of `max_zimage.request.kinds.Number`."""
     if switch and isinstance(value, (bool, np.bool_)):
         return float(value)
-    found = number(name, value, above=above)
+    found = number(name, value, above=above, low=min(low or 0.0, 0.0))
     # What float32, in which the graphs take it, makes 0 or infinite would do something else than it says.
     if float32 and found and not SMALLEST <= found <= LARGEST:
         message = "{field} must be 0, or from {low:.3g} to {high:.3g} in float32, got {given}"
@@ -203,15 +203,6 @@ def array(name: str | Item, value: object, shape: tuple[int | None, ...], meanin
         raise refusal(", got shape {given}", given=list(value.shape))
     if not np.isfinite(value).all():
         raise refusal(" of finite values, got {bad} that are not", bad=int((~np.isfinite(value)).sum()))
-    return value
-
-
-def one_of(name: str, value: object, words: tuple[str, ...]) -> str:
-    """Return a word that is one of several."""
-    if not isinstance(value, str) or value not in words:
-        raise RequestError.of(
-            name, "{field} must be one of {words}, got {given}", words=", ".join(words), given=shown(value)
-        )
     return value
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from max_zimage.errors import Wording
+from max_zimage.request.guidance_fields import MAX_GUIDANCE, SLG, GuidanceFields
 from max_zimage.request.kinds import (
     Array,
     Cache,
@@ -25,6 +26,7 @@ from max_zimage.request.kinds import (
     Texts,
     Whole,
 )
+from max_zimage.request.list_kinds import NumberOrMany
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
 from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
@@ -36,12 +38,10 @@ if TYPE_CHECKING:
     from max_zimage.request.checks import OutputType
     from max_zimage.sampling.step_cache import StepCache
 
-MAX_GUIDANCE = 1000.0
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields:
-    """What `max_zimage.request.request.GenerationRequest` holds; the rows say what each is on its way there.
+class PictureFields:
+    """What a picture is drawn from; the rows say what each is on its way to a request.
 
     Attributes:
         prompts: The prompts; empty where `prompt_embeds` stand in for them.
@@ -54,7 +54,8 @@ class RequestFields:
         sigma_shape: How the noise levels are spread over the steps.
         shift: Takes the place of the checkpoint's shift.
         sampler: How a step is taken.
-        guidance_scale: Guidance is on above 0: prediction = positive + scale * (positive - negative).
+        guidance_scale: Guidance is on above 0: prediction = positive + scale * (positive - negative). A tuple has one
+            scale for each step.
         cfg_normalization: Limit of the guided prediction's norm as a factor of the positive one's; 0 is off.
         cfg_truncation: Steps whose timestep (1 - sigma) is above this run without guidance.
         num_images_per_prompt: Pictures of every prompt.
@@ -158,13 +159,13 @@ class RequestFields:
         kept=Kept("str", since=4, before=DEFAULT_SAMPLER),
         shared="value",
     )
-    guidance_scale: float = row(
-        Number(high=MAX_GUIDANCE, usual="0 to 10", float32=True),
+    guidance_scale: float | tuple[float, ...] = row(
+        NumberOrMany(high=MAX_GUIDANCE, usual="0 to 10", float32=True),
         default=Of("guidance_scale"),
-        flag=Flag("--guidance", "SCALE", "how closely to follow the prompt; 0 is off", "the picture"),
+        flag=Flag("--guidance", "SCALE", "how closely to follow the prompt; 0 is off; S,S,... by step", "the picture"),
         images=Images("guidance_scale", "0 is off; the checkpoint's if not given."),
         responses=Responses("guidance_scale"),
-        kept=Kept("float"),
+        kept=Kept("float | tuple[float, ...]"),
         shared="value",
     )
     cfg_normalization: float = row(
@@ -236,8 +237,14 @@ class RequestFields:
     output_type: OutputType = row(FormatKind(), default="pil", none_is_default=False)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RequestFields(GuidanceFields, PictureFields):
+    """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
+
+
 ROWS = rows_of(
     RequestFields,
+    SLG,
     Row(
         argument="resize",
         kind=Switch(),

@@ -25,11 +25,15 @@ class Kind:
         plain: The type that stands for it in JSON and on the command line; a flag without a value for bool.
         is_array: Whether it is numpy's, and travels beside the JSON.
         fallback: What stands in for a value that does not do, so that other checks can go on.
+        schema: Its type in the bodies of HTTP, where that is another than `plain`.
+        values: Words that a flag takes.
     """
 
     plain: ClassVar[type] = str
     is_array: ClassVar[bool] = False
     fallback: ClassVar[Any] = None
+    schema: ClassVar[Any] = None
+    values: ClassVar[int] = 1
 
     def check(self, name: str, value: object, limits: Limits) -> Any:
         """Return what a request holds for a value that was given.
@@ -52,6 +56,15 @@ class Kind:
             value: object = self.plain(text)
         except ValueError:
             return text
+        return value
+
+    def of_flag(self, text: str) -> object:
+        """What a word on the command line stands for.
+
+        Raises:
+            ValueError: If for nothing.
+        """
+        value: object = self.plain(text)
         return value
 
     def encode(self, value: Any) -> object:
@@ -107,7 +120,7 @@ class Side(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Kind):
-    """A finite number of at least 0.
+    """A finite number, of at least 0 unless `low` is below.
 
     Attributes:
         above: Whether 0 is refused.
@@ -128,7 +141,7 @@ class Number(Kind):
     switch: bool = False
 
     @override
-    def check(self, name: str, value: object, limits: Limits) -> float:
+    def check(self, name: str, value: object, limits: Limits) -> Any:
         from max_zimage.request.checks import ranged
 
         return ranged(name, value, **dataclasses.asdict(self))
@@ -146,6 +159,13 @@ class Switch(Kind):
     """True or false."""
 
     plain: ClassVar[type] = bool
+    fallback: ClassVar[Any] = False
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> bool:
+        from max_zimage.request.value_checks import switch
+
+        return switch(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +177,7 @@ class Choice(Kind):
 
     @override
     def check(self, name: str, value: object, limits: Limits) -> str:
-        from max_zimage.request.checks import one_of
+        from max_zimage.request.value_checks import one_of
 
         return one_of(name, value, self.words)
 

@@ -25,6 +25,7 @@ class Limits:
         caption_dim: Width of a caption feature.
         max_steps: Denoising steps; keeps a mistyped number from filling the memory with a modulation table.
         max_images: Pictures of one request, which run as one batch.
+        num_layers: Main layers of the transformer.
     """
 
     max_height: int
@@ -34,6 +35,7 @@ class Limits:
     caption_dim: int
     max_steps: int = 1000
     max_images: int = 64
+    num_layers: int = 30
 
     @property
     def default_tokens(self) -> int:
@@ -41,7 +43,15 @@ class Limits:
         return min(DEFAULT_MAX_SEQUENCE_LENGTH, self.max_tokens)
 
     @classmethod
-    def of(cls, *, axes_lens: Sequence[int], max_positions: int, latent_channels: int, caption_dim: int) -> Limits:
+    def of(
+        cls,
+        *,
+        axes_lens: Sequence[int],
+        max_positions: int,
+        latent_channels: int,
+        caption_dim: int,
+        num_layers: int = 30,
+    ) -> Limits:
         """Derive the limits of a checkpoint.
 
         Args:
@@ -49,6 +59,7 @@ class Limits:
             max_positions: Positions the text encoder has.
             latent_channels: Channels of a latent.
             caption_dim: Width of a caption feature.
+            num_layers: Main layers of the transformer.
 
         Returns:
             The limits.
@@ -61,6 +72,7 @@ class Limits:
             max_tokens=tokens,
             latent_channels=latent_channels,
             caption_dim=caption_dim,
+            num_layers=num_layers,
         )
 
 

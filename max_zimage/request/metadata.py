@@ -215,9 +215,11 @@ def _held(value: Any, *, is_float: bool = False) -> Any:
 
 def _is_kind(value: object, kind: str) -> bool:
     """Whether a JSON value fits a field's annotation; true and false are no numbers."""
-    if value is None:
-        return kind.endswith("| None")
-    base = kind.removesuffix(" | None")
+    if " | " in kind:
+        return any(_is_kind(value, each) for each in kind.split(" | "))
+    if value is None or kind == "None":
+        return value is None and kind == "None"
+    base = kind
     if base.startswith("tuple["):
         item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
         return isinstance(value, list) and all(_is_kind(item, item_kind) for item in value)

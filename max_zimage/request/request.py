@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.images.read import resized
-from max_zimage.request import checks
+from max_zimage.request import checks, guidance_checks
 from max_zimage.request import start_image as start_images
 from max_zimage.request.cache_checks import with_useful_cache
 from max_zimage.request.checks import Problems
@@ -47,7 +47,17 @@ class GenerationRequest(RequestFields):
     @property
     def use_guidance(self) -> bool:
         """Whether any step may run the negative branch."""
-        return self.guidance_scale > 0
+        return self.max_guidance > 0
+
+    @property
+    def max_guidance(self) -> float:
+        """The largest guidance scale of any step."""
+        return max(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
+
+    @property
+    def num_branches(self) -> int:
+        """Ways in which each picture is seen in the steps that have most of them."""
+        return 1 + self.use_guidance + (self.slg_scale > 0)
 
     @property
     def first_step(self) -> int:
@@ -120,6 +130,7 @@ def _values(problems: Problems, given: Mapping[str, Any], limits: Limits, defaul
         "guidance_scale": guidance,
         "sigmas": levels,
         "sampler": sampler,
+        "slg_scale": check(0.0, _slg_scale, given["slg_scale"], given["slg"], limits),
         "sigma_shape": check(DEFAULT_SHAPE, _shape, given["sigma_shape"], levels, defaults, limits),
         "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, guidance, limits),
         **start_images.picture(
@@ -167,7 +178,7 @@ def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
 
 
 def _negatives(
-    negative: object, prompts: tuple[str, ...], embeds: object, guidance: float, limits: Limits
+    negative: object, prompts: tuple[str, ...], embeds: object, guidance: float | tuple[float, ...], limits: Limits
 ) -> tuple[str, ...]:
     """The negative prompts by prompt; the empty prompt where none is named. None without guidance."""
     name = "negative_prompt"
@@ -175,7 +186,8 @@ def _negatives(
     if given is not None and embeds is not None:
         message = "{field} and {name[negative_prompt_embeds]} exclude each other, got both; leave one out"
         raise RequestError.of(name, message)
-    if guidance == 0 or embeds is not None:
+    is_guided = any(guidance) if isinstance(guidance, tuple) else guidance != 0
+    if not is_guided or embeds is not None:
         return ()
     if given is None or isinstance(negative, str):
         return (negative if isinstance(negative, str) else "",) * len(prompts)
@@ -194,6 +206,11 @@ def _steps(value: object, levels: tuple[float, ...] | None, defaults: RequestDef
         message = "{field} must equal the number of {name[sigmas]} ({levels}), got {given}; leave it out"
         raise RequestError.of(name, message, levels=len(levels), given=steps)
     return steps
+
+
+def _slg_scale(value: object, switch: object, limits: Limits) -> float:
+    scale = guidance_checks.slg_scale(value, switch)
+    return 0.0 if scale is None else float(ROWS["slg_scale"].kind.check("slg_scale", scale, limits))
 
 
 def _shape(value: object, levels: tuple[float, ...] | None, defaults: RequestDefaults, limits: Limits) -> str:
@@ -242,6 +259,7 @@ def _check_together(request: GenerationRequest, limits: Limits, resize: Any) -> 
         has_a_step(request.strength, request.num_inference_steps)
         start_images.check_size(request.image, request.height, request.width, resize)
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
+    guidance_checks.check_guidance(request, limits.num_layers)
     negatives = request.negative_prompt_embeds
     if request.use_guidance and negatives is None and request.prompt_embeds is not None:
         raise RequestError.of(

@@ -31,6 +31,7 @@ class Evaluations:
         steps: int [E], the step of the schedule that each belongs to.
         matrices: float64 [E, S + 1, S + 2]; rounded where they are used.
         noisy: bool [E], the evaluations whose update takes normal noise from the last slot.
+        left_out: Steps of the whole schedule before the first one.
         streams: int [E], which noise of a picture's seed that is; see `max_zimage.sampling.noise`. The same for a step
             whether or not steps before it were left out.
     """
@@ -41,6 +42,17 @@ class Evaluations:
     matrices: npt.NDArray[np.float64]
     noisy: npt.NDArray[np.bool_]
     streams: npt.NDArray[np.int64]
+    left_out: int = 0
+
+    @property
+    def whole_steps(self) -> npt.NDArray[np.int64]:
+        """Int [E], the step of the whole schedule, from which image-to-image may leave the first ones out."""
+        return self.steps + self.left_out
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """float64 [E], the share of the whole schedule's steps that lies before each evaluation's step."""
+        return np.asarray(self.whole_steps / (self.whole_steps.max() + 1), np.float64)
 
     @property
     def count(self) -> int:
@@ -123,7 +135,13 @@ def evaluations(
     within = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
     streams = FIRST_STREAM + _STREAMS_PER_STEP * (plan.left_out + numbers) + within
     return Evaluations(
-        sigmas=levels, timesteps=times, steps=numbers, matrices=table, noisy=takes, streams=streams.astype(np.int64)
+        sigmas=levels,
+        timesteps=times,
+        steps=numbers,
+        matrices=table,
+        noisy=takes,
+        streams=streams.astype(np.int64),
+        left_out=plan.left_out,
     )
 
 

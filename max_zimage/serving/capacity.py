@@ -52,6 +52,6 @@ def _needed(prepared: CheckedModel, pixels: int, pictures: int) -> int:
     sources = prepared.sources
     side = max(16, round(pixels**0.5 / 16) * 16)
     activations = activation_bytes(
-        sources.specs, height=side, width=side, guided=True, dtype=sources.dtypes["transformer"], pictures=pictures
+        sources.specs, height=side, width=side, branches=3, dtype=sources.dtypes["transformer"], pictures=pictures
     )
     return sum(sources.nbytes.values()) + activations

@@ -170,7 +170,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             height=asked.height,
             width=asked.width,
             num_inference_steps=asked.num_inference_steps,
-            guidance_scale=asked.guidance_scale,
+            guidance_scale=asked.max_guidance,
             input_image=asked.start_image,
             strength=asked.strength,
             cfg_normalization=asked.cfg_normalization,

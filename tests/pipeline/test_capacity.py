@@ -58,7 +58,7 @@ def test_the_command_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_several_pictures_take_more_in_the_steps_and_are_decoded_a_few_at_a_time() -> None:
     def needed(pictures: int) -> int:
-        return activation_bytes(FULL_MODEL, height=1024, width=1024, guided=True, dtype="bfloat16", pictures=pictures)
+        return activation_bytes(FULL_MODEL, height=1024, width=1024, branches=2, dtype="bfloat16", pictures=pictures)
 
     assert needed(1) < needed(8) <= 8 * needed(1)
     assert [pictures_at_once(8, side, side) for side in (128, 1024, 2048, 4096)] == [8, 4, 1, 1]

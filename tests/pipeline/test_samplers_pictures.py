@@ -6,13 +6,11 @@ They share the graphs of the session's embedded model: another sampler or branch
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from max_zimage.compile import modules
 from max_zimage.device.devices import download
@@ -37,6 +35,7 @@ from tests.references.diffusers_runs import (
 from tests.references.engine_runs import request_of
 from tests.references.sampler_walk import SEED, SamplerWalk
 from tests.references.step_caches import unpacked
+from tests.references.without_layers import without_layers
 from tests.tolerances import SAMPLED_L2
 
 CALLS = {
@@ -84,24 +83,12 @@ def theirs(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False
             other = reference_prediction(pair, squares, time, list(negative))
             prediction = first + np.float32(call.guidance) * (first - other)
         if windows[index]:
-            with without_layers(pair):
+            with without_layers(pair, SKIPPED):
                 prediction = prediction + windows[index] * (
                     first - reference_prediction(pair, squares, time, list(positive))
                 )
         latents = walk.update(index, latents, packed(prediction))
     return latents
-
-
-@contextmanager
-def without_layers(pair: Pair) -> Iterator[None]:
-    """The reference's transformer with some of its main layers removed."""
-    transformer = pair.theirs.transformer
-    whole = transformer.layers
-    transformer.layers = torch.nn.ModuleList(layer for index, layer in enumerate(whole) if index not in SKIPPED)
-    try:
-        yield
-    finally:
-        transformer.layers = whole
 
 
 @pytest.mark.parametrize(

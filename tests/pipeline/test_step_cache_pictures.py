@@ -92,13 +92,6 @@ def test_a_first_block_that_always_differs_changes_nothing(
     assert error <= STAGES_L2["step"]
 
 
-def algorithm(cache: StepCache) -> model.Step:
-    """A cache as numpy has it."""
-    if isinstance(cache, FirstBlockCache):
-        return model.first_block(cache.threshold, cache.warmup_steps)
-    return model.taylorseer(cache.cache_interval, cache.warmup_steps, cache.max_order)
-
-
 MODELS: dict[str, list[StepCache]] = {
     "guided": [FirstBlockCache(), FirstBlockCache(threshold=1e9), TaylorSeer(warmup_steps=2, max_order=2)],
     "unguided": [FirstBlockCache(threshold=0.2, warmup_steps=5), TaylorSeer(cache_interval=60, warmup_steps=1)],
@@ -115,7 +108,7 @@ def test_every_step_is_that_of_a_numpy_model(
     """The same steps of the same branches are computed, and the latents are the same after each."""
     call = CALLS[name]
     ours, computed, _ = drawn(embedded.ours, embedded.arguments(call), cache)
-    theirs, expected = model.run(embedded, call, algorithm(cache))
+    theirs, expected = model.run(embedded, call, model.algorithm(cache))
     np.testing.assert_array_equal(computed, expected)
     assert 1 <= expected[:, 0].sum() < call.steps
     errors = [relative_l2(*latents) for latents in zip(ours, theirs, strict=True)]
@@ -139,7 +132,7 @@ def test_caches_under_other_samplers(embedded: Pair, name: str, cache: StepCache
     arguments = {**embedded.arguments(call), "sampler": sampler}
     arguments |= {"seed": SEED} if is_stochastic(sampler) else {}
     ours, computed, _ = drawn(embedded.ours, arguments, cache)
-    theirs, expected = model.run(embedded, call, algorithm(cache), sampler=sampler)
+    theirs, expected = model.run(embedded, call, model.algorithm(cache), sampler=sampler)
     np.testing.assert_array_equal(computed, expected)
     assert 1 <= expected[:, 0].sum() < len(expected)
     assert relative_l2(ours[-1], theirs[-1]) <= STAGES_L2["step"]

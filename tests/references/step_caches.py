@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_zimage.sampling.guidance import Variant
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache
 from tests.references.diffusers_runs import Call, FloatArray, Pair, noise, packed, reference_features
 from tests.references.engine_runs import inputs_of, request_of
 from tests.references.sampler_walk import SEED, SamplerWalk
+from tests.sampling.guiders import NumpyGuide
 
 Flags = npt.NDArray[np.bool_]
 
@@ -43,7 +46,13 @@ Step = Callable[[int, int, Evaluation], tuple[FloatArray, bool]]
 
 
 def run(
-    pair: Pair, call: Call, step: Step, block: str = "noise_refiner", sampler: str = "euler"
+    pair: Pair,
+    call: Call,
+    step: Step,
+    block: str = "noise_refiner",
+    sampler: str = "euler",
+    *,
+    variant: Variant | None = None,
 ) -> tuple[FloatArray, Flags]:
     """Draw a call under an algorithm.
 
@@ -53,6 +62,7 @@ def run(
         step: The algorithm.
         block: The list whose first block is looked at.
         sampler: Makes steps of evaluations.
+        variant: Of guidance; plain if not given.
 
     Returns:
         Packed latents after each evaluation, float32 [evaluations, pictures, image_tokens, patch_dim], and
@@ -63,6 +73,7 @@ def run(
     latents, pictures = packed(noise(pair, call)), len(branches[0])
     history, flags = [], np.zeros((len(inputs.guidance.negative), pictures * (2 if call.guidance else 1)), np.bool_)
     side = (call.height // 8, call.width // 8)
+    guides = [NumpyGuide(variant or Variant()) for _ in range(pictures)]
     walk = SamplerWalk(inputs.evaluations, call, latents)
     for index, (time, scale) in enumerate(zip(inputs.evaluations.timesteps, inputs.guidance.negative, strict=True)):
         velocity = np.zeros((2, *latents.shape), np.float32)
@@ -71,10 +82,17 @@ def run(
                 item = branch * pictures + picture
                 seen = evaluate(pair, unpacked(latents[picture], *side), float(time), caption, block)
                 velocity[branch, picture], flags[index, item] = step(index, item, seen)
-        prediction = velocity[0] + scale * (velocity[0] - velocity[1]) if scale else velocity[0]
-        latents = walk.update(index, latents, prediction)
+        guided = [guide(velocity[0, at], velocity[1, at], float(scale), 0.0, index) for at, guide in enumerate(guides)]
+        latents = walk.update(index, latents, np.stack(guided).astype(np.float32))
         history.append(latents)
     return np.stack(history), flags
+
+
+def algorithm(cache: StepCache) -> Step:
+    """A cache as numpy has it."""
+    if isinstance(cache, FirstBlockCache):
+        return first_block(cache.threshold, cache.warmup_steps)
+    return taylorseer(cache.cache_interval, cache.warmup_steps, cache.max_order)
 
 
 def first_block(threshold: float, warmup_steps: int = 0) -> Step:

@@ -25,6 +25,7 @@ from tests.references.servers import Server
 from tests.tolerances import PIXEL_SHARE
 
 PROMPT = "a green circle on a black background"
+STAR = {"guidance_variant": "cfg_zero_star", "slg": "true", "slg_layers": "0-1,3", "guidance_interval": "0 0.5"}
 Repeat = Callable[..., tuple[int, str]]
 
 
@@ -87,6 +88,7 @@ def keep(path: Path, answer: Any) -> None:
         {"steps": 3, "size": "64x96", "sampler": "dpmpp_sde", "sigma_shape": "karras"},
         {"quality": "low", "output_format": "webp", "sigma_shape": "bong_tangent"},
         {"steps": 3, "negative_prompt": "blue", "guidance_scale": 3.5, "cfg_normalization": 0.5, "cfg_truncation": 0.8},
+        {"steps": 4, "guidance_scale": [3.0, 2, 0, 1], "guidance_variant": "apg", "apg_momentum": -0.5, "slg": True},
         {"steps": 9, "shift": 5.5, "step_cache": "taylorseer:cache_interval=3,warmup_steps=2"},
         {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0},
     ],
@@ -130,15 +132,20 @@ def test_edits_to_a_size_of_its_own(server: Server, repeat: Repeat, tmp_path: Pa
 @pytest.mark.parametrize("image", [None, start()], ids=["text", "image"])
 def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tmp_path: Path) -> None:
     options = {"width": 128, "height": 128, "steps": 6, "flow_shift": 4.0, "guidance_scale": 1.5} | (
-        {"cfg_normalization": True, "cfg_truncation": 0.9, "negative_prompt": "red", "output_format": "png"}
+        {
+            "cfg_normalization": image is not None,
+            "cfg_truncation": 0.9,
+            "negative_prompt": "red",
+            "output_format": "png",
+        }
     )
     content: list[dict[str, str]] = [{"type": "input_text", "text": PROMPT}]
     if image is not None:
         content.append({"type": "input_image", "image_url": data_url(start(128, 128))})
         options["strength"] = 0.8
     body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
-    cache = "taylorseer:cache_interval=2,warmup_steps=1"
-    body |= {"metadata": {"step_cache": cache, "sampler": "euler_ancestral", "sigma_shape": "beta57"}}
+    body["metadata"] = {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1"} if image else dict(STAR)
+    body["metadata"] |= {"sampler": "euler_ancestral", "sigma_shape": "beta57"}
     answer = server.post("/v1/responses", provider_options={"image": options}, **body)
     assert answer.status_code == 200, answer.text
     (tmp_path / "a.png").write_bytes(base64.b64decode(answer.json()["output"][0]["content"][0]["image_data"]))

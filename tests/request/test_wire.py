@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from max_zimage.errors import RequestError
 from max_zimage.request import wire
-from max_zimage.request.fields import MAX_GUIDANCE, ROWS
+from max_zimage.request.fields import ROWS
+from max_zimage.request.guidance_fields import MAX_GUIDANCE
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import WireError
 from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT

@@ -8,6 +8,7 @@ from max_zimage.pipeline.steppers.base import Stepper
 from max_zimage.pipeline.steppers.first_block import FirstBlockStepper
 from max_zimage.pipeline.steppers.plain import PlainStepper
 from max_zimage.pipeline.steppers.taylorseer import TaylorStepper
+from max_zimage.pipeline.steppers.variant import VariantStepper
 from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 
 
@@ -21,6 +22,11 @@ def stepper_of(transformer: ZImageTransformerModel, inputs: ZImageModelInputs) -
     Raises:
         ValueError: If the step cache cannot go with the batch's guidance.
     """
+    plain = _by_cache(transformer, inputs)
+    return plain if inputs.guidance.variant.is_plain else VariantStepper(plain, transformer, inputs)
+
+
+def _by_cache(transformer: ZImageTransformerModel, inputs: ZImageModelInputs) -> Stepper:
     cache = inputs.step_cache
     # With a threshold of 0 every evaluation is computed, and the plain stepper computes all branch rows at once.
     if cache is None or (isinstance(cache, FirstBlockCache) and cache.threshold == 0):

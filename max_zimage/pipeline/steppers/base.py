@@ -25,11 +25,13 @@ class StepResult(NamedTuple):
         latents: float32 [batch, image_tokens, patch_dim], for the next evaluation.
         history: float32 [slots, batch, image_tokens, patch_dim], what the sampler remembers.
         prediction: Like `latents`: the guided velocity.
+        velocities: float32 [rows, image_tokens, patch_dim] each, in the order of the branch rows that took part.
     """
 
     latents: Buffer
     history: Buffer
     prediction: Buffer
+    velocities: tuple[Buffer, ...]
 
 
 class Stepper(Protocol):

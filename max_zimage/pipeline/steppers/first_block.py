@@ -45,15 +45,17 @@ class FirstBlockStepper:
         latents = prediction = given.latents
         history = inputs.advance.history
         self._flags.append({})
+        seen: dict[int, Buffer] = {}
         for picture in range(self._batch):
-            positive = negative = self._velocity(picture, given._replace(latents=latents), index)
-            if inputs.num_rows > self._batch:
-                negative = self._velocity(picture + self._batch, given._replace(latents=latents), index)
+            for row in range(picture, inputs.num_rows, self._batch):
+                seen[row] = self._velocity(row, given._replace(latents=latents), index)
+            positive = seen[picture]
+            negative = seen.get(picture + self._batch, positive)
             latents, history, prediction = self._update(
                 *(latents, prediction, self._pictures[picture], positive, negative, self._no_others),
                 *(*inputs.guide, history, *coefficients),
             )
-        return StepResult(latents, history, prediction)
+        return StepResult(latents, history, prediction, tuple(seen[row] for row in sorted(seen)))
 
     def computed(self, items: int) -> npt.NDArray[np.bool_]:
         """What the graph decided, read from the device."""

@@ -22,8 +22,8 @@ class PlainStepper:
     def __call__(self, index: int, inputs: StepInputs) -> StepResult:
         """Run the transformer over all branch rows that take part, in one call with guidance and update."""
         self._counted.add(inputs.num_rows)
-        latents, history, prediction, _ = self._model(*inputs.arguments)
-        return StepResult(latents, history, prediction)
+        latents, history, prediction, velocity = self._model(*inputs.arguments)
+        return StepResult(latents, history, prediction, (velocity,))
 
     def computed(self, items: int) -> npt.NDArray[np.bool_]:
         """Every row that took part."""

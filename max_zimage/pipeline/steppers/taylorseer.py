@@ -49,12 +49,13 @@ class TaylorStepper:
         if known is not None and not self._computes[index]:
             self._counted.add(0)
             taken = ExtrapolateInputs(inputs.predict.latents, *known, self._coefficients[index])
-            return StepResult(*self._extrapolate(*taken, *behind)[:3])
+            latents, history, prediction, velocity = self._extrapolate(*taken, *behind)
+            return StepResult(latents, history, prediction, (velocity,))
         latents, history, prediction, velocity = self._model(*inputs.predict, *behind)
         known = _Expansion(velocity, velocity, velocity) if known is None else known
         self._expansion = _Expansion(velocity, *self._update(velocity, known.velocity, known.first, self._gaps[index]))
         self._counted.add(inputs.num_rows)
-        return StepResult(latents, history, prediction)
+        return StepResult(latents, history, prediction, (velocity,))
 
     def computed(self, items: int) -> npt.NDArray[np.bool_]:
         """The rows of evaluations that the schedule computes."""

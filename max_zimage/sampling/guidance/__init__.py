@@ -7,14 +7,17 @@ what a request asks for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from max_zimage.sampling.evaluations import Evaluations
+
 FloatArray = npt.NDArray[np.float32]
 Caption = Literal["positive", "negative"]
+VariantName = Literal["cfg", "cfg_zero_star", "apg"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +36,32 @@ class Branch:
     skipped: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How the positive and the negative branch make a prediction; see `max_zimage.graphs.guiders.variants`.
+
+    Attributes:
+        name: "cfg", "cfg_zero_star" or "apg".
+        zero_init: Whether the first evaluation predicts nothing; of CFG-Zero*.
+        eta: What of the part along the positive branch stays; of APG.
+        momentum: What of the differences before is added; of APG.
+        norm_threshold: Limit of the difference's norm, 0 for none; of APG.
+        rescale: How far the prediction's spread becomes that of the positive branch, from 0 to 1; of all.
+    """
+
+    name: VariantName = "cfg"
+    zero_init: bool = False
+    eta: float = 1.0
+    momentum: float = 0.0
+    norm_threshold: float = 0.0
+    rescale: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the compiled step's own guidance does it."""
+        return self.name == "cfg" and not self.rescale
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Guidance:
     """All branches of a request.
@@ -41,11 +70,13 @@ class Guidance:
         negative: float32 [evaluations], the scale of classifier-free guidance; 0 for none.
         cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; 0 for none.
         others: Branches on top of that.
+        variant: How they make a prediction.
     """
 
     negative: FloatArray
     cfg_normalization: float
     others: tuple[Branch, ...] = ()
+    variant: Variant = Variant()
 
     @property
     def has_negative(self) -> bool:
@@ -86,8 +117,9 @@ def combined(guidance: Guidance, branches: Sequence[Branch]) -> Guidance:
     wrong = [len(each.scales) for each in branches if len(each.scales) != len(guidance.negative)]
     if wrong:
         raise ValueError(f"a branch must have a scale for each of {len(guidance.negative)} evaluations, got {wrong[0]}")
-    return Guidance(
-        negative=guidance.negative,
-        cfg_normalization=guidance.cfg_normalization,
-        others=(*guidance.others, *branches),
-    )
+    return replace(guidance, others=(*guidance.others, *branches))
+
+
+def within(plan: Evaluations, start: float, stop: float) -> npt.NDArray[np.bool_]:
+    """Bool [evaluations], those whose step has start <= step / steps < stop; 1 is the end of the last step."""
+    return np.asarray((start <= plan.shares) & (plan.shares < stop))

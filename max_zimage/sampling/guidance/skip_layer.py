@@ -2,7 +2,7 @@
 
     prediction + scale · (positive - positive without the layers)
 
-The window counts steps, not evaluations: those with start <= step / steps < stop.
+The window counts steps of the whole schedule, not evaluations: those with start <= step / steps < stop.
 
 Reference: diffusers guiders/skip_layer_guidance.py (use_original_formulation).
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from max_zimage.sampling.evaluations import Evaluations
-from max_zimage.sampling.guidance import Branch
+from max_zimage.sampling.guidance import Branch, within
 
 
 def branch(plan: Evaluations, *, scale: float, layers: Sequence[int], start: float, stop: float) -> Branch:
@@ -28,7 +28,7 @@ def branch(plan: Evaluations, *, scale: float, layers: Sequence[int], start: flo
         stop: Share of the steps before it ends.
 
     Raises:
-        ValueError: If there is nothing to leave out, the scale is not above 0, or the window has no width.
+        ValueError: If there is nothing to leave out, the scale is not above 0, or the window has no width or no step.
     """
     if not layers:
         raise ValueError("skip-layer guidance needs at least one layer to skip, got none")
@@ -36,6 +36,11 @@ def branch(plan: Evaluations, *, scale: float, layers: Sequence[int], start: flo
         raise ValueError(f"the scale of skip-layer guidance must be above 0, got {scale}")
     if not 0 <= start < stop <= 1:
         raise ValueError(f"skip-layer guidance must start before it stops, both from 0 to 1, got {start} and {stop}")
-    share = plan.steps / (plan.steps.max() + 1)
-    scales = np.where((start <= share) & (share < stop), np.float32(scale), np.float32(0)).astype(np.float32)
+    scales = np.where(within(plan, start, stop), np.float32(scale), np.float32(0)).astype(np.float32)
+    if not scales.any():
+        steps = len(np.unique(plan.steps))
+        raise ValueError(
+            f"skip-layer guidance from {start:g} to {stop:g} of the way holds none of the {steps} steps; widen the "
+            "window, or ask for more steps"
+        )
     return Branch(caption="positive", scales=scales, skipped=tuple(sorted(set(layers))))

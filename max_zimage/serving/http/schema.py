@@ -56,7 +56,10 @@ def with_rows(base: type[Body], *, edits: bool) -> type[Body]:
         edits: Whether what only edits take is among them.
     """
     fields: dict[str, Any] = {
-        each.images.name: (Annotated[each.kind.plain | None, Field(description=each.images.description)], None)
+        each.images.name: (
+            Annotated[(each.kind.schema or each.kind.plain) | None, Field(description=each.images.description)],
+            None,
+        )
         for each in ROWS.values()
         if each.images is not None and each.images.description and (edits or not each.images.edits_only)
     }

@@ -1,0 +1,112 @@
+"""Whether what a request says of guidance fits together, and does anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from max_zimage.errors import RequestError
+from max_zimage.request.guidance_fields import SLG_SCALE, GuidanceFields
+
+if TYPE_CHECKING:
+    from max_zimage.request.request import GenerationRequest
+
+_OF_SLG = ("slg_layers", "slg_start", "slg_stop")
+_OF_APG = ("apg_eta", "apg_momentum", "apg_norm_threshold")
+_SKIPPED, _OF = range(7, 13), 30
+_DEFAULTS = {field.name: field.metadata["row"].default for field in dataclasses.fields(GuidanceFields)}
+
+
+def slg_scale(value: object, switch: object) -> object:
+    """The scale that is asked for, where it may be asked for by the switch alone.
+
+    Raises:
+        RequestError: If the switch is none, or says another thing than the scale.
+    """
+    if switch is None:
+        return value
+    if not isinstance(switch, bool):
+        raise RequestError.of("slg", "{field} must be true or false, got {given!r}", given=switch)
+    if value is None:
+        return SLG_SCALE if switch else 0.0
+    if switch != (value != 0):
+        message = "{field} and {name[slg_scale]} contradict each other, got {given} and {scale}; leave one out"
+        raise RequestError.of("slg", message, given=str(switch).lower(), scale=value)
+    return value
+
+
+def skipped_layers(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
+    """The layers that skip-layer guidance leaves out: 7 to 12 of 30 unless named, and the same share of others.
+
+    >>> skipped_layers(None, 6)
+    (1, 2)
+    """
+    return tuple(sorted({layer * num_layers // _OF for layer in _SKIPPED})) if layers is None else layers
+
+
+def check_guidance(asked: GenerationRequest, num_layers: int) -> None:
+    """Refuse what contradicts itself or would do nothing.
+
+    Args:
+        asked: The request.
+        num_layers: Main layers of the transformer.
+    """
+    changed = {name for name, value in _DEFAULTS.items() if getattr(asked, name) != value}
+    _check_scales(asked)
+    start, stop = asked.guidance_interval
+    if not start < stop:
+        message = "{field} must begin before it ends, got {start:g} and {stop:g}"
+        raise RequestError.of("guidance_interval", message, start=start, stop=stop)
+    _check_holds(asked, "guidance_interval", "", start, stop)
+    needs_guidance = changed & {"guidance_interval", "guidance_variant"}
+    needs_guidance |= {"guidance_rescale"} & changed if not asked.slg_scale else set()
+    if needs_guidance and not asked.use_guidance:
+        message = "{field} changes guidance, and {name[guidance_scale]} is 0; set {name[guidance_scale]} above 0, "
+        raise RequestError.of(min(needs_guidance), message + "or leave {field} out")
+    if asked.cfg_normalization and changed & {"guidance_variant", "guidance_rescale"}:
+        name = min(changed & {"guidance_variant", "guidance_rescale"})
+        message = "{field} and {name[cfg_normalization]} both change the prediction's size, got both; leave one out"
+        raise RequestError.of(name, message)
+    _check_belongs(
+        changed, ("zero_init",), "guidance_variant", asked.guidance_variant == "cfg_zero_star", "cfg_zero_star"
+    )
+    _check_belongs(changed, _OF_APG, "guidance_variant", asked.guidance_variant == "apg", "apg")
+    _check_belongs(changed, _OF_SLG, "slg_scale", asked.slg_scale > 0, f"a scale such as {SLG_SCALE}")
+    if asked.slg_scale:
+        _check_window(asked)
+        if len(skipped_layers(asked.slg_layers, num_layers)) >= num_layers:
+            message = "{field} must leave one of the {layers} layers, got all of them"
+            raise RequestError.of("slg_layers", message, layers=num_layers)
+
+
+def _check_scales(asked: GenerationRequest) -> None:
+    scales = asked.guidance_scale
+    if isinstance(scales, tuple) and len(scales) != asked.num_inference_steps:
+        message = "{field} must be one number or one for each of {steps} steps, got {given}"
+        raise RequestError.of("guidance_scale", message, steps=asked.num_inference_steps, given=len(scales))
+
+
+def _check_belongs(changed: set[str], names: tuple[str, ...], to: str, is_on: bool, value: str) -> None:
+    if not is_on and (given := [name for name in names if name in changed]):
+        message = f"{{field}} would do nothing; set {{name[{to}]}} to {{value}} too, or leave it out"
+        raise RequestError.of(given[0], message, value=value)
+
+
+def _check_window(asked: GenerationRequest) -> None:
+    start, stop = asked.slg_start, asked.slg_stop
+    if not start < stop:
+        message = "{field} must be below {name[slg_stop]}, got {start:g} and {stop:g}"
+        raise RequestError.of("slg_start", message, start=start, stop=stop)
+    _check_holds(asked, "slg_start", " and {name[slg_stop]}", start, stop)
+
+
+def _check_holds(asked: GenerationRequest, name: str, other: str, start: float, stop: float) -> None:
+    """Refuse a window that opens in none of the steps."""
+    steps = asked.num_inference_steps
+    if not any(start <= step / steps < stop for step in range(asked.first_step, steps)):
+        message = (
+            "{field}" + other + ", {start:g} to {stop:g}, hold none of the steps that are taken ({first} to {last} "
+        )
+        message += "of {steps}); widen the window, or ask for more steps"
+        values = {"start": start, "stop": stop, "first": asked.first_step, "last": steps - 1, "steps": steps}
+        raise RequestError.of(name, message, **values)

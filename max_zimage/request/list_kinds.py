@@ -1,0 +1,125 @@
+"""Kinds of request fields that hold several values; see `max_zimage.request.kinds`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
+
+from max_zimage.request.kinds import Kind, Number
+
+if TYPE_CHECKING:
+    from max_zimage.request.limits import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberOrMany(Number):
+    """A number, or one for each step; a request holds a float or a tuple of them."""
+
+    schema: ClassVar[Any] = float | list[float]
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> Any:
+        from max_zimage.errors import Item
+        from max_zimage.request.checks import ranged
+
+        if not isinstance(value, (list, tuple)):
+            return super().check(name, value, limits)
+        if not value:
+            return super().check(name, value, limits)
+        rules = dataclasses.asdict(self)
+        return tuple(ranged(Item(name, f"[{index}]"), each, **rules) for index, each in enumerate(value))
+
+    @override
+    def read(self, text: str) -> object:
+        try:
+            return self.of_flag(text)
+        except ValueError:
+            return text
+
+    @override
+    def of_flag(self, text: str) -> object:
+        values = [float(each) for each in text.split(",")]
+        return values if len(values) > 1 else values[0]
+
+    @override
+    def encode(self, value: Any) -> object:
+        return list(value) if isinstance(value, tuple) else value
+
+    @override
+    def decode(self, value: Any) -> Any:
+        return tuple(map(super().decode, value)) if isinstance(value, list) else super().decode(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Kind):
+    """Two shares, from 0 to 1."""
+
+    plain: ClassVar[type] = float
+    fallback: ClassVar[Any] = (0.0, 1.0)
+    schema: ClassVar[Any] = list[float]
+    values: ClassVar[int] = 2
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> tuple[float, ...]:
+        from max_zimage.request.value_checks import pair
+
+        return pair(name, value)
+
+    @override
+    def read(self, text: str) -> object:
+        try:
+            return [float(each) for each in text.replace(",", " ").split()]
+        except ValueError:
+            return text
+
+    @override
+    def encode(self, value: tuple[float, ...]) -> object:
+        return list(value)
+
+    @override
+    def decode(self, value: Any) -> tuple[float, ...]:
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError(f"must be a list of two numbers, got {value!r}")
+        return tuple(Number().decode(each) for each in value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wholes(Kind):
+    """Whole numbers from 0, below what the attribute `limit` of `Limits` says; a request holds a sorted tuple."""
+
+    schema: ClassVar[Any] = list[int]
+    limit: str
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> tuple[int, ...]:
+        from max_zimage.request.value_checks import wholes
+
+        return wholes(name, value, int(getattr(limits, self.limit)))
+
+    @override
+    def read(self, text: str) -> object:
+        try:
+            return self.of_flag(text)
+        except ValueError:
+            return text
+
+    @override
+    def of_flag(self, text: str) -> object:
+        found: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+        return found
+
+    @override
+    def encode(self, value: tuple[int, ...] | None) -> object:
+        return None if value is None else list(value)
+
+    @override
+    def decode(self, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, list) or not all(type(each) is int for each in value):
+            raise ValueError(f"must be a list of whole numbers, got {value!r}")
+        return tuple(value)

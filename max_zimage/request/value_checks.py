@@ -1,0 +1,42 @@
+"""Checks of words, switches and lists; see `max_zimage.request.checks`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from max_zimage.errors import Item, RequestError
+from max_zimage.request.checks import ranged, shown, whole_number
+
+
+def one_of(name: str, value: object, words: tuple[str, ...]) -> str:
+    """Return a word that is one of several."""
+    if not isinstance(value, str) or value not in words:
+        raise RequestError.of(
+            name, "{field} must be one of {words}, got {given}", words=", ".join(words), given=shown(value)
+        )
+    return value
+
+
+def switch(name: str, value: object) -> bool:
+    """Return true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise RequestError.of(name, "{field} must be true or false, got {given}", given=shown(value))
+    return bool(value)
+
+
+def pair(name: str, value: object) -> tuple[float, ...]:
+    """Return two shares, from 0 to 1."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        message = "{field} must be two numbers from 0 to 1, got {given}"
+        raise RequestError.of(name, message, given=shown(value))
+    return tuple(ranged(Item(name, f"[{index}]"), each, high=1.0) for index, each in enumerate(value))
+
+
+def wholes(name: str, value: object, count: int) -> tuple[int, ...]:
+    """Return whole numbers from 0 to below `count`, sorted and each once."""
+    if not isinstance(value, (list, tuple)) or not value:
+        message = "{field} must be a list of whole numbers from 0 to {most}, got {given}"
+        raise RequestError.of(name, message, most=count - 1, given=shown(value))
+    return tuple(
+        sorted({whole_number(Item(name, f"[{at}]"), each, low=0, high=count - 1) for at, each in enumerate(value)})
+    )
