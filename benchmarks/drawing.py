@@ -15,7 +15,7 @@ from max.dtype import DType
 from benchmarks.measure import first_line, seconds_of
 from max_zimage import ZImagePipeline, embedded
 from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
-from max_zimage.sampling.noise import initial_noise
+from tests.references.noises import initial_noise
 
 PROMPT = "a red star on a blue background"
 EAGER = "diffusers"

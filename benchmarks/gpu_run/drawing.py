@@ -22,8 +22,8 @@ from max_zimage import ZImagePipeline
 from max_zimage.compile import work
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.graphs.model.transformer import TransformerSpec
-from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
+from tests.references.noises import initial_noise
 
 PROMPT = (
     "A lighthouse on a cliff above a stormy sea at dusk, long exposure, a narrow path of wet stones leading up to it, "

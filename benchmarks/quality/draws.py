@@ -16,10 +16,10 @@ import torch
 from benchmarks.quality.cases import Case, Prompt
 from max_zimage import ZImagePipeline
 from max_zimage.request.request import GenerationRequest
-from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, format_step_cache
 from tests.references import diffusers_caches
 from tests.references.engine_runs import inputs_of
+from tests.references.noises import initial_noise
 
 UNCACHED = "uncached"
 """The variant that all others of its group are compared with."""

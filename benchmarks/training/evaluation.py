@@ -20,8 +20,8 @@ from benchmarks.measure import Row, psnr
 from benchmarks.pictures import Quality
 from benchmarks.training.autoencoder import reconstructed
 from benchmarks.training.scenes import Objects, Scene, random_scene
-from max_zimage.sampling.noise import initial_noise
 from tests.references.diffusers_runs import load_reference
+from tests.references.noises import initial_noise
 from tests.references.scenes import SeenObject, recognize_all
 
 Pixels = npt.NDArray[np.uint8]

@@ -24,6 +24,8 @@ from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries, warn
 from max_zimage.cli.options import GenerateOptions, parameters_of
 from max_zimage.device.devices import device_kind
+from max_zimage.errors import RequestError
+from max_zimage.images.latents import check_latents_writable, save_latents
 from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
 from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.progress import shown_by
@@ -87,7 +89,11 @@ def generate(arguments: argparse.Namespace) -> int:
     """
     begin = time.perf_counter()
     with checking():
+        if arguments.latents_out is not None:
+            check_latents_writable(Path(arguments.latents_out))
         check_writable(Path(arguments.output or "zimage.png"))
+        if arguments.latents_in is not None and arguments.count > 1:
+            raise RequestError("--count: the latents of --latents-in make one picture; leave --count out")
         wanted = GenerateOptions.of(arguments)
     silent = arguments.quiet or arguments.json
     outcome = Outcome()
@@ -128,6 +134,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
+        request = replace(request, output_type="latent") if arguments.latents_out else request
     for warning in caught:
         warn(cast(Warning, warning.message))
     request.schedule(prepared.sources.specs.schedule)
@@ -155,28 +162,37 @@ def _draw(
 ) -> None:
     for index, path in enumerate(paths):
         begin = time.perf_counter()
-        one = replace(request, seed=image_seed(request.seed or 0, index))
+        one = request.picture(index)
         try:
             pixels: Any = pipeline.generate(one)
         except NotFiniteError as error:  # this picture's fault alone: the others are drawn
             outcome.problems.append(f"seed {one.seed}: {error}")
             continue
         outcome.picture_seconds.append(time.perf_counter() - begin)
-        parameters = parameters_of(one, wanted, pipeline.sources.dtypes["transformer"], device_kind(pipeline.device))
-        outcome.parameters.append(parameters)
-        saved = save(pixels[0], path, parameters, outcome.problems)
+        dtype, device = pipeline.sources.dtypes["transformer"], device_kind(pipeline.device)
+        # A picture cannot hold the latents that it began with.
+        parameters = None if one.latents is not None else parameters_of(one, wanted, dtype, device)
+        outcome.parameters += [parameters] if parameters else []
+        if one.output_type == "latent":
+            save_latents(pixels, path)
+            saved = path
+        else:
+            saved = save(pixels[0], path, parameters, outcome.problems)
         outcome.files.append(saved)
         if told is not None:
-            print(f"{saved}: {one.width}x{one.height} pixels, seed {one.seed}", file=told, flush=True)
+            of = "" if one.seed is None else f", seed {one.seed}"
+            print(f"{saved}: {one.width}x{one.height} pixels{of}", file=told, flush=True)
 
 
-def save(pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParameters, problems: list[str]) -> Path:
+def save(
+    pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParameters | None, problems: list[str]
+) -> Path:
     """Save a picture, if need be elsewhere: what was drawn for minutes is not thrown away.
 
     Args:
         pixels: uint8 [height, width, 3].
         path: Where to.
-        parameters: What it was drawn with.
+        parameters: What it was drawn with, or None.
         problems: Gets a sentence if the picture is elsewhere.
 
     Returns:
@@ -185,16 +201,17 @@ def save(pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParame
     Raises:
         ImageFileError: If it could be saved nowhere.
     """
+    text = parameters.to_json() if parameters else ""
     try:
-        save_image(pixels, path, parameters.to_json())
+        save_image(pixels, path, text)
     except ImageFileError as error:
         (elsewhere,) = next_free_paths(Path(tempfile.gettempdir()) / path.with_suffix(".png").name, 1)
         try:
-            save_image(pixels, elsewhere, parameters.to_json())
+            save_image(pixels, elsewhere, text)
         except ImageFileError as other:
             raise ImageFileError(
-                f"{error}; neither can it be saved elsewhere: {other}. `max-zimage generate` with the same flags and "
-                f"--seed {parameters.seed} draws it again"
+                f"{error}; neither can it be saved elsewhere: {other}. `max-zimage generate` with the same flags"
+                f"{f' and --seed {parameters.seed}' if parameters else ''} draws it again"
             ) from other
         problems.append(f"{error}; the picture is in {elsewhere}")
         return elsewhere
@@ -202,7 +219,9 @@ def save(pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParame
 
 
 def _paths(arguments: argparse.Namespace, request: GenerationRequest) -> list[Path]:
-    """Where the pictures go; none of these files exists yet."""
+    """Where the pictures go, or their latents; none of these files exists yet."""
+    if arguments.latents_out is not None:
+        return next_free_paths(Path(arguments.latents_out), arguments.count)
     if arguments.output is not None:
         return next_free_paths(Path(arguments.output), arguments.count)
     seeds = [image_seed(request.seed or 0, index) for index in range(arguments.count)]

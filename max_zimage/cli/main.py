@@ -123,7 +123,8 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     picture.add_argument("--count", type=at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")
     add_group(parser, "image-to-image")
     add_group(parser, "guidance")
-    add_group(parser, "fine tuning")
+    tuning = add_group(parser, "fine tuning")
+    tuning.add_argument("--latents-out", metavar="FILE", help="save the latents, as .npy, in place of a picture")
     _add_model(parser)
 
 

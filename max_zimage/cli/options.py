@@ -15,6 +15,7 @@ from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import flag_value
 from max_zimage.errors import RequestError
+from max_zimage.images.latents import read_latents
 from max_zimage.images.read import read_image
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
@@ -123,6 +124,10 @@ def _values(arguments: argparse.Namespace, saved: GenerationParameters | None) -
     # A number of steps or a shape of one's own leaves nothing of levels that were given one by one.
     if arguments.steps is not None or arguments.sigma_shape is not None:
         values.pop("sigmas", None)
+    if arguments.latents_in is not None:
+        values["latents"] = read_latents(Path(arguments.latents_in))
+        if arguments.seed is None:  # that of the picture drew its own latents
+            values.pop("seed", None)
     values["image"] = _image(arguments, saved)
     values["resize"] = arguments.resize or bool(saved and saved.is_resized)
     return values

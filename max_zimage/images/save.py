@@ -53,6 +53,11 @@ def check_writable(path: Path) -> None:
             not let files be created.
     """
     _format_of(path)
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """`check_writable` for a file of any format."""
     folder = path.parent
     with _reported(path):
         if path.is_dir():
@@ -104,7 +109,15 @@ def save_image(pixels: npt.NDArray[np.uint8], path: Path, parameters: str) -> No
         ValueError: If they are not [height, width, 3].
         ImageFileError: If the file exists or cannot be written; nothing is left behind.
     """
-    content = encode_image(pixels, _format_of(path), parameters)
+    save_new(path, encode_image(pixels, _format_of(path), parameters))
+
+
+def save_new(path: Path, content: bytes) -> None:
+    """Write a file that does not exist yet, whole or not at all.
+
+    Raises:
+        ImageFileError: If the file exists or cannot be written; nothing is left behind.
+    """
     with _reported(path), _temporary_sibling(path) as temporary:
         temporary.write_bytes(content)
         # Taking the name first is what makes two programs that save the same name at once both safe.

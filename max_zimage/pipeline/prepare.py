@@ -23,7 +23,7 @@ from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, skip_layer
-from max_zimage.sampling.noise import image_seed, initial_noise
+from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache
 
@@ -55,10 +55,11 @@ def inputs_of_request(
     """
     plan, noise = request.schedule(schedule_spec), request.latents
     if noise is None:
-        noise = _drawn(request.seed, request.num_images, request.height, request.width, vae, plan)
+        noise = _drawn(request, request.seed, request.num_images, vae, plan)
     start: FloatArray | Buffer = noise
     if request.start_image is not None:
-        start = starting_latents(vae, request.start_image, noise, request.seed, plan.sigmas[0])
+        source = None if request.seed is None else request.noise_source(request.seed)
+        start = starting_latents(vae, request.start_image, noise, source, plan.sigmas[0])
         # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
         if not np.isfinite(download(start)).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
@@ -120,12 +121,13 @@ def inputs_of_contexts(
 
 def _start(context: PixelContext, vae: ZImageVaeModel, plan: Schedule) -> FloatArray | Buffer:
     """What a request of a server begins with; noise that is not there is drawn from its seed."""
-    noise = np.asarray(context.latents, np.float32)
+    noise, asked, seed = np.asarray(context.latents, np.float32), asked_of(context), context.seed
     if noise.size == 0:
-        noise = _drawn(context.seed, context.num_images_per_prompt, context.height, context.width, vae, plan)
+        noise = _drawn(asked, seed, context.num_images_per_prompt, vae, plan)
     if context.input_image is None:
         return noise
-    return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, context.seed, context.sigmas[0])
+    source = None if seed is None else asked.noise_source(seed)
+    return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, source, context.sigmas[0])
 
 
 def _planned(
@@ -165,14 +167,19 @@ def _skipping(asked: GenerationRequest, evaluated: Evaluations, num_layers: int)
     if not asked.slg_scale:
         return []
     layers = skipped_layers(asked.slg_layers, num_layers)
-    return [
-        skip_layer.branch(evaluated, scale=asked.slg_scale, layers=layers, start=asked.slg_start, stop=asked.slg_stop)
-    ]
+    found = skip_layer.branch(
+        evaluated, scale=asked.slg_scale, layers=layers, start=asked.slg_start, stop=asked.slg_stop
+    )
+    return [found] if found.scales.any() else []  # its steps may lie in another part of the run
 
 
-def _drawn(seed: int | None, pictures: int, height: int, width: int, vae: ZImageVaeModel, plan: Schedule) -> FloatArray:
+def _drawn(
+    asked: GenerationRequest, seed: int | None, pictures: int, vae: ZImageVaeModel, plan: Schedule
+) -> FloatArray:
     """Starting noise from a seed; where the schedule begins below 1 by its shape, as much of it as that level has."""
-    noise = initial_noise(seed or 0, pictures, vae.spec.latent_channels, height, width)
+    side = vae.spec.downscale
+    shape = (vae.spec.latent_channels, asked.height // side, asked.width // side)
+    noise = asked.noise_source(seed).starting(pictures, shape)
     return noise if plan.noise_scale == 1 else noise * np.float32(plan.noise_scale)
 
 

@@ -20,7 +20,6 @@ from PIL import Image
 from max_zimage.request.fields import ROWS
 
 _OTHERS: dict[str, tuple[object, str]] = {
-    "generator": (None, "give seed=NUMBER, which draws the noise"),
     "return_dict": (True, "the result is the pictures, and answers to .images"),
     "joint_attention_kwargs": (None, "attention is compiled and takes none; leave it out"),
     "callback_on_step_end_tensor_inputs": (["latents"], "callbacks are given the latents alone; leave it out"),
@@ -105,13 +104,16 @@ def _check_single(count: int, way: str = "result[0].save(...)") -> None:
 
 
 def fields_of(others: Mapping[str, object]) -> dict[str, object]:
-    """Fields of the request's table that a call has besides those it lists; what is left must be diffusers'.
+    """Fields of the request's table that a call has besides those it lists, and its generator.
+
+    What is left must be diffusers'.
 
     Raises:
         TypeError: If something is neither; see `check_others`.
     """
-    check_others({name: value for name, value in others.items() if name not in ROWS})
-    return {name: value for name, value in others.items() if name in ROWS}
+    known = {*ROWS, "generator"}
+    check_others({name: value for name, value in others.items() if name not in known})
+    return {name: value for name, value in others.items() if name in known}
 
 
 def check_others(others: Mapping[str, object]) -> None:

@@ -32,6 +32,7 @@ from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
 from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.denoising import Denoising
+from max_zimage.pipeline.generator import request_of_call
 from max_zimage.pipeline.loading import (
     DEFAULT_STEPS,
     UNPREFIXED_COMPONENT,
@@ -230,7 +231,8 @@ class ZImagePipeline(DiffusionPipeline):
     ) -> Pictures | PictureArray:
         """Make pictures, a list of PIL's or an array by `output_type`; names and meanings are those of diffusers.
 
-        Arguments: see `GenerationRequest` (None is the checkpoint's own) and `StepCallback`. Result: see `Pictures`.
+        Arguments: see `RequestFields` (None is the checkpoint's own), of which **others takes the rest and diffusers'
+        `generator`, and `StepCallback`. Result: see `Pictures`.
 
         Raises:
             RequestError: If an argument is out of range; all that is wrong is said together.
@@ -241,8 +243,7 @@ class ZImagePipeline(DiffusionPipeline):
         for name in ("self", "others", "callback_on_step_end"):
             del given[name]
         given |= fields_of(others)
-        request = GenerationRequest.create(limits=self.sources.limits, defaults=self.sources.defaults, **given)
-        return self.generate(request, callback_on_step_end)
+        return self.generate(request_of_call(self.sources, given), callback_on_step_end)
 
     def generate(
         self, request: GenerationRequest, callback_on_step_end: StepCallback | None = None

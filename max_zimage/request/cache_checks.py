@@ -44,7 +44,7 @@ def _problem(request: RequestFields) -> tuple[str, str, dict[str, object]] | Non
         return None
     if request.slg_scale:
         return (
-            "{field} {cache} and skip-layer guidance do not go together, whose branch begins in the middle of the run; ",
+            "{field} {cache} and skip-layer guidance do not go together: its branch begins in the middle of the run; ",
             "set {field} to off, or {name[slg_scale]} to 0",
             {"cache": cache},
         )

@@ -27,6 +27,7 @@ from max_zimage.request.kinds import (
     Whole,
 )
 from max_zimage.request.list_kinds import NumberOrMany
+from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
 from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
@@ -208,7 +209,11 @@ class PictureFields:
         flag=Flag("--max-sequence-length", "N", "tokens a prompt may have; 512 if not given", "fine tuning"),
         kept=Kept("int"),
     )
-    latents: npt.NDArray[np.float32] | None = row(Array(), is_checked_alone=False)
+    latents: npt.NDArray[np.float32] | None = row(
+        Array(),
+        is_checked_alone=False,
+        flag=Flag("--latents-in", "FILE", "begin with the latents of --latents-out, not with a seed", "fine tuning"),
+    )
     prompt_embeds: tuple[npt.NDArray[np.float32], ...] | None = row(Features())
     negative_prompt_embeds: tuple[npt.NDArray[np.float32], ...] | None = row(Features())
     strength: float = row(
@@ -238,7 +243,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(GuidanceFields, PictureFields):
+class RequestFields(NoiseFields, GuidanceFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from max_zimage.errors import RequestError
+from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_fields import SLG_SCALE, GuidanceFields
-
-if TYPE_CHECKING:
-    from max_zimage.request.request import GenerationRequest
 
 _OF_SLG = ("slg_layers", "slg_start", "slg_stop")
 _OF_APG = ("apg_eta", "apg_momentum", "apg_norm_threshold")
@@ -44,7 +41,7 @@ def skipped_layers(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int
     return tuple(sorted({layer * num_layers // _OF for layer in _SKIPPED})) if layers is None else layers
 
 
-def check_guidance(asked: GenerationRequest, num_layers: int) -> None:
+def check_guidance(asked: RequestFacts, num_layers: int) -> None:
     """Refuse what contradicts itself or would do nothing.
 
     Args:
@@ -79,7 +76,7 @@ def check_guidance(asked: GenerationRequest, num_layers: int) -> None:
             raise RequestError.of("slg_layers", message, layers=num_layers)
 
 
-def _check_scales(asked: GenerationRequest) -> None:
+def _check_scales(asked: RequestFacts) -> None:
     scales = asked.guidance_scale
     if isinstance(scales, tuple) and len(scales) != asked.num_inference_steps:
         message = "{field} must be one number or one for each of {steps} steps, got {given}"
@@ -92,7 +89,7 @@ def _check_belongs(changed: set[str], names: tuple[str, ...], to: str, is_on: bo
         raise RequestError.of(given[0], message, value=value)
 
 
-def _check_window(asked: GenerationRequest) -> None:
+def _check_window(asked: RequestFacts) -> None:
     start, stop = asked.slg_start, asked.slg_stop
     if not start < stop:
         message = "{field} must be below {name[slg_stop]}, got {start:g} and {stop:g}"
@@ -100,7 +97,7 @@ def _check_window(asked: GenerationRequest) -> None:
     _check_holds(asked, "slg_start", " and {name[slg_stop]}", start, stop)
 
 
-def _check_holds(asked: GenerationRequest, name: str, other: str, start: float, stop: float) -> None:
+def _check_holds(asked: RequestFacts, name: str, other: str, start: float, stop: float) -> None:
     """Refuse a window that opens in none of the steps."""
     steps = asked.num_inference_steps
     if not any(start <= step / steps < stop for step in range(asked.first_step, steps)):

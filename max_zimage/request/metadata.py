@@ -106,6 +106,7 @@ class GenerationParameters:
             "negative_prompt": request.negative_prompts[prompt] if request.negative_prompts else "",
             "strength": None if request.image is None else request.strength,
             "seed": image_seed(seed, picture),
+            "variation_seed": _numbered(request.variation_seed, picture),
         }
         return cls(
             **values,
@@ -188,6 +189,10 @@ def _marked_object(text: str) -> dict[str, Any]:
     before = {name: value for added, names in _ADDED.items() if added > version for name, value in names.items()}
     before |= {name: row.kept.before for name, row in _ROWS.items() if row.kept and row.kept.since > version}
     return before | values
+
+
+def _numbered(seed: int | None, picture: int) -> int | None:
+    return None if seed is None else image_seed(seed, picture)
 
 
 def _repeatable_seed(request: GenerationRequest) -> int:

@@ -17,63 +17,53 @@ from max_zimage.request import checks, guidance_checks
 from max_zimage.request import start_image as start_images
 from max_zimage.request.cache_checks import with_useful_cache
 from max_zimage.request.checks import Problems
-from max_zimage.request.fields import ROWS, RequestFields
+from max_zimage.request.facts import RequestFacts
+from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.noise_checks import check_noise, steps_between
 from max_zimage.request.row import Of, Row
 from max_zimage.request.schedule_checks import check_evaluations, checked_schedule, has_a_step
 from max_zimage.sampling import samplers
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
-from max_zimage.sampling.noise import fresh_seed
+from max_zimage.sampling.noise import fresh_seed, image_seed
 from max_zimage.sampling.ranges import DEFAULT_STRENGTH
-from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step
+from max_zimage.sampling.schedule import Schedule, ScheduleSpec
+from max_zimage.sampling.starting_noise import NoiseSource
 
 __all__ = ["GenerationRequest", "Limits", "RequestDefaults", "RequestError"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GenerationRequest(RequestFields):
+class GenerationRequest(RequestFacts):
     """One request; made by `create`, which validates it. Attributes: see `RequestFields`."""
-
-    @property
-    def num_prompts(self) -> int:
-        """Prompts, given as text or as features."""
-        return len(self.prompts if self.prompt_embeds is None else self.prompt_embeds)
-
-    @property
-    def num_images(self) -> int:
-        """Pictures; picture p * num_images_per_prompt + j is copy j of prompt p."""
-        return self.num_prompts * self.num_images_per_prompt
-
-    @property
-    def use_guidance(self) -> bool:
-        """Whether any step may run the negative branch."""
-        return self.max_guidance > 0
-
-    @property
-    def max_guidance(self) -> float:
-        """The largest guidance scale of any step."""
-        return max(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
-
-    @property
-    def num_branches(self) -> int:
-        """Ways in which each picture is seen in the steps that have most of them."""
-        return 1 + self.use_guidance + (self.slg_scale > 0)
-
-    @property
-    def first_step(self) -> int:
-        """The step that the schedule begins with: above 0 where the image's strength leaves some out."""
-        return 0 if self.image is None else first_step(self.num_inference_steps, self.strength)
 
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         """Its way from noise to picture, without the steps that its strength leaves out; see `checked_schedule`."""
         whole = checked_schedule(spec, self)
+        if self.denoising_start > 0 or self.denoising_end < 1:
+            return whole.between(steps_between(self.num_inference_steps, self.denoising_start, self.denoising_end))
         # An image is mixed with as much noise as its level says, whatever the shape.
         return whole if self.image is None else replace(whole, noise_scale=1.0).after(self.first_step)
 
-    @property
-    def num_evaluations(self) -> int:
-        """How often the model is evaluated for each picture, without those steps and with every step in full."""
-        return samplers.cost(self.sampler, self.num_inference_steps - self.first_step)[0]
+    def picture(self, index: int) -> GenerationRequest:
+        """The request of one picture alone, by its seeds."""
+        variation = None if self.variation_seed is None else image_seed(self.variation_seed, index)
+        seed = None if self.seed is None else image_seed(self.seed, index)
+        return replace(self, seed=seed, variation_seed=variation)
+
+    def noise_source(self, seed: int | None) -> NoiseSource:
+        """Where its starting noise comes from.
+
+        Args:
+            seed: Of the first picture.
+        """
+        return NoiseSource(
+            kind="torch" if self.noise == "torch" else "philox",
+            seed=seed or 0,
+            variation_seed=self.variation_seed,
+            variation_strength=self.variation_strength,
+            from_image=self.image is not None,
+        )
 
     @cached_property
     def start_image(self) -> npt.NDArray[np.uint8] | None:
@@ -260,6 +250,7 @@ def _check_together(request: GenerationRequest, limits: Limits, resize: Any) -> 
         start_images.check_size(request.image, request.height, request.width, resize)
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     guidance_checks.check_guidance(request, limits.num_layers)
+    check_noise(request)
     negatives = request.negative_prompt_embeds
     if request.use_guidance and negatives is None and request.prompt_embeds is not None:
         raise RequestError.of(

@@ -32,6 +32,7 @@ class Evaluations:
         matrices: float64 [E, S + 1, S + 2]; rounded where they are used.
         noisy: bool [E], the evaluations whose update takes normal noise from the last slot.
         left_out: Steps of the whole schedule before the first one.
+        whole_count: Steps of the whole schedule.
         streams: int [E], which noise of a picture's seed that is; see `max_zimage.sampling.noise`. The same for a step
             whether or not steps before it were left out.
     """
@@ -42,7 +43,8 @@ class Evaluations:
     matrices: npt.NDArray[np.float64]
     noisy: npt.NDArray[np.bool_]
     streams: npt.NDArray[np.int64]
-    left_out: int = 0
+    left_out: int
+    whole_count: int
 
     @property
     def whole_steps(self) -> npt.NDArray[np.int64]:
@@ -52,7 +54,7 @@ class Evaluations:
     @property
     def shares(self) -> npt.NDArray[np.float64]:
         """float64 [E], the share of the whole schedule's steps that lies before each evaluation's step."""
-        return np.asarray(self.whole_steps / (self.whole_steps.max() + 1), np.float64)
+        return np.asarray(self.whole_steps / self.whole_count, np.float64)
 
     @property
     def count(self) -> int:
@@ -142,6 +144,7 @@ def evaluations(
         noisy=takes,
         streams=streams.astype(np.int64),
         left_out=plan.left_out,
+        whole_count=plan.left_out + plan.num_steps + plan.cut_off,
     )
 
 

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from max_zimage.sampling.ranges import MAX_SEED
 
-_PIXELS_PER_LATENT = 8
 _Float64 = npt.NDArray[np.float64]
 
 _LN_2 = 0.6931471805599453
@@ -40,23 +39,6 @@ def fresh_seed() -> int:
 def image_seed(seed: int, index: int) -> int:
     """Return the seed of image `index` of a request, the one that makes this picture again alone."""
     return (seed + index) % (MAX_SEED + 1)
-
-
-def initial_noise(seed: int, count: int, channels: int, height: int, width: int) -> npt.NDArray[np.float32]:
-    """Draw the starting latents of a request.
-
-    Args:
-        seed: 0 to 2**63 - 1.
-        count: Images of the request; image p * copies + j is copy j of prompt p.
-        channels: Latent channels.
-        height: Image height in pixels, a multiple of 8.
-        width: Image width in pixels, a multiple of 8.
-
-    Returns:
-        float32 [count, channels, height / 8, width / 8].
-    """
-    shape = (channels, height // _PIXELS_PER_LATENT, width // _PIXELS_PER_LATENT)
-    return np.stack([standard_normal(image_seed(seed, index), shape) for index in range(count)])
 
 
 def standard_normal(seed: int, shape: tuple[int, ...], stream: int = 0) -> npt.NDArray[np.float32]:

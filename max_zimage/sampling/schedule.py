@@ -106,8 +106,10 @@ class Schedule:
         timesteps: float32 [N], 1 - sigma as the transformer gets it (0 is pure noise, 1 is clean).
         deltas: float32 [N], next sigma - sigma, all below 0.
         shift: The shift that made them, for samplers that begin a little below 1.
+        scale: Between a sigma and the scheduler's timestep.
         noise_scale: What the noise that a seed draws is multiplied by; the level that noise ends at.
         left_out: Steps that were left out before the first one.
+        cut_off: Steps that were left out behind the last one; if there are, the last level is not 0.
     """
 
     sigmas: FloatArray
@@ -115,7 +117,9 @@ class Schedule:
     deltas: FloatArray
     shift: float = 1.0
     noise_scale: float = 1.0
+    scale: float = 1000.0
     left_out: int = 0
+    cut_off: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -132,10 +136,28 @@ class Schedule:
             left_out=self.left_out + steps,
         )
 
+    def between(self, steps: range) -> Schedule:
+        """Some of the steps, one behind the other."""
+        first, last = steps.start, steps.stop
+        return replace(
+            self,
+            sigmas=self.sigmas[first : last + 1],
+            timesteps=self.timesteps[first:last],
+            deltas=self.deltas[first:last],
+            left_out=self.left_out + first,
+            cut_off=self.cut_off + self.num_steps - last,
+        )
+
     def timestep(self, sigma: np.float32) -> np.float32:
-        """What the transformer gets for a noise level: the schedule's own where it is one of its levels."""
+        """What the transformer gets for a noise level: the schedule's own where it is one of its levels.
+
+        Also the last level of a part of a schedule, by the arithmetic of all others.
+        """
         found = np.flatnonzero(self.sigmas[:-1] == sigma)
-        return self.timesteps[found[0]] if len(found) else np.float32(1) - sigma
+        if len(found):
+            return self.timesteps[found[0]]
+        scale = np.float32(self.scale)
+        return (scale - sigma * scale) / scale if sigma == self.sigmas[-1] else np.float32(1) - sigma
 
 
 def first_step(steps: int, strength: float) -> int:
@@ -256,6 +278,7 @@ def schedule(
         timesteps=timesteps,
         deltas=deltas,
         shift=factor,
+        scale=float(scale),
         noise_scale=float(levels[0]) if shape in SCALES_NOISE else 1.0,
     )
 

@@ -19,9 +19,9 @@ import max_zimage
 from max_zimage import FirstBlockCache, TaylorSeer, ZImageArchConfig, ZImagePipeline, components
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import RequestError
-from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import ScheduleSpec, schedule
 from tests.references.diffusers_runs import Call, Pair, noise, packed, reference_features, relative_l2
+from tests.references.noises import initial_noise
 from tests.tolerances import ENCODER_L2, FEATURES_L2
 
 PROMPT = "a red star on a blue background"

@@ -13,11 +13,10 @@ from diffusers.pipelines.z_image import pipeline_z_image_img2img as reference_mo
 from PIL import Image
 
 from max_zimage.errors import RequestError
-from max_zimage.pipeline.start_from_image import posterior_noise
 from max_zimage.request.start_image import digest
-from max_zimage.sampling.noise import initial_noise
 from max_zimage.sampling.schedule import first_step
 from tests.references.diffusers_runs import Pair
+from tests.references.noises import initial_noise, posterior_noise
 from tests.serving.test_step_scheduler import Worker
 from tests.tolerances import PIXEL_SHARE
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from max_zimage import NotFiniteError, ZImagePipeline
 from max_zimage.pipeline.not_finite import are_finite
-from max_zimage.sampling.noise import initial_noise
 from tests.pipeline.test_image_to_image import start
 from tests.references.diffusers_runs import Pair
+from tests.references.noises import initial_noise
 from tests.references.planting import planted, planted_copy
 
 PROMPT = "a red star on a blue background"

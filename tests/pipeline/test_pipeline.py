@@ -17,9 +17,9 @@ import max_zimage
 from max_zimage import ZImagePipeline
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.max_step_cache import ZImageCacheState
-from max_zimage.sampling.noise import initial_noise
 from tests.references.diffusers_runs import Call, Pair, noise, packed, relative_l2
 from tests.references.engine_runs import OpenTransformer, inputs_of, request_of
+from tests.references.noises import initial_noise
 from tests.tolerances import TRANSFORMER_L2
 
 PROMPT = "a red star on a blue background"

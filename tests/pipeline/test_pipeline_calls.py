@@ -16,8 +16,8 @@ from max.experimental.nn import Module
 from max_zimage import ZImagePipeline
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.errors import RequestError
-from max_zimage.sampling.noise import initial_noise
 from tests.references.diffusers_runs import Pair, packed
+from tests.references.noises import initial_noise
 from tests.references.scenes import recognize
 from tests.tolerances import PIXEL_SHARE
 

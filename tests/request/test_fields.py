@@ -14,8 +14,9 @@ from max.pipelines.request.provider_options import ImageProviderOptions
 from max_zimage.cli.field_flags import add_flag, given_fields
 from max_zimage.cli.main import _parser
 from max_zimage.request.fields import ROWS, RequestFields
-from max_zimage.request.kinds import Cache, Kind, Number, Switch, Whole
+from max_zimage.request.kinds import Cache, Kind, Number, Switch, Texts, Whole
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.list_kinds import NumberOrMany, Pair, Wholes
 from max_zimage.request.metadata import GenerationParameters, _is_kind
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Of
@@ -71,12 +72,14 @@ def test_every_flag_is_taken_and_lands_in_its_field() -> None:
     for name, row in ROWS.items():
         if row.flag is None or row.flag.group is None:
             continue
-        expected[name] = {bool: True, int: 16, float: 0.5, str: "word"}[row.kind.plain]
-        words += [row.flag.name] if row.kind.plain is bool else [row.flag.name, str(expected[name])]
+        value = {bool: True, int: 16, float: 0.5, str: "word"}[row.kind.plain]
+        value, text = ([3, 5, 6], "3,5-6") if isinstance(row.kind, Wholes) else (value, str(value))
+        expected[name] = [value] * row.kind.values if row.kind.values > 1 else value
+        words += [row.flag.name] if row.kind.plain is bool else [row.flag.name, *[text] * row.kind.values]
     assert given_fields(_parser().parse_args(words)) == expected
     assert given_fields(_parser().parse_args(["generate"])) == {}
-    with pytest.raises(KeyError, match="latents has no flag"):
-        add_flag(argparse.ArgumentParser(), "latents")
+    with pytest.raises(KeyError, match="sigmas has no flag"):
+        add_flag(argparse.ArgumentParser(), "sigmas")
 
 
 def test_bodies_have_the_fields_of_the_table() -> None:
@@ -100,6 +103,13 @@ def test_options_of_max_are_its_own() -> None:
         (Number(), "much", "much"),
         (Whole(high=9), "3", 3),
         (Whole(high=9), "3.5", "3.5"),
+        (Wholes(limit="num_layers"), "1,3-5", [1, 3, 4, 5]),
+        (Wholes(limit="num_layers"), "x", "x"),
+        (Pair(), "0.2, 0.5", [0.2, 0.5]),
+        (Pair(), "0 y", "0 y"),
+        (NumberOrMany(), "2.5", 2.5),
+        (NumberOrMany(), "2.5,1", [2.5, 1.0]),
+        (NumberOrMany(), "much", "much"),
         (Switch(), "true", True),
         (Switch(), "false", False),
         (Switch(), "yes", "yes"),
@@ -114,8 +124,8 @@ def test_text_stands_for_what_json_would_say(kind: Kind, text: str, value: objec
 def test_a_field_that_is_none_is_refused() -> None:
     with pytest.raises(TypeError, match=r"a request has no fuzziness; it has prompt, negative_prompt, .*, resize"):
         make(fuzziness="euler")
-    with pytest.raises(NotImplementedError, match="Switch is checked together with other fields"):
-        Switch().check("resize", True, LIMITS)
+    with pytest.raises(NotImplementedError, match="Texts is checked together with other fields"):
+        Texts().check("prompt", "x", LIMITS)
 
 
 def test_the_table_needs_no_numpy() -> None:

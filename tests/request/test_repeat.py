@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.images.save import ImageFileError, save_image
 from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
@@ -22,37 +20,11 @@ from max_zimage.request.request import GenerationRequest
 from max_zimage.request.start_image import digest
 from tests.references.diffusers_runs import Pair
 from tests.references.servers import Server
+from tests.request.conftest import Repeat
 from tests.tolerances import PIXEL_SHARE
 
 PROMPT = "a green circle on a black background"
 STAR = {"guidance_variant": "cfg_zero_star", "slg": "true", "slg_layers": "0-1,3", "guidance_interval": "0 0.5"}
-Repeat = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def repeat(
-    embedded: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Repeat:
-    """`max-zimage generate` in an empty folder, drawing with the pipeline that is there: exit code and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ZImagePipeline, "from_prepared", lambda prepared: embedded.ours)
-
-    def run(*arguments: str) -> tuple[int, str]:
-        code = main(("generate", "--quiet", *arguments))
-        return code, capsys.readouterr().err
-
-    return run
-
-
-@pytest.fixture
-def loads_nothing(repeat: Repeat, monkeypatch: pytest.MonkeyPatch) -> Repeat:
-    """The same, but loading fails."""
-
-    def from_prepared(prepared: object) -> None:
-        raise AssertionError("loading began")
-
-    monkeypatch.setattr(ZImagePipeline, "from_prepared", from_prepared)
-    return repeat
 
 
 def start(height: int = 96, width: int = 64) -> Image.Image:

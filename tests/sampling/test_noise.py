@@ -7,8 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from max_zimage.sampling.noise import fresh_seed, image_seed, initial_noise, standard_normal
+from max_zimage.sampling.noise import fresh_seed, image_seed, standard_normal
 from max_zimage.sampling.ranges import MAX_SEED
+from tests.references.noises import initial_noise
 
 
 def by_the_library(seed: int, count: int) -> np.ndarray:

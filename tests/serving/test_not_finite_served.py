@@ -21,7 +21,6 @@ from PIL import Image
 from max_zimage import NotFiniteError, ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.sampling.noise import initial_noise
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import answers
@@ -30,6 +29,7 @@ from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, failure_output, read_failure
 from max_zimage.serving.worker.previews import Previewer
 from tests.references.diffusers_runs import Pair
+from tests.references.noises import initial_noise
 from tests.references.planting import planted, planted_copy
 from tests.serving.test_dispatcher import FakeWorker, context, run, settled
 from tests.serving.test_step_scheduler import Worker, alone, assert_same

@@ -28,7 +28,7 @@ def branch(plan: Evaluations, *, scale: float, layers: Sequence[int], start: flo
         stop: Share of the steps before it ends.
 
     Raises:
-        ValueError: If there is nothing to leave out, the scale is not above 0, or the window has no width or no step.
+        ValueError: If there is nothing to leave out, the scale is not above 0, or the window has no width.
     """
     if not layers:
         raise ValueError("skip-layer guidance needs at least one layer to skip, got none")
@@ -37,10 +37,4 @@ def branch(plan: Evaluations, *, scale: float, layers: Sequence[int], start: flo
     if not 0 <= start < stop <= 1:
         raise ValueError(f"skip-layer guidance must start before it stops, both from 0 to 1, got {start} and {stop}")
     scales = np.where(within(plan, start, stop), np.float32(scale), np.float32(0)).astype(np.float32)
-    if not scales.any():
-        steps = len(np.unique(plan.steps))
-        raise ValueError(
-            f"skip-layer guidance from {start:g} to {stop:g} of the way holds none of the {steps} steps; widen the "
-            "window, or ask for more steps"
-        )
     return Branch(caption="positive", scales=scales, skipped=tuple(sorted(set(layers))))

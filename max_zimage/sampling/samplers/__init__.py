@@ -38,6 +38,20 @@ def cost(name: str, steps: int) -> tuple[int, bool]:
     return found.count, bool(found.noisy.any())
 
 
+@lru_cache(maxsize=256)
+def remembers(name: str) -> bool:
+    """Whether a sampler looks at steps before the one that it takes, apart from their latents."""
+    found = plan(name, new_schedule(ScheduleSpec(shift=1.0, num_train_timesteps=1000), steps=4))
+    begins = [found.of_step(step).start for step in range(1, 4)]
+    known = found.matrices.shape[2] - int(found.noisy.any())  # the last slot is noise
+    return bool(found.matrices[begins, :, 2:known].any())
+
+
+def forgetful() -> tuple[str, ...]:
+    """All samplers that do not."""
+    return tuple(name for name in SAMPLERS if not remembers(name))
+
+
 def is_stochastic(name: str) -> bool:
     """Whether a sampler draws noise between its steps."""
     return cost(name, 2)[1]

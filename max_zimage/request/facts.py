@@ -1,0 +1,49 @@
+"""What follows from the fields of a request alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from max_zimage.request.fields import RequestFields
+from max_zimage.sampling import samplers
+from max_zimage.sampling.schedule import first_step
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RequestFacts(RequestFields):
+    """Fields, and numbers of pictures, branches, steps and evaluations."""
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts, given as text or as features."""
+        return len(self.prompts if self.prompt_embeds is None else self.prompt_embeds)
+
+    @property
+    def num_images(self) -> int:
+        """Pictures; picture p * num_images_per_prompt + j is copy j of prompt p."""
+        return self.num_prompts * self.num_images_per_prompt
+
+    @property
+    def use_guidance(self) -> bool:
+        """Whether any step may run the negative branch."""
+        return self.max_guidance > 0
+
+    @property
+    def max_guidance(self) -> float:
+        """The largest guidance scale of any step."""
+        return max(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
+
+    @property
+    def num_branches(self) -> int:
+        """Ways in which each picture is seen in the steps that have most of them."""
+        return 1 + self.use_guidance + (self.slg_scale > 0)
+
+    @property
+    def first_step(self) -> int:
+        """The step that the schedule begins with: above 0 where the image's strength leaves some out."""
+        return 0 if self.image is None else first_step(self.num_inference_steps, self.strength)
+
+    @property
+    def num_evaluations(self) -> int:
+        """How often the model is evaluated for each picture, without those steps and with every step in full."""
+        return samplers.cost(self.sampler, self.num_inference_steps - self.first_step)[0]
