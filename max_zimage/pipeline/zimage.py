@@ -208,7 +208,7 @@ class ZImagePipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
         cfg_normalization: bool | float = False,
         cfg_truncation: float | None = 1.0,
         negative_prompt: str | Sequence[str] | None = None,

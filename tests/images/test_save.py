@@ -226,7 +226,7 @@ def test_parameters_from_elsewhere(tmp_path: Path, text: str, message: str) -> N
         ("seed", 1.5, r"seed must be int, got 1\.5"),
         ("prompt", None, "prompt must be str, got None"),
         ("sigmas", [1.0, "x"], r"sigmas must be tuple\[float, \.\.\.\] \| None"),
-        ("sampler", "euler", "sampler is unknown"),
+        ("fuzziness", "euler", "fuzziness is unknown"),
         ("strength", None, "image_digest, image_height, image_width and strength go together"),
         ("image_digest", None, "image_digest, image_height, image_width and strength go together"),
     ],

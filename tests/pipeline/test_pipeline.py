@@ -80,6 +80,8 @@ CALL_DEFAULTS = {
     "max_sequence_length": None,
     "seed": None,
     "shift": None,
+    "sampler": None,
+    "sigma_shape": None,
     "image": None,
     "strength": None,
     "resize": False,

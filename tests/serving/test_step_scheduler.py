@@ -45,7 +45,8 @@ class Worker:
     def ask(self, prompt: Any, **options: Any) -> ZImageContext:
         defaults: dict[str, Any] = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0}
         defaults |= {"output_format": "png", "seed": 5}
-        named = {name: options.pop(name) for name in ("step_cache", "sampler", "sigma_shape") if name in options}
+        named = {name: options.pop(name, None) for name in ("step_cache", "sampler", "sigma_shape")}
+        named = {name: value for name, value in named.items() if value is not None}
         options |= {"metadata": named} if named else {}
         if (image := options.pop("image", None)) is not None:
             data = io.BytesIO()
