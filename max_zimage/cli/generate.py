@@ -9,29 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries, warn
 from max_zimage.cli.options import GenerateOptions, parameters_of
+from max_zimage.cli.saving import check_outputs, paths_of, save
 from max_zimage.device.devices import device_kind
-from max_zimage.errors import RequestError
-from max_zimage.images.latents import check_latents_writable, save_latents
-from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
 from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.progress import shown_by
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
-from max_zimage.sampling.noise import image_seed
 
 if TYPE_CHECKING:
     from max_zimage.pipeline.loading import CheckedModel
@@ -89,11 +82,7 @@ def generate(arguments: argparse.Namespace) -> int:
     """
     begin = time.perf_counter()
     with checking():
-        if arguments.latents_out is not None:
-            check_latents_writable(Path(arguments.latents_out))
-        check_writable(Path(arguments.output or "zimage.png"))
-        if arguments.latents_in is not None and arguments.count > 1:
-            raise RequestError("--count: the latents of --latents-in make one picture; leave --count out")
+        check_outputs(arguments)
         wanted = GenerateOptions.of(arguments)
     silent = arguments.quiet or arguments.json
     outcome = Outcome()
@@ -108,7 +97,7 @@ def generate(arguments: argparse.Namespace) -> int:
             pipeline = _load(prepared)
         outcome.load_seconds = time.perf_counter() - begin
         with shown_by(display(quiet=arguments.quiet)):
-            _draw(pipeline, request, wanted, _paths(arguments, request), outcome, None if silent else stdout)
+            _draw(pipeline, request, wanted, paths_of(arguments, request), outcome, None if silent else stdout)
     if arguments.json:
         print(outcome.to_json())
     elif not silent:
@@ -173,56 +162,8 @@ def _draw(
         # A picture cannot hold the latents that it began with.
         parameters = None if one.latents is not None else parameters_of(one, wanted, dtype, device)
         outcome.parameters += [parameters] if parameters else []
-        if one.output_type == "latent":
-            save_latents(pixels, path)
-            saved = path
-        else:
-            saved = save(pixels[0], path, parameters, outcome.problems)
+        saved = save(pixels, one.output_type, path, parameters, outcome.problems)
         outcome.files.append(saved)
         if told is not None:
             of = "" if one.seed is None else f", seed {one.seed}"
             print(f"{saved}: {one.width}x{one.height} pixels{of}", file=told, flush=True)
-
-
-def save(
-    pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParameters | None, problems: list[str]
-) -> Path:
-    """Save a picture, if need be elsewhere: what was drawn for minutes is not thrown away.
-
-    Args:
-        pixels: uint8 [height, width, 3].
-        path: Where to.
-        parameters: What it was drawn with, or None.
-        problems: Gets a sentence if the picture is elsewhere.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        ImageFileError: If it could be saved nowhere.
-    """
-    text = parameters.to_json() if parameters else ""
-    try:
-        save_image(pixels, path, text)
-    except ImageFileError as error:
-        (elsewhere,) = next_free_paths(Path(tempfile.gettempdir()) / path.with_suffix(".png").name, 1)
-        try:
-            save_image(pixels, elsewhere, text)
-        except ImageFileError as other:
-            raise ImageFileError(
-                f"{error}; neither can it be saved elsewhere: {other}. `max-zimage generate` with the same flags"
-                f"{f' and --seed {parameters.seed}' if parameters else ''} draws it again"
-            ) from other
-        problems.append(f"{error}; the picture is in {elsewhere}")
-        return elsewhere
-    return path
-
-
-def _paths(arguments: argparse.Namespace, request: GenerationRequest) -> list[Path]:
-    """Where the pictures go, or their latents; none of these files exists yet."""
-    if arguments.latents_out is not None:
-        return next_free_paths(Path(arguments.latents_out), arguments.count)
-    if arguments.output is not None:
-        return next_free_paths(Path(arguments.output), arguments.count)
-    seeds = [image_seed(request.seed or 0, index) for index in range(arguments.count)]
-    return [next_free_paths(Path(f"zimage-{seed}.png"), 1)[0] for seed in seeds]

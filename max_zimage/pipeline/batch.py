@@ -27,6 +27,19 @@ FloatArray = npt.NDArray[np.float32]
 IdArray = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """How the features of long captions become fewer; see `max_zimage.text.long_prompts`.
+
+    Attributes:
+        rows: How many a caption may have.
+        modes: By caption.
+    """
+
+    rows: int
+    modes: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Captions:
     """The distinct captions of a request, as token ids or as features.
@@ -36,16 +49,24 @@ class Captions:
         features: float32 [tokens, caption_dim] each, in place of the text encoder's; empty where `tokens` are given.
         rows: Which caption each branch row shows: one for each picture, then for each further branch one for each
             picture again.
+        compression: Of captions that are given as tokens; None if all are short enough.
     """
 
     tokens: tuple[IdArray, ...]
     features: tuple[FloatArray, ...]
     rows: tuple[int, ...]
+    compression: Compression | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each caption."""
-        return tuple(len(caption) for caption in (self.features or self.tokens))
+        """Rows of features of each caption, its tokens as a rule."""
+        found = [len(caption) for caption in (self.features or self.tokens)]
+        return tuple(found if self.compression is None else [min(each, self.compression.rows) for each in found])
+
+    @property
+    def are_too_long(self) -> bool:
+        """Whether features must become fewer."""
+        return self.compression is not None and max(map(len, self.tokens), default=0) > self.compression.rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,11 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 
 from max_zimage.components import ZImageTextEncoderModel
-from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
-from max_zimage.request.checks import check_token_count
+from max_zimage.pipeline.batch import Captions, Compression, FloatArray, IdArray
+from max_zimage.request.checks import check_tokens
 from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
+from max_zimage.text.long_prompts import compressed
 from max_zimage.text.tokenizer import PromptTokenizer
 
 
@@ -34,9 +36,10 @@ def captions_of_request(
     negatives = request.negative_prompt_embeds if request.use_guidance else None
     texts = tokens_of_request(request, tokenizer, limits)
     given = (*(request.prompt_embeds or ()), *(negatives or ()))
-    features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts)) if given else ()
+    few = Compression(rows=limits.max_tokens, modes=(request.long_prompt_mode,) * len(texts))
+    features = _complete(given, texts, few, text_encoder, prompts_first=bool(request.prompts)) if given else ()
     copies = [request.num_images_per_prompt] * request.num_prompts
-    return deduplicate_captions([] if features else texts, features, copies=copies)
+    return deduplicate_captions([] if features else texts, features, copies=copies, compression=few)
 
 
 def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
@@ -49,12 +52,16 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     for index, ids in enumerate(texts):
         is_negative = index >= len(request.prompts)
         which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")
-        check_token_count(len(ids), request.max_sequence_length, which, limits.max_tokens, field)
+        check_tokens(len(ids), request.long_prompt_mode, request.max_sequence_length, limits, which, field)
     return texts
 
 
 def deduplicate_captions(
-    texts: Sequence[IdArray], features: Sequence[FloatArray], *, copies: Sequence[int]
+    texts: Sequence[IdArray],
+    features: Sequence[FloatArray],
+    *,
+    copies: Sequence[int],
+    compression: Compression | None = None,
 ) -> Captions:
     """Find the distinct captions, and which one each item of the transformer's batch shows.
 
@@ -63,8 +70,11 @@ def deduplicate_captions(
         features: The same as features, in place of `texts`.
         copies: Pictures of each prompt: as many as there are positive captions. The rest of the captions are as many
             negative ones, or none.
+        compression: How the features of each of `texts` become fewer, where they are too many; None where none are.
     """
-    keys = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
+    modes = compression.modes if compression and texts else ("",) * len(texts or features)
+    content = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
+    keys = list(zip(content, modes, strict=True))
     distinct = {key: index for index, key in reversed(list(enumerate(keys)))}
     kept = sorted(distinct.values())
     places = {key: kept.index(index) for key, index in distinct.items()}
@@ -72,6 +82,7 @@ def deduplicate_captions(
     return Captions(
         tokens=tuple(texts[index] for index in kept) if texts else (),
         features=() if texts else tuple(features[index] for index in kept),
+        compression=replace(compression, modes=tuple(modes[index] for index in kept)) if compression else None,
         rows=tuple(
             places[key]
             for branch in (positive, negative)
@@ -83,14 +94,28 @@ def deduplicate_captions(
 
 
 def _complete(
-    given: Sequence[FloatArray], texts: Sequence[IdArray], text_encoder: ZImageTextEncoderModel, prompts_first: bool
+    given: Sequence[FloatArray],
+    texts: Sequence[IdArray],
+    compression: Compression,
+    text_encoder: ZImageTextEncoderModel,
+    prompts_first: bool,
 ) -> tuple[FloatArray, ...]:
     """Features of both branches, where one is given as features and the other as text."""
     encoded: tuple[FloatArray, ...] = ()
     if texts:
-        values = float_features(text_encoder, text_encoder(texts))
-        encoded = tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
+        encoded = encoded_features(text_encoder, texts, compression)
     return (*encoded, *given) if prompts_first else (*given, *encoded)
+
+
+def encoded_features(
+    text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], compression: Compression
+) -> tuple[FloatArray, ...]:
+    """Features of texts on the host, float32 [tokens, caption_dim] each, made fewer where they are too many."""
+    values = float_features(text_encoder, text_encoder(texts))
+    return tuple(
+        compressed(mode, row[: len(ids)], compression.rows)
+        for row, ids, mode in zip(values, texts, compression.modes, strict=True)
+    )
 
 
 def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:

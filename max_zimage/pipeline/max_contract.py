@@ -27,7 +27,7 @@ from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.context_checks import check_context
 from max_zimage.pipeline.max_step_cache import create_cache_state, run_denoising_step, run_transformer
 from max_zimage.pipeline.parts import Parts
-from max_zimage.pipeline.prepare import inputs_of_contexts
+from max_zimage.pipeline.prepare_contexts import inputs_of_contexts
 from max_zimage.pipeline.stages import as_squares, finished
 from max_zimage.request.checks import whole_number
 from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, configured

@@ -16,6 +16,7 @@ from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, upload_as
 from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
+from max_zimage.pipeline.captions import encoded_features
 from max_zimage.pipeline.estimate import check_picture, check_request, pictures_at_once
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import (
@@ -82,8 +83,11 @@ def caption_tokens(
     Returns:
         [items, longest caption rounded up to a multiple of 32, dim] in the model's dtype.
     """
-    if captions.features:
-        features = upload_as(padded_features(captions.features), transformer.dtype_name, transformer.device)
+    given = captions.features
+    if captions.compression is not None and captions.are_too_long:
+        given = encoded_features(text_encoder, captions.tokens, captions.compression)
+    if given:
+        features = upload_as(padded_features(given), transformer.dtype_name, transformer.device)
     else:
         features = text_encoder(captions.tokens)
     return transformer.conditioning(features, *caption_arguments(transformer.rope_spec, captions, transformer.device))[

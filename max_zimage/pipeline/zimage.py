@@ -30,7 +30,6 @@ from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImag
 from max_zimage.pipeline import max_contract, stages
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
-from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.denoising import Denoising
 from max_zimage.pipeline.generator import request_of_call
 from max_zimage.pipeline.loading import (
@@ -43,7 +42,7 @@ from max_zimage.pipeline.loading import (
     new_session,
 )
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
-from max_zimage.pipeline.prepare import inputs_of_request
+from max_zimage.pipeline.prepare import inputs_of_texts
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
@@ -254,8 +253,8 @@ class ZImagePipeline(DiffusionPipeline):
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
         """
         stages.check(self.sources, self.transformer, request)
-        captions = captions_of_request(request, self.tokenizer, self.text_encoder, self.sources.limits)
-        inputs = inputs_of_request(request, captions, self.sources.specs.schedule, self.transformer, self.vae)
+        parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
+        inputs = inputs_of_texts(request, self.sources, *parts)
         hook, callback = None, callback_on_step_end
         if callback is not None:
             rows, columns = self._sides(inputs)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from max_zimage.errors import Item, Problem, RequestError
 from max_zimage.request.limits import Limits
+from max_zimage.request.modes import REFUSE
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN
 from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer, parse_step_cache
 
@@ -245,6 +246,27 @@ def embeddings(name: str, value: object, limits: Limits) -> tuple[npt.NDArray[np
             message = "{field} has {given} tokens, at most {most} are supported"
             raise RequestError.of(Item(name, f" {index}"), message, given=len(feature), most=limits.max_tokens)
     return features
+
+
+def check_tokens(count: int, mode: str, limit: int, limits: Limits, which: str, field: str | None) -> None:
+    """`check_token_count` of a text of a request, which is read whole where its long_prompt_mode says so.
+
+    Args:
+        count: Tokens of the text, chat template included.
+        mode: Long_prompt_mode of the request.
+        limit: Its max_sequence_length.
+        limits: What the checkpoint can do at most.
+        which: What the message calls the text.
+        field: The field that is to blame.
+
+    Raises:
+        RequestError: If there are too many tokens.
+    """
+    if mode == REFUSE:
+        check_token_count(count, limit, which, limits.max_tokens, field)
+    elif count > limits.max_positions:
+        message = "{which} has {given} tokens, and the text encoder reads at most {most}; shorten it"
+        raise RequestError.of(field, message, which=which, given=count, most=limits.max_positions)
 
 
 def check_token_count(count: int, limit: int, which: str, most: int, field: str | None = None) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from max_zimage.request.fields import RequestFields
 from max_zimage.sampling import samplers
+from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.schedule import first_step
+from max_zimage.sampling.starting_noise import NoiseSource
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,3 +50,23 @@ class RequestFacts(RequestFields):
     def num_evaluations(self) -> int:
         """How often the model is evaluated for each picture, without those steps and with every step in full."""
         return samplers.cost(self.sampler, self.num_inference_steps - self.first_step)[0]
+
+    def picture(self, index: int) -> Self:
+        """The request of one picture alone, by its seeds."""
+        variation = None if self.variation_seed is None else image_seed(self.variation_seed, index)
+        seed = None if self.seed is None else image_seed(self.seed, index)
+        return replace(self, seed=seed, variation_seed=variation)
+
+    def noise_source(self, seed: int | None) -> NoiseSource:
+        """Where its starting noise comes from.
+
+        Args:
+            seed: Of the first picture.
+        """
+        return NoiseSource(
+            kind="torch" if self.noise == "torch" else "philox",
+            seed=seed or 0,
+            variation_seed=self.variation_seed,
+            variation_strength=self.variation_strength,
+            from_image=self.image is not None,
+        )

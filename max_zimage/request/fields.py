@@ -29,6 +29,7 @@ from max_zimage.request.kinds import (
 from max_zimage.request.list_kinds import NumberOrMany
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
+from max_zimage.request.text_fields import TextFields
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
 from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
 
@@ -243,7 +244,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(NoiseFields, GuidanceFields, PictureFields):
+class RequestFields(TextFields, NoiseFields, GuidanceFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

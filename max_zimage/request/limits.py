@@ -26,6 +26,7 @@ class Limits:
         max_steps: Denoising steps; keeps a mistyped number from filling the memory with a modulation table.
         max_images: Pictures of one request, which run as one batch.
         num_layers: Main layers of the transformer.
+        max_positions: Tokens that the text encoder reads.
     """
 
     max_height: int
@@ -36,6 +37,7 @@ class Limits:
     max_steps: int = 1000
     max_images: int = 64
     num_layers: int = 30
+    max_positions: int = 40960
 
     @property
     def default_tokens(self) -> int:
@@ -73,6 +75,7 @@ class Limits:
             latent_channels=latent_channels,
             caption_dim=caption_dim,
             num_layers=num_layers,
+            max_positions=max_positions,
         )
 
 

@@ -27,7 +27,7 @@ from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.errors import RequestError
 from max_zimage.images.read import MAX_PIXELS, image_of_data_url
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.request.checks import check_token_count
+from max_zimage.request.checks import check_tokens
 from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import sharing_key, to_text
@@ -205,7 +205,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         for index, ids in enumerate(texts):
             # By place: the two may be equal.
             which, field = _PROMPT if index < len(asked.prompts) else _NEGATIVE
-            check_token_count(len(ids), asked.max_sequence_length, which, self.limits.max_tokens, field)
+            check_tokens(len(ids), asked.long_prompt_mode, asked.max_sequence_length, self.limits, which, field)
         return texts
 
 

@@ -21,7 +21,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef
 from PIL import Image
 
-from max_zimage.cli import generate as cli_generate
+from max_zimage.cli import saving
 from max_zimage.compile import artifacts
 from max_zimage.compile.compiler import compile_graph
 from max_zimage.device.devices import download, upload
@@ -105,7 +105,7 @@ def _save(tally: Tally, what: str, draw: Random, limit: int, place: Path) -> Non
     refused = ""
     try:
         with _limited(limit):
-            saved = cli_generate.save(pixels, place / "picture.png", PARAMETERS, problems)
+            saved = saving.save_picture(pixels, place / "picture.png", PARAMETERS, problems)
     except ImageFileError as error:
         refused = str(error)
     files = [path for path in (*place.iterdir(), *(place / "elsewhere").iterdir()) if path.is_file()]

@@ -51,6 +51,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"sampler": "dpmpp_sde", "step_cache": "taylorseer", "num_inference_steps": 30},
     {"sigma_shape": "cubic"},
     {"sigma_shape": "karras", "sigmas": [1.0, 0.5]},
+    {"long_prompt_mode": "cut"},
     {"noise": "numpy"},
     {"noise": "torch", "latents": np.zeros((1, 16, 16, 12), np.float32)},
     {"variation_seed": 3},

@@ -45,7 +45,7 @@ class Worker:
     def ask(self, prompt: Any, **options: Any) -> ZImageContext:
         defaults: dict[str, Any] = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0}
         defaults |= {"output_format": "png", "seed": 5}
-        named = {name: options.pop(name, None) for name in ("step_cache", "sampler", "sigma_shape")}
+        named = {name: options.pop(name, None) for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode")}
         named = {name: value for name, value in named.items() if value is not None}
         options |= {"metadata": named} if named else {}
         if (image := options.pop("image", None)) is not None:
@@ -192,6 +192,15 @@ def test_the_others_of_a_batch_go_on_where_they_were(worker: Worker, embedded: P
     assert_same(worker.pictures(one), alone(embedded.ours, "a red star", sampler=sampler))
     both = alone(embedded.ours, "a green square", 7, num_images_per_prompt=2, sampler=sampler)
     assert_same(worker.pictures(two), both)
+
+
+def test_a_long_prompt_shares_its_batch_with_a_short_one(worker: Worker, embedded: Pair) -> None:
+    long = "a picture" + " of a red star on a blue background" * 210
+    first, second = worker.ask(long, long_prompt_mode="interpolate"), worker.ask("a blue ring", seed=6)
+    worker.finish()
+    assert [worker.steps(each)[0][1] for each in (first, second)] == [2, 2]
+    assert_same(worker.pictures(first), alone(embedded.ours, long, long_prompt_mode="interpolate"))
+    assert_same(worker.pictures(second), alone(embedded.ours, "a blue ring", 6))
 
 
 def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> None:

@@ -13,7 +13,7 @@ from max.pipelines.modeling.types import RequestID
 
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import Flags
-from max_zimage.pipeline.prepare import inputs_of_contexts
+from max_zimage.pipeline.prepare_contexts import inputs_of_contexts
 from max_zimage.pipeline.stages import decoded
 from max_zimage.pipeline.zimage import ZImagePipeline
 
@@ -40,7 +40,7 @@ class RunningBatch:
 
     Args:
         pipeline: Runs it.
-        contexts: Requests of one `max_zimage.pipeline.prepare.sharing_key`.
+        contexts: Requests of one `max_zimage.pipeline.prepare_contexts.sharing_key`.
     """
 
     def __init__(self, pipeline: ZImagePipeline, contexts: Sequence[ZImageContext]) -> None:

@@ -1,0 +1,115 @@
+"""What samplers, sigma shapes and guidance variants are worth: `python -m benchmarks.quality.requests [--prompts N]`.
+
+Pictures of the embedded model by the same noise: how near each is to where the steps lead, which is Euler's picture of
+100 steps under the same guidance, and whether it shows what was asked for. Samplers that draw noise lead elsewhere:
+of those the second says more than the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.measure import RESULTS, Conditions, write_csv
+from benchmarks.quality.cases import Prompt, scene_prompts
+from benchmarks.quality.draws import Drawn
+from benchmarks.quality.scores import Sample, Scorer, rows
+from max_zimage import ZImagePipeline
+from max_zimage.sampling.names import SAMPLERS, SIGMA_SHAPES
+
+SIDE, PROMPTS, LEADS_TO = 128, 32, 100
+STEPS = (4, 8, 12, 20)
+GUIDANCE = 4.0
+Fields = Mapping[str, Any]
+
+SAMPLED: Mapping[str, Fields] = {name: {"sampler": name} for name in SAMPLERS}
+SHAPED: Mapping[str, Fields] = {name: {"sigma_shape": name} for name in SIGMA_SHAPES if name != "linear"}
+GUIDED: Mapping[str, Fields] = {
+    "no guidance": {"guidance_scale": 0.0},
+    "cfg": {},
+    "cfg, cfg_normalization 1": {"cfg_normalization": 1.0},
+    "cfg, interval 0 to 0.5": {"guidance_interval": (0.0, 0.5)},
+    "cfg, interval 0.25 to 0.75": {"guidance_interval": (0.25, 0.75)},
+    "cfg, rescale 0.7": {"guidance_rescale": 0.7},
+    "cfg_zero_star": {"guidance_variant": "cfg_zero_star"},
+    "cfg_zero_star, zero_init": {"guidance_variant": "cfg_zero_star", "zero_init": True},
+    "apg": {"guidance_variant": "apg"},
+    "apg, eta 0, momentum -0.5": {"guidance_variant": "apg", "apg_eta": 0.0, "apg_momentum": -0.5},
+    "no guidance, slg": {"guidance_scale": 0.0, "slg": True},
+    "cfg, slg": {"slg": True},
+}
+"""Name -> the fields of a request, guidance 4 unless they say another."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests", description=__doc__)
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"pictures of each row; {PROMPTS} if not given")
+    options = parser.parse_args(arguments)
+    pipeline, conditions = ZImagePipeline.from_pretrained(device="cpu"), Conditions.now()
+    samples: list[Sample] = []
+    parts = (
+        ("samplers", SAMPLED, STEPS, 2.0),
+        ("sigma shapes", SHAPED, (8, 20), 2.0),
+        ("guidance", GUIDED, (8, 20), GUIDANCE),
+    )
+    for part, ways, listed, guidance in parts:
+        for steps in listed:
+            case = f"{part}, {steps} steps"
+            samples += _measured(pipeline, case, ways, steps, guidance, scene_prompts(options.prompts))
+            print(f"{case}: {len(ways)} rows of {options.prompts} pictures", flush=True)
+    measured = rows(samples, pipeline.sources.dtypes["transformer"])
+    file = RESULTS / "quality-requests.csv"
+    write_csv(file, measured, conditions)
+    for row in measured:
+        assert row.quality is not None
+        assert row.timing is not None
+        quality = row.quality
+        psnr, ssim, right = row.psnr_db or 0.0, quality.ssim or 0.0, quality.all_right or 0.0
+        print(f"| {row.case} | {row.variant} | {row.timing.median:.2f} s | {psnr:.0f} / {ssim:.3f} | {right:.0%} |")
+    print(f"-> {file}")
+    return 0
+
+
+def _measured(
+    pipeline: ZImagePipeline, case: str, ways: Mapping[str, Fields], steps: int, guidance: float, prompts: list[Prompt]
+) -> list[Sample]:
+    """Each way's picture of every prompt, the ways one after the other, beside where its guidance leads."""
+
+    @cache
+    def leads_to(prompt: Prompt, guided: float) -> npt.NDArray[np.uint8]:
+        return _draw(pipeline, prompt, LEADS_TO, {"guidance_scale": guided}).pixels
+
+    found, scorer = [], Scorer()
+    for prompt in prompts:
+        for name, fields in ways.items():
+            asked = {"guidance_scale": guidance, **fields}
+            drawn, expected = _draw(pipeline, prompt, steps, asked), leads_to(prompt, asked["guidance_scale"])
+            found.append(scorer.sample(case, name, f"{SIDE}x{SIDE}", prompt, drawn, expected))
+    return found
+
+
+def _draw(pipeline: ZImagePipeline, prompt: Prompt, steps: int, fields: Fields) -> Drawn:
+    begin = time.perf_counter()
+    size: dict[str, Any] = {
+        "height": SIDE,
+        "width": SIDE,
+        "num_inference_steps": steps,
+        "seed": prompt.seed,
+        "output_type": "np",
+    }
+    pixels = np.asarray(pipeline(prompt.text, **size, **fields))[0]
+    return Drawn(pixels=pixels, seconds=time.perf_counter() - begin, skipped=0.0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

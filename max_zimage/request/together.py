@@ -1,0 +1,42 @@
+"""What depends on several fields of a request, each of them right by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max_zimage.errors import RequestError
+from max_zimage.request import checks
+from max_zimage.request import start_image as start_images
+from max_zimage.request.facts import RequestFacts
+from max_zimage.request.guidance_checks import check_guidance
+from max_zimage.request.limits import Limits
+from max_zimage.request.noise_checks import check_noise
+from max_zimage.request.schedule_checks import check_evaluations, has_a_step
+
+
+def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
+    """What depends on several arguments, each of them right by itself."""
+    if request.num_images > limits.max_images:
+        message = "a request may make {most} pictures, got {prompts} prompts with {copies} each; make several requests"
+        prompts, copies = request.num_prompts, request.num_images_per_prompt
+        raise RequestError.of(None, message, most=limits.max_images, prompts=prompts, copies=copies)
+    if request.image is not None:
+        has_a_step(request.strength, request.num_inference_steps)
+        start_images.check_size(request.image, request.height, request.width, resize)
+    check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
+    check_guidance(request, limits.num_layers)
+    check_noise(request)
+    negatives = request.negative_prompt_embeds
+    if request.use_guidance and negatives is None and request.prompt_embeds is not None:
+        raise RequestError.of(
+            "prompt_embeds",
+            "{field} with guidance need {name[negative_prompt_embeds]} too; give them, or set {name[guidance_scale]} "
+            "to 0",
+        )
+    if negatives is not None and len(negatives) != request.num_prompts:
+        message = "{field} must hold one array a prompt ({prompts}), got {given}"
+        values = {"prompts": request.num_prompts, "given": len(negatives)}
+        raise RequestError.of("negative_prompt_embeds", message, **values)
+    if request.latents is not None:
+        shape = (request.num_images, limits.latent_channels, request.height // 8, request.width // 8)
+        checks.array("latents", request.latents, shape, f"[images, channels, height / 8, width / 8] = {list(shape)}")

@@ -1,0 +1,147 @@
+"""Arguments to the attributes of a request: defaults, and checks of each field by itself and with others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from max_zimage.errors import RequestError
+from max_zimage.request import checks, guidance_checks
+from max_zimage.request import start_image as start_images
+from max_zimage.request.checks import Problems
+from max_zimage.request.fields import ROWS
+from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.row import Of, Row
+from max_zimage.sampling import samplers
+from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
+from max_zimage.sampling.noise import fresh_seed
+from max_zimage.sampling.ranges import DEFAULT_STRENGTH
+
+
+def values_of(
+    problems: Problems, given: Mapping[str, Any], limits: Limits, defaults: RequestDefaults
+) -> dict[str, Any]:
+    """The attributes of a request, each checked by itself and with those that it depends on."""
+    check = problems.check
+
+    def alone(name: str) -> Any:
+        return _checked_alone(problems, ROWS[name], given[name], limits, defaults)
+
+    # First what others depend on.
+    prompts = check((), _prompts, given["prompt"], given["prompt_embeds"], limits)
+    embeds, guidance, levels = (alone(name) for name in ("negative_prompt_embeds", "guidance_scale", "sigmas"))
+    sampler = alone("sampler") or DEFAULT_SAMPLER
+    values = {
+        "prompts": prompts,
+        "negative_prompt_embeds": embeds,
+        "guidance_scale": guidance,
+        "sigmas": levels,
+        "sampler": sampler,
+        "slg_scale": check(0.0, _slg_scale, given["slg_scale"], given["slg"], limits),
+        "sigma_shape": check(DEFAULT_SHAPE, _shape, given["sigma_shape"], levels, defaults, limits),
+        "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, guidance, limits),
+        **start_images.picture(
+            problems, given["image"], given["height"], given["width"], given["resize"], limits, defaults
+        ),
+        "num_inference_steps": check(1, _steps, given["num_inference_steps"], levels, defaults, limits),
+        "latents": given["latents"],
+    }
+    apart: dict[str, Callable[[], Any]] = {
+        "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, limits),
+        "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits),
+    }
+    for name, row in ROWS.items():
+        if row.attribute and row.attribute not in values:
+            values[row.attribute] = apart[name]() if name in apart else alone(name)
+    return values
+
+
+def _checked_alone(problems: Problems, row: Row, given: object, limits: Limits, defaults: RequestDefaults) -> Any:
+    """The value of a field that no other one has a say in."""
+    if given is None and row.none_is_default:
+        given = _default(row, limits, defaults)
+        if given is None:
+            return None
+    # Where the check fails, its message is enough: the fallback is one that adds none.
+    fallback = None if row.is_optional else row.kind.fallback
+    return problems.check(fallback, row.kind.check, row.argument, given, limits)
+
+
+def _default(row: Row, limits: Limits, defaults: RequestDefaults) -> object:
+    if not isinstance(row.default, Of):
+        return row.default
+    name = row.default.attribute
+    return getattr(defaults if hasattr(defaults, name) else limits, name)
+
+
+def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
+    if prompt is not None and embeds is not None:
+        message = "{field} and {name[prompt_embeds]} exclude each other, got both; leave one out"
+        raise RequestError.of("prompt", message)
+    if prompt is None and embeds is None:
+        message = "{field} is missing; give a string, a list of strings, or {name[prompt_embeds]}"
+        raise RequestError.of("prompt", message)
+    return checks.texts("prompt", prompt, limits.max_images) if embeds is None else ()
+
+
+def _negatives(
+    negative: object, prompts: tuple[str, ...], embeds: object, guidance: float | tuple[float, ...], limits: Limits
+) -> tuple[str, ...]:
+    """The negative prompts by prompt; the empty prompt where none is named. None without guidance."""
+    name = "negative_prompt"
+    given = None if negative is None else checks.texts(name, negative, limits.max_images)
+    if given is not None and embeds is not None:
+        message = "{field} and {name[negative_prompt_embeds]} exclude each other, got both; leave one out"
+        raise RequestError.of(name, message)
+    is_guided = any(guidance) if isinstance(guidance, tuple) else guidance != 0
+    if not is_guided or embeds is not None:
+        return ()
+    if given is None or isinstance(negative, str):
+        return (negative if isinstance(negative, str) else "",) * len(prompts)
+    if prompts and len(given) != len(prompts):
+        message = "{field} must be one string or as many as prompts ({prompts}), got {given}"
+        raise RequestError.of(name, message, prompts=len(prompts), given=len(given))
+    return given
+
+
+def _steps(value: object, levels: tuple[float, ...] | None, defaults: RequestDefaults, limits: Limits) -> int:
+    if value is None:
+        return len(levels) if levels else defaults.num_inference_steps
+    name = "num_inference_steps"
+    steps = int(ROWS[name].kind.check(name, value, limits))
+    if levels is not None and steps != len(levels):
+        message = "{field} must equal the number of {name[sigmas]} ({levels}), got {given}; leave it out"
+        raise RequestError.of(name, message, levels=len(levels), given=steps)
+    return steps
+
+
+def _slg_scale(value: object, switch: object, limits: Limits) -> float:
+    scale = guidance_checks.slg_scale(value, switch)
+    return 0.0 if scale is None else float(ROWS["slg_scale"].kind.check("slg_scale", scale, limits))
+
+
+def _shape(value: object, levels: tuple[float, ...] | None, defaults: RequestDefaults, limits: Limits) -> str:
+    if levels is not None:
+        if value not in (None, DEFAULT_SHAPE):  # which pictures with levels of their own remember
+            message = "{field} and {name[sigmas]} exclude each other, got both; leave one out"
+            raise RequestError.of("sigma_shape", message)
+        return DEFAULT_SHAPE
+    return str(ROWS["sigma_shape"].kind.check("sigma_shape", defaults.sigma_shape if value is None else value, limits))
+
+
+def _seed(value: object, latents: object, sampler: str, limits: Limits) -> int | None:
+    if latents is not None and not samplers.is_stochastic(sampler):
+        if value is None:
+            return None
+        message = "{field} and {name[latents]} exclude each other, got both; the {field} only draws the {name[latents]}"
+        raise RequestError.of("seed", message)
+    return fresh_seed() if value is None else int(ROWS["seed"].kind.check("seed", value, limits))
+
+
+def _strength(value: object, image: object, limits: Limits) -> float:
+    if image is None:
+        if value is not None:
+            message = "{field} is given without an image, got {given}; give the image too, or leave it out"
+            raise RequestError.of("strength", message, given=value)
+        return 1.0
+    return DEFAULT_STRENGTH if value is None else float(ROWS["strength"].kind.check("strength", value, limits))
