@@ -118,7 +118,11 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     from max_zimage.pipeline.zimage import ZImagePipeline
 
     prepared = ZImagePipeline.prepare(
-        wanted.model_path, device=arguments.device, dtype=wanted.dtype, weight_path=wanted.weight_paths
+        wanted.model_path,
+        device=arguments.device,
+        dtype=wanted.dtype,
+        weight_path=wanted.weight_paths,
+        templates_dir=arguments.templates_dir,
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

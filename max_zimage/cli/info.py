@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
 import sys
 from importlib.metadata import version
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from max.driver import Accelerator, Device, accelerator_api, accelerator_architecture_name, accelerator_count
@@ -28,6 +30,7 @@ from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.progress import shown_by
 from max_zimage.request.checks import side
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.templates import Templates
 from max_zimage.version import __version__
 
 
@@ -43,6 +46,8 @@ def info(arguments: argparse.Namespace) -> int:
     Raises:
         BadInput: If the model, the device or a size does not do.
     """
+    if arguments.templates:
+        return _list_templates(arguments.templates_dir, as_json=arguments.json)
     with quiet_libraries(arguments.debug), checking():
         prepared = ZImagePipeline.prepare(
             model_path(arguments.model),
@@ -64,6 +69,17 @@ def info(arguments: argparse.Namespace) -> int:
     for each in damaged:
         print(f"max-zimage: error: {each}", file=sys.stderr)
     return 1 if damaged else 0
+
+
+def _list_templates(folder: str | None, *, as_json: bool) -> int:
+    with checking():
+        found = Templates(None if folder is None else Path(folder)).all.values()
+    if as_json:
+        print(json.dumps({"templates": [dataclasses.asdict(template) for template in found]}))
+        return 0
+    for template in sorted(found, key=lambda each: (each.category, each.name)):
+        print(f"{template.category or '-':14} {template.name:22} {template.description}")
+    return 0
 
 
 def _check(prepared: CheckedModel, facts: dict[str, Any], *, quiet: bool) -> tuple[Damage, ...]:

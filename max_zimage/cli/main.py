@@ -124,6 +124,7 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     add_group(parser, "image-to-image")
     add_group(parser, "guidance")
     tuning = add_group(parser, "fine tuning")
+    tuning.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
     tuning.add_argument("--latents-out", metavar="FILE", help="save the latents, as .npy, in place of a picture")
     _add_model(parser)
 
@@ -143,6 +144,8 @@ def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) ->
         action="store_true",
         help="read all weights; name tensors with NaN, infinity or overflow",
     )
+    parser.add_argument("--templates", action="store_true", help="list the prompt templates, and nothing else")
+    parser.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
     _add_model(parser)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from max_zimage import embedded
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.options import model_path
+from max_zimage.request.templates import VARIABLE, Templates
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
 
 _OTHER_FILES = 512
@@ -34,6 +35,10 @@ def serve(arguments: argparse.Namespace) -> int:
     _check_files(settings.connections.connections)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with checking():
+        if arguments.templates_dir is not None:
+            # By the environment, which the worker and MAX's own objects have too.
+            os.environ[VARIABLE] = str(Path(arguments.templates_dir).resolve())
+        _ = Templates().all
         from max_zimage import ZImagePipeline
         from max_zimage.serving.capacity import check_capacity
 

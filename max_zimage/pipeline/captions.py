@@ -16,7 +16,7 @@ from max_zimage.request.checks import check_tokens
 from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
 from max_zimage.text.long_prompts import compressed
-from max_zimage.text.tokenizer import PromptTokenizer
+from max_zimage.text.tokenizer import Around, PromptTokenizer
 
 
 def captions_of_request(
@@ -48,7 +48,11 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     Raises:
         RequestError: If a text has too many tokens.
     """
-    texts = [tokenizer.encode(text) for text in (*request.prompts, *request.negative_prompts)]
+    around = Around(
+        system=request.system_prompt, thinking=request.thinking_content, assistant=request.assistant_content
+    )
+    texts = [tokenizer.encode(text, around) for text in request.prompts]
+    texts += [tokenizer.encode(text) for text in request.negative_prompts]
     for index, ids in enumerate(texts):
         is_negative = index >= len(request.prompts)
         which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")

@@ -66,6 +66,7 @@ def check_model(
     dtype: str,
     weight_path: PathName | Sequence[PathName],
     step_cache: StepCache | str | None,
+    templates_dir: PathName | None = None,
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
@@ -80,6 +81,8 @@ def check_model(
     config = pipeline_config(directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
     paths = [Path(path) for path in given]
     sources = find_sources(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS).with_step_cache(cache)
+    if templates_dir is not None:
+        sources = sources.with_templates(Path(templates_dir))
     tokenizer = PromptTokenizer(
         directory / "tokenizer",
         embeddings=sources.specs.text_encoder.vocab_size,

@@ -21,6 +21,7 @@ from max_zimage.device.libraries import check_libraries
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.templates import Templates
 from max_zimage.sampling.step_cache import StepCache
 
 
@@ -49,6 +50,16 @@ class CheckpointManifest:
     def with_step_cache(self, cache: StepCache | None) -> CheckpointManifest:
         """The same, with another step cache for requests that say nothing."""
         return replace(self, defaults=replace(self.defaults, step_cache=cache))
+
+    def with_templates(self, folder: Path) -> CheckpointManifest:
+        """The same, with the templates of a folder before the shipped ones.
+
+        Raises:
+            TemplateError: If one of them cannot be read.
+        """
+        templates = Templates(folder)
+        _ = templates.all
+        return replace(self, defaults=replace(self.defaults, templates=templates))
 
     @property
     def nbytes(self) -> dict[str, int]:

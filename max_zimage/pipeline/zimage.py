@@ -138,6 +138,7 @@ class ZImagePipeline(DiffusionPipeline):
         dtype: str = "auto",
         weight_path: PathName | Sequence[PathName] = (),
         step_cache: StepCache | str | None = None,
+        templates_dir: PathName | None = None,
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -150,13 +151,14 @@ class ZImagePipeline(DiffusionPipeline):
                 transformer or vae belongs to the transformer.
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
                 compiled here. Those of another one compile when a call first asks for it.
+            templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
 
         Raises:
             ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
                 weight is loaded.
         """
         given = {"device": device, "dtype": dtype, "weight_path": weight_path, "step_cache": step_cache}
-        return cls.from_prepared(cls.prepare(model, **given))
+        return cls.from_prepared(cls.prepare(model, **given, templates_dir=templates_dir))
 
     @classmethod
     def prepare(cls, model: PathName | None = None, **options: Any) -> CheckedModel:

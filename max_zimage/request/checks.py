@@ -150,14 +150,20 @@ def texts(name: str, value: object, limit: int) -> tuple[str, ...]:
         raise RequestError.of(name, "{field} must hold 1 to {most} strings, got {given}", most=limit, given=len(items))
     for index, text in enumerate(items):
         one = Item(name, f" {index}")
-        if not isinstance(text, str):
-            raise RequestError.of(one, "{field} must be a string, got {given}", given=shown(text))
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            message = "{field} holds half of a surrogate pair at character {place}, which is no text; remove it"
-            raise RequestError.of(one, message, place=error.start) from error
+        text_of(one, text)
     return tuple(items)
+
+
+def text_of(name: str | Item, value: object) -> str:
+    """Return a string that can be encoded."""
+    if not isinstance(value, str):
+        raise RequestError.of(name, "{field} must be a string, got {given}", given=shown(value))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        message = "{field} holds half of a surrogate pair at character {place}, which is no text; remove it"
+        raise RequestError.of(name, message, place=error.start) from error
+    return value
 
 
 def sigmas(name: str, value: object, max_steps: int) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ from max_zimage.request.kinds import (
 from max_zimage.request.list_kinds import NumberOrMany
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
-from max_zimage.request.text_fields import TextFields
+from max_zimage.request.text_fields import TEMPLATE, TextFields
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
 from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
 
@@ -251,6 +251,7 @@ class RequestFields(TextFields, NoiseFields, GuidanceFields, PictureFields):
 ROWS = rows_of(
     RequestFields,
     SLG,
+    TEMPLATE,
     Row(
         argument="resize",
         kind=Switch(),

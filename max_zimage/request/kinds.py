@@ -183,6 +183,19 @@ class Choice(Kind):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Text(Kind):
+    """A text."""
+
+    fallback: ClassVar[Any] = ""
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> str:
+        from max_zimage.request.checks import text_of
+
+        return text_of(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Texts(Kind):
     """One or several texts; a request holds a tuple of them."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from max_zimage.request.templates import Templates
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.positions import max_caption_tokens, max_image_side
 from max_zimage.sampling.step_cache import StepCache
@@ -91,6 +92,7 @@ class RequestDefaults:
         step_cache: Leaves out steps, or None for none.
         sampler: One of `max_zimage.sampling.names.SAMPLERS`.
         sigma_shape: One of `max_zimage.sampling.names.SIGMA_SHAPES`.
+        templates: That requests may name.
     """
 
     height: int
@@ -100,3 +102,4 @@ class RequestDefaults:
     step_cache: StepCache | None = None
     sampler: str = DEFAULT_SAMPLER
     sigma_shape: str = DEFAULT_SHAPE
+    templates: Templates = field(default_factory=Templates)

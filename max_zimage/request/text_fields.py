@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from max_zimage.request.kinds import Choice
+from max_zimage.request.kinds import Choice, Text
 from max_zimage.request.modes import LONG_PROMPT_MODES, REFUSE
-from max_zimage.request.row import Flag, Images, Kept, Responses, row
+from max_zimage.request.row import Flag, Images, Kept, Responses, Row, row
+
+
+def _text(flag: str, text: str) -> Any:
+    name = flag.removeprefix("--").replace("-", "_")
+    return row(
+        Text(),
+        default="",
+        flag=Flag(flag, "TEXT", text, "fine tuning"),
+        images=Images(name, f"{text[0].upper()}{text[1:]}."),
+        responses=Responses(name, place="metadata", param="metadata"),
+        kept=Kept("str", since=4, before=""),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,6 +30,9 @@ class TextFields:
         long_prompt_mode: What becomes of a prompt of more tokens than `max_sequence_length` says: it is refused, or
             else read whole, and its features made as few as the transformer has positions for; see
             `max_zimage.text.long_prompts`.
+        system_prompt: A system message before each prompt; empty for none. Negative prompts stand alone.
+        thinking_content: What the answer behind each prompt has between <think> and </think>; empty for none.
+        assistant_content: The answer itself; empty leaves it open.
     """
 
     long_prompt_mode: str = row(
@@ -27,3 +43,17 @@ class TextFields:
         responses=Responses("long_prompt_mode", place="metadata", param="metadata"),
         kept=Kept("str", since=4, before=REFUSE),
     )
+    system_prompt: str = _text("--system-prompt", "a system message before the prompt")
+    thinking_content: str = _text("--thinking-content", "what the answer has between <think> and </think>")
+    assistant_content: str = _text("--assistant-content", "the answer behind the prompt")
+
+
+TEMPLATE = Row(
+    argument="template",
+    kind=Text(),
+    is_checked_alone=False,
+    flag=Flag("--template", "NAME", "texts around the prompt; info --templates lists them", "fine tuning"),
+    images=Images("template", "A template's name, whose texts stand around the prompt."),
+    responses=Responses("template", place="metadata", param="metadata"),
+)
+"""Stands for the texts of a template, and is not held by a request: pictures remember the texts."""

@@ -26,6 +26,10 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     check_guidance(request, limits.num_layers)
     check_noise(request)
+    around = [name for name in ("system_prompt", "thinking_content", "assistant_content") if getattr(request, name)]
+    if around and request.prompt_embeds is not None:
+        message = "{field} stands around a prompt, and {name[prompt_embeds]} are given in its place; leave one out"
+        raise RequestError.of(around[0], message)
     negatives = request.negative_prompt_embeds
     if request.use_guidance and negatives is None and request.prompt_embeds is not None:
         raise RequestError.of(

@@ -26,8 +26,8 @@ from max_zimage.checkpoint.description import describe
 from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.errors import RequestError
 from max_zimage.images.read import MAX_PIXELS, image_of_data_url
+from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.request.checks import check_tokens
 from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import sharing_key, to_text
@@ -36,7 +36,6 @@ from max_zimage.serving.drawn_by import source_of, written_parameters
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
-_PROMPT, _NEGATIVE = ("the prompt", "prompt"), ("the negative prompt", "negative_prompt")
 
 IdArray = npt.NDArray[np.int64]
 
@@ -152,7 +151,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
-        prompt, *negative = self._ids(asked)
+        prompt, *negative = tokens_of_request(asked, self._tokenizer, self.limits)
         plan = asked.schedule(self._schedule)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
@@ -198,15 +197,6 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             image=_image(request, self.max_input_pixels),
             **values,
         )
-
-    def _ids(self, asked: GenerationRequest) -> list[IdArray]:
-        """Token ids, int64 [tokens] each: of the prompts, then of the negative ones."""
-        texts = [self._tokenizer.encode(text) for text in (*asked.prompts, *asked.negative_prompts)]
-        for index, ids in enumerate(texts):
-            # By place: the two may be equal.
-            which, field = _PROMPT if index < len(asked.prompts) else _NEGATIVE
-            check_tokens(len(ids), asked.long_prompt_mode, asked.max_sequence_length, self.limits, which, field)
-        return texts
 
 
 def _fields(request: OpenResponsesRequest, options: ImageProviderOptions) -> dict[str, Any]:

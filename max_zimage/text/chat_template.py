@@ -61,20 +61,23 @@ class ChatTemplate:
                 f"the chat template of {self.file} is not valid: {said(error)}; fetch it again"
             ) from error
 
-    def render(self, prompt: str, named_tokens: Mapping[str, str]) -> str:
+    def render(self, prompt: str, named_tokens: Mapping[str, str], system: str = "") -> str:
         """Put a prompt into the template as a user's message that waits for an answer.
 
         Args:
             prompt: The text as it was written.
             named_tokens: What the template may call bos_token and the like.
+            system: A message before it; empty for none.
 
         Raises:
             TokenizerError: If the template refuses the conversation, or does not come to an end.
         """
+        messages = [{"role": "user", "content": prompt}]
+        messages = [{"role": "system", "content": system}, *messages] if system else messages
         try:
             with _bounded():
                 return self._template.render(
-                    messages=[{"role": "user", "content": prompt}],
+                    messages=messages,
                     tools=None,
                     documents=None,
                     add_generation_prompt=True,
@@ -82,8 +85,9 @@ class ChatTemplate:
                     **named_tokens,
                 )
         except Exception as error:  # a template is code, and can fail in every way in which code can
+            whose = "a system message and a user message" if system else "a single user message"
             raise TokenizerError(
-                f"the chat template of {self.file} cannot hold a single user message: {said(error)}; fetch it again"
+                f"the chat template of {self.file} cannot hold {whose}: {said(error)}; fetch it again"
             ) from error
 
 

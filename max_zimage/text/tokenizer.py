@@ -8,6 +8,7 @@ Reference: diffusers `ZImagePipeline._encode_prompt`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,12 +20,38 @@ from max_zimage.errors import CheckpointError
 from max_zimage.strict_json import is_there, parse_object, read_object, read_text, shown
 from max_zimage.text.chat_template import ChatTemplate, TokenizerError, said
 
-__all__ = ["PromptTokenizer", "TokenizerError"]
+__all__ = ["Around", "PromptTokenizer", "TokenizerError"]
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KEPT = 16  # prompts whose ids are kept
 _PROBES = ("a red star", "two blue circles")
 """Prompts that are tried when a tokenizer is loaded; the empty one, which stands for no negative prompt, is a third."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Around:
+    """The rest of the conversation that a prompt stands in; empty texts are left out.
+
+    Attributes:
+        system: A system message before it.
+        thinking: What the answer has between <think> and </think>.
+        assistant: The answer, which is closed behind it; without one the answer is left open.
+
+    Reference: llm-dit src/llm_dit/conversation/formatter.py.
+    """
+
+    system: str = ""
+    thinking: str = ""
+    assistant: str = ""
+
+    @property
+    def answer(self) -> str:
+        """What stands behind the generation prompt, as Qwen3 writes it."""
+        thought = f"<think>\n{self.thinking}\n</think>\n\n" if self.thinking else ""
+        return thought + (f"{self.assistant}<|im_end|>" if self.assistant else "")
+
+
+PROMPT_ALONE = Around()
 
 
 class PromptTokenizer:
@@ -67,11 +94,12 @@ class PromptTokenizer:
         """Number of ids, added tokens included; the text encoder needs at least as many embeddings."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def render(self, prompt: str) -> str:
+    def render(self, prompt: str, around: Around = PROMPT_ALONE) -> str:
         """Put a prompt into the chat template as a user's message that waits for an answer.
 
         Args:
             prompt: The text as it was written.
+            around: What stands before and behind it.
 
         Returns:
             The text that is tokenized.
@@ -79,13 +107,14 @@ class PromptTokenizer:
         Raises:
             TokenizerError: If the template refuses the conversation.
         """
-        return self._template.render(prompt, self._named_tokens)
+        return self._template.render(prompt, self._named_tokens, around.system) + around.answer
 
-    def encode(self, prompt: str) -> npt.NDArray[np.int64]:
+    def encode(self, prompt: str, around: Around = PROMPT_ALONE) -> npt.NDArray[np.int64]:
         """Turn a prompt into ids, neither padded nor cut.
 
         Args:
             prompt: The text as it was written. Special tokens inside it count as such, as in the reference.
+            around: What stands before and behind it.
 
         Returns:
             int64 [tokens], chat template included; at least one. Nobody may write to it: a prompt that is checked first
@@ -94,10 +123,10 @@ class PromptTokenizer:
         Raises:
             TokenizerError: If template or tokenizer cannot take it.
         """
-        return self._kept(prompt)
+        return self._kept(prompt, around)
 
-    def _encode(self, prompt: str) -> npt.NDArray[np.int64]:
-        text = self.render(prompt)
+    def _encode(self, prompt: str, around: Around) -> npt.NDArray[np.int64]:
+        text = self.render(prompt, around)
         try:
             ids = np.asarray(self._tokenizer.encode(text).ids, np.int64)
         except Exception as error:  # the library raises bare Exception, and Python for text that is none

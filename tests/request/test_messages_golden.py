@@ -52,6 +52,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"sigma_shape": "cubic"},
     {"sigma_shape": "karras", "sigmas": [1.0, 0.5]},
     {"long_prompt_mode": "cut"},
+    {"system_prompt": 3},
+    {"assistant_content": "\ud800"},
     {"noise": "numpy"},
     {"noise": "torch", "latents": np.zeros((1, 16, 16, 12), np.float32)},
     {"variation_seed": 3},

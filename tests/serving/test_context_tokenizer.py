@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from max.pipelines.request.open_responses import OpenResponsesRequestBody
 
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import RequestError
+from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext, request_of
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import WireError, sharing_key
@@ -183,10 +183,9 @@ def test_equal_prompts_are_told_apart_by_their_place() -> None:
         limits=limits, defaults=embedded().defaults, prompt="x", negative_prompt="x", guidance_scale=1.0
     )
     lengths = iter([1, 600])
-    tokenizer = copy(embedded())
-    tokenizer._tokenizer = SimpleNamespace(encode=lambda text: np.zeros(next(lengths), np.int64))  # type: ignore[assignment]
+    tokenizer: Any = SimpleNamespace(encode=lambda *text: np.zeros(next(lengths), np.int64))
     with pytest.raises(RequestError, match=r"^the negative prompt has 600 tokens") as error:
-        tokenizer._ids(asked)
+        tokens_of_request(asked, tokenizer, limits)
     assert error.value.problems[0].field == "negative_prompt"
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.embedded import PATH as EMBEDDED
-from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
+from max_zimage.text.tokenizer import Around, PromptTokenizer, TokenizerError
 from tests.references.checkpoints import BOM, TEMPLATE, changed, copied
 
 USUAL = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n"
@@ -198,3 +198,30 @@ def test_every_command_checks_the_ids(tmp_path: Path, command: str, capsys: pyte
     assert "ids up to 408 and the text encoder only 408 embeddings" in capsys.readouterr().err
     with pytest.raises(TokenizerError, match="ids up to 408"):
         ZImagePipeline.prepare(model, device="cpu")
+
+
+AROUND = {
+    "none": Around(),
+    "system": Around(system="You draw stars."),
+    "thinking": Around(thinking="A star has five points."),
+    "assistant": Around(assistant="A red star."),
+    "all": Around(system="You draw stars.", thinking="It has five points.", assistant="A red star."),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_stands_around_a_prompt(name: str) -> None:
+    """The conversation as transformers renders it, and the answer as Qwen3 writes one."""
+    around, folder = AROUND[name], EMBEDDED / "tokenizer"
+    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "system", "content": around.system}] if around.system else []
+    messages.append({"role": "user", "content": "a star"})
+    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    if around.thinking:
+        expected += f"<think>\n{around.thinking}\n</think>\n\n"
+    if around.assistant:
+        expected += around.assistant + "<|im_end|>"
+    ours = PromptTokenizer(folder)
+    assert ours.render("a star", around) == expected
+    assert ours.encode("a star", around).tolist() == theirs(expected, add_special_tokens=False)["input_ids"]
+    assert (ours.encode("a star", around).tolist() == ours.encode("a star").tolist()) == (name == "none")

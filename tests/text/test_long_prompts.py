@@ -12,6 +12,7 @@ from max_zimage.errors import RequestError
 from max_zimage.pipeline.captions import float_features
 from max_zimage.request.modes import LONG_PROMPT_MODES, REFUSE
 from max_zimage.text.long_prompts import attention_pool, compressed
+from max_zimage.text.tokenizer import Around
 from tests.references.diffusers_runs import Pair, relative_l2
 from tests.tolerances import SAMPLED_L2
 
@@ -108,3 +109,21 @@ def test_parentheses_and_weights_are_text(embedded: Pair) -> None:
     assert f"\n{text}<" in tokenizer.render(text)
     words = tokenizer._tokenizer.decode(tokenizer.encode(text).tolist(), skip_special_tokens=False)
     assert text in words
+
+
+def test_what_stands_around_a_prompt_is_seen_and_not_by_negative_prompts(embedded: Pair) -> None:
+    pipeline: Any = embedded.ours
+    asked = {**ASKED, "guidance_scale": 2.0, "negative_prompt": "blue"}
+    system = {"system_prompt": "You draw a red star."}
+    ids = pipeline.tokenizer.encode("a star", Around(system=system["system_prompt"]))
+    features = [float_features(pipeline.text_encoder, pipeline.text_encoder([each]))[0][: len(each)] for each in (
+        ids, pipeline.tokenizer.encode("blue")
+    )]  # fmt: skip
+    expected = pipeline(
+        prompt_embeds=features[:1], negative_prompt_embeds=features[1:], **{**ASKED, "guidance_scale": 2.0}
+    )
+    drawn = np.asarray(pipeline("a star", **asked, **system))
+    assert relative_l2(drawn, np.asarray(expected)) <= SAMPLED_L2
+    assert relative_l2(drawn, np.asarray(pipeline("a star", **asked))) > 1e-3
+    with pytest.raises(RequestError, match="system_prompt stands around a prompt, and prompt_embeds are given"):
+        pipeline(prompt_embeds=features[:1], **ASKED, **system)

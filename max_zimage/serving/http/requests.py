@@ -123,8 +123,10 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
         raise over_limit("steps", asked.num_evaluations, limits.steps, "evaluations of the model")
     if asked.num_images > limits.images:
         raise over_limit(names.of("num_images_per_prompt"), asked.num_images, limits.images, "pictures a request")
-    for name, texts in (("prompt", asked.prompts), ("negative_prompt", asked.negative_prompts)):
-        longest = max(map(len, texts), default=0)
+    texts = {"prompt": asked.prompts, "negative_prompt": asked.negative_prompts}
+    texts |= {name: (getattr(asked, name),) for name in ("system_prompt", "thinking_content", "assistant_content")}
+    for name, each in texts.items():
+        longest = max(map(len, each), default=0)
         if longest > limits.prompt_characters:
             raise over_limit(names.param(name) or name, longest, limits.prompt_characters, "characters")
     if negative and not asked.use_guidance:
