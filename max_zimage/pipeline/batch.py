@@ -10,6 +10,7 @@ import numpy.typing as npt
 from max.driver import Buffer, Device
 
 from max_zimage.device.devices import kept_rows, upload
+from max_zimage.pipeline.features import FeatureChange
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
@@ -27,19 +28,6 @@ FloatArray = npt.NDArray[np.float32]
 IdArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compression:
-    """How the features of long captions become fewer; see `max_zimage.text.long_prompts`.
-
-    Attributes:
-        rows: How many a caption may have.
-        modes: By caption.
-    """
-
-    rows: int
-    modes: tuple[str, ...]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Captions:
     """The distinct captions of a request, as token ids or as features.
@@ -49,24 +37,26 @@ class Captions:
         features: float32 [tokens, caption_dim] each, in place of the text encoder's; empty where `tokens` are given.
         rows: Which caption each branch row shows: one for each picture, then for each further branch one for each
             picture again.
-        compression: Of captions that are given as tokens; None if all are short enough.
+        changes: What is done to the features of each caption that is given as tokens; empty for nothing.
     """
 
     tokens: tuple[IdArray, ...]
     features: tuple[FloatArray, ...]
     rows: tuple[int, ...]
-    compression: Compression | None = None
+    changes: tuple[FeatureChange, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Rows of features of each caption, its tokens as a rule."""
         found = [len(caption) for caption in (self.features or self.tokens)]
-        return tuple(found if self.compression is None else [min(each, self.compression.rows) for each in found])
+        if not self.changes or self.features:
+            return tuple(found)
+        return tuple(min(length, change.rows) for length, change in zip(found, self.changes, strict=True))
 
     @property
-    def are_too_long(self) -> bool:
-        """Whether features must become fewer."""
-        return self.compression is not None and max(map(len, self.tokens), default=0) > self.compression.rows
+    def are_changed(self) -> bool:
+        """Whether features are changed on the host."""
+        return any(change.is_needed(len(ids)) for change, ids in zip(self.changes, self.tokens, strict=False))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,15 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 
 from max_zimage.components import ZImageTextEncoderModel
-from max_zimage.pipeline.batch import Captions, Compression, FloatArray, IdArray
+from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
+from max_zimage.pipeline.features import FeatureChange
 from max_zimage.request.checks import check_tokens
 from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
-from max_zimage.text.long_prompts import compressed
+from max_zimage.sampling.noise import image_seed
 from max_zimage.text.tokenizer import Around, PromptTokenizer
+
+A = TypeVar("A")
 
 
 def captions_of_request(
@@ -36,10 +40,11 @@ def captions_of_request(
     negatives = request.negative_prompt_embeds if request.use_guidance else None
     texts = tokens_of_request(request, tokenizer, limits)
     given = (*(request.prompt_embeds or ()), *(negatives or ()))
-    few = Compression(rows=limits.max_tokens, modes=(request.long_prompt_mode,) * len(texts))
-    features = _complete(given, texts, few, text_encoder, prompts_first=bool(request.prompts)) if given else ()
-    copies = [request.num_images_per_prompt] * request.num_prompts
-    return deduplicate_captions([] if features else texts, features, copies=copies, compression=few)
+    pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)
+    if not given:
+        return pictures.captions(texts, (), request.num_prompts)
+    features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts))
+    return pictures.captions((), features, request.num_prompts)
 
 
 def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
@@ -60,66 +65,117 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     return texts
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures of a request, and what is done to the features of each.
+
+    Attributes:
+        copies: Of each prompt.
+        changes: One for each picture: the same for all that show the same caption.
+        negative: What is done to the negative captions.
+    """
+
+    copies: int
+    changes: tuple[FeatureChange, ...]
+    negative: FeatureChange
+
+    @classmethod
+    def of(cls, asked: GenerationRequest, rows: int, seed: int | None, pictures: int) -> Pictures:
+        """Those of a request.
+
+        Args:
+            asked: The request.
+            rows: Rows of features that the transformer takes at most.
+            seed: Of the first picture; None for 0.
+            pictures: How many there are.
+        """
+        plain = FeatureChange(rows=rows, mode=asked.long_prompt_mode)
+        if not asked.seed_variance:
+            return cls(copies=asked.num_images_per_prompt, changes=(plain,) * pictures, negative=plain)
+        moved = replace(plain, strength=asked.seed_variance, share=asked.seed_variance_share)
+        changes = tuple(replace(moved, seed=image_seed(seed or 0, picture)) for picture in range(pictures))
+        return cls(copies=asked.num_images_per_prompt, changes=changes, negative=plain)
+
+    def shown(self, captions: Sequence[A], prompts: int) -> tuple[list[tuple[A, FeatureChange]], ...]:
+        """The positive and the negative caption of each picture, each with what is done to it.
+
+        Args:
+            captions: The positive ones, then as many negative ones or none.
+            prompts: How many are positive.
+        """
+        positive, negative = captions[:prompts], captions[prompts:]
+        first = [(positive[at // self.copies], change) for at, change in enumerate(self.changes)]
+        return first, [(negative[at // self.copies], self.negative) for at in range(len(first))] if negative else []
+
+    def captions(self, texts: Sequence[IdArray], features: Sequence[FloatArray], prompts: int) -> Captions:
+        """The distinct captions of a request, given as texts or as features."""
+        if texts:
+            return deduplicate_captions(*self.shown(texts, prompts))
+        first, rest = self.shown(features, prompts)
+        changed = [
+            [change(item) if change.is_needed(len(item)) else item for item, change in each] for each in (first, rest)
+        ]
+        return deduplicate_features(*changed)
+
+
 def deduplicate_captions(
-    texts: Sequence[IdArray],
-    features: Sequence[FloatArray],
-    *,
-    copies: Sequence[int],
-    compression: Compression | None = None,
+    positive: Sequence[tuple[IdArray, FeatureChange]], negative: Sequence[tuple[IdArray, FeatureChange]]
 ) -> Captions:
-    """Find the distinct captions, and which one each item of the transformer's batch shows.
+    """Find the distinct captions, and which one each branch row shows.
 
     Args:
-        texts: Token ids of the positive captions, then of the negative ones.
-        features: The same as features, in place of `texts`.
-        copies: Pictures of each prompt: as many as there are positive captions. The rest of the captions are as many
-            negative ones, or none.
-        compression: How the features of each of `texts` become fewer, where they are too many; None where none are.
+        positive: Token ids of each picture's caption, and what is done to its features.
+        negative: The same of its negative caption; empty for none.
     """
-    modes = compression.modes if compression and texts else ("",) * len(texts or features)
-    content = [ids.tobytes() for ids in texts] or [item.tobytes() for item in features]
-    keys = list(zip(content, modes, strict=True))
-    distinct = {key: index for index, key in reversed(list(enumerate(keys)))}
-    kept = sorted(distinct.values())
-    places = {key: kept.index(index) for key, index in distinct.items()}
-    positive, negative = keys[: len(copies)], keys[len(copies) :]
+    shown = [*positive, *negative]
+    kept, rows = _distinct([(ids.tobytes(), change) for ids, change in shown])
     return Captions(
-        tokens=tuple(texts[index] for index in kept) if texts else (),
-        features=() if texts else tuple(features[index] for index in kept),
-        compression=replace(compression, modes=tuple(modes[index] for index in kept)) if compression else None,
-        rows=tuple(
-            places[key]
-            for branch in (positive, negative)
-            if branch
-            for key, pictures in zip(branch, copies, strict=True)
-            for _ in range(pictures)
-        ),
+        tokens=tuple(shown[index][0] for index in kept),
+        features=(),
+        rows=rows,
+        changes=tuple(shown[index][1] for index in kept),
     )
+
+
+def deduplicate_features(positive: Sequence[FloatArray], negative: Sequence[FloatArray]) -> Captions:
+    """The same of captions that are given as features."""
+    shown = [*positive, *negative]
+    kept, rows = _distinct([item.tobytes() for item in shown])
+    return Captions(tokens=(), features=tuple(shown[index] for index in kept), rows=rows)
+
+
+def _distinct(keys: Sequence[Hashable]) -> tuple[list[int], tuple[int, ...]]:
+    """Where each distinct key first is, and the place of every key among those."""
+    places: dict[Hashable, int] = {}
+    kept: list[int] = []
+    for index, key in enumerate(keys):
+        if key not in places:
+            places[key] = len(kept)
+            kept.append(index)
+    return kept, tuple(places[key] for key in keys)
 
 
 def _complete(
-    given: Sequence[FloatArray],
-    texts: Sequence[IdArray],
-    compression: Compression,
-    text_encoder: ZImageTextEncoderModel,
-    prompts_first: bool,
+    given: Sequence[FloatArray], texts: Sequence[IdArray], text_encoder: ZImageTextEncoderModel, prompts_first: bool
 ) -> tuple[FloatArray, ...]:
     """Features of both branches, where one is given as features and the other as text."""
-    encoded: tuple[FloatArray, ...] = ()
-    if texts:
-        encoded = encoded_features(text_encoder, texts, compression)
+    encoded = encoded_features(text_encoder, texts) if texts else ()
     return (*encoded, *given) if prompts_first else (*given, *encoded)
 
 
-def encoded_features(
-    text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], compression: Compression
-) -> tuple[FloatArray, ...]:
-    """Features of texts on the host, float32 [tokens, caption_dim] each, made fewer where they are too many."""
+def encoded_features(text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray]) -> tuple[FloatArray, ...]:
+    """Features of texts on the host, float32 [tokens, caption_dim] each."""
     values = float_features(text_encoder, text_encoder(texts))
-    return tuple(
-        compressed(mode, row[: len(ids)], compression.rows)
-        for row, ids, mode in zip(values, texts, compression.modes, strict=True)
-    )
+    return tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
+
+
+def changed_features(
+    text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], changes: Sequence[FeatureChange]
+) -> tuple[FloatArray, ...]:
+    """Features of texts as the transformer gets them; a text that is there several times is encoded once."""
+    kept, places = _distinct([ids.tobytes() for ids in texts])
+    encoded = encoded_features(text_encoder, [texts[index] for index in kept])
+    return tuple(change(encoded[place]) for place, change in zip(places, changes, strict=True))
 
 
 def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from max.driver import Buffer
 from max.pipelines.context import PixelContext
 
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
-from max_zimage.pipeline.batch import Compression, FloatArray, ZImageModelInputs
-from max_zimage.pipeline.captions import deduplicate_captions
+from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
+from max_zimage.pipeline.captions import Pictures, deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
 from max_zimage.pipeline.planning import planned
 from max_zimage.pipeline.prepare import drawn_noise, laid_out, seeds_of
@@ -59,18 +60,28 @@ def inputs_of_contexts(
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     asked, plan = asked_of(first), schedule_of(first, schedule_spec)
     evaluated, guided = planned(asked, plan, transformer.spec.num_layers)
-    texts = [np.asarray(context.tokens.array, np.int64) for context in contexts]
-    if guided.has_negative:
-        negatives = [context.negative_tokens for context in contexts]
-        texts += [np.asarray(negative.array, np.int64) for negative in negatives if negative is not None]
-    copies = [context.num_images_per_prompt for context in contexts]
-    modes = tuple(asked_of(context).long_prompt_mode for context in contexts)
-    modes *= 2 if guided.has_negative else 1
-    few = Compression(rows=max_caption_tokens(transformer.spec.axes_lens), modes=modes)
-    captions = deduplicate_captions(texts, (), copies=copies, compression=few)
+    captions = _captions(
+        contexts, has_negative=guided.has_negative, rows=max_caption_tokens(transformer.spec.axes_lens)
+    )
+    pictures = sum(context.num_images_per_prompt for context in contexts)
     start = [_start(each, vae, plan) for each in contexts]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
-    return laid_out(transformer, captions, start, plan, evaluated, guided, sum(copies), seeds, asked.step_cache)
+    return laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+
+
+def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int) -> Captions:
+    """What the pictures of all requests show."""
+    positive, negative = [], []
+    for context in contexts:
+        texts = [np.asarray(context.tokens.array, np.int64)]
+        if has_negative and context.negative_tokens is not None:
+            texts.append(np.asarray(context.negative_tokens.array, np.int64))
+        asked = replace(asked_of(context), num_images_per_prompt=context.num_images_per_prompt)
+        pictures = Pictures.of(asked, rows, context.seed, context.num_images_per_prompt)
+        first, rest = pictures.shown(texts, 1)
+        positive += first
+        negative += rest
+    return deduplicate_captions(positive, negative)
 
 
 def _start(context: PixelContext, vae: ZImageVaeModel, plan: Schedule) -> FloatArray | Buffer:

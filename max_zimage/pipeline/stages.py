@@ -16,7 +16,7 @@ from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, upload_as
 from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
-from max_zimage.pipeline.captions import encoded_features
+from max_zimage.pipeline.captions import changed_features
 from max_zimage.pipeline.estimate import check_picture, check_request, pictures_at_once
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import (
@@ -84,8 +84,8 @@ def caption_tokens(
         [items, longest caption rounded up to a multiple of 32, dim] in the model's dtype.
     """
     given = captions.features
-    if captions.compression is not None and captions.are_too_long:
-        given = encoded_features(text_encoder, captions.tokens, captions.compression)
+    if captions.are_changed:
+        given = changed_features(text_encoder, captions.tokens, captions.changes)
     if given:
         features = upload_as(padded_features(given), transformer.dtype_name, transformer.device)
     else:

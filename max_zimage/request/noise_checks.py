@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from max_zimage.errors import RequestError
 from max_zimage.request.facts import RequestFacts
+from max_zimage.request.fields import ROWS
 from max_zimage.sampling import samplers
+
+_SHARE = ROWS["seed_variance_share"].default
 
 
 def steps_between(steps: int, start: float, end: float) -> range:
@@ -29,6 +32,12 @@ def check_noise(asked: RequestFacts) -> None:
         message = "{field} is {given}, and {name[variation_seed]} is {seed}; give both, or neither"
         values = {"given": asked.variation_strength, "seed": asked.variation_seed}
         raise RequestError.of("variation_strength", message, **values)
+    if asked.seed_variance and asked.seed is None:
+        message = "{field} is drawn from the {name[seed]}, and with {name[latents]} there is none; leave one out"
+        raise RequestError.of("seed_variance", message)
+    if not asked.seed_variance and asked.seed_variance_share != _SHARE:
+        message = "{field} would do nothing; set {name[seed_variance]} above 0 too, or leave it out"
+        raise RequestError.of("seed_variance_share", message)
     _check_part(asked)
 
 

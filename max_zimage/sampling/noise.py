@@ -68,6 +68,18 @@ def standard_normal(seed: int, shape: tuple[int, ...], stream: int = 0) -> npt.N
     return values[:count].astype(np.float32).reshape(shape)
 
 
+def uniform(seed: int, shape: tuple[int, ...], stream: int) -> _Float64:
+    """Draw independent numbers in [0, 1), from as many words of a stream as there are numbers.
+
+    Args:
+        seed: 0 to 2**63 - 1.
+        shape: Shape of the result.
+        stream: As in `standard_normal`.
+    """
+    words = np.random.Philox(key=np.asarray([seed, stream], np.uint64)).random_raw(math.prod(shape))
+    return ((np.asarray(words, np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
+
+
 def _log(value: _Float64) -> _Float64:
     """Natural logarithm of values in (0, 1], from ln m = 2 atanh((m - 1) / (m + 1)) with m near 1."""
     mantissa, exponent = np.frexp(value)

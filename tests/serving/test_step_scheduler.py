@@ -45,7 +45,10 @@ class Worker:
     def ask(self, prompt: Any, **options: Any) -> ZImageContext:
         defaults: dict[str, Any] = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0}
         defaults |= {"output_format": "png", "seed": 5}
-        named = {name: options.pop(name, None) for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode")}
+        named = {
+            name: options.pop(name, None)
+            for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance")
+        }
         named = {name: value for name, value in named.items() if value is not None}
         options |= {"metadata": named} if named else {}
         if (image := options.pop("image", None)) is not None:
@@ -201,6 +204,15 @@ def test_a_long_prompt_shares_its_batch_with_a_short_one(worker: Worker, embedde
     assert [worker.steps(each)[0][1] for each in (first, second)] == [2, 2]
     assert_same(worker.pictures(first), alone(embedded.ours, long, long_prompt_mode="interpolate"))
     assert_same(worker.pictures(second), alone(embedded.ours, "a blue ring", 6))
+
+
+def test_seed_variance_belongs_to_each_picture(worker: Worker, embedded: Pair) -> None:
+    first = worker.ask("a red star", seed=5, num_images=2, seed_variance="0.5")
+    second = worker.ask("a red star", seed=9)
+    worker.finish()
+    assert worker.steps(second)[0][1] == 3
+    assert_same(worker.pictures(first)[1:], alone(embedded.ours, "a red star", 6, seed_variance=0.5))
+    assert_same(worker.pictures(second), alone(embedded.ours, "a red star", 9))
 
 
 def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> None:

@@ -126,7 +126,7 @@ def test_a_prompt_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, seen = PromptTokenizer(EMBEDDED / "tokenizer"), list[str]()
     render = tokenizer.render
 
-    def watched(prompt: str) -> str:
+    def watched(prompt: str, *around: Any) -> str:
         seen.append(prompt)
         return render(prompt)
 
