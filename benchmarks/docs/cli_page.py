@@ -59,6 +59,8 @@ def _value(action: argparse.Action) -> str:
     """What stands for the flag's value."""
     if isinstance(action.metavar, str):
         return action.metavar
+    if isinstance(action.metavar, tuple):
+        return " ".join(action.metavar)
     if action.choices:
         return "{" + ",".join(map(str, action.choices)) + "}"
     return action.dest.upper()

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from max_zimage.errors import RequestError, RequestWarning
 from max_zimage.request.fields import FLAGS, ROWS
-from max_zimage.request.kinds import Texts
+from max_zimage.request.kinds import Text, Texts
 
 # How Python keeps bytes of the command line that are no text in its encoding.
 _NO_TEXT = re.compile("[\udc80-\udcff]")
@@ -44,7 +44,8 @@ def check_texts(arguments: argparse.Namespace) -> None:
     Raises:
         BadInput: With the flag.
     """
-    texts = {row.flag.destination for row in ROWS.values() if row.flag and isinstance(row.kind, Texts)}
+    rows = [row for name, row in ROWS.items() if isinstance(row.kind, (Text, Texts)) and name != "template"]
+    texts = {row.flag.destination for row in rows if row.flag}
     for name, value in vars(arguments).items():
         flag = {"source": "--from", "prompt": "the prompt"}.get(name, "--" + name.replace("_", "-"))
         if name not in texts and (value == "" or (isinstance(value, list) and "" in value)):

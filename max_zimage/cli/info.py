@@ -164,7 +164,7 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
 
 
 def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
-    return dict(vars(record))
+    return {name: value for name, value in vars(record).items() if not isinstance(value, Templates)}
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ _KINDS = {
     "at_least_one": "a whole number of at least 1",
     "_not_negative": "a whole number of at least 0",
     "float": "a number",
+    "of_flag": "a number, or several as in 4,2,0 or 7-12",
     "_seconds": "a number of seconds",
 }
 

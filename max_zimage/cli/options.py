@@ -14,6 +14,7 @@ import numpy.typing as npt
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import flag_value
+from max_zimage.cli.repeating import without_replaced
 from max_zimage.errors import RequestError
 from max_zimage.images.latents import read_latents
 from max_zimage.images.read import read_image
@@ -113,21 +114,15 @@ def parameters_of(
 
 def _values(arguments: argparse.Namespace, saved: GenerationParameters | None) -> dict[str, Any]:
     """The fields of the request: what flags say, or else what the picture of --from does."""
-    values: dict[str, Any] = {}
-    for name, row in ROWS.items():
-        value = flag_value(arguments, row)
-        if value is None and saved is not None and row.kept is not None:
-            value = getattr(saved, name)
-        if value is not None:
-            values[name] = value
+    flags = {name: flag_value(arguments, row) for name, row in ROWS.items()}
+    values = {name: value for name, value in flags.items() if value is not None}
+    if saved is not None:
+        kept = {name: getattr(saved, name) for name, row in ROWS.items() if row.kept is not None}
+        left = without_replaced(kept, values)
+        values = {name: value for name, value in left.items() if value is not None} | values
     values["prompt"] = _first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT)
-    # A number of steps or a shape of one's own leaves nothing of levels that were given one by one.
-    if arguments.steps is not None or arguments.sigma_shape is not None:
-        values.pop("sigmas", None)
     if arguments.latents_in is not None:
         values["latents"] = read_latents(Path(arguments.latents_in))
-        if arguments.seed is None:  # that of the picture drew its own latents
-            values.pop("seed", None)
     values["image"] = _image(arguments, saved)
     values["resize"] = arguments.resize or bool(saved and saved.is_resized)
     return values

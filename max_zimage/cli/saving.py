@@ -25,9 +25,12 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         ImageFileError: If a file cannot be there.
         RequestError: If one set of latents is to make several pictures.
     """
-    if arguments.latents_out is not None:
+    if arguments.latents_out is None:
+        check_writable(Path(arguments.output or "zimage.png"))
+    elif arguments.output is not None:
+        raise RequestError("--latents-out: latents are saved in place of a picture; leave --output out")
+    else:
         check_latents_writable(Path(arguments.latents_out))
-    check_writable(Path(arguments.output or "zimage.png"))
     if arguments.latents_in is not None and arguments.count > 1:
         raise RequestError("--count: the latents of --latents-in make one picture; leave --count out")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ def read_latents(path: Path) -> npt.NDArray[np.float32]:
         found = np.load(path, allow_pickle=False)
     except OSError as error:
         raise ImageFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise ImageFileError(f"{path} holds no latents; a file of --latents-out does") from error
     if not isinstance(found, np.ndarray) or found.dtype != np.float32:
         kind = found.dtype if isinstance(found, np.ndarray) else "several arrays"

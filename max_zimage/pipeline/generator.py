@@ -13,6 +13,7 @@ from max_zimage.errors import RequestError
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
+from max_zimage.sampling.schedule import ScheduleSpec
 
 
 def request_of_call(sources: CheckpointManifest, given: Mapping[str, Any]) -> GenerationRequest:
@@ -28,11 +29,13 @@ def request_of_call(sources: CheckpointManifest, given: Mapping[str, Any]) -> Ge
     fields = {name: value for name, value in given.items() if name != "generator"}
     request = GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **fields)
     generator = given.get("generator")
-    return request if generator is None else _drawn_by(generator, request, sources.limits.latent_channels, fields)
+    if generator is None:
+        return request
+    return _drawn_by(generator, request, sources.limits.latent_channels, sources.specs.schedule, fields)
 
 
 def _drawn_by(
-    generator: object, request: GenerationRequest, channels: int, given: Mapping[str, Any]
+    generator: object, request: GenerationRequest, channels: int, spec: ScheduleSpec, given: Mapping[str, Any]
 ) -> GenerationRequest:
     """The request with latents that the generator draws: of all pictures at once, or each its own.
 
@@ -51,8 +54,12 @@ def _drawn_by(
         message = "generator must be one, or one for each of {pictures} pictures, got {given}"
         raise RequestError.of(None, message, pictures=request.num_images, given=len(generators))
     excluded = [name for name in ("latents", "image", "variation_seed") if given.get(name) is not None]
-    is_stochastic = samplers.is_stochastic(request.sampler)
-    excluded += ["seed"] if given.get("seed") is not None and not is_stochastic else []
+    needs_seed = samplers.is_stochastic(request.sampler) or request.seed_variance > 0
+    if needs_seed and given.get("seed") is None:
+        message = "generator draws the starting noise alone, and {what} draws more from {name[seed]}; give that too"
+        what = request.sampler if samplers.is_stochastic(request.sampler) else "seed_variance"
+        raise RequestError.of(None, message, what=what)
+    excluded += ["seed"] if given.get("seed") is not None and not needs_seed else []
     if excluded:
         message = "generator and {field} exclude each other, got both; leave one out"
         if "image" in excluded:
@@ -60,4 +67,5 @@ def _drawn_by(
         raise RequestError.of(excluded[0], message)
     shape = (request.num_images // len(generators), channels, request.height // 8, request.width // 8)
     drawn = [torch.randn(shape, generator=each, dtype=torch.float32).numpy() for each in generators]
-    return replace(request, latents=np.concatenate(drawn), seed=request.seed if is_stochastic else None)
+    noise = np.concatenate(drawn) * np.float32(request.schedule(spec).noise_scale)
+    return replace(request, latents=noise, seed=request.seed if needs_seed else None)

@@ -64,7 +64,7 @@ def inputs_of_contexts(
         contexts, has_negative=guided.has_negative, rows=max_caption_tokens(transformer.spec.axes_lens)
     )
     pictures = sum(context.num_images_per_prompt for context in contexts)
-    start = [_start(each, vae, plan) for each in contexts]
+    start = [_start(each, vae, schedule_of(each, schedule_spec)) for each in contexts]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
     return laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 from max_zimage.errors import Problem, RequestError, RequestWarning
-from max_zimage.request.fields import RequestFields
+from max_zimage.request.facts import RequestFacts
+from max_zimage.request.guidance_checks import guidance_comes_on
 from max_zimage.sampling import samplers
 from max_zimage.sampling.schedule import first_step
 from max_zimage.sampling.step_cache import TaylorSeer
 
-R = TypeVar("R", bound=RequestFields)
+R = TypeVar("R", bound=RequestFacts)
 
 _OFF = "this request runs without it"
 
@@ -37,7 +38,7 @@ def with_useful_cache(request: R, *, is_default: bool) -> R:
     return replace(request, step_cache=None)
 
 
-def _problem(request: RequestFields) -> tuple[str, str, dict[str, object]] | None:
+def _problem(request: RequestFacts) -> tuple[str, str, dict[str, object]] | None:
     """What is wrong with the cache, what to do, and the values of both; or None."""
     cache = request.step_cache
     if cache is None:
@@ -46,6 +47,18 @@ def _problem(request: RequestFields) -> tuple[str, str, dict[str, object]] | Non
         return (
             "{field} {cache} and skip-layer guidance do not go together: its branch begins in the middle of the run; ",
             "set {field} to off, or {name[slg_scale]} to 0",
+            {"cache": cache},
+        )
+    if request.denoising_start > 0 or request.denoising_end < 1:
+        return (
+            "{field} {cache} does not know the steps of the other part of the run; ",
+            "set {field} to off, or draw the run as a whole",
+            {"cache": cache},
+        )
+    if isinstance(cache, TaylorSeer) and guidance_comes_on(request):
+        return (
+            "{field} {cache} cannot foresee a negative branch that begins behind the first step; ",
+            "set {field} to off or first_block, or let guidance begin with the first step",
             {"cache": cache},
         )
     steps = request.num_inference_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 from max_zimage.errors import RequestError
 from max_zimage.request.facts import RequestFacts
@@ -39,6 +40,15 @@ def skipped_layers(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int
     (1, 2)
     """
     return tuple(sorted({layer * num_layers // _OF for layer in _SKIPPED})) if layers is None else layers
+
+
+def guidance_comes_on(asked: RequestFacts) -> bool:
+    """Whether the negative branch is part of a step and was none of the step before."""
+    steps, (start, stop) = asked.num_inference_steps, asked.guidance_interval
+    scales = asked.guidance_scale if isinstance(asked.guidance_scale, tuple) else (asked.guidance_scale,) * steps
+    taken = range(asked.first_step, steps)
+    is_on = [scales[step] > 0 and start <= step / steps < stop for step in taken]
+    return any(now and not before for before, now in pairwise(is_on))
 
 
 def check_guidance(asked: RequestFacts, num_layers: int) -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from max_zimage.request.limits import Limits
 
 
+_MOST = 10_000
+"""Where ranges end that are written out: a mistyped one is to be refused, not counted up to."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NumberOrMany(Number):
     """A number, or one for each step; a request holds a float or a tuple of them."""
@@ -111,7 +115,10 @@ class Wholes(Kind):
         found: list[int] = []
         for part in text.split(","):
             first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
+            begin, end = int(first), int(last or first)
+            if not 0 <= begin <= end < _MOST:
+                raise ValueError(f"a range must rise and end below {_MOST}, got {part!r}")
+            found += range(begin, end + 1)
         return found
 
     @override

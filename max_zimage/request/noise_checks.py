@@ -58,6 +58,10 @@ def _check_part(asked: RequestFacts) -> None:
     if not steps_between(steps, start, end):
         message = "{field} {start:g} and {name[denoising_end]} {end:g} hold none of the {steps} steps; widen the part"
         raise RequestError.of(name, message, start=start, end=end, steps=steps)
+    for other, is_on in (("apg_momentum", asked.apg_momentum != 0), ("zero_init", asked.zero_init and start > 0)):
+        if is_on:
+            message = "{field} goes by what lies in the other part of the run; leave it out, or draw the run as a whole"
+            raise RequestError.of(other, message)
     if samplers.remembers(asked.sampler):
         message = "{field}: {sampler} remembers steps that lie in the other part; take one that does not: {other}"
         raise RequestError.of(name, message, sampler=asked.sampler, other=", ".join(samplers.forgetful()))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Row
+from max_zimage.sampling.names import UNSHIFTED
 
 
 class WireError(ValueError):
@@ -83,6 +84,8 @@ def sharing_key(request: GenerationRequest, sigmas: npt.NDArray[np.float32]) -> 
     """
     rows = [row for row in ROWS.values() if row.shared == "value"]
     shared = {row.argument: row.kind.encode(getattr(request, row.attribute)) for row in rows}
+    if request.sigma_shape in UNSHIFTED:  # samplers that begin below 1 go by the shift, which these levels do not show
+        shared["shift"] = request.shift
     return json.dumps([np.asarray(sigmas, np.float32).tobytes().hex(), shared])
 
 

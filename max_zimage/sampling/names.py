@@ -30,3 +30,6 @@ SIGMA_SHAPES: tuple[str, ...] = (
     "comfy_exponential",
 )
 """All ways to spread noise levels over the steps; see `max_zimage.sampling.shapes`."""
+
+UNSHIFTED = frozenset({"linear_quadratic", "bong_tangent"})
+"""Those whose levels no shift moves."""

@@ -17,7 +17,7 @@ from max.driver import accelerator_count
 from PIL import Image
 
 from max_zimage import ZImagePipeline
-from max_zimage.cli import generate as cli_generate
+from max_zimage.cli import saving
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.main import main
 from max_zimage.errors import RequestError
@@ -166,7 +166,7 @@ def test_a_picture_that_cannot_be_saved_is_not_lost(
             raise ImageFileError("a.jpg cannot be written: No space left on device")
         save_image(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli_generate, "save_image", save)
+    monkeypatch.setattr(saving, "save_image", save)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     code, out, err = run("generate", *QUICK, "--output", "a.jpg")

@@ -24,6 +24,7 @@ from tests.request.test_request import BAD, LIMITS, features, make
 
 GOLDEN = Path(__file__).parent / "messages.txt"
 SPEC = ScheduleSpec(shift=3.0, num_train_timesteps=1000)
+LATENTS = np.zeros((1, 16, 16, 12), np.float32)
 START = np.zeros((128, 96, 3), np.uint8)
 DAMAGED = b"\x89PNG\r\n\x1a\n"
 
@@ -68,6 +69,10 @@ REQUESTS: list[dict[str, Any]] = [
     {"denoising_end": 0.5, "image": START},
     {"denoising_start": 0.9, "latents": np.zeros((1, 16, 16, 12), np.float32)},
     {"denoising_end": 0.5, "sampler": "unipc"},
+    {"denoising_end": 0.5, "step_cache": "first_block"},
+    {"denoising_end": 0.5, "guidance_variant": "apg", "apg_momentum": -0.5},
+    {"denoising_start": 0.5, "guidance_variant": "cfg_zero_star", "zero_init": True, "latents": LATENTS},
+    {"guidance_interval": [0.5, 1.0], "step_cache": "taylorseer", "num_inference_steps": 20},
     {"guidance_scale": [2.0, 1.0]},
     {"guidance_scale": [2.0, "x", 1e-45]},
     {"guidance_scale": []},

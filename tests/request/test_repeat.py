@@ -78,6 +78,7 @@ def test_edits(resized: bool, server: Server, repeat: Repeat, tmp_path: Path) ->
     """By a form, and repeated from the same picture in another format."""
     picture = start(100, 70) if resized else start()
     fields = {"prompt": PROMPT, "seed": "5", "steps": "4", "strength": "0.7"} | ({"resize": "true"} if resized else {})
+    fields |= {"guidance_scale": "2,0,1.5,1", "guidance_interval": "0 0.9", "slg": "true", "slg_layers": "1-2"}
     keep(
         tmp_path / "a.png",
         server.client.post("/v1/images/edits", files={"image": ("x.png", encoded(picture))}, data=fields),

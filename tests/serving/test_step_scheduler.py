@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import queue
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -195,33 +194,6 @@ def test_the_others_of_a_batch_go_on_where_they_were(worker: Worker, embedded: P
     assert_same(worker.pictures(one), alone(embedded.ours, "a red star", sampler=sampler))
     both = alone(embedded.ours, "a green square", 7, num_images_per_prompt=2, sampler=sampler)
     assert_same(worker.pictures(two), both)
-
-
-def test_a_long_prompt_shares_its_batch_with_a_short_one(worker: Worker, embedded: Pair) -> None:
-    long = "a picture" + " of a red star on a blue background" * 210
-    first, second = worker.ask(long, long_prompt_mode="interpolate"), worker.ask("a blue ring", seed=6)
-    worker.finish()
-    assert [worker.steps(each)[0][1] for each in (first, second)] == [2, 2]
-    assert_same(worker.pictures(first), alone(embedded.ours, long, long_prompt_mode="interpolate"))
-    assert_same(worker.pictures(second), alone(embedded.ours, "a blue ring", 6))
-
-
-def test_seed_variance_belongs_to_each_picture(worker: Worker, embedded: Pair) -> None:
-    first = worker.ask("a red star", seed=5, num_images=2, seed_variance="0.5")
-    second = worker.ask("a red star", seed=9)
-    worker.finish()
-    assert worker.steps(second)[0][1] == 3
-    assert_same(worker.pictures(first)[1:], alone(embedded.ours, "a red star", 6, seed_variance=0.5))
-    assert_same(worker.pictures(second), alone(embedded.ours, "a red star", 9))
-
-
-def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> None:
-    of_four = partial(worker.ask, steps=4)
-    asked = [of_four("a", sampler="lcm"), of_four("b", sampler="euler_stochastic"), of_four("c")]
-    asked += [of_four("d", sigma_shape="karras"), of_four("e", sigma_shape="simple")]
-    worker.finish()
-    # Simple has the very levels of linear.
-    assert [worker.steps(each)[0][1] for each in asked] == [1, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(

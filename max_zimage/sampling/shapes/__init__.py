@@ -61,7 +61,9 @@ def shaped(name: str, even: FloatArray, shift: float) -> FloatArray:
     steps = len(even)
     levels = SHAPES[name](even, shift)
     if len(levels) != steps:
-        nearest = (count for gap in range(1, steps + 1) for count in (steps + gap, steps - gap) if _fits(name, count))
+        near = [count for gap in range(1, 5) for count in (steps + gap, steps - gap)]
+        halves = [steps >> times for times in range(1, steps.bit_length())]  # far below, every shape has all levels
+        nearest = (count for count in (*near, *halves) if _fits(name, count))
         raise ValueError(
             f"{name} has {len(levels)} levels for {steps} steps; ask for {next(nearest, 1)} steps or take another shape"
         )

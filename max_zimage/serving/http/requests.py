@@ -124,7 +124,8 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
     if asked.num_images > limits.images:
         raise over_limit(names.of("num_images_per_prompt"), asked.num_images, limits.images, "pictures a request")
     texts = {"prompt": asked.prompts, "negative_prompt": asked.negative_prompts}
-    texts |= {name: (getattr(asked, name),) for name in ("system_prompt", "thinking_content", "assistant_content")}
+    # Together, for a picture's file holds them together.
+    texts["system_prompt"] = (asked.system_prompt + asked.thinking_content + asked.assistant_content,)
     for name, each in texts.items():
         longest = max(map(len, each), default=0)
         if longest > limits.prompt_characters:

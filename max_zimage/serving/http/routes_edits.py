@@ -23,13 +23,13 @@ from max_zimage.serving.http.api_names import IMAGES, refused
 from max_zimage.serving.http.remote_images import fetched, is_remote
 from max_zimage.serving.http.requests import context_of_image_request
 from max_zimage.serving.http.routes_images import answered, described, invalid, json_body, parsed
-from max_zimage.serving.http.schema import EDIT, TEXTS, EditRequest, given
+from max_zimage.serving.http.schema import EDIT, LISTS, TEXTS, EditRequest, given
 from max_zimage.serving.http.state import ServerState, state_of
 
 router = APIRouter(prefix="/v1")
 
 Pixels = npt.NDArray[np.uint8]
-_MAX_FIELDS = 40
+_MAX_FIELDS = 100
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -110,6 +110,8 @@ def _value(name: str, text: str) -> object:
     """What JSON would have said: a form has text only."""
     if name in TEXTS:
         return text
+    if name in LISTS:
+        return LISTS[name].read(text)
     if text in ("true", "false"):
         return text == "true"
     if not _NUMBER.fullmatch(text) or len(text) > 40:

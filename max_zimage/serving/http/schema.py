@@ -78,6 +78,12 @@ TEXTS = frozenset(
 """Fields that are text, whatever it looks like: in a form everything is."""
 
 
+LISTS = {
+    row.images.name: row.kind for row in ROWS.values() if row.images and row.images.description and row.kind.schema
+}
+"""Fields that may be lists, by what reads them where there is only text."""
+
+
 def given(body: ImageRequest) -> dict[str, Any]:
     """What a body says in fields that are not OpenAI's, by argument of `GenerationRequest.create`."""
     values = {

@@ -1,0 +1,52 @@
+"""What is left of a picture's values when flags take the place of some of them: nothing that only went with those."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from max_zimage.sampling.samplers import is_stochastic
+
+_SLG = ("slg_layers", "slg_start", "slg_stop")
+_VARIANT = ("zero_init", "apg_eta", "apg_momentum", "apg_norm_threshold")
+_VARIATION = ("variation_seed", "variation_strength")
+
+
+def without_replaced(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a picture that still hold.
+
+    Args:
+        kept: Those of the picture.
+        given: Those that flags say.
+    """
+    left = dict(kept)
+    for name in _gone(kept, given):
+        left.pop(name, None)
+    return left
+
+
+def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    gone: set[str] = set()
+    if "num_inference_steps" in given or "sigma_shape" in given:
+        gone |= {"sigmas"}  # levels that were given one by one
+    if "num_inference_steps" in given and isinstance(kept["guidance_scale"], tuple):
+        gone |= {"guidance_scale"}
+    if "template" in given:
+        gone |= {"system_prompt", "thinking_content", "assistant_content"}
+    if "slg" in given:
+        gone |= {"slg_scale"}
+    if given.get("slg") is False or given.get("slg_scale") == 0:
+        gone |= {"slg_scale", *_SLG}
+    if given.get("guidance_variant", kept["guidance_variant"]) != kept["guidance_variant"]:
+        gone |= set(_VARIANT)
+    if given.get("guidance_scale") == 0:
+        gone |= {"guidance_variant", "guidance_interval", *_VARIANT}
+        gone |= set() if kept["slg_scale"] else {"guidance_rescale"}
+    if given.get("variation_strength") == 0:
+        gone |= set(_VARIATION)
+    if given.get("seed_variance") == 0:
+        gone |= {"seed_variance_share"}
+    if "latents" in given:  # the picture's seed drew latents of its own, and may draw more on the way
+        sampler = given.get("sampler", kept["sampler"])
+        gone |= {"noise", *_VARIATION} | (set() if is_stochastic(sampler) else {"seed"})
+    return gone

@@ -1,0 +1,64 @@
+"""Flags beside a picture that is repeated: what only went with a value that is replaced goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from max_zimage.cli.repeating import without_replaced
+from max_zimage.request.list_kinds import Wholes
+from max_zimage.request.metadata import read_parameters
+from max_zimage.request.templates import Templates
+from tests.request.conftest import Repeat
+
+FIRST = (
+    *("a red star", "--steps", "2", "--height", "64", "--width", "64", "--seed", "3", "--guidance", "2,1"),
+    *("--slg", "--slg-layers", "1-2", "--slg-start", "0", "--guidance-variant", "apg", "--apg-momentum=-0.5"),
+    *("--guidance-rescale", "0.5", "--variation-seed", "4", "--variation-strength", "0.2", "--seed-variance", "0.1"),
+    *("--seed-variance-share", "0.3", "--system-prompt", "You draw stars."),
+)
+
+
+@pytest.fixture
+def drawn(repeat: Repeat) -> None:
+    assert repeat(*FIRST, "--output", "a.png") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), {"slg_scale": 2.5, "slg_layers": (1, 2), "guidance_scale": (2.0, 1.0), "variation_seed": 4}),
+        (("--slg",), {"slg_scale": 2.5, "slg_layers": (1, 2)}),
+        (("--slg-scale", "1"), {"slg_scale": 1.0, "slg_layers": (1, 2)}),
+        (("--slg-scale", "0"), {"slg_scale": 0.0, "slg_layers": None}),
+        (("--guidance-variant", "cfg"), {"guidance_variant": "cfg", "apg_momentum": 0.0, "guidance_rescale": 0.5}),
+        (("--guidance", "0"), {"guidance_variant": "cfg", "slg_scale": 2.5, "guidance_scale": 0.0}),
+        (("--steps", "3"), {"num_inference_steps": 3, "slg_layers": (1, 2)}),
+        (("--variation-strength", "0"), {"variation_seed": None, "variation_strength": 0.0}),
+        (("--seed-variance", "0"), {"seed_variance": 0.0, "seed_variance_share": 0.5}),
+        (("--system-prompt", ""), {"system_prompt": ""}),
+        (("--template", "portrait"), {"system_prompt": Templates().find("portrait").system}),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, tuple) else None,
+)
+def test_a_flag_takes_what_hangs_on_it_along(
+    flags: tuple[str, ...], expected: dict[str, Any], drawn: None, repeat: Repeat, tmp_path: Path
+) -> None:
+    assert repeat("--from", "a.png", *flags, "--output", "b.png") == (0, "")
+    found = read_parameters(tmp_path / "b.png")
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_latents_take_the_place_of_what_drew_them() -> None:
+    kept = dict.fromkeys(("slg_scale", "guidance_scale"), 0.0) | {"guidance_variant": "cfg", "noise": "torch"}
+    kept |= {"seed": 5, "variation_seed": 3, "variation_strength": 0.5}
+    for sampler, seed in (("euler", None), ("lcm", 5)):
+        left = without_replaced(kept | {"sampler": sampler}, {"latents": object()})
+        assert (left.get("seed"), "noise" in left, "variation_seed" in left) == (seed, False, False)
+
+
+@pytest.mark.parametrize("text", ["0-99999999999", "7-3", "-3", "3-x"])
+def test_a_range_that_is_none_is_not_written_out(text: str) -> None:
+    assert Wholes(limit="num_layers").read(text) == text

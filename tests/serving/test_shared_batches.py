@@ -1,0 +1,57 @@
+"""Requests that share a batch and differ in what does not keep them apart: each gets its own picture."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.references.diffusers_runs import Pair
+from tests.serving.test_step_scheduler import Worker, alone, assert_same
+
+
+@pytest.fixture
+def worker(embedded: Pair) -> Worker:
+    return Worker(embedded.ours)
+
+
+def test_a_long_prompt_shares_its_batch_with_a_short_one(worker: Worker, embedded: Pair) -> None:
+    long = "a picture" + " of a red star on a blue background" * 210
+    first, second = worker.ask(long, long_prompt_mode="interpolate"), worker.ask("a blue ring", seed=6)
+    worker.finish()
+    assert [worker.steps(each)[0][1] for each in (first, second)] == [2, 2]
+    assert_same(worker.pictures(first), alone(embedded.ours, long, long_prompt_mode="interpolate"))
+    assert_same(worker.pictures(second), alone(embedded.ours, "a blue ring", 6))
+
+
+def test_seed_variance_belongs_to_each_picture(worker: Worker, embedded: Pair) -> None:
+    first = worker.ask("a red star", seed=5, num_images=2, seed_variance="0.5")
+    second = worker.ask("a red star", seed=9)
+    worker.finish()
+    assert worker.steps(second)[0][1] == 3
+    assert_same(worker.pictures(first)[1:], alone(embedded.ours, "a red star", 6, seed_variance=0.5))
+    assert_same(worker.pictures(second), alone(embedded.ours, "a red star", 9))
+
+
+def test_noise_is_scaled_by_each_request(worker: Worker, embedded: Pair) -> None:
+    """A shape that begins below 1 scales what is drawn, and not what an image is mixed with."""
+    image = np.random.default_rng(4).integers(0, 256, (128, 128, 3), np.uint8)
+    shape: Any = {"sigma_shape": "ddim_uniform"}
+    first = worker.ask("a red star", steps=8, **shape)
+    second = worker.ask("a red star", steps=8, image=image, strength=1.0, **shape)
+    worker.finish()
+    assert worker.steps(second)[0][1] == 2
+    eight: Any = {"num_inference_steps": 8, **shape}
+    assert_same(worker.pictures(first), alone(embedded.ours, "a red star", **eight))
+    assert_same(worker.pictures(second), alone(embedded.ours, "a red star", image=image, strength=1.0, **eight))
+
+
+def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> None:
+    of_four = partial(worker.ask, steps=4)
+    asked = [of_four("a", sampler="lcm"), of_four("b", sampler="euler_stochastic"), of_four("c")]
+    asked += [of_four("d", sigma_shape="karras"), of_four("e", sigma_shape="simple")]
+    worker.finish()
+    # Simple has the very levels of linear.
+    assert [worker.steps(each)[0][1] for each in asked] == [1, 1, 2, 1, 2]
