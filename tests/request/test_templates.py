@@ -95,7 +95,7 @@ def test_a_template_stands_for_its_texts() -> None:
     mixed = make(template="portrait", system_prompt="", thinking_content="Calm.")
     assert (mixed.system_prompt, mixed.thinking_content) == ("", "Calm.")
     for name, says in (
-        ("portrat", "template: there is no template 'portrat'; there are"),
+        ("portraits", "template: there is no template 'portraits'; there are"),
         (3, "must be a name, got 3"),
     ):
         with pytest.raises(RequestError, match=says):
