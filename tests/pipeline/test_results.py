@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from max_zimage.device.devices import as_buffer
@@ -59,7 +58,6 @@ def test_a_result_is_an_array_and_more(embedded: Pair, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"generator": torch.Generator()}, "generator: give seed=NUMBER"),
         ({"return_dict": False}, "return_dict: the result is the pictures, and answers to .images"),
         ({"joint_attention_kwargs": {"scale": 1}}, "joint_attention_kwargs: attention is compiled"),
         (

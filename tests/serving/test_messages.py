@@ -28,7 +28,10 @@ from max_zimage.serving.http.schema import EDIT
         (["generate", "x", "--count", "2.5"], "argument --count: must be a whole number of at least 1, got '2.5'"),
         (["generate", "x", "--count", "0"], "argument --count: must be at least 1, got 0"),
         (["generate", "x", "--height", "big"], "argument --height: must be a whole number, got 'big'"),
-        (["generate", "x", "--guidance", "much"], "argument --guidance: must be a number, got 'much'"),
+        (
+            ["generate", "x", "--guidance", "much"],
+            "argument --guidance: must be a number, or several as in 4,2,0 or 7-12, got 'much'",
+        ),
         (["serve", "--max-seconds", "soon"], "argument --max-seconds: must be a number of seconds, got 'soon'"),
         (["serve", "--port", "http"], "argument --port: must be a whole number, got 'http'"),
         (["profile", "--repeats", "1e1"], "argument --repeats: must be a whole number of at least 1, got '1e1'"),
