@@ -53,10 +53,9 @@ class Kind:
         if self.plain is bool:
             return {"true": True, "false": False}.get(text, text)
         try:
-            value: object = self.plain(text)
+            return self.of_flag(text)
         except ValueError:
             return text
-        return value
 
     def of_flag(self, text: str) -> object:
         """What a word on the command line stands for.

@@ -29,19 +29,10 @@ class NumberOrMany(Number):
         from max_zimage.errors import Item
         from max_zimage.request.checks import ranged
 
-        if not isinstance(value, (list, tuple)):
-            return super().check(name, value, limits)
-        if not value:
+        if not isinstance(value, (list, tuple)) or not value:
             return super().check(name, value, limits)
         rules = dataclasses.asdict(self)
         return tuple(ranged(Item(name, f"[{index}]"), each, **rules) for index, each in enumerate(value))
-
-    @override
-    def read(self, text: str) -> object:
-        try:
-            return self.of_flag(text)
-        except ValueError:
-            return text
 
     @override
     def of_flag(self, text: str) -> object:
@@ -102,13 +93,6 @@ class Wholes(Kind):
         from max_zimage.request.value_checks import wholes
 
         return wholes(name, value, int(getattr(limits, self.limit)))
-
-    @override
-    def read(self, text: str) -> object:
-        try:
-            return self.of_flag(text)
-        except ValueError:
-            return text
 
     @override
     def of_flag(self, text: str) -> object:
