@@ -151,7 +151,7 @@ def stored(transformer: ZImageTransformerModel) -> list[Buffer]:
 
 def test_a_picture_is_checked_beside_all_copies(embedded: Pair) -> None:
     sources = embedded.ours.sources
-    size: dict[str, Any] = {"height": 64, "width": 64, "guided": False, "pictures": 1}
+    size: dict[str, Any] = {"height": 64, "width": 64, "branches": 1, "pictures": 1}
     once = gpu_with(sum(sources.nbytes.values()) + 2**28)
     check_picture(sources, once, **size)
     with pytest.raises(NotEnoughMemoryError):
