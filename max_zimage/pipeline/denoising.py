@@ -18,6 +18,7 @@ from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import download, kept_rows
 from max_zimage.pipeline.batch import Items, ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepHook
+from max_zimage.pipeline.inpainting import Keeping
 from max_zimage.pipeline.step_inputs import make_tables, step_inputs
 from max_zimage.pipeline.step_noise import StepNoise
 from max_zimage.pipeline.steppers import stepper_of
@@ -31,6 +32,7 @@ class Denoising:
         inputs: The request.
         captions: Caption tokens of all branch rows, [items, caption_padded, dim] in the model's dtype.
         latents: float32 [batch, image tokens, 4 · channels], the starting noise, packed.
+        keeping: Puts back what a mask keeps, or None.
 
     Attributes:
         latents: Those of the next step, packed.
@@ -41,7 +43,12 @@ class Denoising:
     """
 
     def __init__(
-        self, transformer: ZImageTransformerModel, inputs: ZImageModelInputs, captions: Buffer, latents: Buffer
+        self,
+        transformer: ZImageTransformerModel,
+        inputs: ZImageModelInputs,
+        captions: Buffer,
+        latents: Buffer,
+        keeping: Keeping | None = None,
     ) -> None:
         self._inputs, self._items, self._captions = inputs, inputs.items, captions
         self._stepper = stepper_of(transformer, inputs)
@@ -49,7 +56,7 @@ class Denoising:
         kept = inputs.guidance.kept(spec.num_refiner_layers, spec.num_layers)
         self._tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps, kept), transformer.device)
         self._rows = self._rows_of_branches()
-        self._noise = StepNoise(inputs)
+        self._noise, self._keeping = StepNoise(inputs), keeping
         self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)
         self.latents = latents
         self._before = self._prediction = latents
@@ -81,6 +88,8 @@ class Denoising:
                 inputs = step_inputs(self._tables, index, items, captions, self.latents, self._history)
                 result = self._stepper(index, inputs)
                 self.latents, self._history, self._prediction = result[:3]
+            if self._keeping is not None:
+                self.latents = self._keeping(self.step, self.latents)
         self.step += 1
         return float(1000 * self._inputs.schedule.sigmas[self.step - 1])
 
@@ -112,6 +121,8 @@ class Denoising:
         self._rows = self._rows_of_branches()
         self._stepper.keep(rows)
         self._noise.keep(pictures)
+        if self._keeping is not None:
+            self._keeping.keep(pictures)
         self.latents, self._before, self._prediction = (
             kept_rows(each, pictures) for each in (self.latents, self._before, self._prediction)
         )

@@ -1,6 +1,6 @@
-"""Image-to-image: the latents it begins with.
+"""Image-to-image and inpainting: the latents they begin with.
 
-Reference: diffusers pipelines/z_image/pipeline_z_image_img2img.py (prepare_latents).
+Reference: diffusers pipelines/z_image/pipeline_z_image_img2img.py (prepare_latents), pipeline_z_image_inpaint.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 
-from max_zimage.components import ZImageVaeModel
+from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import upload
+from max_zimage.pipeline import inpainting
+from max_zimage.pipeline.inpainting import Masked
 from max_zimage.sampling.starting_noise import NoiseSource
 
 FloatArray = npt.NDArray[np.float32]
@@ -35,3 +37,40 @@ def starting_latents(
     chosen = np.zeros_like(noise) if source is None else source.posterior(pictures, (shape[0], shape[1], shape[2]))
     picture, given, start = (upload(each, vae.device) for each in (image[None], chosen, noise))
     return vae.start(picture, given, start, np.float32(sigma))
+
+
+def masked_start(
+    vae: ZImageVaeModel,
+    transformer: ZImageTransformerModel,
+    image: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.uint8],
+    noise: FloatArray,
+    source: NoiseSource | None,
+    sigma: np.float32,
+    *,
+    soft: bool,
+) -> tuple[Buffer, Masked]:
+    """What inpainting begins with, and what it keeps; the image is encoded once for both.
+
+    Args:
+        vae: Encodes the image.
+        transformer: Has the graph that mixes it with noise.
+        image: uint8 [height, width, 3].
+        mask: uint8 [height, width], 255 is repainted.
+        noise: float32 [pictures, channels, height/8, width/8].
+        source: As in `starting_latents`.
+        sigma: Noise level to begin with.
+        soft: Whether the mask keeps its grades.
+
+    Returns:
+        float32 like `noise`, and what is kept.
+    """
+    latents = starting_latents(vae, image, np.zeros_like(noise), source, np.float32(0))
+    shown = np.broadcast_to(inpainting.latent_mask(mask, vae.spec.downscale, soft=soft), noise.shape)
+    masked = Masked(
+        image=latents,
+        noise=upload(noise, transformer.device),
+        mask=upload(np.ascontiguousarray(shown), transformer.device),
+        is_soft=soft,
+    )
+    return inpainting.start(transformer, masked, np.float32(sigma)), masked
