@@ -21,6 +21,11 @@ from max_zimage.images.read import MAX_PIXELS, decode_image, picture_pixels
 
 Pixels = npt.NDArray[np.uint8]
 
+_TRANSPARENT = (
+    "{field} has transparent pixels, and goes by brightness: white is drawn anew, black is kept; put it on a "
+    "background before"
+)
+
 
 def greys(image: Pixels) -> Pixels:
     """The brightness of colours as Pillow has it: uint8 [height, width, 3] to [height, width]."""
@@ -42,6 +47,9 @@ def mask_of(name: str, value: object, largest: tuple[int, int]) -> Pixels:
         RequestError: If it is none of these, or has transparent pixels.
     """
     if isinstance(value, Image.Image):
+        found = upright_alpha(value)
+        if found is not None and found.min() < 255:
+            raise RequestError.of(name, _TRANSPARENT)
         return greys(picture_pixels(name, value, largest[0] * largest[1]))
     wanted = "{field} must be a PIL image or an array [height, width] of uint8 or bool, got {given}; {remedy}"
     if not isinstance(value, np.ndarray):
@@ -68,8 +76,7 @@ def decode_mask(name: str | Item, content: bytes, max_pixels: int = MAX_PIXELS) 
     except RequestError:
         if alpha(content, max_pixels) is None:
             raise
-    message = "{field} has transparent pixels, and goes by brightness: white is drawn anew, black is kept; flatten it"
-    raise RequestError.of(name, message)
+    raise RequestError.of(name, _TRANSPARENT)
 
 
 def decode_alpha_mask(name: str | Item, content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:

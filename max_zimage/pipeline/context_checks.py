@@ -56,7 +56,7 @@ def check_context(context: PixelContext, limits: Limits, vocab_size: int) -> Non
         checks.array("latents", context.latents, shape, meaning)
     if context.input_image is not None:
         image = starting_image("input_image", context.input_image, (limits.max_height, limits.max_width))
-        check_size((image.shape[0], image.shape[1]), height, width, None)
+        check_size(image, None, height, width, None)
     if isinstance(context, ZImageContext) and context.input_mask is not None:
         _check_mask(context, context.input_mask, height, width)
 

@@ -31,7 +31,6 @@ from max_zimage.pipeline.not_finite import (
 from max_zimage.request.checks import output_type as checked_output_type
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
-from max_zimage.sampling.step_cache import StepCache
 
 
 def check(
@@ -162,8 +161,7 @@ def finished(
     rows: int,
     columns: int,
     output_type: str,
-    step_cache: StepCache | None = None,
-    pastes: Sequence[Paste | None] = (),
+    inputs: ZImageModelInputs | None = None,
 ) -> npt.NDArray[Any] | list[Image.Image]:
     """Packed latents to what a call returns.
 
@@ -173,19 +171,18 @@ def finished(
         rows: Height in tokens.
         columns: Width in tokens.
         output_type: "np", "pil" or "latent".
-        step_cache: What the steps used; it may be the cause where something is not finite.
-        pastes: For each picture what takes its place again in it, or None; empty for nothing.
+        inputs: The request: what its pictures keep, and what may be the cause where something is not finite.
 
     Raises:
         ValueError: If the output type is unknown.
         NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
     """
-    kind, suspects = checked_output_type(output_type), usual_suspects(vae.dtype_name, step_cache)
+    kind, suspects = checked_output_type(output_type), usual_suspects(vae.dtype_name, inputs and inputs.step_cache)
     if kind == "latent":
         values = unpacked(latents, rows, columns)
         require_finite(values, are_finite(values), suspects)
         return values
-    pixels, finite = decoded(vae.model, latents, rows, columns, pastes)
+    pixels, finite = decoded(vae.model, latents, rows, columns, inputs.pastes if inputs else ())
     images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
     require_finite(images, finite, suspects)
     return images

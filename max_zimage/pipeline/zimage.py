@@ -32,7 +32,6 @@ from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
 from max_zimage.pipeline.denoising import Denoising
 from max_zimage.pipeline.generator import request_of_call
-from max_zimage.pipeline.inpainting import keeping_of
 from max_zimage.pipeline.loading import (
     DEFAULT_STEPS,
     UNPREFIXED_COMPONENT,
@@ -285,16 +284,13 @@ class ZImagePipeline(DiffusionPipeline):
         run = self.denoising(model_inputs)
         run.run(on_step)
         rows, columns = self._sides(model_inputs)
-        last = model_inputs.step_cache, model_inputs.pastes
-        images = stages.finished(self.vae, run.latents, rows, columns, output_type, *last)
+        images = stages.finished(self.vae, run.latents, rows, columns, output_type, model_inputs)
         return ZImagePipelineOutput(images, run.computed())
 
     def denoising(self, inputs: ZImageModelInputs) -> Denoising:
         """Encode a request's captions and pack its noise: what is left are its steps."""
         captions = stages.caption_tokens(self.text_encoder, self.transformer, inputs.captions)
-        pack, transformer = self.preprocess_latents, self.transformer
-        keeping = keeping_of(transformer, inputs.masked, inputs.schedule.sigmas, pack)
-        return Denoising(transformer, inputs, captions, pack(inputs.latents), keeping)
+        return Denoising(self.transformer, inputs, captions, self.preprocess_latents)
 
     def _sides(self, inputs: ZImageModelInputs) -> tuple[int, int]:
         """Height and width in tokens."""

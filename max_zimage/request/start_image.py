@@ -77,7 +77,7 @@ def picture(
     if found is not None:
         asked = height is not None and width is not None
         # Where it fails, its message is enough: the fallbacks are sides that add none.
-        usual = problems.check((16, 16), _usual_size, framed_size(found, margins), allowed, asked=asked)
+        usual = problems.check((16, 16), _usual_size, found, margins, allowed, asked=asked)
     return {
         "image": found,
         "height": problems.check(16, checks.side, "height", usual[0] if height is None else height, limits.max_height),
@@ -85,16 +85,18 @@ def picture(
     }
 
 
-def _usual_size(size: tuple[int, int], resize: bool | None, *, asked: bool) -> tuple[int, int]:
+def _usual_size(image: Pixels, margins: tuple[int, ...] | None, resize: bool | None, *, asked: bool) -> tuple[int, int]:
     """Height and width where the request names none: the image's own, or the nearest that can be drawn."""
-    height, width = size
+    height, width = framed_size(image, margins)
     nearest = (_nearest(height), _nearest(width))
     if resize or asked or nearest == (height, width):
         return nearest
     raise RequestError.of(
         "image",
-        "{field}: its sides must be multiples of {step}, it has {width}x{height} pixels; the nearest size that fits is "
-        "{near_width}x{near_height}; resize it" + _or_say_so(resize),
+        "{field}: its sides must be multiples of {step}, it has {width}x{height} pixels"
+        + _with(margins)
+        + "; the nearest size that fits is {near_width}x{near_height}; resize it"
+        + _or_say_so(resize),
         step=PIXELS_PER_TOKEN,
         width=width,
         height=height,
@@ -103,11 +105,12 @@ def _usual_size(size: tuple[int, int], resize: bool | None, *, asked: bool) -> t
     )
 
 
-def check_size(size: tuple[int, int], height: int, width: int, resize: bool | None) -> None:
+def check_size(image: Pixels, margins: tuple[int, ...] | None, height: int, width: int, resize: bool | None) -> None:
     """Refuse an image of another size than the picture's, unless it may be resized.
 
     Args:
-        size: Height and width of the image, with the margins around it.
+        image: uint8 [height, width, 3].
+        margins: Pixels around it.
         height: Of the picture.
         width: Of the picture.
         resize: Whether the image may be resized; None where the caller cannot say so.
@@ -115,15 +118,15 @@ def check_size(size: tuple[int, int], height: int, width: int, resize: bool | No
     Raises:
         RequestError: If the sizes differ.
     """
-    rows, columns = size
-    if size == (height, width) or resize:
+    rows, columns = framed_size(image, margins)
+    if (rows, columns) == (height, width) or resize:
         return
     nearest = f"{_nearest(columns)}x{_nearest(rows)}"
     is_own = nearest == f"{columns}x{rows}"
     remedy = "{say[own size]}" if is_own else "ask for {nearest}, the nearest to the image's size"
     raise RequestError.of(
         "image",
-        "{field}: it has {columns}x{rows} pixels and {say[asks]} for {width}x{height}; "
+        "{field}: it has {columns}x{rows} pixels" + _with(margins) + " and {say[asks]} for {width}x{height}; "
         f"{remedy}, resize it{_or_say_so(resize)}",
         columns=columns,
         rows=rows,
@@ -131,6 +134,10 @@ def check_size(size: tuple[int, int], height: int, width: int, resize: bool | No
         height=height,
         nearest=nearest,
     )
+
+
+def _with(margins: tuple[int, ...] | None) -> str:
+    return "" if margins is None else " with those of {name[outpaint]}"
 
 
 def _or_say_so(resize: bool | None) -> str:

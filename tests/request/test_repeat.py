@@ -94,6 +94,30 @@ def test_edits(resized: bool, server: Server, repeat: Repeat, tmp_path: Path) ->
     assert read_parameters(tmp_path / "a.png").is_resized == resized
 
 
+@pytest.mark.parametrize("name", ["mask", "mask_image"])
+def test_masks(name: str, server: Server, repeat: Repeat, tmp_path: Path) -> None:
+    """In transparency and in greys; both are repeated from the very file that came to the server."""
+    shades = np.linspace(0, 255, 96 * 64).reshape(96, 64).astype(np.uint8)
+    mask = Image.fromarray(np.dstack([np.zeros((96, 64, 3), np.uint8), shades]) if name == "mask" else shades)
+    mask.save(tmp_path / "mask.png")
+    start().save(tmp_path / "start.png")
+    files = {"image": ("x.png", encoded(start())), name: ("y.png", encoded(mask))}
+    fields = {"prompt": PROMPT, "seed": "5", "steps": "3", "composite": "true", "soft_mask": "true"}
+    fields |= {"outpaint": "16,0,16,32"}
+    keep(tmp_path / "a.png", server.client.post("/v1/images/edits", files=files, data=fields))
+    assert pixels(tmp_path / "a.png").shape == (128, 96, 3)
+    code, error = repeat("--from", "a.png", "--image", "start.png")
+    assert code == 2
+    assert "a.png was drawn with a mask (sha256:" in error
+    assert "name its file with --mask" in error
+    code, error = repeat("--from", "a.png", "--image", "start.png", "--mask", "start.png")
+    assert code == 2
+    assert "--mask start.png is not the mask that a.png was drawn with" in error
+    assert repeat("--from", "a.png", "--image", "start.png", "--mask", "mask.png", "--output", "b.png") == (0, "")
+    np.testing.assert_array_equal(pixels(tmp_path / "b.png"), pixels(tmp_path / "a.png"))
+    assert read_parameters(tmp_path / "b.png") == read_parameters(tmp_path / "a.png")
+
+
 def test_edits_to_a_size_of_its_own(server: Server, repeat: Repeat, tmp_path: Path) -> None:
     body: dict[str, Any] = {"image": data_url(start(50, 30)), "prompt": PROMPT, "seed": 5, "steps": 2}
     keep(tmp_path / "a.png", server.post("/v1/images/edits", **body, size="96x64", resize=True))
@@ -116,14 +140,18 @@ def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tm
     if image is not None:
         content.append({"type": "input_image", "image_url": data_url(start(128, 128))})
         options["strength"] = 0.8
+    mask = start(128, 128).convert("L")
+    mask.save(tmp_path / "mask.png")
     body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
     body["metadata"] = {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1"} if image else dict(STAR)
     body["metadata"] |= {"sampler": "euler_ancestral", "sigma_shape": "beta57"}
+    if image is not None:
+        body["metadata"] |= {"mask_image": data_url(mask), "soft_mask": "true"}
     answer = server.post("/v1/responses", provider_options={"image": options}, **body)
     assert answer.status_code == 200, answer.text
     (tmp_path / "a.png").write_bytes(base64.b64decode(answer.json()["output"][0]["content"][0]["image_data"]))
     start(128, 128).save(tmp_path / "start.png")
-    more = [] if image is None else ["--image", "start.png"]
+    more = [] if image is None else ["--image", "start.png", "--mask", "mask.png"]
     assert repeat("--from", "a.png", *more, "--output", "again.png") == (0, "")
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "a.png"))
 
