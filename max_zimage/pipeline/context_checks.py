@@ -65,7 +65,7 @@ def _check_mask(context: ZImageContext, mask: npt.NDArray[np.uint8], height: int
     if not context.request:
         message = "{field} goes with the request that a context was made of, and this one was filled by hand"
         raise RequestError.of("input_mask", message)
-    if (mask.dtype, mask.shape) != (np.uint8, (height, width)):
+    if mask.dtype != np.uint8 or mask.shape != (height, width):
         message = "{field} must be uint8 [height, width] = {shape}, got {given}"
         raise RequestError.of("input_mask", message, shape=[height, width], given=f"{mask.dtype} {list(mask.shape)}")
 

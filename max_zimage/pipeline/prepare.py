@@ -13,11 +13,10 @@ from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
 from max_zimage.pipeline.captions import captions_of_request
-from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.planning import planned
-from max_zimage.pipeline.start_from_image import masked_start, starting_latents
+from max_zimage.pipeline.start_from_image import begin, pastes_of
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
@@ -77,41 +76,6 @@ def inputs_of_texts(
     """`captions_of_request`, then `inputs_of_request`; errors are those of both."""
     captions = captions_of_request(request, tokenizer, text_encoder, sources.limits)
     return inputs_of_request(request, captions, sources.specs.schedule, transformer, vae)
-
-
-def begin(
-    asked: GenerationRequest,
-    seed: int | None,
-    noise: FloatArray,
-    plan: Schedule,
-    transformer: ZImageTransformerModel,
-    vae: ZImageVaeModel,
-) -> tuple[FloatArray | Buffer, Masked | None]:
-    """What a request's pictures begin with, float32 like the noise, and what they keep; on the device with an image.
-
-    Args:
-        asked: The request.
-        seed: Of its first picture; None where none draws noise.
-        noise: float32 [pictures, channels, height/8, width/8].
-        plan: Its schedule.
-        transformer: Will run the steps.
-        vae: Encodes the image.
-    """
-    image, mask = asked.start_image, asked.picture_mask
-    source = None if seed is None else asked.noise_source(seed)
-    if image is None:
-        return noise, None
-    if mask is None:
-        return starting_latents(vae, image, noise, source, plan.sigmas[0]), None
-    return masked_start(vae, transformer, image, mask, noise, source, plan.sigmas[0], soft=asked.soft_mask)
-
-
-def pastes_of(asked: GenerationRequest, pictures: int) -> tuple[Paste | None, ...]:
-    """What takes its place again in each of a request's pictures."""
-    image, mask = asked.start_image, asked.picture_mask
-    if not asked.composite or image is None or mask is None:
-        return (None,) * pictures
-    return (Paste(image=image, mask=mask),) * pictures
 
 
 def drawn_noise(

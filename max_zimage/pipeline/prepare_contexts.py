@@ -15,8 +15,8 @@ from max_zimage.pipeline.captions import Pictures, deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
 from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.pipeline.planning import planned
-from max_zimage.pipeline.prepare import begin, drawn_noise, laid_out, pastes_of, seeds_of
-from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.pipeline.prepare import drawn_noise, laid_out, seeds_of
+from max_zimage.pipeline.start_from_image import begin, pastes_of, starting_latents
 from max_zimage.sampling.positions import max_caption_tokens
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 

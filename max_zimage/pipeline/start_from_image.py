@@ -12,7 +12,9 @@ from max.driver import Buffer
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import upload
 from max_zimage.pipeline import inpainting
-from max_zimage.pipeline.inpainting import Masked
+from max_zimage.pipeline.inpainting import Masked, Paste
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.schedule import Schedule
 from max_zimage.sampling.starting_noise import NoiseSource
 
 FloatArray = npt.NDArray[np.float32]
@@ -74,3 +76,38 @@ def masked_start(
         is_soft=soft,
     )
     return inpainting.start(transformer, masked, np.float32(sigma)), masked
+
+
+def begin(
+    asked: GenerationRequest,
+    seed: int | None,
+    noise: FloatArray,
+    plan: Schedule,
+    transformer: ZImageTransformerModel,
+    vae: ZImageVaeModel,
+) -> tuple[FloatArray | Buffer, Masked | None]:
+    """What a request's pictures begin with, float32 like the noise, and what they keep; on the device with an image.
+
+    Args:
+        asked: The request.
+        seed: Of its first picture; None where none draws noise.
+        noise: float32 [pictures, channels, height/8, width/8].
+        plan: Its schedule.
+        transformer: Will run the steps.
+        vae: Encodes the image.
+    """
+    image, mask = asked.start_image, asked.picture_mask
+    source = None if seed is None else asked.noise_source(seed)
+    if image is None:
+        return noise, None
+    if mask is None:
+        return starting_latents(vae, image, noise, source, plan.sigmas[0]), None
+    return masked_start(vae, transformer, image, mask, noise, source, plan.sigmas[0], soft=asked.soft_mask)
+
+
+def pastes_of(asked: GenerationRequest, pictures: int) -> tuple[Paste | None, ...]:
+    """What takes its place again in each of a request's pictures."""
+    image, mask = asked.start_image, asked.picture_mask
+    if not asked.composite or image is None or mask is None:
+        return (None,) * pictures
+    return (Paste(image=image, mask=mask),) * pictures
