@@ -8,27 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import flag_value
 from max_zimage.cli.repeating import without_replaced
-from max_zimage.errors import RequestError
+from max_zimage.cli.start_pictures import start_image, start_mask
 from max_zimage.images.latents import read_latents
-from max_zimage.images.read import read_image
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
 from max_zimage.request.request import GenerationRequest
-from max_zimage.request.start_image import digest
 
 if TYPE_CHECKING:
     from max_zimage.device.dtypes import ModelDtype
-
-MAX_IMAGE_PIXELS = 2**28
-"""Height times width of an image to begin with: one's own, so that only memory is a reason to stop."""
 
 T = TypeVar("T")
 
@@ -59,7 +51,8 @@ class GenerateOptions:
 
         Raises:
             ImageFileError: If that is no picture, or holds no parameters.
-            RequestError: If the image to begin with cannot be read, or is not the one that the picture began with.
+            RequestError: If the image to begin with or its mask cannot be read, or are not those that the picture began
+                with.
         """
         saved = None if arguments.source is None else read_parameters(Path(arguments.source))
         # Another model's weight files have no place in the one that is named now.
@@ -123,30 +116,9 @@ def _values(arguments: argparse.Namespace, saved: GenerationParameters | None) -
     values["prompt"] = _first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT)
     if arguments.latents_in is not None:
         values["latents"] = read_latents(Path(arguments.latents_in))
-    values["image"] = _image(arguments, saved)
+    values["image"], values["mask_image"] = start_image(arguments, saved), start_mask(arguments, saved)
     values["resize"] = arguments.resize or bool(saved and saved.is_resized)
     return values
-
-
-def _image(arguments: argparse.Namespace, saved: GenerationParameters | None) -> npt.NDArray[np.uint8] | None:
-    """The image to begin with: the one that the picture of --from began with, where it began with one."""
-    wanted = None if saved is None or saved.image_digest == UNKNOWN_IMAGE else saved.image_digest
-    of = saved and f"{saved.image_width}x{saved.image_height} pixels, {str(saved.image_digest)[:19]}..."
-    if arguments.image is None:
-        if wanted is not None:
-            raise RequestError(
-                f"{arguments.source} was drawn from an image ({of}), which is needed again; name its file with --image"
-            )
-        return None
-    image = read_image("--image", Path(arguments.image), MAX_IMAGE_PIXELS)
-    if wanted is not None and digest(image) != wanted:
-        rows, columns, _ = image.shape
-        raise RequestError(
-            f"--image {arguments.image} is not the image that {arguments.source} was drawn from: it has "
-            f"{columns}x{rows} pixels, {digest(image)[:19]}..., and that one {of}; name that one's file, or leave out "
-            "--from and give the prompt and the seed yourself"
-        )
-    return image
 
 
 def _doubts(arguments: argparse.Namespace, saved: GenerationParameters | None) -> tuple[str, ...]:

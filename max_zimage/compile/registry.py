@@ -29,6 +29,7 @@ from max_zimage.graphs.step.compose import UpdatePicture, denoise_step, extrapol
 from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
+from max_zimage.graphs.step.masked import KeepUnmasked
 
 ComponentName = Literal["text_encoder", "transformer", "vae"]
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -176,6 +177,15 @@ GRAPHS: dict[str, Entry] = {
             make=GuidedUpdate,
             label="guidance variant",
             runs="with a guidance variant or rescaling: once per guided evaluation",
+            count=work.count_elementwise,
+            is_float32=True,
+        ),
+        Entry(
+            name="keep_unmasked",
+            component="transformer",
+            make=KeepUnmasked,
+            label="inpainting",
+            runs="with a mask: once before the first step and after each",
             count=work.count_elementwise,
             is_float32=True,
         ),

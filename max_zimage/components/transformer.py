@@ -107,6 +107,13 @@ class ZImageTransformerModel(ZImageComponent):
         wait_for([graph])
         return graph
 
+    @cached_property
+    def keep_unmasked(self) -> CompiledGraph:
+        """`graphs.step.masked.KeepUnmasked`; compiled when it is first asked for."""
+        graph = self.graph("keep_unmasked")
+        wait_for([graph])
+        return graph
+
     @property
     def rope_spec(self) -> RopeSpec:
         """Shape of the rotary tables."""

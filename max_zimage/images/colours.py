@@ -64,6 +64,17 @@ def to_srgb(name: str | Item, picture: Image.Image, layout: Layout) -> Pixels:
     return np.asarray(coloured if turn is None else coloured.transpose(turn))
 
 
+def upright_alpha(picture: Image.Image) -> Pixels | None:
+    """How opaque a decoded picture is, uint8 [height, width]; None if it says nothing of it."""
+    if picture.mode not in (*_WITH_ALPHA, "P") and "transparency" not in picture.info:
+        return None
+    if picture.mode == "P" and not picture.has_transparency_data:
+        return None
+    found = picture.convert("RGBA").getchannel("A")
+    turn = _TURNS.get(_orientation(picture))
+    return np.asarray(found if turn is None else found.transpose(turn))
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a file's header says and the decoded picture no longer does.

@@ -31,15 +31,19 @@ _OF_ONE_PICTURE = ("MPO", "PSD")
 
 
 def image_of_data_url(name: str, url: str, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Read an image from a data URL; see `decode_image`.
+    """Read an image from a data URL; see `data_url_bytes` and `decode_image`."""
+    return decode_image(name, data_url_bytes(name, url), max_pixels)
+
+
+def data_url_bytes(name: str, url: str) -> bytes:
+    """The file in a data URL.
 
     Args:
         name: What messages call it.
         url: "data:image/png;base64,…". The file's bytes say what it is, whatever stands there.
-        max_pixels: Height times width.
 
     Raises:
-        RequestError: If it is no such URL, or the image does not do.
+        RequestError: If it is no such URL.
     """
     match = _DATA_URL.match(url[:200])
     if match is None:
@@ -48,12 +52,11 @@ def image_of_data_url(name: str, url: str, max_pixels: int = MAX_PIXELS) -> npt.
         )
     text = "".join(url[match.end() :].split()).translate(_URL_SAFE)
     try:
-        content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RequestError.of(
             name, "{field} is no valid base64 ({error}); encode the file's bytes again", error=error
         ) from error
-    return decode_image(name, content, max_pixels)
 
 
 def read_image(name: str, path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
@@ -67,6 +70,19 @@ def read_image(name: str, path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArr
     Raises:
         RequestError: If it cannot be read, or the image does not do.
     """
+    return decode_image(Item(name, f" {path}"), file_bytes(name, path), max_pixels)
+
+
+def file_bytes(name: str, path: Path) -> bytes:
+    """What stands in an image's file.
+
+    Args:
+        name: What messages call it.
+        path: Its.
+
+    Raises:
+        RequestError: If it cannot be read, or has too many bytes.
+    """
     file_name = Item(name, f" {path}")
     try:
         with path.open("rb") as file:
@@ -78,7 +94,7 @@ def read_image(name: str, path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArr
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise RequestError.of(file_name, "{field} has more than {most} bytes; send a smaller file", most=MAX_FILE_BYTES)
-    return decode_image(file_name, content, max_pixels)
+    return content
 
 
 def decode_image(name: str | Item, content: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from max.driver import Buffer, Device
 
 from max_zimage.device.devices import kept_rows, upload
 from max_zimage.pipeline.features import FeatureChange
+from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
@@ -75,6 +76,8 @@ class ZImageModelInputs:
         items: The branch rows.
         step_cache: Leaves out steps, or None.
         seeds: Of each picture, for the noise that a sampler draws between steps; empty where it draws none.
+        masked: What the pictures keep of an image, or None.
+        pastes: For each picture what takes its place again in the end, or None; empty for nothing.
     """
 
     captions: Captions
@@ -88,6 +91,8 @@ class ZImageModelInputs:
     items: Items
     step_cache: StepCache | None
     seeds: tuple[int, ...] = ()
+    masked: Masked | None = None
+    pastes: tuple[Paste | None, ...] = ()
 
     @property
     def num_inference_steps(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from max.pipelines.context import PixelContext
 
 from max_zimage.request.fields import ROWS
@@ -32,6 +33,7 @@ class ZImageContext(PixelContext):
         step_cache: How steps are left out, as `max_zimage.sampling.step_cache.parse_step_cache` reads it.
         listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.
         previews: Pictures of the unfinished work to send along, spread over the steps.
+        input_mask: uint8 [height, width], 255 where the picture is drawn anew; None for all of it.
         request: The request in its wire form, see `request_of`; empty where a context was filled by hand.
         sharing: What requests must have in common to share a batch, see `max_zimage.request.wire.sharing_key`.
     """
@@ -43,12 +45,13 @@ class ZImageContext(PixelContext):
     listens: bool = field(default=False)
     previews: int = field(default=0)
     step_cache: str = field(default="off")
+    input_mask: npt.NDArray[np.uint8] | None = field(default=None)
     request: str = field(default="")
     sharing: str = field(default="")
 
 
 def request_of(context: ZImageContext) -> GenerationRequest:
-    """The request that a context was made of, with its image in the picture's size.
+    """The request that a context was made of, with its image and mask in the picture's size.
 
     Args:
         context: From `max_zimage.serving.context_tokenizer.ZImageTokenizer`.
@@ -56,7 +59,7 @@ def request_of(context: ZImageContext) -> GenerationRequest:
     Raises:
         WireError: If the context was filled by hand, or comes from another version.
     """
-    return of_text(context.request, image=context.input_image)
+    return of_text(context.request, image=context.input_image, mask_image=context.input_mask)
 
 
 def step_cache_of(context: PixelContext) -> StepCache | None:

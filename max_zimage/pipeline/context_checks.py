@@ -11,6 +11,7 @@ from max.pipelines.context import PixelContext, TokenBuffer
 
 from max_zimage.errors import RequestError
 from max_zimage.images.read import starting_image
+from max_zimage.pipeline.context import ZImageContext
 from max_zimage.request import checks
 from max_zimage.request.checks import Problems
 from max_zimage.request.fields import ROWS
@@ -55,7 +56,18 @@ def check_context(context: PixelContext, limits: Limits, vocab_size: int) -> Non
         checks.array("latents", context.latents, shape, meaning)
     if context.input_image is not None:
         image = starting_image("input_image", context.input_image, (limits.max_height, limits.max_width))
-        check_size(image, height, width, None)
+        check_size(image, None, height, width, None)
+    if isinstance(context, ZImageContext) and context.input_mask is not None:
+        _check_mask(context, context.input_mask, height, width)
+
+
+def _check_mask(context: ZImageContext, mask: npt.NDArray[np.uint8], height: int, width: int) -> None:
+    if not context.request:
+        message = "{field} goes with the request that a context was made of, and this one was filled by hand"
+        raise RequestError.of("input_mask", message)
+    if mask.dtype != np.uint8 or mask.shape != (height, width):
+        message = "{field} must be uint8 [height, width] = {shape}, got {given}"
+        raise RequestError.of("input_mask", message, shape=[height, width], given=f"{mask.dtype} {list(mask.shape)}")
 
 
 def _check_levels(context: PixelContext, most: int) -> None:

@@ -5,7 +5,7 @@ Between the first step and the last nothing but compiled graphs touches a tensor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import download, kept_rows
 from max_zimage.pipeline.batch import Items, ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepHook
+from max_zimage.pipeline.inpainting import keeping_of
 from max_zimage.pipeline.step_inputs import make_tables, step_inputs
 from max_zimage.pipeline.step_noise import StepNoise
 from max_zimage.pipeline.steppers import stepper_of
@@ -30,7 +31,7 @@ class Denoising:
         transformer: Makes the schedule's modulation table, and runs the evaluations.
         inputs: The request.
         captions: Caption tokens of all branch rows, [items, caption_padded, dim] in the model's dtype.
-        latents: float32 [batch, image tokens, 4 · channels], the starting noise, packed.
+        pack: Latents to tokens, [batch, image tokens, 4 · channels].
 
     Attributes:
         latents: Those of the next step, packed.
@@ -41,7 +42,11 @@ class Denoising:
     """
 
     def __init__(
-        self, transformer: ZImageTransformerModel, inputs: ZImageModelInputs, captions: Buffer, latents: Buffer
+        self,
+        transformer: ZImageTransformerModel,
+        inputs: ZImageModelInputs,
+        captions: Buffer,
+        pack: Callable[[Buffer], Buffer],
     ) -> None:
         self._inputs, self._items, self._captions = inputs, inputs.items, captions
         self._stepper = stepper_of(transformer, inputs)
@@ -49,7 +54,8 @@ class Denoising:
         kept = inputs.guidance.kept(spec.num_refiner_layers, spec.num_layers)
         self._tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps, kept), transformer.device)
         self._rows = self._rows_of_branches()
-        self._noise = StepNoise(inputs)
+        self._noise, latents = StepNoise(inputs), pack(inputs.latents)
+        self._keeping = keeping_of(transformer, inputs.masked, inputs.schedule.sigmas, pack)
         self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)
         self.latents = latents
         self._before = self._prediction = latents
@@ -81,6 +87,8 @@ class Denoising:
                 inputs = step_inputs(self._tables, index, items, captions, self.latents, self._history)
                 result = self._stepper(index, inputs)
                 self.latents, self._history, self._prediction = result[:3]
+            if self._keeping is not None:
+                self.latents = self._keeping(self.step, self.latents)
         self.step += 1
         return float(1000 * self._inputs.schedule.sigmas[self.step - 1])
 
@@ -112,6 +120,8 @@ class Denoising:
         self._rows = self._rows_of_branches()
         self._stepper.keep(rows)
         self._noise.keep(pictures)
+        if self._keeping is not None:
+            self._keeping.keep(pictures)
         self.latents, self._before, self._prediction = (
             kept_rows(each, pictures) for each in (self.latents, self._before, self._prediction)
         )

@@ -16,7 +16,7 @@ from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.planning import planned
-from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.pipeline.start_from_image import begin, pastes_of
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
@@ -54,17 +54,15 @@ def inputs_of_request(
     plan, noise = request.schedule(schedule_spec), request.latents
     if noise is None:
         noise = drawn_noise(request, request.seed, request.num_images, vae, plan)
-    start: FloatArray | Buffer = noise
-    if request.start_image is not None:
-        source = None if request.seed is None else request.noise_source(request.seed)
-        start = starting_latents(vae, request.start_image, noise, source, plan.sigmas[0])
-        # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
-        if not np.isfinite(download(start)).all():
-            what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
-            raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
+    start, masked = begin(request, request.seed, noise, plan, transformer, vae)
+    # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
+    if isinstance(start, Buffer) and not np.isfinite(download(start)).all():
+        what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
+        raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
     evaluated, guided = planned(request, plan, transformer.spec.num_layers, others)
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
-    return laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
+    made = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
+    return replace(made, masked=masked, pastes=pastes_of(request, request.num_images))
 
 
 def inputs_of_texts(

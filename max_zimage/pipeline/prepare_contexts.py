@@ -13,9 +13,10 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.captions import Pictures, deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
+from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.pipeline.planning import planned
 from max_zimage.pipeline.prepare import drawn_noise, laid_out, seeds_of
-from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.pipeline.start_from_image import begin, pastes_of, starting_latents
 from max_zimage.sampling.positions import max_caption_tokens
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 
@@ -64,9 +65,17 @@ def inputs_of_contexts(
         contexts, has_negative=guided.has_negative, rows=max_caption_tokens(transformer.spec.axes_lens)
     )
     pictures = sum(context.num_images_per_prompt for context in contexts)
-    start = [_start(each, vae, schedule_of(each, schedule_spec)) for each in contexts]
+    begun = [_begin(each, transformer, vae, schedule_of(each, schedule_spec)) for each in contexts]
+    start, kept = [each for each, _ in begun], [masked for _, masked in begun if masked is not None]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
-    return laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+    made = laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+    pastes = tuple(each for context in contexts for each in pastes_of_context(context))
+    return replace(made, masked=Masked.joined(kept), pastes=pastes)
+
+
+def pastes_of_context(context: PixelContext) -> tuple[Paste | None, ...]:
+    """What takes its place again in each of a request's pictures."""
+    return pastes_of(asked_of(context), context.num_images_per_prompt)
 
 
 def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int) -> Captions:
@@ -84,12 +93,15 @@ def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int
     return deduplicate_captions(positive, negative)
 
 
-def _start(context: PixelContext, vae: ZImageVaeModel, plan: Schedule) -> FloatArray | Buffer:
-    """What a request of a server begins with; noise that is not there is drawn from its seed."""
+def _begin(
+    context: PixelContext, transformer: ZImageTransformerModel, vae: ZImageVaeModel, plan: Schedule
+) -> tuple[FloatArray | Buffer, Masked | None]:
+    """What a request of a server begins with, and what it keeps; noise that is not there is drawn from its seed."""
     noise, asked, seed = np.asarray(context.latents, np.float32), asked_of(context), context.seed
     if noise.size == 0:
         noise = drawn_noise(asked, seed, context.num_images_per_prompt, vae, plan)
-    if context.input_image is None:
-        return noise
-    source = None if seed is None else asked.noise_source(seed)
-    return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, source, context.sigmas[0])
+    if context.input_image is not None and asked.image is None:  # filled by hand: no request says more of it
+        source = None if seed is None else asked.noise_source(seed)
+        image = np.asarray(context.input_image, np.uint8)
+        return starting_latents(vae, image, noise, source, context.sigmas[0]), None
+    return begin(asked, seed, noise, plan, transformer, vae)

@@ -18,6 +18,7 @@ from max_zimage.device.devices import download, upload_as
 from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
 from max_zimage.pipeline.captions import changed_features
 from max_zimage.pipeline.estimate import check_picture, check_request, pictures_at_once
+from max_zimage.pipeline.inpainting import Paste
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import (
     GIVEN_LATENTS,
@@ -30,7 +31,6 @@ from max_zimage.pipeline.not_finite import (
 from max_zimage.request.checks import output_type as checked_output_type
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
-from max_zimage.sampling.step_cache import StepCache
 
 
 def check(
@@ -120,7 +120,9 @@ def token_squares(latents: Buffer, rows: int, columns: int) -> Buffer:
     return latents.view(DType.float32, (int(latents.shape[0]), rows, columns, 2, 2, int(latents.shape[2]) // 4))
 
 
-def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> tuple[npt.NDArray[np.uint8], Flags]:
+def decoded(
+    decode: CompiledGraph, latents: Buffer, rows: int, columns: int, pastes: Sequence[Paste | None] = ()
+) -> tuple[npt.NDArray[np.uint8], Flags]:
     """Packed latents to pictures, on the host; large ones a few at a time.
 
     Args:
@@ -128,6 +130,7 @@ def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> 
         latents: float32 [batch, rows · columns, 4 · channels].
         rows: Height in tokens.
         columns: Width in tokens.
+        pastes: For each picture what takes its place again in it, or None; empty for nothing.
 
     Returns:
         uint8 [batch, 16 · rows, 16 · columns, 3], and bool [batch]: whether a picture and its latents are finite.
@@ -138,6 +141,9 @@ def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> 
     parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]
     outputs = [[download(each) for each in decode(part)] for part in parts]
     pixels, energy = (np.concatenate(each) for each in zip(*outputs, strict=True))
+    for index, paste in enumerate(pastes):
+        if paste is not None:
+            pixels[index] = paste(pixels[index])
     return pixels, np.isfinite(energy)
 
 
@@ -150,7 +156,12 @@ def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32
 
 
 def finished(
-    vae: ZImageVaeModel, latents: Buffer, rows: int, columns: int, output_type: str, step_cache: StepCache | None = None
+    vae: ZImageVaeModel,
+    latents: Buffer,
+    rows: int,
+    columns: int,
+    output_type: str,
+    inputs: ZImageModelInputs | None = None,
 ) -> npt.NDArray[Any] | list[Image.Image]:
     """Packed latents to what a call returns.
 
@@ -160,18 +171,18 @@ def finished(
         rows: Height in tokens.
         columns: Width in tokens.
         output_type: "np", "pil" or "latent".
-        step_cache: What the steps used; it may be the cause where something is not finite.
+        inputs: The request: what its pictures keep, and what may be the cause where something is not finite.
 
     Raises:
         ValueError: If the output type is unknown.
         NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
     """
-    kind, suspects = checked_output_type(output_type), usual_suspects(vae.dtype_name, step_cache)
+    kind, suspects = checked_output_type(output_type), usual_suspects(vae.dtype_name, inputs and inputs.step_cache)
     if kind == "latent":
         values = unpacked(latents, rows, columns)
         require_finite(values, are_finite(values), suspects)
         return values
-    pixels, finite = decoded(vae.model, latents, rows, columns)
+    pixels, finite = decoded(vae.model, latents, rows, columns, inputs.pastes if inputs else ())
     images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
     require_finite(images, finite, suspects)
     return images

@@ -1,6 +1,6 @@
-"""Image-to-image: the latents it begins with.
+"""Image-to-image and inpainting: the latents they begin with.
 
-Reference: diffusers pipelines/z_image/pipeline_z_image_img2img.py (prepare_latents).
+Reference: diffusers pipelines/z_image/pipeline_z_image_img2img.py (prepare_latents), pipeline_z_image_inpaint.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 
-from max_zimage.components import ZImageVaeModel
+from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import upload
+from max_zimage.pipeline import inpainting
+from max_zimage.pipeline.inpainting import Masked, Paste
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.schedule import Schedule
 from max_zimage.sampling.starting_noise import NoiseSource
 
 FloatArray = npt.NDArray[np.float32]
@@ -35,3 +39,75 @@ def starting_latents(
     chosen = np.zeros_like(noise) if source is None else source.posterior(pictures, (shape[0], shape[1], shape[2]))
     picture, given, start = (upload(each, vae.device) for each in (image[None], chosen, noise))
     return vae.start(picture, given, start, np.float32(sigma))
+
+
+def masked_start(
+    vae: ZImageVaeModel,
+    transformer: ZImageTransformerModel,
+    image: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.uint8],
+    noise: FloatArray,
+    source: NoiseSource | None,
+    sigma: np.float32,
+    *,
+    soft: bool,
+) -> tuple[Buffer, Masked]:
+    """What inpainting begins with, and what it keeps; the image is encoded once for both.
+
+    Args:
+        vae: Encodes the image.
+        transformer: Has the graph that mixes it with noise.
+        image: uint8 [height, width, 3].
+        mask: uint8 [height, width], 255 is repainted.
+        noise: float32 [pictures, channels, height/8, width/8].
+        source: As in `starting_latents`.
+        sigma: Noise level to begin with.
+        soft: Whether the mask keeps its grades.
+
+    Returns:
+        float32 like `noise`, and what is kept.
+    """
+    latents = starting_latents(vae, image, np.zeros_like(noise), source, np.float32(0))
+    shown = np.broadcast_to(inpainting.latent_mask(mask, vae.spec.downscale, soft=soft), noise.shape)
+    masked = Masked(
+        image=latents,
+        noise=upload(noise, transformer.device),
+        mask=upload(np.ascontiguousarray(shown), transformer.device),
+        is_soft=soft,
+    )
+    return inpainting.start(transformer, masked, np.float32(sigma)), masked
+
+
+def begin(
+    asked: GenerationRequest,
+    seed: int | None,
+    noise: FloatArray,
+    plan: Schedule,
+    transformer: ZImageTransformerModel,
+    vae: ZImageVaeModel,
+) -> tuple[FloatArray | Buffer, Masked | None]:
+    """What a request's pictures begin with, float32 like the noise, and what they keep; on the device with an image.
+
+    Args:
+        asked: The request.
+        seed: Of its first picture; None where none draws noise.
+        noise: float32 [pictures, channels, height/8, width/8].
+        plan: Its schedule.
+        transformer: Will run the steps.
+        vae: Encodes the image.
+    """
+    image, mask = asked.start_image, asked.picture_mask
+    source = None if seed is None else asked.noise_source(seed)
+    if image is None:
+        return noise, None
+    if mask is None:
+        return starting_latents(vae, image, noise, source, plan.sigmas[0]), None
+    return masked_start(vae, transformer, image, mask, noise, source, plan.sigmas[0], soft=asked.soft_mask)
+
+
+def pastes_of(asked: GenerationRequest, pictures: int) -> tuple[Paste | None, ...]:
+    """What takes its place again in each of a request's pictures."""
+    image, mask = asked.start_image, asked.picture_mask
+    if not asked.composite or image is None or mask is None:
+        return (None,) * pictures
+    return (Paste(image=image, mask=mask),) * pictures

@@ -284,13 +284,13 @@ class ZImagePipeline(DiffusionPipeline):
         run = self.denoising(model_inputs)
         run.run(on_step)
         rows, columns = self._sides(model_inputs)
-        images = stages.finished(self.vae, run.latents, rows, columns, output_type, model_inputs.step_cache)
+        images = stages.finished(self.vae, run.latents, rows, columns, output_type, model_inputs)
         return ZImagePipelineOutput(images, run.computed())
 
     def denoising(self, inputs: ZImageModelInputs) -> Denoising:
         """Encode a request's captions and pack its noise: what is left are its steps."""
         captions = stages.caption_tokens(self.text_encoder, self.transformer, inputs.captions)
-        return Denoising(self.transformer, inputs, captions, self.preprocess_latents(inputs.latents))
+        return Denoising(self.transformer, inputs, captions, self.preprocess_latents)
 
     def _sides(self, inputs: ZImageModelInputs) -> tuple[int, int]:
         """Height and width in tokens."""

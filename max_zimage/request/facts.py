@@ -42,6 +42,11 @@ class RequestFacts(RequestFields):
         return 1 + self.use_guidance + (self.slg_scale > 0)
 
     @property
+    def is_masked(self) -> bool:
+        """Whether a part of the image is kept."""
+        return self.mask_image is not None or self.outpaint is not None
+
+    @property
     def first_step(self) -> int:
         """The step that the schedule begins with: above 0 where the image's strength leaves some out."""
         return 0 if self.image is None else first_step(self.num_inference_steps, self.strength)

@@ -27,6 +27,7 @@ from max_zimage.request.kinds import (
     Whole,
 )
 from max_zimage.request.list_kinds import NumberOrMany
+from max_zimage.request.mask_fields import MaskFields
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.request.text_fields import TEMPLATE, TextFields
@@ -244,7 +245,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(TextFields, NoiseFields, GuidanceFields, PictureFields):
+class RequestFields(TextFields, NoiseFields, GuidanceFields, MaskFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

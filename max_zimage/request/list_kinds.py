@@ -82,6 +82,39 @@ class Pair(Kind):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Margins(Kind):
+    """Four whole numbers from 0, of pixels to the left, at the top, to the right and at the bottom; not all are 0.
+
+    Attributes:
+        limits: The attributes of `Limits` that say how many there may be across and upright.
+    """
+
+    schema: ClassVar[Any] = list[int]
+    limits: tuple[str, str]
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> tuple[int, ...]:
+        from max_zimage.request.value_checks import margins
+
+        across, upright = (int(getattr(limits, each)) for each in self.limits)
+        return margins(name, value, across, upright)
+
+    @override
+    def of_flag(self, text: str) -> object:
+        return [int(each) for each in text.split(",")]
+
+    @override
+    def encode(self, value: tuple[int, ...] | None) -> object:
+        return None if value is None else list(value)
+
+    @override
+    def decode(self, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, list) or len(value) != 4 or not all(type(each) is int for each in value):
+            raise ValueError(f"must be a list of four whole numbers, got {value!r}")
+        return tuple(value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wholes(Kind):
     """Whole numbers from 0, below what the attribute `limit` of `Limits` says; a request holds a sorted tuple."""
 

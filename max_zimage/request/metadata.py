@@ -20,7 +20,8 @@ UNKNOWN_IMAGE = "unknown"
 
 _ROWS = {name: row for name, row in ROWS.items() if row.kept}
 _ADDED: dict[int, dict[str, Any]] = {
-    3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None}
+    3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
+    4: {"mask_digest": None},
 }
 """Format -> what came with it that is no field of a request, and what it is in pictures from before."""
 _FORMAT_VERSION = max(*_ADDED, *(row.kept.since for row in _ROWS.values() if row.kept))
@@ -50,6 +51,7 @@ class GenerationParameters:
             in pictures that do not say.
         image_height: Pixels of that image; where they are not those of the picture, it was resized.
         image_width: Pixels of that image.
+        mask_digest: Of its mask, as `max_zimage.request.mask_checks.mask_digest` makes it; None for none.
         seed: The seed of this picture, not that of the first of its request.
         model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
         weight_paths: Weight files in place of the checkpoint's own, as they were named.
@@ -62,6 +64,7 @@ class GenerationParameters:
     image_digest: str | None
     image_height: int | None
     image_width: int | None
+    mask_digest: str | None
     seed: int
     model: str
     weight_paths: tuple[str, ...]
@@ -113,6 +116,7 @@ class GenerationParameters:
             image_digest=request.image_digest,
             image_height=height,
             image_width=width,
+            mask_digest=request.mask_digest,
             model=model,
             weight_paths=weight_paths,
             dtype=dtype,
@@ -123,7 +127,11 @@ class GenerationParameters:
     @property
     def is_resized(self) -> bool:
         """Whether the image that the picture began with was resized."""
-        return self.image_height is not None and (self.image_height, self.image_width) != (self.height, self.width)
+        if self.image_height is None or self.image_width is None:
+            return False
+        left, top, right, bottom = self.outpaint or (0, 0, 0, 0)
+        whole = (self.image_height + top + bottom, self.image_width + left + right)
+        return whole != (self.height, self.width)
 
     def to_json(self) -> str:
         """Return one JSON object, marked with the program and the version of the layout."""

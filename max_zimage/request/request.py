@@ -18,6 +18,7 @@ from max_zimage.request.checks import Problems
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.mask_checks import framed, mask_digest, picture_mask
 from max_zimage.request.noise_checks import steps_between
 from max_zimage.request.schedule_checks import checked_schedule
 from max_zimage.request.together import check_together
@@ -42,14 +43,31 @@ class GenerationRequest(RequestFacts):
     @cached_property
     def start_image(self) -> npt.NDArray[np.uint8] | None:
         """The image in the picture's size, uint8 [height, width, 3], or None."""
-        if self.image is None or self.image.shape[:2] == (self.height, self.width):
-            return self.image
-        return resized(self.image, self.height, self.width)
+        if self.image is None:
+            return None
+        whole = framed(self.image, self.outpaint)
+        return whole if whole.shape[:2] == (self.height, self.width) else resized(whole, self.height, self.width)
+
+    @cached_property
+    def picture_mask(self) -> npt.NDArray[np.uint8] | None:
+        """What of that image is drawn anew, uint8 [height, width], 255 for all of it; None for the whole image."""
+        if self.image is None or not self.is_masked:
+            return None
+        return picture_mask(self.mask_image, self.image, self.outpaint, self.height, self.width)
+
+    def settled(self) -> GenerationRequest:
+        """The same request with image and mask in the picture's size."""
+        return replace(self, image=self.start_image, mask_image=self.picture_mask, outpaint=None)
 
     @cached_property
     def image_digest(self) -> str | None:
         """By which the image is known again, whatever file it comes in; see `max_zimage.request.start_image`."""
         return None if self.image is None else start_images.digest(self.image)
+
+    @cached_property
+    def mask_digest(self) -> str | None:
+        """By which the mask is known again; see `max_zimage.request.mask_checks`."""
+        return None if self.mask_image is None else mask_digest(self.mask_image)
 
     @classmethod
     def create(cls, *, limits: Limits, defaults: RequestDefaults, **arguments: object) -> GenerationRequest:

@@ -17,6 +17,7 @@ from max_zimage.images.read import starting_image
 from max_zimage.request import checks
 from max_zimage.request.checks import Problems
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.mask_checks import framed_size
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN
 
 Pixels = npt.NDArray[np.uint8]
@@ -51,6 +52,7 @@ def picture(
     height: object,
     width: object,
     resize: object,
+    margins: tuple[int, ...] | None,
     limits: Limits,
     defaults: RequestDefaults,
 ) -> Start:
@@ -62,6 +64,7 @@ def picture(
         height: Of the picture; that of the image, or else the checkpoint's, if None.
         width: Of the picture, likewise.
         resize: Whether the image may be resized; None where the caller does not offer it.
+        margins: Pixels around the image.
         limits: What the checkpoint can do at most.
         defaults: What it does where nothing is asked for.
 
@@ -74,7 +77,7 @@ def picture(
     if found is not None:
         asked = height is not None and width is not None
         # Where it fails, its message is enough: the fallbacks are sides that add none.
-        usual = problems.check((16, 16), _usual_size, found, allowed, asked=asked)
+        usual = problems.check((16, 16), _usual_size, found, margins, allowed, asked=asked)
     return {
         "image": found,
         "height": problems.check(16, checks.side, "height", usual[0] if height is None else height, limits.max_height),
@@ -82,16 +85,18 @@ def picture(
     }
 
 
-def _usual_size(image: Pixels, resize: bool | None, *, asked: bool) -> tuple[int, int]:
+def _usual_size(image: Pixels, margins: tuple[int, ...] | None, resize: bool | None, *, asked: bool) -> tuple[int, int]:
     """Height and width where the request names none: the image's own, or the nearest that can be drawn."""
-    height, width, _ = image.shape
+    height, width = framed_size(image, margins)
     nearest = (_nearest(height), _nearest(width))
     if resize or asked or nearest == (height, width):
         return nearest
     raise RequestError.of(
         "image",
-        "{field}: its sides must be multiples of {step}, it has {width}x{height} pixels; the nearest size that fits is "
-        "{near_width}x{near_height}; resize it" + _or_say_so(resize),
+        "{field}: its sides must be multiples of {step}, it has {width}x{height} pixels"
+        + _with(margins)
+        + "; the nearest size that fits is {near_width}x{near_height}; resize it"
+        + _or_say_so(resize),
         step=PIXELS_PER_TOKEN,
         width=width,
         height=height,
@@ -100,11 +105,12 @@ def _usual_size(image: Pixels, resize: bool | None, *, asked: bool) -> tuple[int
     )
 
 
-def check_size(image: Pixels, height: int, width: int, resize: bool | None) -> None:
+def check_size(image: Pixels, margins: tuple[int, ...] | None, height: int, width: int, resize: bool | None) -> None:
     """Refuse an image of another size than the picture's, unless it may be resized.
 
     Args:
         image: uint8 [height, width, 3].
+        margins: Pixels around it.
         height: Of the picture.
         width: Of the picture.
         resize: Whether the image may be resized; None where the caller cannot say so.
@@ -112,22 +118,26 @@ def check_size(image: Pixels, height: int, width: int, resize: bool | None) -> N
     Raises:
         RequestError: If the sizes differ.
     """
-    rows, columns, _ = image.shape
+    rows, columns = framed_size(image, margins)
     if (rows, columns) == (height, width) or resize:
         return
     nearest = f"{_nearest(columns)}x{_nearest(rows)}"
     is_own = nearest == f"{columns}x{rows}"
-    size = "{say[own size]}" if is_own else "ask for {nearest}, the nearest to the image's size"
+    remedy = "{say[own size]}" if is_own else "ask for {nearest}, the nearest to the image's size"
     raise RequestError.of(
         "image",
-        "{field}: it has {columns}x{rows} pixels and {say[asks]} for {width}x{height}; "
-        f"{size}, resize it{_or_say_so(resize)}",
+        "{field}: it has {columns}x{rows} pixels" + _with(margins) + " and {say[asks]} for {width}x{height}; "
+        f"{remedy}, resize it{_or_say_so(resize)}",
         columns=columns,
         rows=rows,
         width=width,
         height=height,
         nearest=nearest,
     )
+
+
+def _with(margins: tuple[int, ...] | None) -> str:
+    return "" if margins is None else " with those of {name[outpaint]}"
 
 
 def _or_say_so(resize: bool | None) -> str:

@@ -10,6 +10,7 @@ from max_zimage.request import start_image as start_images
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import check_guidance
 from max_zimage.request.limits import Limits
+from max_zimage.request.mask_checks import check_mask
 from max_zimage.request.noise_checks import check_noise
 from max_zimage.request.schedule_checks import check_evaluations, has_a_step
 
@@ -22,7 +23,8 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
         raise RequestError.of(None, message, most=limits.max_images, prompts=prompts, copies=copies)
     if request.image is not None:
         has_a_step(request.strength, request.num_inference_steps)
-        start_images.check_size(request.image, request.height, request.width, resize)
+        start_images.check_size(request.image, request.outpaint, request.height, request.width, resize)
+    check_mask(request)
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     check_guidance(request, limits.num_layers)
     check_noise(request)

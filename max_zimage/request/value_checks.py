@@ -32,6 +32,18 @@ def pair(name: str, value: object) -> tuple[float, ...]:
     return tuple(ranged(Item(name, f"[{index}]"), each, high=1.0) for index, each in enumerate(value))
 
 
+def margins(name: str, value: object, across: int, upright: int) -> tuple[int, ...]:
+    """Return four whole numbers, pixels to the left, at the top, to the right and at the bottom."""
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
+        message = "{field} must be four whole numbers, pixels to the left, top, right and bottom, got {given}"
+        raise RequestError.of(name, message, given=shown(value))
+    most = (across, upright, across, upright)
+    sides = tuple(whole_number(Item(name, f"[{at}]"), each, low=0, high=most[at]) for at, each in enumerate(value))
+    if not any(sides):
+        raise RequestError.of(name, "{field} adds no pixel to any side; give some, or leave it out")
+    return sides
+
+
 def wholes(name: str, value: object, count: int) -> tuple[int, ...]:
     """Return whole numbers from 0 to below `count`, sorted and each once."""
     if not isinstance(value, (list, tuple)) or not value:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from max_zimage.errors import CheckpointError, RequestError
+from max_zimage.images.masks import mask_of
 from max_zimage.request import checks, guidance_checks
 from max_zimage.request import start_image as start_images
 from max_zimage.request.checks import Problems
@@ -31,7 +32,9 @@ def values_of(
     # First what others depend on.
     prompts = check((), _prompts, given["prompt"], given["prompt_embeds"], limits)
     embeds, guidance, levels = (alone(name) for name in ("negative_prompt_embeds", "guidance_scale", "sigmas"))
-    sampler = alone("sampler") or DEFAULT_SAMPLER
+    sampler, margins = alone("sampler") or DEFAULT_SAMPLER, alone("outpaint")
+    mask = problems.optional(mask_of, "mask_image", given["mask_image"], (limits.max_height, limits.max_width))
+    is_masked = mask is not None or margins is not None
     values = {
         "prompts": prompts,
         "negative_prompt_embeds": embeds,
@@ -42,14 +45,16 @@ def values_of(
         "sigma_shape": check(DEFAULT_SHAPE, _shape, given["sigma_shape"], levels, defaults, limits),
         "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, guidance, limits),
         **start_images.picture(
-            problems, given["image"], given["height"], given["width"], given["resize"], limits, defaults
+            problems, given["image"], given["height"], given["width"], given["resize"], margins, limits, defaults
         ),
+        "mask_image": mask,
+        "outpaint": margins,
         "num_inference_steps": check(1, _steps, given["num_inference_steps"], levels, defaults, limits),
         "latents": given["latents"],
     }
     apart: dict[str, Callable[[], Any]] = {
         "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, limits),
-        "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits),
+        "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits, is_masked=is_masked),
     }
     for name, row in ROWS.items():
         if row.attribute and row.attribute not in values:
@@ -159,10 +164,12 @@ def _seed(value: object, latents: object, sampler: str, limits: Limits) -> int |
     return fresh_seed() if value is None else int(ROWS["seed"].kind.check("seed", value, limits))
 
 
-def _strength(value: object, image: object, limits: Limits) -> float:
+def _strength(value: object, image: object, limits: Limits, *, is_masked: bool) -> float:
     if image is None:
         if value is not None:
             message = "{field} is given without an image, got {given}; give the image too, or leave it out"
             raise RequestError.of("strength", message, given=value)
         return 1.0
-    return DEFAULT_STRENGTH if value is None else float(ROWS["strength"].kind.check("strength", value, limits))
+    if value is None:  # as diffusers' two pipelines have it
+        return 1.0 if is_masked else DEFAULT_STRENGTH
+    return float(ROWS["strength"].kind.check("strength", value, limits))

@@ -84,6 +84,7 @@ def sharing_key(request: GenerationRequest, sigmas: npt.NDArray[np.float32]) -> 
     """
     rows = [row for row in ROWS.values() if row.shared == "value"]
     shared = {row.argument: row.kind.encode(getattr(request, row.attribute)) for row in rows}
+    shared["is_masked"] = request.is_masked
     if request.sigma_shape in UNSHIFTED:  # samplers that begin below 1 go by the shift, which these levels do not show
         shared["shift"] = request.shift
     return json.dumps([np.asarray(sigmas, np.float32).tobytes().hex(), shared])

@@ -25,7 +25,8 @@ from max.pipelines.request.provider_options import ImageProviderOptions
 from max_zimage.checkpoint.description import describe
 from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.errors import RequestError
-from max_zimage.images.read import MAX_PIXELS, image_of_data_url
+from max_zimage.images.masks import decode_mask
+from max_zimage.images.read import MAX_PIXELS, data_url_bytes, image_of_data_url
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.request.fields import ROWS
@@ -152,7 +153,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             TokenizerError: If the chat template refuses it.
         """
         prompt, *negative = tokens_of_request(asked, self._tokenizer, self.limits)
-        plan = asked.schedule(self._schedule)
+        plan, settled = asked.schedule(self._schedule), asked.settled()
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
         return ZImageContext(
@@ -170,7 +171,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             width=asked.width,
             num_inference_steps=asked.num_inference_steps,
             guidance_scale=asked.max_guidance,
-            input_image=asked.start_image,
+            input_image=settled.image,
+            input_mask=settled.mask_image,
             strength=asked.strength,
             cfg_normalization=asked.cfg_normalization,
             cfg_truncation=asked.cfg_truncation,
@@ -178,7 +180,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             output_format=output_format,
             seed=seed,
             step_cache=format_step_cache(asked.step_cache),
-            request=to_text(asked),
+            request=to_text(settled),
             sharing=sharing_key(asked, plan.sigmas),
             **more,
         )
@@ -195,6 +197,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             defaults=self.defaults,
             prompt=_prompt(request),
             image=_image(request, self.max_input_pixels),
+            mask_image=_mask(request, self.max_input_pixels),
             **values,
         )
 
@@ -264,3 +267,8 @@ def _image(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uin
         message = "{field}: one image may be given, got {given}; leave the others out"
         raise RequestError.of("input_image", message, given=len(urls))
     return image_of_data_url("input_image", urls[0], max_pixels) if urls else None
+
+
+def _mask(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+    url = (request.body.metadata or {}).get("mask_image")
+    return None if url is None else decode_mask("mask_image", data_url_bytes("mask_image", url), max_pixels)

@@ -219,7 +219,8 @@ for cache in (FirstBlockCache(), TaylorSeer()):
     pipeline.use_step_cache(cache)
 pipeline.build_prepare_scheduler()
 pipeline.build_scheduler_step()
-compiler.compile_together([pipeline.vae.encoder, pipeline.transformer.guided_update])
+transformer = pipeline.transformer
+compiler.compile_together([pipeline.vae.encoder, transformer.guided_update, transformer.keep_unmasked])
 device, specs = Accelerator(), pipeline.sources.specs
 workers = {}
 for name in pipelines:

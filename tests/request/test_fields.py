@@ -16,7 +16,7 @@ from max_zimage.cli.main import _parser
 from max_zimage.request.fields import ROWS, RequestFields
 from max_zimage.request.kinds import Cache, Kind, Number, Switch, Texts, Whole
 from max_zimage.request.limits import Limits, RequestDefaults
-from max_zimage.request.list_kinds import NumberOrMany, Pair, Wholes
+from max_zimage.request.list_kinds import Margins, NumberOrMany, Pair, Wholes
 from max_zimage.request.metadata import GenerationParameters, _is_kind
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Of
@@ -73,7 +73,11 @@ def test_every_flag_is_taken_and_lands_in_its_field() -> None:
         if row.flag is None or row.flag.group is None:
             continue
         value = {bool: True, int: 16, float: 0.5, str: "word"}[row.kind.plain]
-        value, text = ([3, 5, 6], "3,5-6") if isinstance(row.kind, Wholes) else (value, str(value))
+        lists: dict[type[Kind], tuple[list[int], str]] = {
+            Wholes: ([3, 5, 6], "3,5-6"),
+            Margins: ([1, 2, 0, 3], "1,2,0,3"),
+        }
+        value, text = lists.get(type(row.kind), (value, str(value)))
         expected[name] = [value] * row.kind.values if row.kind.values > 1 else value
         words += [row.flag.name] if row.kind.plain is bool else [row.flag.name, *[text] * row.kind.values]
     assert given_fields(_parser().parse_args(words)) == expected
@@ -105,6 +109,8 @@ def test_options_of_max_are_its_own() -> None:
         (Whole(high=9), "3.5", "3.5"),
         (Wholes(limit="num_layers"), "1,3-5", [1, 3, 4, 5]),
         (Wholes(limit="num_layers"), "x", "x"),
+        (Margins(limits=("max_width", "max_height")), "0,16,0,8", [0, 16, 0, 8]),
+        (Margins(limits=("max_width", "max_height")), "0,x", "0,x"),
         (Pair(), "0.2, 0.5", [0.2, 0.5]),
         (Pair(), "0 y", "0 y"),
         (NumberOrMany(), "2.5", 2.5),

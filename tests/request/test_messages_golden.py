@@ -26,6 +26,7 @@ GOLDEN = Path(__file__).parent / "messages.txt"
 SPEC = ScheduleSpec(shift=3.0, num_train_timesteps=1000)
 LATENTS = np.zeros((1, 16, 16, 12), np.float32)
 START = np.zeros((128, 96, 3), np.uint8)
+MASK = np.zeros((128, 96), np.uint8)
 DAMAGED = b"\x89PNG\r\n\x1a\n"
 
 
@@ -52,6 +53,22 @@ REQUESTS: list[dict[str, Any]] = [
     {"sampler": "dpmpp_sde", "step_cache": "taylorseer", "num_inference_steps": 30},
     {"sigma_shape": "cubic"},
     {"sigma_shape": "karras", "sigmas": [1.0, 0.5]},
+    {"mask_image": MASK},
+    {"outpaint": [16, 0, 0, 0]},
+    {"image": START, "outpaint": [16, 0, 0]},
+    {"image": START, "outpaint": [0, 0, 0, 0]},
+    {"image": START, "outpaint": [-16, 0, 0, 1.5]},
+    {"image": START, "outpaint": [8, 0, 0, 0]},
+    {"image": START, "outpaint": [16, 0, 0, 0], "height": 128, "width": 96},
+    {"image": START, "mask_image": "mask.png"},
+    {"image": START, "mask_image": MASK.astype(np.float32)},
+    {"image": START, "mask_image": np.zeros((128, 96, 4), np.uint8)},
+    {"image": START, "mask_image": Image.new("RGBA", (96, 128))},
+    {"image": START, "soft_mask": True},
+    {"image": START, "composite": True},
+    {"image": START, "composite": "yes"},
+    {"image": START, "mask_image": MASK, "composite": True, "output_type": "latent"},
+    {"image": START, "mask_image": MASK, "denoising_end": 0.5},
     {"long_prompt_mode": "cut"},
     {"system_prompt": 3},
     {"seed_variance": -1},

@@ -116,14 +116,18 @@ def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tm
     if image is not None:
         content.append({"type": "input_image", "image_url": data_url(start(128, 128))})
         options["strength"] = 0.8
+    mask = start(128, 128).convert("L")
+    mask.save(tmp_path / "mask.png")
     body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
     body["metadata"] = {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1"} if image else dict(STAR)
     body["metadata"] |= {"sampler": "euler_ancestral", "sigma_shape": "beta57"}
+    if image is not None:
+        body["metadata"] |= {"mask_image": data_url(mask), "soft_mask": "true"}
     answer = server.post("/v1/responses", provider_options={"image": options}, **body)
     assert answer.status_code == 200, answer.text
     (tmp_path / "a.png").write_bytes(base64.b64decode(answer.json()["output"][0]["content"][0]["image_data"]))
     start(128, 128).save(tmp_path / "start.png")
-    more = [] if image is None else ["--image", "start.png"]
+    more = [] if image is None else ["--image", "start.png", "--mask", "mask.png"]
     assert repeat("--from", "a.png", *more, "--output", "again.png") == (0, "")
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "a.png"))
 

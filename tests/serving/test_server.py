@@ -171,6 +171,32 @@ def test_an_image_to_begin_with(server: Server, pipeline: ZImagePipeline) -> Non
         np.testing.assert_array_equal(pixels(item), np.asarray(expected[0]))
 
 
+def test_a_mask_in_transparency_is_what_openais_client_sends(server: Server, pipeline: ZImagePipeline) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
+    shown, content = np.full((128, 128, 4), 255, np.uint8), io.BytesIO()
+    shown[40:90, 20:70, 3] = 0
+    Image.fromarray(shown).save(content, format="PNG")
+    prompt, asked = "a green circle on a black background", {"seed": 5, "steps": 3}
+    files: dict[str, Any] = {"image": ("a.png", png(), "image/png"), "mask": ("b.png", content.getvalue(), "image/png")}
+    form = client.images.edit(prompt=prompt, extra_body=asked, **files)
+    white = 255 - shown[..., 3]
+    image = Image.open(io.BytesIO(png()))
+    expected = pipeline(prompt, image=image, mask_image=white, num_inference_steps=3, seed=5)
+    assert form.data is not None
+    np.testing.assert_array_equal(pixels(str(form.data[0].b64_json)), np.asarray(expected[0]))
+    urls = [f"data:image/png;base64,{base64.b64encode(each).decode()}" for each in (png(), content.getvalue())]
+    body: dict[str, Any] = {"image": urls[0], "prompt": prompt, **asked}
+    as_json = server.post("/v1/images/edits", mask=urls[1], **body).json()
+    np.testing.assert_array_equal(pixels(as_json["data"][0]["b64_json"]), np.asarray(expected[0]))
+    both = error_of(server.post("/v1/images/edits", mask=urls[1], mask_image=urls[0], **body))
+    assert both["param"] == "mask"
+    assert "and both are given; leave one out" in both["message"]
+    opaque = error_of(server.post("/v1/images/edits", mask=urls[0], **body))
+    assert "a mask in black and white goes into mask_image" in opaque["message"]
+    clear = error_of(server.post("/v1/images/edits", mask_image=urls[1], **body))
+    assert clear["param"] == "mask_image"
+
+
 def test_an_image_that_does_not_fit(server: Server) -> None:
     def post(image: bytes, **fields: str) -> httpx.Response:
         return server.client.post("/v1/images/edits", files={"image": ("x.png", image)}, data={"prompt": "x", **fields})
@@ -189,7 +215,7 @@ def test_an_image_that_does_not_fit(server: Server) -> None:
     made = post(png(100, 130), resize="true", steps="1")
     assert made.json()["size"] == "96x128"
     assert "is a GIF file; convert it to PNG, JPEG or WebP" in error_of(post(b"GIF89a"))["message"]
-    assert error_of(post(png(), mask="x"))["param"] == "mask"
+    assert "a form has it as a file, got text" in error_of(post(png(), mask="x"))["message"]
     remote = error_of(server.post("/v1/images/edits", image="http://127.0.0.1:1/x.png", prompt="x"))
     assert "fetches nothing" in remote["message"]
 

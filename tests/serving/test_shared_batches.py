@@ -55,3 +55,21 @@ def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> Non
     worker.finish()
     # Simple has the very levels of linear.
     assert [worker.steps(each)[0][1] for each in asked] == [1, 1, 2, 1, 2]
+
+
+def test_requests_with_masks_share_steps_and_keep_their_own(worker: Worker, embedded: Pair) -> None:
+    image = np.random.default_rng(4).integers(0, 256, (128, 128, 3), np.uint8)
+    masks = [np.zeros((128, 128), np.uint8) for _ in range(2)]
+    masks[0][:64], masks[1][:, 64:] = 255, 255
+    asked = [
+        worker.ask("a red star", image=image, mask_image=masks[0], composite="true"),
+        worker.ask("a blue ring", seed=6, image=image[::-1], mask_image=masks[1], strength=1.0),
+        worker.ask("a red star", seed=7, image=image, strength=1.0),
+    ]
+    worker.finish()
+    assert [worker.steps(each)[0][1] for each in asked] == [2, 2, 1]
+    pasted = alone(embedded.ours, "a red star", image=image, mask_image=masks[0], composite=True)
+    assert_same(worker.pictures(asked[0]), pasted)
+    np.testing.assert_array_equal(worker.pictures(asked[0])[0][64:], image[64:])
+    flipped = alone(embedded.ours, "a blue ring", 6, image=np.ascontiguousarray(image[::-1]), mask_image=masks[1])
+    assert_same(worker.pictures(asked[1]), flipped)

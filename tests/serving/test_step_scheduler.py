@@ -25,6 +25,12 @@ from tests.references.diffusers_runs import Pair
 from tests.serving.test_context_tokenizer import context
 
 
+def data_url(image: np.ndarray) -> str:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
 class Worker:
     """A scheduler with queues that a test fills and reads."""
 
@@ -46,15 +52,14 @@ class Worker:
         defaults |= {"output_format": "png", "seed": 5}
         named = {
             name: options.pop(name, None)
-            for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance")
+            for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance", "composite")
         }
+        if (mask := options.pop("mask_image", None)) is not None:
+            named["mask_image"] = data_url(mask)
         named = {name: value for name, value in named.items() if value is not None}
         options |= {"metadata": named} if named else {}
         if (image := options.pop("image", None)) is not None:
-            data = io.BytesIO()
-            Image.fromarray(image).save(data, format="PNG")
-            url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-            content = [{"type": "input_text", "text": prompt}, {"type": "input_image", "image_url": url}]
+            content = [{"type": "input_text", "text": prompt}, {"type": "input_image", "image_url": data_url(image)}]
             prompt = [{"role": "user", "content": content}]
         made = context(prompt, **defaults | options)
         assert isinstance(made, ZImageContext)

@@ -1,14 +1,12 @@
-"""OpenAI's image edits as image-to-image: an image and a prompt, as a form with a file or as JSON with a data URL."""
+"""OpenAI's image edits: an image, a prompt and maybe a mask, as a form with files or as JSON with data URLs."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -16,7 +14,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
 from max_zimage.errors import RequestError
-from max_zimage.images.read import decode_image, image_of_data_url
+from max_zimage.images.masks import decode_alpha_mask, decode_mask
+from max_zimage.images.read import data_url_bytes, decode_image
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.api_names import IMAGES, refused
@@ -28,7 +27,7 @@ from max_zimage.serving.http.state import ServerState, state_of
 
 router = APIRouter(prefix="/v1")
 
-Pixels = npt.NDArray[np.uint8]
+_FILES = ("image", "mask", "mask_image")
 _MAX_FIELDS = 100
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -40,67 +39,97 @@ async def edit(request: Request) -> Response:
     state.check_room()
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        body, read = await _form(state, request)
+        body, pictures = await _form(state, request)
     else:
         body = parsed(EDIT, await json_body(request))
-        read = await _named(state, body)
-    context = await asyncio.to_thread(_context, state, body, read)
+        pictures = await _named(state, body)
+    context = await asyncio.to_thread(_context, state, body, pictures)
     return await answered(state, context, body, "image_edit", request)
 
 
-def _context(state: ServerState, body: EditRequest, read: Callable[[], Pixels]) -> ZImageContext:
+def _context(state: ServerState, body: EditRequest, pictures: Mapping[str, bytes]) -> ZImageContext:
+    most = state.served.limits.input_pixels
     try:
-        image = read()
+        image = decode_image("image", pictures["image"], most)
+        mask = None
+        if "mask_image" in pictures:
+            mask = decode_mask("mask_image", pictures["mask_image"], most)
+        elif "mask" in pictures:
+            mask = decode_alpha_mask("mask", pictures["mask"], most)
     except RequestError as error:
         raise refused(error, IMAGES) from error
-    return context_of_image_request(state.served, body, image=image, resize=bool(given(body).get("resize")))
+    return context_of_image_request(
+        state.served, body, image=image, mask_image=mask, resize=bool(given(body).get("resize"))
+    )
 
 
-async def _named(state: ServerState, body: EditRequest) -> Callable[[], Pixels]:
-    """The image of a JSON body: a data URL, or an address where the server may fetch those."""
+async def _named(state: ServerState, body: EditRequest) -> dict[str, bytes]:
+    """The pictures of a JSON body: data URLs, or addresses where the server may fetch those."""
     urls = [body.image] if isinstance(body.image, str) else body.image
     if len(urls) != 1:
         raise bad_request(f"image: one image may be given, got {len(urls)}; leave the others out", "image")
-    url, limits = urls[0], state.served.limits
-    if is_remote(url):
-        url = await fetched(state, "image", url)
-    return lambda: image_of_data_url("image", url, limits.input_pixels)
+    named = {"image": urls[0], "mask": body.mask, "mask_image": body.mask_image}
+    given_urls = {name: url for name, url in named.items() if url is not None}
+    _check_masks(given_urls)
+    remote = {name: await fetched(state, name, url) for name, url in given_urls.items() if is_remote(url)}
+
+    def read() -> dict[str, bytes]:
+        return {name: data_url_bytes(name, url) for name, url in (given_urls | remote).items()}
+
+    try:
+        return await asyncio.to_thread(read)
+    except RequestError as error:
+        raise refused(error, IMAGES) from error
 
 
-async def _form(state: ServerState, request: Request) -> tuple[EditRequest, Callable[[], Pixels]]:
-    """A form's fields, and its one file."""
+async def _form(state: ServerState, request: Request) -> tuple[EditRequest, dict[str, bytes]]:
+    """A form's fields, and its files."""
     try:
         form = await _parser(request, state.served.limits.body_bytes).parse()
     except MultiPartException as error:
         raise bad_request(f"the body is no form: {error.message}") from error
-    files = [
-        value for name, value in form.multi_items() if isinstance(value, UploadFile) and name in ("image", "image[]")
-    ]
-    others = {name for name, value in form.multi_items() if isinstance(value, UploadFile)} - {"image", "image[]"}
-    if others:
-        raise bad_request(
-            f"{sorted(others)[0]}: no file is taken under this name; send one as image", sorted(others)[0]
-        )
-    if len(files) != 1:
-        raise bad_request(f"image: one file must be sent under this name, got {len(files)}", "image")
-    content = await files[0].read()
-    fields: dict[str, Any] = {"image": "a file"}
+    files: dict[str, UploadFile] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            called = "image" if name == "image[]" else name
+            if called not in _FILES:
+                raise bad_request(
+                    f"{name}: no file is taken under this name; send {', '.join(_FILES[:-1])} or {_FILES[-1]}", name
+                )
+            if called in files:
+                raise bad_request(f"{called}: one file may be sent under this name, got several", called)
+            files[called] = value
+    if "image" not in files:
+        raise bad_request("image: one file must be sent under this name, got 0", "image")
+    _check_masks(files)
+    fields: dict[str, Any] = dict.fromkeys(files, "a file")
     for name, value in form.multi_items():
         if isinstance(value, str):
             if name in fields:
                 raise bad_request(f"{name}: given twice; leave one out", name)
+            if name in _FILES:
+                raise bad_request(f"{name}: a form has it as a file, got text; send the file", name)
             fields[name] = _value(name, value)
     try:
         body = EDIT.model_validate(fields)
     except ValidationError as error:
         raise invalid(error) from error
-    return body, lambda: decode_image("image", content, state.served.limits.input_pixels)
+    return body, {name: await file.read() for name, file in files.items()}
+
+
+def _check_masks(given_pictures: Mapping[str, object]) -> None:
+    if "mask" in given_pictures and "mask_image" in given_pictures:
+        raise bad_request(
+            "mask: what is transparent in it is drawn anew, of mask_image what is white, and both are given; leave one "
+            "out",
+            "mask",
+        )
 
 
 def _parser(request: Request, body_bytes: int) -> MultiPartParser:
     """Starlette's, which keeps in memory what the server lets in: the folder for files may have been swept."""
     parser = MultiPartParser(
-        request.headers, request.stream(), max_files=2, max_fields=_MAX_FIELDS, max_part_size=body_bytes
+        request.headers, request.stream(), max_files=len(_FILES) + 1, max_fields=_MAX_FIELDS, max_part_size=body_bytes
     )
     parser.spool_max_size = body_bytes
     return parser

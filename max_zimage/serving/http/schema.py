@@ -44,7 +44,8 @@ class EditRequest(ImageRequest):
     """Image-to-image, as JSON: images as data URLs. The same fields come as a form, with images as files."""
 
     image: Annotated[str | list[str], Field(description="A data URL, or a list of one.")]
-    mask: Annotated[None, Field(description="Not supported: the whole image is drawn again.")] = None
+    mask: Annotated[str | None, Field(description="A data URL: what is transparent is drawn anew.")] = None
+    mask_image: Annotated[str | None, Field(description="A data URL: what is white is drawn anew.")] = None
     input_fidelity: Annotated[None, Field(description="Not supported: use strength.")] = None
 
 

@@ -13,7 +13,7 @@ from max.pipelines.modeling.types import RequestID
 
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import Flags
-from max_zimage.pipeline.prepare_contexts import inputs_of_contexts
+from max_zimage.pipeline.prepare_contexts import inputs_of_contexts, pastes_of_context
 from max_zimage.pipeline.stages import decoded
 from max_zimage.pipeline.zimage import ZImagePipeline
 
@@ -86,7 +86,8 @@ class RunningBatch:
         begin = time.perf_counter()
         first, scale = self.contexts[0], 2 * self._pipeline.vae_scale_factor
         decode, latents = self._pipeline.vae.model, self._run.latents
-        pixels, finite = decoded(decode, latents, first.height // scale, first.width // scale)
+        pastes = [each for context in self.contexts for each in pastes_of_context(context)]
+        pixels, finite = decoded(decode, latents, first.height // scale, first.width // scale, pastes)
         self.seconds.decode = time.perf_counter() - begin
         rows = {context.request_id: self._rows(context) for context in self.contexts}
         return {request: (pixels[own], finite[own]) for request, own in rows.items()}
