@@ -202,6 +202,25 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
                 graph.finish(module.models[name], module)
 
 
+def share_compiled(graphs: Sequence[CompiledGraph]) -> None:
+    """Compile one graph for all of several that differ in nothing but the weights they are defined with.
+
+    Args:
+        graphs: Of one name. Each is bound to weights of its own, whichever of them were compiled before.
+
+    Raises:
+        RuntimeError: If MAX cannot compile the graph.
+    """
+    compiled = next((graph for graph in graphs if graph.pending is None), graphs[0])
+    compile_together([compiled])
+    assert compiled.module is not None
+    with _lock:
+        for graph in graphs:
+            if graph.pending is not None:
+                module = compiled.module.again([graph.pending])
+                graph.finish(module.models[graph.name], module)
+
+
 def bind(graphs: Sequence[CompiledGraph], weights: Mapping[str, Buffer]) -> None:
     """Give graphs other weights. Nothing is compiled: compiled graphs are initialized again.
 

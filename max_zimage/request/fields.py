@@ -26,6 +26,7 @@ from max_zimage.request.kinds import (
     Texts,
     Whole,
 )
+from max_zimage.request.layer_fields import LayerFields
 from max_zimage.request.list_kinds import NumberOrMany
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
@@ -244,7 +245,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(TextFields, NoiseFields, GuidanceFields, PictureFields):
+class RequestFields(LayerFields, TextFields, NoiseFields, GuidanceFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

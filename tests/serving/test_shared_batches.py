@@ -55,3 +55,12 @@ def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> Non
     worker.finish()
     # Simple has the very levels of linear.
     assert [worker.steps(each)[0][1] for each in asked] == [1, 1, 2, 1, 2]
+
+
+def test_requests_share_a_batch_with_those_of_their_hidden_layer(worker: Worker, embedded: Pair) -> None:
+    asked = [worker.ask(text, hidden_layer=layer) for text, layer in (("a", "-3"), ("b", "-2"), ("c", "2"), ("d", "3"))]
+    worker.finish()
+    # Of four layers the hidden states are five, and 2 is -3.
+    assert [worker.steps(each)[0][1] for each in asked] == [2, 2, 2, 2]
+    assert_same(worker.pictures(asked[0]), alone(embedded.ours, "a", hidden_layer=-3))
+    assert_same(worker.pictures(asked[1]), alone(embedded.ours, "b"))
