@@ -134,7 +134,7 @@ def stage_weights(hidden_layer: HiddenLayer, num_layers: int) -> npt.NDArray[np.
         float32 [stages], no more of them than have to run: the embedding, the layers, and behind the last one the norm,
         whose state is layer -1. The last layer's own state is none of the model's, and has weight 0.
     """
-    total, states = math.fsum(weight for _, weight in hidden_layer), num_layers + 1
+    total, states = sum(weight for _, weight in hidden_layer), num_layers + 1
     wanted = np.zeros(states + 1, np.float64)
     for layer, weight in hidden_layer:
         wanted[states if layer == -1 else layer % states] = weight / total

@@ -209,6 +209,8 @@ class PictureFields:
         Whole(high="max_tokens"),
         default=Of("default_tokens"),
         flag=Flag("--max-sequence-length", "N", "tokens a prompt may have; 512 if not given", "fine tuning"),
+        images=Images("max_sequence_length", "Tokens a prompt may have; 512 if not given."),
+        responses=Responses("max_sequence_length", place="metadata", param="metadata"),
         kept=Kept("int"),
     )
     latents: npt.NDArray[np.float32] | None = row(

@@ -35,9 +35,10 @@ def hidden_layer(name: str, value: object, limits: Limits) -> HiddenLayer:
     if twice := [layer for layer in layers if layers.count(layer) > 1]:
         message = "{field} names layer {layer} more than once; add up its weights"
         raise RequestError.of(name, message, layer=twice[0])
-    total = math.fsum(weight for _, weight in pairs)
+    total = sum(weight for _, weight in pairs)
     if not 0 < total < math.inf:
-        raise RequestError.of(name, "{field}: the weights must add up to more than 0, got {total:g}", total=total)
+        message = "{field}: the weights must add up to a finite number above 0, got {total:g}"
+        raise RequestError.of(name, message, total=total)
     worst = max(abs(weight) for _, weight in pairs)
     if worst > MAX_SHARE * total:
         message = "{field}: a weight may be {most:g} times the sum of all at most, got {worst:g} of {total:g}"
@@ -73,6 +74,9 @@ def _pairs(name: str, value: object, limits: Limits) -> Sequence[tuple[object, o
         found = [(pair[0], pair[1]) for pair in value]
     elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         found = [(value, 1.0)]
+    if len(found) > limits.text_layers + 1:
+        message = "{field} names {given} layers, and the text encoder has {states} states; name each once"
+        raise RequestError.of(name, message, given=len(found), states=limits.text_layers + 1)
     if found:
         return found
     message = "{field} must be a layer from {low} to {high}, or weights by layer such as -2:0.7,-5:0.3, got {given}"

@@ -7,7 +7,6 @@ from dataclasses import replace
 from max_zimage import embedded
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.loading import DEFAULT_STEPS, CheckedModel
-from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy
 from max_zimage.serving.http.requests import ServedModel
@@ -25,7 +24,7 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
         str(prepared.directory),
         prepared.config,
         "tokenizer",
-        max_length=DEFAULT_MAX_SEQUENCE_LENGTH,
+        max_length=settings.limits.prompt_tokens or prepared.sources.limits.max_tokens,
         default_num_inference_steps=DEFAULT_STEPS,
     )
     tokenizer.max_input_pixels = settings.limits.input_pixels

@@ -60,6 +60,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"hidden_layer": "-2:0.7,-5"},
     {"hidden_layer": '{"-2": 0.7, "-40": 0.3}'},
     {"hidden_layer": {}},
+    {"hidden_layer": ",".join(["-2:0.5"] * 38)},
+    {"hidden_layer": {-2: 1e308, -3: 1e308}},
     {"hidden_layer": {-2: 0.7, -40: 0.3, -41: "x", "first": 1, -3: float("nan"), -4: 10**400}},
     {"hidden_layer": {-2: 0.5, 35: 0.5}},
     {"hidden_layer": {-2: 0.5, -3: -0.5}},
