@@ -7,6 +7,7 @@ from dataclasses import replace
 from max_zimage import embedded
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.loading import DEFAULT_STEPS, CheckedModel
+from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy
 from max_zimage.serving.http.requests import ServedModel
@@ -24,13 +25,15 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
         str(prepared.directory),
         prepared.config,
         "tokenizer",
-        max_length=settings.limits.prompt_tokens or prepared.sources.limits.max_tokens,
+        max_length=DEFAULT_MAX_SEQUENCE_LENGTH,
         default_num_inference_steps=DEFAULT_STEPS,
     )
     tokenizer.max_input_pixels = settings.limits.input_pixels
     # MAX's flags do not say all of a step cache, nor the configurations what the files hold.
     tokenizer.defaults = prepared.sources.defaults
-    tokenizer.limits = replace(tokenizer.limits, has_final_norm=prepared.sources.limits.has_final_norm)
+    found = prepared.sources.limits
+    tokens = min(settings.limits.prompt_tokens or found.max_tokens, found.max_tokens)
+    tokenizer.limits = replace(found, max_tokens=tokens)
     return ServedModel(
         name=settings.name,
         drawn_by=DrawnBy(
