@@ -203,21 +203,16 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
 
 
 def share_compiled(graphs: Sequence[CompiledGraph]) -> None:
-    """Compile one graph for all of several that differ in nothing but the weights they are defined with.
+    """Bind what one graph was compiled to for all of several, which differ in nothing but their weights.
 
     Args:
-        graphs: Of one name. Each is bound to weights of its own, whichever of them were compiled before.
-
-    Raises:
-        RuntimeError: If MAX cannot compile the graph.
+        graphs: Of one name, the first of them compiled.
     """
-    compiled = next((graph for graph in graphs if graph.pending is None), graphs[0])
-    compile_together([compiled])
-    assert compiled.module is not None
     with _lock:
         for graph in graphs:
             if graph.pending is not None:
-                module = compiled.module.again([graph.pending])
+                assert graphs[0].module is not None
+                module = graphs[0].module.again(graph.pending)
                 graph.finish(module.models[graph.name], module)
 
 

@@ -3,8 +3,8 @@
     stages: embedding | layer 1 | ... | last layer | final norm      up to the last one whose state is wanted
 
 All layers are one compiled graph, bound to the weights of each layer that runs. Where graphs read weights in place they
-are those that the component has already, and elsewhere copies, a layer at a time. The last layer and the final norm,
-which nothing else needs, are read from the files when they are asked for.
+are those that the component has already, and elsewhere copies. The last layer and the final norm, which nothing else
+needs, are read from the files when they are asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from max.driver import Buffer
 
 from max_zimage.checkpoint.expand import text_encoder_names
 from max_zimage.checkpoint.formats import open_source
-from max_zimage.checkpoint.plan import LoadPlan, plan
+from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph, share_compiled, wait_for
 from max_zimage.components.base import ZImageComponent
@@ -27,7 +27,9 @@ from max_zimage.device.memory import check_device_memory
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.request.hidden_layer import HiddenLayer
 
-_NORM = "norm"
+_START, _NORM = "embed_tokens", "norm"
+_GRAPHS = {_START: ("text_encoder_start", _START), _NORM: ("text_encoder_norm", _NORM)}
+"""Place -> its graph, and what the graph calls the place; every other one is a layer."""
 
 
 class EncoderLayers:
@@ -44,7 +46,8 @@ class EncoderLayers:
 
     def __init__(self, component: ZImageComponent, spec: TextEncoderSpec, transforms: Sequence[Transform]) -> None:
         self._component, self._spec, self._transforms = component, spec, transforms
-        self._stages: list[CompiledGraph] = []
+        self._places = (_START, *(f"layers.{index}" for index in range(spec.num_layers)), _NORM)
+        self._stages: dict[str, CompiledGraph] = {}
         self.nbytes = 0
 
     def __call__(self, tokens: Buffer, rope: Buffer, hidden_layer: HiddenLayer) -> Buffer:
@@ -74,49 +77,48 @@ class EncoderLayers:
 
     def _graphs(self, count: int) -> list[CompiledGraph]:
         """The first stages, bound to their weights."""
-        if len(self._stages) < count:
-            places = ["embed_tokens", *(f"layers.{index}" for index in range(self._spec.num_layers)), _NORM]
-            more = self._defined(places[len(self._stages) : count])
-            share_compiled([graph for graph in (*self._stages, *more) if graph.name == "text_encoder_layer"])
-            wait_for(more)
-            self._stages += more
-        return self._stages[:count]
+        wanted = [*self._places[: max(count, 2)]]
+        if self._component.device.is_host and holds_final_norm(self._component.plan()):
+            wanted.append(_NORM)  # together they compile as fast as one of them
+        missing = [place for place in dict.fromkeys(wanted) if place not in self._stages]
+        if missing:
+            more, nbytes = self._defined(missing)
+            stages = {**self._stages, **more}
+            layers = [graph for place, graph in stages.items() if place not in _GRAPHS]
+            wait_for([graph for graph in more.values() if graph not in layers[1:]])
+            share_compiled(layers)
+            self._stages, self.nbytes = stages, self.nbytes + nbytes
+        return [self._stages[place] for place in self._places[:count]]
 
-    def _defined(self, places: Sequence[str]) -> list[CompiledGraph]:
-        """Graphs of some places of the network, with their weights.
+    def _defined(self, places: Sequence[str]) -> tuple[dict[str, CompiledGraph], int]:
+        """Graphs of some places of the network, with their weights, and the memory that those take on an accelerator.
 
         Args:
             places: What the engine's names of their parameters begin with.
         """
-        component = self._component
+        component, kept = self._component, self._component.kept_weights
         checked = self._plan(final_norm=_NORM in places)
-        kept = component.kept_weights
         names = {place: [each.engine for each in checked.recipes if _is_of(each.engine, place)] for place in places}
         missing = {name for own in names.values() for name in own if name not in kept}
         nbytes = 0
         if not component.device.is_host:
-            nbytes = sum(math.prod(each.shape) for each in checked.recipes if each.engine in missing)
-            nbytes *= component.dtype.size_in_bytes
-            own = component.plan().nbytes(component.dtype_name)
-            check_device_memory(component.nbytes_beside + own + self.nbytes + nbytes, component.device)
-        graphs = []
-        for place, own_names in names.items():
-            new = component.placed(component.load_weights([name for name in own_names if name in missing], checked))
-            weights = {name: kept[name] if name in kept else new[name] for name in own_names}
+            numbers = sum(math.prod(each.shape) for each in checked.recipes if each.engine in missing)
+            nbytes = numbers * component.dtype.size_in_bytes
+            there = component.nbytes_beside + component.plan().nbytes(component.dtype_name) + self.nbytes
+            check_device_memory(there + nbytes, component.device)
+        graphs = {}
+        for place, own in names.items():
+            new = component.placed(component.load_weights([name for name in own if name in missing], checked))
             graph, inside = _GRAPHS.get(place, ("text_encoder_layer", "layer"))
+            weights = {name: kept[name] if name in kept else new[name] for name in own}
             inner = {f"{inside}{name.removeprefix(place)}": data for name, data in weights.items()}
-            graphs.append(component.define(graph, inner))
-        self.nbytes += nbytes
-        return graphs
+            graphs[place] = component.define(graph, inner)
+        return graphs, nbytes
 
     def _plan(self, *, final_norm: bool) -> LoadPlan:
         """What is loaded of all layers."""
         names = text_encoder_names(self._spec, self._spec.num_layers, final_norm=final_norm)
         return plan(names, open_source(self._component.plan().files), self._transforms)
-
-
-_GRAPHS = {"embed_tokens": ("text_encoder_start", "embed_tokens"), _NORM: ("text_encoder_norm", _NORM)}
-"""Place -> its graph, and what the graph calls the place; every other one is a layer."""
 
 
 def _is_of(name: str, place: str) -> bool:
