@@ -56,6 +56,7 @@ def describe(config: PipelineConfig, default_steps: int) -> Description:
             latent_channels=specs.transformer.in_channels,
             caption_dim=specs.transformer.caption_dim,
             num_layers=specs.transformer.num_layers,
+            text_layers=specs.text_encoder.num_layers,
         )
         defaults = request_defaults(
             limits=limits,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from max_zimage.checkpoint.names import (
     TEXT_ENCODER,
     TEXT_ENCODER_DROPPED,
+    TEXT_ENCODER_NORM,
     TRANSFORMER,
     TRANSFORMER_DROPPED,
     VAE,
@@ -98,17 +99,18 @@ class ParameterSource:
     packing: Packing | None
 
 
-def text_encoder_names(spec: TextEncoderSpec, layers_used: int) -> ParameterTable:
+def text_encoder_names(spec: TextEncoderSpec, layers_used: int, *, final_norm: bool = False) -> ParameterTable:
     """Names of a text encoder of which only the first layers run.
 
     Args:
         spec: Its shape; all its layers must be in the file.
         layers_used: See `TextEncoderSpec.layers_used`.
+        final_norm: Whether the norm behind all layers is loaded, and must be in the file too.
     """
     reason = f"only the first {layers_used} of {spec.num_layers} layers make the features"
     return ParameterTable(
         component="text_encoder",
-        rows=TEXT_ENCODER,
+        rows=(*TEXT_ENCODER, TEXT_ENCODER_NORM) if final_norm else TEXT_ENCODER,
         namings={"diffusers": "transformers names"},
         prefixes=("model.", ""),
         places={"layer": _places("layers", spec.num_layers)},
@@ -120,7 +122,7 @@ def text_encoder_names(spec: TextEncoderSpec, layers_used: int) -> ParameterTabl
             "head": spec.head_dim,
             "intermediate": spec.intermediate_size,
         },
-        dropped=TEXT_ENCODER_DROPPED,
+        dropped=tuple(each for each in TEXT_ENCODER_DROPPED if not final_norm or each.name != "norm.weight"),
         unused={f"layers.{index}": reason for index in range(layers_used, spec.num_layers)},
     )
 

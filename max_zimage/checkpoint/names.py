@@ -164,6 +164,8 @@ TEXT_ENCODER: tuple[Row, ...] = (
     ),
     _row("{layer}.mlp.down_proj.weight", "hidden", "intermediate", packing="panels"),
 )
+TEXT_ENCODER_NORM = _row("norm.weight", "hidden")
+"""Needed by the last hidden state alone."""
 TEXT_ENCODER_DROPPED = (
     Dropped("norm.weight", "the features are a hidden state from before the final norm"),
     Dropped("lm_head.weight", "features are taken, no words are predicted", prefixed=False),

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 
 from max_zimage.checkpoint.expand import ParameterSource, ParameterTable, weights
-from max_zimage.checkpoint.names import Layout, Naming, Packing
+from max_zimage.checkpoint.names import TEXT_ENCODER_NORM, Layout, Naming, Packing
 from max_zimage.checkpoint.numbers import STORED
 from max_zimage.checkpoint.recognition import recognized
 from max_zimage.checkpoint.tensors import Source, Tensor
@@ -115,6 +115,11 @@ def plan(names: ParameterTable, source: Source, transforms: Sequence[Transform] 
         else:
             dropped |= {part.name: weight.unused for part in parts}
     return LoadPlan(names.component, label, source.files, tuple(recipes), dropped)
+
+
+def holds_final_norm(checked: LoadPlan) -> bool:
+    """Whether a text encoder's files hold the norm behind its layers, which is loaded only when it is asked for."""
+    return any(name.removeprefix("model.") == TEXT_ENCODER_NORM.engine for name in checked.dropped)
 
 
 def _recognize(names: ParameterTable, source: Source) -> tuple[Naming, str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from max_zimage.request.fields import ROWS
 from max_zimage.request.kinds import Kind
 from max_zimage.request.row import Group, Row
+
+_BELOW_ZERO = re.compile(r"-\d[\d.,:eE+-]*")
 
 
 class _Adds(Protocol):
@@ -46,6 +50,22 @@ def add_group(parser: argparse.ArgumentParser, title: Group) -> argparse._Argume
         if row.flag is not None and row.flag.group == title:
             add_flag(group, name)
     return group
+
+
+def with_values(argv: Sequence[str]) -> list[str]:
+    """Arguments with numbers below 0 joined to their flags: argparse takes several, as -2:0.7,-5:0.3, for a flag.
+
+    >>> with_values(["--hidden-layer", "-2:0.7,-5:0.3", "--quiet"])
+    ['--hidden-layer=-2:0.7,-5:0.3', '--quiet']
+    """
+    flags = {name for row in ROWS.values() if row.flag is not None for name in (row.flag.name, *row.flag.others)}
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in flags and _BELOW_ZERO.fullmatch(word):
+            joined[-1] = f"{joined[-1]}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:

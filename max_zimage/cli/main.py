@@ -17,7 +17,7 @@ from typing import NoReturn
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
-from max_zimage.cli.field_flags import add_flag, add_group
+from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.cli.profile_flags import add_profile
 from max_zimage.cli.serve_flags import add_serve
 from max_zimage.host.lifeline import end_with_named_parent
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, after --help and --version (0) and for arguments that cannot be parsed (2).
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
     try:
         check_texts(arguments)
         return _run(arguments)

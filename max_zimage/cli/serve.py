@@ -84,6 +84,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
             steps=arguments.max_steps,
             images=arguments.max_images,
             prompt_characters=arguments.max_prompt_characters,
+            prompt_tokens=arguments.max_prompt_tokens,
             body_bytes=arguments.max_body_bytes,
             queue=arguments.max_queue,
             input_pixels=arguments.max_input_pixels,

@@ -102,6 +102,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
             flag, type=at_least_one, metavar="N", default=default, help=f"{what}; {default} if not given"
         )
     limits.add_argument(
+        "--max-prompt-tokens",
+        type=at_least_one,
+        metavar="N",
+        help="of each prompt, for those that ask for them; 512 otherwise, and the checkpoint's most if not given",
+    )
+    limits.add_argument(
         "--max-seconds",
         type=_seconds,
         metavar="S",

@@ -34,7 +34,7 @@ from max_zimage.graphs.kernel_library import KERNELS
 from max_zimage.host.folders import artifact_folder, problem
 from max_zimage.progress import note
 
-_KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has one on a CPU and up to 14 on a GPU
+_KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has one on a CPU and up to 17 on a GPU
 _SCRATCH_PREFIX = ".max_zimage-"
 # Files of writers, and the seconds without a change after which an unlocked one has none: a writer locks its file at
 # once. Those of the second pattern, from versions that kept no digest of an artifact's bytes, have no lock.

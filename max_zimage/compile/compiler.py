@@ -202,6 +202,20 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
                 graph.finish(module.models[name], module)
 
 
+def share_compiled(graphs: Sequence[CompiledGraph]) -> None:
+    """Bind what one graph was compiled to for all of several, which differ in nothing but their weights.
+
+    Args:
+        graphs: Of one name, the first of them compiled.
+    """
+    with _lock:
+        for graph in graphs:
+            if graph.pending is not None:
+                assert graphs[0].module is not None
+                module = graphs[0].module.again(graph.pending)
+                graph.finish(module.models[graph.name], module)
+
+
 def bind(graphs: Sequence[CompiledGraph], weights: Mapping[str, Buffer]) -> None:
     """Give graphs other weights. Nothing is compiled: compiled graphs are initialized again.
 

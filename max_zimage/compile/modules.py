@@ -111,6 +111,14 @@ class CompiledModule:
         self.models = self._init({**self._weights, **given})
         self._weights |= {name: data for name, data in given.items() if name in self._weights}
 
+    def again(self, definition: GraphDefinition) -> CompiledModule:
+        """One of its graphs bound to other weights, beside this one.
+
+        Args:
+            definition: Like the one that the graph was compiled from, with the other weights.
+        """
+        return CompiledModule(self._compiled, [definition], {**self._weights, **definition.weights})
+
     def _init(self, weights: Mapping[str, Buffer]) -> dict[str, Model]:
         return self._session.init_all(self._compiled, weights_registry=dict(weights))
 

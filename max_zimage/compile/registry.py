@@ -21,6 +21,7 @@ from max_zimage.compile.work import Counter, Shapes, Work
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
+from max_zimage.graphs.model.encoder_layers import EncoderLayer, EncoderNorm, EncoderStart
 from max_zimage.graphs.model.latents import PackLatents
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoder
 from max_zimage.graphs.model.vae import DecodeLatents, EncodeImage
@@ -139,6 +140,28 @@ GRAPHS: dict[str, Entry] = {
             runs="once per request",
             count=work.count_text_encoder,
             is_replayed=True,
+        ),
+        Entry(
+            name="text_encoder_start",
+            component="text_encoder",
+            make=EncoderStart,
+            label="text encoder, embedding",
+            runs="with another hidden layer: once per request",
+        ),
+        Entry(
+            name="text_encoder_layer",
+            component="text_encoder",
+            make=EncoderLayer,
+            label="text encoder, layers",
+            runs="with another hidden layer: once per request and layer",
+            count=work.count_encoder_layer,
+        ),
+        Entry(
+            name="text_encoder_norm",
+            component="text_encoder",
+            make=EncoderNorm,
+            label="text encoder, last norm",
+            runs="with the last hidden layer: once per request",
         ),
         Entry(
             name="denoise",

@@ -231,6 +231,12 @@ def count_text_encoder(counter: Counter, shapes: Shapes) -> Work:
     return text_encoder(spec, layers=counter.layers, prompts=prompts, length=length, size=counter.size)
 
 
+def count_encoder_layer(counter: Counter, shapes: Shapes) -> Work:
+    """The state below comes first, [prompts, length, hidden_size]."""
+    prompts, length, _ = shapes[0]
+    return text_encoder(counter.text_encoder, layers=1, prompts=prompts, length=length, size=counter.size)
+
+
 def count_conditioning(counter: Counter, shapes: Shapes) -> Work:
     """Features come first, [prompts, length, caption_dim]."""
     prompts, length, _ = shapes[0]

@@ -51,6 +51,8 @@ class ZImageComponent(ComponentModel):
     spec: TextEncoderSpec | TransformerSpec | VaeSpec
     keeps_weights: ClassVar[bool] = False
     """Whether host memory is kept, too, for a graph that comes later."""
+    nbytes_beside = 0
+    """Memory of the other components' weights on the same device."""
 
     def __init__(
         self,
@@ -97,11 +99,25 @@ class ZImageComponent(ComponentModel):
             name: Which one.
             weights: The component's, under its own names; None for a graph that has none.
         """
-        session, device = self.session, self.device
-        graph = define(GRAPHS[name], self.spec, self.dtype_name, weights or {}, session=session, device=device)
+        graph = self.define(name, weights or {})
         if weights is not None:
             self._graphs.append(graph)
         return graph
+
+    def define(self, name: str, weights: Mapping[str, Buffer]) -> CompiledGraph:
+        """The same of a graph whose weights `bind` leaves alone.
+
+        Args:
+            name: Which one.
+            weights: Under the graph's own names.
+        """
+        session, device = self.session, self.device
+        return define(GRAPHS[name], self.spec, self.dtype_name, weights, session=session, device=device)
+
+    @property
+    def kept_weights(self) -> Mapping[str, Buffer]:
+        """The weights that `provide` keeps, as graphs are given them; none where it keeps none."""
+        return self._weights or {}
 
     def provide(self) -> Mapping[str, Buffer]:
         """The weights for a graph: those that the component's other graphs have, or else read again.
@@ -122,17 +138,18 @@ class ZImageComponent(ComponentModel):
             self._plan = plan(self.names(), open_source(paths_of(self.weights)))
         return self._plan
 
-    def load_weights(self, only: Collection[str] | None = None) -> dict[str, Buffer]:
+    def load_weights(self, only: Collection[str] | None = None, checked: LoadPlan | None = None) -> dict[str, Buffer]:
         """Read the component's files.
 
         Args:
             only: The graphs' names of the parameters that are read; None for all of them.
+            checked: Another plan than the component's own, of the same files.
 
         Returns:
             Engine name -> data in host memory.
         """
         to_pack, keep_filters = uses_cpu_kernels(self.dtype, self.device), is_nvidia(self.device)
-        return load(self.plan(), self.dtype_name, to_pack=to_pack, keep_filters=keep_filters, only=only)
+        return load(checked or self.plan(), self.dtype_name, to_pack=to_pack, keep_filters=keep_filters, only=only)
 
     def all_weights(self) -> dict[str, Buffer]:
         """Data in host memory under all names that the component's graphs know it by."""

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
+from typing_extensions import override
 
 from max_zimage.checkpoint.config import text_encoder_spec
 from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names
+from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
+from max_zimage.components.encoder_layers import EncoderLayers
 from max_zimage.device.devices import upload
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
+from max_zimage.request.hidden_layer import DEFAULT_HIDDEN_LAYER, HiddenLayer
 from max_zimage.sampling.positions import padded, text_rope
 
 
@@ -22,6 +26,7 @@ class ZImageTextEncoderModel(ZImageComponent):
 
     Attributes:
         model: The graph, `graphs.model.text_encoder.TextEncoder`.
+        layers: Its other hidden states, layer by layer.
         spec: Its shape.
     """
 
@@ -32,18 +37,28 @@ class ZImageTextEncoderModel(ZImageComponent):
         """Load the weights of the layers that are used and define the graph."""
         self.spec = text_encoder_spec(self.config)
         self.model = self.graph("text_encoder", self.provide())
+        self.layers = EncoderLayers(self, self.spec, ())
         return self.model
+
+    @override
+    def bind(self, transforms: Sequence[Transform] = ()) -> frozenset[str]:
+        changed = super().bind(transforms)
+        self.layers = EncoderLayers(self, self.spec, transforms)
+        return changed
 
     def names(self) -> ParameterTable:
         """The tensors that the component's files must hold."""
         spec = text_encoder_spec(self.config)
         return text_encoder_names(spec, spec.layers_used(HIDDEN_LAYER))
 
-    def __call__(self, captions: Sequence[npt.NDArray[np.int64]]) -> Buffer:
+    def __call__(
+        self, captions: Sequence[npt.NDArray[np.int64]], hidden_layer: HiddenLayer = DEFAULT_HIDDEN_LAYER
+    ) -> Buffer:
         """Encode captions.
 
         Args:
             captions: int64 [tokens] each, unpadded.
+            hidden_layer: Which of the hidden states, and how much of each; see `max_zimage.request.hidden_layer`.
 
         Returns:
             [captions, longest caption rounded up to a multiple of 32, hidden_size] in the model's dtype; rows at and
@@ -51,6 +66,7 @@ class ZImageTextEncoderModel(ZImageComponent):
 
         Raises:
             ValueError: If an id has no embedding: no kernel would say so in words, and one on a GPU not at all.
+            CheckpointError: If the files lack the final norm, and its state is asked for.
         """
         for caption in captions:
             if len(caption) and not 0 <= np.min(caption) <= np.max(caption) < self.spec.vocab_size:
@@ -63,4 +79,7 @@ class ZImageTextEncoderModel(ZImageComponent):
         for row, caption in zip(tokens, captions, strict=True):
             row[: len(caption)] = caption
         rope = text_rope(self.spec.head_dim, self.spec.rope_theta, length)
-        return self.model(upload(tokens, self.device), upload(rope, self.device))[0]
+        inputs = upload(tokens, self.device), upload(rope, self.device)
+        if hidden_layer != DEFAULT_HIDDEN_LAYER:
+            return self.layers(*inputs, hidden_layer)
+        return self.model(*inputs)[0]

@@ -29,12 +29,10 @@ class ZImageTransformerModel(ZImageComponent):
         conditioning: Captions to tokens, `graphs.model.conditioning.CaptionConditioning`.
         modulation: Timesteps to a table, `graphs.model.conditioning.ModulationTable`.
         spec: Its shape.
-        nbytes_beside: Memory of the other components' weights on the same device.
     """
 
     model: CompiledGraph
     spec: TransformerSpec
-    nbytes_beside = 0
 
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the three graphs."""

@@ -12,6 +12,7 @@ from max.driver import Buffer, Device
 from max_zimage.device.devices import kept_rows, upload
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.pipeline.inpainting import Masked, Paste
+from max_zimage.request.hidden_layer import DEFAULT_HIDDEN_LAYER, HiddenLayer
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
@@ -39,12 +40,14 @@ class Captions:
         rows: Which caption each branch row shows: one for each picture, then for each further branch one for each
             picture again.
         changes: What is done to the features of each caption that is given as tokens; empty for nothing.
+        hidden_layer: Which of the text encoder's states they are.
     """
 
     tokens: tuple[IdArray, ...]
     features: tuple[FloatArray, ...]
     rows: tuple[int, ...]
     changes: tuple[FeatureChange, ...] = ()
+    hidden_layer: HiddenLayer = DEFAULT_HIDDEN_LAYER
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from max_zimage.components import ZImageTextEncoderModel
 from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.request.checks import check_tokens
+from max_zimage.request.hidden_layer import HiddenLayer
 from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import image_seed
@@ -42,8 +43,9 @@ def captions_of_request(
     given = (*(request.prompt_embeds or ()), *(negatives or ()))
     pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)
     if not given:
-        return pictures.captions(texts, (), request.num_prompts)
-    features = _complete(given, texts, text_encoder, prompts_first=bool(request.prompts))
+        return replace(pictures.captions(texts, (), request.num_prompts), hidden_layer=request.hidden_layer)
+    encoded = encoded_features(text_encoder, texts, request.hidden_layer) if texts else ()
+    features = (*encoded, *given) if request.prompts else (*given, *encoded)
     return pictures.captions((), features, request.num_prompts)
 
 
@@ -155,26 +157,19 @@ def _distinct(keys: Sequence[Hashable]) -> tuple[list[int], tuple[int, ...]]:
     return kept, tuple(places[key] for key in keys)
 
 
-def _complete(
-    given: Sequence[FloatArray], texts: Sequence[IdArray], text_encoder: ZImageTextEncoderModel, prompts_first: bool
+def encoded_features(
+    text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], hidden_layer: HiddenLayer
 ) -> tuple[FloatArray, ...]:
-    """Features of both branches, where one is given as features and the other as text."""
-    encoded = encoded_features(text_encoder, texts) if texts else ()
-    return (*encoded, *given) if prompts_first else (*given, *encoded)
-
-
-def encoded_features(text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray]) -> tuple[FloatArray, ...]:
     """Features of texts on the host, float32 [tokens, caption_dim] each."""
-    values = float_features(text_encoder, text_encoder(texts))
+    values = float_features(text_encoder, text_encoder(texts, hidden_layer))
     return tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
 
 
-def changed_features(
-    text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], changes: Sequence[FeatureChange]
-) -> tuple[FloatArray, ...]:
+def changed_features(text_encoder: ZImageTextEncoderModel, captions: Captions) -> tuple[FloatArray, ...]:
     """Features of texts as the transformer gets them; a text that is there several times is encoded once."""
+    texts, changes = captions.tokens, captions.changes
     kept, places = _distinct([ids.tobytes() for ids in texts])
-    encoded = encoded_features(text_encoder, [texts[index] for index in kept])
+    encoded = encoded_features(text_encoder, [texts[index] for index in kept], captions.hidden_layer)
     return tuple(change(encoded[place]) for place, change in zip(places, changes, strict=True))
 
 

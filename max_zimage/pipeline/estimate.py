@@ -68,7 +68,7 @@ def check_picture(
         branches: Ways in which each picture is seen.
         pictures: That share a batch.
         loaded: Whether the weights are in memory already, and not among what is free.
-        again: Bytes of weights that lie on an accelerator a second time, `ZImageTransformerModel.again_bytes`.
+        again: Bytes of weights that lie on an accelerator a second time, or for some requests alone.
 
     Raises:
         NotEnoughMemoryError: With what is needed, what is there and what would fit.

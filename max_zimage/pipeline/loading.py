@@ -19,7 +19,7 @@ from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage import embedded
 from max_zimage.checkpoint.locate import resolve_model
-from max_zimage.components import ZImageComponent, ZImageTransformerModel
+from max_zimage.components import ZImageComponent
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
@@ -128,11 +128,10 @@ def load_components(
     """
     check_fits(sources, devices[0])
     components: dict[str, ComponentModel] = {}
+    sizes = sources.nbytes
     for name, component in make.items():
         weights, plan = SafetensorWeights(sources.files[name]), sources.plans[name]
         what = sources.configs[name], sources.dtypes[name], devices, weights
-        components[name] = component(*what, session=session, cache_config=cache_config, plan=plan)
-    transformer, sizes = components["transformer"], sources.nbytes
-    if isinstance(transformer, ZImageTransformerModel):
-        transformer.nbytes_beside = sum(sizes.values()) - sizes["transformer"]
+        components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)
+        made.nbytes_beside = sum(sizes.values()) - sizes[name]
     return components

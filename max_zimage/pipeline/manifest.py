@@ -14,7 +14,7 @@ from max_zimage.checkpoint.description import describe
 from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, vae_names
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.locate import COMPONENTS, find_component_files, resolve_model, route_weight_files
-from max_zimage.checkpoint.plan import LoadPlan, plan
+from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
 from max_zimage.compile import device_graphs, device_weights
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
@@ -90,13 +90,14 @@ def find_sources(
     models = config.models
     described = describe(config, default_steps)
     files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)
+    plans = _plans(described.specs, files)
     return CheckpointManifest(
         specs=described.specs,
-        limits=described.limits,
+        limits=replace(described.limits, has_final_norm=holds_final_norm(plans["text_encoder"])),
         configs=described.configs,
         dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device) for name in COMPONENTS},
         files=files,
-        plans=_plans(described.specs, files),
+        plans=plans,
         defaults=described.defaults,
     )
 

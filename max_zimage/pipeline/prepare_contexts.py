@@ -90,7 +90,8 @@ def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int
         first, rest = pictures.shown(texts, 1)
         positive += first
         negative += rest
-    return deduplicate_captions(positive, negative)
+    # All requests of a batch have the same, see `sharing_key`.
+    return replace(deduplicate_captions(positive, negative), hidden_layer=asked_of(contexts[0]).hidden_layer)
 
 
 def _begin(

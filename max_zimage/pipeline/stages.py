@@ -34,14 +34,17 @@ from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 
 def check(
-    sources: CheckpointManifest, transformer: ZImageTransformerModel, asked: ZImageModelInputs | GenerationRequest
+    sources: CheckpointManifest,
+    text_encoder: ZImageTextEncoderModel,
+    transformer: ZImageTransformerModel,
+    asked: ZImageModelInputs | GenerationRequest,
 ) -> None:
     """Compare the memory that pictures take with what is free.
 
     Raises:
         NotEnoughMemoryError: If they do not fit; said before anything is computed.
     """
-    device, again = transformer.device, transformer.again_bytes
+    device, again = transformer.device, transformer.again_bytes + text_encoder.layers.nbytes
     if isinstance(asked, GenerationRequest):
         check_request(sources, device, asked, again=again)
         return
@@ -85,11 +88,11 @@ def caption_tokens(
     """
     given = captions.features
     if captions.are_changed:
-        given = changed_features(text_encoder, captions.tokens, captions.changes)
+        given = changed_features(text_encoder, captions)
     if given:
         features = upload_as(padded_features(given), transformer.dtype_name, transformer.device)
     else:
-        features = text_encoder(captions.tokens)
+        features = text_encoder(captions.tokens, captions.hidden_layer)
     return transformer.conditioning(features, *caption_arguments(transformer.rope_spec, captions, transformer.device))[
         0
     ]

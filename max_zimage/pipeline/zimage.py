@@ -254,7 +254,7 @@ class ZImagePipeline(DiffusionPipeline):
         Raises:
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
         """
-        stages.check(self.sources, self.transformer, request)
+        stages.check(self.sources, self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
         inputs = inputs_of_texts(request, self.sources, *parts)
         hook, callback = None, callback_on_step_end
@@ -280,7 +280,7 @@ class ZImagePipeline(DiffusionPipeline):
             NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
         """
         stages.check_output_type(output_type)
-        stages.check(self.sources, self.transformer, model_inputs)
+        stages.check(self.sources, self.text_encoder, self.transformer, model_inputs)
         run = self.denoising(model_inputs)
         run.run(on_step)
         rows, columns = self._sides(model_inputs)

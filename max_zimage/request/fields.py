@@ -26,6 +26,7 @@ from max_zimage.request.kinds import (
     Texts,
     Whole,
 )
+from max_zimage.request.layer_fields import LayerFields
 from max_zimage.request.list_kinds import NumberOrMany
 from max_zimage.request.mask_fields import MaskFields
 from max_zimage.request.noise_fields import NoiseFields
@@ -209,6 +210,8 @@ class PictureFields:
         Whole(high="max_tokens"),
         default=Of("default_tokens"),
         flag=Flag("--max-sequence-length", "N", "tokens a prompt may have; 512 if not given", "fine tuning"),
+        images=Images("max_sequence_length", "Tokens a prompt may have; 512 if not given."),
+        responses=Responses("max_sequence_length", place="metadata", param="metadata"),
         kept=Kept("int"),
     )
     latents: npt.NDArray[np.float32] | None = row(
@@ -245,7 +248,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(TextFields, NoiseFields, GuidanceFields, MaskFields, PictureFields):
+class RequestFields(LayerFields, TextFields, NoiseFields, GuidanceFields, MaskFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

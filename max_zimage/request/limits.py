@@ -28,6 +28,8 @@ class Limits:
         max_images: Pictures of one request, which run as one batch.
         num_layers: Main layers of the transformer.
         max_positions: Tokens that the text encoder reads.
+        text_layers: Its layers.
+        has_final_norm: Whether its files hold the norm behind them.
     """
 
     max_height: int
@@ -39,6 +41,8 @@ class Limits:
     max_images: int = 64
     num_layers: int = 30
     max_positions: int = 40960
+    text_layers: int = 36
+    has_final_norm: bool = True
 
     @property
     def default_tokens(self) -> int:
@@ -54,6 +58,7 @@ class Limits:
         latent_channels: int,
         caption_dim: int,
         num_layers: int = 30,
+        text_layers: int = 36,
     ) -> Limits:
         """Derive the limits of a checkpoint.
 
@@ -63,6 +68,7 @@ class Limits:
             latent_channels: Channels of a latent.
             caption_dim: Width of a caption feature.
             num_layers: Main layers of the transformer.
+            text_layers: Layers of the text encoder.
 
         Returns:
             The limits.
@@ -77,6 +83,7 @@ class Limits:
             caption_dim=caption_dim,
             num_layers=num_layers,
             max_positions=max_positions,
+            text_layers=text_layers,
         )
 
 

@@ -9,6 +9,7 @@ from max_zimage.request import checks
 from max_zimage.request import start_image as start_images
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import check_guidance
+from max_zimage.request.layer_checks import check_layers
 from max_zimage.request.limits import Limits
 from max_zimage.request.mask_checks import check_mask
 from max_zimage.request.noise_checks import check_noise
@@ -28,6 +29,7 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     check_guidance(request, limits.num_layers)
     check_noise(request)
+    check_layers(request)
     around = [name for name in ("system_prompt", "thinking_content", "assistant_content") if getattr(request, name)]
     if around and request.prompt_embeds is not None:
         message = "{field} stands around a prompt, and {name[prompt_embeds]} are given in its place; leave one out"

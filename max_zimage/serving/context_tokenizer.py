@@ -30,6 +30,7 @@ from max_zimage.images.read import MAX_PIXELS, data_url_bytes, image_of_data_url
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.request.fields import ROWS
+from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import sharing_key, to_text
 from max_zimage.sampling.step_cache import format_step_cache
@@ -69,7 +70,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             model_path: Folder or hub id of the checkpoint.
             pipeline_config: MAX's configuration, with one entry a component.
             subfolder: Folder of the tokenizer inside the checkpoint.
-            max_length: Tokens a prompt may have, chat template included.
+            max_length: Tokens that a request's max_sequence_length may ask for, chat template included. MAX passes 512
+                for every model of this name, which is what a prompt has whose request says nothing: it bounds nothing.
             default_num_inference_steps: Steps of checkpoints that are not distilled.
             revision: Revision of a hub id.
             trust_remote_code: Refused if true: no code of a checkpoint is ever run.
@@ -82,7 +84,9 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         described = describe(pipeline_config, default_num_inference_steps)
         self._drawn_by = source_of(model_path, pipeline_config.models)
         self._schedule = described.specs.schedule
-        self.limits = replace(described.limits, max_tokens=min(max_length, described.limits.max_tokens))
+        most = described.limits.max_tokens
+        bound = most if max_length == DEFAULT_MAX_SEQUENCE_LENGTH else min(max_length, most)
+        self.limits = replace(described.limits, max_tokens=bound)
         self.defaults = described.defaults
         self._tokenizer = PromptTokenizer(
             resolve_model(model_path, revision) / subfolder,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from max_zimage import embedded
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.loading import DEFAULT_STEPS, CheckedModel
@@ -27,8 +29,11 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
         default_num_inference_steps=DEFAULT_STEPS,
     )
     tokenizer.max_input_pixels = settings.limits.input_pixels
-    # MAX's flags do not say all of a step cache.
+    # MAX's flags do not say all of a step cache, nor the configurations what the files hold.
     tokenizer.defaults = prepared.sources.defaults
+    found = prepared.sources.limits
+    tokens = min(settings.limits.prompt_tokens or found.max_tokens, found.max_tokens)
+    tokenizer.limits = replace(found, max_tokens=tokens)
     return ServedModel(
         name=settings.name,
         drawn_by=DrawnBy(

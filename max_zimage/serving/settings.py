@@ -14,6 +14,7 @@ class ServerLimits:
         steps: Denoising steps.
         images: Pictures of one request.
         prompt_characters: Of a prompt, and of a negative one.
+        prompt_tokens: Which `max_sequence_length` may ask for; None for as many as the checkpoint has positions for.
         body_bytes: Of a request's body, uploads included.
         queue: Requests that wait; those being drawn do not count.
         seconds: From when a request is queued to its last picture.
@@ -24,6 +25,7 @@ class ServerLimits:
     steps: int = 100
     images: int = 8
     prompt_characters: int = 10_000
+    prompt_tokens: int | None = None
     body_bytes: int = 32 * 2**20
     queue: int = 64
     seconds: float = 600.0

@@ -62,7 +62,8 @@ def keep(path: Path, answer: Any) -> None:
         {"steps": 3, "negative_prompt": "blue", "guidance_scale": 3.5, "cfg_normalization": 0.5, "cfg_truncation": 0.8},
         {"steps": 4, "guidance_scale": [3.0, 2, 0, 1], "guidance_variant": "apg", "apg_momentum": -0.5, "slg": True},
         {"steps": 9, "shift": 5.5, "step_cache": "taylorseer:cache_interval=3,warmup_steps=2"},
-        {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0},
+        {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0, "hidden_layer": -4},
+        {"steps": 2, "hidden_layer": {"-2": 0.7, "-4": 0.4}, "negative_prompt": "blue", "guidance_scale": 2.0},
     ],
     ids=lambda asked: "-".join(asked),
 )
@@ -79,6 +80,7 @@ def test_edits(resized: bool, server: Server, repeat: Repeat, tmp_path: Path) ->
     picture = start(100, 70) if resized else start()
     fields = {"prompt": PROMPT, "seed": "5", "steps": "4", "strength": "0.7"} | ({"resize": "true"} if resized else {})
     fields |= {"guidance_scale": "2,0,1.5,1", "guidance_interval": "0 0.9", "slg": "true", "slg_layers": "1-2"}
+    fields |= {"hidden_layer": "-3"}
     keep(
         tmp_path / "a.png",
         server.client.post("/v1/images/edits", files={"image": ("x.png", encoded(picture))}, data=fields),
@@ -120,9 +122,9 @@ def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tm
     mask.save(tmp_path / "mask.png")
     body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
     body["metadata"] = {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1"} if image else dict(STAR)
-    body["metadata"] |= {"sampler": "euler_ancestral", "sigma_shape": "beta57"}
     if image is not None:
         body["metadata"] |= {"mask_image": data_url(mask), "soft_mask": "true"}
+    body["metadata"] |= {"sampler": "euler_ancestral", "sigma_shape": "beta57", "hidden_layer": "-2:0.5,-3:0.5"}
     answer = server.post("/v1/responses", provider_options={"image": options}, **body)
     assert answer.status_code == 200, answer.text
     (tmp_path / "a.png").write_bytes(base64.b64decode(answer.json()["output"][0]["content"][0]["image_data"]))

@@ -152,6 +152,8 @@ def test_a_message_of_parts_is_read() -> None:
         ("x", {"num_images": 65}, "num_images_per_prompt must be from 1 to 64"),
         ("x", {"seed": -1}, "seed must be from 0"),
         ("x " * 2000, {}, r"the prompt has \d+ tokens, at most 512 are allowed; shorten it$"),
+        ("x " * 300, {}, r"the prompt has \d+ tokens, at most 512 are .* raise max_sequence_length \(up to 1504\)$"),
+        ("x", {"metadata": {"max_sequence_length": "2000"}}, "max_sequence_length must be from 1 to 1504, got 2000"),
         ("x", {"negative_prompt": "y " * 2000, "guidance_scale": 1}, "the negative prompt has .* at most 512"),
         ([], {}, "Input message list cannot be empty"),
         ("x", {"output_format": "jpg"}, "output_format must be one of jpeg, png, webp, got 'jpg'"),

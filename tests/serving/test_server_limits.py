@@ -56,6 +56,8 @@ def test_a_full_queue_is_told_at_once(server: Server) -> None:
         ({"prompt": "x " * 240}, "prompt", None),
         ({"size": "100x128"}, "size", "width must be a multiple of 16, got 100; the nearest are 96 and 112"),
         ({"size": "big"}, "size", 'size: must be "auto" or "WIDTHxHEIGHT"'),
+        ({"max_sequence_length": 1505}, "max_sequence_length", "max_sequence_length must be from 1 to 1504, got 1505"),
+        ({"hidden_layer": {"-6": 1}}, "hidden_layer", "hidden_layer must be from -5 to 4, for the text encoder has 4"),
         ({"steps": 0}, "steps", "steps must be from 1 to 1000, got 0"),
         ({"steps": "8"}, "steps", "steps: input should be a valid integer, got '8'"),
         ({"seed": -1}, "seed", "seed must be from 0"),

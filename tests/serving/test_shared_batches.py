@@ -73,3 +73,12 @@ def test_requests_with_masks_share_steps_and_keep_their_own(worker: Worker, embe
     np.testing.assert_array_equal(worker.pictures(asked[0])[0][64:], image[64:])
     flipped = alone(embedded.ours, "a blue ring", 6, image=np.ascontiguousarray(image[::-1]), mask_image=masks[1])
     assert_same(worker.pictures(asked[1]), flipped)
+
+
+def test_requests_share_a_batch_with_those_of_their_hidden_layer(worker: Worker, embedded: Pair) -> None:
+    asked = [worker.ask(text, hidden_layer=layer) for text, layer in (("a", "-3"), ("b", "-2"), ("c", "2"), ("d", "3"))]
+    worker.finish()
+    # Of four layers the hidden states are five, and 2 is -3.
+    assert [worker.steps(each)[0][1] for each in asked] == [2, 2, 2, 2]
+    assert_same(worker.pictures(asked[0]), alone(embedded.ours, "a", hidden_layer=-3))
+    assert_same(worker.pictures(asked[1]), alone(embedded.ours, "b"))

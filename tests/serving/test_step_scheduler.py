@@ -31,6 +31,9 @@ def data_url(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
+_NAMED = ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance", "composite", "hidden_layer")
+
+
 class Worker:
     """A scheduler with queues that a test fills and reads."""
 
@@ -50,10 +53,7 @@ class Worker:
     def ask(self, prompt: Any, **options: Any) -> ZImageContext:
         defaults: dict[str, Any] = {"width": 128, "height": 128, "steps": 3, "guidance_scale": 2.0}
         defaults |= {"output_format": "png", "seed": 5}
-        named = {
-            name: options.pop(name, None)
-            for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance", "composite")
-        }
+        named = {name: options.pop(name, None) for name in _NAMED}
         if (mask := options.pop("mask_image", None)) is not None:
             named["mask_image"] = data_url(mask)
         named = {name: value for name, value in named.items() if value is not None}
