@@ -99,8 +99,8 @@ def _added(x: Tensor, mixed: Tensor, weight: Tensor, state: Tensor) -> tuple[Ten
     return x, mixed, mixed.cast(x.dtype)
 
 
+def _sum_types(spec: TextEncoderSpec, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
     shape = (PROMPTS, CAPTION_PADDED, spec.hidden_size)
-    shape = [PROMPTS, CAPTION_PADDED, spec.hidden_size]
     return (
         TensorType(dtype, shape, device),
         TensorType(DType.float32, shape, device),
