@@ -29,6 +29,7 @@ from max_zimage.graphs.step.compose import UpdatePicture, denoise_step, extrapol
 from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
+from max_zimage.graphs.step.positions import Positions
 
 ComponentName = Literal["text_encoder", "transformer", "vae"]
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -176,6 +177,15 @@ GRAPHS: dict[str, Entry] = {
             make=GuidedUpdate,
             label="guidance variant",
             runs="with a guidance variant or rescaling: once per guided evaluation",
+            count=work.count_elementwise,
+            is_float32=True,
+        ),
+        Entry(
+            name="positions",
+            component="transformer",
+            make=Positions,
+            label="rotary tables",
+            runs="with DyPE, in pictures beyond its base resolution: once per evaluation",
             count=work.count_elementwise,
             is_float32=True,
         ),
