@@ -46,7 +46,10 @@ class Worker:
         defaults |= {"output_format": "png", "seed": 5}
         named = {
             name: options.pop(name, None)
-            for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance")
+            for name in (
+                *("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance"),
+                *("dype", "dype_base_resolution"),
+            )
         }
         named = {name: value for name, value in named.items() if value is not None}
         options |= {"metadata": named} if named else {}
