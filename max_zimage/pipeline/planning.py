@@ -27,17 +27,18 @@ def planned(
     return evaluated, combined(_classifier_free(asked, evaluated), branches)
 
 
-def extrapolation(asked: GenerationRequest) -> Dype | None:
-    """How the request has positions extrapolated, whatever its size; None where it is off."""
+def extrapolation(asked: GenerationRequest, rows: int, columns: int) -> Dype | None:
+    """How the request has positions extrapolated in a picture of so many tokens; None where that changes nothing."""
     if asked.dype == DYPE_OFF:
         return None
-    return Dype(
+    found = Dype(
         method=cast(Method, asked.dype),
         scale=asked.dype_scale,
         exponent=asked.dype_exponent,
         start_sigma=asked.dype_start_sigma,
         base_resolution=asked.dype_base_resolution,
     )
+    return found if found.changes(rows, columns) else None
 
 
 def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidance:

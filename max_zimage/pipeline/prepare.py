@@ -21,9 +21,7 @@ from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
 from max_zimage.sampling.noise import image_seed
-from max_zimage.sampling.positions.dype import Dype
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
-from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
 
 
@@ -65,10 +63,7 @@ def inputs_of_request(
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
     evaluated, guided = planned(request, plan, transformer.spec.num_layers, others)
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
-    return laid_out(
-        *(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache),
-        dype=extrapolation(request),
-    )
+    return laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request)
 
 
 def inputs_of_texts(
@@ -112,9 +107,7 @@ def laid_out(
     guided: Guidance,
     copies: int,
     seeds: tuple[int, ...],
-    step_cache: StepCache | None,
-    *,
-    dype: Dype | None = None,
+    asked: GenerationRequest,
 ) -> ZImageModelInputs:
     """Lay out a batch on the device.
 
@@ -127,8 +120,7 @@ def laid_out(
         guided: The branches.
         copies: Pictures of every prompt.
         seeds: Of each picture, where the sampler draws noise.
-        step_cache: Leaves out steps, or None.
-        dype: How positions are extrapolated, or None; left aside where it changes nothing.
+        asked: Says what all requests of the batch have in common: step cache and position extrapolation.
     """
     latents = joined([each if isinstance(each, Buffer) else upload(each, transformer.device) for each in start])
     batch, channels, height, width = map(int, latents.shape)
@@ -136,7 +128,7 @@ def laid_out(
     branches = [0, *([1] if guided.has_negative else []), *range(2, 2 + len(guided.others))]
     shown = replace(captions, rows=_rows(captions.rows, batch, guided))
     lengths = [shown.lengths[row] for row in shown.rows]
-    dype = dype if dype is not None and dype.changes(rows, columns) else None
+    dype = extrapolation(asked, rows, columns)
     spec, with_places = transformer.rope_spec, dype is not None
     return ZImageModelInputs(
         captions=shown,
@@ -148,7 +140,7 @@ def laid_out(
         width=8 * width,
         num_images_per_prompt=copies,
         items=make_items(spec, rows, columns, lengths, batch, device, branches, with_places=with_places),
-        step_cache=step_cache,
+        step_cache=asked.step_cache,
         seeds=seeds,
         dype=dype,
     )

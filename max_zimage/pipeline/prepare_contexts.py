@@ -13,7 +13,7 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.captions import Pictures, deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
-from max_zimage.pipeline.planning import extrapolation, planned
+from max_zimage.pipeline.planning import planned
 from max_zimage.pipeline.prepare import drawn_noise, laid_out, seeds_of
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.sampling.positions import max_caption_tokens
@@ -66,10 +66,7 @@ def inputs_of_contexts(
     pictures = sum(context.num_images_per_prompt for context in contexts)
     start = [_start(each, vae, schedule_of(each, schedule_spec)) for each in contexts]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
-    return laid_out(
-        *(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache),
-        dype=extrapolation(asked),
-    )
+    return laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked)
 
 
 def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int) -> Captions:

@@ -13,22 +13,18 @@ VISION_YARN = "vision_yarn"
 DYPE_METHODS = (VISION_YARN, "yarn", "ntk")
 
 
-def _row(kind: Kind, flag: Flag, kept: str, default: object) -> Any:
+def _row(kind: Kind, flag: str, metavar: str, text: str, kept: str, default: object, bare: str = "") -> Any:
     """A row that every front end calls by the same name."""
-    name = flag.destination
+    name, alone = flag.removeprefix("--").replace("-", "_"), f"; {bare} if none is named" if bare else ""
     return row(
         kind,
         default=default,
-        flag=flag,
-        images=Images(name, f"{flag.help[0].upper()}{flag.help[1:]}."),
+        flag=Flag(flag, metavar, text + alone, "fine tuning", bare=bare),
+        images=Images(name, f"{text[0].upper()}{text[1:]}."),
         responses=Responses(name, place="metadata", param="metadata"),
         kept=Kept(kept, since=4, before=default),
         shared="value",
     )
-
-
-def _number(kind: Kind, flag: str, metavar: str, text: str, default: float) -> Any:
-    return _row(kind, Flag(flag, metavar, text, "fine tuning"), "float", default)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,37 +41,22 @@ class DypeFields:
     """
 
     dype: str = _row(
-        Choice(words=(DYPE_OFF, *DYPE_METHODS)),
-        Flag(
-            "--dype",
-            "METHOD",
-            f"position extrapolation of large pictures: {DYPE_OFF}, {', '.join(DYPE_METHODS)}",
-            "fine tuning",
-            bare=VISION_YARN,
-        ),
-        "str",
-        DYPE_OFF,
+        Choice(words=(DYPE_OFF, *DYPE_METHODS)), "--dype", "METHOD",
+        f"position extrapolation of large pictures: {DYPE_OFF}, {', '.join(DYPE_METHODS)}", "str",
+        DYPE_OFF, VISION_YARN,
+    )  # fmt: skip
+    dype_scale: float = _row(
+        Number(above=True, high=100.0, usual="1 to 4"), "--dype-scale", "X", "dype: how strongly it follows the noise",
+        "float", 2.0,
+    )  # fmt: skip
+    dype_exponent: float = _row(
+        Number(high=100.0, usual="1 to 3"), "--dype-exponent", "X", "dype: how soon it ends as noise goes", "float", 2.0
     )
-    dype_scale: float = _number(
-        Number(above=True, high=100.0, usual="1 to 4"),
-        "--dype-scale",
-        "X",
-        "dype: how strongly it follows the noise",
-        2.0,
-    )
-    dype_exponent: float = _number(
-        Number(high=100.0, usual="1 to 3"), "--dype-exponent", "X", "dype: how soon it ends as noise goes", 2.0
-    )
-    dype_start_sigma: float = _number(
-        Number(above=True, high=1.0),
-        "--dype-start-sigma",
-        "LEVEL",
-        "vision_yarn: full magnitude above this noise level",
-        1.0,
-    )
+    dype_start_sigma: float = _row(
+        Number(above=True, high=1.0), "--dype-start-sigma", "LEVEL",
+        "vision_yarn: full magnitude above this noise level", "float", 1.0,
+    )  # fmt: skip
     dype_base_resolution: int = _row(
-        Side(limit=16384),
-        Flag("--dype-base-resolution", "PIXELS", "dype: side of pictures that the model was trained at", "fine tuning"),
-        "int",
-        1024,
-    )
+        Side(limit=16384), "--dype-base-resolution", "PIXELS", "dype: side of pictures that the model was trained at",
+        "int", 1024,
+    )  # fmt: skip

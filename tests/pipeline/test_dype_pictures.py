@@ -18,8 +18,15 @@ from max_zimage.sampling.guidance import Variant
 from tests.pipeline.test_guidance_pictures import Case, apg, ours, request, theirs
 from tests.recording import RecordProperty
 from tests.references import step_caches
-from tests.references.diffusers_runs import Call, FloatArray, Pair, packed, reference_features, reference_prediction
-from tests.references.diffusers_runs import relative_l2
+from tests.references.diffusers_runs import (
+    Call,
+    FloatArray,
+    Pair,
+    packed,
+    reference_features,
+    reference_prediction,
+    relative_l2,
+)
 from tests.references.engine_runs import inputs_of
 from tests.references.extrapolated import extrapolating
 from tests.references.step_caches import unpacked
@@ -55,7 +62,7 @@ CASES = {
 
 
 def expected_of(pair: Pair, given: Case, sampler: str = "euler") -> FloatArray:
-    dype = extrapolation(request(pair, given))
+    dype = extrapolation(request(pair, given), given.call.height // 16, given.call.width // 16)
     assert dype is not None
     with extrapolating(pair, dype, given.call.height, given.call.width):
         return theirs(pair, given, sampler)
@@ -113,9 +120,10 @@ def test_a_cache_that_leaves_evaluations_out(cache: FirstBlockCache | TaylorSeer
     """First-block caching compares residuals of evaluations that have other tables."""
     call = Call(prompts=(12, 40), negatives=(70, 9), steps=12, guidance=2.0, height=80, width=176)
     given = case(call, "vision_yarn", 128)
-    run = embedded.ours.denoising(inputs_of(embedded.ours, request(embedded, given, step_cache=cache)))
+    inputs = inputs_of(embedded.ours, request(embedded, given, step_cache=cache))
+    run = embedded.ours.denoising(inputs)
     run.run()
-    dype = extrapolation(request(embedded, given))
+    dype = inputs.dype
     assert dype is not None
     with extrapolating(embedded, dype, call.height, call.width):
         expected, flags = step_caches.run(embedded, call, step_caches.algorithm(cache), variant=Variant())
@@ -148,10 +156,9 @@ def test_image_to_image(embedded: Pair) -> None:
     """Its first level is below 1, and so is that of its first table."""
     image = np.random.default_rng(4).integers(0, 256, (UNGUIDED.height, UNGUIDED.width, 3), np.uint8)
     given = case(UNGUIDED, "vision_yarn", 128, {"image": image, "strength": 0.7, "seed": 3})
-    asked = request(embedded, given, latents=None)
-    inputs, dype = inputs_of(embedded.ours, asked), extrapolation(asked)
+    inputs = inputs_of(embedded.ours, request(embedded, given, latents=None))
+    dype, run = inputs.dype, embedded.ours.denoising(inputs)
     assert dype is not None
-    run = embedded.ours.denoising(inputs)
     latents = np.asarray(download(run.latents))
     run.run()
     features, _ = reference_features(embedded, UNGUIDED)
