@@ -186,7 +186,7 @@ GRAPHS: dict[str, Entry] = {
             make=Positions,
             label="rotary tables",
             runs="with DyPE, in pictures beyond its base resolution: once per evaluation",
-            count=work.count_elementwise,
+            count=work.count_positions,
             is_float32=True,
         ),
         Entry(

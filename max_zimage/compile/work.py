@@ -277,6 +277,12 @@ def count_elementwise(counter: Counter, shapes: Shapes) -> Work:
     return elementwise(sum(map(_count, shapes)) + _count(shapes[0]), passes=1)
 
 
+def count_positions(counter: Counter, shapes: Shapes) -> Work:
+    """Tables of three axes, then ids that are read; for each a row of every table is read and written."""
+    width = sum(_count(table[1:]) for table in shapes[:3])
+    return elementwise(sum(_count(ids[:-1]) * (ids[-1] + 2 * width) for ids in shapes[3:]), passes=1)
+
+
 def count_taylor_update(counter: Counter, shapes: Shapes) -> Work:
     """All that comes in is read, and two differences are written."""
     return elementwise(sum(map(_count, shapes)) + 2 * _count(shapes[0]), passes=1)

@@ -77,8 +77,9 @@ def test_all_methods_are_the_formulas(dype: Dype) -> None:
 def test_a_larger_scale_moves_frequencies_further() -> None:
     """Also beyond the scale at which no pair turns as often as the range says; the reference turns around there."""
     moved = [found(Dype(method="vision_yarn", scale=scale), 2, 2, 1.0) for scale in (0.5, 1, 2, 3, 4, 8, 50)]
-    assert all((after <= before + 1e-15).all() for before, after in pairwise(moved))
-    assert moved[-1][5] < moved[2][5]
+    # Slower pairs come nearer to the larger base meanwhile.
+    assert all((after[:7] <= before[:7] + 1e-15).all() for before, after in pairwise(moved))
+    assert (moved[-1][1:7] < 0.98 * moved[2][1:7]).all()
 
 
 def test_methods_are_those_that_a_request_names() -> None:
