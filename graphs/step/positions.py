@@ -18,7 +18,7 @@ from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from max_zimage.graphs.dims import IMAGE_PADDED, ITEMS, TOKENS
+from max_zimage.graphs.dims import CAPTION_PADDED, IMAGE_PADDED, ITEMS
 from max_zimage.graphs.model.transformer import TransformerSpec
 
 T = TypeVar("T")
@@ -32,14 +32,14 @@ class PositionInputs(NamedTuple, Generic[T]):
         rows: float32 [row_positions, axes_dims[1] / 2, 2].
         columns: float32 [column_positions, axes_dims[2] / 2, 2].
         image_ids: int32 [items, image_padded, 3], the position of every image token on each axis.
-        ids: int32 [items, tokens, 3], the same with the captions' positions behind.
+        caption_ids: int32 [items, caption_padded, 3], the same of its caption's.
     """
 
     frames: T
     rows: T
     columns: T
     image_ids: T
-    ids: T
+    caption_ids: T
 
 
 class Positions(Module[..., tuple[Tensor, Tensor]]):
@@ -59,11 +59,11 @@ class Positions(Module[..., tuple[Tensor, Tensor]]):
         """
         given = PositionInputs(*inputs)
         axes = (given.frames, given.rows, given.columns)
-        image, whole = (
+        image, caption = (
             F.concat([F.gather(table, ids[:, :, axis], axis=0) for axis, table in enumerate(axes)], axis=2)
-            for ids in (given.image_ids, given.ids)
+            for ids in (given.image_ids, given.caption_ids)
         )
-        return image, whole
+        return image, F.concat([image, caption], axis=1)
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -71,5 +71,5 @@ class Positions(Module[..., tuple[Tensor, Tensor]]):
             TensorType(DType.float32, [f"{name}_positions", dim // 2, 2], device)
             for name, dim in zip(("frame", "row", "column"), self.spec.axes_dims, strict=True)
         )
-        places = (TensorType(DType.int32, [ITEMS, length, 3], device) for length in (IMAGE_PADDED, TOKENS))
+        places = (TensorType(DType.int32, [ITEMS, length, 3], device) for length in (IMAGE_PADDED, CAPTION_PADDED))
         return PositionInputs(*tables, *places)

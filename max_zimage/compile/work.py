@@ -278,9 +278,9 @@ def count_elementwise(counter: Counter, shapes: Shapes) -> Work:
 
 
 def count_positions(counter: Counter, shapes: Shapes) -> Work:
-    """Tables of three axes, then ids that are read; for each a row of every table is read and written."""
-    width = sum(_count(table[1:]) for table in shapes[:3])
-    return elementwise(sum(_count(ids[:-1]) * (ids[-1] + 2 * width) for ids in shapes[3:]), passes=1)
+    """Ids of image and caption tokens come last; for each a row of every table is read and written, of images twice."""
+    width, (image, caption) = sum(_count(table[1:]) for table in shapes[:3]), (_count(ids[:-1]) for ids in shapes[3:])
+    return elementwise(image * (3 + 3 * width) + caption * (3 + 2 * width), passes=1)
 
 
 def count_taylor_update(counter: Counter, shapes: Shapes) -> Work:

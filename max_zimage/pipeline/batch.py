@@ -115,11 +115,11 @@ class Places(NamedTuple):
 
     Attributes:
         image_ids: int32 [items, image_padded, 3].
-        ids: int32 [items, image_padded + caption_padded, 3].
+        caption_ids: int32 [items, caption_padded, 3].
     """
 
     image_ids: Buffer
-    ids: Buffer
+    caption_ids: Buffer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,7 +211,7 @@ def make_items(
     image_padded, places = padded(rows * columns), None
     if with_places:
         ids = sequence_ids(rows, columns, lengths)
-        places = Places(upload(ids[:, :image_padded], device), upload(ids, device))
+        places = Places(*(upload(each, device) for each in np.split(ids, [image_padded], axis=1)))
     table = sequence_rope(spec, rows, columns, tuple(lengths))
     valid = sequence_lengths(rows, columns, lengths)
     return _items(

@@ -33,7 +33,7 @@ def test_tables_of_extrapolated_axes(embedded: Pair) -> None:
     ids = sequence_ids(ROWS, COLUMNS, LENGTHS)
     axes = axis_table(spec, 0), rows, columns
     image, whole = embedded.ours.transformer.positions(
-        *(upload(each, CPU()) for each in axes), upload(ids[:, :64], CPU()), upload(ids, CPU())
+        *(upload(each, CPU()) for each in axes), upload(ids[:, :64], CPU()), upload(ids[:, 64:], CPU())
     )
     expected = np.concatenate([table[ids[..., axis]] for axis, table in enumerate(axes)], axis=-2)
     np.testing.assert_array_equal(download(whole), expected)
