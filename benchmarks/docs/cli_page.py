@@ -58,7 +58,7 @@ def _row(action: argparse.Action, prog: str) -> str:
 def _value(action: argparse.Action) -> str:
     """What stands for the flag's value."""
     if isinstance(action.metavar, str):
-        return action.metavar
+        return f"[{action.metavar}]" if action.nargs == "?" and action.option_strings else action.metavar
     if isinstance(action.metavar, tuple):
         return " ".join(action.metavar)
     if action.choices:

@@ -9,6 +9,7 @@ from max_zimage.sampling.samplers import is_stochastic
 
 _SLG = ("slg_layers", "slg_start", "slg_stop")
 _VARIANT = ("zero_init", "apg_eta", "apg_momentum", "apg_norm_threshold")
+_DYPE = ("dype_scale", "dype_exponent", "dype_start_sigma", "dype_base_resolution")
 _VARIATION = ("variation_seed", "variation_strength")
 
 
@@ -42,6 +43,10 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     if given.get("guidance_scale") == 0:
         gone |= {"guidance_variant", "guidance_interval", *_VARIANT}
         gone |= set() if kept["slg_scale"] else {"guidance_rescale"}
+    if given.get("dype") == "off":
+        gone |= set(_DYPE)
+    if given.get("dype", "vision_yarn") != "vision_yarn":
+        gone |= {"dype_start_sigma"}
     if given.get("variation_strength") == 0:
         gone |= set(_VARIATION)
     if given.get("seed_variance") == 0:

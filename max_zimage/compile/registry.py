@@ -31,6 +31,7 @@ from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
 from max_zimage.graphs.step.masked import KeepUnmasked
+from max_zimage.graphs.step.positions import Positions
 
 ComponentName = Literal["text_encoder", "transformer", "vae"]
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -210,6 +211,15 @@ GRAPHS: dict[str, Entry] = {
             label="inpainting",
             runs="with a mask: once before the first step and after each",
             count=work.count_elementwise,
+            is_float32=True,
+        ),
+        Entry(
+            name="positions",
+            component="transformer",
+            make=Positions,
+            label="rotary tables",
+            runs="with DyPE, in pictures beyond its base resolution: once per evaluation",
+            count=work.count_positions,
             is_float32=True,
         ),
         Entry(

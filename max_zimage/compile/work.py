@@ -283,6 +283,12 @@ def count_elementwise(counter: Counter, shapes: Shapes) -> Work:
     return elementwise(sum(map(_count, shapes)) + _count(shapes[0]), passes=1)
 
 
+def count_positions(counter: Counter, shapes: Shapes) -> Work:
+    """Ids of image and caption tokens come last; for each a row of every table is read and written, of images twice."""
+    width, (image, caption) = sum(_count(table[1:]) for table in shapes[:3]), (_count(ids[:-1]) for ids in shapes[3:])
+    return elementwise(image * (3 + 3 * width) + caption * (3 + 2 * width), passes=1)
+
+
 def count_taylor_update(counter: Counter, shapes: Shapes) -> Work:
     """All that comes in is read, and two differences are written."""
     return elementwise(sum(map(_count, shapes)) + 2 * _count(shapes[0]), passes=1)

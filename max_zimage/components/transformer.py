@@ -112,6 +112,13 @@ class ZImageTransformerModel(ZImageComponent):
         wait_for([graph])
         return graph
 
+    @cached_property
+    def positions(self) -> CompiledGraph:
+        """`graphs.step.positions.Positions`; compiled when it is first asked for."""
+        graph = self.graph("positions")
+        wait_for([graph])
+        return graph
+
     @property
     def rope_spec(self) -> RopeSpec:
         """Shape of the rotary tables."""

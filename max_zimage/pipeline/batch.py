@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,12 @@ from max_zimage.sampling.positions import (
     RopeSpec,
     caption_rope,
     padded,
+    sequence_ids,
     sequence_lengths,
     sequence_offsets,
     sequence_rope,
 )
+from max_zimage.sampling.positions.dype import Dype
 from max_zimage.sampling.schedule import Schedule
 from max_zimage.sampling.step_cache import StepCache
 
@@ -81,6 +84,7 @@ class ZImageModelInputs:
         seeds: Of each picture, for the noise that a sampler draws between steps; empty where it draws none.
         masked: What the pictures keep of an image, or None.
         pastes: For each picture what takes its place again in the end, or None; empty for nothing.
+        dype: How positions are extrapolated, where that changes the tables of the branch rows; or None.
     """
 
     captions: Captions
@@ -96,6 +100,7 @@ class ZImageModelInputs:
     seeds: tuple[int, ...] = ()
     masked: Masked | None = None
     pastes: tuple[Paste | None, ...] = ()
+    dype: Dype | None = None
 
     @property
     def num_inference_steps(self) -> int:
@@ -111,6 +116,18 @@ class ZImageModelInputs:
     def image_tokens(self) -> int:
         """Tokens of a picture."""
         return int(self.latents.shape[2]) * int(self.latents.shape[4])
+
+
+class Places(NamedTuple):
+    """Positions of tokens on each axis, on the device.
+
+    Attributes:
+        image_ids: int32 [items, image_padded, 3].
+        caption_ids: int32 [items, caption_padded, 3].
+    """
+
+    image_ids: Buffer
+    caption_ids: Buffer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,6 +146,7 @@ class Items:
         positive_rows: int32 [batch].
         negative_rows: int32 [batch]; the positive ones where there is no negative branch.
         other_rows: int32 [others, batch].
+        places: Where the tokens of each row stand, for tables that change from one evaluation to the next; or None.
     """
 
     branches: tuple[int, ...]
@@ -142,6 +160,7 @@ class Items:
     positive_rows: Buffer
     negative_rows: Buffer
     other_rows: Buffer
+    places: Places | None = None
 
     @property
     def count(self) -> int:
@@ -170,6 +189,7 @@ class Items:
             rope=kept_rows(self.rope, rows),
             valid_length=kept_rows(self.valid_length, rows),
             device=device,
+            places=None if self.places is None else Places(*(kept_rows(each, rows) for each in self.places)),
         )
 
 
@@ -181,6 +201,8 @@ def make_items(
     batch: int,
     device: Device,
     branches: Sequence[int] | None = None,
+    *,
+    with_places: bool = False,
 ) -> Items:
     """Lay out the branch rows.
 
@@ -192,17 +214,23 @@ def make_items(
         batch: Pictures.
         device: Where the transformer runs.
         branches: Which branches they are; the positive one and those that follow it if not given.
+        with_places: Whether they hold `Items.places`.
     """
+    image_padded, places = padded(rows * columns), None
+    if with_places:
+        ids = sequence_ids(rows, columns, lengths)
+        places = Places(*(upload(each, device) for each in np.split(ids, [image_padded], axis=1)))
     table = sequence_rope(spec, rows, columns, tuple(lengths))
     valid = sequence_lengths(rows, columns, lengths)
     return _items(
         tuple(range(len(lengths) // batch)) if branches is None else tuple(branches),
         batch,
         tuple(valid.tolist()),
-        image_rope=upload(table[:, : padded(rows * columns)], device),
+        image_rope=upload(table[:, :image_padded], device),
         rope=upload(table, device),
         valid_length=upload(valid, device),
         device=device,
+        places=places,
     )
 
 
@@ -240,6 +268,7 @@ def _items(
     rope: Buffer,
     valid_length: Buffer,
     device: Device,
+    places: Places | None = None,
 ) -> Items:
     pictures = np.arange(batch, dtype=np.int32)
     starts = {branch: place * batch + pictures for place, branch in enumerate(branches)}
@@ -257,6 +286,7 @@ def _items(
         positive_rows=upload(starts[0].astype(np.int32), device),
         negative_rows=upload(starts.get(1, starts[0]).astype(np.int32), device),
         other_rows=upload(np.asarray(others, np.int32).reshape(len(others), batch), device),
+        places=places,
     )
 
 

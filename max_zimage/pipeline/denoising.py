@@ -21,6 +21,7 @@ from max_zimage.pipeline.callbacks import StepHook
 from max_zimage.pipeline.inpainting import keeping_of
 from max_zimage.pipeline.step_inputs import make_tables, step_inputs
 from max_zimage.pipeline.step_noise import StepNoise
+from max_zimage.pipeline.step_positions import StepPositions
 from max_zimage.pipeline.steppers import stepper_of
 
 
@@ -56,6 +57,7 @@ class Denoising:
         self._rows = self._rows_of_branches()
         self._noise, latents = StepNoise(inputs), pack(inputs.latents)
         self._keeping = keeping_of(transformer, inputs.masked, inputs.schedule.sigmas, pack)
+        self._positions = StepPositions(transformer, inputs)
         self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)
         self.latents = latents
         self._before = self._prediction = latents
@@ -84,6 +86,7 @@ class Denoising:
                 self._before, self._sigma = self.latents, plan.sigmas[index]
                 self._noise.fill(self._history, index)
                 items, captions = self._rows[self._inputs.guidance.active(index)]
+                items = self._positions.of(items, index)
                 inputs = step_inputs(self._tables, index, items, captions, self.latents, self._history)
                 result = self._stepper(index, inputs)
                 self.latents, self._history, self._prediction = result[:3]

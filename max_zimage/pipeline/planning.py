@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from max_zimage.request.dype_fields import DYPE_OFF
 from max_zimage.request.guidance_checks import skipped_layers
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, skip_layer
+from max_zimage.sampling.positions.dype import Dype, Method
 from max_zimage.sampling.schedule import Schedule
 
 
@@ -23,6 +25,20 @@ def planned(
     evaluated = samplers.plan(asked.sampler, plan)
     branches = [*_skipping(asked, evaluated, num_layers), *(others(evaluated) if others else ())]
     return evaluated, combined(_classifier_free(asked, evaluated), branches)
+
+
+def extrapolation(asked: GenerationRequest, rows: int, columns: int) -> Dype | None:
+    """How the request has positions extrapolated in a picture of so many tokens; None where that changes nothing."""
+    if asked.dype == DYPE_OFF:
+        return None
+    found = Dype(
+        method=cast(Method, asked.dype),
+        scale=asked.dype_scale,
+        exponent=asked.dype_exponent,
+        start_sigma=asked.dype_start_sigma,
+        base_resolution=asked.dype_base_resolution,
+    )
+    return found if found.changes(rows, columns) else None
 
 
 def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidance:

@@ -15,14 +15,13 @@ from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, m
 from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
-from max_zimage.pipeline.planning import planned
+from max_zimage.pipeline.planning import extrapolation, planned
 from max_zimage.pipeline.start_from_image import begin, pastes_of
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
 from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
-from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
 
 
@@ -61,7 +60,7 @@ def inputs_of_request(
         raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
     evaluated, guided = planned(request, plan, transformer.spec.num_layers, others)
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
-    made = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
+    made = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request)
     return replace(made, masked=masked, pastes=pastes_of(request, request.num_images))
 
 
@@ -106,7 +105,7 @@ def laid_out(
     guided: Guidance,
     copies: int,
     seeds: tuple[int, ...],
-    step_cache: StepCache | None,
+    asked: GenerationRequest,
 ) -> ZImageModelInputs:
     """Lay out a batch on the device.
 
@@ -119,7 +118,7 @@ def laid_out(
         guided: The branches.
         copies: Pictures of every prompt.
         seeds: Of each picture, where the sampler draws noise.
-        step_cache: Leaves out steps, or None.
+        asked: Says what all requests of the batch have in common: step cache and position extrapolation.
     """
     latents = joined([each if isinstance(each, Buffer) else upload(each, transformer.device) for each in start])
     batch, channels, height, width = map(int, latents.shape)
@@ -127,6 +126,8 @@ def laid_out(
     branches = [0, *([1] if guided.has_negative else []), *range(2, 2 + len(guided.others))]
     shown = replace(captions, rows=_rows(captions.rows, batch, guided))
     lengths = [shown.lengths[row] for row in shown.rows]
+    dype = extrapolation(asked, rows, columns)
+    spec, with_places = transformer.rope_spec, dype is not None
     return ZImageModelInputs(
         captions=shown,
         latents=latents.view(DType.float32, (batch, channels, rows, 2, columns, 2)),
@@ -136,9 +137,10 @@ def laid_out(
         height=8 * height,
         width=8 * width,
         num_images_per_prompt=copies,
-        items=make_items(transformer.rope_spec, rows, columns, lengths, batch, device, branches),
-        step_cache=step_cache,
+        items=make_items(spec, rows, columns, lengths, batch, device, branches, with_places=with_places),
+        step_cache=asked.step_cache,
         seeds=seeds,
+        dype=dype,
     )
 
 

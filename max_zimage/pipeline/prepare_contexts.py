@@ -68,7 +68,7 @@ def inputs_of_contexts(
     begun = [_begin(each, transformer, vae, schedule_of(each, schedule_spec)) for each in contexts]
     start, kept = [each for each, _ in begun], [masked for _, masked in begun if masked is not None]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
-    made = laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+    made = laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked)
     pastes = tuple(each for context in contexts for each in pastes_of_context(context))
     return replace(made, masked=Masked.joined(kept), pastes=pastes)
 

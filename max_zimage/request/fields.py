@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from max_zimage.errors import Wording
+from max_zimage.request.dype_fields import DypeFields
 from max_zimage.request.guidance_fields import MAX_GUIDANCE, SLG, GuidanceFields
 from max_zimage.request.kinds import (
     Array,
@@ -248,7 +249,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(LayerFields, TextFields, NoiseFields, GuidanceFields, MaskFields, PictureFields):
+class RequestFields(DypeFields, LayerFields, TextFields, NoiseFields, GuidanceFields, MaskFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

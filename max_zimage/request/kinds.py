@@ -105,16 +105,17 @@ class Whole(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Side(Kind):
-    """A side of a picture in pixels; `limit` is the attribute of `Limits` that holds the longest."""
+    """A side of a picture in pixels; `limit` is the longest, or the attribute of `Limits` that holds it."""
 
     plain: ClassVar[type] = int
-    limit: str
+    fallback: ClassVar[Any] = 16
+    limit: int | str
 
     @override
     def check(self, name: str, value: object, limits: Limits) -> int:
         from max_zimage.request.checks import side
 
-        return side(name, value, int(getattr(limits, self.limit)))
+        return side(name, value, self.limit if isinstance(self.limit, int) else int(getattr(limits, self.limit)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from max_zimage.images.read import resized
 from max_zimage.request import start_image as start_images
 from max_zimage.request.cache_checks import with_useful_cache
 from max_zimage.request.checks import Problems
+from max_zimage.request.dype_checks import warn_of_small_picture
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
@@ -92,6 +93,7 @@ class GenerationRequest(RequestFacts):
         request = cls(**values)
         check_together(request, limits, arguments.get("resize"))
         _warn_of_unused(request, arguments.get("negative_prompt"))
+        warn_of_small_picture(request)
         return with_useful_cache(request, is_default=arguments.get("step_cache") is None)
 
 

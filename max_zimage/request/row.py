@@ -29,6 +29,7 @@ class Flag:
         help: What the help says of it.
         group: Under which heading `max-zimage generate` has it; None where it has no such flag.
         others: Other spellings.
+        bare: What the flag stands for without a word behind it; "" where it wants one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Flag:
     help: str
     group: Group | None
     others: tuple[str, ...] = ()
+    bare: str = ""
 
     @property
     def destination(self) -> str:

@@ -220,7 +220,8 @@ for cache in (FirstBlockCache(), TaylorSeer()):
 pipeline.build_prepare_scheduler()
 pipeline.build_scheduler_step()
 transformer = pipeline.transformer
-compiler.compile_together([pipeline.vae.encoder, transformer.guided_update, transformer.keep_unmasked])
+small = [transformer.guided_update, transformer.keep_unmasked, transformer.positions]
+compiler.compile_together([pipeline.vae.encoder, *small])
 pipeline.text_encoder.layers._graphs(6)  # the embedding, four layers and the norm
 device, specs = Accelerator(), pipeline.sources.specs
 workers = {}

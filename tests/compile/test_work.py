@@ -128,4 +128,6 @@ def test_calls_are_counted_from_their_shapes() -> None:
     assert count(COUNTER, "decode", [(1, 8, 6, 2, 2, 16)]) == pixels
     assert count(COUNTER, "pack", [(1, 16, 8, 2, 8, 2)]) == Work(nbytes=2 * 4 * 4096)
     assert count(COUNTER, "scheduler_step", [(1, 64, 64), (1, 64, 64), (1,)]) == Work(nbytes=3 * 4 * 4096)
+    axes = [(1536, 16, 2), (9, 24, 2), (7, 24, 2)]
+    assert count(COUNTER, "positions", [*axes, (2, 64, 3), (2, 32, 3)]) == Work(nbytes=8 * (64 * 387 + 32 * 259))
     assert count(COUNTER, "encode", [(1, 16, 8, 16, 8, 3)]) is None

@@ -13,6 +13,7 @@ from max.pipelines.request.provider_options import ImageProviderOptions
 
 from max_zimage.cli.field_flags import add_flag, given_fields
 from max_zimage.cli.main import _parser
+from max_zimage.request.dype_fields import DYPE_METHODS
 from max_zimage.request.fields import ROWS, RequestFields
 from max_zimage.request.kinds import Cache, Kind, Number, Switch, Texts, Whole
 from max_zimage.request.limits import Limits, RequestDefaults
@@ -84,6 +85,14 @@ def test_every_flag_is_taken_and_lands_in_its_field() -> None:
     assert given_fields(_parser().parse_args(["generate"])) == {}
     with pytest.raises(KeyError, match="sigmas has no flag"):
         add_flag(argparse.ArgumentParser(), "sigmas")
+
+
+def test_a_flag_may_stand_alone() -> None:
+    """Then it stands for the word that the table has for it."""
+    assert given_fields(_parser().parse_args(["generate", "--dype"])) == {"dype": "vision_yarn"}
+    assert given_fields(_parser().parse_args(["generate", "--dype", "ntk"])) == {"dype": "ntk"}
+    assert ROWS["dype"].flag is not None
+    assert ROWS["dype"].flag.bare in DYPE_METHODS
 
 
 def test_bodies_have_the_fields_of_the_table() -> None:

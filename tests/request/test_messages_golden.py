@@ -103,6 +103,18 @@ REQUESTS: list[dict[str, Any]] = [
     {"denoising_end": 0.5, "step_cache": "first_block"},
     {"denoising_end": 0.5, "guidance_variant": "apg", "apg_momentum": -0.5},
     {"denoising_start": 0.5, "guidance_variant": "cfg_zero_star", "zero_init": True, "latents": LATENTS},
+    {"dype": "pi"},
+    {"dype": True},
+    {"dype": "yarn", "dype_scale": 0},
+    {"dype": "yarn", "dype_scale": 101},
+    {"dype": "ntk", "dype_exponent": -1},
+    {"dype": "vision_yarn", "dype_start_sigma": 0},
+    {"dype": "vision_yarn", "dype_start_sigma": 1.5},
+    {"dype": "yarn", "dype_start_sigma": 0.5},
+    {"dype": "yarn", "dype_base_resolution": 1000},
+    {"dype": "yarn", "dype_base_resolution": 0},
+    {"dype_scale": 3},
+    {"dype_start_sigma": 0.5, "dype_base_resolution": 512},
     {"guidance_interval": [0.5, 1.0], "step_cache": "taylorseer", "num_inference_steps": 20},
     {"guidance_scale": [2.0, 1.0]},
     {"guidance_scale": [2.0, "x", 1e-45]},
@@ -173,7 +185,7 @@ OTHERS: list[Callable[[], object]] = [
     lambda: picture_pixels("image", Image.new("I", (16, 16), -5)),
     lambda: starting_image("image", Image.new("RGB", (64, 64)), (16, 16)),
 ]
-WARNINGS: list[dict[str, Any]] = [{"guidance_scale": 0, "negative_prompt": "blurry"}]
+WARNINGS: list[dict[str, Any]] = [{"guidance_scale": 0, "negative_prompt": "blurry"}, {"dype": "yarn"}]
 
 
 def cases() -> list[Callable[[], object]]:

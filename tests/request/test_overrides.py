@@ -18,6 +18,7 @@ FIRST = (
     *("--slg", "--slg-layers", "1-2", "--slg-start", "0", "--guidance-variant", "apg", "--apg-momentum=-0.5"),
     *("--guidance-rescale", "0.5", "--variation-seed", "4", "--variation-strength", "0.2", "--seed-variance", "0.1"),
     *("--seed-variance-share", "0.3", "--system-prompt", "You draw stars."),
+    *("--dype", "--dype-base-resolution", "32", "--dype-scale", "1.5", "--dype-start-sigma", "0.5"),
 )
 
 
@@ -39,6 +40,9 @@ def drawn(repeat: Repeat) -> None:
         (("--variation-strength", "0"), {"variation_seed": None, "variation_strength": 0.0}),
         (("--seed-variance", "0"), {"seed_variance": 0.0, "seed_variance_share": 0.5}),
         (("--system-prompt", ""), {"system_prompt": ""}),
+        ((), {"dype": "vision_yarn", "dype_base_resolution": 32, "dype_scale": 1.5, "dype_start_sigma": 0.5}),
+        (("--dype", "ntk"), {"dype": "ntk", "dype_scale": 1.5, "dype_start_sigma": 1.0}),
+        (("--dype", "off"), {"dype": "off", "dype_scale": 2.0, "dype_start_sigma": 1.0, "dype_base_resolution": 1024}),
         (("--template", "portrait"), {"system_prompt": Templates().find("portrait").system}),
     ],
     ids=lambda given: "-".join(given) if isinstance(given, tuple) else None,

@@ -64,6 +64,7 @@ def keep(path: Path, answer: Any) -> None:
         {"steps": 9, "shift": 5.5, "step_cache": "taylorseer:cache_interval=3,warmup_steps=2"},
         {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0, "hidden_layer": -4},
         {"steps": 2, "hidden_layer": {"-2": 0.7, "-4": 0.4}, "negative_prompt": "blue", "guidance_scale": 2.0},
+        {"steps": 3, "size": "64x144", "dype": "vision_yarn", "dype_base_resolution": 64, "dype_start_sigma": 0.7},
     ],
     ids=lambda asked: "-".join(asked),
 )

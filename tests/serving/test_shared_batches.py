@@ -48,6 +48,17 @@ def test_noise_is_scaled_by_each_request(worker: Worker, embedded: Pair) -> None
     assert_same(worker.pictures(second), alone(embedded.ours, "a red star", image=image, strength=1.0, **eight))
 
 
+def test_extrapolated_positions_are_shared_by_requests_that_ask_for_the_same(worker: Worker, embedded: Pair) -> None:
+    asked: dict[str, Any] = {"dype": "vision_yarn", "dype_base_resolution": "64"}
+    first, second = worker.ask("a red star", **asked), worker.ask("a large blue ring on green", seed=6, **asked)
+    others = [worker.ask("a"), worker.ask("b", dype="ntk", dype_base_resolution="64")]
+    worker.finish()
+    assert [worker.steps(each)[0][1] for each in (first, second, *others)] == [2, 2, 1, 1]
+    asked["dype_base_resolution"] = 64
+    assert_same(worker.pictures(first), alone(embedded.ours, "a red star", **asked))
+    assert_same(worker.pictures(second), alone(embedded.ours, "a large blue ring on green", 6, **asked))
+
+
 def test_requests_with_unlike_samplers_do_not_share_steps(worker: Worker) -> None:
     of_four = partial(worker.ask, steps=4)
     asked = [of_four("a", sampler="lcm"), of_four("b", sampler="euler_stochastic"), of_four("c")]

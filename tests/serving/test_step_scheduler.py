@@ -17,6 +17,7 @@ from PIL import Image
 
 from max_zimage import ZImagePipeline
 from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.fields import ROWS
 from max_zimage.serving.worker import step_scheduler as scheduler_module
 from max_zimage.serving.worker.messages import read_progress
 from max_zimage.serving.worker.previews import preview_steps
@@ -31,7 +32,7 @@ def data_url(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-_NAMED = ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance", "composite", "hidden_layer")
+_NAMED = tuple(name for name, row in ROWS.items() if row.responses and row.responses.place == "metadata")
 
 
 class Worker:

@@ -115,27 +115,58 @@ def rope_table(spec: RopeSpec, ids: IdArray) -> FloatArray:
         ValueError: If a position is outside its axis.
     """
     parts = []
-    for axis, (dim, length) in enumerate(zip(spec.axes_dims, spec.axes_lens, strict=True)):
+    for axis, length in enumerate(spec.axes_lens):
         position = ids[..., axis]
         if position.size and not 0 <= position.min() <= position.max() < length:
             raise ValueError(
                 f"positions of axis {axis} must lie in 0 to {length - 1} (axes_lens {spec.axes_lens}), "
                 f"got {position.min()} to {position.max()}"
             )
-        parts.append(_axis_table(dim, length, spec.theta)[position])
+        parts.append(axis_table(spec, axis)[position])
     return np.concatenate(parts, axis=-2)
 
 
 @lru_cache(maxsize=8)
-def _axis_table(dim: int, length: int, theta: float) -> FloatArray:
-    """Return (cos, sin) of one axis, float32 [length, dim / 2, 2], read-only."""
-    frequencies = 1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+def axis_table(spec: RopeSpec, axis: int) -> FloatArray:
+    """Return (cos, sin) of one axis, float32 [axes_lens[axis], axes_dims[axis] / 2, 2], read-only."""
+    return _read_only(turns(axis_frequencies(spec.axes_dims[axis], spec.theta), spec.axes_lens[axis]))
+
+
+def axis_frequencies(dim: int, theta: float) -> npt.NDArray[np.float64]:
+    """Return the angle that each pair of an axis turns by from one position to the next, float64 [dim / 2]."""
+    return np.asarray(1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim), np.float64)
+
+
+def turns(frequencies: npt.NDArray[np.float64], length: int, magnitude: float = 1.0) -> FloatArray:
+    """Return cosine and sine of positions times frequencies.
+
+    Args:
+        frequencies: float64 [pairs].
+        length: Positions, from 0.
+        magnitude: What both are multiplied by.
+
+    Returns:
+        float32 [length, pairs, 2].
+    """
     # The reference rounds the angle to float32 before the cosine: at large positions that moves the value by far more
     # than the rounding of the cosine itself, so it is part of what the weights were trained with.
     angles = np.outer(np.arange(length, dtype=np.float64), frequencies).astype(np.float32).astype(np.float64)
-    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
-    table.flags.writeable = False
-    return table
+    return (magnitude * np.stack([np.cos(angles), np.sin(angles)], axis=-1)).astype(np.float32)
+
+
+def sequence_ids(rows: int, columns: int, caption_lengths: Sequence[int]) -> IdArray:
+    """Return the positions of a batch of [image, caption] sequences.
+
+    Args:
+        rows: Image height in tokens.
+        columns: Image width in tokens.
+        caption_lengths: Unpadded tokens of each item's caption.
+
+    Returns:
+        int32 [N, padded(rows * columns) + padded longest caption, 3], those of `sequence_rope`.
+    """
+    images = np.stack([image_ids(rows, columns, length) for length in caption_lengths])
+    return np.concatenate([images, _captions_ids(caption_lengths)], axis=1)
 
 
 @lru_cache(maxsize=16)
@@ -152,11 +183,8 @@ def caption_rope(spec: RopeSpec, caption_lengths: tuple[int, ...]) -> FloatArray
     Raises:
         ValueError: If a caption is empty or too long for the table.
     """
-    longest = _longest_padded(spec, caption_lengths)
-    ids = np.zeros((len(caption_lengths), longest, 3), np.int32)
-    for item, length in zip(ids, caption_lengths, strict=True):
-        item[: padded(length)] = caption_ids(length)
-    return _read_only(rope_table(spec, ids))
+    _check_captions(spec, caption_lengths)
+    return _read_only(rope_table(spec, _captions_ids(caption_lengths)))
 
 
 @lru_cache(maxsize=8)
@@ -232,7 +260,15 @@ def sequence_offsets(lengths: Sequence[int], row: int) -> npt.NDArray[np.uint32]
     return np.asarray(sorted({0, *ends}), np.uint32)
 
 
-def _longest_padded(spec: RopeSpec, caption_lengths: Sequence[int]) -> int:
+def _captions_ids(caption_lengths: Sequence[int]) -> IdArray:
+    """Return the positions of a batch of captions, int32 [N, padded longest, 3]."""
+    ids = np.zeros((len(caption_lengths), padded(max(caption_lengths)), 3), np.int32)
+    for item, length in zip(ids, caption_lengths, strict=True):
+        item[: padded(length)] = caption_ids(length)
+    return ids
+
+
+def _check_captions(spec: RopeSpec, caption_lengths: Sequence[int]) -> None:
     limit = max_caption_tokens(spec.axes_lens)
     if not caption_lengths:
         raise ValueError("a batch needs at least one caption, got none")
@@ -241,7 +277,6 @@ def _longest_padded(spec: RopeSpec, caption_lengths: Sequence[int]) -> int:
             raise ValueError(
                 f"caption {index} must have 1 to {limit} tokens (axes_lens {spec.axes_lens}), got {length}"
             )
-    return padded(max(caption_lengths))
 
 
 def _read_only(table: FloatArray) -> FloatArray:
