@@ -29,6 +29,7 @@ from max_zimage.graphs.step.compose import UpdatePicture, denoise_step, extrapol
 from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
+from max_zimage.graphs.step.paired import denoise_nag
 
 ComponentName = Literal["text_encoder", "transformer", "vae"]
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -146,6 +147,16 @@ GRAPHS: dict[str, Entry] = {
             label="denoising steps",
             runs="once per evaluation",
             count=work.count_denoise,
+            prefix=f"predict.{_STEP}",
+            is_replayed=True,
+        ),
+        Entry(
+            name="denoise_nag",
+            component="transformer",
+            make=denoise_nag,
+            label="denoising steps, NAG",
+            runs="with normalized attention guidance: once per evaluation that it is part of",
+            count=partial(work.count_denoise, is_paired=True),
             prefix=f"predict.{_STEP}",
             is_replayed=True,
         ),

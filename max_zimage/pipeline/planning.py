@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from max_zimage.request.guidance_checks import skipped_layers
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
-from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, skip_layer
+from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, nag, skip_layer
 from max_zimage.sampling.schedule import Schedule
 
 
@@ -35,7 +36,7 @@ def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidan
         norm_threshold=asked.apg_norm_threshold,
         rescale=asked.guidance_rescale,
     )
-    return cfg.guidance(
+    found = cfg.guidance(
         evaluated,
         asked.guidance_scale,
         asked.cfg_truncation,
@@ -43,6 +44,10 @@ def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidan
         asked.guidance_interval,
         variant,
     )
+    if not asked.nag_scale:
+        return found
+    strength = {"scale": asked.nag_scale, "tau": asked.nag_tau, "alpha": asked.nag_alpha}
+    return replace(found, nag=nag.nag(evaluated, **strength, sigma_end=asked.nag_sigma_end))
 
 
 def _skipping(asked: GenerationRequest, evaluated: Evaluations, num_layers: int) -> list[Branch]:

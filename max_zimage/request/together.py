@@ -10,6 +10,7 @@ from max_zimage.request import start_image as start_images
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import check_guidance
 from max_zimage.request.limits import Limits
+from max_zimage.request.nag_checks import check_nag
 from max_zimage.request.noise_checks import check_noise
 from max_zimage.request.schedule_checks import check_evaluations, has_a_step
 
@@ -25,18 +26,17 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
         start_images.check_size(request.image, request.height, request.width, resize)
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     check_guidance(request, limits.num_layers)
+    check_nag(request)
     check_noise(request)
     around = [name for name in ("system_prompt", "thinking_content", "assistant_content") if getattr(request, name)]
     if around and request.prompt_embeds is not None:
         message = "{field} stands around a prompt, and {name[prompt_embeds]} are given in its place; leave one out"
         raise RequestError.of(around[0], message)
     negatives = request.negative_prompt_embeds
-    if request.use_guidance and negatives is None and request.prompt_embeds is not None:
-        raise RequestError.of(
-            "prompt_embeds",
-            "{field} with guidance need {name[negative_prompt_embeds]} too; give them, or set {name[guidance_scale]} "
-            "to 0",
-        )
+    if request.uses_negative and negatives is None and request.prompt_embeds is not None:
+        scale = "guidance_scale" if request.use_guidance else "nag_scale"
+        message = "{field} with guidance need {name[negative_prompt_embeds]} too; give them, or set {name["
+        raise RequestError.of("prompt_embeds", message + scale + "]} to 0")
     if negatives is not None and len(negatives) != request.num_prompts:
         message = "{field} must hold one array a prompt ({prompts}), got {given}"
         values = {"prompts": request.num_prompts, "given": len(negatives)}

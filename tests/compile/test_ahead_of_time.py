@@ -219,7 +219,7 @@ for cache in (FirstBlockCache(), TaylorSeer()):
     pipeline.use_step_cache(cache)
 pipeline.build_prepare_scheduler()
 pipeline.build_scheduler_step()
-compiler.compile_together([pipeline.vae.encoder, pipeline.transformer.guided_update])
+compiler.compile_together([pipeline.vae.encoder, pipeline.transformer.guided_update, pipeline.transformer.nag])
 device, specs = Accelerator(), pipeline.sources.specs
 workers = {}
 for name in pipelines:

@@ -24,6 +24,8 @@ from max_zimage.serving.worker.step_scheduler import StepScheduler
 from tests.references.diffusers_runs import Pair
 from tests.serving.test_context_tokenizer import context
 
+NAG = ("nag_scale", "nag_tau", "nag_alpha")
+
 
 class Worker:
     """A scheduler with queues that a test fills and reads."""
@@ -46,7 +48,7 @@ class Worker:
         defaults |= {"output_format": "png", "seed": 5}
         named = {
             name: options.pop(name, None)
-            for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance")
+            for name in ("step_cache", "sampler", "sigma_shape", "long_prompt_mode", "seed_variance", *NAG)
         }
         named = {name: value for name, value in named.items() if value is not None}
         options |= {"metadata": named} if named else {}
