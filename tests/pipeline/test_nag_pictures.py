@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from max_zimage import FirstBlockCache, RequestError, ZImagePipeline
+from max_zimage import FirstBlockCache, ZImagePipeline
 from max_zimage.compile import modules
 from max_zimage.device.devices import download
+from max_zimage.errors import RequestError
 from max_zimage.pipeline.denoising import Denoising
 from max_zimage.pipeline.steppers import stepper_of
 from max_zimage.request.fields import ROWS
