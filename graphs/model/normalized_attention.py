@@ -8,9 +8,12 @@ caption, then to themselves and to the other; of the two results z+ and z-, toke
     z  = alpha · z~ · min(1, tau / r) + (1 - alpha) · z+
 
 is what goes on, in float32, before attention's last projection. Both captions then see the same image tokens, so these
-are computed once: a row holds [image, caption, negative caption], and attention alone takes it apart into two rows.
-Tokens of the captions are not guided. The noise refiner sees no caption: there z- is z+ and nothing changes, so its
-blocks are those of the plain transformer.
+are computed once: a row holds [image, caption, negative caption], and attention alone takes it apart into two rows,
+each with the positions that its caption gives the image. Tokens of the captions are not guided.
+
+The noise refiner sees no caption, and its blocks are those of the plain transformer, with the positions of the caption.
+Those of the negative one would make the same of the image, but for its pad tokens, which stand at 0 whatever the
+caption's length.
 
 Reference: Chen et al., "Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models" (2025); its
 authors' ComfyUI-NAG, flux, where both captions go on with the guided image.

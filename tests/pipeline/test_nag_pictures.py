@@ -162,7 +162,8 @@ def test_a_picture_is_the_same_alone_and_with_others_and_from_an_image(embedded:
     image = np.random.default_rng(4).integers(0, 256, (64, 64, 3), np.uint8)
     asked: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 5, "guidance_scale": 0, "nag_scale": 4}
     asked |= {"negative_prompt": "red", "output_type": "latent"}
-    for more in ({}, {"image": image, "strength": 0.6}):
+    ways: list[dict[str, Any]] = [{}, {"image": image, "strength": 0.6}]
+    for more in ways:
         both = np.asarray(pipeline("a red star", num_images_per_prompt=2, seed=4, **asked, **more))
         alone = np.asarray(pipeline("a red star", seed=5, **asked, **more))
         assert relative_l2(both[1:], alone) <= SAMPLED_L2

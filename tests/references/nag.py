@@ -58,8 +58,8 @@ class NagProcessor:
         )
         query, key = (turned(norm(each), freqs_cis) for norm, each in ((attn.norm_q, query), (attn.norm_k, key)))
         mask = None if attention_mask is None else attention_mask[:, None, None, :]
-        heads_first = (each.transpose(1, 2) for each in (query, key, value))
-        mixed = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask)
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         mixed = mixed.transpose(1, 2).flatten(2)
         image = mixed[:, : self.image_tokens].float()
         mixed[:, : self.image_tokens] = guided(image[0], image[1], self.nag).to(mixed.dtype)
@@ -74,14 +74,25 @@ def turned(x: torch.Tensor, freqs_cis: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def nag_inside(pair: Pair, nag: Nag, image_tokens: int) -> Iterator[None]:
-    """Guide the reference's main layers for a while."""
+    """Guide the reference's main layers for a while.
+
+    The image comes to both items from the first one's noise refiner. The second one's makes almost the same of it: its
+    pad tokens stand at position 0, and the image's positions begin behind the caption's.
+    """
+
+    def one_image(layer: torch.nn.Module, given: tuple[Any, ...]) -> None:
+        tokens = given[0]
+        tokens[1, :image_tokens] = tokens[0, :image_tokens]
+
     layers: Any = pair.theirs.transformer.layers
     before = [layer.attention.processor for layer in layers]
+    hook = layers[0].register_forward_pre_hook(one_image)
     try:
         for layer in layers:
             layer.attention.set_processor(NagProcessor(nag, image_tokens))
         yield
     finally:
+        hook.remove()
         for layer, processor in zip(layers, before, strict=True):
             layer.attention.set_processor(processor)
 
