@@ -11,7 +11,8 @@ Reference: diffusers models/transformers/transformer_z_image.py, ZImageTransform
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from max.dtype import DType
 from max.experimental import functional as F
@@ -65,15 +66,15 @@ def attends_ragged(shape: BlockShape) -> bool:
 class ModulatedBlock(Module[..., Tensor]):
     """Block whose branches are scaled and gated by the timestep."""
 
-    def __init__(self, shape: BlockShape) -> None:
-        self.attention = attention_layer(shape)
+    def __init__(self, shape: BlockShape, attention: Callable[[BlockShape], Module[..., Tensor]] | None = None) -> None:
+        self.attention = (attention or attention_layer)(shape)
         self.feed_forward = SwiGLU(shape.dim, shape.ffn_dim)
         self.attention_norm1 = RMSNorm(shape.dim, eps=shape.norm_eps)
         self.attention_norm2 = RMSNorm(shape.dim, eps=shape.norm_eps)
         self.ffn_norm1 = RMSNorm(shape.dim, eps=shape.norm_eps)
         self.ffn_norm2 = RMSNorm(shape.dim, eps=shape.norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor, extent: Tensor | None, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, extent: Tensor | None, modulation: Tensor, *more: Any) -> Tensor:
         """One block.
 
         Args:
@@ -82,12 +83,13 @@ class ModulatedBlock(Module[..., Tensor]):
             extent: What of the rows exists, see `attention_layer`; None where every position does.
             modulation: float32 [4, 1 or items, dim]: 1 + scale and tanh(gate) of attention, then of the feed-forward
                 layer; a gate of 0 leaves its branch out, exactly.
+            *more: What attention of another kind takes besides.
 
         Returns:
             Like `x`.
         """
         scale_attention, gate_attention, scale_ffn, gate_ffn = (modulation[i] for i in range(4))
-        mixed = self.attention(_times(self.attention_norm1(x), scale_attention), rope, extent)
+        mixed = self.attention(_times(self.attention_norm1(x), scale_attention), rope, extent, *more)
         x = x + _times(self.attention_norm2(mixed), gate_attention)
         fed = self.feed_forward(_times(self.ffn_norm1(x), scale_ffn))
         return x + _times(self.ffn_norm2(fed), gate_ffn)
@@ -99,9 +101,9 @@ class FusedBlock(Module[..., tuple[Tensor, Tensor]]):
     The norms' weights are in the modulation.
     """
 
-    def __init__(self, shape: BlockShape) -> None:
+    def __init__(self, shape: BlockShape, attention: Callable[[BlockShape], Module[..., Tensor]] | None = None) -> None:
         self.eps = shape.norm_eps
-        self.attention = RaggedAttention(shape)
+        self.attention = (attention or RaggedAttention)(shape)
         self.feed_forward = SwiGLU(shape.dim, shape.ffn_dim)
 
     def forward(
@@ -112,6 +114,7 @@ class FusedBlock(Module[..., tuple[Tensor, Tensor]]):
         offsets: Tensor | None,
         modulation: Tensor,
         first: Tensor | None = None,
+        *more: Any,
     ) -> tuple[Tensor, Tensor]:
         """One block.
 
@@ -123,13 +126,13 @@ class FusedBlock(Module[..., tuple[Tensor, Tensor]]):
             modulation: float32 [rows, 1 or items, dim]: for each block the rows of `ModulatedBlock`, each times its
                 norm's weight, the next block's behind them.
             first: int32 on the host, the block's first row; None for the first one.
+            *more: What attention of another kind takes besides.
 
         Returns:
             Like `x` and `normed`, for the next block.
         """
-        x, normed = gpu_ops.gated_norms(
-            self.attention(normed, rope, offsets), x, modulation, first, gate=1, scale=2, epsilon=self.eps
-        )
+        mixed = self.attention(normed, rope, offsets, *more)
+        x, normed = gpu_ops.gated_norms(mixed, x, modulation, first, gate=1, scale=2, epsilon=self.eps)
         return gpu_ops.gated_norms(self.feed_forward(normed), x, modulation, first, gate=3, scale=4, epsilon=self.eps)
 
 

@@ -105,16 +105,19 @@ class BlockContext(NamedTuple):
     modulation: Tensor
 
 
+MakeBlock = Callable[[TransformerSpec], Module[..., Any]]
+
+
 class Transformer(Module[..., Tensor]):
     """The part of Z-Image that runs once a step."""
 
-    def __init__(self, spec: TransformerSpec) -> None:
+    def __init__(self, spec: TransformerSpec, main: MakeBlock | None = None) -> None:
         self.spec, self.fused, self.ragged = spec, fuses(spec), attends_ragged(spec)
-        block: Callable[[TransformerSpec], Module[..., Any]] = FusedBlock if self.fused else ModulatedBlock
+        block: MakeBlock = FusedBlock if self.fused else ModulatedBlock
         self.x_embedder = linear(spec.patch_dim, spec.dim, bias=True)
         self.x_pad_token = Tensor.zeros([1, spec.dim])
         self.noise_refiner = ModuleList(block(spec) for _ in range(spec.num_refiner_layers))
-        self.layers = ModuleList(block(spec) for _ in range(spec.num_layers))
+        self.layers = ModuleList((main or block)(spec) for _ in range(spec.num_layers))
         self.final_layer = FinalLayer(spec)
 
     def forward(

@@ -56,6 +56,20 @@ class PredictInputs(NamedTuple, Generic[T]):
     final_scale: T
 
 
+class NagInputs(NamedTuple, Generic[T]):
+    """How far normalized attention guidance goes; see `graphs.model.normalized_attention`.
+
+    Attributes:
+        scale: float32 [1].
+        tau: float32 [1].
+        alpha: float32 [1].
+    """
+
+    scale: T
+    tau: T
+    alpha: T
+
+
 class BranchInputs(NamedTuple, Generic[T]):
     """Which branch rows guidance compares.
 
@@ -116,6 +130,12 @@ def predict_types(spec: TransformerSpec, dtype: DType, device: DeviceRef) -> Pre
         modulation=TensorType(DType.float32, [spec.num_blocks, 4, VARIANTS, spec.dim], device),
         final_scale=TensorType(DType.float32, [spec.dim], device),
     )
+
+
+def nag_types(device: DeviceRef) -> NagInputs[TensorType]:
+    """Types of `NagInputs`."""
+    number = TensorType(DType.float32, [1], device)
+    return NagInputs(number, number, number)
 
 
 def branch_types(device: DeviceRef) -> BranchInputs[TensorType]:

@@ -10,6 +10,7 @@ from max_zimage.sampling.samplers import is_stochastic
 _SLG = ("slg_layers", "slg_start", "slg_stop")
 _VARIANT = ("zero_init", "apg_eta", "apg_momentum", "apg_norm_threshold")
 _DYPE = ("dype_scale", "dype_exponent", "dype_start_sigma", "dype_base_resolution")
+_NAG = ("nag_tau", "nag_alpha", "nag_sigma_end")
 _VARIATION = ("variation_seed", "variation_strength")
 
 
@@ -47,6 +48,10 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
         gone |= set(_DYPE)
     if given.get("dype", "vision_yarn") != "vision_yarn":
         gone |= {"dype_start_sigma"}
+    if given.get("guidance_scale") and not given.get("nag_scale"):  # which takes its place
+        gone |= {"nag_scale", *_NAG}
+    if given.get("nag_scale") == 0:
+        gone |= set(_NAG)
     if given.get("variation_strength") == 0:
         gone |= set(_VARIATION)
     if given.get("seed_variance") == 0:

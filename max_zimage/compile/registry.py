@@ -31,6 +31,7 @@ from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
 from max_zimage.graphs.step.masked import KeepUnmasked
+from max_zimage.graphs.step.paired import denoise_nag
 from max_zimage.graphs.step.positions import Positions
 
 ComponentName = Literal["text_encoder", "transformer", "vae"]
@@ -171,6 +172,16 @@ GRAPHS: dict[str, Entry] = {
             label="denoising steps",
             runs="once per evaluation",
             count=work.count_denoise,
+            prefix=f"predict.{_STEP}",
+            is_replayed=True,
+        ),
+        Entry(
+            name="denoise_nag",
+            component="transformer",
+            make=denoise_nag,
+            label="denoising steps, NAG",
+            runs="with normalized attention guidance: once per evaluation that it is part of",
+            count=partial(work.count_denoise, is_paired=True),
             prefix=f"predict.{_STEP}",
             is_replayed=True,
         ),

@@ -11,6 +11,7 @@ of it were fused. What really moves is more, by how much depends on the compiler
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,7 +88,16 @@ def block(shape: BlockShape, items: int, length: int, size: int) -> Work:
     return block_products(shape, items * length, size) + mixed
 
 
-def denoise(spec: TransformerSpec, *, items: int, image_tokens: int, image_padded: int, tokens: int, size: int) -> Work:
+def denoise(
+    spec: TransformerSpec,
+    *,
+    items: int,
+    image_tokens: int,
+    image_padded: int,
+    tokens: int,
+    size: int,
+    is_paired: bool = False,
+) -> Work:
     """One denoising step, `graphs.step.compose.denoise_step`.
 
     Args:
@@ -97,12 +107,15 @@ def denoise(spec: TransformerSpec, *, items: int, image_tokens: int, image_padde
         image_padded: The same rounded up to a multiple of 32.
         tokens: `image_padded` and the padded caption.
         size: Bytes of a number in the model's dtype.
+        is_paired: Whether it is `graphs.step.paired`, where two items are one picture but for attention.
     """
+    pictures, length = (items // 2, 2 * tokens - image_padded) if is_paired else (items, tokens)
+    mixed = attention(items, tokens, spec.num_heads, spec.head_dim, size)
     return (
-        linear(items * image_tokens, spec.patch_dim, spec.dim, size)
-        + block(spec, items, image_padded, size) * spec.num_refiner_layers
-        + block(spec, items, tokens, size) * spec.num_layers
-        + linear(items * image_tokens, spec.dim, spec.patch_dim, size)
+        linear(pictures * image_tokens, spec.patch_dim, spec.dim, size)
+        + block(spec, pictures, image_padded, size) * spec.num_refiner_layers
+        + (block_products(spec, pictures * length, size) + mixed) * spec.num_layers
+        + linear(pictures * image_tokens, spec.dim, spec.patch_dim, size)
     )
 
 
@@ -248,7 +261,7 @@ def count_modulation(counter: Counter, shapes: Shapes) -> Work:
     return modulation(counter.transformer, steps=shapes[0][0], size=counter.size)
 
 
-def count_denoise(counter: Counter, shapes: Shapes) -> Work:
+def count_denoise(counter: Counter, shapes: Shapes, *, is_paired: bool = False) -> Work:
     """Inputs of the transformer come first, by their names."""
     given = PredictInputs(*shapes[: len(PredictInputs._fields)])
     return denoise(
@@ -258,6 +271,7 @@ def count_denoise(counter: Counter, shapes: Shapes) -> Work:
         image_padded=given.image_rope[1],
         tokens=given.rope[1],
         size=counter.size,
+        is_paired=is_paired,
     )
 
 
@@ -295,7 +309,4 @@ def count_taylor_update(counter: Counter, shapes: Shapes) -> Work:
 
 
 def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
+    return math.prod(shape)

@@ -39,6 +39,7 @@ class ZImageTransformerModel(ZImageComponent):
         self.spec = transformer_spec(self.config)
         weights = self.provide()
         self._first_block_graphs: dict[FirstBlock, tuple[CompiledGraph, CompiledGraph]] = {}
+        self._copies = 0  # of weights, beside the first one, where graphs do not share them
         self.model = self.graph("denoise", weights)
         # What another graph of a step takes again where weights are not shared.
         self._nbytes = self.model.weight_bytes
@@ -72,24 +73,47 @@ class ZImageTransformerModel(ZImageComponent):
 
         Returns:
             `graphs.step.first_block.FirstBlockStep` and `graphs.step.compose.UpdatePicture`. The first holds the
-            transformer once more: on an accelerator its weights take their memory again, unless they are shared; see
-            `again_bytes`.
+            transformer once more; see `_once_more`.
 
         Raises:
             NotEnoughMemoryError: If that does not fit.
         """
         if block not in self._first_block_graphs:
-            if self._weights is None:
-                check_device_memory(self.nbytes_beside + self.again_bytes + 2 * self._nbytes, self.device)
-            weights = self.provide()
-            self._first_block_graphs[block] = self.graph(f"first_block_{block}", weights), self.graph("guidance")
+            self._first_block_graphs[block] = self._once_more(f"first_block_{block}"), self.graph("guidance")
             wait_for(self._first_block_graphs[block])
         return self._first_block_graphs[block]
 
+    @cached_property
+    def nag(self) -> CompiledGraph:
+        """A step with normalized attention guidance, `graphs.step.paired`; compiled when it is first asked for.
+
+        Holds the transformer once more; see `_once_more`.
+
+        Raises:
+            NotEnoughMemoryError: If that does not fit.
+        """
+        graph = self._once_more("denoise_nag")
+        wait_for([graph])
+        return graph
+
+    def _once_more(self, name: str) -> CompiledGraph:
+        """Another graph with the transformer in it: on an accelerator its weights take their memory again.
+
+        Not where graphs share them; see `again_bytes`.
+
+        Raises:
+            NotEnoughMemoryError: If that does not fit.
+        """
+        if self._weights is None:
+            check_device_memory(self.nbytes_beside + self.again_bytes + 2 * self._nbytes, self.device)
+        graph = self.graph(name, self.provide())
+        self._copies += 1
+        return graph
+
     @property
     def again_bytes(self) -> int:
-        """Memory of an accelerator that first-block caching takes for weights which are there already."""
-        return 0 if self._weights is not None else len(self._first_block_graphs) * self._nbytes
+        """Memory of an accelerator for weights which are there already: of step caches, and of guided attention."""
+        return 0 if self._weights is not None else self._copies * self._nbytes
 
     @cached_property
     def taylor_graphs(self) -> tuple[CompiledGraph, CompiledGraph]:

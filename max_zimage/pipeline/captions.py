@@ -38,7 +38,7 @@ def captions_of_request(
     Raises:
         RequestError: If a text has too many tokens.
     """
-    negatives = request.negative_prompt_embeds if request.use_guidance else None
+    negatives = request.negative_prompt_embeds if request.uses_negative else None
     texts = tokens_of_request(request, tokenizer, limits)
     given = (*(request.prompt_embeds or ()), *(negatives or ()))
     pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from max_zimage.request.dype_fields import DYPE_OFF
@@ -10,7 +11,7 @@ from max_zimage.request.guidance_checks import skipped_layers
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
-from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, skip_layer
+from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, nag, skip_layer
 from max_zimage.sampling.positions.dype import Dype, Method
 from max_zimage.sampling.schedule import Schedule
 
@@ -51,7 +52,7 @@ def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidan
         norm_threshold=asked.apg_norm_threshold,
         rescale=asked.guidance_rescale,
     )
-    return cfg.guidance(
+    found = cfg.guidance(
         evaluated,
         asked.guidance_scale,
         asked.cfg_truncation,
@@ -59,6 +60,10 @@ def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidan
         asked.guidance_interval,
         variant,
     )
+    if not asked.nag_scale:
+        return found
+    strength = {"scale": asked.nag_scale, "tau": asked.nag_tau, "alpha": asked.nag_alpha}
+    return replace(found, nag=nag.nag(evaluated, **strength, sigma_end=asked.nag_sigma_end))
 
 
 def _skipping(asked: GenerationRequest, evaluated: Evaluations, num_layers: int) -> list[Branch]:

@@ -49,6 +49,12 @@ def _problem(request: RequestFacts) -> tuple[str, str, dict[str, object]] | None
             "set {field} to off, or {name[slg_scale]} to 0",
             {"cache": cache},
         )
+    if request.nag_scale:
+        return (
+            "{field} {cache} and {name[nag_scale]} do not go together: there is one velocity for both prompts; ",
+            "set {field} to off, or {name[nag_scale]} to 0",
+            {"cache": cache},
+        )
     if request.denoising_start > 0 or request.denoising_end < 1:
         return (
             "{field} {cache} does not know the steps of the other part of the run; ",

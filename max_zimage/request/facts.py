@@ -37,9 +37,14 @@ class RequestFacts(RequestFields):
         return max(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
 
     @property
+    def uses_negative(self) -> bool:
+        """Whether any step may show the negative prompt, in a branch of its own or inside attention."""
+        return self.use_guidance or self.nag_scale > 0
+
+    @property
     def num_branches(self) -> int:
         """Ways in which each picture is seen in the steps that have most of them."""
-        return 1 + self.use_guidance + (self.slg_scale > 0)
+        return 1 + self.uses_negative + (self.slg_scale > 0)
 
     @property
     def is_masked(self) -> bool:

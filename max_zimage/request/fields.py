@@ -30,6 +30,7 @@ from max_zimage.request.kinds import (
 from max_zimage.request.layer_fields import LayerFields
 from max_zimage.request.list_kinds import NumberOrMany
 from max_zimage.request.mask_fields import MaskFields
+from max_zimage.request.nag_fields import NagFields
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.request.text_fields import TEMPLATE, TextFields
@@ -50,7 +51,7 @@ class PictureFields:
 
     Attributes:
         prompts: The prompts; empty where `prompt_embeds` stand in for them.
-        negative_prompts: One a prompt; empty without guidance or with `negative_prompt_embeds`.
+        negative_prompts: One a prompt; empty without guidance of either kind or with `negative_prompt_embeds`.
         image: uint8 [rows, columns, 3], what image-to-image begins with, as it was given; or None.
         height: Pixels, a multiple of 16.
         width: Pixels, a multiple of 16.
@@ -88,8 +89,8 @@ class PictureFields:
         Texts(),
         argument="negative_prompt",
         is_checked_alone=False,
-        flag=Flag("--negative", "TEXT", "what to keep away from; needs guidance", "the picture"),
-        images=Images("negative_prompt", "What to keep away from; needs guidance."),
+        flag=Flag("--negative", "TEXT", "what to keep away from; needs guidance or --nag", "the picture"),
+        images=Images("negative_prompt", "What to keep away from; needs guidance_scale or nag_scale."),
         responses=Responses("negative_prompt"),
         kept=Kept("str"),
     )
@@ -249,7 +250,9 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(DypeFields, LayerFields, TextFields, NoiseFields, GuidanceFields, MaskFields, PictureFields):
+class RequestFields(
+    DypeFields, LayerFields, TextFields, NoiseFields, NagFields, GuidanceFields, MaskFields, PictureFields
+):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

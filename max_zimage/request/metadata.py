@@ -208,7 +208,7 @@ def _repeatable_seed(request: GenerationRequest) -> int:
     given = {
         "latents": request.latents,
         "prompt_embeds": request.prompt_embeds,
-        "negative_prompt_embeds": request.negative_prompt_embeds if request.use_guidance else None,
+        "negative_prompt_embeds": request.negative_prompt_embeds if request.uses_negative else None,
     }
     names = [name for name, value in given.items() if value is not None]
     if names or request.seed is None:

@@ -20,6 +20,7 @@ from max_zimage.request.facts import RequestFacts
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.mask_checks import framed, mask_digest, picture_mask
+from max_zimage.request.nag_checks import check_levels
 from max_zimage.request.noise_checks import steps_between
 from max_zimage.request.schedule_checks import checked_schedule
 from max_zimage.request.together import check_together
@@ -36,6 +37,7 @@ class GenerationRequest(RequestFacts):
     def schedule(self, spec: ScheduleSpec) -> Schedule:
         """Its way from noise to picture, without the steps that its strength leaves out; see `checked_schedule`."""
         whole = checked_schedule(spec, self)
+        check_levels(self, whole.sigmas[self.first_step])
         if self.denoising_start > 0 or self.denoising_end < 1:
             return whole.between(steps_between(self.num_inference_steps, self.denoising_start, self.denoising_end))
         # An image is mixed with as much noise as its level says, whatever the shape.
@@ -101,6 +103,7 @@ def _warn_of_unused(request: GenerationRequest, negative_prompt: object) -> None
     # The reference takes a negative prompt without guidance and leaves it aside; taking it in silence would mislead.
     texts = (negative_prompt,) if isinstance(negative_prompt, str) else negative_prompt
     named = isinstance(texts, Sequence) and any(texts)
-    if not request.use_guidance and (request.negative_prompt_embeds or named):
-        problem = Problem.of("guidance_scale", "{field} is 0: the negative prompt has no effect")
+    if not request.uses_negative and (request.negative_prompt_embeds or named):
+        message = "{field} is 0: the negative prompt has no effect; {name[nag_scale]} gives it one without guidance"
+        problem = Problem.of("guidance_scale", message)
         warnings.warn(RequestWarning(problem), stacklevel=3)

@@ -13,6 +13,7 @@ from max_zimage.request.guidance_checks import check_guidance
 from max_zimage.request.layer_checks import check_layers
 from max_zimage.request.limits import Limits
 from max_zimage.request.mask_checks import check_mask
+from max_zimage.request.nag_checks import check_nag
 from max_zimage.request.noise_checks import check_noise
 from max_zimage.request.schedule_checks import check_evaluations, has_a_step
 
@@ -29,6 +30,7 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     check_mask(request)
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     check_guidance(request, limits.num_layers)
+    check_nag(request)
     check_noise(request)
     check_layers(request)
     check_dype(request)
@@ -37,12 +39,10 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
         message = "{field} stands around a prompt, and {name[prompt_embeds]} are given in its place; leave one out"
         raise RequestError.of(around[0], message)
     negatives = request.negative_prompt_embeds
-    if request.use_guidance and negatives is None and request.prompt_embeds is not None:
-        raise RequestError.of(
-            "prompt_embeds",
-            "{field} with guidance need {name[negative_prompt_embeds]} too; give them, or set {name[guidance_scale]} "
-            "to 0",
-        )
+    if request.uses_negative and negatives is None and request.prompt_embeds is not None:
+        scale = "guidance_scale" if request.use_guidance else "nag_scale"
+        message = "{field} with guidance need {name[negative_prompt_embeds]} too; give them, or set {name["
+        raise RequestError.of("prompt_embeds", message + scale + "]} to 0")
     if negatives is not None and len(negatives) != request.num_prompts:
         message = "{field} must hold one array a prompt ({prompts}), got {given}"
         values = {"prompts": request.num_prompts, "given": len(negatives)}

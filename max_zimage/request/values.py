@@ -31,10 +31,11 @@ def values_of(
 
     # First what others depend on.
     prompts = check((), _prompts, given["prompt"], given["prompt_embeds"], limits)
-    embeds, guidance, levels = (alone(name) for name in ("negative_prompt_embeds", "guidance_scale", "sigmas"))
     sampler, margins = alone("sampler") or DEFAULT_SAMPLER, alone("outpaint")
     mask = problems.optional(mask_of, "mask_image", given["mask_image"], (limits.max_height, limits.max_width))
     is_masked = mask is not None or margins is not None
+    first = ("negative_prompt_embeds", "guidance_scale", "nag_scale", "sigmas")
+    embeds, guidance, nag, levels = (alone(name) for name in first)
     values = {
         "prompts": prompts,
         "negative_prompt_embeds": embeds,
@@ -43,7 +44,8 @@ def values_of(
         "sampler": sampler,
         "slg_scale": check(0.0, _slg_scale, given["slg_scale"], given["slg"], limits),
         "sigma_shape": check(DEFAULT_SHAPE, _shape, given["sigma_shape"], levels, defaults, limits),
-        "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, guidance, limits),
+        "nag_scale": nag,
+        "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, (guidance, nag), limits),
         **start_images.picture(
             problems, given["image"], given["height"], given["width"], given["resize"], margins, limits, defaults
         ),
@@ -91,15 +93,20 @@ def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
 
 
 def _negatives(
-    negative: object, prompts: tuple[str, ...], embeds: object, guidance: float | tuple[float, ...], limits: Limits
+    negative: object,
+    prompts: tuple[str, ...],
+    embeds: object,
+    scales: tuple[float | tuple[float, ...], float],
+    limits: Limits,
 ) -> tuple[str, ...]:
-    """The negative prompts by prompt; the empty prompt where none is named. None without guidance."""
+    """The negative prompts by prompt; the empty prompt where none is named. None without guidance of either kind."""
     name = "negative_prompt"
     given = None if negative is None else checks.texts(name, negative, limits.max_images)
     if given is not None and embeds is not None:
         message = "{field} and {name[negative_prompt_embeds]} exclude each other, got both; leave one out"
         raise RequestError.of(name, message)
-    is_guided = any(guidance) if isinstance(guidance, tuple) else guidance != 0
+    guidance, nag = scales
+    is_guided = nag != 0 or (any(guidance) if isinstance(guidance, tuple) else guidance != 0)
     if not is_guided or embeds is not None:
         return ()
     if given is None or isinstance(negative, str):

@@ -220,7 +220,7 @@ for cache in (FirstBlockCache(), TaylorSeer()):
 pipeline.build_prepare_scheduler()
 pipeline.build_scheduler_step()
 transformer = pipeline.transformer
-small = [transformer.guided_update, transformer.keep_unmasked, transformer.positions]
+small = [transformer.guided_update, transformer.keep_unmasked, transformer.positions, transformer.nag]
 compiler.compile_together([pipeline.vae.encoder, *small])
 pipeline.text_encoder.layers._graphs(6)  # the embedding, four layers and the norm
 device, specs = Accelerator(), pipeline.sources.specs

@@ -119,15 +119,16 @@ def gpu_with(nbytes: int) -> Device:
 
 @pytest.mark.parametrize("kind", ["copied", "shared"])
 def test_memory_of_a_second_copy_is_counted(kind: str, embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One copy for the steps, one for every block that is asked, and the other components' weights beside."""
+    """One copy for the steps, one for every other graph of a step, and the other components' weights beside."""
     transformer = embedded.ours.transformer
     nbytes, beside = transformer._nbytes, 1000
     assert 0.5 < nbytes / sum(each.num_elements * 4 for each in stored(transformer)) < 1
     fake = SimpleNamespace(
         spec=transformer.spec, dtype=transformer.dtype, device_ref=transformer.device_ref, nbytes_beside=beside,
         device=gpu_with(2 * nbytes + beside), _nbytes=nbytes, _first_block_graphs={}, provide=dict,
-        _weights={} if kind == "shared" else None, graph=lambda name, *_: name, again_bytes=0,
+        _weights={} if kind == "shared" else None, graph=lambda name, *_: name, again_bytes=0, _copies=0,
     )  # fmt: skip
+    fake._once_more = lambda name: ZImageTransformerModel._once_more(cast(Any, fake), name)
     monkeypatch.setattr("max_zimage.components.transformer.wait_for", lambda graphs: None)
 
     def ask(block: str) -> None:
@@ -140,6 +141,8 @@ def test_memory_of_a_second_copy_is_counted(kind: str, embedded: Pair, monkeypat
     else:
         with pytest.raises(NotEnoughMemoryError, match=r"on gpu:0"):
             ask("layers")
+        with pytest.raises(NotEnoughMemoryError, match=r"on gpu:0"):
+            cast(Any, ZImageTransformerModel.nag).func(fake)
     fake.again_bytes = cast(property, ZImageTransformerModel.again_bytes).fget(fake)  # type: ignore[misc]
     assert fake.again_bytes == (0 if kind == "shared" else nbytes)
 

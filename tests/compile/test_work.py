@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,8 @@ def test_the_decoder(pictures: int, rows: int, columns: int, counted: FlopCounte
 @pytest.mark.parametrize("specs", [TINY, FEW], ids=["tiny", "two layers of the real width"])
 def test_without_tokens_only_the_weights_move(specs: ModelSpecs) -> None:
     """Every matrix of every graph once, in bfloat16; embeddings that are looked up and pad tokens are none."""
-    layers, image = specs.text_encoder.num_layers - 1, {"image_tokens": 0, "image_padded": 0, "tokens": 0}
+    layers = specs.text_encoder.num_layers - 1
+    image: dict[str, Any] = {"image_tokens": 0, "image_padded": 0, "tokens": 0}
     idle = {
         "denoise": work.denoise(specs.transformer, items=0, **image, size=2),
         "conditioning": work.conditioning(specs.transformer, prompts=0, length=0, size=2),
@@ -114,12 +116,23 @@ def test_a_block_by_hand() -> None:
     assert ours.nbytes == 2 * (matrices + tokens * (10 * 3840 + (3840 + 20480) + (10240 + 3840)))
 
 
+def test_two_captions_of_a_picture_share_all_but_attention() -> None:
+    """A picture of 64 tokens with captions of 32: one row of 128, and attention over two of 96."""
+    spec = TINY.transformer
+    size: dict[str, Any] = {"image_tokens": 64, "image_padded": 64, "size": 4}
+    paired = work.denoise(spec, items=2, tokens=96, is_paired=True, **size)
+    row = work.denoise(spec, items=1, tokens=128, **size)
+    assert paired.flops - row.flops == spec.num_layers * 4 * spec.dim * (2 * 96**2 - 128**2)
+
+
 def test_calls_are_counted_from_their_shapes() -> None:
     spec = TINY.transformer
     given: PredictInputs[tuple[int, ...]] = PredictInputs(*[()] * len(PredictInputs._fields))
     shapes = [*given._replace(latents=(1, 64, 64), image_rope=(2, 64, 64, 2), rope=(2, 96, 64, 2))]
     step = work.denoise(spec, items=2, image_tokens=64, image_padded=64, tokens=96, size=4)
     assert count(COUNTER, "denoise", shapes) == step
+    paired = work.denoise(spec, items=2, image_tokens=64, image_padded=64, tokens=96, size=4, is_paired=True)
+    assert count(COUNTER, "denoise_nag", shapes) == paired
     assert count(COUNTER, "conditioning", [(2, 32, 128)]) == work.conditioning(spec, prompts=2, length=32, size=4)
     assert count(COUNTER, "modulation", [(8,)]) == work.modulation(spec, steps=8, size=4)
     text = work.text_encoder(TINY.text_encoder, layers=3, prompts=2, length=32, size=4)

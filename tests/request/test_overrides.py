@@ -55,6 +55,27 @@ def test_a_flag_takes_what_hangs_on_it_along(
     assert {name: getattr(found, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--nag-tau", "4"), {"nag_scale": 5.0, "nag_tau": 4.0, "nag_alpha": 0.5, "nag_sigma_end": 0.4}),
+        (("--nag", "0"), {"nag_scale": 0.0, "nag_tau": 2.5, "nag_alpha": 0.25, "nag_sigma_end": 0.0}),
+        (("--guidance", "2"), {"guidance_scale": 2.0, "nag_scale": 0.0, "nag_alpha": 0.25, "negative_prompt": "red"}),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, tuple) else None,
+)
+def test_guidance_inside_attention(
+    flags: tuple[str, ...], expected: dict[str, Any], repeat: Repeat, tmp_path: Path
+) -> None:
+    asked = ("--nag", "5", "--nag-tau", "3", "--nag-alpha", "0.5", "--nag-sigma-end", "0.4", "--negative", "red")
+    size = ("--steps", "2", "--height", "64", "--width", "64", "--seed", "3", "--guidance", "0")
+    assert repeat("a red star", *asked, *size, "--output", "a.png") == (0, "")
+    code, error = repeat("--from", "a.png", *flags, "--output", "b.png")
+    assert code == 0, error
+    found = read_parameters(tmp_path / "b.png")
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
 def test_latents_take_the_place_of_what_drew_them() -> None:
     kept = dict.fromkeys(("slg_scale", "guidance_scale"), 0.0) | {"guidance_variant": "cfg", "noise": "torch"}
     kept |= {"seed": 5, "variation_seed": 3, "variation_strength": 0.5}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
-from max_zimage.sampling.guidance import Branch, cfg, combined, skip_layer
+from max_zimage.sampling.guidance import Branch, Guidance, cfg, combined, nag, skip_layer
 from max_zimage.sampling.names import SAMPLERS
 from max_zimage.sampling.schedule import ScheduleSpec, schedule
 
@@ -25,6 +27,44 @@ def test_branches_take_part_when_they_count() -> None:
     found = combined(cfg.guidance(plan(), 4.0, 0.2, 1.0), [skip(plan())])
     assert [found.active(step) for step in range(8)] == [(0, 1), *[(0, 1, 2)] * 3, *[(0,)] * 4]
     np.testing.assert_array_equal(found.limits, [1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def attention(evaluated: Evaluations, **change: float) -> Guidance:
+    given = {"scale": 5.0, "tau": 2.5, "alpha": 0.25, "sigma_end": 0.0} | change
+    return replace(cfg.guidance(evaluated, 0.0, 1.0, 0.0), nag=nag.nag(evaluated, **given))
+
+
+def test_guidance_inside_attention_has_a_negative_branch_and_no_scale() -> None:
+    found = attention(plan())
+    assert found.has_negative
+    assert [found.active(step) for step in range(8)] == [(0, 1)] * 8
+    np.testing.assert_array_equal(found.negative, np.zeros(8))
+
+
+@pytest.mark.parametrize(("level", "count"), [(0.75, 5), (0.76, 4), (1.0, 1)])
+def test_guidance_inside_attention_ends_below_a_noise_level(level: float, count: int) -> None:
+    """At shift 3 the levels of 8 steps are 1, 0.955, 0.9, 0.833, 0.75, ...; a sampler's evaluations go by their own."""
+    found = attention(plan(), sigma_end=level)
+    assert [found.is_paired(step) for step in range(8)] == [True] * count + [False] * (8 - count)
+    heun = plan(sampler="heun")
+    assert attention(heun, sigma_end=level).active(0) == (0, 1)
+    np.testing.assert_array_equal(
+        [attention(heun, sigma_end=level).is_paired(index) for index in range(heun.count)],
+        heun.sigmas >= np.float32(level),
+    )
+
+
+def test_guidance_inside_attention_that_never_acts_has_one_branch() -> None:
+    later = samplers.plan("euler", schedule(ScheduleSpec(shift=1.0, num_train_timesteps=1000), sigmas=[0.5, 0.2]))
+    found = attention(later, sigma_end=0.6)
+    assert not found.has_negative
+    assert [found.active(step) for step in range(2)] == [(0,)] * 2
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0.5}, {"tau": 0.9}, {"alpha": 0.0}, {"alpha": 1.1}, {"sigma_end": -0.1}])
+def test_numbers_out_of_their_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="takes a scale and a tau of at least 1"):
+        attention(plan(), **wrong)
 
 
 def test_without_guidance_there_is_one_branch() -> None:

@@ -35,6 +35,25 @@ def test_seed_variance_belongs_to_each_picture(worker: Worker, embedded: Pair) -
     assert_same(worker.pictures(second), alone(embedded.ours, "a red star", 9))
 
 
+def test_a_negative_prompt_inside_attention_belongs_to_each_picture(worker: Worker, embedded: Pair) -> None:
+    """Captions of unequal length; and what differs in strength does not share steps."""
+    asked: Any = {"guidance_scale": 0.0, "nag_scale": "6"}
+    long = "red" + " and red" * 40
+    first = worker.ask("a red star on a blue background", negative_prompt=long, **asked)
+    second = worker.ask("a blue ring", seed=6, num_images=2, negative_prompt="blue", **asked)
+    third = worker.ask("a blue ring", seed=6, negative_prompt="blue", guidance_scale=0.0, nag_scale="7")
+    worker.finish()
+    assert [worker.steps(each)[0][1] for each in (first, second, third)] == [3, 3, 1]
+    given: Any = {"guidance_scale": 0.0, "nag_scale": 6.0}
+    assert_same(
+        worker.pictures(first),
+        alone(embedded.ours, "a red star on a blue background", negative_prompt=long, **given),
+    )
+    ring = partial(alone, embedded.ours, "a blue ring", negative_prompt="blue")
+    assert_same(worker.pictures(second), [*ring(6, **given), *ring(7, **given)])
+    assert_same(worker.pictures(third), ring(6, guidance_scale=0.0, nag_scale=7.0))
+
+
 def test_noise_is_scaled_by_each_request(worker: Worker, embedded: Pair) -> None:
     """A shape that begins below 1 scales what is drawn, and not what an image is mixed with."""
     image = np.random.default_rng(4).integers(0, 256, (128, 128, 3), np.uint8)

@@ -6,6 +6,7 @@ from max_zimage.components import ZImageTransformerModel
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.steppers.base import Stepper
 from max_zimage.pipeline.steppers.first_block import FirstBlockStepper
+from max_zimage.pipeline.steppers.paired import PairedStepper
 from max_zimage.pipeline.steppers.plain import PlainStepper
 from max_zimage.pipeline.steppers.taylorseer import TaylorStepper
 from max_zimage.pipeline.steppers.variant import VariantStepper
@@ -29,8 +30,14 @@ def stepper_of(transformer: ZImageTransformerModel, inputs: ZImageModelInputs) -
 def _by_cache(transformer: ZImageTransformerModel, inputs: ZImageModelInputs) -> Stepper:
     cache = inputs.step_cache
     # With a threshold of 0 every evaluation is computed, and the plain stepper computes all branch rows at once.
+    nag = inputs.guidance.nag
     if cache is None or (isinstance(cache, FirstBlockCache) and cache.threshold == 0):
-        return PlainStepper(transformer)
+        return PlainStepper(transformer) if nag is None else PairedStepper(transformer, inputs.guidance, nag)
+    if nag is not None:
+        raise ValueError(
+            "a step cache cannot go with normalized attention guidance, which has one velocity for two branches; leave "
+            "one of the two out"
+        )
     if inputs.guidance.others:
         raise ValueError(
             "a step cache cannot go with guidance that leaves out layers, whose branch begins in the middle of the "

@@ -63,6 +63,25 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Nag:
+    """Normalized attention guidance: the negative branch acts inside attention, and has no velocity of its own.
+
+    See `max_zimage.graphs.model.normalized_attention`.
+
+    Attributes:
+        active: Bool [evaluations], those that it is part of.
+        scale: How far from the negative branch.
+        tau: How much larger a token may become.
+        alpha: What of the guided token counts, beside the positive branch's.
+    """
+
+    active: npt.NDArray[np.bool_]
+    scale: float
+    tau: float
+    alpha: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Guidance:
     """All branches of a request.
 
@@ -71,17 +90,23 @@ class Guidance:
         cfg_normalization: Limit of the prediction's norm as a share of the positive branch's; 0 for none.
         others: Branches on top of that.
         variant: How they make a prediction.
+        nag: Normalized attention guidance, in the place of classifier-free guidance; or None.
     """
 
     negative: FloatArray
     cfg_normalization: float
     others: tuple[Branch, ...] = ()
     variant: Variant = Variant()
+    nag: Nag | None = None
 
     @property
     def has_negative(self) -> bool:
         """Whether any evaluation has a negative branch."""
-        return bool((self.negative > 0).any())
+        return bool((self.negative > 0).any()) or (self.nag is not None and bool(self.nag.active.any()))
+
+    def is_paired(self, evaluation: int) -> bool:
+        """Whether the negative branch of an evaluation acts inside attention."""
+        return self.nag is not None and bool(self.nag.active[evaluation])
 
     @property
     def limits(self) -> FloatArray:
@@ -91,7 +116,8 @@ class Guidance:
     def active(self, evaluation: int) -> tuple[int, ...]:
         """The branches of an evaluation: 0 is the positive one, 1 the negative one, others follow."""
         others = [2 + index for index, branch in enumerate(self.others) if branch.scales[evaluation]]
-        return (0, *([1] if self.negative[evaluation] > 0 else []), *others)
+        has_negative = self.negative[evaluation] > 0 or self.is_paired(evaluation)
+        return (0, *([1] if has_negative else []), *others)
 
     def kept(self, refiners: int, layers: int) -> FloatArray:
         """float32 [variants, refiners + layers]: the first variant has all blocks, each other one leaves out its own.

@@ -130,9 +130,10 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
         longest = max(map(len, each), default=0)
         if longest > limits.prompt_characters:
             raise over_limit(names.param(name) or name, longest, limits.prompt_characters, "characters")
-    if negative and not asked.use_guidance:
+    if negative and not asked.uses_negative:
         raise bad_request(
-            "negative_prompt: guidance is off, and it would do nothing; set guidance_scale above 0, or leave it out",
+            "negative_prompt: guidance is off, and it would do nothing; set guidance_scale or nag_scale above 0, or "
+            "leave it out",
             "negative_prompt",
         )
 
