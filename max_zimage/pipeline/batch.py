@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,11 @@ from max.driver import Buffer, Device
 
 from max_zimage.device.devices import kept_rows, upload
 from max_zimage.pipeline.features import FeatureChange
+from max_zimage.request.legs import Leg
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
+    PIXELS_PER_TOKEN,
     RopeSpec,
     caption_rope,
     padded,
@@ -22,6 +24,7 @@ from max_zimage.sampling.positions import (
     sequence_rope,
 )
 from max_zimage.sampling.schedule import Schedule
+from max_zimage.sampling.starting_noise import NoiseSource
 from max_zimage.sampling.step_cache import StepCache
 
 FloatArray = npt.NDArray[np.float32]
@@ -60,6 +63,37 @@ class Captions:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Later:
+    """A leg of the run that is yet to come, on the host; see `max_zimage.pipeline.later`.
+
+    Attributes:
+        leg: Its size and steps, and what it goes on from.
+        evaluations: What the sampler makes of it.
+        guidance: Its branches.
+        captions: The distinct captions, with the rows of the positive branch and of the negative one, if there is one.
+        sources: The noise of each picture.
+    """
+
+    leg: Leg
+    evaluations: Evaluations
+    guidance: Guidance
+    captions: Captions
+    sources: tuple[NoiseSource, ...]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in tokens."""
+        return self.leg.asked.height // PIXELS_PER_TOKEN, self.leg.asked.width // PIXELS_PER_TOKEN
+
+    def of(self, pictures: Sequence[int]) -> Later:
+        """The same for some of the pictures."""
+        count, rows = len(self.sources), self.captions.rows
+        shown = tuple(rows[start + picture] for start in range(0, len(rows), count) for picture in pictures)
+        sources = tuple(self.sources[picture] for picture in pictures)
+        return replace(self, captions=replace(self.captions, rows=shown), sources=sources)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ZImageModelInputs:
     """One request, ready to execute.
 
@@ -75,6 +109,7 @@ class ZImageModelInputs:
         items: The branch rows.
         step_cache: Leaves out steps, or None.
         seeds: Of each picture, for the noise that a sampler draws between steps; empty where it draws none.
+        later: The legs of the run behind this one.
     """
 
     captions: Captions
@@ -88,6 +123,7 @@ class ZImageModelInputs:
     items: Items
     step_cache: StepCache | None
     seeds: tuple[int, ...] = ()
+    later: tuple[Later, ...] = ()
 
     @property
     def num_inference_steps(self) -> int:
@@ -95,14 +131,33 @@ class ZImageModelInputs:
         return self.schedule.num_steps
 
     @property
+    def steps_in_all(self) -> int:
+        """Steps of all legs."""
+        return self.num_inference_steps + sum(each.leg.plan.num_steps for each in self.later)
+
+    @property
     def batch(self) -> int:
         """Pictures."""
         return int(self.latents.shape[0])
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in tokens."""
+        return int(self.latents.shape[2]), int(self.latents.shape[4])
+
+    @property
     def image_tokens(self) -> int:
         """Tokens of a picture."""
-        return int(self.latents.shape[2]) * int(self.latents.shape[4])
+        rows, columns = self.sides
+        return rows * columns
+
+    def sides_at(self, step: int) -> tuple[int, int]:
+        """Height and width in tokens after a step, counted over all legs from 0."""
+        found, end = self.sides, self.num_inference_steps
+        for each in self.later:
+            found = each.sides if step >= end else found
+            end += each.leg.plan.num_steps
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

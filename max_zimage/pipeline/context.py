@@ -33,6 +33,7 @@ class ZImageContext(PixelContext):
         listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.
         previews: Pictures of the unfinished work to send along, spread over the steps.
         request: The request in its wire form, see `request_of`; empty where a context was filled by hand.
+        all_steps: Steps of all parts of the run; 0 for those of `timesteps`.
         sharing: What requests must have in common to share a batch, see `max_zimage.request.wire.sharing_key`.
     """
 
@@ -45,6 +46,12 @@ class ZImageContext(PixelContext):
     step_cache: str = field(default="off")
     request: str = field(default="")
     sharing: str = field(default="")
+    all_steps: int = field(default=0)
+
+    @property
+    def steps_in_all(self) -> int:
+        """Steps that are taken."""
+        return self.all_steps or len(self.timesteps)
 
 
 def request_of(context: ZImageContext) -> GenerationRequest:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
+from max_zimage.pipeline.batch import Captions, Later
 from max_zimage.request.guidance_checks import skipped_layers
+from max_zimage.request.legs import Leg
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, skip_layer
 from max_zimage.sampling.schedule import Schedule
+from max_zimage.sampling.starting_noise import stream_of
 
 
 def planned(
@@ -23,6 +27,31 @@ def planned(
     evaluated = samplers.plan(asked.sampler, plan)
     branches = [*_skipping(asked, evaluated, num_layers), *(others(evaluated) if others else ())]
     return evaluated, combined(_classifier_free(asked, evaluated), branches)
+
+
+def planned_later(
+    legs: Sequence[Leg],
+    requests: Sequence[GenerationRequest],
+    captions: Captions,
+    num_layers: int,
+    others: Callable[[Evaluations], Sequence[Branch]] | None = None,
+) -> tuple[Later, ...]:
+    """The legs of a run behind the first one.
+
+    Args:
+        legs: All of them.
+        requests: That share the batch; their legs are the same but for the noise.
+        captions: Of all, as for the first leg.
+        num_layers: Main layers of the transformer.
+        others: Branches on top of classifier-free guidance.
+    """
+    later = []
+    for leg in legs[1:]:
+        evaluated, guided = planned(leg.asked, leg.plan, num_layers, others)
+        sources = [leg.noise_source(asked, picture) for asked in requests for picture in range(asked.num_images)]
+        own = replace(evaluated, streams=evaluated.streams + stream_of(0, leg.number))
+        later.append(Later(leg=leg, evaluations=own, guidance=guided, captions=captions, sources=tuple(sources)))
+    return tuple(later)
 
 
 def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidance:

@@ -15,8 +15,9 @@ from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, m
 from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
-from max_zimage.pipeline.planning import planned
+from max_zimage.pipeline.planning import planned, planned_later
 from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.request.legs import legs_of
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
@@ -51,9 +52,10 @@ def inputs_of_request(
         NotFiniteError: If the encoder makes NaN or infinity of the image.
         ValueError: If a branch is to be seen under a negative prompt and the request has none.
     """
-    plan, noise = request.schedule(schedule_spec), request.latents
+    legs, noise = legs_of(request, schedule_spec), request.latents
+    asked, plan = legs[0].asked, legs[0].plan
     if noise is None:
-        noise = drawn_noise(request, request.seed, request.num_images, vae, plan)
+        noise = drawn_noise(asked, request.seed, request.num_images, vae, plan)
     start: FloatArray | Buffer = noise
     if request.start_image is not None:
         source = None if request.seed is None else request.noise_source(request.seed)
@@ -62,9 +64,11 @@ def inputs_of_request(
         if not np.isfinite(download(start)).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
-    evaluated, guided = planned(request, plan, transformer.spec.num_layers, others)
+    evaluated, guided = planned(asked, plan, transformer.spec.num_layers, others)
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
-    return laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
+    first = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
+    later = planned_later(legs, [request], captions, transformer.spec.num_layers, others)
+    return replace(first, later=later)
 
 
 def inputs_of_texts(

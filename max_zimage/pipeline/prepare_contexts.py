@@ -12,12 +12,13 @@ from max.pipelines.context import PixelContext
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.captions import Pictures, deduplicate_captions
-from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
-from max_zimage.pipeline.planning import planned
+from max_zimage.pipeline.context import ZImageContext, asked_of, request_of, schedule_of, step_cache_of
+from max_zimage.pipeline.planning import planned, planned_later
 from max_zimage.pipeline.prepare import drawn_noise, laid_out, seeds_of
 from max_zimage.pipeline.start_from_image import starting_latents
+from max_zimage.request.legs import Leg, legs_of
 from max_zimage.sampling.positions import max_caption_tokens
-from max_zimage.sampling.schedule import Schedule, ScheduleSpec
+from max_zimage.sampling.schedule import ScheduleSpec
 
 
 def sharing_key(context: PixelContext) -> tuple[object, ...]:
@@ -58,15 +59,24 @@ def inputs_of_contexts(
     first = contexts[0]
     if any(sharing_key(context) != sharing_key(first) for context in contexts[1:]):
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
-    asked, plan = asked_of(first), schedule_of(first, schedule_spec)
+    legs = _legs(first, schedule_spec)
+    asked, plan = legs[0].asked, legs[0].plan
     evaluated, guided = planned(asked, plan, transformer.spec.num_layers)
-    captions = _captions(
-        contexts, has_negative=guided.has_negative, rows=max_caption_tokens(transformer.spec.axes_lens)
-    )
+    has_negative = guided.has_negative or any(leg.asked.use_guidance for leg in legs[1:])
+    captions = _captions(contexts, has_negative=has_negative, rows=max_caption_tokens(transformer.spec.axes_lens))
     pictures = sum(context.num_images_per_prompt for context in contexts)
-    start = [_start(each, vae, schedule_of(each, schedule_spec)) for each in contexts]
+    start = [_start(each, vae, _legs(each, schedule_spec)[0]) for each in contexts]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
-    return laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+    made = laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+    requests = [asked_of(each) for each in contexts] if len(legs) > 1 else []
+    return replace(made, later=planned_later(legs, requests, captions, transformer.spec.num_layers))
+
+
+def _legs(context: PixelContext, spec: ScheduleSpec) -> tuple[Leg, ...]:
+    """The legs of a context's request; of one that carries none, the one that stands in it."""
+    if isinstance(context, ZImageContext) and context.request:
+        return legs_of(request_of(context), spec)
+    return (Leg(asked=asked_of(context), plan=schedule_of(context, spec)),)
 
 
 def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int) -> Captions:
@@ -84,11 +94,11 @@ def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int
     return deduplicate_captions(positive, negative)
 
 
-def _start(context: PixelContext, vae: ZImageVaeModel, plan: Schedule) -> FloatArray | Buffer:
+def _start(context: PixelContext, vae: ZImageVaeModel, leg: Leg) -> FloatArray | Buffer:
     """What a request of a server begins with; noise that is not there is drawn from its seed."""
-    noise, asked, seed = np.asarray(context.latents, np.float32), asked_of(context), context.seed
+    noise, asked, seed = np.asarray(context.latents, np.float32), leg.asked, context.seed
     if noise.size == 0:
-        noise = drawn_noise(asked, seed, context.num_images_per_prompt, vae, plan)
+        noise = drawn_noise(asked, seed, context.num_images_per_prompt, vae, leg.plan)
     if context.input_image is None:
         return noise
     source = None if seed is None else asked.noise_source(seed)

@@ -11,6 +11,7 @@ from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import check_guidance
 from max_zimage.request.limits import Limits
 from max_zimage.request.noise_checks import check_noise
+from max_zimage.request.passes_checks import check_passes
 from max_zimage.request.schedule_checks import check_evaluations, has_a_step
 
 
@@ -23,7 +24,8 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     if request.image is not None:
         has_a_step(request.strength, request.num_inference_steps)
         start_images.check_size(request.image, request.height, request.width, resize)
-    check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
+    check_passes(request)
+    check_evaluations(request, request.steps_by_leg, limits.max_steps)
     check_guidance(request, limits.num_layers)
     check_noise(request)
     around = [name for name in ("system_prompt", "thinking_content", "assistant_content") if getattr(request, name)]

@@ -11,6 +11,8 @@ from max_zimage.request import start_image as start_images
 from max_zimage.request.checks import Problems
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.passes import guidance_scales
+from max_zimage.request.passes_checks import with_steps
 from max_zimage.request.row import Of, Row
 from max_zimage.request.templates import Template
 from max_zimage.sampling import samplers
@@ -32,6 +34,9 @@ def values_of(
     prompts = check((), _prompts, given["prompt"], given["prompt_embeds"], limits)
     embeds, guidance, levels = (alone(name) for name in ("negative_prompt_embeds", "guidance_scale", "sigmas"))
     sampler = alone("sampler") or DEFAULT_SAMPLER
+    steps = check(1, _steps, given["num_inference_steps"], levels, defaults, limits)
+    passes, steps = with_steps(problems, alone("passes"), given["num_inference_steps"], steps)
+    scales = guidance_scales(passes, guidance)
     values = {
         "prompts": prompts,
         "negative_prompt_embeds": embeds,
@@ -40,11 +45,12 @@ def values_of(
         "sampler": sampler,
         "slg_scale": check(0.0, _slg_scale, given["slg_scale"], given["slg"], limits),
         "sigma_shape": check(DEFAULT_SHAPE, _shape, given["sigma_shape"], levels, defaults, limits),
-        "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, guidance, limits),
+        "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, scales, limits),
         **start_images.picture(
             problems, given["image"], given["height"], given["width"], given["resize"], limits, defaults
         ),
-        "num_inference_steps": check(1, _steps, given["num_inference_steps"], levels, defaults, limits),
+        "num_inference_steps": steps,
+        "passes": passes,
         "latents": given["latents"],
     }
     apart: dict[str, Callable[[], Any]] = {
@@ -86,7 +92,7 @@ def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
 
 
 def _negatives(
-    negative: object, prompts: tuple[str, ...], embeds: object, guidance: float | tuple[float, ...], limits: Limits
+    negative: object, prompts: tuple[str, ...], embeds: object, scales: tuple[float, ...], limits: Limits
 ) -> tuple[str, ...]:
     """The negative prompts by prompt; the empty prompt where none is named. None without guidance."""
     name = "negative_prompt"
@@ -94,8 +100,7 @@ def _negatives(
     if given is not None and embeds is not None:
         message = "{field} and {name[negative_prompt_embeds]} exclude each other, got both; leave one out"
         raise RequestError.of(name, message)
-    is_guided = any(guidance) if isinstance(guidance, tuple) else guidance != 0
-    if not is_guided or embeds is not None:
+    if not any(scales) or embeds is not None:
         return ()
     if given is None or isinstance(negative, str):
         return (negative if isinstance(negative, str) else "",) * len(prompts)
