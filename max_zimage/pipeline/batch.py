@@ -131,11 +131,6 @@ class ZImageModelInputs:
         return self.schedule.num_steps
 
     @property
-    def steps_in_all(self) -> int:
-        """Steps of all legs."""
-        return self.num_inference_steps + sum(each.leg.plan.num_steps for each in self.later)
-
-    @property
     def batch(self) -> int:
         """Pictures."""
         return int(self.latents.shape[0])
@@ -150,14 +145,6 @@ class ZImageModelInputs:
         """Tokens of a picture."""
         rows, columns = self.sides
         return rows * columns
-
-    def sides_at(self, step: int) -> tuple[int, int]:
-        """Height and width in tokens after a step, counted over all legs from 0."""
-        found, end = self.sides, self.num_inference_steps
-        for each in self.later:
-            found = each.sides if step >= end else found
-            end += each.leg.plan.num_steps
-        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

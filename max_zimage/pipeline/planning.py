@@ -13,6 +13,7 @@ from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, skip_layer
+from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.schedule import Schedule
 from max_zimage.sampling.starting_noise import stream_of
 
@@ -52,6 +53,15 @@ def planned_later(
         own = replace(evaluated, streams=evaluated.streams + stream_of(0, leg.number))
         later.append(Later(leg=leg, evaluations=own, guidance=guided, captions=captions, sources=tuple(sources)))
     return tuple(later)
+
+
+def seeds_of(evaluated: Evaluations, seed: int | None, pictures: int) -> tuple[int, ...]:
+    """The seeds of a request's pictures, where the sampler draws noise."""
+    if not evaluated.noisy.any():
+        return ()
+    if seed is None:
+        raise ValueError("a sampler that draws noise needs a seed, and the request has none")
+    return tuple(image_seed(seed, index) for index in range(pictures))
 
 
 def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidance:

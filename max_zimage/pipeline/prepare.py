@@ -15,13 +15,12 @@ from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, m
 from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
-from max_zimage.pipeline.planning import planned, planned_later
+from max_zimage.pipeline.planning import planned, planned_later, seeds_of
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.request.legs import legs_of
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
-from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -92,15 +91,6 @@ def drawn_noise(
     shape = (vae.spec.latent_channels, asked.height // side, asked.width // side)
     noise = asked.noise_source(seed).starting(pictures, shape)
     return noise if plan.noise_scale == 1 else noise * np.float32(plan.noise_scale)
-
-
-def seeds_of(evaluated: Evaluations, seed: int | None, pictures: int) -> tuple[int, ...]:
-    """The seeds of a request's pictures, where the sampler draws noise."""
-    if not evaluated.noisy.any():
-        return ()
-    if seed is None:
-        raise ValueError("a sampler that draws noise needs a seed, and the request has none")
-    return tuple(image_seed(seed, index) for index in range(pictures))
 
 
 def laid_out(

@@ -13,8 +13,8 @@ from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.captions import Pictures, deduplicate_captions
 from max_zimage.pipeline.context import ZImageContext, asked_of, request_of, schedule_of, step_cache_of
-from max_zimage.pipeline.planning import planned, planned_later
-from max_zimage.pipeline.prepare import drawn_noise, laid_out, seeds_of
+from max_zimage.pipeline.planning import planned, planned_later, seeds_of
+from max_zimage.pipeline.prepare import drawn_noise, laid_out
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.request.legs import Leg, legs_of
 from max_zimage.sampling.positions import max_caption_tokens

@@ -36,7 +36,7 @@ class Run:
 
     def __init__(self, parts: Parts, inputs: ZImageModelInputs, pack: Callable[[Buffer], Buffer]) -> None:
         self._parts, self._pack, self._later = parts, pack, inputs.later
-        self.num_steps = inputs.steps_in_all
+        self.num_steps = inputs.num_inference_steps + sum(each.leg.plan.num_steps for each in inputs.later)
         self._num_evaluations = sum(each.evaluations.count for each in (inputs, *inputs.later))
         self._features: Buffer | None = caption_features(parts.text_encoder, parts.transformer, inputs.captions)
         self._shown: tuple[Captions, Buffer] | None = None
@@ -130,3 +130,12 @@ class Run:
         if not self._later:
             self._features = self._shown = None
         return Denoising(transformer, inputs, tokens, self._pack(inputs.latents))
+
+
+def sides_at(inputs: ZImageModelInputs, step: int) -> tuple[int, int]:
+    """Height and width of a batch's latents in tokens after a step, counted over all legs from 0."""
+    found, end = inputs.sides, inputs.num_inference_steps
+    for each in inputs.later:
+        found = each.sides if step >= end else found
+        end += each.leg.plan.num_steps
+    return found

@@ -14,6 +14,7 @@ Reference: diffusers pipelines/z_image/pipeline_z_image.py; MAX pipelines/diffus
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,7 +44,7 @@ from max_zimage.pipeline.loading import (
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.prepare import inputs_of_texts
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
-from max_zimage.pipeline.run import Run
+from max_zimage.pipeline.run import Run, sides_at
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -259,7 +260,7 @@ class ZImagePipeline(DiffusionPipeline):
         inputs = inputs_of_texts(request, self.sources, *parts)
         hook, callback = None, callback_on_step_end
         if callback is not None:
-            hook = step_hook(self, callback, sides=inputs.sides_at, pack=self.preprocess_latents)
+            hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
         with stages.blaming(request.latents):
             return result(self.execute(inputs, request.output_type, hook).images)
 

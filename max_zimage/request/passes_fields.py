@@ -27,7 +27,7 @@ class Passes(Kind):
 
     @override
     def check(self, name: str, value: object, limits: Limits) -> Any:
-        from max_zimage.request.passes_checks import checked_passes
+        from max_zimage.request.passes_values import checked_passes
 
         return checked_passes(name, value, limits)
 

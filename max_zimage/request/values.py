@@ -12,7 +12,7 @@ from max_zimage.request.checks import Problems
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.passes import guidance_scales
-from max_zimage.request.passes_checks import with_steps
+from max_zimage.request.passes_values import with_steps
 from max_zimage.request.row import Of, Row
 from max_zimage.request.templates import Template
 from max_zimage.sampling import samplers

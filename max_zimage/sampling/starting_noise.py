@@ -32,7 +32,7 @@ class NoiseSource:
         variation_seed: Of the noise that is mixed into the first picture's, or None.
         variation_strength: How far to go there, from 0 to 1.
         from_image: Whether the autoencoder samples an image: torch's generator draws for that first, as diffusers does.
-        leg: Which part of the run it is for, from 0. Each has streams of its own, 2^32 after those of the one before.
+        leg: Which part of the run it is for, from 0. Each has streams of its own, 2^40 after those of the one before.
         drawn: Height and width of what torch's generator has drawn in the parts before, one after the other.
     """
 
@@ -80,10 +80,10 @@ class NoiseSource:
 def stream_of(stream: int, leg: int) -> int:
     """The stream of a picture's seed that stands for another in some part of the run.
 
-    >>> stream_of(1, 0), stream_of(1, 2) == 2 * 2**32 + 1
+    >>> stream_of(1, 0), stream_of(1, 2) == 2 * 2**40 + 1
     (1, True)
     """
-    return (leg << 32) + stream
+    return (leg << 40) + stream
 
 
 def between(one: FloatArray, other: FloatArray, share: float) -> FloatArray:
