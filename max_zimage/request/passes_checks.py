@@ -23,7 +23,9 @@ def check_passes(asked: RequestFacts) -> None:
             problems.check(None, _check_pass, asked, index, each)
     if asked.progressive:
         problems.check(None, _check_alone, asked, "progressive")
-        problems.check(None, _check_halves, asked)
+        for name in ("height", "width"):
+            problems.check(None, _check_half_side, asked, name)
+        problems.check(None, _check_half_steps, asked)
     problems.raise_if_any()
 
 
@@ -35,23 +37,20 @@ def _check_upscale(asked: RequestFacts) -> None:
 
 def _check_alone(asked: RequestFacts, name: str) -> None:
     """Refuse what begins or ends elsewhere than such a run does."""
-    others = {
-        "image": "begins with noise alone, and an image is given; leave one out",
-        "latents": "draws its noise from {name[seed]}, and {name[latents]} are given; leave one out",
-    }
-    for other, message in others.items():
-        if getattr(asked, other) is not None:
-            raise RequestError.of(name, "{field} " + message)
-    for other in ("denoising_start", "denoising_end"):
-        if getattr(asked, other) != ROWS[other].default:
-            raise RequestError.of(name, f"{{field}} and {{name[{other}]}} exclude each other, got both; leave one out")
+    others = {other: getattr(asked, other) is not None for other in ("image", "latents")}
+    others |= {other: getattr(asked, other) != ROWS[other].default for other in ("denoising_start", "denoising_end")}
+    for other in (other for other, is_given in others.items() if is_given):
+        message = (
+            f"{{field}} and {{name[{other}]}} exclude each other, got both: such a run begins with noise of the seed "
+        )
+        raise RequestError.of(name, message + "and ends with the picture; leave one out")
 
 
 def _check_lists(asked: RequestFacts) -> None:
     for name, is_list in (("sigmas", asked.sigmas), ("guidance_scale", isinstance(asked.guidance_scale, tuple))):
         if is_list:
-            message = "{field} has a number for each step, and {name[passes]} have steps of their own; leave one out"
-            raise RequestError.of(name, message)
+            message = "{field} with a number for each step and {name[passes]}, which have steps of their own, exclude "
+            raise RequestError.of(name, message + "each other, got both; leave one out")
     if asked.progressive:
         message = "{field} and {name[passes]} exclude each other, got both; leave one out"
         raise RequestError.of("progressive", message)
@@ -70,18 +69,23 @@ def _check_pass(asked: RequestFacts, index: int, one: Pass) -> None:
         raise RequestError.of(Item("passes", f"[{index}].strength"), message, **values)
 
 
-def _check_halves(asked: RequestFacts) -> None:
-    step = 2 * TOKEN_SIDE
-    for name in ("height", "width"):
-        side = getattr(asked, name)
-        if side % step:
-            message = "{field} must be a multiple of {step} where {name[progressive]} halves it, got {given}; the "
-            message += "nearest are {below} and {above}"
-            below = side // step * step
-            near = {"below": below or step, "above": below + step}
-            raise RequestError.of(name, message, step=step, given=side, **near)
-    if asked.half_steps >= asked.num_inference_steps:
-        message = "{field} {given} leaves none of the {steps} steps for the whole size; it must be at most {most:.6g}"
-        values = {"given": asked.progressive, "steps": asked.num_inference_steps}
-        most = (asked.num_inference_steps - 1) / asked.num_inference_steps
-        raise RequestError.of("progressive", message, most=most, **values)
+def _check_half_side(asked: RequestFacts, name: str) -> None:
+    step, side = 2 * TOKEN_SIDE, getattr(asked, name)
+    if side % step:
+        message = (
+            "{field} must be a multiple of {step} where {name[progressive]} halves it, got {given}; the nearest are "
+        )
+        below = side // step * step
+        near = {"below": max(below, step), "above": below + step}
+        raise RequestError.of(name, message + "{below} and {above}", step=step, given=side, **near)
+
+
+def _check_half_steps(asked: RequestFacts) -> None:
+    count = asked.num_inference_steps
+    if asked.half_steps >= count:
+        message = "{field} {given} leaves none of the {steps} steps for the whole size; "
+        if count == 1:
+            raise RequestError.of("progressive", message + "ask for more steps", given=asked.progressive, steps=count)
+        most = (count - 1) / count
+        message += "the largest that leaves one is {most:.6g}"
+        raise RequestError.of("progressive", message, given=asked.progressive, steps=count, most=most)

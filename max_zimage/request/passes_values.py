@@ -66,7 +66,7 @@ def with_steps(
         return None, steps
     last = passes[-1].steps or steps
     if given is not None and steps != last and all(each.steps for each in passes):
-        message = "{field} is of passes that do not say theirs, and all {name[passes]} do, got {given}; leave it out"
+        message = "{field} is for passes that do not say theirs, and all {name[passes]} do, got {given}; leave it out"
         problems.found.extend(RequestError.of("num_inference_steps", message, given=steps).problems)
     filled = tuple(replace(each, steps=each.steps or steps) for each in passes)
     return filled, last
