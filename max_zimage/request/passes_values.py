@@ -51,10 +51,8 @@ def checked_passes(name: str, value: object, limits: Limits) -> tuple[Pass, ...]
     return tuple(found)
 
 
-def with_steps(
-    problems: Problems, passes: Sequence[Pass] | None, given: object, steps: int
-) -> tuple[tuple[Pass, ...] | None, int]:
-    """Passes that all have steps, and the steps of the last one, which are the request's.
+def with_steps(problems: Problems, passes: Sequence[Pass] | None, given: object, steps: int) -> dict[str, Any]:
+    """The request's attributes `passes`, which all have steps, and `num_inference_steps`, those of the last one.
 
     Args:
         problems: Collects what is wrong.
@@ -63,13 +61,13 @@ def with_steps(
         steps: The same, checked, or the default.
     """
     if passes is None:
-        return None, steps
+        return {"passes": None}
     last = passes[-1].steps or steps
     if given is not None and steps != last and all(each.steps for each in passes):
         message = "{field} is for passes that do not say theirs, and all {name[passes]} do, got {given}; leave it out"
         problems.found.extend(RequestError.of("num_inference_steps", message, given=steps).problems)
     filled = tuple(replace(each, steps=each.steps or steps) for each in passes)
-    return filled, last
+    return {"passes": filled, "num_inference_steps": last}
 
 
 def _listed(text: str) -> object:

@@ -56,4 +56,5 @@ def check_evaluations(asked: RequestFields, legs: Sequence[int], most: int) -> N
     if count > most:
         message = "{field}: {sampler} evaluates the model {count} times in {steps} steps, at most {most} are allowed; "
         values = {"sampler": asked.sampler, "count": count, "steps": steps, "most": most}
-        raise RequestError.of("num_inference_steps", message + "ask for fewer steps", **values)
+        blamed = "num_inference_steps" if asked.passes is None else "passes"
+        raise RequestError.of(blamed, message + "ask for fewer steps", **values)

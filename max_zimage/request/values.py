@@ -34,8 +34,7 @@ def values_of(
     prompts = check((), _prompts, given["prompt"], given["prompt_embeds"], limits)
     embeds, guidance, levels = (alone(name) for name in ("negative_prompt_embeds", "guidance_scale", "sigmas"))
     sampler = alone("sampler") or DEFAULT_SAMPLER
-    steps = check(1, _steps, given["num_inference_steps"], levels, defaults, limits)
-    passes, steps = with_steps(problems, alone("passes"), given["num_inference_steps"], steps)
+    passes = alone("passes")
     scales = guidance_scales(passes, guidance)
     values = {
         "prompts": prompts,
@@ -49,10 +48,10 @@ def values_of(
         **start_images.picture(
             problems, given["image"], given["height"], given["width"], given["resize"], limits, defaults
         ),
-        "num_inference_steps": steps,
-        "passes": passes,
+        "num_inference_steps": check(1, _steps, given["num_inference_steps"], levels, defaults, limits),
         "latents": given["latents"],
     }
+    values |= with_steps(problems, passes, given["num_inference_steps"], values["num_inference_steps"])
     apart: dict[str, Callable[[], Any]] = {
         "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, limits),
         "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits),

@@ -13,6 +13,7 @@ from PIL import Image
 from max_zimage import FirstBlockCache, TaylorSeer
 from max_zimage.device.devices import download
 from max_zimage.errors import RequestError
+from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import standard_normal
 from tests.references.diffusers_runs import (
@@ -192,6 +193,20 @@ def test_caches_begin_anew_with_each_size(more: dict[str, Any], embedded: Pair) 
     np.testing.assert_array_equal(run.computed()[:, 0], expected)
     assert expected.sum() < run.num_steps
     assert np.isfinite(download(run.latents)).all()
+
+
+@pytest.mark.parametrize("upscale", ["lanczos", "bicubic"])
+def test_a_lost_picture_stays_lost_and_costs_no_other(upscale: str, embedded: Pair) -> None:
+    def spoil(pipeline: object, step: int, timestep: float, values: dict[str, Any]) -> None:
+        if step == 1:  # the last step of the first pass: finite, and the square is not
+            values["latents"][0] = 3e38
+
+    asked: dict[str, Any] = {"passes": "0.5x2,1x2:0.5", "upscale": upscale, "num_images_per_prompt": 2}
+    with pytest.raises(NotFiniteError, match="picture 0 of 2") as error:
+        latents_of(embedded, **asked, callback_on_step_end=spoil)
+    lost, other = error.value.images
+    assert lost is None
+    np.testing.assert_array_equal(other, latents_of(embedded, **asked)[1])
 
 
 def test_callbacks_see_every_step_in_its_size(embedded: Pair) -> None:
