@@ -37,7 +37,7 @@ class Run:
     def __init__(self, parts: Parts, inputs: ZImageModelInputs, pack: Callable[[Buffer], Buffer]) -> None:
         self._parts, self._pack, self._later = parts, pack, inputs.later
         self.num_steps = inputs.num_inference_steps + sum(each.leg.plan.num_steps for each in inputs.later)
-        self._num_evaluations = sum(each.evaluations.count for each in (inputs, *inputs.later))
+        self._num_evaluations = inputs.evaluations.count + sum(each.evaluations.count for each in inputs.later)
         self._features: Buffer | None = caption_features(parts.text_encoder, parts.transformer, inputs.captions)
         self._shown: tuple[Captions, Buffer] | None = None
         self._steps_before = 0
