@@ -130,7 +130,7 @@ def progressive_of_reference(pair: Pair, half: int, steps: int, guidance: float)
     theirs = pair.theirs.scheduler
     theirs.set_shift(theirs.config.shift)
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
-    sigmas = theirs.sigmas.numpy()
+    sigmas, times = theirs.sigmas.numpy(), (1000 - theirs.timesteps.numpy()) / 1000
     latents = standard_normal(SEED, (1, 16, 6, 8))
     clean = latents
     for step in range(steps):
@@ -138,8 +138,7 @@ def progressive_of_reference(pair: Pair, half: int, steps: int, guidance: float)
             noise = standard_normal(SEED, (1, 16, 12, 16), STREAM)
             large = interpolated(torch.from_numpy(clean), (12, 16)).numpy()
             latents = sigmas[step] * noise + (1 - sigmas[step]) * large
-        time = 1 - float(sigmas[step])
-        first, other = (reference_prediction(pair, latents, time, list(each)) for each in features)
+        first, other = (reference_prediction(pair, latents, float(times[step]), list(each)) for each in features)
         prediction = first + np.float32(guidance) * (first - other)
         clean = latents + sigmas[step] * prediction
         latents = latents - (sigmas[step + 1] - sigmas[step]) * prediction
@@ -229,7 +228,7 @@ def test_callbacks_see_every_step_in_its_size(embedded: Pair) -> None:
 def test_a_server_shares_passes_and_drops_who_leaves(embedded: Pair) -> None:
     """Two share all steps of both legs; when a third one leaves in the first leg, the others go on as they were."""
     worker = Worker(embedded.ours)
-    metadata = {"passes": "0.5x3,1x4:0.5", "upscale": "bicubic"}
+    metadata = {"passes": "0.5,1x4:0.5", "upscale": "bicubic"}
     first = worker.ask(PROMPT, seed=SEED, metadata=metadata)
     gone = worker.ask("a green ring", seed=1, metadata=metadata)
     last = worker.ask("a blue circle", seed=9, metadata=metadata, negative_prompt="red")
@@ -243,8 +242,8 @@ def test_a_server_shares_passes_and_drops_who_leaves(embedded: Pair) -> None:
     assert worker.steps(other) == [(step, 1) for step in range(5)]
     common: dict[str, Any] = {"height": 128, "width": 128, "guidance_scale": 2.0, "output_type": "np"}
     for asked, prompt, more in (
-        (first, PROMPT, {"seed": SEED, **metadata}),
-        (last, "a blue circle", {"seed": 9, "negative_prompt": "red", **metadata}),
+        (first, PROMPT, {"seed": SEED, "num_inference_steps": 3, **metadata}),
+        (last, "a blue circle", {"seed": 9, "num_inference_steps": 3, "negative_prompt": "red", **metadata}),
         (other, PROMPT, {"seed": SEED, "progressive": 0.5, "num_inference_steps": 4}),
     ):
         expected = embedded.ours(prompt, **common, **more)[0]
