@@ -1,8 +1,9 @@
-"""What samplers, sigma shapes and guidance variants are worth: `python -m benchmarks.quality.requests [--prompts N]`.
+"""What samplers, sigma shapes, guidance variants and passes are worth: `python -m benchmarks.quality.requests`.
 
 Pictures of the embedded model by the same noise: how near each is to where the steps lead, which is Euler's picture of
-100 steps under the same guidance, and whether it shows what was asked for. Samplers that draw noise lead elsewhere:
-of those the second says more than the first.
+100 steps under the same guidance (of 20 at 256 pixels), and whether it shows what was asked for. Samplers that draw
+noise lead elsewhere: of those the second says more than the first, and so it does of passes, which begin with the noise
+of a smaller picture.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -26,9 +28,7 @@ from benchmarks.quality.scores import Sample, Scorer, rows
 from max_zimage import ZImagePipeline
 from max_zimage.sampling.names import SAMPLERS, SIGMA_SHAPES
 
-SIDE, PROMPTS, LEADS_TO = 128, 32, 100
-STEPS = (4, 8, 12, 20)
-GUIDANCE = 4.0
+PROMPTS = 32
 Fields = Mapping[str, Any]
 
 SAMPLED: Mapping[str, Fields] = {name: {"sampler": name} for name in SAMPLERS}
@@ -48,25 +48,58 @@ GUIDED: Mapping[str, Fields] = {
     "cfg, slg": {"slg": True},
 }
 """Name -> the fields of a request, guidance 4 unless they say another."""
+SIZED: Mapping[str, Fields] = {
+    "one run": {},
+    "progressive 0.3": {"progressive": 0.3},
+    "progressive 0.5": {"progressive": 0.5},
+    "passes 0.5,1.0:0.5, lanczos": {"passes": "0.5,1.0:0.5"},
+    "passes 0.5,1.0:0.7, lanczos": {"passes": "0.5,1.0:0.7"},
+    "passes 0.5,1.0:0.5, bicubic": {"passes": "0.5,1.0:0.5", "upscale": "bicubic"},
+    "passes 0.5,1.0:0.7, bicubic": {"passes": "0.5,1.0:0.7", "upscale": "bicubic"},
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are drawn alike.
+
+    Attributes:
+        ways: Name -> the fields of a request.
+        steps: One table for each.
+        guidance: Where the fields say none.
+        side: Of the pictures, in pixels.
+        leads_to: Steps of the picture that all are compared with.
+    """
+
+    ways: Mapping[str, Fields]
+    steps: Sequence[int]
+    guidance: float
+    side: int = 128
+    leads_to: int = 100
+
+
+PARTS = {
+    "samplers": Part(SAMPLED, (4, 8, 12, 20), 2.0),
+    "sigma shapes": Part(SHAPED, (8, 20), 2.0),
+    "guidance": Part(GUIDED, (8, 20), 4.0),
+    "sizes": Part(SIZED, (8, 20), 2.0, side=256, leads_to=20),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests", description=__doc__)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"pictures of each row; {PROMPTS} if not given")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part alone; may be given several times")
     options = parser.parse_args(arguments)
     pipeline, conditions = ZImagePipeline.from_pretrained(device="cpu"), Conditions.now()
     samples: list[Sample] = []
-    parts = (
-        ("samplers", SAMPLED, STEPS, 2.0),
-        ("sigma shapes", SHAPED, (8, 20), 2.0),
-        ("guidance", GUIDED, (8, 20), GUIDANCE),
-    )
-    for part, ways, listed, guidance in parts:
-        for steps in listed:
-            case = f"{part}, {steps} steps"
-            samples += _measured(pipeline, case, ways, steps, guidance, scene_prompts(options.prompts))
-            print(f"{case}: {len(ways)} rows of {options.prompts} pictures", flush=True)
+    for name in options.only or PARTS:
+        part = PARTS[name]
+        for steps in part.steps:
+            case = f"{name}, {steps} steps"
+            samples += _measured(pipeline, case, part, steps, scene_prompts(options.prompts))
+            print(f"{case}: {len(part.ways)} rows of {options.prompts} pictures", flush=True)
     measured = rows(samples, pipeline.sources.dtypes["transformer"])
     file = RESULTS / "quality-requests.csv"
     write_csv(file, measured, conditions)
@@ -80,29 +113,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measured(
-    pipeline: ZImagePipeline, case: str, ways: Mapping[str, Fields], steps: int, guidance: float, prompts: list[Prompt]
-) -> list[Sample]:
+def _measured(pipeline: ZImagePipeline, case: str, part: Part, steps: int, prompts: list[Prompt]) -> list[Sample]:
     """Each way's picture of every prompt, the ways one after the other, beside where its guidance leads."""
 
     @cache
     def leads_to(prompt: Prompt, guided: float) -> npt.NDArray[np.uint8]:
-        return _draw(pipeline, prompt, LEADS_TO, {"guidance_scale": guided}).pixels
+        return _draw(pipeline, prompt, part.side, part.leads_to, {"guidance_scale": guided}).pixels
 
     found, scorer = [], Scorer()
     for prompt in prompts:
-        for name, fields in ways.items():
-            asked = {"guidance_scale": guidance, **fields}
-            drawn, expected = _draw(pipeline, prompt, steps, asked), leads_to(prompt, asked["guidance_scale"])
-            found.append(scorer.sample(case, name, f"{SIDE}x{SIDE}", prompt, drawn, expected))
+        for name, fields in part.ways.items():
+            asked = {"guidance_scale": part.guidance, **fields}
+            drawn = _draw(pipeline, prompt, part.side, steps, asked)
+            expected = leads_to(prompt, asked["guidance_scale"])
+            found.append(scorer.sample(case, name, f"{part.side}x{part.side}", prompt, drawn, expected))
     return found
 
 
-def _draw(pipeline: ZImagePipeline, prompt: Prompt, steps: int, fields: Fields) -> Drawn:
+def _draw(pipeline: ZImagePipeline, prompt: Prompt, side: int, steps: int, fields: Fields) -> Drawn:
     begin = time.perf_counter()
     size: dict[str, Any] = {
-        "height": SIDE,
-        "width": SIDE,
+        "height": side,
+        "width": side,
         "num_inference_steps": steps,
         "seed": prompt.seed,
         "output_type": "np",

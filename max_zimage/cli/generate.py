@@ -23,6 +23,7 @@ from max_zimage.cli.saving import check_outputs, paths_of, save
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.progress import shown_by
+from max_zimage.request.legs import legs_of
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 
@@ -130,7 +131,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         request = replace(request, output_type="latent") if arguments.latents_out else request
     for warning in caught:
         warn(cast(Warning, warning.message))
-    request.schedule(prepared.sources.specs.schedule)
+    legs_of(request, prepared.sources.specs.schedule)
     device = device_kind(prepared.devices[0])
     if wanted.drawn_on not in (None, device) and not arguments.quiet:
         warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")

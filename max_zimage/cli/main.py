@@ -123,6 +123,7 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     picture = add_group(parser, "the picture")
     picture.add_argument("--count", type=at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")
     add_group(parser, "image-to-image")
+    add_group(parser, "passes")
     add_group(parser, "guidance")
     tuning = add_group(parser, "fine tuning")
     tuning.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")

@@ -54,6 +54,10 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
         gone |= set(_NAG)
     if given.get("variation_strength") == 0:
         gone |= set(_VARIATION)
+    if "passes" in given:
+        gone |= {"num_inference_steps", "progressive", "upscale"}
+    if given.get("progressive"):
+        gone |= {"passes", "upscale"}
     if given.get("seed_variance") == 0:
         gone |= {"seed_variance_share"}
     if "latents" in given:  # the picture's seed drew latents of its own, and may draw more on the way

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,11 @@ from max_zimage.device.devices import kept_rows, upload
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.request.hidden_layer import DEFAULT_HIDDEN_LAYER, HiddenLayer
+from max_zimage.request.legs import Leg
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
+    PIXELS_PER_TOKEN,
     RopeSpec,
     caption_rope,
     padded,
@@ -27,6 +29,7 @@ from max_zimage.sampling.positions import (
 )
 from max_zimage.sampling.positions.dype import Dype
 from max_zimage.sampling.schedule import Schedule
+from max_zimage.sampling.starting_noise import NoiseSource
 from max_zimage.sampling.step_cache import StepCache
 
 FloatArray = npt.NDArray[np.float32]
@@ -67,6 +70,37 @@ class Captions:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Later:
+    """A leg of the run that is yet to come, on the host; see `max_zimage.pipeline.later`.
+
+    Attributes:
+        leg: Its size and steps, and what it goes on from.
+        evaluations: What the sampler makes of it.
+        guidance: Its branches.
+        captions: The distinct captions, with the rows of the positive branch and of the negative one, if there is one.
+        sources: The noise of each picture.
+    """
+
+    leg: Leg
+    evaluations: Evaluations
+    guidance: Guidance
+    captions: Captions
+    sources: tuple[NoiseSource, ...]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in tokens."""
+        return self.leg.asked.height // PIXELS_PER_TOKEN, self.leg.asked.width // PIXELS_PER_TOKEN
+
+    def of(self, pictures: Sequence[int]) -> Later:
+        """The same for some of the pictures."""
+        count, rows = len(self.sources), self.captions.rows
+        shown = tuple(rows[start + picture] for start in range(0, len(rows), count) for picture in pictures)
+        sources = tuple(self.sources[picture] for picture in pictures)
+        return replace(self, captions=replace(self.captions, rows=shown), sources=sources)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ZImageModelInputs:
     """One request, ready to execute.
 
@@ -85,6 +119,7 @@ class ZImageModelInputs:
         masked: What the pictures keep of an image, or None.
         pastes: For each picture what takes its place again in the end, or None; empty for nothing.
         dype: How positions are extrapolated, where that changes the tables of the branch rows; or None.
+        later: The legs of the run behind this one.
     """
 
     captions: Captions
@@ -101,6 +136,7 @@ class ZImageModelInputs:
     masked: Masked | None = None
     pastes: tuple[Paste | None, ...] = ()
     dype: Dype | None = None
+    later: tuple[Later, ...] = ()
 
     @property
     def num_inference_steps(self) -> int:
@@ -113,9 +149,15 @@ class ZImageModelInputs:
         return int(self.latents.shape[0])
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in tokens."""
+        return int(self.latents.shape[2]), int(self.latents.shape[4])
+
+    @property
     def image_tokens(self) -> int:
         """Tokens of a picture."""
-        return int(self.latents.shape[2]) * int(self.latents.shape[4])
+        rows, columns = self.sides
+        return rows * columns
 
 
 class Places(NamedTuple):

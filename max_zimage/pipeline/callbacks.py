@@ -29,8 +29,7 @@ def step_hook(
     pipeline: object,
     callback: StepCallback,
     *,
-    rows: int,
-    columns: int,
+    sides: Callable[[int], tuple[int, int]],
     pack: Callable[[npt.NDArray[np.float32]], Buffer],
 ) -> StepHook:
     """Turn diffusers' callback into one over packed latents; only here do latents leave the device during the loop.
@@ -41,8 +40,7 @@ def step_hook(
     Args:
         pipeline: What the callback is called with.
         callback: The callback.
-        rows: Height of a picture in tokens.
-        columns: Width of a picture in tokens.
+        sides: Height and width of a picture in tokens, after a step.
         pack: Brings latents of the callback's form back to the device, packed.
 
     Returns:
@@ -50,7 +48,7 @@ def step_hook(
     """
 
     def on_step(index: int, timestep: float, latents: Buffer) -> Buffer | None:
-        given = unpacked(latents, rows, columns)
+        given = unpacked(latents, *sides(index))
         before = given.copy()
         returned = callback(pipeline, index, timestep, {"latents": given})
         changed = _checked(_latents_of(returned, given, index), before, index)

@@ -35,6 +35,7 @@ class ZImageContext(PixelContext):
         previews: Pictures of the unfinished work to send along, spread over the steps.
         input_mask: uint8 [height, width], 255 where the picture is drawn anew; None for all of it.
         request: The request in its wire form, see `request_of`; empty where a context was filled by hand.
+        all_steps: Steps of all parts of the run; 0 for those of `timesteps`.
         sharing: What requests must have in common to share a batch, see `max_zimage.request.wire.sharing_key`.
     """
 
@@ -48,6 +49,12 @@ class ZImageContext(PixelContext):
     input_mask: npt.NDArray[np.uint8] | None = field(default=None)
     request: str = field(default="")
     sharing: str = field(default="")
+    all_steps: int = field(default=0)
+
+    @property
+    def steps_in_all(self) -> int:
+        """Steps that are taken."""
+        return self.all_steps or len(self.timesteps)
 
 
 def request_of(context: ZImageContext) -> GenerationRequest:

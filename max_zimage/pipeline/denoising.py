@@ -1,4 +1,4 @@
-"""The denoising loop: one object that `execute` and the server drive alike, a step at a time.
+"""The denoising loop of latents of one size, a step at a time; `max_zimage.pipeline.run` drives it.
 
 Between the first step and the last nothing but compiled graphs touches a tensor: no transfer, no synchronization.
 """
@@ -13,11 +13,9 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.profiler import Tracer
 
-from max_zimage import progress
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import download, kept_rows
 from max_zimage.pipeline.batch import Items, ZImageModelInputs
-from max_zimage.pipeline.callbacks import StepHook
 from max_zimage.pipeline.inpainting import keeping_of
 from max_zimage.pipeline.step_inputs import make_tables, step_inputs
 from max_zimage.pipeline.step_noise import StepNoise
@@ -70,6 +68,16 @@ class Denoising:
         return self._inputs.num_inference_steps
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in tokens."""
+        return self._inputs.sides
+
+    @property
+    def last_evaluations(self) -> int:
+        """Evaluations of the last step."""
+        return len(self._inputs.evaluations.of_step(self.step - 1))
+
+    @property
     def is_done(self) -> bool:
         """Whether all steps are."""
         return self.step == self.num_steps
@@ -95,21 +103,15 @@ class Denoising:
         self.step += 1
         return float(1000 * self._inputs.schedule.sigmas[self.step - 1])
 
-    def run(self, on_step: StepHook | None = None) -> None:
-        """Take all steps that are left, showing progress in evaluations of the model.
+    def replace(self, latents: Buffer) -> None:
+        """Go on from other latents than the last step has left.
 
         Args:
-            on_step: Sees, and may replace, the latents after each step.
+            latents: Like those, packed.
         """
-        plan = self._inputs.evaluations
-        with progress.stage("Denoising", plan.count) as shown, Tracer("denoising"):
-            while not self.is_done:
-                evaluations = plan.of_step(self.step)
-                timestep = self.advance()
-                replacement = on_step(self.step - 1, timestep, self.latents) if on_step else None
-                self.latents = self.latents if replacement is None else replacement
-                for _ in evaluations:
-                    shown.advance(f"step {self.step}")
+        # The clean estimate is then what the last prediction makes of these.
+        self.latents = self._before = latents
+        self._sigma = self._inputs.schedule.sigmas[self.step]
 
     def keep(self, pictures: Sequence[int]) -> None:
         """Go on with some of the pictures; what belongs to them stays on the device.

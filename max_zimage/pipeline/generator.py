@@ -59,10 +59,11 @@ def _drawn_by(
         message = "generator draws the starting noise alone, and {what} draws more from {name[seed]}; give that too"
         what = request.sampler if samplers.is_stochastic(request.sampler) else "seed_variance"
         raise RequestError.of(None, message, what=what)
+    excluded += [name for name in ("passes", "progressive") if getattr(request, name)]
     excluded += ["seed"] if given.get("seed") is not None and not needs_seed else []
     if excluded:
         message = "generator and {field} exclude each other, got both; leave one out"
-        if "image" in excluded:
+        if {"image", "passes", "progressive"} & {*excluded}:
             message += ', or give the generator\'s seed as {name[seed]} with {name[noise]}="torch"'
         raise RequestError.of(excluded[0], message)
     shape = (request.num_images // len(generators), channels, request.height // 8, request.width // 8)

@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
+from max_zimage.pipeline.batch import Captions, Later
 from max_zimage.request.dype_fields import DYPE_OFF
 from max_zimage.request.guidance_checks import skipped_layers
+from max_zimage.request.legs import Leg
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling import samplers
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance, Variant, VariantName, cfg, combined, nag, skip_layer
+from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.positions.dype import Dype, Method
 from max_zimage.sampling.schedule import Schedule
+from max_zimage.sampling.starting_noise import stream_of
 
 
 def planned(
@@ -40,6 +44,40 @@ def extrapolation(asked: GenerationRequest, rows: int, columns: int) -> Dype | N
         base_resolution=asked.dype_base_resolution,
     )
     return found if found.changes(rows, columns) else None
+
+
+def planned_later(
+    legs: Sequence[Leg],
+    requests: Sequence[GenerationRequest],
+    captions: Captions,
+    num_layers: int,
+    others: Callable[[Evaluations], Sequence[Branch]] | None = None,
+) -> tuple[Later, ...]:
+    """The legs of a run behind the first one.
+
+    Args:
+        legs: All of them.
+        requests: That share the batch; their legs are the same but for the noise.
+        captions: Of all, as for the first leg.
+        num_layers: Main layers of the transformer.
+        others: Branches on top of classifier-free guidance.
+    """
+    later = []
+    for leg in legs[1:]:
+        evaluated, guided = planned(leg.asked, leg.plan, num_layers, others)
+        sources = [leg.noise_source(asked, picture) for asked in requests for picture in range(asked.num_images)]
+        own = replace(evaluated, streams=evaluated.streams + stream_of(0, leg.number))
+        later.append(Later(leg=leg, evaluations=own, guidance=guided, captions=captions, sources=tuple(sources)))
+    return tuple(later)
+
+
+def seeds_of(evaluated: Evaluations, seed: int | None, pictures: int) -> tuple[int, ...]:
+    """The seeds of a request's pictures, where the sampler draws noise."""
+    if not evaluated.noisy.any():
+        return ()
+    if seed is None:
+        raise ValueError("a sampler that draws noise needs a seed, and the request has none")
+    return tuple(image_seed(seed, index) for index in range(pictures))
 
 
 def _classifier_free(asked: GenerationRequest, evaluated: Evaluations) -> Guidance:

@@ -15,12 +15,12 @@ from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, m
 from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
-from max_zimage.pipeline.planning import extrapolation, planned
+from max_zimage.pipeline.planning import extrapolation, planned, planned_later, seeds_of
 from max_zimage.pipeline.start_from_image import begin, pastes_of
+from max_zimage.request.legs import legs_of
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
-from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
 from max_zimage.text.tokenizer import PromptTokenizer
 
@@ -50,18 +50,20 @@ def inputs_of_request(
         NotFiniteError: If the encoder makes NaN or infinity of the image.
         ValueError: If a branch is to be seen under a negative prompt and the request has none.
     """
-    plan, noise = request.schedule(schedule_spec), request.latents
+    legs, noise = legs_of(request, schedule_spec), request.latents
+    asked, plan = legs[0].asked, legs[0].plan
     if noise is None:
-        noise = drawn_noise(request, request.seed, request.num_images, vae, plan)
+        noise = drawn_noise(asked, request.seed, request.num_images, vae, plan)
     start, masked = begin(request, request.seed, noise, plan, transformer, vae)
     # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
     if isinstance(start, Buffer) and not np.isfinite(download(start)).all():
         what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
         raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
-    evaluated, guided = planned(request, plan, transformer.spec.num_layers, others)
+    evaluated, guided = planned(asked, plan, transformer.spec.num_layers, others)
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
-    made = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request)
-    return replace(made, masked=masked, pastes=pastes_of(request, request.num_images))
+    first = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, asked)
+    later = planned_later(legs, [request], captions, transformer.spec.num_layers, others)
+    return replace(first, masked=masked, pastes=pastes_of(request, request.num_images), later=later)
 
 
 def inputs_of_texts(
@@ -85,15 +87,6 @@ def drawn_noise(
     shape = (vae.spec.latent_channels, asked.height // side, asked.width // side)
     noise = asked.noise_source(seed).starting(pictures, shape)
     return noise if plan.noise_scale == 1 else noise * np.float32(plan.noise_scale)
-
-
-def seeds_of(evaluated: Evaluations, seed: int | None, pictures: int) -> tuple[int, ...]:
-    """The seeds of a request's pictures, where the sampler draws noise."""
-    if not evaluated.noisy.any():
-        return ()
-    if seed is None:
-        raise ValueError("a sampler that draws noise needs a seed, and the request has none")
-    return tuple(image_seed(seed, index) for index in range(pictures))
 
 
 def laid_out(

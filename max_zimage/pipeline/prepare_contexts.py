@@ -12,13 +12,14 @@ from max.pipelines.context import PixelContext
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.captions import Pictures, deduplicate_captions
-from max_zimage.pipeline.context import ZImageContext, asked_of, schedule_of, step_cache_of
+from max_zimage.pipeline.context import ZImageContext, asked_of, request_of, schedule_of, step_cache_of
 from max_zimage.pipeline.inpainting import Masked, Paste
-from max_zimage.pipeline.planning import planned
-from max_zimage.pipeline.prepare import drawn_noise, laid_out, seeds_of
+from max_zimage.pipeline.planning import planned, planned_later, seeds_of
+from max_zimage.pipeline.prepare import drawn_noise, laid_out
 from max_zimage.pipeline.start_from_image import begin, pastes_of, starting_latents
+from max_zimage.request.legs import Leg, legs_of
 from max_zimage.sampling.positions import max_caption_tokens
-from max_zimage.sampling.schedule import Schedule, ScheduleSpec
+from max_zimage.sampling.schedule import ScheduleSpec
 
 
 def sharing_key(context: PixelContext) -> tuple[object, ...]:
@@ -59,23 +60,32 @@ def inputs_of_contexts(
     first = contexts[0]
     if any(sharing_key(context) != sharing_key(first) for context in contexts[1:]):
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
-    asked, plan = asked_of(first), schedule_of(first, schedule_spec)
+    legs = _legs(first, schedule_spec)
+    asked, plan = legs[0].asked, legs[0].plan
     evaluated, guided = planned(asked, plan, transformer.spec.num_layers)
-    captions = _captions(
-        contexts, has_negative=guided.has_negative, rows=max_caption_tokens(transformer.spec.axes_lens)
-    )
+    has_negative = guided.has_negative or any(leg.asked.use_guidance for leg in legs[1:])
+    captions = _captions(contexts, has_negative=has_negative, rows=max_caption_tokens(transformer.spec.axes_lens))
     pictures = sum(context.num_images_per_prompt for context in contexts)
-    begun = [_begin(each, transformer, vae, schedule_of(each, schedule_spec)) for each in contexts]
+    begun = [_begin(each, transformer, vae, _legs(each, schedule_spec)[0]) for each in contexts]
     start, kept = [each for each, _ in begun], [masked for _, masked in begun if masked is not None]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
     made = laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked)
     pastes = tuple(each for context in contexts for each in pastes_of_context(context))
-    return replace(made, masked=Masked.joined(kept), pastes=pastes)
+    requests = [asked_of(each) for each in contexts] if len(legs) > 1 else []
+    later = planned_later(legs, requests, captions, transformer.spec.num_layers)
+    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later)
 
 
 def pastes_of_context(context: PixelContext) -> tuple[Paste | None, ...]:
     """What takes its place again in each of a request's pictures."""
     return pastes_of(asked_of(context), context.num_images_per_prompt)
+
+
+def _legs(context: PixelContext, spec: ScheduleSpec) -> tuple[Leg, ...]:
+    """The legs of a context's request; of one that carries none, the one that stands in it."""
+    if isinstance(context, ZImageContext) and context.request:
+        return legs_of(request_of(context), spec)
+    return (Leg(asked=asked_of(context), plan=schedule_of(context, spec)),)
 
 
 def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int) -> Captions:
@@ -95,14 +105,14 @@ def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int
 
 
 def _begin(
-    context: PixelContext, transformer: ZImageTransformerModel, vae: ZImageVaeModel, plan: Schedule
+    context: PixelContext, transformer: ZImageTransformerModel, vae: ZImageVaeModel, leg: Leg
 ) -> tuple[FloatArray | Buffer, Masked | None]:
     """What a request of a server begins with, and what it keeps; noise that is not there is drawn from its seed."""
-    noise, asked, seed = np.asarray(context.latents, np.float32), asked_of(context), context.seed
+    noise, asked, seed = np.asarray(context.latents, np.float32), leg.asked, context.seed
     if noise.size == 0:
-        noise = drawn_noise(asked, seed, context.num_images_per_prompt, vae, plan)
+        noise = drawn_noise(asked, seed, context.num_images_per_prompt, vae, leg.plan)
     if context.input_image is not None and asked.image is None:  # filled by hand: no request says more of it
         source = None if seed is None else asked.noise_source(seed)
         image = np.asarray(context.input_image, np.uint8)
         return starting_latents(vae, image, noise, source, context.sigmas[0]), None
-    return begin(asked, seed, noise, plan, transformer, vae)
+    return begin(asked, seed, noise, leg.plan, transformer, vae)

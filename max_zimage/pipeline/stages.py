@@ -48,9 +48,11 @@ def check(
     if isinstance(asked, GenerationRequest):
         check_request(sources, device, asked, again=again)
         return
-    branches, pictures = len(asked.items.branches), asked.batch
-    height, width = asked.height, asked.width
-    check_picture(sources, device, height=height, width=width, branches=branches, pictures=pictures, again=again)
+    sizes = [(asked.height, asked.width, asked.guidance)]
+    sizes += [(each.leg.asked.height, each.leg.asked.width, each.guidance) for each in asked.later]
+    for height, width, guided in sizes:
+        branches = 1 + guided.has_negative + len(guided.others)
+        check_picture(sources, device, height=height, width=width, branches=branches, pictures=asked.batch, again=again)
 
 
 def check_output_type(name: str) -> None:
@@ -76,23 +78,42 @@ def blaming(latents: npt.NDArray[np.float32] | None) -> Iterator[None]:
 def caption_tokens(
     text_encoder: ZImageTextEncoderModel, transformer: ZImageTransformerModel, captions: Captions
 ) -> Buffer:
-    """Captions to refined caption tokens.
+    """`caption_features`, then `conditioned`."""
+    return conditioned(transformer, caption_features(text_encoder, transformer, captions), captions)
+
+
+def caption_features(
+    text_encoder: ZImageTextEncoderModel, transformer: ZImageTransformerModel, captions: Captions
+) -> Buffer:
+    """The text features of captions.
 
     Args:
         text_encoder: Encodes captions that are given as token ids.
-        transformer: Embeds and refines features.
+        transformer: Takes features that are given in its dtype, on its device.
         captions: The distinct captions of a request.
 
     Returns:
-        [items, longest caption rounded up to a multiple of 32, dim] in the model's dtype.
+        [captions, longest caption rounded up to a multiple of 32, caption_dim] in the model's dtype.
     """
     given = captions.features
     if captions.are_changed:
         given = changed_features(text_encoder, captions)
     if given:
-        features = upload_as(padded_features(given), transformer.dtype_name, transformer.device)
-    else:
-        features = text_encoder(captions.tokens, captions.hidden_layer)
+        return upload_as(padded_features(given), transformer.dtype_name, transformer.device)
+    return text_encoder(captions.tokens, captions.hidden_layer)
+
+
+def conditioned(transformer: ZImageTransformerModel, features: Buffer, captions: Captions) -> Buffer:
+    """Text features to refined caption tokens.
+
+    Args:
+        transformer: Embeds and refines features.
+        features: From `caption_features`.
+        captions: The distinct captions, and which one each branch row shows.
+
+    Returns:
+        [items, longest caption rounded up to a multiple of 32, dim] in the model's dtype.
+    """
     return transformer.conditioning(features, *caption_arguments(transformer.rope_spec, captions, transformer.device))[
         0
     ]
@@ -152,9 +173,13 @@ def decoded(
 
 def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32]:
     """Packed latents as diffusers has them, on the host: float32 [batch, channels, 2 · rows, 2 · columns]."""
-    values: Any = download(token_squares(latents, rows, columns))
-    batch, channels = values.shape[0], values.shape[-1]
-    channels_first = values.transpose(0, 5, 1, 3, 2, 4)
+    return unpacked_tokens(download(latents), rows, columns)
+
+
+def unpacked_tokens(tokens: npt.NDArray[np.float32], rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """The same of packed latents on the host, float32 [batch, rows · columns, 4 · channels]."""
+    batch, channels = len(tokens), tokens.shape[-1] // 4
+    channels_first = tokens.reshape(batch, rows, columns, 2, 2, channels).transpose(0, 5, 1, 3, 2, 4)
     return np.ascontiguousarray(channels_first).reshape(batch, channels, 2 * rows, 2 * columns)
 
 

@@ -14,6 +14,7 @@ Reference: diffusers pipelines/z_image/pipeline_z_image.py; MAX pipelines/diffus
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +31,6 @@ from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImag
 from max_zimage.pipeline import max_contract, stages
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
-from max_zimage.pipeline.denoising import Denoising
 from max_zimage.pipeline.generator import request_of_call
 from max_zimage.pipeline.loading import (
     DEFAULT_STEPS,
@@ -44,6 +44,7 @@ from max_zimage.pipeline.loading import (
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.prepare import inputs_of_texts
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
+from max_zimage.pipeline.run import Run, sides_at
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -259,8 +260,7 @@ class ZImagePipeline(DiffusionPipeline):
         inputs = inputs_of_texts(request, self.sources, *parts)
         hook, callback = None, callback_on_step_end
         if callback is not None:
-            rows, columns = self._sides(inputs)
-            hook = step_hook(self, callback, rows=rows, columns=columns, pack=self.preprocess_latents)
+            hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
         with stages.blaming(request.latents):
             return result(self.execute(inputs, request.output_type, hook).images)
 
@@ -283,15 +283,9 @@ class ZImagePipeline(DiffusionPipeline):
         stages.check(self.sources, self.text_encoder, self.transformer, model_inputs)
         run = self.denoising(model_inputs)
         run.run(on_step)
-        rows, columns = self._sides(model_inputs)
-        images = stages.finished(self.vae, run.latents, rows, columns, output_type, model_inputs)
+        images = stages.finished(self.vae, run.latents, *run.sides, output_type, model_inputs)
         return ZImagePipelineOutput(images, run.computed())
 
-    def denoising(self, inputs: ZImageModelInputs) -> Denoising:
+    def denoising(self, inputs: ZImageModelInputs) -> Run:
         """Encode a request's captions and pack its noise: what is left are its steps."""
-        captions = stages.caption_tokens(self.text_encoder, self.transformer, inputs.captions)
-        return Denoising(self.transformer, inputs, captions, self.preprocess_latents)
-
-    def _sides(self, inputs: ZImageModelInputs) -> tuple[int, int]:
-        """Height and width in tokens."""
-        return inputs.height // (2 * self.vae_scale_factor), inputs.width // (2 * self.vae_scale_factor)
+        return Run(self, inputs, self.preprocess_latents)

@@ -10,7 +10,6 @@ from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import guidance_comes_on
 from max_zimage.sampling import samplers
-from max_zimage.sampling.schedule import first_step
 from max_zimage.sampling.step_cache import TaylorSeer
 
 R = TypeVar("R", bound=RequestFacts)
@@ -67,8 +66,7 @@ def _problem(request: RequestFacts) -> tuple[str, str, dict[str, object]] | None
             "set {field} to off or first_block, or let guidance begin with the first step",
             {"cache": cache},
         )
-    steps = request.num_inference_steps
-    steps -= 0 if request.image is None else first_step(steps, request.strength)
+    steps = max(request.steps_by_leg)  # a cache begins anew where latents of another size go on
     evaluations, _ = samplers.cost(request.sampler, steps)
     if isinstance(cache, TaylorSeer) and evaluations != steps:
         return (

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from max_zimage.request.fields import RequestFields
+from max_zimage.request.passes import guidance_scales
 from max_zimage.sampling import samplers
 from max_zimage.sampling.noise import image_seed
 from max_zimage.sampling.schedule import first_step
@@ -34,7 +35,7 @@ class RequestFacts(RequestFields):
     @property
     def max_guidance(self) -> float:
         """The largest guidance scale of any step."""
-        return max(self.guidance_scale) if isinstance(self.guidance_scale, tuple) else self.guidance_scale
+        return max(guidance_scales(self.passes, self.guidance_scale))
 
     @property
     def uses_negative(self) -> bool:
@@ -57,9 +58,34 @@ class RequestFacts(RequestFields):
         return 0 if self.image is None else first_step(self.num_inference_steps, self.strength)
 
     @property
+    def taken(self) -> tuple[tuple[int, int], ...]:
+        """First step and number of steps of each schedule: of the passes, or of the one that there is."""
+        if self.passes is None:
+            return ((self.first_step, self.num_inference_steps),)
+        return tuple((first_step(each.steps, each.strength), each.steps) for each in self.passes)
+
+    @property
+    def half_steps(self) -> int:
+        """Steps that are taken with half of both sides."""
+        count = self.num_inference_steps
+        return sum(step / count < self.progressive for step in range(count))
+
+    @property
+    def steps_by_leg(self) -> tuple[int, ...]:
+        """Steps that are taken in each part of the run, after which latents of another size go on."""
+        if self.progressive:
+            return self.half_steps, self.num_inference_steps - self.half_steps
+        return tuple(steps - first for first, steps in self.taken)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are taken."""
+        return sum(self.steps_by_leg)
+
+    @property
     def num_evaluations(self) -> int:
         """How often the model is evaluated for each picture, without those steps and with every step in full."""
-        return samplers.cost(self.sampler, self.num_inference_steps - self.first_step)[0]
+        return sum(samplers.cost(self.sampler, steps)[0] for steps in self.steps_by_leg)
 
     def picture(self, index: int) -> Self:
         """The request of one picture alone, by its seeds."""

@@ -32,6 +32,7 @@ from max_zimage.request.list_kinds import NumberOrMany
 from max_zimage.request.mask_fields import MaskFields
 from max_zimage.request.nag_fields import NagFields
 from max_zimage.request.noise_fields import NoiseFields
+from max_zimage.request.passes_fields import PassFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.request.text_fields import TEMPLATE, TextFields
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
@@ -251,7 +252,7 @@ class PictureFields:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RequestFields(
-    DypeFields, LayerFields, TextFields, NoiseFields, NagFields, GuidanceFields, MaskFields, PictureFields
+    PassFields, DypeFields, LayerFields, TextFields, NoiseFields, NagFields, GuidanceFields, MaskFields, PictureFields
 ):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 

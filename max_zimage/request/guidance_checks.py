@@ -44,11 +44,14 @@ def skipped_layers(layers: tuple[int, ...] | None, num_layers: int) -> tuple[int
 
 def guidance_comes_on(asked: RequestFacts) -> bool:
     """Whether the negative branch is part of a step and was none of the step before."""
-    steps, (start, stop) = asked.num_inference_steps, asked.guidance_interval
-    scales = asked.guidance_scale if isinstance(asked.guidance_scale, tuple) else (asked.guidance_scale,) * steps
-    taken = range(asked.first_step, steps)
-    is_on = [scales[step] > 0 and start <= step / steps < stop for step in taken]
-    return any(now and not before for before, now in pairwise(is_on))
+    start, stop = asked.guidance_interval
+
+    def comes_on(first: int, steps: int) -> bool:
+        scales = asked.guidance_scale if isinstance(asked.guidance_scale, tuple) else (asked.max_guidance,) * steps
+        is_on = [scales[step] > 0 and start <= step / steps < stop for step in range(first, steps)]
+        return any(now and not before for before, now in pairwise(is_on))
+
+    return any(comes_on(first, steps) for first, steps in asked.taken)
 
 
 def check_guidance(asked: RequestFacts, num_layers: int) -> None:
@@ -109,11 +112,11 @@ def _check_window(asked: RequestFacts) -> None:
 
 def _check_holds(asked: RequestFacts, name: str, other: str, start: float, stop: float) -> None:
     """Refuse a window that opens in none of the steps."""
-    steps = asked.num_inference_steps
-    if not any(start <= step / steps < stop for step in range(asked.first_step, steps)):
+    first, steps = asked.taken[-1]
+    if not any(start <= step / count < stop for begin, count in asked.taken for step in range(begin, count)):
         message = (
             "{field}" + other + ", {start:g} to {stop:g}, hold none of the steps that are taken ({first} to {last} "
         )
         message += "of {steps}); widen the window, or ask for more steps"
-        values = {"start": start, "stop": stop, "first": asked.first_step, "last": steps - 1, "steps": steps}
+        values = {"start": start, "stop": stop, "first": first, "last": steps - 1, "steps": steps}
         raise RequestError.of(name, message, **values)

@@ -5,6 +5,8 @@ Sigmas, shift, steps and strength are each right by themselves in `max_zimage.re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from max_zimage.errors import RequestError
 from max_zimage.request.fields import RequestFields
 from max_zimage.sampling import samplers
@@ -42,16 +44,17 @@ def checked_schedule(spec: ScheduleSpec, asked: RequestFields) -> Schedule:
         raise RequestError.of(name, "{field}: {reason}", reason=error) from error
 
 
-def check_evaluations(asked: RequestFields, steps: int, most: int) -> None:
+def check_evaluations(asked: RequestFields, legs: Sequence[int], most: int) -> None:
     """Refuse a sampler that evaluates the model too often.
 
     Args:
         asked: The request.
-        steps: That are taken, without those that its strength leaves out.
+        legs: Steps that are taken in each part of the run, without those that its strength leaves out.
         most: Evaluations that are allowed.
     """
-    count, _ = samplers.cost(asked.sampler, steps)
+    steps, count = sum(legs), sum(samplers.cost(asked.sampler, each)[0] for each in legs)
     if count > most:
         message = "{field}: {sampler} evaluates the model {count} times in {steps} steps, at most {most} are allowed; "
         values = {"sampler": asked.sampler, "count": count, "steps": steps, "most": most}
-        raise RequestError.of("num_inference_steps", message + "ask for fewer steps", **values)
+        blamed = "num_inference_steps" if asked.passes is None else "passes"
+        raise RequestError.of(blamed, message + "ask for fewer steps", **values)

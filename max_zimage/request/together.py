@@ -15,6 +15,7 @@ from max_zimage.request.limits import Limits
 from max_zimage.request.mask_checks import check_mask
 from max_zimage.request.nag_checks import check_nag
 from max_zimage.request.noise_checks import check_noise
+from max_zimage.request.passes_checks import check_passes
 from max_zimage.request.schedule_checks import check_evaluations, has_a_step
 
 
@@ -28,7 +29,8 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
         has_a_step(request.strength, request.num_inference_steps)
         start_images.check_size(request.image, request.outpaint, request.height, request.width, resize)
     check_mask(request)
-    check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
+    check_passes(request)
+    check_evaluations(request, request.steps_by_leg, limits.max_steps)
     check_guidance(request, limits.num_layers)
     check_nag(request)
     check_noise(request)

@@ -12,6 +12,8 @@ from max_zimage.request import start_image as start_images
 from max_zimage.request.checks import Problems
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
+from max_zimage.request.passes import guidance_scales
+from max_zimage.request.passes_values import with_steps
 from max_zimage.request.row import Of, Row
 from max_zimage.request.templates import Template
 from max_zimage.sampling import samplers
@@ -36,6 +38,8 @@ def values_of(
     is_masked = mask is not None or margins is not None
     first = ("negative_prompt_embeds", "guidance_scale", "nag_scale", "sigmas")
     embeds, guidance, nag, levels = (alone(name) for name in first)
+    passes = alone("passes")
+    scales = (*guidance_scales(passes, guidance), nag)
     values = {
         "prompts": prompts,
         "negative_prompt_embeds": embeds,
@@ -45,7 +49,7 @@ def values_of(
         "slg_scale": check(0.0, _slg_scale, given["slg_scale"], given["slg"], limits),
         "sigma_shape": check(DEFAULT_SHAPE, _shape, given["sigma_shape"], levels, defaults, limits),
         "nag_scale": nag,
-        "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, (guidance, nag), limits),
+        "negative_prompts": check((), _negatives, given["negative_prompt"], prompts, embeds, scales, limits),
         **start_images.picture(
             problems, given["image"], given["height"], given["width"], given["resize"], margins, limits, defaults
         ),
@@ -54,6 +58,7 @@ def values_of(
         "num_inference_steps": check(1, _steps, given["num_inference_steps"], levels, defaults, limits),
         "latents": given["latents"],
     }
+    values |= with_steps(problems, passes, given["num_inference_steps"], values["num_inference_steps"])
     apart: dict[str, Callable[[], Any]] = {
         "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, limits),
         "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits, is_masked=is_masked),
@@ -93,11 +98,7 @@ def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
 
 
 def _negatives(
-    negative: object,
-    prompts: tuple[str, ...],
-    embeds: object,
-    scales: tuple[float | tuple[float, ...], float],
-    limits: Limits,
+    negative: object, prompts: tuple[str, ...], embeds: object, scales: tuple[float, ...], limits: Limits
 ) -> tuple[str, ...]:
     """The negative prompts by prompt; the empty prompt where none is named. None without guidance of either kind."""
     name = "negative_prompt"
@@ -105,9 +106,7 @@ def _negatives(
     if given is not None and embeds is not None:
         message = "{field} and {name[negative_prompt_embeds]} exclude each other, got both; leave one out"
         raise RequestError.of(name, message)
-    guidance, nag = scales
-    is_guided = nag != 0 or (any(guidance) if isinstance(guidance, tuple) else guidance != 0)
-    if not is_guided or embeds is not None:
+    if not any(scales) or embeds is not None:
         return ()
     if given is None or isinstance(negative, str):
         return (negative if isinstance(negative, str) else "",) * len(prompts)

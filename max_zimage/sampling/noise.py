@@ -47,7 +47,8 @@ def standard_normal(seed: int, shape: tuple[int, ...], stream: int = 0) -> npt.N
     Args:
         seed: 0 to 2**63 - 1.
         shape: Shape of the result.
-        stream: The second word of Philox' key: 0 for starting noise, others for other noise of the same picture.
+        stream: The second word of Philox' key, below 2**64: 0 for starting noise, others for other noise of the same
+            picture.
 
     Returns:
         float32 of that shape.

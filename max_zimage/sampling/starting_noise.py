@@ -5,6 +5,7 @@ Picture k of a request has the seed + k, and the variation seed + k: each can be
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +18,8 @@ from max_zimage.sampling.torch_noise import torch_normal
 FloatArray = npt.NDArray[np.float32]
 Shape = tuple[int, int, int]
 
-_POSTERIOR = 1
-"""The stream of a seed that the autoencoder's sample is drawn from; 0 is the starting noise."""
+_STARTING, _POSTERIOR = 0, 1
+"""The streams of a seed that starting noise and the autoencoder's sample are drawn from, in a run's first part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class NoiseSource:
         variation_seed: Of the noise that is mixed into the first picture's, or None.
         variation_strength: How far to go there, from 0 to 1.
         from_image: Whether the autoencoder samples an image: torch's generator draws for that first, as diffusers does.
+        leg: Which part of the run it is for, from 0. Each has streams of its own, 2^40 after those of the one before.
+        drawn: Height and width of what torch's generator has drawn in the parts before, one after the other.
     """
 
     kind: Literal["philox", "torch"] = "philox"
@@ -38,6 +41,8 @@ class NoiseSource:
     variation_seed: int | None = None
     variation_strength: float = 0.0
     from_image: bool = False
+    leg: int = 0
+    drawn: tuple[tuple[int, int], ...] = ()
 
     def starting(self, pictures: int, shape: Shape) -> FloatArray:
         """Starting noise, float32 [pictures, channels, height/8, width/8].
@@ -52,8 +57,8 @@ class NoiseSource:
         """What chooses among the latents an image may stand for, like `starting`."""
         seeds = [image_seed(self.seed, index) for index in range(pictures)]
         if self.kind == "torch":
-            return np.stack([torch_normal(seed, shape) for seed in seeds])
-        return np.stack([standard_normal(seed, shape, _POSTERIOR) for seed in seeds])
+            return np.stack([torch_normal(seed, shape, self._before(shape)) for seed in seeds])
+        return np.stack([standard_normal(seed, shape, stream_of(_POSTERIOR, self.leg)) for seed in seeds])
 
     def _of(self, index: int, shape: Shape) -> FloatArray:
         own = self._drawn(image_seed(self.seed, index), shape)
@@ -63,8 +68,22 @@ class NoiseSource:
 
     def _drawn(self, seed: int, shape: Shape) -> FloatArray:
         if self.kind == "torch":
-            return torch_normal(seed, shape, before=int(self.from_image))
-        return standard_normal(seed, shape)
+            sampled = [math.prod(shape)] if self.from_image else []
+            return torch_normal(seed, shape, self._before(shape) + sampled)
+        return standard_normal(seed, shape, stream_of(_STARTING, self.leg))
+
+    def _before(self, shape: Shape) -> list[int]:
+        """Values that torch's generator has drawn in the parts before, result by result."""
+        return [shape[0] * height * width for height, width in self.drawn]
+
+
+def stream_of(stream: int, leg: int) -> int:
+    """The stream of a picture's seed that stands for another in some part of the run.
+
+    >>> stream_of(1, 0), stream_of(1, 2) == 2 * 2**40 + 1
+    (1, True)
+    """
+    return (leg << 40) + stream
 
 
 def between(one: FloatArray, other: FloatArray, share: float) -> FloatArray:

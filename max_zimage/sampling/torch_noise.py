@@ -18,6 +18,7 @@ MT19937RNGEngine.h; Cephes logf, sinf, cosf.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,13 +36,13 @@ _SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _MINUS_PI_4 = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)
 
 
-def torch_normal(seed: int, shape: tuple[int, ...], before: int = 0) -> Float32:
+def torch_normal(seed: int, shape: tuple[int, ...], before: Sequence[int] = ()) -> Float32:
     """What `torch.randn(shape, generator=torch.Generator().manual_seed(seed))` draws in float32.
 
     Args:
         seed: 0 to 2**63 - 1; torch looks at its lowest 32 bits alone.
         shape: Shape of the result, of at least 16 values.
-        before: How many results of this shape the generator has drawn before.
+        before: How many values the generator has drawn before, result by result; at least 16 each.
 
     Raises:
         ValueError: If there are fewer values: torch draws those in another way.
@@ -49,9 +50,8 @@ def torch_normal(seed: int, shape: tuple[int, ...], before: int = 0) -> Float32:
     count = math.prod(shape)
     if count < _GROUP:
         raise ValueError(f"torch draws fewer than {_GROUP} values in another way, got {list(shape)}")
-    rest = _GROUP if count % _GROUP else 0
-    words = np.frombuffer(np.random.RandomState(seed % 2**32).bytes(4 * (count + rest) * (before + 1)), "<u4")
-    words = words[(count + rest) * before :]
+    rest, behind = _rest(count), sum(each + _rest(each) for each in before)
+    words = np.frombuffer(np.random.RandomState(seed % 2**32).bytes(4 * (behind + count + rest)), "<u4")[behind:]
     numbers = (words & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2.0**-24)
     whole = count // _GROUP * _GROUP
     values = numbers[:count].copy()
@@ -59,6 +59,11 @@ def torch_normal(seed: int, shape: tuple[int, ...], before: int = 0) -> Float32:
     if rest:
         values[-_GROUP:] = _normal(numbers[count:])
     return values.reshape(shape)
+
+
+def _rest(count: int) -> int:
+    """Words that so many values take beyond one each."""
+    return _GROUP if count % _GROUP else 0
 
 
 def _normal(numbers: Float32) -> Float32:

@@ -30,6 +30,7 @@ from max_zimage.images.read import MAX_PIXELS, data_url_bytes, image_of_data_url
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.request.fields import ROWS
+from max_zimage.request.legs import legs_of
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import sharing_key, to_text
@@ -158,6 +159,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         """
         prompt, *negative = tokens_of_request(asked, self._tokenizer, self.limits)
         plan, settled = asked.schedule(self._schedule), asked.settled()
+        legs = legs_of(asked, self._schedule)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
         return ZImageContext(
@@ -186,6 +188,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             step_cache=format_step_cache(asked.step_cache),
             request=to_text(settled),
             sharing=sharing_key(asked, plan.sigmas),
+            all_steps=sum(leg.plan.num_steps for leg in legs),
             **more,
         )
 

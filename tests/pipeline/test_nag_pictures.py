@@ -12,7 +12,7 @@ from max_zimage import FirstBlockCache, ZImagePipeline
 from max_zimage.compile import modules
 from max_zimage.device.devices import download
 from max_zimage.errors import RequestError
-from max_zimage.pipeline.denoising import Denoising
+from max_zimage.pipeline.run import Run
 from max_zimage.pipeline.steppers import stepper_of
 from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
@@ -72,7 +72,7 @@ def request(pair: Pair, case: Case, **more: Any) -> GenerationRequest:
     return GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **arguments | case.asked | more)
 
 
-def run(pair: Pair, case: Case, **more: Any) -> Denoising:
+def run(pair: Pair, case: Case, **more: Any) -> Run:
     found = pair.ours.denoising(inputs_of(pair.ours, request(pair, case, **more)))
     found.run()
     return found

@@ -117,8 +117,8 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
         ApiError: 400, with what was asked for and what is allowed.
     """
     check_pixels(limits, asked.height, asked.width, names)
-    if asked.num_inference_steps > limits.steps:
-        raise over_limit("steps", asked.num_inference_steps, limits.steps, "steps")
+    if (steps := max(asked.num_inference_steps, asked.num_steps)) > limits.steps:
+        raise over_limit("steps", steps, limits.steps, "steps")
     if asked.num_evaluations > limits.steps:
         raise over_limit("steps", asked.num_evaluations, limits.steps, "evaluations of the model")
     if asked.num_images > limits.images:

@@ -47,7 +47,7 @@ def final_output(
             input_tokens_details=None,
             output_tokens_details=None,
             audio_generation_details=None,
-            image_generation_details=ImageGenerationDetails.from_images(pixels, steps=len(context.timesteps)),
+            image_generation_details=ImageGenerationDetails.from_images(pixels, steps=context.steps_in_all),
         ),
     )
 

@@ -66,18 +66,18 @@ class Previewer:
         inputs = np.hstack([samples.astype(np.float64), np.ones((len(samples), 1))])
         return np.linalg.lstsq(inputs, targets, rcond=None)[0].astype(np.float32)
 
-    def draw(self, tokens: npt.NDArray[np.float32], height: int, width: int) -> list[bytes | None]:
+    def draw(self, tokens: npt.NDArray[np.float32], rows: int, columns: int) -> list[bytes | None]:
         """Draw latents.
 
         Args:
             tokens: float32 [pictures, image tokens, 4 · channels], packed.
-            height: Pixels of the picture.
-            width: Pixels of the picture.
+            rows: Height in tokens.
+            columns: Width in tokens.
 
         Returns:
-            One PNG a picture, height/8 by width/8 pixels; None for one that is not finite.
+            One PNG a picture, 2 · rows by 2 · columns pixels; None for one that is not finite.
         """
-        rows, columns, channels = height // 16, width // 16, tokens.shape[-1] // 4
+        channels = tokens.shape[-1] // 4
         squares = tokens.reshape(-1, rows, columns, 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
         values = squares.reshape(-1, 2 * rows, 2 * columns, channels) @ self.weights[:-1] + self.weights[-1]
         return [_png(picture) if np.isfinite(picture).all() else None for picture in (values + 1) * 127.5]

@@ -62,6 +62,11 @@ class RunningBatch:
         return self._run.num_steps
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the latents as they are now, in tokens."""
+        return self._run.sides
+
+    @property
     def is_denoised(self) -> bool:
         """Whether all steps are done."""
         return self._run.is_done
@@ -84,10 +89,8 @@ class RunningBatch:
     def pictures(self) -> dict[RequestID, tuple[Pixels, Flags]]:
         """Decode the latents: uint8 [pictures, height, width, 3] by request, and which of them are finite."""
         begin = time.perf_counter()
-        first, scale = self.contexts[0], 2 * self._pipeline.vae_scale_factor
-        decode, latents = self._pipeline.vae.model, self._run.latents
         pastes = [each for context in self.contexts for each in pastes_of_context(context)]
-        pixels, finite = decoded(decode, latents, first.height // scale, first.width // scale, pastes)
+        pixels, finite = decoded(self._pipeline.vae.model, self._run.latents, *self._run.sides, pastes)
         self.seconds.decode = time.perf_counter() - begin
         rows = {context.request_id: self._rows(context) for context in self.contexts}
         return {request: (pixels[own], finite[own]) for request, own in rows.items()}

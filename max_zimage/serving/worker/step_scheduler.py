@@ -142,9 +142,8 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._waiting = [context for context in self._waiting if context.request_id not in begun]
         # Said before anything is computed: should it end this process, the server knows whose request it was.
         for context in batch:
-            self._tell(
-                context, Progress(step=0, steps=len(context.timesteps), seconds={}, batch=pictures, graphs=dict(counts))
-            )
+            steps = context.steps_in_all
+            self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, graphs=dict(counts)))
         self._starting = batch
         self._running = RunningBatch(cast(ZImagePipeline, self._model), batch)
 
@@ -164,7 +163,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
 
     def _previews(self, running: RunningBatch, context: ZImageContext) -> Sequence[Preview]:
         rows = running.rows_of(context.request_id)
-        files = cast(Previewer, self._previewer).draw(running.estimate()[rows], context.height, context.width)
+        files = cast(Previewer, self._previewer).draw(running.estimate()[rows], *running.sides)
         return [Preview(picture=index, png=file) for index, file in enumerate(files) if file is not None]
 
     def _deliver(self, *, wait: bool) -> None:
