@@ -35,6 +35,7 @@ def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
         many = row.kind.values
         options["metavar"] = tuple(row.flag.metavar.split()) if many > 1 else row.flag.metavar
         options |= {"nargs": many} if many > 1 else {}
+        options |= {"nargs": "?", "const": row.flag.alone} if row.flag.alone else {}
         options["type"] = row.kind.plain if type(row.kind).of_flag is Kind.of_flag else row.kind.of_flag
     parser.add_argument(row.flag.name, *row.flag.others, **options)
 

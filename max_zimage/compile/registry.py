@@ -6,20 +6,18 @@ Module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
 
-from max.dtype import DType
-from max.experimental.nn import Module
-from max.graph import DeviceRef, TensorType
+from max.graph import DeviceRef
 
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile import work
-from max_zimage.compile.work import Counter, Shapes, Work
+from max_zimage.compile.entry import Entry, Made
+from max_zimage.compile.tile_entries import TILES
+from max_zimage.compile.work import Counter, Work
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.graphs.layers import build
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.model.latents import PackLatents
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoder
@@ -29,57 +27,6 @@ from max_zimage.graphs.step.compose import UpdatePicture, denoise_step, extrapol
 from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
-
-ComponentName = Literal["text_encoder", "transformer", "vae"]
-Made = tuple[Module[..., Any], tuple[TensorType, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One graph.
-
-    Attributes:
-        name: What progress, profiles, artifacts and `max-zimage compile` call it.
-        component: Whose spec it is made from, and whose weights it has if it has any.
-        make: The spec to the Module.
-        label: What people call it in a profile.
-        runs: When it runs, for the documentation.
-        count: Counts the work of one call.
-        is_keyed: Whether the spec decides what is compiled, beside the types.
-        is_float32: Whether it is float32 whatever the model's dtype.
-        prefix: What stands before the component's names of its parameters.
-        is_replayed: See `max_zimage.compile.compiler.GraphDefinition`.
-        is_ahead: Whether it is compiled ahead of time; one that differs from another in nothing but a block is not.
-    """
-
-    name: str
-    component: ComponentName
-    make: Callable[[Any], Module[..., Any]]
-    label: str
-    runs: str
-    count: Callable[[Counter, Shapes], Work | None] = work.not_counted
-    is_keyed: bool = True
-    is_float32: bool = False
-    prefix: str = ""
-    is_replayed: bool = False
-    is_ahead: bool = True
-
-    def module(self, spec: object, model_dtype: ModelDtype, device: DeviceRef) -> Made:
-        """The Module and the types of its inputs.
-
-        Args:
-            spec: The component's.
-            model_dtype: Of its weights and computation.
-            device: Where it will run.
-        """
-        dtype = DType.float32 if self.is_float32 else DType[model_dtype]
-        module: Any = build(lambda: self.make(spec), dtype, device)
-        return module, tuple(module.input_types(dtype, device))
-
-    def key_of(self, spec: object) -> object:
-        """The spec as `max_zimage.compile.artifacts.artifact_key` takes it."""
-        return spec if self.is_keyed else None
-
 
 _STEP = "transformer."
 GRAPHS: dict[str, Entry] = {
@@ -212,12 +159,34 @@ GRAPHS: dict[str, Entry] = {
             label="VAE encode",
             runs="once per request of image-to-image",
         ),
+        *TILES,
     )
 }
 """Name -> graph, the quick ones first."""
 
 AHEAD = tuple(name for name, entry in GRAPHS.items() if entry.is_ahead)
 """What is compiled ahead of time."""
+
+
+def find_entry(name: str) -> Entry | None:
+    """The entry of a graph, also of one that has a number behind its entry's name; None if there is no such graph."""
+    base, _, number = name.rpartition("_")
+    entry = GRAPHS.get(base)
+    if name in GRAPHS or entry is None or not entry.is_numbered or not number.isdecimal():
+        return GRAPHS.get(name)
+    return replace(entry, name=name, make=partial(entry.make, unit=int(number)))
+
+
+def entry_of(name: str) -> Entry:
+    """The entry of a graph that there is, see `find_entry`.
+
+    Raises:
+        KeyError: If there is none of this name.
+    """
+    entry = find_entry(name)
+    if entry is None:
+        raise KeyError(name)
+    return entry
 
 
 def spec_of(name: str, specs: ModelSpecs) -> object:
@@ -232,5 +201,5 @@ def made(name: str, specs: ModelSpecs, model_dtype: ModelDtype, device: DeviceRe
 
 def count(counter: Counter, name: str, shapes: Sequence[tuple[int, ...]]) -> Work | None:
     """Count the work of one call; None for a graph that is not counted, or not in this table."""
-    entry = GRAPHS.get(name)
+    entry = find_entry(name)
     return None if entry is None else entry.count(counter, shapes)

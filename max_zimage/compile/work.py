@@ -262,6 +262,13 @@ def count_decode(counter: Counter, shapes: Shapes) -> Work:
     return decode(counter.vae, pictures=pictures, rows=2 * rows, columns=2 * columns, **sizes)
 
 
+def count_decode_tile(counter: Counter, shapes: Shapes) -> Work:
+    """Latents come first, [pictures, rows, columns, channels]."""
+    pictures, rows, columns, _ = shapes[0]
+    sizes = {"size": counter.size, "picture_size": counter.picture_size}
+    return decode(counter.vae, pictures=pictures, rows=rows, columns=columns, **sizes)
+
+
 def count_pack(counter: Counter, shapes: Shapes) -> Work:
     """Latents are read and written."""
     return elementwise(_count(shapes[0]), passes=2)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from max.driver import Buffer, Device
 
 from max_zimage.device.devices import kept_rows, upload
+from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
@@ -75,6 +76,7 @@ class ZImageModelInputs:
         items: The branch rows.
         step_cache: Leaves out steps, or None.
         seeds: Of each picture, for the noise that a sampler draws between steps; empty where it draws none.
+        tiling: How pictures are decoded.
     """
 
     captions: Captions
@@ -88,6 +90,7 @@ class ZImageModelInputs:
     items: Items
     step_cache: StepCache | None
     seeds: tuple[int, ...] = ()
+    tiling: Tiling = WHOLE
 
     @property
     def num_inference_steps(self) -> int:

@@ -57,14 +57,15 @@ def inputs_of_request(
     start: FloatArray | Buffer = noise
     if request.start_image is not None:
         source = None if request.seed is None else request.noise_source(request.seed)
-        start = starting_latents(vae, request.start_image, noise, source, plan.sigmas[0])
+        start = starting_latents(vae, request.start_image, noise, source, plan.sigmas[0], request.tiling)
         # Said here and not after all steps. A server's requests share a batch: there it is found at the end.
         if not np.isfinite(download(start)).all():
             what = "the image to begin with became NaN or infinity in the autoencoder's encoder"
             raise NotFiniteError(what, [None] * request.num_images, usual_suspects(vae.dtype_name))
     evaluated, guided = planned(request, plan, transformer.spec.num_layers, others)
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
-    return laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
+    laid = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, request.step_cache)
+    return replace(laid, tiling=request.tiling)
 
 
 def inputs_of_texts(

@@ -66,7 +66,8 @@ def inputs_of_contexts(
     pictures = sum(context.num_images_per_prompt for context in contexts)
     start = [_start(each, vae, schedule_of(each, schedule_spec)) for each in contexts]
     seeds = tuple(seed for each in contexts for seed in seeds_of(evaluated, each.seed, each.num_images_per_prompt))
-    return laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+    laid = laid_out(transformer, captions, start, plan, evaluated, guided, pictures, seeds, asked.step_cache)
+    return replace(laid, tiling=asked.tiling)
 
 
 def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int) -> Captions:
@@ -92,4 +93,6 @@ def _start(context: PixelContext, vae: ZImageVaeModel, plan: Schedule) -> FloatA
     if context.input_image is None:
         return noise
     source = None if seed is None else asked.noise_source(seed)
-    return starting_latents(vae, np.asarray(context.input_image, np.uint8), noise, source, context.sigmas[0])
+    return starting_latents(
+        vae, np.asarray(context.input_image, np.uint8), noise, source, context.sigmas[0], asked.tiling
+    )

@@ -12,9 +12,9 @@ from max.driver import Buffer
 from max.dtype import DType
 from PIL import Image
 
-from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, upload_as
+from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
 from max_zimage.pipeline.captions import changed_features
 from max_zimage.pipeline.estimate import check_picture, check_request, pictures_at_once
@@ -45,9 +45,16 @@ def check(
     if isinstance(asked, GenerationRequest):
         check_request(sources, device, asked, again=again)
         return
-    branches, pictures = len(asked.items.branches), asked.batch
-    height, width = asked.height, asked.width
-    check_picture(sources, device, height=height, width=width, branches=branches, pictures=pictures, again=again)
+    check_picture(
+        sources,
+        device,
+        height=asked.height,
+        width=asked.width,
+        branches=len(asked.items.branches),
+        pictures=asked.batch,
+        again=again,
+        tiling=asked.tiling,
+    )
 
 
 def check_output_type(name: str) -> None:
@@ -120,23 +127,29 @@ def token_squares(latents: Buffer, rows: int, columns: int) -> Buffer:
     return latents.view(DType.float32, (int(latents.shape[0]), rows, columns, 2, 2, int(latents.shape[2]) // 4))
 
 
-def decoded(decode: CompiledGraph, latents: Buffer, rows: int, columns: int) -> tuple[npt.NDArray[np.uint8], Flags]:
-    """Packed latents to pictures, on the host; large ones a few at a time.
+def decoded(
+    vae: ZImageVaeModel, latents: Buffer, rows: int, columns: int, tiling: Tiling = WHOLE
+) -> tuple[npt.NDArray[np.uint8], Flags]:
+    """Packed latents to pictures, on the host; large ones a few at a time, or in tiles.
 
     Args:
-        decode: `graphs.model.vae.DecodeLatents`.
+        vae: Decodes them.
         latents: float32 [batch, rows · columns, 4 · channels].
         rows: Height in tokens.
         columns: Width in tokens.
+        tiling: Whether pictures that are larger than a tile are decoded in tiles.
 
     Returns:
         uint8 [batch, 16 · rows, 16 · columns, 3], and bool [batch]: whether a picture and its latents are finite.
     """
+    if tiling.is_needed(PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns):
+        channels_last = np.ascontiguousarray(unpacked(latents, rows, columns).transpose(0, 2, 3, 1))
+        return vae.decode_in_tiles(channels_last, tiling)
     squares = token_squares(latents, rows, columns)
     batch = int(squares.shape[0])
     stride = pictures_at_once(batch, PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)
     parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]
-    outputs = [[download(each) for each in decode(part)] for part in parts]
+    outputs = [[download(each) for each in vae.model(part)] for part in parts]
     pixels, energy = (np.concatenate(each) for each in zip(*outputs, strict=True))
     return pixels, np.isfinite(energy)
 
@@ -150,7 +163,13 @@ def unpacked(latents: Buffer, rows: int, columns: int) -> npt.NDArray[np.float32
 
 
 def finished(
-    vae: ZImageVaeModel, latents: Buffer, rows: int, columns: int, output_type: str, step_cache: StepCache | None = None
+    vae: ZImageVaeModel,
+    latents: Buffer,
+    rows: int,
+    columns: int,
+    output_type: str,
+    step_cache: StepCache | None = None,
+    tiling: Tiling = WHOLE,
 ) -> npt.NDArray[Any] | list[Image.Image]:
     """Packed latents to what a call returns.
 
@@ -161,6 +180,7 @@ def finished(
         columns: Width in tokens.
         output_type: "np", "pil" or "latent".
         step_cache: What the steps used; it may be the cause where something is not finite.
+        tiling: See `decoded`.
 
     Raises:
         ValueError: If the output type is unknown.
@@ -171,7 +191,7 @@ def finished(
         values = unpacked(latents, rows, columns)
         require_finite(values, are_finite(values), suspects)
         return values
-    pixels, finite = decoded(vae.model, latents, rows, columns)
+    pixels, finite = decoded(vae, latents, rows, columns, tiling)
     images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
     require_finite(images, finite, suspects)
     return images

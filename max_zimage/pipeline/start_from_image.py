@@ -11,13 +11,19 @@ from max.driver import Buffer
 
 from max_zimage.components import ZImageVaeModel
 from max_zimage.device.devices import upload
+from max_zimage.images.tiles import Tiling
 from max_zimage.sampling.starting_noise import NoiseSource
 
 FloatArray = npt.NDArray[np.float32]
 
 
 def starting_latents(
-    vae: ZImageVaeModel, image: npt.NDArray[np.uint8], noise: FloatArray, source: NoiseSource | None, sigma: np.float32
+    vae: ZImageVaeModel,
+    image: npt.NDArray[np.uint8],
+    noise: FloatArray,
+    source: NoiseSource | None,
+    sigma: np.float32,
+    tiling: Tiling,
 ) -> Buffer:
     """Mix an image with noise, on the device: sigma · noise + (1 - sigma) · image latents.
 
@@ -27,11 +33,12 @@ def starting_latents(
         noise: float32 [pictures, channels, height/8, width/8].
         source: Chooses among the latents that the image may stand for; None takes the posterior's mode.
         sigma: Noise level to begin with.
+        tiling: Whether the image is encoded in tiles.
 
     Returns:
         float32 like `noise`.
     """
     pictures, *shape = map(int, noise.shape)
     chosen = np.zeros_like(noise) if source is None else source.posterior(pictures, (shape[0], shape[1], shape[2]))
-    picture, given, start = (upload(each, vae.device) for each in (image[None], chosen, noise))
-    return vae.start(picture, given, start, np.float32(sigma))
+    given, start = (upload(each, vae.device) for each in (chosen, noise))
+    return vae.start(image[None], given, start, np.float32(sigma), tiling)

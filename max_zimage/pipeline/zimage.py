@@ -281,10 +281,12 @@ class ZImagePipeline(DiffusionPipeline):
         """
         stages.check_output_type(output_type)
         stages.check(self.sources, self.transformer, model_inputs)
+        if output_type != "latent":
+            self.vae.expect(model_inputs.tiling, model_inputs.height, model_inputs.width)
         run = self.denoising(model_inputs)
         run.run(on_step)
-        rows, columns = self._sides(model_inputs)
-        images = stages.finished(self.vae, run.latents, rows, columns, output_type, model_inputs.step_cache)
+        where = *self._sides(model_inputs), output_type, model_inputs.step_cache, model_inputs.tiling
+        images = stages.finished(self.vae, run.latents, *where)
         return ZImagePipelineOutput(images, run.computed())
 
     def denoising(self, inputs: ZImageModelInputs) -> Denoising:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
+from max_zimage.images.tiles import Tiling, TilingKind
 from max_zimage.request.fields import RequestFields
 from max_zimage.sampling import samplers
 from max_zimage.sampling.noise import image_seed
@@ -50,6 +51,11 @@ class RequestFacts(RequestFields):
     def num_evaluations(self) -> int:
         """How often the model is evaluated for each picture, without those steps and with every step in full."""
         return samplers.cost(self.sampler, self.num_inference_steps - self.first_step)[0]
+
+    @property
+    def tiling(self) -> Tiling:
+        """How the autoencoder takes its pictures."""
+        return Tiling(cast(TilingKind, self.vae_tiling), self.vae_tile_size, self.vae_tile_overlap)
 
     def picture(self, index: int) -> Self:
         """The request of one picture alone, by its seeds."""

@@ -29,6 +29,7 @@ class Flag:
         help: What the help says of it.
         group: Under which heading `max-zimage generate` has it; None where it has no such flag.
         others: Other spellings.
+        alone: What it stands for without a value; "" where it needs one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Flag:
     help: str
     group: Group | None
     others: tuple[str, ...] = ()
+    alone: str = ""
 
     @property
     def destination(self) -> str:

@@ -12,6 +12,7 @@ from max_zimage.request.guidance_checks import check_guidance
 from max_zimage.request.limits import Limits
 from max_zimage.request.noise_checks import check_noise
 from max_zimage.request.schedule_checks import check_evaluations, has_a_step
+from max_zimage.request.tile_checks import check_tiles
 
 
 def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
@@ -26,6 +27,7 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     check_evaluations(request, request.num_inference_steps - request.first_step, limits.max_steps)
     check_guidance(request, limits.num_layers)
     check_noise(request)
+    check_tiles(request)
     around = [name for name in ("system_prompt", "thinking_content", "assistant_content") if getattr(request, name)]
     if around and request.prompt_embeds is not None:
         message = "{field} stands around a prompt, and {name[prompt_embeds]} are given in its place; leave one out"

@@ -219,7 +219,11 @@ for cache in (FirstBlockCache(), TaylorSeer()):
     pipeline.use_step_cache(cache)
 pipeline.build_prepare_scheduler()
 pipeline.build_scheduler_step()
-compiler.compile_together([pipeline.vae.encoder, pipeline.transformer.guided_update])
+vae = pipeline.vae
+compiler.compile_together([vae.encoder, pipeline.transformer.guided_update])
+compiler.compile_together([vae.decode_tile, vae.encode_tile, vae.start_from_moments])
+exact = ("exact_middle", "exact_upsample", "exact_first", "exact_second", "exact_pixels")
+compiler.compile_together([vae.graph(name, vae.provide()) for name in exact])
 device, specs = Accelerator(), pipeline.sources.specs
 workers = {}
 for name in pipelines:

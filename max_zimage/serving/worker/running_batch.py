@@ -48,7 +48,10 @@ class RunningBatch:
         self._pipeline, self.contexts = pipeline, list(contexts)
         self.seconds = Seconds()
         spec = pipeline.sources.specs.schedule
-        self._run = pipeline.denoising(inputs_of_contexts(self.contexts, spec, pipeline.transformer, pipeline.vae))
+        inputs = inputs_of_contexts(self.contexts, spec, pipeline.transformer, pipeline.vae)
+        self._tiling = inputs.tiling
+        pipeline.vae.expect(self._tiling, inputs.height, inputs.width)
+        self._run = pipeline.denoising(inputs)
         self.seconds.captions = time.perf_counter() - begin
 
     @property
@@ -85,8 +88,8 @@ class RunningBatch:
         """Decode the latents: uint8 [pictures, height, width, 3] by request, and which of them are finite."""
         begin = time.perf_counter()
         first, scale = self.contexts[0], 2 * self._pipeline.vae_scale_factor
-        decode, latents = self._pipeline.vae.model, self._run.latents
-        pixels, finite = decoded(decode, latents, first.height // scale, first.width // scale)
+        vae, rows, columns = self._pipeline.vae, first.height // scale, first.width // scale
+        pixels, finite = decoded(vae, self._run.latents, rows, columns, self._tiling)
         self.seconds.decode = time.perf_counter() - begin
         rows = {context.request_id: self._rows(context) for context in self.contexts}
         return {request: (pixels[own], finite[own]) for request, own in rows.items()}
