@@ -24,8 +24,7 @@ from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking, quiet_libraries
 from max_zimage.cli.options import model_path
 from max_zimage.device.memory import available_memory
-from max_zimage.images.tiles import Tiling
-from max_zimage.pipeline.estimate import activation_bytes, decode_bytes, map_bytes
+from max_zimage.pipeline.estimate import activation_bytes, large_decode_bytes
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.progress import shown_by
@@ -33,9 +32,6 @@ from max_zimage.request.checks import side
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
 from max_zimage.version import __version__
-
-_LARGE = 4096
-"""Side in pixels of the picture whose decoding is told."""
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -164,19 +160,8 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
         "activations_bytes_about": activations,
         "available_bytes": available,
         "fits": weights + activations <= available,
-        "decode": decode_facts(prepared),
+        "large_decode": large_decode_bytes(sources.specs.vae, sources.dtypes["vae"]),
     }
-
-
-def decode_facts(prepared: CheckedModel) -> dict[str, int]:
-    """About how many bytes decoding a large picture takes, whole and in tiles of the usual size."""
-    spec, dtype = prepared.sources.specs.vae, prepared.sources.dtypes["vae"]
-    sides = {"height": _LARGE, "width": _LARGE}
-    facts = {
-        f"{kind}_bytes_about": decode_bytes(spec, **sides, pictures=1, dtype=dtype, tiling=Tiling(kind))
-        for kind in ("off", "blend", "exact")
-    }
-    return {**sides, **facts, "exact_host_bytes_about": map_bytes(spec, _LARGE, _LARGE, dtype, Tiling("exact"))}
 
 
 def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
@@ -219,12 +204,10 @@ def _print(facts: dict[str, Any]) -> None:
         f"{'with' if memory['guided'] else 'without'} guidance; {_size(memory['available_bytes'])} are free: "
         + ("it fits" if memory["fits"] else "it does not fit")
     )
-    decode = memory["decode"]
-    whole, blend, exact, kept = (
-        _size(decode[f"{kind}_bytes_about"]) for kind in ("off", "blend", "exact", "exact_host")
-    )
+    large = memory["large_decode"]
+    whole, blend, exact, kept = (_size(large[name]) for name in ("off", "blend", "exact", "exact_on_host"))
     console.print(
-        f"decoding {decode['width']}x{decode['height']} pixels: about {whole} as a whole, {blend} with --tiled-vae, "
+        f"decoding {large['width']}x{large['height']} pixels takes about {whole} as a whole, {blend} with --tiled-vae, "
         f"{exact} with --tiled-vae exact and {kept} of the host's memory"
     )
     if weights := facts.get("weights"):

@@ -12,7 +12,7 @@ from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
-from max_zimage.images.tiles import WHOLE, Tiling
+from max_zimage.images.tiles import WHOLE, Tiling, TilingKind
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _FLOAT32 = 4
 _DECODED_PIXELS = 2048 * 2048
+_LARGE = 4096
 _CAPTION = 128  # tokens of a caption; long prompts have a few hundred
 
 
@@ -189,6 +190,17 @@ def map_bytes(spec: VaeSpec, height: int, width: int, dtype: ModelDtype, tiling:
     """Host memory that exact tiles take for what the decoder's last layers make of a picture; 0 for other tiles."""
     is_kept = tiling.kind == "exact" and tiling.is_needed(height, width)
     return height * width * spec.block_out_channels[0] * BYTES[dtype] if is_kept else 0
+
+
+def large_decode_bytes(spec: VaeSpec, dtype: ModelDtype) -> dict[str, int]:
+    """What decoding a picture of 4096x4096 pixels takes as a whole, and in tiles of the usual size; for `info`."""
+    kinds: tuple[TilingKind, ...] = ("off", "blend", "exact")
+    found = {
+        kind: decode_bytes(spec, pictures=1, height=_LARGE, width=_LARGE, dtype=dtype, tiling=Tiling(kind))
+        for kind in kinds
+    }
+    kept = map_bytes(spec, _LARGE, _LARGE, dtype, Tiling("exact"))
+    return {"height": _LARGE, "width": _LARGE, **found, "exact_on_host": kept}
 
 
 def pictures_at_once(pictures: int, height: int, width: int) -> int:

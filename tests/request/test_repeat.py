@@ -63,6 +63,7 @@ def keep(path: Path, answer: Any) -> None:
         {"steps": 4, "guidance_scale": [3.0, 2, 0, 1], "guidance_variant": "apg", "apg_momentum": -0.5, "slg": True},
         {"steps": 9, "shift": 5.5, "step_cache": "taylorseer:cache_interval=3,warmup_steps=2"},
         {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0},
+        {"steps": 2, "vae_tiling": "blend", "vae_tile_size": 64, "vae_tile_overlap": 16},
     ],
     ids=lambda asked: "-".join(asked),
 )

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from max_zimage import ZImagePipeline
+from max_zimage.cli.field_flags import given_fields
+from max_zimage.cli.main import _parser
 from max_zimage.errors import RequestError
 from max_zimage.images.tiles import Tiling
 from max_zimage.pipeline.loading import CheckedModel
@@ -59,6 +61,22 @@ def test_all_that_is_wrong_is_said_together(model: CheckedModel) -> None:
     with pytest.raises(RequestError) as caught:
         asked(model, vae_tiling="maybe", vae_tile_size=0, vae_tile_overlap="many", height=10)
     assert {problem.field for problem in caught.value.problems} >= {"vae_tiling", "vae_tile_size", "vae_tile_overlap"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        ([], {}),
+        (["--tiled-vae"], {"vae_tiling": "blend"}),
+        (["--tiled-vae", "exact", "--tile-size", "256"], {"vae_tiling": "exact", "vae_tile_size": 256}),
+        (["--tiled-vae", "--tile-overlap", "32"], {"vae_tiling": "blend", "vae_tile_overlap": 32}),
+    ],
+    ids=str,
+)
+def test_flags(flags: list[str], fields: dict[str, object]) -> None:
+    """The first one stands for blended tiles where it has no value."""
+    given = given_fields(_parser().parse_args(["generate", "x", *flags]))
+    assert {name: value for name, value in given.items() if name.startswith("vae")} == fields
 
 
 def test_what_tiles_are_used(model: CheckedModel) -> None:
