@@ -85,12 +85,14 @@ class ZImageVaeModel(ZImageComponent):
         Returns:
             uint8 [batch, height, width, 3], and bool [batch]: whether a picture is finite.
         """
-        if tiling.kind == "blend":
-            return decode_blended(self, latents, tiling)
-        dtype = DType.float32 if self.device.is_host else self.dtype
-        decoder = ExactDecoder(self.spec, self.exact_graphs, self.device, dtype, tiling)
-        pictures, finite = zip(*(decoder.decode(each) for each in latents), strict=True)
-        return np.stack(pictures), np.array(finite)
+        self.expect(tiling, *(side * self.spec.downscale for side in latents.shape[1:3]))
+        with np.errstate(all="ignore"):  # pictures that are not finite are told by their flags
+            if tiling.kind == "blend":
+                return decode_blended(self, latents, tiling)
+            dtype = DType.float32 if self.device.is_host else self.dtype
+            decoder = ExactDecoder(self.spec, self.exact_graphs, self.device, dtype, tiling)
+            pictures, finite = zip(*(decoder.decode(each) for each in latents), strict=True)
+            return np.stack(pictures), np.array(finite)
 
     def encode(self, image: Buffer, noise: Buffer) -> Buffer:
         """Pictures to latents.
@@ -126,7 +128,8 @@ class ZImageVaeModel(ZImageComponent):
         shares = np.array([sigma, np.float32(1) - sigma], np.float32)
         rows = np.zeros(int(noise.shape[0]), np.int32)
         if tiling.kind == "blend" and tiling.is_needed(*image.shape[1:3]):
-            moments = encode_blended(self, image[0], tiling)
+            with np.errstate(all="ignore"):  # the caller looks at what comes out
+                moments = encode_blended(self, image[0], tiling)
             given = (upload(each, self.device) for each in (moments, rows))
             return self.start_from_moments(*given, chosen, noise, upload(shares, self.device))[0]
         return self._mixed(upload(image, self.device), rows, chosen, noise, shares)
