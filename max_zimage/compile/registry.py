@@ -6,10 +6,12 @@ Module.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+from max.experimental.nn import Module
 from max.graph import DeviceRef
 
 from max_zimage.checkpoint.config import ModelSpecs
@@ -174,7 +176,8 @@ def find_entry(name: str) -> Entry | None:
     entry = GRAPHS.get(base)
     if name in GRAPHS or entry is None or not entry.is_numbered or not number.isdecimal():
         return GRAPHS.get(name)
-    return replace(entry, name=name, make=partial(entry.make, unit=int(number)))
+    make: Callable[..., Module[..., Any]] = entry.make
+    return replace(entry, name=name, make=partial(make, unit=int(number)))
 
 
 def entry_of(name: str) -> Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from max.driver import Device
 
@@ -94,9 +94,9 @@ def check_picture(
     weights = 0 if loaded and device.is_host else sum(sources.nbytes.values()) + again
 
     def needed(side_y: int, side_x: int, count: int, tiling: Tiling = tiling) -> int:
-        size = {"height": side_y, "width": side_x, "branches": branches, "pictures": count}
-        ways = {"tiling": tiling, "on_host": device.is_host}
-        return weights + activation_bytes(sources.specs, **size, dtype=sources.dtypes["transformer"], **ways)
+        size: dict[str, Any] = {"height": side_y, "width": side_x, "branches": branches, "pictures": count}
+        size |= {"dtype": sources.dtypes["transformer"], "tiling": tiling, "on_host": device.is_host}
+        return weights + activation_bytes(sources.specs, **size)
 
     if not device.is_host:
         _check_maps(sources, height, width, tiling)
@@ -108,13 +108,12 @@ def check_picture(
     sizes = [size for size in smaller if min(size) > 0 and needed(*size, pictures) <= available]
     ways = [f"{fewer[0]} at a time would fit"] if fewer else []
     if tiling.kind == "off" and needed(height, width, pictures, Tiling("blend")) <= available:
-        ways.append('it would fit decoded in tiles: vae_tiling="blend", or --tiled-vae')
+        ways.append('decoding in tiles would fit (vae_tiling="blend", --tiled-vae)')
     ways += [f"{sizes[0][1]}x{sizes[0][0]} pixels would fit"] if sizes else []
-    asked = f"{pictures} pictures" if pictures > 1 else "a picture"
-    need, whole = "need" if pictures > 1 else "needs", gib(needed(height, width, pictures))
+    asked, need = (f"{pictures} pictures", "need") if pictures > 1 else ("a picture", "needs")
     raise NotEnoughMemoryError(
-        f"{asked} of {width}x{height} pixels {need} about {whole} {'with' if weights else 'beside'} the weights, "
-        f"{gib(available)} are available on "
+        f"{asked} of {width}x{height} pixels {need} about {gib(needed(height, width, pictures))} "
+        f"{'with' if weights else 'beside'} the weights, {gib(available)} are available on "
         f"{device.label}:{device.id}; {' or '.join(ways) or 'not even a small one would fit: free memory'}"
     )
 
@@ -195,7 +194,7 @@ def map_bytes(spec: VaeSpec, height: int, width: int, dtype: ModelDtype, tiling:
 def large_decode_bytes(spec: VaeSpec, dtype: ModelDtype) -> dict[str, int]:
     """What decoding a picture of 4096x4096 pixels takes as a whole, and in tiles of the usual size; for `info`."""
     kinds: tuple[TilingKind, ...] = ("off", "blend", "exact")
-    found = {
+    found: dict[str, int] = {
         kind: decode_bytes(spec, pictures=1, height=_LARGE, width=_LARGE, dtype=dtype, tiling=Tiling(kind))
         for kind in kinds
     }

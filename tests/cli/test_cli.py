@@ -284,13 +284,11 @@ def test_info(run: Run, compiles_nothing: None) -> None:
     memory = facts["memory"]
     assert (memory["height"], memory["width"], memory["fits"]) == (256, 128, True)
     assert memory["weights_bytes"] == sum(part["bytes"] for part in parts.values())
-    assert memory["large_decode"]["off"] > 10 * memory["large_decode"]["blend"] > 0
 
     code, out, _ = run("info")
     assert code == 0
     assert "128x128 pixels" in out
     assert "it fits" in out
-    assert "decoding 4096x4096 pixels takes about" in out
     assert run("info", "--model", "nothing")[0] == 2
     assert "the nearest are 96 and 112" in run("info", "--width", "100")[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -123,10 +124,10 @@ def test_tiles_take_the_memory_of_a_tile() -> None:
 
 
 def test_a_refusal_names_tiles_where_they_would_do(prepared: CheckedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = {"height": 2048, "width": 2048, "branches": 1, "pictures": 1}
+    size: dict[str, Any] = {"height": 2048, "width": 2048, "branches": 1, "pictures": 1}
     step = activation_bytes(prepared.sources.specs, **size, dtype="float32", tiling=Tiling("blend"))
     monkeypatch.setattr(estimate, "available_memory", lambda: step)
-    with pytest.raises(NotEnoughMemoryError, match=r'decoded in tiles: vae_tiling="blend", or --tiled-vae or \d+x'):
+    with pytest.raises(NotEnoughMemoryError, match=r'tiles would fit \(vae_tiling="blend", --tiled-vae\) or \d+x'):
         check_picture(prepared.sources, prepared.devices[0], **size)
     check_picture(prepared.sources, prepared.devices[0], **size, tiling=Tiling("blend"))
     monkeypatch.setattr(estimate, "available_memory", lambda: step - 1)
@@ -136,7 +137,7 @@ def test_a_refusal_names_tiles_where_they_would_do(prepared: CheckedModel, monke
 
 
 def test_the_host_must_hold_what_exact_tiles_keep(prepared: CheckedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = {"height": 4096, "width": 4096, "branches": 1, "pictures": 1}
+    size: dict[str, Any] = {"height": 4096, "width": 4096, "branches": 1, "pictures": 1}
     accelerator = cast(Any, SimpleNamespace(is_host=False, stats={"total_memory": 2**40}, label="gpu", id=0))
     monkeypatch.setattr(estimate, "available_memory", lambda: 2**30)
     check_picture(prepared.sources, accelerator, **size, tiling=Tiling("exact"))
@@ -144,6 +145,16 @@ def test_the_host_must_hold_what_exact_tiles_keep(prepared: CheckedModel, monkey
     with pytest.raises(NotEnoughMemoryError, match=r"exact tiles keep about 1\.0 GiB of a picture .* blend"):
         check_picture(prepared.sources, accelerator, **size, tiling=Tiling("exact"))
     check_picture(prepared.sources, accelerator, **size, tiling=Tiling("blend"))
+
+
+def test_info_tells_what_decoding_a_large_picture_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json", "--device", "cpu"]) == 0
+    large = json.loads(capsys.readouterr().out)["memory"]["large_decode"]
+    assert (large["height"], large["width"]) == (4096, 4096)
+    assert large["off"] > 10 * large["blend"] > 0
+    assert large["off"] > large["exact"] + large["exact_on_host"] > large["blend"]
+    assert main(["info", "--device", "cpu"]) == 0
+    assert "decoding 4096x4096 pixels takes about " in capsys.readouterr().out
 
 
 def test_what_is_asked_of_python_is_compared_with_what_is_free(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

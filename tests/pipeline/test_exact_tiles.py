@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from max_zimage.compile.registry import entry_of, find_entry
 from max_zimage.components.vae_exact import Map, Statistics, side_of, tiles_of
 from max_zimage.device.devices import upload
 from max_zimage.errors import RequestError
@@ -14,8 +15,8 @@ from max_zimage.graphs.model.vae_blocks import NORM_EPS
 from max_zimage.images.tiles import Tiling
 from max_zimage.pipeline.stages import decoded
 from tests.pipeline.test_tiled_pictures import latents
-from tests.references.diffusers_runs import Pair
-from tests.tolerances import EXACT_TILES_SHARE
+from tests.references.diffusers_runs import Pair, relative_l2
+from tests.tolerances import BFLOAT16_RATIO, EXACT_TILES_SHARE
 
 PROMPT = "a red star on a blue background"
 
@@ -105,6 +106,30 @@ def test_tiles_with_their_margins_are_read_from_strips() -> None:
                 seen[tile.rows, tile.columns] += 1
             stored.forget_above(row[0].rows.stop - 2)
         assert (seen == 1).all()
+
+
+def test_graphs_of_units_have_numbers() -> None:
+    numbered = entry_of("exact_first_3")
+    assert (numbered.name, numbered.label) == ("exact_first_3", entry_of("exact_first").label)
+    assert find_entry("exact_middle_3") is find_entry("exact_first_last") is find_entry("decode_3") is None
+    with pytest.raises(KeyError):
+        entry_of("exact_third")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tiling", [Tiling("exact", 64), Tiling("blend", 64, 16)], ids=lambda tiling: tiling.kind)
+def test_in_bfloat16(tiling: Tiling, embedded_bfloat16: Pair, embedded: Pair) -> None:
+    """Exact tiles are the whole decoder's in its own dtype; blended ones as near to float32 as the whole decoder is."""
+    values = latents(96, 144)
+    ours, finite = embedded_bfloat16.ours.vae.decode_in_tiles(values, tiling)
+    assert finite.all()
+    expected = whole(embedded_bfloat16, values)
+    if tiling.kind == "exact":
+        assert np.abs(ours.astype(int) - expected).max() <= 1
+        return
+    exact, _ = embedded.ours.vae.decode_in_tiles(values, tiling)
+    own = relative_l2(expected.astype(np.float32), whole(embedded, values).astype(np.float32))
+    assert relative_l2(ours.astype(np.float32), exact.astype(np.float32)) <= BFLOAT16_RATIO * own
 
 
 def test_wider_layers_have_smaller_tiles(embedded: Pair) -> None:

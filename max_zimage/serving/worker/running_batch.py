@@ -88,8 +88,8 @@ class RunningBatch:
         """Decode the latents: uint8 [pictures, height, width, 3] by request, and which of them are finite."""
         begin = time.perf_counter()
         first, scale = self.contexts[0], 2 * self._pipeline.vae_scale_factor
-        vae, rows, columns = self._pipeline.vae, first.height // scale, first.width // scale
-        pixels, finite = decoded(vae, self._run.latents, rows, columns, self._tiling)
+        sides = first.height // scale, first.width // scale
+        pixels, finite = decoded(self._pipeline.vae, self._run.latents, *sides, self._tiling)
         self.seconds.decode = time.perf_counter() - begin
         rows = {context.request_id: self._rows(context) for context in self.contexts}
         return {request: (pixels[own], finite[own]) for request, own in rows.items()}
