@@ -31,7 +31,7 @@ from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.step.compose import denoise_step, extrapolated_step
 from max_zimage.graphs.step.extrapolate import ExtrapolateInputs, TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
-from max_zimage.pipeline.batch import one_row
+from max_zimage.pipeline.items import one_row
 from max_zimage.pipeline.step_inputs import euler_step_inputs
 from max_zimage.sampling.positions import padded
 

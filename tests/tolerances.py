@@ -36,3 +36,7 @@ RECORDED_L2 = 1e-4
 
 SAMPLED_L2 = 5e-6
 """Relative L2 of final latents under a sampler: a few evaluations, each as near as `TRANSFORMER_L2`."""
+
+EXACT_TILES_SHARE = 1e-3
+"""Share of bytes that are one level off where a decoder's statistics are put together of tiles': the same sums in
+another order, 1e-7 of each number, which decides only beside a half."""

@@ -38,6 +38,7 @@ from max_zimage.graphs.model.vae_blocks import (
 from max_zimage.graphs.overflow import unless_too_large
 
 RGB = 3
+IMAGES = "images"
 LATENT_ROWS = "latent_rows"
 LATENT_COLUMNS = "latent_columns"
 
@@ -151,26 +152,39 @@ class EncodeImage(Module[..., Tensor]):
         Returns:
             float32, like `noise`.
         """
-        images, latent_rows, side, columns, _, _ = image.shape
-        pixels = F.reshape(image, [images, latent_rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
-        moments = self.encoder(pixels.cast(picture_dtype(self.encoder.conv_in.weight))).cast(DType.float32)
-        mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [self.spec.latent_channels] * 2, axis=1)
-        clamped = unless_too_large(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX), logvar)
-        mean, deviation = (F.gather(each, rows, axis=0) for each in (mean, F.exp(clamped * 0.5)))
-        sample = normalize(mean + deviation * chosen, self.spec.scaling_factor, self.spec.shift_factor)
-        return _rounded(shares[0:1] * noise, noise) + _rounded(shares[1:2] * sample, sample)
+        return started(self.spec, moments_of(self.encoder, image), rows, chosen, noise, shares)
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        side = self.spec.downscale
-        latents = TensorType(DType.float32, [BATCH, self.spec.latent_channels, LATENT_ROWS, LATENT_COLUMNS], device)
-        return (
-            TensorType(DType.uint8, ["images", LATENT_ROWS, side, LATENT_COLUMNS, side, RGB], device),
-            TensorType(DType.int32, [BATCH], device),
-            latents,
-            latents,
-            TensorType(DType.float32, [2], device),
-        )
+        return (picture_squares(self.spec, device), *start_types(self.spec, device))
+
+
+def moments_of(encoder: Encoder, image: Tensor) -> Tensor:
+    """Pictures as in `EncodeImage` to float32 [images, latent_rows, latent_columns, 2·latent_channels]."""
+    images, latent_rows, side, columns, _, _ = image.shape
+    pixels = F.reshape(image, [images, latent_rows * side, columns * side, RGB]).cast(DType.float32) / 127.5 - 1.0
+    return encoder(pixels.cast(picture_dtype(encoder.conv_in.weight))).cast(DType.float32)
+
+
+def started(spec: VaeSpec, moments: Tensor, rows: Tensor, chosen: Tensor, noise: Tensor, shares: Tensor) -> Tensor:
+    """Moments of pictures to what image-to-image begins with; arguments as of `EncodeImage.forward`."""
+    mean, logvar = F.split(F.permute(moments, [0, 3, 1, 2]), [spec.latent_channels] * 2, axis=1)
+    clamped = unless_too_large(F.clamp(logvar, _LOGVAR_MIN, _LOGVAR_MAX), logvar)
+    mean, deviation = (F.gather(each, rows, axis=0) for each in (mean, F.exp(clamped * 0.5)))
+    sample = normalize(mean + deviation * chosen, spec.scaling_factor, spec.shift_factor)
+    return _rounded(shares[0:1] * noise, noise) + _rounded(shares[1:2] * sample, sample)
+
+
+def picture_squares(spec: VaeSpec, device: DeviceRef) -> TensorType:
+    """Type of pictures as `EncodeImage` takes them."""
+    side = spec.downscale
+    return TensorType(DType.uint8, [IMAGES, LATENT_ROWS, side, LATENT_COLUMNS, side, RGB], device)
+
+
+def start_types(spec: VaeSpec, device: DeviceRef) -> tuple[TensorType, ...]:
+    """Types of what `EncodeImage` takes beside pictures."""
+    latents = TensorType(DType.float32, [BATCH, spec.latent_channels, LATENT_ROWS, LATENT_COLUMNS], device)
+    return TensorType(DType.int32, [BATCH], device), latents, latents, TensorType(DType.float32, [2], device)
 
 
 def _rounded(product: Tensor, factor: Tensor) -> Tensor:

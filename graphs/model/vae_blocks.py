@@ -24,7 +24,8 @@ from max_zimage.graphs.kernel_library import is_nvidia, runs_on_nvidia, uses_cpu
 from max_zimage.graphs.linear import linear
 from max_zimage.graphs.model.attention import joint_attention
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
+"""Added to the variances of group norms."""
 
 
 def picture_dtype(weight: Tensor) -> DType:
@@ -61,7 +62,12 @@ class PlainConv(Module[..., Tensor]):
         return [kernel, kernel, in_channels, out_channels]
 
     def forward(
-        self, x: Tensor, *, norm: GroupNorm | None = None, shortcut: Tensor | None = None, upsampling: int = 1
+        self,
+        x: Tensor,
+        *,
+        norm: GroupNorm | GivenNorm | None = None,
+        shortcut: Tensor | None = None,
+        upsampling: int = 1,
     ) -> Tensor:
         """Convolve.
 
@@ -108,7 +114,12 @@ class PackedConv(Module[..., Tensor]):
         self.bias = Tensor.zeros([out_channels])
 
     def forward(
-        self, x: Tensor, *, norm: GroupNorm | None = None, shortcut: Tensor | None = None, upsampling: int = 1
+        self,
+        x: Tensor,
+        *,
+        norm: GroupNorm | GivenNorm | None = None,
+        shortcut: Tensor | None = None,
+        upsampling: int = 1,
     ) -> Tensor:
         """Convolve; arguments as of `PlainConv.forward`, pictures float32."""
         moments = None if norm is None else norm.moments(x)
@@ -132,7 +143,7 @@ class GroupNorm(Module[..., Tensor]):
         """[batch, rows, columns, channels] -> the same, and through SiLU if that is asked for."""
         channels = int(x.shape[3])
         if runs_on_nvidia(x.dtype, x.device) and gpu_ops.has_group_norm(channels, self.groups):
-            return gpu_ops.group_norm(x, self.weight, self.bias, groups=self.groups, epsilon=_NORM_EPS, silu=silu)
+            return gpu_ops.group_norm(x, self.weight, self.bias, groups=self.groups, epsilon=NORM_EPS, silu=silu)
         normed = self._normed(x)
         return F.silu(normed) if silu else normed
 
@@ -147,12 +158,12 @@ class GroupNorm(Module[..., Tensor]):
             mean, scale, offset = (F.unsqueeze(each, 1) for each in F.split(self.moments(x_f32), [1, 1, 1], axis=1))
             return ((x_f32 - mean) * scale + offset).cast(x.dtype)
         centred = x_f32 - self._group_mean(x_f32)
-        scale = F.rsqrt(self._group_mean(centred * centred) + _NORM_EPS) * self.weight.cast(DType.float32)
+        scale = F.rsqrt(self._group_mean(centred * centred) + NORM_EPS) * self.weight.cast(DType.float32)
         return (centred * scale + self.bias.cast(DType.float32)).cast(x.dtype)
 
     def moments(self, x: Tensor) -> Tensor:
         """Mean, scale and offset of each channel on a CPU, float32 [batch, 3, channels]: `graphs.ops.group_norm`."""
-        return ops.group_norm(x, self.weight, self.bias, groups=self.groups, epsilon=_NORM_EPS)
+        return ops.group_norm(x, self.weight, self.bias, groups=self.groups, epsilon=NORM_EPS)
 
     def _group_mean(self, x: Tensor) -> Tensor:
         """Mean of each channel's group, float32 [batch, 1, 1, channels]."""
@@ -160,6 +171,33 @@ class GroupNorm(Module[..., Tensor]):
         grouped = (batch, 1, self.groups, channels // self.groups)
         means = F.reshape(F.mean(F.mean(x, axis=2), axis=1), grouped)
         return F.reshape(F.broadcast_to(F.mean(means, axis=3), grouped), [batch, 1, 1, channels])
+
+
+class GivenNorm:
+    """A group norm whose statistics are given: those of a whole picture, where there is only a part of it.
+
+    Args:
+        norm: Has weight and bias.
+        statistics: float32 [batch, 2, channels], of each channel's group: the mean, and one over the deviation.
+    """
+
+    def __init__(self, norm: GroupNorm, statistics: Tensor) -> None:
+        mean, inverse = F.split(statistics, [1, 1], axis=1)
+        weight, bias = (F.reshape(each.cast(DType.float32), [1, 1, -1]) for each in (norm.weight, norm.bias))
+        self._mean, self._scale, self._offset = mean, inverse * weight, F.broadcast_to(bias, mean.shape)
+
+    def __call__(self, x: Tensor, *, silu: bool = False) -> Tensor:
+        """As `GroupNorm.forward`."""
+        mean, scale, offset = (F.unsqueeze(each, 1) for each in (self._mean, self._scale, self._offset))
+        normed = ((x.cast(DType.float32) - mean) * scale + offset).cast(x.dtype)
+        return F.silu(normed) if silu else normed
+
+    def moments(self, x: Tensor) -> Tensor:
+        """As `GroupNorm.moments`."""
+        return F.concat([self._mean, self._scale, self._offset], axis=1)
+
+
+AnyNorm = GroupNorm | GivenNorm
 
 
 class ResnetBlock(Module[[Tensor], Tensor]):

@@ -24,7 +24,7 @@ from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking, quiet_libraries
 from max_zimage.cli.options import model_path
 from max_zimage.device.memory import available_memory
-from max_zimage.pipeline.estimate import activation_bytes
+from max_zimage.pipeline.estimate import activation_bytes, large_decode_bytes
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.progress import shown_by
@@ -160,6 +160,7 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
         "activations_bytes_about": activations,
         "available_bytes": available,
         "fits": weights + activations <= available,
+        "large_decode": large_decode_bytes(sources.specs.vae, sources.dtypes["vae"]),
     }
 
 
@@ -202,6 +203,12 @@ def _print(facts: dict[str, Any]) -> None:
         f"{_size(memory['activations_bytes_about'])} more for {memory['width']}x{memory['height']} pixels "
         f"{'with' if memory['guided'] else 'without'} guidance; {_size(memory['available_bytes'])} are free: "
         + ("it fits" if memory["fits"] else "it does not fit")
+    )
+    large = memory["large_decode"]
+    whole, blend, exact, kept = (_size(large[name]) for name in ("off", "blend", "exact", "exact_on_host"))
+    console.print(
+        f"decoding {large['width']}x{large['height']} pixels takes about {whole} as a whole, {blend} with --tiled-vae, "
+        f"{exact} with --tiled-vae exact and {kept} of the host's memory"
     )
     if weights := facts.get("weights"):
         bad = len(weights["damaged"])

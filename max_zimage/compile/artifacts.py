@@ -34,7 +34,8 @@ from max_zimage.graphs.kernel_library import KERNELS
 from max_zimage.host.folders import artifact_folder, problem
 from max_zimage.progress import note
 
-_KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has one on a CPU and up to 17 on a GPU
+_LONGEST_NAMES = 120  # characters; file systems take names of 255 bytes, digests included
+_KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has some on a CPU and up to 22 on a GPU
 _SCRATCH_PREFIX = ".max_zimage-"
 # Files of writers, and the seconds without a change after which an unlocked one has none: a writer locks its file at
 # once. Those of the second pattern, from versions that kept no digest of an artifact's bytes, have no lock.
@@ -52,7 +53,8 @@ def artifact_name(names: Sequence[str], keys: Iterable[str]) -> str:
         keys: Their `artifact_key`s.
     """
     digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
-    return f"{'+'.join(names)}-{digest}"
+    together = "+".join(names)
+    return f"{together if len(together) <= _LONGEST_NAMES else f'{names[0]}+{len(names) - 1}'}-{digest}"
 
 
 def artifact_key(

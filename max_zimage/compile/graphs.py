@@ -10,7 +10,8 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef
 
 from max_zimage.compile.compiler import CompiledGraph, compile_graph
-from max_zimage.compile.registry import GRAPHS, Entry
+from max_zimage.compile.entry import Entry
+from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.dtypes import ModelDtype
 
 

@@ -24,7 +24,7 @@ from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph, bind
 from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.compile.graphs import define
-from max_zimage.compile.registry import GRAPHS
+from max_zimage.compile.registry import entry_of
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
@@ -112,7 +112,7 @@ class ZImageComponent(ComponentModel):
             weights: Under the graph's own names.
         """
         session, device = self.session, self.device
-        return define(GRAPHS[name], self.spec, self.dtype_name, weights, session=session, device=device)
+        return define(entry_of(name), self.spec, self.dtype_name, weights, session=session, device=device)
 
     @property
     def kept_weights(self) -> Mapping[str, Buffer]:
@@ -175,7 +175,7 @@ class ZImageComponent(ComponentModel):
         if changed:
             in_part = self.device.is_host and self._weights is not None
             new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
-            prefixes = {GRAPHS[graph.name].prefix for graph in self._graphs}
+            prefixes = {entry_of(graph.name).prefix for graph in self._graphs}
             named = {f"{prefix}{name}": data for prefix in prefixes for name, data in new.items()}
             bind(self._graphs, named)
             if self._weights is not None:

@@ -15,8 +15,9 @@ from max.profiler import Tracer
 
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import download, kept_rows
-from max_zimage.pipeline.batch import Items, ZImageModelInputs
+from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.inpainting import keeping_of
+from max_zimage.pipeline.items import Items
 from max_zimage.pipeline.step_inputs import make_tables, step_inputs
 from max_zimage.pipeline.step_noise import StepNoise
 from max_zimage.pipeline.step_positions import StepPositions

@@ -55,9 +55,9 @@ def _from_pictures(
 ) -> list[FloatArray | Buffer]:
     """Resized pictures mixed with noise, one after the other: the encoder works at full size."""
     asked, level = later.leg.asked, later.leg.plan.sigmas[0]
-    pixels, finite = decoded(vae.model, before.latents, *before.sides)
+    pixels, finite = decoded(vae, before.latents, *before.sides, asked.tiling)
     noise[~finite] = np.nan  # a picture that is lost stays lost: it is found when all steps are done
     return [
-        starting_latents(vae, resized(picture, asked.height, asked.width), noise[index : index + 1], source, level)
-        for index, (picture, source) in enumerate(zip(pixels, later.sources, strict=True))
+        starting_latents(vae, resized(picture, asked.height, asked.width), own[None], source, level, asked.tiling)
+        for own, picture, source in zip(noise, pixels, later.sources, strict=True)
     ]

@@ -11,8 +11,9 @@ from max.dtype import DType
 
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
-from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs, make_items
+from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.captions import captions_of_request
+from max_zimage.pipeline.items import make_items
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.planning import extrapolation, planned, planned_later, seeds_of
@@ -63,7 +64,9 @@ def inputs_of_request(
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
     first = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, asked)
     later = planned_later(legs, [request], captions, transformer.spec.num_layers, others)
-    return replace(first, masked=masked, pastes=pastes_of(request, request.num_images), later=later)
+    return replace(
+        first, masked=masked, pastes=pastes_of(request, request.num_images), later=later, tiling=request.tiling
+    )
 
 
 def inputs_of_texts(

@@ -73,7 +73,7 @@ def inputs_of_contexts(
     pastes = tuple(each for context in contexts for each in pastes_of_context(context))
     requests = [asked_of(each) for each in contexts] if len(legs) > 1 else []
     later = planned_later(legs, requests, captions, transformer.spec.num_layers)
-    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later)
+    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling)
 
 
 def pastes_of_context(context: PixelContext) -> tuple[Paste | None, ...]:
@@ -114,5 +114,5 @@ def _begin(
     if context.input_image is not None and asked.image is None:  # filled by hand: no request says more of it
         source = None if seed is None else asked.noise_source(seed)
         image = np.asarray(context.input_image, np.uint8)
-        return starting_latents(vae, image, noise, source, context.sigmas[0]), None
+        return starting_latents(vae, image, noise, source, context.sigmas[0], asked.tiling), None
     return begin(asked, seed, noise, leg.plan, transformer, vae)

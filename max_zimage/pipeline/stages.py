@@ -12,9 +12,9 @@ from max.driver import Buffer
 from max.dtype import DType
 from PIL import Image
 
-from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, upload_as
+from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
 from max_zimage.pipeline.captions import changed_features
 from max_zimage.pipeline.estimate import check_picture, check_request, pictures_at_once
@@ -52,7 +52,23 @@ def check(
     sizes += [(each.leg.asked.height, each.leg.asked.width, each.guidance) for each in asked.later]
     for height, width, guided in sizes:
         branches = 1 + guided.has_negative + len(guided.others)
-        check_picture(sources, device, height=height, width=width, branches=branches, pictures=asked.batch, again=again)
+        check_picture(
+            sources,
+            device,
+            height=height,
+            width=width,
+            branches=branches,
+            pictures=asked.batch,
+            again=again,
+            tiling=asked.tiling,
+        )
+
+
+def expect(vae: ZImageVaeModel, inputs: ZImageModelInputs, output_type: str) -> None:
+    """Compile what decoding the pictures in tiles takes, before their steps are taken."""
+    if output_type != "latent":
+        height, width = (PIXELS_PER_TOKEN * side for side in (inputs.later[-1] if inputs.later else inputs).sides)
+        vae.expect(inputs.tiling, height, width)
 
 
 def check_output_type(name: str) -> None:
@@ -145,29 +161,45 @@ def token_squares(latents: Buffer, rows: int, columns: int) -> Buffer:
 
 
 def decoded(
-    decode: CompiledGraph, latents: Buffer, rows: int, columns: int, pastes: Sequence[Paste | None] = ()
+    vae: ZImageVaeModel,
+    latents: Buffer,
+    rows: int,
+    columns: int,
+    tiling: Tiling = WHOLE,
+    pastes: Sequence[Paste | None] = (),
 ) -> tuple[npt.NDArray[np.uint8], Flags]:
-    """Packed latents to pictures, on the host; large ones a few at a time.
+    """Packed latents to pictures, on the host; large ones a few at a time, or in tiles.
 
     Args:
-        decode: `graphs.model.vae.DecodeLatents`.
+        vae: Decodes them.
         latents: float32 [batch, rows · columns, 4 · channels].
         rows: Height in tokens.
         columns: Width in tokens.
+        tiling: Whether pictures that are larger than a tile are decoded in tiles.
         pastes: For each picture what takes its place again in it, or None; empty for nothing.
 
     Returns:
         uint8 [batch, 16 · rows, 16 · columns, 3], and bool [batch]: whether a picture and its latents are finite.
     """
+    pixels, finite = _decoded(vae, latents, rows, columns, tiling)
+    for index, paste in enumerate(pastes):
+        if paste is not None:
+            pixels[index] = paste(pixels[index])
+    return pixels, finite
+
+
+def _decoded(
+    vae: ZImageVaeModel, latents: Buffer, rows: int, columns: int, tiling: Tiling
+) -> tuple[npt.NDArray[np.uint8], Flags]:
+    if tiling.is_needed(PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns):
+        channels_last = np.ascontiguousarray(unpacked(latents, rows, columns).transpose(0, 2, 3, 1))
+        return vae.decode_in_tiles(channels_last, tiling)
     squares = token_squares(latents, rows, columns)
     batch = int(squares.shape[0])
     stride = pictures_at_once(batch, PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)
     parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]
-    outputs = [[download(each) for each in decode(part)] for part in parts]
+    outputs = [[download(each) for each in vae.model(part)] for part in parts]
     pixels, energy = (np.concatenate(each) for each in zip(*outputs, strict=True))
-    for index, paste in enumerate(pastes):
-        if paste is not None:
-            pixels[index] = paste(pixels[index])
     return pixels, np.isfinite(energy)
 
 
@@ -199,7 +231,8 @@ def finished(
         rows: Height in tokens.
         columns: Width in tokens.
         output_type: "np", "pil" or "latent".
-        inputs: The request: what its pictures keep, and what may be the cause where something is not finite.
+        inputs: The request: how its pictures are decoded, what they keep, and what may be the cause where something is
+            not finite.
 
     Raises:
         ValueError: If the output type is unknown.
@@ -210,7 +243,8 @@ def finished(
         values = unpacked(latents, rows, columns)
         require_finite(values, are_finite(values), suspects)
         return values
-    pixels, finite = decoded(vae.model, latents, rows, columns, inputs.pastes if inputs else ())
+    last = (inputs.tiling, inputs.pastes) if inputs else ()
+    pixels, finite = decoded(vae, latents, rows, columns, *last)
     images = pixels if kind == "np" else [Image.fromarray(image) for image in pixels]
     require_finite(images, finite, suspects)
     return images

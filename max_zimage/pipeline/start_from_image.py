@@ -11,6 +11,7 @@ from max.driver import Buffer
 
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import upload
+from max_zimage.images.tiles import Tiling
 from max_zimage.pipeline import inpainting
 from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.request.request import GenerationRequest
@@ -21,7 +22,12 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def starting_latents(
-    vae: ZImageVaeModel, image: npt.NDArray[np.uint8], noise: FloatArray, source: NoiseSource | None, sigma: np.float32
+    vae: ZImageVaeModel,
+    image: npt.NDArray[np.uint8],
+    noise: FloatArray,
+    source: NoiseSource | None,
+    sigma: np.float32,
+    tiling: Tiling,
 ) -> Buffer:
     """Mix an image with noise, on the device: sigma · noise + (1 - sigma) · image latents.
 
@@ -31,14 +37,15 @@ def starting_latents(
         noise: float32 [pictures, channels, height/8, width/8].
         source: Chooses among the latents that the image may stand for; None takes the posterior's mode.
         sigma: Noise level to begin with.
+        tiling: Whether the image is encoded in tiles.
 
     Returns:
         float32 like `noise`.
     """
     pictures, *shape = map(int, noise.shape)
     chosen = np.zeros_like(noise) if source is None else source.posterior(pictures, (shape[0], shape[1], shape[2]))
-    picture, given, start = (upload(each, vae.device) for each in (image[None], chosen, noise))
-    return vae.start(picture, given, start, np.float32(sigma))
+    given, start = (upload(each, vae.device) for each in (chosen, noise))
+    return vae.start(image[None], given, start, np.float32(sigma), tiling)
 
 
 def masked_start(
@@ -49,6 +56,7 @@ def masked_start(
     noise: FloatArray,
     source: NoiseSource | None,
     sigma: np.float32,
+    tiling: Tiling,
     *,
     soft: bool,
 ) -> tuple[Buffer, Masked]:
@@ -62,12 +70,13 @@ def masked_start(
         noise: float32 [pictures, channels, height/8, width/8].
         source: As in `starting_latents`.
         sigma: Noise level to begin with.
+        tiling: How the image is encoded.
         soft: Whether the mask keeps its grades.
 
     Returns:
         float32 like `noise`, and what is kept.
     """
-    latents = starting_latents(vae, image, np.zeros_like(noise), source, np.float32(0))
+    latents = starting_latents(vae, image, np.zeros_like(noise), source, np.float32(0), tiling)
     shown = np.broadcast_to(inpainting.latent_mask(mask, vae.spec.downscale, soft=soft), noise.shape)
     masked = Masked(
         image=latents,
@@ -101,8 +110,9 @@ def begin(
     if image is None:
         return noise, None
     if mask is None:
-        return starting_latents(vae, image, noise, source, plan.sigmas[0]), None
-    return masked_start(vae, transformer, image, mask, noise, source, plan.sigmas[0], soft=asked.soft_mask)
+        return starting_latents(vae, image, noise, source, plan.sigmas[0], asked.tiling), None
+    level, tiling = plan.sigmas[0], asked.tiling
+    return masked_start(vae, transformer, image, mask, noise, source, level, tiling, soft=asked.soft_mask)
 
 
 def pastes_of(asked: GenerationRequest, pictures: int) -> tuple[Paste | None, ...]:

@@ -13,7 +13,8 @@ from max.dtype import DType
 
 from max_zimage.device.devices import upload
 from max_zimage.graphs.step.inputs import AdvanceInputs, BranchInputs, GuideInputs, PredictInputs
-from max_zimage.pipeline.batch import Items, ZImageModelInputs
+from max_zimage.pipeline.batch import ZImageModelInputs
+from max_zimage.pipeline.items import Items
 
 Vectors = list[Buffer]
 

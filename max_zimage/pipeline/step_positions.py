@@ -15,7 +15,8 @@ from max.dtype import DType
 
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import upload
-from max_zimage.pipeline.batch import Items, ZImageModelInputs
+from max_zimage.pipeline.batch import ZImageModelInputs
+from max_zimage.pipeline.items import Items
 from max_zimage.sampling.positions import axis_table
 from max_zimage.sampling.positions.dype import axis_tables
 

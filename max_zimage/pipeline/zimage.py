@@ -281,6 +281,7 @@ class ZImagePipeline(DiffusionPipeline):
         """
         stages.check_output_type(output_type)
         stages.check(self.sources, self.text_encoder, self.transformer, model_inputs)
+        stages.expect(self.vae, model_inputs, output_type)
         run = self.denoising(model_inputs)
         run.run(on_step)
         images = stages.finished(self.vae, run.latents, *run.sides, output_type, model_inputs)

@@ -23,8 +23,8 @@ from max_zimage.device.devices import upload, upload_as
 from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.graphs.ops import PANEL
-from max_zimage.pipeline.batch import make_items
 from max_zimage.pipeline.estimate import decode_bytes, step_bytes, text_bytes
+from max_zimage.pipeline.items import make_items
 from max_zimage.pipeline.step_inputs import euler_step_inputs
 from max_zimage.request.checks import side
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, SEQUENCE_MULTIPLE, RopeSpec, text_rope

@@ -13,8 +13,8 @@ from max.engine import InferenceSession
 
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile import compiler, modules
+from max_zimage.compile.counting import Counter
 from max_zimage.compile.registry import count
-from max_zimage.compile.work import Counter
 from max_zimage.device.dtypes import BYTES, ModelDtype
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER
 from max_zimage.profiling import matmul_rate

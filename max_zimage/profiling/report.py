@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from max_zimage.compile.registry import GRAPHS
+from max_zimage.compile.registry import find_entry
 from max_zimage.compile.work import Work
 from max_zimage.profiling.isolated import IsolatedGraph
 from max_zimage.profiling.matmul_rate import Product
@@ -15,7 +15,7 @@ from max_zimage.profiling.recorder import Call, Memory, Recorder, Run
 
 def label_of(graph: str) -> str:
     """What people call a graph, or its name."""
-    entry = GRAPHS.get(graph)
+    entry = find_entry(graph)
     return graph if entry is None else entry.label
 
 

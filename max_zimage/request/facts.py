@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
+from max_zimage.images.tiles import Tiling, TilingKind
 from max_zimage.request.fields import RequestFields
 from max_zimage.request.passes import guidance_scales
 from max_zimage.sampling import samplers
@@ -86,6 +87,11 @@ class RequestFacts(RequestFields):
     def num_evaluations(self) -> int:
         """How often the model is evaluated for each picture, without those steps and with every step in full."""
         return sum(samplers.cost(self.sampler, steps)[0] for steps in self.steps_by_leg)
+
+    @property
+    def tiling(self) -> Tiling:
+        """How the autoencoder takes its pictures."""
+        return Tiling(cast(TilingKind, self.vae_tiling), self.vae_tile_size, self.vae_tile_overlap)
 
     def picture(self, index: int) -> Self:
         """The request of one picture alone, by its seeds."""

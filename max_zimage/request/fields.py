@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from max_zimage.errors import Wording
-from max_zimage.request.dype_fields import DypeFields
+from max_zimage.request.feature_fields import FeatureFields
 from max_zimage.request.guidance_fields import MAX_GUIDANCE, SLG, GuidanceFields
 from max_zimage.request.kinds import (
     Array,
@@ -27,12 +27,8 @@ from max_zimage.request.kinds import (
     Texts,
     Whole,
 )
-from max_zimage.request.layer_fields import LayerFields
 from max_zimage.request.list_kinds import NumberOrMany
-from max_zimage.request.mask_fields import MaskFields
-from max_zimage.request.nag_fields import NagFields
 from max_zimage.request.noise_fields import NoiseFields
-from max_zimage.request.passes_fields import PassFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.request.text_fields import TEMPLATE, TextFields
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
@@ -251,9 +247,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(
-    PassFields, DypeFields, LayerFields, TextFields, NoiseFields, NagFields, GuidanceFields, MaskFields, PictureFields
-):
+class RequestFields(FeatureFields, TextFields, NoiseFields, GuidanceFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

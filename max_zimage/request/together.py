@@ -17,6 +17,7 @@ from max_zimage.request.nag_checks import check_nag
 from max_zimage.request.noise_checks import check_noise
 from max_zimage.request.passes_checks import check_passes
 from max_zimage.request.schedule_checks import check_evaluations, has_a_step
+from max_zimage.request.tile_checks import check_tiles
 
 
 def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
@@ -36,6 +37,7 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     check_noise(request)
     check_layers(request)
     check_dype(request)
+    check_tiles(request)
     around = [name for name in ("system_prompt", "thinking_content", "assistant_content") if getattr(request, name)]
     if around and request.prompt_embeds is not None:
         message = "{field} stands around a prompt, and {name[prompt_embeds]} are given in its place; leave one out"

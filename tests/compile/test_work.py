@@ -18,8 +18,9 @@ from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.cli.compile import specs_of
 from max_zimage.compile import work
 from max_zimage.compile.ahead_of_time import FULL_MODEL, with_layers
+from max_zimage.compile.counting import Counter
 from max_zimage.compile.registry import count, made
-from max_zimage.compile.work import Counter, Work
+from max_zimage.compile.work import Work
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.graphs.kernel_library import without_kernels
 from max_zimage.graphs.step.inputs import PredictInputs

@@ -12,7 +12,8 @@ from max.engine import Model
 
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import download, upload
-from max_zimage.pipeline.batch import Captions, Items, caption_arguments, make_items
+from max_zimage.pipeline.batch import Captions, caption_arguments
+from max_zimage.pipeline.items import Items, make_items
 from max_zimage.pipeline.step_inputs import euler_step_inputs
 from max_zimage.sampling.positions import sequence_offsets
 from tests.references.diffusers_runs import Pair

@@ -6,7 +6,7 @@ import numpy as np
 from max.driver import CPU
 
 from max_zimage.device.devices import download, upload
-from max_zimage.pipeline.batch import make_items
+from max_zimage.pipeline.items import make_items
 from max_zimage.sampling.positions import axis_table, sequence_ids
 from max_zimage.sampling.positions.dype import Dype, axis_tables
 from tests.references.diffusers_runs import Pair

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -12,8 +14,9 @@ from max_zimage.cli import generate as cli_generate
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device.memory import NotEnoughMemoryError
+from max_zimage.images.tiles import Tiling, TilingKind
 from max_zimage.pipeline import estimate
-from max_zimage.pipeline.estimate import activation_bytes, pictures_at_once
+from max_zimage.pipeline.estimate import activation_bytes, check_picture, decode_bytes, map_bytes, pictures_at_once
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.serving import capacity
 from max_zimage.serving.capacity import check_capacity
@@ -105,6 +108,53 @@ def test_a_picture_that_does_not_fit_is_refused_before_loading(
     said = capsys.readouterr().err
     assert said.startswith("max-zimage: error: a picture of 8192x8192 pixels needs about ")
     assert "with the weights, 4.0 GiB are available on cpu:0; 3584x3584 pixels would fit" in said
+
+
+def test_tiles_take_the_memory_of_a_tile() -> None:
+    def needed(kind: TilingKind, side: int, size: int = 512) -> int:
+        tiling = Tiling(kind, size, 64)
+        return decode_bytes(FULL_MODEL.vae, pictures=3, height=side, width=side, dtype="bfloat16", tiling=tiling)
+
+    assert needed("off", 512) == needed("blend", 512) == needed("exact", 512)
+    assert needed("blend", 1024) == needed("blend", 8192) == needed("off", 512) / 3
+    assert needed("blend", 4096) < needed("exact", 4096) < needed("off", 4096) / 10
+    assert needed("exact", 1024, 256) < needed("exact", 1024, 512)
+    assert map_bytes(FULL_MODEL.vae, 4096, 4096, "bfloat16", Tiling("exact")) == 4096 * 4096 * 128 * 2
+    assert map_bytes(FULL_MODEL.vae, 512, 512, "bfloat16", Tiling("exact")) == 0
+
+
+def test_a_refusal_names_tiles_where_they_would_do(prepared: CheckedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    size: dict[str, Any] = {"height": 2048, "width": 2048, "branches": 1, "pictures": 1}
+    step = activation_bytes(prepared.sources.specs, **size, dtype="float32", tiling=Tiling("blend"))
+    monkeypatch.setattr(estimate, "available_memory", lambda: step)
+    with pytest.raises(NotEnoughMemoryError, match=r'tiles would fit \(vae_tiling="blend", --tiled-vae\) or \d+x'):
+        check_picture(prepared.sources, prepared.devices[0], **size)
+    check_picture(prepared.sources, prepared.devices[0], **size, tiling=Tiling("blend"))
+    monkeypatch.setattr(estimate, "available_memory", lambda: step - 1)
+    with pytest.raises(NotEnoughMemoryError) as caught:
+        check_picture(prepared.sources, prepared.devices[0], **size)
+    assert "vae_tiling" not in str(caught.value)
+
+
+def test_the_host_must_hold_what_exact_tiles_keep(prepared: CheckedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    size: dict[str, Any] = {"height": 4096, "width": 4096, "branches": 1, "pictures": 1}
+    accelerator = cast(Any, SimpleNamespace(is_host=False, stats={"total_memory": 2**40}, label="gpu", id=0))
+    monkeypatch.setattr(estimate, "available_memory", lambda: 2**30)
+    check_picture(prepared.sources, accelerator, **size, tiling=Tiling("exact"))
+    monkeypatch.setattr(estimate, "available_memory", lambda: 2**30 - 1)
+    with pytest.raises(NotEnoughMemoryError, match=r"exact tiles keep about 1\.0 GiB of a picture .* blend"):
+        check_picture(prepared.sources, accelerator, **size, tiling=Tiling("exact"))
+    check_picture(prepared.sources, accelerator, **size, tiling=Tiling("blend"))
+
+
+def test_info_tells_what_decoding_a_large_picture_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json", "--device", "cpu"]) == 0
+    large = json.loads(capsys.readouterr().out)["memory"]["large_decode"]
+    assert (large["height"], large["width"]) == (4096, 4096)
+    assert large["off"] > 10 * large["blend"] > 0
+    assert large["off"] > large["exact"] + large["exact_on_host"] > large["blend"]
+    assert main(["info", "--device", "cpu"]) == 0
+    assert "decoding 4096x4096 pixels takes about " in capsys.readouterr().out
 
 
 def test_what_is_asked_of_python_is_compared_with_what_is_free(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

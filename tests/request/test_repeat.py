@@ -76,6 +76,8 @@ def keep(path: Path, answer: Any) -> None:
         {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0, "hidden_layer": -4},
         {"steps": 2, "hidden_layer": {"-2": 0.7, "-4": 0.4}, "negative_prompt": "blue", "guidance_scale": 2.0},
         {"steps": 3, "size": "64x144", "dype": "vision_yarn", "dype_base_resolution": 64, "dype_start_sigma": 0.7},
+        {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0},
+        {"steps": 2, "vae_tiling": "blend", "vae_tile_size": 64, "vae_tile_overlap": 16},
     ],
     ids=lambda asked: "-".join(asked),
 )

@@ -48,7 +48,10 @@ class RunningBatch:
         self._pipeline, self.contexts = pipeline, list(contexts)
         self.seconds = Seconds()
         spec = pipeline.sources.specs.schedule
-        self._run = pipeline.denoising(inputs_of_contexts(self.contexts, spec, pipeline.transformer, pipeline.vae))
+        inputs = inputs_of_contexts(self.contexts, spec, pipeline.transformer, pipeline.vae)
+        self._tiling = inputs.tiling
+        pipeline.vae.expect(self._tiling, inputs.height, inputs.width)
+        self._run = pipeline.denoising(inputs)
         self.seconds.captions = time.perf_counter() - begin
 
     @property
@@ -90,7 +93,7 @@ class RunningBatch:
         """Decode the latents: uint8 [pictures, height, width, 3] by request, and which of them are finite."""
         begin = time.perf_counter()
         pastes = [each for context in self.contexts for each in pastes_of_context(context)]
-        pixels, finite = decoded(self._pipeline.vae.model, self._run.latents, *self._run.sides, pastes)
+        pixels, finite = decoded(self._pipeline.vae, self._run.latents, *self._run.sides, self._tiling, pastes)
         self.seconds.decode = time.perf_counter() - begin
         rows = {context.request_id: self._rows(context) for context in self.contexts}
         return {request: (pixels[own], finite[own]) for request, own in rows.items()}

@@ -1,0 +1,70 @@
+"""One compiled graph as the table in `max_zimage.compile.registry` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from max.dtype import DType
+from max.experimental.nn import Module
+from max.graph import DeviceRef, TensorType
+
+from max_zimage.compile import counting
+from max_zimage.compile.counting import Counter, Shapes
+from max_zimage.compile.work import Work
+from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.layers import build
+
+ComponentName = Literal["text_encoder", "transformer", "vae"]
+Made = tuple[Module[..., Any], tuple[TensorType, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One graph.
+
+    Attributes:
+        name: What progress, profiles, artifacts and `max-zimage compile` call it.
+        component: Whose spec it is made from, and whose weights it has if it has any.
+        make: The spec to the Module.
+        label: What people call it in a profile.
+        runs: When it runs, for the documentation.
+        count: Counts the work of one call.
+        is_keyed: Whether the spec decides what is compiled, beside the types.
+        is_float32: Whether it is float32 whatever the model's dtype.
+        prefix: What stands before the component's names of its parameters.
+        is_replayed: See `max_zimage.compile.compiler.GraphDefinition`.
+        is_ahead: Whether it is compiled ahead of time; one that differs from another in nothing but a block is not.
+        is_numbered: Whether there is one for each unit of the decoder, whose number is behind the name; without one it
+            is that of the last.
+    """
+
+    name: str
+    component: ComponentName
+    make: Callable[[Any], Module[..., Any]]
+    label: str
+    runs: str
+    count: Callable[[Counter, Shapes], Work | None] = counting.not_counted
+    is_keyed: bool = True
+    is_float32: bool = False
+    prefix: str = ""
+    is_replayed: bool = False
+    is_ahead: bool = True
+    is_numbered: bool = False
+
+    def module(self, spec: object, model_dtype: ModelDtype, device: DeviceRef) -> Made:
+        """The Module and the types of its inputs.
+
+        Args:
+            spec: The component's.
+            model_dtype: Of its weights and computation.
+            device: Where it will run.
+        """
+        dtype = DType.float32 if self.is_float32 else DType[model_dtype]
+        module: Any = build(lambda: self.make(spec), dtype, device)
+        return module, tuple(module.input_types(dtype, device))
+
+    def key_of(self, spec: object) -> object:
+        """The spec as `max_zimage.compile.artifacts.artifact_key` takes it."""
+        return spec if self.is_keyed else None

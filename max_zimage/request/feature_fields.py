@@ -1,0 +1,17 @@
+"""The fields of features that have a file of their own, together; a part of the table in `fields`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from max_zimage.request.dype_fields import DypeFields
+from max_zimage.request.layer_fields import LayerFields
+from max_zimage.request.mask_fields import MaskFields
+from max_zimage.request.nag_fields import NagFields
+from max_zimage.request.passes_fields import PassFields
+from max_zimage.request.tile_fields import TileFields
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureFields(TileFields, PassFields, DypeFields, LayerFields, NagFields, MaskFields):
+    """Masks, negative prompts inside attention, hidden layers, large pictures. Attributes: see its bases."""
