@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from max_zimage.errors import RequestError
+from max_zimage.images.read import resized
 from max_zimage.request.facts import RequestFacts
 
 Pixels = npt.NDArray[np.uint8]
@@ -33,16 +34,25 @@ def check_mask(asked: RequestFacts) -> None:
         raise RequestError.of("composite", "{field} puts pixels back, and latents have none; leave one of the two out")
 
 
-def framed(image: Pixels, margins: Margins | None) -> Pixels:
-    """An image with margins around it, which go on with the pixels of its edge: uint8 [rows, columns, 3]."""
-    if margins is None:
-        return image
-    left, top, right, bottom = margins
-    return np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="edge")
+def framed(image: Pixels, margins: Margins | None, height: int, width: int) -> Pixels:
+    """An image in a picture's size, with margins around it that go on with the pixels of its edge.
+
+    Args:
+        image: uint8 [rows, columns, 3].
+        margins: In pixels of the image, to the left, at the top, to the right and at the bottom; or None.
+        height: Of the picture.
+        width: Of the picture.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    left, top, right, bottom = margins or (0, 0, 0, 0)
+    whole = image if margins is None else np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="edge")
+    return whole if whole.shape[:2] == (height, width) else resized(whole, height, width)
 
 
 def framed_size(image: Pixels, margins: Margins | None) -> tuple[int, int]:
-    """Height and width of `framed`, without making it."""
+    """Height and width of an image with margins around it."""
     left, top, right, bottom = margins or (0, 0, 0, 0)
     return image.shape[0] + top + bottom, image.shape[1] + left + right
 

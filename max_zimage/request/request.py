@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from max_zimage.errors import Problem, RequestError, RequestWarning
-from max_zimage.images.read import resized
 from max_zimage.request import start_image as start_images
 from max_zimage.request.cache_checks import with_useful_cache
 from max_zimage.request.checks import Problems
@@ -48,8 +47,7 @@ class GenerationRequest(RequestFacts):
         """The image in the picture's size, uint8 [height, width, 3], or None."""
         if self.image is None:
             return None
-        whole = framed(self.image, self.outpaint)
-        return whole if whole.shape[:2] == (self.height, self.width) else resized(whole, self.height, self.width)
+        return framed(self.image, self.outpaint, self.height, self.width)
 
     @cached_property
     def picture_mask(self) -> npt.NDArray[np.uint8] | None:
