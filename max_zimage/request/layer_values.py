@@ -53,7 +53,10 @@ def decoded(text: str) -> HiddenLayer:
     Raises:
         ValueError: If it cannot have written this.
     """
-    found = [(layer, weight) for layer, weight in pairs_of_text(text) if isinstance(layer, int)]
+    try:
+        found = [(layer, weight) for layer, weight in pairs_of_text(text) if isinstance(layer, int)]
+    except ValueError:
+        found = []
     pairs = tuple((layer, weight) for layer, weight in found if isinstance(weight, float))
     if not pairs or len(pairs) < len(found) or not all(math.isfinite(weight) for _, weight in pairs):
         raise ValueError(f"must be layers with their weights, got {text!r}")
