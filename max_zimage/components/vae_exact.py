@@ -281,8 +281,8 @@ def side_of(spec: VaeSpec, tiling: Tiling, channels: int) -> int:
 
     >>> spec = VaeSpec(latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
     ...                norm_num_groups=32, scaling_factor=1.0, shift_factor=0.0)
-    >>> [side_of(spec, Tiling("exact", 512), channels) for channels in (128, 256, 512)]
-    [512, 256, 256]
+    >>> tuple(side_of(spec, Tiling("exact", 512), channels) for channels in (128, 256, 512))
+    (512, 256, 256)
     """
     half = 1
     while half * half * spec.block_out_channels[0] < channels:

@@ -68,7 +68,7 @@ def written(passes: Sequence[Pass]) -> str:
 def read(text: str) -> list[dict[str, object]]:
     """What a word says, as a list of what each pass is given; a number that is none stays a text.
 
-    SCALE[xSTEPS][:STRENGTH][:NAME=VALUE...], one after the other with a comma between.
+    `SCALE[xSTEPS][:STRENGTH][:NAME=VALUE...]`, one after the other with a comma between.
 
     >>> read("0.5x9,1.0x9:0.5")
     [{'scale': 0.5, 'steps': 9}, {'scale': 1.0, 'steps': 9, 'strength': 0.5}]
