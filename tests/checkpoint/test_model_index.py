@@ -39,7 +39,8 @@ def test_max_serve_finds_them_too(tmp_path: Path, name: str) -> None:
     assert found.pipeline_model is ZImagePipeline
     tokenizer = PIPELINE_REGISTRY.retrieve_factory(config, task).tokenizer
     assert isinstance(tokenizer, ZImageTokenizer)
-    assert (tokenizer.defaults.num_inference_steps, tokenizer.limits.max_tokens) == (8, 512)
+    assert tokenizer.defaults.num_inference_steps == 8
+    assert (tokenizer.limits.default_tokens, tokenizer.limits.max_tokens) == (512, 1504)
 
 
 @pytest.mark.parametrize(
