@@ -22,6 +22,7 @@ PARTS = {
     "operations": "where the time of that block goes",
     "attention": "attention over 4,128 tokens, time and memory",
     "skipped_step": "what a step costs that a step cache leaves out, at 1024x1024",
+    "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
     "start": "cold and warm start, and peak memory",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
@@ -106,6 +107,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import skipped_step
 
         return skipped_step.rows(skipped_step.QUICK if quick else skipped_step.FULL, repeats, roofs)
+    if part == "additions":
+        from benchmarks import additions
+
+        return additions.rows(additions.QUICK if quick else additions.FULL, repeats)
     if part == "tiles":
         from benchmarks import tiles
 

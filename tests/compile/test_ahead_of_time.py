@@ -211,7 +211,8 @@ from max_zimage.compile import registry
 pipelines = {}
 def not_compiled(definitions):
     pipelines.update({each.name: each.key for each in definitions})
-    return SimpleNamespace(models={each.name: None for each in definitions}, again=lambda definition: not_compiled([definition]))
+    models = {each.name: None for each in definitions}
+    return SimpleNamespace(models=models, again=lambda definition: not_compiled([definition]))
 compiler.module_of = not_compiled
 libraries.loaded = lambda _: True  # nothing runs here
 pipeline = ZImagePipeline.from_pretrained(device="gpu", dtype=sys.argv[1])
