@@ -165,15 +165,11 @@ def compile_graph(
     )
 
 
-def wait_for(graphs: Sequence[CompiledGraph], *, together: bool = False) -> None:
+def wait_for(graphs: Sequence[CompiledGraph]) -> None:
     """Compile graphs, showing progress: as one module for a CPU, one by one for an accelerator.
 
     There one graph at the real widths takes up to 3.4 GiB of host memory to compile; a module of all of them, with
     MAX's own products, had reached 21 GB when it was given up.
-
-    Args:
-        graphs: Which ones.
-        together: Whether they are one module on an accelerator too, as many small ones that share their kernels.
 
     Raises:
         RuntimeError: If MAX cannot compile one.
@@ -181,7 +177,7 @@ def wait_for(graphs: Sequence[CompiledGraph], *, together: bool = False) -> None
     if not any(graph.pending for graph in graphs):
         return
     with progress.stage("Compiling graphs", len(graphs)) as shown:
-        for group in [graphs] if together or _on_host(graphs) else [[graph] for graph in graphs]:
+        for group in [graphs] if _on_host(graphs) else [[graph] for graph in graphs]:
             compile_together(group)
             for graph in group:
                 shown.advance(graph.name)

@@ -72,8 +72,7 @@ class ZImageVaeModel(ZImageComponent):
     def expect(self, tiling: Tiling, height: int, width: int) -> None:
         """Compile what decoding pictures of this size takes, before their steps are taken."""
         if tiling.is_needed(height, width):
-            exact = tiling.kind == "exact"
-            wait_for(self.exact_graphs.every if exact else [self.decode_tile], together=exact)
+            wait_for(self.exact_graphs.every if tiling.kind == "exact" else [self.decode_tile])
 
     def decode_in_tiles(self, latents: Floats, tiling: Tiling) -> tuple[Pixels, Flags]:
         """Latents to pictures, tile by tile.
