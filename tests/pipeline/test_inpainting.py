@@ -171,6 +171,16 @@ def test_the_images_own_pixels_come_back(embedded: Pair) -> None:
     assert np.abs(plain[:, 0].astype(int) - image[:, 0]).max() > 0
 
 
+@pytest.mark.parametrize("kind", ["blend", "exact"])
+def test_they_come_back_in_tiles_too(kind: str, embedded: Pair) -> None:
+    image, mask = picture(), ramp()
+    arguments: dict[str, Any] = {"image": image, "mask_image": mask, "output_type": "np", "num_inference_steps": 2}
+    arguments |= {"vae_tiling": kind, "vae_tile_size": 64, "vae_tile_overlap": 16}
+    plain, pasted = (drawn(embedded, composite=composite, **arguments)[0] for composite in (False, True))
+    share = mask[..., None] / 255.0
+    np.testing.assert_array_equal(pasted, np.rint(share * plain + (1 - share) * image))
+
+
 def test_pasting_rounds_to_the_nearest_level() -> None:
     image, new = np.full((1, 256, 3), 10, np.uint8), np.full((1, 256, 3), 201, np.uint8)
     mask = np.arange(256, dtype=np.uint8)[None]

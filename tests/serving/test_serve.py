@@ -96,7 +96,7 @@ def test_a_bad_request_is_told_why(server: Server) -> None:
 def test_a_long_prompt_is_read_where_the_request_allows_it(server: Server) -> None:
     """MAX names 512 tokens for every model of this kind; the field goes up to the checkpoint's positions."""
     asked: dict[str, Any] = {"input": "a red star on a blue background " * 75, "seed": 7}
-    asked["provider_options"] = {"image": {"width": 64, "height": 64, "steps": 2, "output_format": "png"}}
+    asked["provider_options"] = {"image": {"width": 128, "height": 128, "steps": 2, "output_format": "png"}}
     status, answer = post(server, **asked)
     assert status == 400
     assert "tokens, at most 512 are allowed; shorten it or raise max_sequence_length (up to 1504)" in str(answer)
@@ -105,7 +105,7 @@ def test_a_long_prompt_is_read_where_the_request_allows_it(server: Server) -> No
     status, answer = post(server, **asked, metadata={"max_sequence_length": "1000", "hidden_layer": "-2:0.7,-3:0.3"})
     assert status == 200, answer
     drawn = ZImagePipeline.from_pretrained(EMBEDDED, device="cpu")(
-        str(asked["input"]), height=64, width=64, num_inference_steps=2, seed=7, max_sequence_length=1000,
+        str(asked["input"]), height=128, width=128, num_inference_steps=2, seed=7, max_sequence_length=1000,
         hidden_layer={-2: 0.7, -3: 0.3}, step_cache=None,
     )  # fmt: skip
     np.testing.assert_array_equal(pictures(answer)[0], np.asarray(drawn[0]))
