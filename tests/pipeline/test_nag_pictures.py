@@ -110,7 +110,7 @@ def test_a_run(name: str, embedded: Pair, record_property: RecordProperty) -> No
     record_property("relative_l2", error)
     assert error <= SAMPLED_L2
     # Guidance that did nothing would pass if the reference did nothing either.
-    assert relative_l2(ours(embedded, case, **off(case)), expected) > 0.01
+    assert relative_l2(ours(embedded, case, **off(case)), expected) > 0.005
 
 
 def off(case: Case) -> dict[str, Any]:
