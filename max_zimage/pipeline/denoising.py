@@ -49,12 +49,12 @@ class Denoising:
         pack: Callable[[Buffer], Buffer],
     ) -> None:
         self._inputs, self._items, self._captions = inputs, inputs.items, captions
-        self._stepper = stepper_of(transformer, inputs)
+        self._stepper, latents = stepper_of(transformer, inputs), pack(inputs.latents)
         spec, plan = transformer.spec, inputs.evaluations
         kept = inputs.guidance.kept(spec.num_refiner_layers, spec.num_layers)
         self._tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps, kept), transformer.device)
         self._rows = self._rows_of_branches()
-        self._noise, latents = StepNoise(inputs), pack(inputs.latents)
+        self._noise = StepNoise(inputs)
         self._keeping = keeping_of(transformer, inputs.masked, inputs.schedule.sigmas, pack)
         self._positions = StepPositions(transformer, inputs)
         self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)

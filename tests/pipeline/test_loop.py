@@ -18,7 +18,7 @@ from max.experimental.tensor import Tensor
 from max_zimage import ZImagePipeline
 from max_zimage.compile import compiler
 from max_zimage.compile.compiler import CompiledGraph
-from max_zimage.pipeline import denoising
+from max_zimage.pipeline import denoising, run
 from max_zimage.pipeline.callbacks import StepCallback
 from tests.references.diffusers_runs import Pair
 
@@ -146,7 +146,7 @@ def test_the_trace_names_every_stage(embedded: Pair, monkeypatch: pytest.MonkeyP
             nonlocal depth
             depth -= 1
 
-    for module in (compiler, denoising):
+    for module in (compiler, denoising, run):
         monkeypatch.setattr(module, "Tracer", RecordedTracer)
     draw(embedded)
     assert ranges == [
