@@ -33,7 +33,7 @@ class Sizes:
 
 
 FULL = Sizes(side=256, steps=8)
-QUICK = Sizes(side=64, steps=2)
+QUICK = Sizes(side=64, steps=4)
 
 
 def ways(side: int) -> Mapping[str, Mapping[str, Fields]]:
