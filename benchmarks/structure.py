@@ -35,8 +35,8 @@ WAY = (
     "pipeline/run.py",
     "pipeline/stages.py",
     "components/text_encoder.py",
-    "pipeline/max_contract.py",
     "pipeline/denoising.py",
+    "pipeline/max_contract.py",
     "components/transformer.py",
     "pipeline/steppers/plain.py",
 )
