@@ -40,6 +40,9 @@ def begin_writing(work: Path, *, small: bool) -> None:
             start_new_session=True,
         )
     _pid(work, small=small).write_text(str(writer.pid), encoding="utf-8")
+    # For a moment the system still shows it as what it was started from, or as nothing.
+    while _writer(work, small=small) is None and writer.poll() is None:
+        time.sleep(0.01)
 
 
 def wait(work: Path, *, small: bool, seconds: float) -> Path:
