@@ -35,7 +35,8 @@ from max_zimage.host.folders import artifact_folder, problem
 from max_zimage.progress import note
 
 _LONGEST_NAMES = 120  # characters; file systems take names of 255 bytes, digests included
-_KEPT = 64  # artifacts; one is 0.1 to 50 MB, a checkpoint has some on a CPU and up to 22 on a GPU
+# Artifacts; one is 0.1 to 50 MB. A checkpoint has some on a CPU and up to 53 on a GPU, 29 of them for exact tiles.
+_KEPT = 128
 _SCRATCH_PREFIX = ".max_zimage-"
 # Files of writers, and the seconds without a change after which an unlocked one has none: a writer locks its file at
 # once. Those of the second pattern, from versions that kept no digest of an artifact's bytes, have no lock.

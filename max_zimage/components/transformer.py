@@ -92,9 +92,7 @@ class ZImageTransformerModel(ZImageComponent):
         Raises:
             NotEnoughMemoryError: If that does not fit.
         """
-        graph = self._once_more("denoise_nag")
-        wait_for([graph])
-        return graph
+        return _compiled(self._once_more("denoise_nag"))
 
     def _once_more(self, name: str) -> CompiledGraph:
         """Another graph with the transformer in it: on an accelerator its weights take their memory again.
@@ -125,23 +123,17 @@ class ZImageTransformerModel(ZImageComponent):
     @cached_property
     def guided_update(self) -> CompiledGraph:
         """`graphs.step.guided.GuidedUpdate`; compiled when it is first asked for."""
-        graph = self.graph("guided_update")
-        wait_for([graph])
-        return graph
+        return _compiled(self.graph("guided_update"))
 
     @cached_property
     def keep_unmasked(self) -> CompiledGraph:
         """`graphs.step.masked.KeepUnmasked`; compiled when it is first asked for."""
-        graph = self.graph("keep_unmasked")
-        wait_for([graph])
-        return graph
+        return _compiled(self.graph("keep_unmasked"))
 
     @cached_property
     def positions(self) -> CompiledGraph:
         """`graphs.step.positions.Positions`; compiled when it is first asked for."""
-        graph = self.graph("positions")
-        wait_for([graph])
-        return graph
+        return _compiled(self.graph("positions"))
 
     @property
     def rope_spec(self) -> RopeSpec:
@@ -165,3 +157,8 @@ class ZImageTransformerModel(ZImageComponent):
         kept = np.ones((1, self.spec.num_blocks), np.float32) if kept is None else kept
         table, final_scale = self.modulation(upload(timesteps, self.device), upload(kept, self.device))
         return table, final_scale
+
+
+def _compiled(graph: CompiledGraph) -> CompiledGraph:
+    wait_for([graph])
+    return graph

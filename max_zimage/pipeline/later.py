@@ -17,8 +17,6 @@ from max_zimage.pipeline.stages import decoded, unpacked, unpacked_tokens
 from max_zimage.pipeline.start_from_image import starting_latents
 from max_zimage.sampling.bicubic import interpolated
 
-_LATENT_SIDE = 8  # pixels of a latent's
-
 
 def inputs_of_later(
     later: Later, before: Denoising, transformer: ZImageTransformerModel, vae: ZImageVaeModel
@@ -31,8 +29,8 @@ def inputs_of_later(
         transformer: Will run the steps.
         vae: Decodes and encodes where a picture is resized.
     """
-    leg = later.leg
-    shape = vae.spec.latent_channels, leg.asked.height // _LATENT_SIDE, leg.asked.width // _LATENT_SIDE
+    leg, side = later.leg, vae.spec.downscale
+    shape = vae.spec.latent_channels, leg.asked.height // side, leg.asked.width // side
     noise = np.concatenate([source.starting(1, shape) for source in later.sources])
     start: list[FloatArray | Buffer]
     if leg.begins == "picture":

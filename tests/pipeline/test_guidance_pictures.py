@@ -26,7 +26,7 @@ from tests.references.diffusers_runs import (
     reference_prediction,
     relative_l2,
 )
-from tests.references.engine_runs import inputs_of
+from tests.references.engine_runs import finished_run, inputs_of, request_with
 from tests.references.sampler_walk import SamplerWalk
 from tests.references.step_caches import unpacked
 from tests.references.without_layers import without_layers
@@ -97,15 +97,11 @@ CASES = {
 
 
 def request(pair: Pair, case: Case, **more: Any) -> GenerationRequest:
-    sources = pair.ours.sources
-    arguments = {name: value for name, value in pair.arguments(case.call).items() if value is not None}
-    return GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **arguments | case.asked | more)
+    return request_with(pair, case.call, **{**case.asked, **more})
 
 
 def ours(pair: Pair, case: Case, **more: Any) -> FloatArray:
-    run = pair.ours.denoising(inputs_of(pair.ours, request(pair, case, **more)))
-    run.run()
-    return np.asarray(download(run.latents), np.float32)
+    return np.asarray(download(finished_run(pair.ours, request(pair, case, **more)).latents), np.float32)
 
 
 def theirs(pair: Pair, case: Case, sampler: str = "euler") -> FloatArray:

@@ -28,7 +28,7 @@ from tests.references.diffusers_runs import (
     reference_prediction,
     relative_l2,
 )
-from tests.references.engine_runs import inputs_of
+from tests.references.engine_runs import finished_run, inputs_of, request_with
 from tests.references.nag import Nag, nag_prediction
 from tests.references.sampler_walk import SamplerWalk
 from tests.references.step_caches import unpacked
@@ -67,15 +67,11 @@ CASES = {
 
 
 def request(pair: Pair, case: Case, **more: Any) -> GenerationRequest:
-    sources = pair.ours.sources
-    arguments = {name: value for name, value in pair.arguments(case.call).items() if value is not None}
-    return GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **arguments | case.asked | more)
+    return request_with(pair, case.call, **{**case.asked, **more})
 
 
 def run(pair: Pair, case: Case, **more: Any) -> Run:
-    found = pair.ours.denoising(inputs_of(pair.ours, request(pair, case, **more)))
-    found.run()
-    return found
+    return finished_run(pair.ours, request(pair, case, **more))
 
 
 def ours(pair: Pair, case: Case, **more: Any) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from max.driver import Buffer
@@ -12,6 +13,7 @@ from max_zimage import ZImageModelInputs, ZImagePipeline
 from max_zimage.device.devices import download, upload
 from max_zimage.pipeline.captions import captions_of_request, float_features
 from max_zimage.pipeline.prepare import inputs_of_request
+from max_zimage.pipeline.run import Run
 from max_zimage.pipeline.stages import caption_tokens
 from max_zimage.pipeline.step_inputs import StepInputs, make_tables, step_inputs
 from max_zimage.request.request import GenerationRequest
@@ -35,6 +37,20 @@ def inputs_of(pipeline: ZImagePipeline, request: GenerationRequest) -> ZImageMod
     """What `ZImagePipeline.generate` hands to `execute`."""
     captions = captions_of_request(request, pipeline.tokenizer, pipeline.text_encoder, pipeline.sources.limits)
     return inputs_of_request(request, captions, pipeline.sources.specs.schedule, pipeline.transformer, pipeline.vae)
+
+
+def request_with(pair: Pair, call: Call, **asked: Any) -> GenerationRequest:
+    """The engine's request for a call, with further fields."""
+    sources = pair.ours.sources
+    arguments = {name: value for name, value in pair.arguments(call).items() if value is not None}
+    return GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **arguments | asked)
+
+
+def finished_run(pipeline: ZImagePipeline, request: GenerationRequest) -> Run:
+    """A request's run, with all steps taken."""
+    run = pipeline.denoising(inputs_of(pipeline, request))
+    run.run()
+    return run
 
 
 def features_of(pipeline: ZImagePipeline, inputs: ZImageModelInputs) -> list[FloatArray]:
