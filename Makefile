@@ -40,7 +40,7 @@ types: $(VENV)/.test ## mypy, strict on the package, less so on tests and benchm
 	mypy
 
 test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"
-	pytest $(ARGS)
+	pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: $(VENV)/.test ## damaged pictures, checkpoints, caches and killed servers, by the thousand; pick with ARGS="images"
 	python -m tests.fuzzers $(ARGS)

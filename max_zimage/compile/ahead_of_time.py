@@ -1,29 +1,19 @@
 """Every graph compiled for a target, which need not be there: a GPU is stood in for by one of MAX's virtual devices.
 
-    target -> one child process a graph -> seconds, peak memory, or the compiler's error
+    target -> child processes -> seconds, peak memory, or the compiler's error of each graph
 
 MAX fixes the virtual device before anything else happens in a process, and the largest graphs compile in gigabytes that
-only the end of a process gives back: hence the children, which run `max_zimage.compile.worker`.
+only the end of a process gives back: hence the children, one a compiled graph; see `max_zimage.compile.jobs`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import pickle
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile.artifacts import check_writable
-from max_zimage.compile.cubins import Symbol
-from max_zimage.compile.jobs import Job, Report
-from max_zimage.compile.launches import Launches
+from max_zimage.compile.jobs import Job, Report, done
 from max_zimage.compile.registry import AHEAD
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
@@ -165,8 +155,10 @@ def compile_target(
     keep: bool = False,
     list_kernels: bool = False,
     symbols: bool = False,
-) -> Iterator[Report]:
+) -> Generator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
+
+    What they launch is listed by one process for all of them: most of its seconds would be starting it anew.
 
     Args:
         specs: Shapes of the model; weights are not needed.
@@ -191,78 +183,7 @@ def compile_target(
         check_listable(target)
     if keep:
         check_keep(target)
-    for graph in graphs:
-        yield _compile(
-            Job(
-                graph=graph,
-                target=target,
-                dtype=dtype,
-                specs=specs,
-                keep=keep,
-                list_kernels=list_kernels,
-                symbols=symbols,
-            )
-        )
-
-
-def _compile(job: Job) -> Report:
-    handle, name = tempfile.mkstemp(prefix=f"max-zimage-{job.target.replace(':', '-')}-{job.graph}-", suffix=".log")
-    log = Path(name)
-    root = str(Path(__file__).parents[2])  # where max_zimage is found, installed or not
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    with os.fdopen(handle, "wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "max_zimage.compile.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=output,
-            env={**os.environ, "PYTHONPATH": paths},
-        )
-        try:
-            answer = _answer(child, job)
-        except BaseException:
-            child.kill()
-            child.wait()
-            raise
-    return _report(job.graph, answer.decode(), child.returncode, log)
-
-
-def _answer(child: subprocess.Popen[bytes], job: Job) -> bytes:
-    """Hand over the job and wait; the child ends when its input does, which is with this process at the latest."""
-    assert child.stdin is not None
-    assert child.stdout is not None
-    broken = contextlib.suppress(BrokenPipeError)  # it has ended; its status and its log say why
-    with broken, child.stdin, child.stdout:
-        with broken:
-            child.stdin.write(pickle.dumps(job))
-            child.stdin.flush()
-        answer = child.stdout.read()
-        child.wait()
-    return answer
-
-
-def _report(graph: str, answer: str, status: int, log: Path) -> Report:
-    """Read the worker's last line; without one, the process was ended from outside or by a crash of the compiler."""
-    lines = answer.splitlines()
-    result = json.loads(lines[-1]) if lines else {}
-    error = result.get("error") if result else _last_words(status, log)
-    if error is None:
-        log.unlink()
-    return Report(
-        graph=graph,
-        seconds=result.get("seconds"),
-        trace_seconds=result.get("trace_seconds"),
-        cpu_seconds=result.get("cpu_seconds", 0.0),
-        peak_bytes=result.get("peak_bytes", 0),
-        kernels=Launches.of(result["kernels"]) if result.get("kernels") else None,
-        symbols=tuple(Symbol(**each) for each in result["symbols"]) if "symbols" in result else None,
-        artifact=Path(result["artifact"]) if result.get("artifact") else None,
-        error=error,
-        log=None if error is None else log,
-    )
-
-
-def _last_words(status: int, log: Path) -> str:
-    """What is known of a process that ended without an answer: LLVM aborts it, with its reason as the last line."""
-    said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"the compiler's process ended with status {status}" + (f": {said[-1]}" if said else "")
+    ways = {"keep": keep, "list_kernels": list_kernels, "symbols": symbols}
+    jobs = [Job(graph=graph, target=target, dtype=dtype, specs=specs, **ways) for graph in graphs]
+    for group in [jobs] if list_kernels and not symbols else [[job] for job in jobs]:
+        yield from done(group)

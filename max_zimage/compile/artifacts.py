@@ -116,14 +116,14 @@ def write(model: CompiledModel, name: str) -> Path:
     if folder is None:
         raise OSError(f"compiled graphs cannot be kept, for this user has no home; {_WAY_OUT}")
     try:
-        with _scratch(folder) as (handle, scratch):
+        with scratch(folder) as (handle, written):
             try:
-                model.export_mef(scratch)
+                model.export_mef(written)
             except Exception as error:  # MAX's types for what the system says are its own
                 raise OSError(str(error)) from error
-            path = folder / f"{name}.{_digest(name, scratch)}.mef"
+            path = folder / f"{name}.{_digest(name, written)}.mef"
             os.fsync(handle)
-            os.replace(scratch, path)  # a reader sees the whole file or none
+            os.replace(written, path)  # a reader sees the whole file or none
         _sync_folder(folder)
         for other in (folder / f"{name}.mef", *folder.glob(f"{glob.escape(name)}.*.mef")):
             if other != path and not other.is_dir():
@@ -179,8 +179,8 @@ def find(name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[tuple[int, Path]]:
-    """A file to write an artifact to, locked as long as its writer lives; gone at the end unless it was renamed."""
+def scratch(folder: Path) -> Iterator[tuple[int, Path]]:
+    """A file to write to, for a folder: locked as long as its writer lives; gone at the end unless it was renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     handle, path = tempfile.mkstemp(dir=folder, prefix=_SCRATCH_PREFIX, suffix=".part")
     try:

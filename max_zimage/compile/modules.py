@@ -24,6 +24,7 @@ from max.graph import TensorType
 from max_zimage import progress
 from max_zimage.compile.artifacts import artifact_key, artifact_name, find, save
 from max_zimage.compile.device_weights import are_in_place
+from max_zimage.compile.turns import turn
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
 from max_zimage.host.folders import no_room, room_to_compile
@@ -133,18 +134,29 @@ def module_of(definitions: Sequence[GraphDefinition]) -> CompiledModule:
         RuntimeError: If MAX cannot compile one, or if two call different data by the same name.
     """
     name = artifact_name([definition.name for definition in definitions], [each.key for each in definitions])
-    session, weights = definitions[0].session, weights_of(definitions)
-    if (path := find(name)) is not None:
-        try:
-            module = CompiledModule(session.compile(path), definitions, weights)
-            counts["hits"] += 1
+    weights = weights_of(definitions)
+    if (module := _kept(name, definitions, weights)) is not None:
+        return module
+    with turn(name):
+        # Another process may have compiled it meanwhile.
+        if (module := _kept(name, definitions, weights)) is not None:
             return module
-        except Exception:  # what MAX does not take, in whatever way it puts it
-            progress.note(f"MAX cannot use {path}; its graphs are compiled again")
-    counts["misses"] += 1
-    compiled = _compiled(definitions)
-    save(compiled, name)
+        counts["misses"] += 1
+        compiled = _compiled(definitions)
+        save(compiled, name)
     return CompiledModule(compiled, definitions, weights)
+
+
+def _kept(name: str, definitions: Sequence[GraphDefinition], weights: Mapping[str, Buffer]) -> CompiledModule | None:
+    if (path := find(name)) is None:
+        return None
+    try:
+        module = CompiledModule(definitions[0].session.compile(path), definitions, weights)
+    except Exception:  # what MAX does not take, in whatever way it puts it
+        progress.note(f"MAX cannot use {path}; its graphs are compiled again")
+        return None
+    counts["hits"] += 1
+    return module
 
 
 def _compiled(definitions: Sequence[GraphDefinition]) -> CompiledModel:

@@ -1,7 +1,7 @@
-"""The child process of `max_zimage.compile.ahead_of_time`: one graph, one target, one line of JSON on stdout.
+"""The child process of `max_zimage.compile.ahead_of_time`: graphs for one target, a line of JSON on stdout for each.
 
-A pickled `max_zimage.compile.ahead_of_time.Job` comes on stdin, which stays open as long as the parent lives. What MAX
-writes itself goes to stderr, which the parent keeps in a file.
+Pickled `max_zimage.compile.jobs.Job`s come on stdin, which stays open as long as the parent lives. What MAX itself
+writes goes to stderr, which the parent keeps in a file.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef
 from max.graph import Module as GraphModule
 
+from max_zimage.compile import kept_launches
 from max_zimage.compile.ahead_of_time import TARGETS
 from max_zimage.compile.artifacts import artifact_key, artifact_name, write
 from max_zimage.compile.cubins import Symbol, symbols_in
@@ -43,39 +44,49 @@ from max_zimage.host.lifeline import end_with_parent
 
 
 def main() -> None:
-    """Compile the job on stdin."""
-    job: Job = pickle.load(sys.stdin.buffer)
+    """Compile the jobs on stdin."""
+    jobs: list[Job] = pickle.load(sys.stdin.buffer)
     end_with_parent(0)
-    # MAX may print: whatever goes to stdout from here on belongs into the log, and the answer to the real stdout.
+    # MAX may print: whatever goes to stdout from here on belongs into the log, and the answers to the real stdout.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    result: dict[str, object] = {"error": None}
-    try:
-        _compile(job, result)
-    except Exception as error:  # the compiler's failures have no type of their own
-        traceback.print_exc()
-        result["error"] = _first_line(error)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    result |= {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
-    print(json.dumps(result), file=answer, flush=True)
+    device, cpu_seconds = _device(jobs[0].target), 0.0
+    for job in jobs:
+        result: dict[str, object] = {"error": None}
+        try:
+            _compile(job, device, result)
+        except Exception as error:  # the compiler's failures have no type of their own
+            traceback.print_exc()
+            result["error"] = _first_line(error)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        spent = usage.ru_utime + usage.ru_stime
+        result |= {"cpu_seconds": spent - cpu_seconds, "peak_bytes": usage.ru_maxrss * 1024}
+        cpu_seconds = spent
+        print(json.dumps(result), file=answer, flush=True)
     # MAX's compiler threads now and then abort a process that ends in the usual way, after all its work.
     sys.stderr.flush()
     os._exit(0)
 
 
-def _compile(job: Job, result: dict[str, object]) -> None:
+def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
     """Compile a job; what is known so far is in the result if a later part fails."""
-    device = _device(job.target)
-    session = InferenceSession(devices=[device])
     begin = time.perf_counter()
     module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
-    together = GraphModule()
     in_place = shared(device) and any(True for _ in module.parameters)
+    spec = GRAPHS[job.graph].key_of(spec_of(job.graph, job.specs))
+    key = artifact_key(job.graph, spec, module, types, device, weights_in_place=in_place)
+    known = kept_launches.find(job.graph, key) if job.list_kernels and not job.symbols else None
+    if known is not None:
+        result |= {"kernels": asdict(known), "trace_seconds": 0.0, "seconds": time.perf_counter() - begin}
+        return
+    session, together = InferenceSession(devices=[device]), GraphModule()
     graph = trace(module, types, job.graph, together, weights_in_place=in_place)
     traced = time.perf_counter()
     result["trace_seconds"] = traced - begin
     if job.list_kernels:
-        result["kernels"] = asdict(kernels_of(session, lambda: compile_with_kernels(session, together, [graph])))
+        launches = kernels_of(session, lambda: compile_with_kernels(session, together, [graph]))
+        kept_launches.keep(job.graph, key, launches)
+        result["kernels"] = asdict(launches)
         if job.symbols:
             result["symbols"] = [asdict(symbol) for symbol in _symbols(job, device)]
         result["seconds"] = time.perf_counter() - traced
@@ -84,8 +95,6 @@ def _compile(job: Job, result: dict[str, object]) -> None:
         compiled = compile_with_kernels(session, together, [graph])
     result["seconds"] = time.perf_counter() - traced
     if job.keep:
-        spec = GRAPHS[job.graph].key_of(spec_of(job.graph, job.specs))
-        key = artifact_key(job.graph, spec, module, types, device, weights_in_place=in_place)
         result["artifact"] = str(write(compiled, artifact_name([job.graph], [key])))
 
 

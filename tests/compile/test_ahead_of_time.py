@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,6 @@ from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import (
     FULL_MODEL,
     TARGETS,
-    _report,
     check_graphs,
     check_target,
     compile_target,
@@ -30,6 +30,7 @@ from max_zimage.compile.ahead_of_time import (
     with_layers,
 )
 from max_zimage.compile.cubins import symbols_in
+from max_zimage.compile.jobs import _report
 from max_zimage.compile.registry import AHEAD
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.embedded import PATH as EMBEDDED
@@ -107,7 +108,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str],
     assert message in printed.err
 
 
-def test_the_command_reports_each_graph(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_each_graph(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "prepare_scheduler", "pack"]
     assert main([*small, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -120,16 +121,19 @@ def test_the_command_reports_each_graph(capsys: pytest.CaptureFixture[str]) -> N
         assert graph["error"] is None
         assert graph["log"] is None
 
+    reports = [_report(graph["graph"], json.dumps(graph), 0, Path()) for graph in said["graphs"]]
+    monkeypatch.setattr("max_zimage.cli.compile.compile_target", lambda *_, **__: reports)  # not once more
     assert main(small) == 0
     printed = capsys.readouterr().out
     assert "tiny-zimage in float32 for cpu" in printed
-    assert "prepare_scheduler" in printed
+    for report in reports:
+        assert re.search(rf"{report.graph} +{report.seconds:.1f} +{report.cpu_seconds:.0f} ", printed)
 
 
 def test_a_graph_that_cannot_be_compiled(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("max_zimage.compile.ahead_of_time.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("max_zimage.compile.jobs.tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("max_zimage.cli.compile.default_dtype", lambda target: "float7")
     assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "modulation", "--json"]) == 1
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]

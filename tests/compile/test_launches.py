@@ -5,26 +5,46 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from max_zimage.cli.compile import listing
-from max_zimage.compile.ahead_of_time import FULL_MODEL, compile_target
+from max_zimage.compile import jobs, kept_launches
+from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, compile_target
+from max_zimage.compile.jobs import Report
 from max_zimage.compile.kernel_lists import launches
 from max_zimage.compile.launch_plans import most, read_plan
 from max_zimage.compile.launches import Launches, Part, lines
 from max_zimage.compile.registry import AHEAD
 from tests.references.launch_page import counted
-from tests.references.launches import FILES, PAGE, page, read, sections
+from tests.references.launches import FILES, PAGE, PINNED, page, read, sections
+
+
+@pytest.fixture(scope="module")
+def reports() -> Iterator[Callable[[str], Report]]:
+    """What is said of a graph; all of them are listed by one process, as far as tests ask."""
+    said: dict[str, Report] = {}
+    listed = compile_target(FULL_MODEL, PINNED, "bfloat16", AHEAD, list_kernels=True)
+
+    def report(graph: str) -> Report:
+        while graph not in said:
+            each = next(listed)
+            said[each.graph] = each
+        return said[graph]
+
+    with closing(listed):
+        yield report
 
 
 @pytest.mark.targets
 @pytest.mark.parametrize("graph", AHEAD)
-def test_what_every_graph_launches_on_sm_90a(graph: str) -> None:
+def test_what_every_graph_launches_on_sm_90a(graph: str, reports: Callable[[str], Report]) -> None:
     """The whole list, so that a stray cast, or a fusion that another version of MAX no longer makes, is seen."""
-    (report,) = compile_target(FULL_MODEL, "cuda:sm_90a", "bfloat16", [graph], list_kernels=True)
+    report = reports(graph)
     assert report.error is None, f"{report.error}; see {report.log}"
     assert listing(report) == sections()[graph]
 
@@ -212,3 +232,52 @@ def test_writing_repeats_once() -> None:
         lines("g", Launches(total=0, parts=(Part(name="g", times=1, kernels=("e", *first * 3, *again)),), loading=()))
     )
     assert text == ["# g: 0 launches", "e", "3 times these 4:", "  a", "  b  x 2", "  c", "d  x 3"]
+
+
+def test_a_list_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path / "kept"))
+    found = launches(MOJO, PLAN)
+    assert kept_launches.find("whole", "a key") is None
+    kept_launches.keep("whole", "a key", found)
+    assert kept_launches.find("whole", "a key") == found
+    assert kept_launches.find("whole", "another key") is None
+    assert kept_launches.find("other", "a key") is None
+    (file,) = (tmp_path / "kept").iterdir()
+    for damaged in (file.read_bytes().replace(b"conv", b"conw"), b"\xff", b""):
+        file.write_bytes(damaged)
+        assert kept_launches.find("whole", "a key") is None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path / "file"))
+    kept_launches.keep("whole", "a key", found)  # nowhere to be kept, which is no error
+
+
+@pytest.mark.targets
+def test_one_process_lists_several_graphs_and_knows_them_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path))
+    small = ["pack", "prepare_scheduler"]
+    first = list(compile_target(FULL_MODEL, PINNED, "bfloat16", small, list_kernels=True))
+    again = list(compile_target(FULL_MODEL, PINNED, "bfloat16", small, list_kernels=True))
+    assert [listing(report) for report in first] == [listing(report) for report in again]
+    assert [listing(report) for report in first] == [sections()[graph] for graph in small]
+    assert [report.trace_seconds == 0.0 for report in (*first, *again)] == [False, False, True, True]
+
+
+def test_a_child_that_dies_costs_one_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The one it was at; another child does the rest, and its log stays."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import json, pickle, sys\n"
+        "for job in pickle.load(sys.stdin.buffer):\n"
+        "    if job.graph == 'modulation':\n"
+        "        sys.exit('no memory')\n"
+        "    print(json.dumps({'error': None, 'seconds': 1.0}), flush=True)\n"
+    )
+    monkeypatch.setattr("max_zimage.compile.jobs.tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(jobs, "WORKER", [str(worker)])
+    found = list(compile_target(FULL_MODEL, PINNED, "bfloat16", check_graphs(()), list_kernels=True))
+    assert [report.graph for report in found] == [*AHEAD]
+    (failed,) = [report for report in found if report.error is not None]
+    assert (failed.graph, failed.error) == ("modulation", "the compiler's process ended with status 1: no memory")
+    assert list(tmp_path.glob("*.log")) == [failed.log]

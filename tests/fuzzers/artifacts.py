@@ -17,7 +17,11 @@ from tests.fuzzers.tally import Tally
 
 _STARTS_EACH = 100  # one start of the whole program for so many inputs that are only offered to the look-up
 _DRAW = ["-m", "max_zimage", "generate", "a red star", "--quiet", "--device", "cpu", "--seed", "1"]
-_DRAW += ["--height", "64", "--width", "64", "--steps", "1"]
+_DRAW += ["--height", "64", "--width", "64", "--steps", "1", "--guidance", "2", "--guidance-variant", "apg"]
+SMALL = "guided_update"
+"""Compiled again in seconds."""
+ALL = "denoise+"
+"""The one with most graphs; compiled again in minutes."""
 
 
 def _inverted(whole: bytes, draw: Random) -> bytes:
@@ -59,12 +63,13 @@ DAMAGES: dict[str, Callable[[bytes, Random], bytes]] = {
 """Ways in which files get damaged: bytes -> other bytes, unless it is chance that they are the same."""
 
 
-def fuzz(count: int, seed: int = 0) -> Tally:
+def fuzz(count: int, seed: int = 0, graphs: str = ALL) -> Tally:
     """Damage the graphs of the embedded model, as a first start keeps or finds them, at random places.
 
     Args:
         count: Damaged files.
         seed: Draws the damage.
+        graphs: How the names of the artifacts begin of which one is damaged.
     """
     tally, draw = Tally(), Random(seed)
     with tempfile.TemporaryDirectory(prefix="max-zimage-fuzz-") as folder:
@@ -73,8 +78,8 @@ def fuzz(count: int, seed: int = 0) -> Tally:
         usual = artifact_folder()
         assert usual is not None, "this user has no home; set MAX_ZIMAGE_CACHE"
         expected = _picture(usual, Path(folder, "first.png"))
-        used = max(usual.glob("denoise+*.*.mef"), key=lambda kept: kept.stat().st_mtime)
-        path = Path(shutil.copy(used, kept))
+        copies = {each: shutil.copy(_last_used(usual, each), kept) for each in (ALL, SMALL)}
+        path = Path(copies[graphs])
         whole, name = path.read_bytes(), path.name.rsplit(".", 2)[0]
         before, os.environ["MAX_ZIMAGE_CACHE"] = os.environ.get("MAX_ZIMAGE_CACHE"), str(kept)
         try:
@@ -93,7 +98,7 @@ def fuzz(count: int, seed: int = 0) -> Tally:
                         )
                     tally.tried += 1
                     tally.right += same
-                    for again in kept.glob("*.mef"):  # the same graphs compiled again are other bytes
+                    for again in kept.glob(f"{graphs}*.mef"):  # the same graphs compiled again are other bytes
                         again.unlink()
         finally:
             if before is None:
@@ -101,6 +106,10 @@ def fuzz(count: int, seed: int = 0) -> Tally:
             else:
                 os.environ["MAX_ZIMAGE_CACHE"] = before
     return tally
+
+
+def _last_used(folder: Path, graphs: str) -> Path:
+    return max(folder.glob(f"{graphs}*.*.mef"), key=lambda kept: kept.stat().st_mtime)
 
 
 def _try(tally: Tally, what: str, damaged: bytes, whole: bytes, path: Path, name: str) -> None:
