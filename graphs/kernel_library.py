@@ -67,8 +67,13 @@ def graph_with_kernels(
         numbers: Dtypes and devices of parameters and arguments.
         module: Takes the graph.
     """
-    sources = libraries() if any(uses_cpu_kernels(*each) or runs_on_nvidia(*each) for each in numbers) else []
+    sources = libraries() if any(_may_use(*each) for each in numbers) else []
     return Graph(name, input_types=input_types, custom_extensions=sources, module=module)
+
+
+def _may_use(dtype: DType, device: Device | DeviceRef) -> bool:
+    # Weights of this dtype are quantized ones.
+    return dtype == DType.uint8 or uses_cpu_kernels(dtype, device) or runs_on_nvidia(dtype, device)
 
 
 def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iterable[Graph]) -> CompiledModel:

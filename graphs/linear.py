@@ -1,13 +1,20 @@
-"""Matrix products with weights: plain, or packed for the kernels of a CPU.
+"""Matrix products with weights: plain, packed for the kernels of a CPU, or quantized there.
 
 `linear` and `gated_linear` choose by the dtype and device that parameters are declared in, and by their widths. The
-plain layers define what the packed ones compute; these round once, after all that is fused.
+plain layers define what the packed ones compute; these round once, after all that is fused. Quantized weights are whole
+numbers times a scale, `x` is rounded the same way, and what is summed of both is exact within a group of inputs.
 
 Reference: diffusers models/transformers/transformer_z_image.py, FeedForward (SwiGLU).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Linear, Module
 from max.experimental.tensor import Tensor, defaults
@@ -15,16 +22,61 @@ from max.experimental.tensor import Tensor, defaults
 from max_zimage.graphs import gpu_ops, ops
 from max_zimage.graphs.kernel_library import runs_on_nvidia, uses_cpu_kernels
 
+Storage = Literal["int8", "q4"]
+"""How quantized weights are kept: codes of eight bits, or of four."""
 
-def linear(inputs: int, outputs: int, *, bias: bool = False) -> Linear | PackedLinear | PackedBiasedLinear:
+
+class Codes(NamedTuple):
+    """How the weights of one matrix are quantized.
+
+    Attributes:
+        bits: Of a code.
+        group: Neighbouring inputs that share a scale.
+    """
+
+    bits: int
+    group: int
+
+
+_GROUPS: Mapping[Storage, tuple[int, tuple[int, ...]]] = {"int8": (8, (128, 64, 32)), "q4": (4, (32,))}
+"""Bits, and groups from the best to the last that will do: the fewer inputs share a scale, the slower."""
+_stored: ContextVar[Storage | None] = ContextVar("_stored", default=None)
+
+
+@contextmanager
+def stored_as(storage: Storage | None) -> Iterator[None]:
+    """Have layers that are made inside keep their matrices quantized, on a CPU and where they have no bias.
+
+    Those with a bias lie at the ends of the networks; they are few, small, and feel rounding most.
+    """
+    token = _stored.set(storage)
+    try:
+        yield
+    finally:
+        _stored.reset(token)
+
+
+def codes_of(storage: Storage, inputs: int) -> Codes | None:
+    """How a matrix of so many inputs is quantized; None if they are no whole groups: then it is not."""
+    bits, groups = _GROUPS[storage]
+    return next((Codes(bits, group) for group in groups if inputs % group == 0), None)
+
+
+def linear(
+    inputs: int, outputs: int, *, bias: bool = False
+) -> Linear | PackedLinear | PackedBiasedLinear | QuantizedLinear:
     """A layer [..., inputs] -> [..., outputs]."""
+    if not bias and (codes := _codes(inputs)) is not None:
+        return QuantizedLinear(inputs, outputs, codes)
     if not _packed(inputs):
         return Linear(inputs, outputs, bias=bias)
     return PackedBiasedLinear(inputs, outputs) if bias else PackedLinear(inputs, outputs)
 
 
-def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear:
+def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear | QuantizedLinear:
     """A layer [items, length, inputs] -> [items, length, outputs]: silu(x gateᵀ) · (x upᵀ)."""
+    if (codes := _codes(inputs)) is not None:
+        return QuantizedLinear(inputs, outputs, codes, gated=True)
     return PackedGatedLinear(inputs, outputs) if _packed(inputs) else GatedLinear(inputs, outputs)
 
 
@@ -81,6 +133,27 @@ class PackedGatedLinear(Module[[Tensor], Tensor]):
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
         return ops.gated_linear(x, self.weight, self.outputs)
+
+
+class QuantizedLinear(Module[[Tensor], Tensor]):
+    """x weightᵀ or silu(x gateᵀ) · (x upᵀ) on a CPU, of quantized numbers; see `graphs.ops.quantized_linear`."""
+
+    def __init__(self, inputs: int, outputs: int, codes: Codes, *, gated: bool = False) -> None:
+        self.outputs, self.codes, self.gated = outputs, codes, gated
+        rows = 2 * (-(-outputs // 16) * 16) if gated else outputs
+        weight, scales = ops.quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
+        self.weight = Tensor.zeros(list(weight), dtype=DType.uint8)
+        self.scales = Tensor.zeros(list(scales), dtype=DType.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[items, length, inputs] -> [items, length, outputs]."""
+        bits, group = self.codes
+        return ops.quantized_linear(x, self.weight, self.scales, self.outputs, bits=bits, group=group, gated=self.gated)
+
+
+def _codes(inputs: int) -> Codes | None:
+    storage, on_host = _stored.get(), defaults()[1].devices[0].is_host
+    return codes_of(storage, inputs) if storage is not None and on_host else None
 
 
 def _panels(inputs: int, outputs: int) -> Tensor:

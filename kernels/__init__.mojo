@@ -11,3 +11,4 @@ from .gpu_norms import GatedNorms, ScaledNorm
 from .gpu_wide_attention import WideAttention
 from .group_norm import GroupNorm
 from .linear import GatedLinear, Linear
+from .quantized import QuantizedLinear

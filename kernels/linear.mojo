@@ -11,12 +11,12 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
-from std.math import ceildiv, exp
+from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 from std.sys.info import num_physical_cores
 
-from .products import LANES, TILE_COLUMNS, TILE_ROWS, pack_rows, per_unit, store_lanes, tile_products
+from .products import LANES, TILE_COLUMNS, TILE_ROWS, pack_rows, per_unit, store_tile, tile_products
 
 comptime TASKS_PER_CORE = 4  # a core that another program takes away holds up a part of the work only
 
@@ -156,13 +156,4 @@ def _tile[
 ):
     """One tile, of which `height` rows and `width` outputs exist, or all where there are more."""
     var sums = tile_products[dtype](rows, columns, units)
-    comptime for row in range(TILE_ROWS):
-        if row < height:
-            comptime if gated:
-                var gate = sums[2 * row]
-                var gated_sums = gate / (1 + exp(-gate)) * sums[2 * row + 1]
-                store_lanes(target.unsafe_offset(row * stride), gated_sums, width)
-            else:
-                comptime for half in range(2):
-                    var place = target.unsafe_offset(row * stride + half * LANES)
-                    store_lanes(place, sums[2 * row + half], width - half * LANES)
+    store_tile[gated](target, sums, stride, height, width)

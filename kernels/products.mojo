@@ -12,6 +12,7 @@ its rows are summed at a time. It is summed over the whole axis before it leaves
 """
 
 from std.collections import Array
+from std.math import exp
 from std.memory import Pointer, bitcast
 from std.sys import CompilationTarget, llvm_intrinsic
 
@@ -118,3 +119,28 @@ def store_lanes[dtype: DType](place: Pointer[mut=True, Scalar[dtype], _], number
         return
     for i in range(count):
         place.unsafe_store(i, numbers[i].cast[dtype]())
+
+
+@always_inline
+def store_tile[
+    dtype: DType, //, gated: Bool
+](place: Pointer[mut=True, Scalar[dtype], _], sums: Tile, stride: Int, height: Int, width: Int):
+    """Round and store a tile's sums, or what its left half gates of its right half.
+
+    Args:
+        place: Of its first output.
+        sums: The tile.
+        stride: From one row of outputs to the next.
+        height: Rows that exist; all where there are more.
+        width: Outputs that exist; all where there are more.
+    """
+    comptime for row in range(TILE_ROWS):
+        if row < height:
+            comptime if gated:
+                var gate = sums[2 * row]
+                var gated_sums = gate / (1 + exp(-gate)) * sums[2 * row + 1]
+                store_lanes(place.unsafe_offset(row * stride), gated_sums, width)
+            else:
+                comptime for half in range(2):
+                    var there = place.unsafe_offset(row * stride + half * LANES)
+                    store_lanes(there, sums[2 * row + half], width - half * LANES)

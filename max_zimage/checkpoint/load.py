@@ -16,8 +16,10 @@ from max.dtype import DType
 from max_zimage.checkpoint.layout import deinterleave_pairs, packed, packs
 from max_zimage.checkpoint.numbers import Bits
 from max_zimage.checkpoint.plan import LoadPlan, ParameterRecipe
+from max_zimage.checkpoint.quantized import quantized
 from max_zimage.checkpoint.tensors import Files, Tensor
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.linear import Codes
 
 
 def load(
@@ -38,11 +40,40 @@ def load(
         only: Engine names of the parameters that are loaded; None for all of them.
 
     Returns:
-        Engine name -> buffer in host memory. A buffer that views a file keeps it mapped.
+        Engine name -> buffer in host memory. A buffer that views a file keeps it mapped. A quantized matrix has its
+        scales beside it, see `scales_of`.
     """
-    files = Files()
+    files, made = Files(), dict[str, Buffer]()
     recipes = [_as_stored(each) if keep_filters and each.layout == "conv" else each for each in checked.recipes]
-    return {each.engine: _made(each, files, dtype, to_pack) for each in recipes if only is None or each.engine in only}
+    for each in recipes:
+        if only is None or each.engine in only:
+            codes = checked.codes(each)
+            if codes is None:
+                made[each.engine] = _made(each, files, dtype, to_pack)
+            else:
+                made[each.engine], made[scales_of(each.engine)] = _quantized(each, codes, files)
+    return made
+
+
+def scales_of(engine: str) -> str:
+    """What the graphs call the scales of a quantized parameter."""
+    return f"{engine.removesuffix('.weight')}.scales"
+
+
+def loaded_names(checked: LoadPlan) -> list[str]:
+    """Engine names of all that loading a component gives."""
+    return [
+        name
+        for each in checked.recipes
+        for name in ([each.engine] if checked.codes(each) is None else [each.engine, scales_of(each.engine)])
+    ]
+
+
+def _quantized(recipe: ParameterRecipe, codes: Codes, files: Files) -> tuple[Buffer, Buffer]:
+    values = _stack(recipe.parts, files, "float32").view(np.float32).reshape(recipe.shape)
+    deinterleave_pairs(values, recipe.rotary_heads, recipe.head_dim)
+    assert recipe.packing is not None
+    return quantized(values, recipe.packing, codes)
 
 
 def _as_stored(recipe: ParameterRecipe) -> ParameterRecipe:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from max_zimage.checkpoint.transforms import transformed
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.device.dtypes import BYTES, ModelDtype
 from max_zimage.errors import CheckpointError
+from max_zimage.graphs.linear import Codes, Storage, codes_of
 
 _SHOWN = 5  # names shown of each kind of problem
 
@@ -58,6 +60,7 @@ class LoadPlan:
         files: Where it comes from.
         recipes: How every parameter is made.
         dropped: Tensors of the files that are not loaded -> why.
+        storage: How matrices are kept in memory; None for the model's dtype.
     """
 
     component: str
@@ -65,6 +68,18 @@ class LoadPlan:
     files: tuple[Path, ...]
     recipes: tuple[ParameterRecipe, ...]
     dropped: Mapping[str, str]
+    storage: Storage | None = None
+
+    def codes(self, recipe: ParameterRecipe) -> Codes | None:
+        """How a parameter is quantized; None if it is not. `graphs.linear` decides alike."""
+        stem, found, _ = recipe.engine.rpartition(".weight")
+        if self.storage is None or not found or recipe.packing not in ("panels", "gated") or stem in self._biased:
+            return None
+        return codes_of(self.storage, recipe.shape[1])
+
+    @cached_property
+    def _biased(self) -> frozenset[str]:
+        return frozenset(each.engine.removesuffix(".bias") for each in self.recipes if each.engine.endswith(".bias"))
 
     @property
     def dtype(self) -> ModelDtype:
@@ -77,7 +92,13 @@ class LoadPlan:
 
     def nbytes(self, dtype: ModelDtype) -> int:
         """Memory that the loaded weights take in a dtype."""
-        return sum(prod(recipe.shape) for recipe in self.recipes) * BYTES[dtype]
+        total = 0.0
+        for recipe in self.recipes:
+            codes = self.codes(recipe)
+            # A scale is a float32 number.
+            each = BYTES[dtype] if codes is None else codes.bits / 8 + 4 / codes.group
+            total += prod(recipe.shape) * each
+        return round(total)
 
 
 def plan(names: ParameterTable, source: Source, transforms: Sequence[Transform] = ()) -> LoadPlan:

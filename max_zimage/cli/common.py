@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+QUANTIZE_HELP = "transformer=int8,text_encoder=q4 or one of them: weights rounded to 8 or 4 bits, on a CPU"
 DEFAULT_PROMPT = "a red star on a blue background"
 """Drawn where neither a prompt nor a picture to repeat is given."""
 

@@ -124,6 +124,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         dtype=wanted.dtype,
         weight_path=wanted.weight_paths,
         templates_dir=arguments.templates_dir,
+        quantize=wanted.quantize,
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -163,9 +164,10 @@ def _draw(
             outcome.problems.append(f"seed {one.seed}: {error}")
             continue
         outcome.picture_seconds.append(time.perf_counter() - begin)
-        dtype, device = pipeline.sources.dtypes["transformer"], device_kind(pipeline.device)
+        sources = pipeline.sources
+        ran = sources.dtypes["transformer"], device_kind(pipeline.device), sources.quantize
         # A picture cannot hold the latents that it began with.
-        parameters = None if one.latents is not None else parameters_of(one, wanted, dtype, device)
+        parameters = None if one.latents is not None else parameters_of(one, wanted, *ran)
         outcome.parameters += [parameters] if parameters else []
         saved = save(pixels, one.output_type, path, parameters, outcome.problems)
         outcome.files.append(saved)

@@ -54,6 +54,7 @@ def info(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             dtype=arguments.dtype or "auto",
             weight_path=arguments.weight_path,
+            quantize=arguments.quantize,
         )
         facts = {
             "versions": versions(),
@@ -131,6 +132,7 @@ def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
         "parameters": count,
         "dtype_in_files": plan.dtype,
         "dtype": dtype,
+        "storage": plan.storage,
         "bytes": plan.nbytes("float32" if dtype == "float32" else "bfloat16"),
     }
 
@@ -183,7 +185,7 @@ def _print(facts: dict[str, Any]) -> None:
             part["name"],
             f"{part['parameters']:,}",
             part["dtype_in_files"],
-            part["dtype"],
+            " and ".join(filter(None, (part["storage"], part["dtype"]))),
             _size(part["bytes"]),
             str(len(part["files"])),
             part["format"],

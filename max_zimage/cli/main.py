@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from max_zimage import embedded
-from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
+from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.cli.profile_flags import add_profile
@@ -176,3 +176,4 @@ def _add_model(parser: _Parser) -> None:
     model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
     model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+    model.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)

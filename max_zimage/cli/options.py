@@ -34,6 +34,7 @@ class GenerateOptions:
         model: Checkpoint, as it was named.
         weight_paths: Weight files in place of its own.
         dtype: "auto", "bfloat16" or "float32".
+        quantize: Which components keep quantized weights, and how; None where nothing says so.
         drawn_on: The device that the picture to be repeated was drawn on, where it says so.
         doubts: What may make it another picture, in sentences.
     """
@@ -42,6 +43,7 @@ class GenerateOptions:
     model: str
     weight_paths: tuple[str, ...]
     dtype: str
+    quantize: str | None
     drawn_on: str | None
     doubts: tuple[str, ...]
 
@@ -62,6 +64,7 @@ class GenerateOptions:
             model=_first(arguments.model, saved and saved.model, embedded.NAME),
             weight_paths=tuple(arguments.weight_path) or weights,
             dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
+            quantize=_first(arguments.quantize, saved and saved.quantize, None),
             drawn_on=None if saved is None else saved.device,
             doubts=_doubts(arguments, saved),
         )
@@ -90,7 +93,7 @@ def model_path(name: str | None) -> str | None:
 
 
 def parameters_of(
-    request: GenerationRequest, wanted: GenerateOptions, dtype: ModelDtype, device: str
+    request: GenerationRequest, wanted: GenerateOptions, dtype: ModelDtype, device: str, quantize: str
 ) -> GenerationParameters:
     """What a picture remembers.
 
@@ -99,9 +102,11 @@ def parameters_of(
         wanted: Names the model and its weight files.
         dtype: That the model ran in.
         device: "cpu" or "gpu".
+        quantize: Which of its components kept quantized weights, and how.
     """
+    model, files = wanted.model, wanted.weight_paths
     return GenerationParameters.of(
-        request, model=wanted.model, weight_paths=wanted.weight_paths, dtype=dtype, device=device
+        request, model=model, weight_paths=files, dtype=dtype, device=device, quantize=quantize
     )
 
 

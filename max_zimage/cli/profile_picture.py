@@ -32,6 +32,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
         device=arguments.device,
         dtype=arguments.dtype or "auto",
         weight_path=arguments.weight_path,
+        quantize=arguments.quantize,
     )
     sources, device = prepared.sources, prepared.devices[0]
     with warnings.catch_warnings():

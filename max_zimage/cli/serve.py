@@ -40,11 +40,18 @@ def serve(arguments: argparse.Namespace) -> int:
             os.environ[VARIABLE] = str(Path(arguments.templates_dir).resolve())
         _ = Templates().all
         from max_zimage import ZImagePipeline
+        from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
         from max_zimage.serving.capacity import check_capacity
 
         prepared = ZImagePipeline.prepare(
-            settings.model, device=settings.device, dtype=settings.dtype, step_cache=settings.step_cache
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            step_cache=settings.step_cache,
+            quantize=arguments.quantize,
         )
+        # By the environment, which the worker has too.
+        os.environ[QUANTIZE] = prepared.sources.quantize
         check_capacity(settings, prepared)
     from max_zimage.serving.server import run
 

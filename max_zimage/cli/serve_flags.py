@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from max_zimage.cli.common import at_least_one
+from max_zimage.cli.common import QUANTIZE_HELP, at_least_one
 from max_zimage.cli.field_flags import add_flag
 from max_zimage.serving.http.callers import host_name, origin_of
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
@@ -32,6 +32,7 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--port", type=int, default=ServerSettings.port, help="8000 if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+    parser.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
     _add_running(parser)
     _add_limits(parser)

@@ -15,6 +15,7 @@ from max_zimage.compile.counting import Counter, Shapes
 from max_zimage.compile.work import Work
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.layers import build
+from max_zimage.graphs.linear import Storage, stored_as
 
 ComponentName = Literal["text_encoder", "transformer", "vae"]
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
@@ -53,16 +54,18 @@ class Entry:
     is_ahead: bool = True
     is_numbered: bool = False
 
-    def module(self, spec: object, model_dtype: ModelDtype, device: DeviceRef) -> Made:
+    def module(self, spec: object, model_dtype: ModelDtype, device: DeviceRef, storage: Storage | None = None) -> Made:
         """The Module and the types of its inputs.
 
         Args:
             spec: The component's.
             model_dtype: Of its weights and computation.
             device: Where it will run.
+            storage: How its matrices are kept; None for the dtype.
         """
         dtype = DType.float32 if self.is_float32 else DType[model_dtype]
-        module: Any = build(lambda: self.make(spec), dtype, device)
+        with stored_as(storage):
+            module: Any = build(lambda: self.make(spec), dtype, device)
         return module, tuple(module.input_types(dtype, device))
 
     def key_of(self, spec: object) -> object:

@@ -13,6 +13,7 @@ from max_zimage.compile.compiler import CompiledGraph, compile_graph
 from max_zimage.compile.entry import Entry
 from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.linear import Storage
 
 
 def define(
@@ -23,6 +24,7 @@ def define(
     *,
     session: InferenceSession,
     device: Device,
+    storage: Storage | None = None,
 ) -> CompiledGraph:
     """Define a graph, to be compiled with others or by its first call.
 
@@ -33,8 +35,9 @@ def define(
         weights: The component's, under its own names; see `compile_graph`.
         session: Where it will run.
         device: Where it runs.
+        storage: How its matrices are kept; None for the dtype.
     """
-    module, types = entry.module(spec, model_dtype, DeviceRef.from_device(device))
+    module, types = entry.module(spec, model_dtype, DeviceRef.from_device(device), storage)
     return compile_graph(
         entry.name,
         module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from max.driver import Buffer, Device
@@ -112,7 +113,8 @@ class ZImageComponent(ComponentModel):
             weights: Under the graph's own names.
         """
         session, device = self.session, self.device
-        return define(entry_of(name), self.spec, self.dtype_name, weights, session=session, device=device)
+        what = entry_of(name), self.spec, self.dtype_name, weights
+        return define(*what, session=session, device=device, storage=self.plan().storage)
 
     @property
     def kept_weights(self) -> Mapping[str, Buffer]:
@@ -170,7 +172,7 @@ class ZImageComponent(ComponentModel):
         """
         before = self.plan()
         source = open_source(before.files)
-        self._plan = now = plan(self.names(), source, transforms)
+        self._plan = now = replace(plan(self.names(), source, transforms), storage=before.storage)
         changed = frozenset(each.engine for each in {*now.recipes} - {*before.recipes})
         if changed:
             in_part = self.device.is_host and self._weights is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from max.driver import Buffer
 
 from max_zimage.checkpoint.expand import text_encoder_names
 from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.load import loaded_names
 from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph, share_compiled, wait_for
@@ -98,7 +100,7 @@ class EncoderLayers:
         """
         component, kept = self._component, self._component.kept_weights
         checked = self._plan(final_norm=_NORM in places)
-        names = {place: [each.engine for each in checked.recipes if _is_of(each.engine, place)] for place in places}
+        names = {place: [name for name in loaded_names(checked) if _is_of(name, place)] for place in places}
         missing = {name for own in names.values() for name in own if name not in kept}
         nbytes = 0
         if not component.device.is_host:
@@ -118,7 +120,8 @@ class EncoderLayers:
     def _plan(self, *, final_norm: bool) -> LoadPlan:
         """What is loaded of all layers."""
         names = text_encoder_names(self._spec, self._spec.num_layers, final_norm=final_norm)
-        return plan(names, open_source(self._component.plan().files), self._transforms)
+        kept = self._component.plan()
+        return replace(plan(names, open_source(kept.files), self._transforms), storage=kept.storage)
 
 
 def _is_of(name: str, place: str) -> bool:

@@ -26,6 +26,7 @@ from max_zimage.device.memory import available_memory, check_device_memory, chec
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.max_config import pipeline_config
+from max_zimage.pipeline.storages import Quantize, storages_of
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.sampling.step_cache import StepCache, flags_of
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -67,6 +68,7 @@ def check_model(
     weight_path: PathName | Sequence[PathName],
     step_cache: StepCache | str | None,
     templates_dir: PathName | None = None,
+    quantize: Quantize = None,
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
@@ -75,12 +77,15 @@ def check_model(
     spec = device_spec(device)
     devices = load_devices([spec])
     model_dtype(dtype, devices[0])
+    storages = None if quantize is None else storages_of(quantize, devices[0])
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
     directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH))
     config = pipeline_config(directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
     paths = [Path(path) for path in given]
     sources = find_sources(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS).with_step_cache(cache)
+    if storages is not None:
+        sources = sources.with_storage(storages)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
     tokenizer = PromptTokenizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from max_zimage.compile import device_graphs, device_weights
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
 from max_zimage.errors import CheckpointError
+from max_zimage.graphs.linear import Storage
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER
+from max_zimage.pipeline.storages import VARIABLE, in_words, storages_of
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
 from max_zimage.sampling.step_cache import StepCache
@@ -61,6 +64,16 @@ class CheckpointManifest:
         _ = templates.all
         return replace(self, defaults=replace(self.defaults, templates=templates))
 
+    def with_storage(self, storages: Mapping[str, Storage]) -> CheckpointManifest:
+        """The same, with matrices of some components quantized when they are loaded."""
+        plans = {name: replace(each, storage=storages.get(name)) for name, each in self.plans.items()}
+        return replace(self, plans=plans)
+
+    @property
+    def quantize(self) -> str:
+        """Which components have quantized matrices, as a user says it."""
+        return in_words({name: each.storage for name, each in self.plans.items()})
+
     @property
     def nbytes(self) -> dict[str, int]:
         """Component -> memory that its weights take."""
@@ -87,6 +100,7 @@ def find_sources(
     check_libraries(device)
     device_graphs.check(device)
     device_weights.shared(device)
+    storages = storages_of(os.environ.get(VARIABLE), device)
     models = config.models
     described = describe(config, default_steps)
     files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)
@@ -99,7 +113,7 @@ def find_sources(
         files=files,
         plans=plans,
         defaults=described.defaults,
-    )
+    ).with_storage(storages)
 
 
 def _weight_files(

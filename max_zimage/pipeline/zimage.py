@@ -45,6 +45,7 @@ from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.prepare import inputs_of_texts
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.pipeline.run import Run, sides_at
+from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -140,6 +141,7 @@ class ZImagePipeline(DiffusionPipeline):
         weight_path: PathName | Sequence[PathName] = (),
         step_cache: StepCache | str | None = None,
         templates_dir: PathName | None = None,
+        quantize: Quantize = None,
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -153,13 +155,17 @@ class ZImagePipeline(DiffusionPipeline):
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
                 compiled here. Those of another one compile when a call first asks for it.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
+            quantize: Component -> "int8" or "q4", for a CPU: {"transformer": "int8", "text_encoder": "q4"}, or the same
+                as "transformer=int8,text_encoder=q4". Their matrices are rounded when they are loaded. None is what the
+                variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
 
         Raises:
             ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
                 weight is loaded.
         """
-        given = {"device": device, "dtype": dtype, "weight_path": weight_path, "step_cache": step_cache}
-        return cls.from_prepared(cls.prepare(model, **given, templates_dir=templates_dir))
+        given: dict[str, Any] = {"device": device, "dtype": dtype, "weight_path": weight_path, "step_cache": step_cache}
+        given |= {"templates_dir": templates_dir, "quantize": quantize}
+        return cls.from_prepared(cls.prepare(model, **given))
 
     @classmethod
     def prepare(cls, model: PathName | None = None, **options: Any) -> CheckedModel:

@@ -21,7 +21,7 @@ UNKNOWN_IMAGE = "unknown"
 _ROWS = {name: row for name, row in ROWS.items() if row.kept}
 _ADDED: dict[int, dict[str, Any]] = {
     3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
-    4: {"mask_digest": None},
+    4: {"mask_digest": None, "quantize": ""},
 }
 """Format -> what came with it that is no field of a request, and what it is in pictures from before."""
 _FORMAT_VERSION = max(*_ADDED, *(row.kept.since for row in _ROWS.values() if row.kept))
@@ -56,6 +56,7 @@ class GenerationParameters:
         model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
         weight_paths: Weight files in place of the checkpoint's own, as they were named.
         dtype: "bfloat16" or "float32".
+        quantize: Which components kept quantized weights, and how, such as "transformer=int8"; empty for none.
         device: "cpu" or "gpu", whose sums are not the same to the last bit; None in pictures that do not say.
         version: Version of max_zimage.
     """
@@ -69,6 +70,7 @@ class GenerationParameters:
     model: str
     weight_paths: tuple[str, ...]
     dtype: str
+    quantize: str
     device: str | None
     version: str
 
@@ -85,6 +87,7 @@ class GenerationParameters:
         weight_paths: tuple[str, ...],
         dtype: str,
         device: str | None,
+        quantize: str = "",
         picture: int = 0,
     ) -> GenerationParameters:
         """What one picture of a request remembers.
@@ -96,6 +99,7 @@ class GenerationParameters:
             weight_paths: Weight files in place of the checkpoint's own, as they were named.
             dtype: That the model ran in.
             device: "cpu" or "gpu".
+            quantize: Which of its components kept quantized weights, and how.
             picture: Which of the request's pictures.
 
         Raises:
@@ -120,6 +124,7 @@ class GenerationParameters:
             model=model,
             weight_paths=weight_paths,
             dtype=dtype,
+            quantize=quantize,
             device=device,
             version=__version__,
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from max.pipelines.lib.config import MAXModelConfig
 
 from max_zimage.checkpoint.locate import COMPONENTS
+from max_zimage.pipeline.storages import VARIABLE
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 
@@ -20,11 +22,13 @@ class DrawnBy:
         model: Folder, hub id or the embedded model's name.
         dtype: Of weights and computation.
         device: "cpu" or "gpu".
+        quantize: Which components keep quantized weights, and how.
     """
 
     model: str
     dtype: str
     device: str
+    quantize: str
 
 
 def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list[str]:
@@ -37,9 +41,7 @@ def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list
     if source is None:
         return []
     return [
-        GenerationParameters.of(
-            asked, model=source.model, weight_paths=(), dtype=source.dtype, device=source.device, picture=picture
-        ).to_json()
+        GenerationParameters.of(asked, **asdict(source), weight_paths=(), picture=picture).to_json()
         for picture in range(asked.num_images)
     ]
 
@@ -59,4 +61,5 @@ def source_of(model: str, components: Mapping[str, MAXModelConfig]) -> DrawnBy |
     if not own or not newest or len(dtypes) != 1 or any(part.weight_path for part in parts):
         return None
     device = "cpu" if parts[0].device_specs[0].device_type == "cpu" else "gpu"
-    return DrawnBy(model=model, dtype=dtypes.pop() or ("float32" if device == "cpu" else "bfloat16"), device=device)
+    dtype = dtypes.pop() or ("float32" if device == "cpu" else "bfloat16")
+    return DrawnBy(model=model, dtype=dtype, device=device, quantize=os.environ.get(VARIABLE, ""))

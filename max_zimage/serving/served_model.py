@@ -40,6 +40,7 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
             model=settings.model or embedded.NAME,
             dtype=prepared.sources.dtypes["transformer"],
             device=device_kind(prepared.devices[0]),
+            quantize=prepared.sources.quantize,
         ),
         tokenizer=tokenizer,
         limits=settings.limits,

@@ -1,0 +1,91 @@
+"""Matrices as codes of eight or four bits with scales, rounded from what the files hold, and packed for the kernels.
+
+    float32 rows -> groups of neighbouring inputs -> scale of each group -> codes -> panels of 32 outputs
+
+A scale of eight bits is the largest magnitude over 127; of four bits it is what makes the largest magnitude -8, as the
+GGUF type Q4_0 has it. `graphs.ops.quantized_shapes` says what is stored where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+
+import numpy as np
+import numpy.typing as npt
+from max.driver import Buffer
+from max.dtype import DType
+
+from max_zimage.checkpoint.names import Packing
+from max_zimage.checkpoint.numbers import FloatArray
+from max_zimage.graphs import ops
+from max_zimage.graphs.linear import Codes
+
+CodeArray = npt.NDArray[np.uint8]
+_GATES = ops.PANEL // 2  # of a gated panel; behind them come as many ups
+
+
+def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffer, Buffer]:
+    """Round a matrix to codes.
+
+    Args:
+        values: float32 [outputs, inputs]; of a "gated" one the upper half gates the lower one.
+        packing: "panels" or "gated", see `max_zimage.checkpoint.layout.packed`.
+        codes: How; its group divides the inputs.
+
+    Returns:
+        uint8 and float32, in the shapes of `graphs.ops.quantized_shapes`. A group with a number that is not finite has
+        a scale that is none either.
+    """
+    outputs, inputs = values.shape
+    rows = 2 * (-(-outputs // ops.PANEL) * _GATES) if packing == "gated" else outputs
+    weight_shape, scales_shape = ops.quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
+    packed, scales = np.empty(weight_shape, np.uint8), np.empty(scales_shape, np.float32)
+
+    def fill(panel: int, rows_of_panel: FloatArray) -> None:
+        found, scales[panel] = _rounded(rows_of_panel, codes)
+        packed[panel] = _units(found, codes.bits)
+
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        for done in [threads.submit(fill, *each) for each in enumerate(_panels(values, packing))]:
+            done.result()
+    return (
+        Buffer.from_numpy(packed.reshape(-1)).view(DType.uint8, weight_shape),
+        Buffer.from_numpy(scales.reshape(-1)).view(DType.float32, scales_shape),
+    )
+
+
+def _panels(values: FloatArray, packing: Packing) -> Iterator[FloatArray]:
+    """The rows of each panel; zeros where there are none."""
+    halves = np.split(values, 2) if packing == "gated" else [values]
+    share = ops.PANEL // len(halves)
+    for start in range(0, len(halves[0]), share):
+        parts = [half[start : start + share] for half in halves]
+        missing = share - len(parts[0])
+        yield np.concatenate([np.pad(part, ((0, missing), (0, 0))) for part in parts] if missing else parts)
+
+
+def _rounded(rows: FloatArray, codes: Codes) -> tuple[CodeArray, FloatArray]:
+    """Codes [rows, inputs], and scales [groups, rows]."""
+    grouped = rows.reshape(len(rows), -1, codes.group)
+    middle = 1 << (codes.bits - 1)
+    if codes.bits == 8:
+        scales = np.maximum(grouped.max(axis=-1), -grouped.min(axis=-1)) / np.float32(127)
+    else:
+        high, low = grouped.max(axis=-1), grouped.min(axis=-1)
+        scales = np.where(high > -low, high, low) / np.float32(-8)
+    with np.errstate(all="ignore"):  # what is not finite shows in its scale
+        factors = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
+        whole = np.rint(grouped * factors[..., np.newaxis])
+        whole += np.float32(middle)
+        found = np.clip(whole, 0, 2 * middle - 1).astype(np.uint8)
+    return found.reshape(rows.shape), scales.T
+
+
+def _units(codes: CodeArray, bits: int) -> CodeArray:
+    """[32, inputs] -> [units, 128], or of four bits two neighbouring units in each."""
+    units = codes.view(np.uint32).T  # a unit is four codes
+    if bits == 4:
+        units = units[0::2] | (units[1::2] << np.uint32(4))
+    return np.ascontiguousarray(units).view(np.uint8)

@@ -1,0 +1,61 @@
+"""Which components keep quantized weights, from what a user says: `transformer=int8,text_encoder=q4`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+from max.driver import Device
+
+from max_zimage.graphs.linear import Storage
+
+VARIABLE = "MAX_ZIMAGE_QUANTIZE"
+"""What is quantized where nothing else is said."""
+COMPONENTS = ("transformer", "text_encoder")
+STORAGES: tuple[Storage, ...] = get_args(Storage)
+"""How they may keep them."""
+
+Quantize = str | Mapping[str, str] | None
+
+
+def storages_of(quantize: Quantize, device: Device) -> dict[str, Storage]:
+    """Read what is to be quantized.
+
+    Args:
+        quantize: Component -> storage, or the same in words; None, or nothing in it, for no component.
+        device: Where the components run.
+
+    Returns:
+        Component -> storage.
+
+    Raises:
+        ValueError: If there is no such component or storage, one is named twice, or the device is not a CPU.
+    """
+    given = _pairs(quantize) if isinstance(quantize, str) else list((quantize or {}).items())
+    found: dict[str, Storage] = {}
+    for component, named in given:
+        storage = next((each for each in STORAGES if each == named), None)
+        if component not in COMPONENTS or storage is None:
+            raise ValueError(
+                f"quantize takes COMPONENT=STORAGE with a component of {', '.join(COMPONENTS)} and a storage of "
+                f"{', '.join(STORAGES)}, got {component}={named}"
+            )
+        if component in found:
+            raise ValueError(f"quantize names {component} twice; name it once")
+        found[component] = storage
+    if found and not device.is_host:
+        raise ValueError(f"quantize is for a CPU, got device {device.label}; leave it out, or use device cpu")
+    return found
+
+
+def in_words(storages: Mapping[str, Storage | None]) -> str:
+    """The same as a user says it; empty where nothing is quantized."""
+    return ",".join(f"{name}={storages[name]}" for name in COMPONENTS if storages.get(name))
+
+
+def _pairs(words: str) -> list[tuple[str, str]]:
+    pairs = []
+    for each in words.split(",") if words.strip() else []:
+        component, _, storage = each.partition("=")
+        pairs.append((component.strip(), storage.strip()))
+    return pairs
