@@ -16,10 +16,10 @@ from typing import Literal, NamedTuple
 
 from max.dtype import DType
 from max.experimental import functional as F
-from max.experimental.nn import Linear, Module
+from max.experimental.nn import Embedding, Linear, Module
 from max.experimental.tensor import Tensor, defaults
 
-from max_zimage.graphs import gpu_ops, ops
+from max_zimage.graphs import code_ops, gpu_ops, ops
 from max_zimage.graphs.kernel_library import runs_on_nvidia, uses_cpu_kernels
 
 Storage = Literal["int8", "q4"]
@@ -136,24 +136,47 @@ class PackedGatedLinear(Module[[Tensor], Tensor]):
 
 
 class QuantizedLinear(Module[[Tensor], Tensor]):
-    """x weightᵀ or silu(x gateᵀ) · (x upᵀ) on a CPU, of quantized numbers; see `graphs.ops.quantized_linear`."""
+    """x weightᵀ or silu(x gateᵀ) · (x upᵀ) on a CPU, of quantized numbers; see `graphs.code_ops.quantized_linear`."""
 
     def __init__(self, inputs: int, outputs: int, codes: Codes, *, gated: bool = False) -> None:
         self.outputs, self.codes, self.gated = outputs, codes, gated
         rows = 2 * (-(-outputs // 16) * 16) if gated else outputs
-        weight, scales = ops.quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
+        weight, scales = code_ops.quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
         self.weight = Tensor.zeros(list(weight), dtype=DType.uint8)
         self.scales = Tensor.zeros(list(scales), dtype=DType.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
         bits, group = self.codes
-        return ops.quantized_linear(x, self.weight, self.scales, self.outputs, bits=bits, group=group, gated=self.gated)
+        return code_ops.quantized_linear(
+            x, self.weight, self.scales, self.outputs, bits=bits, group=group, gated=self.gated
+        )
+
+
+def embedding(rows: int, width: int) -> Embedding | NarrowEmbedding:
+    """A layer int [items, length] -> [items, length, width]."""
+    return Embedding(rows, dim=width) if _storage() is None else NarrowEmbedding(rows, width)
+
+
+class NarrowEmbedding(Module[[Tensor], Tensor]):
+    """Rows of a bfloat16 table, whatever the model's dtype: beside quantized weights a float32 one would be a third."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.dtype = defaults()[0]
+        self.weight = Tensor.zeros([rows, width], dtype=DType.bfloat16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Int64 [items, length] -> [items, length, width]."""
+        return F.gather(self.weight, ids, axis=0).cast(self.dtype)
 
 
 def _codes(inputs: int) -> Codes | None:
-    storage, on_host = _stored.get(), defaults()[1].devices[0].is_host
-    return codes_of(storage, inputs) if storage is not None and on_host else None
+    storage = _storage()
+    return None if storage is None else codes_of(storage, inputs)
+
+
+def _storage() -> Storage | None:
+    return _stored.get() if defaults()[1].devices[0].is_host else None
 
 
 def _panels(inputs: int, outputs: int) -> Tensor:

@@ -14,12 +14,13 @@ Reference: transformers models/qwen3/modeling_qwen3.py, `output_hidden_states`.
 from __future__ import annotations
 
 from max.dtype import DType
-from max.experimental.nn import Embedding, Module
+from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
+from max_zimage.graphs.linear import embedding
 from max_zimage.graphs.model.text_encoder import EncoderBlock, TextEncoderSpec
 
 
@@ -27,7 +28,7 @@ class EncoderStart(Module[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]):
     """Token ids to the first hidden state, and the sum that begins with it."""
 
     def __init__(self, spec: TextEncoderSpec) -> None:
-        self.embed_tokens = Embedding(spec.vocab_size, dim=spec.hidden_size)
+        self.embed_tokens = embedding(spec.vocab_size, spec.hidden_size)
 
     def forward(self, tokens: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Begin.

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
-from max.experimental.nn import Embedding, Module
+from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
-from max_zimage.graphs.linear import gated_linear, linear
+from max_zimage.graphs.linear import embedding, gated_linear, linear
 from max_zimage.graphs.model.attention import rotary_attention
 
 HIDDEN_LAYER = -2
@@ -85,7 +85,7 @@ class TextEncoder(Module[[Tensor, Tensor], Tensor]):
 
     def __init__(self, spec: TextEncoderSpec, layers_used: int) -> None:
         self.spec = spec
-        self.embed_tokens = Embedding(spec.vocab_size, dim=spec.hidden_size)
+        self.embed_tokens = embedding(spec.vocab_size, spec.hidden_size)
         self.layers = ModuleList(EncoderBlock(spec) for _ in range(layers_used))
 
     def forward(self, tokens: Tensor, rope: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def load(
         if only is None or each.engine in only:
             codes = checked.codes(each)
             if codes is None:
-                made[each.engine] = _made(each, files, dtype, to_pack)
+                made[each.engine] = _made(each, files, checked.dtype_of(each, dtype), to_pack)
             else:
                 made[each.engine], made[scales_of(each.engine)] = _quantized(each, codes, files)
     return made

@@ -24,6 +24,8 @@ from max_zimage.device.dtypes import BYTES, ModelDtype
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.linear import Codes, Storage, codes_of
 
+EMBEDDING = "embed_tokens.weight"
+
 _SHOWN = 5  # names shown of each kind of problem
 
 
@@ -77,6 +79,10 @@ class LoadPlan:
             return None
         return codes_of(self.storage, recipe.shape[1])
 
+    def dtype_of(self, recipe: ParameterRecipe, dtype: ModelDtype) -> ModelDtype:
+        """What a parameter that is not quantized has in a model of this dtype; see `graphs.linear.NarrowEmbedding`."""
+        return "bfloat16" if self.storage is not None and recipe.engine == EMBEDDING else dtype
+
     @cached_property
     def _biased(self) -> frozenset[str]:
         return frozenset(each.engine.removesuffix(".bias") for each in self.recipes if each.engine.endswith(".bias"))
@@ -96,7 +102,7 @@ class LoadPlan:
         for recipe in self.recipes:
             codes = self.codes(recipe)
             # A scale is a float32 number.
-            each = BYTES[dtype] if codes is None else codes.bits / 8 + 4 / codes.group
+            each = BYTES[self.dtype_of(recipe, dtype)] if codes is None else codes.bits / 8 + 4 / codes.group
             total += prod(recipe.shape) * each
         return round(total)
 

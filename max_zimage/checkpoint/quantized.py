@@ -3,7 +3,7 @@
     float32 rows -> groups of neighbouring inputs -> scale of each group -> codes -> panels of 32 outputs
 
 A scale of eight bits is the largest magnitude over 127; of four bits it is what makes the largest magnitude -8, as the
-GGUF type Q4_0 has it. `graphs.ops.quantized_shapes` says what is stored where.
+GGUF type Q4_0 has it. `graphs.code_ops.quantized_shapes` says what is stored where.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from max.dtype import DType
 
 from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.numbers import FloatArray
-from max_zimage.graphs import ops
+from max_zimage.graphs.code_ops import quantized_shapes
 from max_zimage.graphs.linear import Codes
+from max_zimage.graphs.ops import PANEL
 
 CodeArray = npt.NDArray[np.uint8]
-_GATES = ops.PANEL // 2  # of a gated panel; behind them come as many ups
+_GATES = PANEL // 2  # of a gated panel; behind them come as many ups
 
 
 def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffer, Buffer]:
@@ -35,12 +36,12 @@ def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffe
         codes: How; its group divides the inputs.
 
     Returns:
-        uint8 and float32, in the shapes of `graphs.ops.quantized_shapes`. A group with a number that is not finite has
-        a scale that is none either.
+        uint8 and float32, in the shapes of `graphs.code_ops.quantized_shapes`. A group with a number that is not finite
+        has a scale that is none either.
     """
     outputs, inputs = values.shape
-    rows = 2 * (-(-outputs // ops.PANEL) * _GATES) if packing == "gated" else outputs
-    weight_shape, scales_shape = ops.quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
+    rows = 2 * (-(-outputs // PANEL) * _GATES) if packing == "gated" else outputs
+    weight_shape, scales_shape = quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
     packed, scales = np.empty(weight_shape, np.uint8), np.empty(scales_shape, np.float32)
 
     def fill(panel: int, rows_of_panel: FloatArray) -> None:
@@ -59,7 +60,7 @@ def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffe
 def _panels(values: FloatArray, packing: Packing) -> Iterator[FloatArray]:
     """The rows of each panel; zeros where there are none."""
     halves = np.split(values, 2) if packing == "gated" else [values]
-    share = ops.PANEL // len(halves)
+    share = PANEL // len(halves)
     for start in range(0, len(halves[0]), share):
         parts = [half[start : start + share] for half in halves]
         missing = share - len(parts[0])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from max.driver import Buffer
 from max.dtype import DType
@@ -14,10 +15,10 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from max_zimage.checkpoint.quantized import quantized
-from max_zimage.graphs import ops
+from max_zimage.graphs.code_ops import quantized_linear
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.linear import Codes, QuantizedLinear, codes_of, gated_linear, linear, stored_as
-from tests.references import quantized as references
+from tests.references import code_products as references
 from tests.references.op_modules import Op, Typed, compile_ops, run
 
 HOST = DeviceRef.CPU()
@@ -36,7 +37,7 @@ def op(codes: Codes, *, gated: bool, dtype: DType = DType.float32) -> Typed:
     bits, group = codes
 
     def call(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-        return ops.quantized_linear(x, weight, scales, OUTPUTS[gated], bits=bits, group=group, gated=gated)
+        return quantized_linear(x, weight, scales, OUTPUTS[gated], bits=bits, group=group, gated=gated)
 
     return Op(call, types)
 
@@ -50,7 +51,7 @@ def compiled() -> Models:
     return compile_ops(makers, DType.float32, {})
 
 
-def values(*shape: int, seed: int) -> np.ndarray:
+def values(*shape: int, seed: int) -> npt.NDArray[np.float32]:
     """Normally distributed, some far out, as a network's are."""
     generator = np.random.default_rng(seed)
     drawn = generator.standard_normal(shape).astype(np.float32)
@@ -62,7 +63,7 @@ def values(*shape: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("items", "length"), [(1, 1), (1, 12), (2, 13), (1, 40)])
 def test_against_numpy(compiled: Models, name: str, gated: bool, items: int, length: int) -> None:
     codes, outputs = CODES[name], OUTPUTS[gated] * (1 + gated)
-    x, weight = values(items, length, 256, seed=1), 0.1 * values(outputs, 256, seed=2)
+    x, weight = values(items, length, 256, seed=1), values(outputs, 256, seed=2) * np.float32(0.1)
     weight[3] = 0
     weight[5, :128] = 0
     x[0, 0, 128:] = 0
@@ -73,7 +74,7 @@ def test_against_numpy(compiled: Models, name: str, gated: bool, items: int, len
     assert np.abs(got - expected).max() <= BOUND * np.abs(expected).max()
 
 
-def test_bfloat16_is_rounded_once(compiled: dict) -> None:
+def test_bfloat16_is_rounded_once(compiled: Models) -> None:
     x, weight = values(1, 13, 256, seed=1), values(43, 256, seed=2)
     bits = x.view(np.uint32) >> 16 << 16
     x = bits.view(np.float32)
