@@ -18,8 +18,6 @@ from max.engine import CompiledModel, InferenceSession
 from max.experimental import custom
 from max.graph import DeviceRef, Graph, Module, Type
 
-from max_zimage.graphs.cpu import instructions
-
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 """Folder of the Mojo sources: beside `graphs`, in a checkout and in a wheel."""
 
@@ -37,10 +35,9 @@ def without_kernels() -> Iterator[None]:
 
 
 def uses_cpu_kernels(dtype: DType, device: Device | DeviceRef) -> bool:
-    """Whether graphs use the ops of `kernels` for a CPU: in float32, and in bfloat16 if it multiplies bfloat16."""
-    if not _own_kernels.get() or not (device.is_host if isinstance(device, Device) else device.is_cpu()):
-        return False
-    return dtype == DType.float32 or (dtype == DType.bfloat16 and "avx512_bf16" in instructions())
+    """Whether graphs use the ops of `kernels` for a CPU: in float32 and bfloat16, whatever the processor has."""
+    on_host = device.is_host if isinstance(device, Device) else device.is_cpu()
+    return _own_kernels.get() and on_host and dtype in (DType.float32, DType.bfloat16)
 
 
 def runs_on_nvidia(dtype: DType, device: Device | DeviceRef) -> bool:

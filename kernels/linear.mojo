@@ -16,7 +16,18 @@ from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 from std.sys.info import num_physical_cores
 
-from .products import LANES, TILE_COLUMNS, TILE_ROWS, pack_rows, per_unit, store_tile, tile_products
+from .products import (
+    LANES,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    pack_rows,
+    pack_wide_rows,
+    per_unit,
+    store_tile,
+    tile_products,
+    wide_products,
+    widens,
+)
 
 comptime TASKS_PER_CORE = 4  # a core that another program takes away holds up a part of the work only
 
@@ -108,18 +119,19 @@ def _multiply_panels[
     column_panels: Int,
 ):
     comptime width = LANES if gated else TILE_COLUMNS  # outputs of a tile
+    comptime wide = widens[dtype]()
     var row_panels = ceildiv(rows, TILE_ROWS)
-    var packed = alloc(Layout[UInt32](count=row_panels * units * TILE_ROWS))
+    var words = units * (2 if wide else 1) * TILE_ROWS  # of a panel of rows
+    var packed = alloc(Layout[UInt32](count=row_panels * words))
     var panels = packed.unsafe_ptr()
 
     def pack(panel: Int) {imm}:
         var first = panel * TILE_ROWS
-        pack_rows(
-            source.unsafe_offset(first * units),
-            panels.unsafe_offset(first * units),
-            min(TILE_ROWS, rows - first),
-            units,
-        )
+        var some, place = source.unsafe_offset(first * units), panels.unsafe_offset(panel * words)
+        comptime if wide:
+            pack_wide_rows(some, place, min(TILE_ROWS, rows - first), units)
+        else:
+            pack_rows(some, place, min(TILE_ROWS, rows - first), units)
 
     sync_parallelize(pack, row_panels)
     var tiles = row_panels * column_panels
@@ -130,7 +142,7 @@ def _multiply_panels[
             var row, column = tile % row_panels * TILE_ROWS, tile // row_panels
             _tile[dtype, gated](
                 target.unsafe_offset(row * outputs + column * width),
-                panels.unsafe_offset(row * units),
+                panels.unsafe_offset(row // TILE_ROWS * words),
                 columns.unsafe_offset(column * units * TILE_COLUMNS),
                 units,
                 outputs,
@@ -155,5 +167,7 @@ def _tile[
     width: Int,
 ):
     """One tile, of which `height` rows and `width` outputs exist, or all where there are more."""
-    var sums = tile_products[dtype](rows, columns, units)
-    store_tile[gated](target, sums, stride, height, width)
+    comptime if widens[dtype]():
+        store_tile[gated](target, wide_products(rows, columns, units), stride, height, width)
+    else:
+        store_tile[gated](target, tile_products[dtype](rows, columns, units), stride, height, width)

@@ -43,12 +43,31 @@ def add_products[dtype: DType](sums: Lanes, a: Units, b: Units) -> Lanes:
     comptime if dtype == F32:
         return bitcast[F32, LANES](a).fma(bitcast[F32, LANES](b), sums)
     else:
-        var left, right = bitcast[BF16, 2 * LANES](a), bitcast[BF16, 2 * LANES](b)
         comptime if CompilationTarget._has_feature["avx512bf16"]():
+            var left, right = bitcast[BF16, 2 * LANES](a), bitcast[BF16, 2 * LANES](b)
             return llvm_intrinsic["llvm.x86.avx512bf16.dpbf16ps.512", Lanes](sums, left, right)
         else:
-            var x, y = left.cast[F32]().deinterleave(), right.cast[F32]().deinterleave()
-            return x[0].fma(y[0], x[1].fma(y[1], sums))
+            return first(a).fma(first(b), second(a).fma(second(b), sums))
+
+
+@always_inline
+def first(pairs: Units) -> Lanes:
+    """Of pairs of bfloat16 numbers, which are the upper halves of float32 ones."""
+    return bitcast[F32, LANES](pairs << Units(16))
+
+
+@always_inline
+def second(pairs: Units) -> Lanes:
+    """The other ones."""
+    return bitcast[F32, LANES](pairs & Units(0xFFFF0000))
+
+
+def widens[dtype: DType]() -> Bool:
+    """Whether rows are packed as float32, because the processor multiplies nothing narrower.
+
+    What is packed then is [panels][numbers][12] and not in units.
+    """
+    return dtype == BF16 and not CompilationTarget._has_feature["avx512bf16"]()
 
 
 @always_inline
@@ -60,6 +79,28 @@ def tile_products[
     comptime for part in range(TILE_ROWS // PART_ROWS):
         var sums = Part(fill=Lanes(0))
         add_units[dtype](sums, rows.unsafe_offset(part * PART_ROWS), 1, TILE_ROWS, columns, units)
+        comptime for i in range(2 * PART_ROWS):
+            tile[part * 2 * PART_ROWS + i] = sums[i]
+    return tile^
+
+
+@always_inline
+def wide_products(rows: Pointer[mut=_, UInt32, _], columns: Pointer[mut=_, UInt32, _], units: Int) -> Tile:
+    """Sum a tile over panels of float32 rows and of pairs of bfloat16 columns, which are widened in registers."""
+    var tile = Tile(fill=Lanes(0))
+    var numbers = rows.unsafe_bitcast[Float32]()
+    comptime for part in range(TILE_ROWS // PART_ROWS):
+        var sums = Part(fill=Lanes(0))
+        for unit in range(units):
+            var left = columns.unsafe_load[width=LANES](unit * TILE_COLUMNS)
+            var right = columns.unsafe_load[width=LANES](unit * TILE_COLUMNS + LANES)
+            comptime for half in range(2):
+                var a = first(left) if half == 0 else second(left)
+                var b = first(right) if half == 0 else second(right)
+                comptime for row in range(PART_ROWS):
+                    var number = Lanes(numbers.unsafe_load((2 * unit + half) * TILE_ROWS + part * PART_ROWS + row))
+                    sums[2 * row] = a.fma(number, sums[2 * row])
+                    sums[2 * row + 1] = b.fma(number, sums[2 * row + 1])
         comptime for i in range(2 * PART_ROWS):
             tile[part * 2 * PART_ROWS + i] = sums[i]
     return tile^
@@ -109,6 +150,22 @@ def pack_rows(source: Pointer[mut=_, UInt32, _], panel: Pointer[mut=True, UInt32
             panel.unsafe_store(
                 unit * TILE_ROWS + row, source.unsafe_load(row * units + unit) if row < rows else UInt32(0)
             )
+
+
+def pack_wide_rows(source: Pointer[mut=_, UInt32, _], panel: Pointer[mut=True, UInt32, _], rows: Int, units: Int):
+    """Fill one panel with float32 numbers; rows that are not there are zero.
+
+    Args:
+        source: [rows][units], pairs of bfloat16.
+        panel: [2 units][12].
+        rows: How many there are, at most 12.
+        units: Units in a row.
+    """
+    for row in range(TILE_ROWS):
+        for unit in range(units):
+            var pair = source.unsafe_load(row * units + unit) if row < rows else UInt32(0)
+            panel.unsafe_store(2 * unit * TILE_ROWS + row, pair << 16)
+            panel.unsafe_store((2 * unit + 1) * TILE_ROWS + row, pair & 0xFFFF0000)
 
 
 @always_inline
