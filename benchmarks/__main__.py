@@ -24,6 +24,7 @@ PARTS = {
     "skipped_step": "what a step costs that a step cache leaves out, at 1024x1024",
     "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
+    "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
@@ -115,6 +116,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import tiles
 
         return tiles.rows(tiles.QUICK if quick else tiles.FULL, repeats)
+    if part == "published_size":
+        from benchmarks import published_size
+
+        return published_size.rows(quick=quick)
     if part == "serving":
         from benchmarks import serving
 

@@ -1,0 +1,134 @@
+"""The published size on a CPU: seconds to load, of a forward and of decoding, and the most memory, each in a process.
+
+Weights are random, which costs what the real ones cost: `python -m benchmarks.make_checkpoint DIR --turbo` writes them,
+and MAX_ZIMAGE_PUBLISHED_SIZE=DIR names them here. A process whose graphs had to be compiled is run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, Row, Timing
+
+VARIABLE = "MAX_ZIMAGE_PUBLISHED_SIZE"
+SIDE = 256
+FORWARDS = 4  # the first one has its start with it, and is not counted
+_DRAW = f"""
+marks = []
+def told(pipeline, step, timestep, values):
+    marks.append(time.perf_counter())
+    return values
+loaded = time.perf_counter()
+pipe("a red star on a blue background, drawn by hand", height={SIDE}, width={SIDE}, num_inference_steps=STEPS,
+     guidance_scale=0.0, callback_on_step_end=told)
+end = time.perf_counter()
+with open("/proc/self/status") as status:
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+print(json.dumps(dict(load=loaded - begin, forwards=[b - a for a, b in zip(marks, marks[1:])], decode=end - marks[-1],
+                      first=marks[0] - loaded, peak=peak, misses=misses())))
+"""
+_OURS = """
+import json, time
+begin = time.perf_counter()
+from max_zimage import ZImagePipeline
+from max_zimage.compile.modules import counts
+misses = lambda: counts["misses"]
+pipe = ZImagePipeline.from_pretrained(DIRECTORY, device="cpu", dtype=DTYPE, quantize=QUANTIZE)
+"""
+_DIFFUSERS = """
+import json, time
+begin = time.perf_counter()
+import torch
+from diffusers import ZImagePipeline
+misses = lambda: 0
+pipe = ZImagePipeline.from_pretrained(DIRECTORY, dtype=getattr(torch, DTYPE))
+pipe.set_progress_bar_config(disable=True)
+"""
+BOTH = "transformer=int8,text_encoder=int8"
+VARIANTS: Mapping[str, tuple[str, str, str]] = {
+    "diffusers": (_DIFFUSERS, "bfloat16", ""),
+    "ours": (_OURS, "bfloat16", ""),
+    "ours, int8": (_OURS, "float32", BOTH),
+    "ours, int8, text encoder q4": (_OURS, "float32", "transformer=int8,text_encoder=q4"),
+}
+"""Name -> code that loads, dtype, what is quantized."""
+
+
+def rows(*, quick: bool) -> list[Row]:
+    """Measure.
+
+    Args:
+        quick: Whether to take the embedded model, for a look at whether it runs.
+
+    Raises:
+        RuntimeError: If no checkpoint is named, or a process ends without a picture.
+    """
+    from max_zimage.embedded import PATH
+
+    directory = PATH if quick else Path(os.environ.get(VARIABLE, ""))
+    if not (directory / "model_index.json").is_file():
+        raise RuntimeError(
+            f"{VARIABLE} must name a checkpoint of the published size, got {os.environ.get(VARIABLE)!r}; "
+            "write one with python -m benchmarks.make_checkpoint DIR --turbo"
+        )
+    found: list[Row] = []
+    for name, (load, dtype, quantize) in VARIANTS.items():
+        code = load.replace("DTYPE", repr(dtype)).replace("QUANTIZE", repr(quantize)) + _DRAW
+        found += _rows(name, f"{quantize.replace('=', ' ')} {dtype}".strip(), _measured(code, directory))
+    return found
+
+
+def _measured(code: str, directory: Path) -> dict[str, Any]:
+    code = code.replace("DIRECTORY", repr(str(directory))).replace("STEPS", str(FORWARDS))
+    told = _run(code)
+    return _run(code) if told["misses"] else told
+
+
+def _run(code: str) -> dict[str, Any]:
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    with tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            check=False,
+        )
+        errors.seek(0)
+        said = errors.read()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"the process ended with {done.returncode} and no picture:\n{said[-2000:]}")
+    told: dict[str, Any] = json.loads(lines[-1])
+    return told
+
+
+def _rows(name: str, dtype: str, told: Mapping[str, Any]) -> list[Row]:
+    parts = {
+        "loading": [told["load"]],
+        "encoding and the first forward": [told["first"]],
+        "a forward": told["forwards"],
+        "decoding": [told["decode"]],
+    }
+    peak, is_first = told["peak"] / 1024, name == next(iter(VARIANTS))
+    return [
+        Row(
+            case=f"published size, {part}",
+            variant=name,
+            dtype=dtype,
+            sizes=f"{SIDE}x{SIDE}, {FORWARDS} forwards without guidance",
+            timing=Timing.of(seconds),
+            peak_mib=peak,
+            reference=is_first,
+        )
+        for part, seconds in parts.items()
+    ]
