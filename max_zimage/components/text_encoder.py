@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from max.driver import Buffer
 from typing_extensions import override
 
 from max_zimage.checkpoint.config import text_encoder_spec
+from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph
@@ -19,6 +21,7 @@ from max_zimage.device.devices import upload
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
 from max_zimage.request.hidden_layer import DEFAULT_HIDDEN_LAYER, HiddenLayer
 from max_zimage.sampling.positions import padded, text_rope
+from max_zimage.text.kept_features import KeptFeatures
 
 
 class ZImageTextEncoderModel(ZImageComponent):
@@ -28,7 +31,10 @@ class ZImageTextEncoderModel(ZImageComponent):
         model: The graph, `graphs.model.text_encoder.TextEncoder`.
         layers: Its other hidden states, layer by layer.
         spec: Its shape.
+        kept_features: Features of prompts that came before; None to keep none.
     """
+
+    kept_features: KeptFeatures | None = None
 
     model: CompiledGraph
     spec: TextEncoderSpec
@@ -43,8 +49,14 @@ class ZImageTextEncoderModel(ZImageComponent):
     @override
     def bind(self, transforms: Sequence[Transform] = ()) -> frozenset[str]:
         changed = super().bind(transforms)
+        self.__dict__.pop("identity", None)
         self.layers = EncoderLayers(self, self.spec, transforms)
         return changed
+
+    @cached_property
+    def identity(self) -> str:
+        """What the text encoder is: the same for equal weights behind all transforms, see `digest_of_weights`."""
+        return digest_of_weights(self.plan())
 
     def names(self) -> ParameterTable:
         """The tensors that the component's files must hold."""

@@ -38,19 +38,18 @@ def captions_of_request(
     Raises:
         RequestError: If a text has too many tokens.
     """
-    negatives = request.negative_prompt_embeds if request.uses_negative else None
     texts = tokens_of_request(request, tokenizer, limits)
-    given = (*(request.prompt_embeds or ()), *(negatives or ()))
+    positives, negatives = request.given_positives, request.given_negatives
     pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)
-    if not given:
+    if not positives and not negatives:
         return replace(pictures.captions(texts, (), request.num_prompts), hidden_layer=request.hidden_layer)
     encoded = encoded_features(text_encoder, texts, request.hidden_layer) if texts else ()
-    features = (*encoded, *given) if request.prompts else (*given, *encoded)
-    return pictures.captions((), features, request.num_prompts)
+    # What is encoded are the prompts, or the negative prompts: where both are texts nothing is given.
+    return pictures.captions((), (*positives, *encoded, *negatives), request.num_prompts)
 
 
 def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
-    """Tokenize the texts of a request, int64 [tokens] each: its prompts, then its negative prompts.
+    """Tokenize what the text encoder reads of a request, int64 [tokens] each: prompts, then negative prompts.
 
     Raises:
         RequestError: If a text has too many tokens.
@@ -58,10 +57,11 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     around = Around(
         system=request.system_prompt, thinking=request.thinking_content, assistant=request.assistant_content
     )
-    texts = [tokenizer.encode(text, around) for text in request.prompts]
-    texts += [tokenizer.encode(text) for text in request.negative_prompts]
+    prompts = request.read_prompts
+    texts = [tokenizer.encode(text, around) for text in prompts]
+    texts += [tokenizer.encode(text) for text in request.read_negatives]
     for index, ids in enumerate(texts):
-        is_negative = index >= len(request.prompts)
+        is_negative = index >= len(prompts)
         which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")
         check_tokens(len(ids), request.long_prompt_mode, request.max_sequence_length, limits, which, field)
     return texts
@@ -160,17 +160,36 @@ def _distinct(keys: Sequence[Hashable]) -> tuple[list[int], tuple[int, ...]]:
 def encoded_features(
     text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], hidden_layer: HiddenLayer
 ) -> tuple[FloatArray, ...]:
-    """Features of texts on the host, float32 [tokens, caption_dim] each."""
+    """Features of texts on the host, float32 [tokens, caption_dim] each; those that are kept are not made again."""
+    kept = text_encoder.kept_features
+    if kept is None:
+        return _encoded(text_encoder, texts, hidden_layer)
+    keys = [(text_encoder.identity, hidden_layer, ids.tobytes()) for ids in texts]
+    found = {key: kept.get(key) for key in dict.fromkeys(keys)}
+    missing = [(key, ids) for key, ids in dict(zip(keys, texts, strict=True)).items() if found[key] is None]
+    if missing:
+        made = _encoded(text_encoder, [ids for _, ids in missing], hidden_layer)
+        for (key, _), features in zip(missing, made, strict=True):
+            found[key] = features
+            kept.put(key, features)
+    return tuple(each for key in keys if (each := found[key]) is not None)
+
+
+def _encoded(
+    text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], hidden_layer: HiddenLayer
+) -> tuple[FloatArray, ...]:
     values = float_features(text_encoder, text_encoder(texts, hidden_layer))
     return tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
 
 
 def changed_features(text_encoder: ZImageTextEncoderModel, captions: Captions) -> tuple[FloatArray, ...]:
     """Features of texts as the transformer gets them; a text that is there several times is encoded once."""
-    texts, changes = captions.tokens, captions.changes
+    texts, changes = captions.tokens, captions.changes or (None,) * len(captions.tokens)
     kept, places = _distinct([ids.tobytes() for ids in texts])
     encoded = encoded_features(text_encoder, [texts[index] for index in kept], captions.hidden_layer)
-    return tuple(change(encoded[place]) for place, change in zip(places, changes, strict=True))
+    return tuple(
+        change(encoded[place]) if change else encoded[place] for place, change in zip(places, changes, strict=True)
+    )
 
 
 def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:

@@ -31,6 +31,7 @@ from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImag
 from max_zimage.pipeline import max_contract, stages
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
+from max_zimage.pipeline.encoding import encode
 from max_zimage.pipeline.generator import request_of_call
 from max_zimage.pipeline.loading import (
     DEFAULT_STEPS,
@@ -92,6 +93,8 @@ class ZImagePipeline(DiffusionPipeline):
     vae: ZImageVaeModel
     tokenizer: PromptTokenizer
     _pack: CompiledGraph
+
+    encode = encode
 
     # What MAX documents of its pipelines, and what is configured by its flags.
     build_preprocess_latents = max_contract.build_preprocess_latents

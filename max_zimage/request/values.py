@@ -10,6 +10,7 @@ from max_zimage.images.masks import mask_of
 from max_zimage.request import checks, guidance_checks
 from max_zimage.request import start_image as start_images
 from max_zimage.request.checks import Problems
+from max_zimage.request.feature_settings import of_features
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.passes import guidance_scales
@@ -27,6 +28,7 @@ def values_of(
 ) -> dict[str, Any]:
     """The attributes of a request, each checked by itself and with those that it depends on."""
     check, given = problems.check, {**given, **_of_template(problems, given, defaults)}
+    given |= of_features(problems, given, limits)
 
     def alone(name: str) -> Any:
         return _checked_alone(problems, ROWS[name], given[name], limits, defaults)
@@ -92,7 +94,7 @@ def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
         message = "{field} and {name[prompt_embeds]} exclude each other, got both; leave one out"
         raise RequestError.of("prompt", message)
     if prompt is None and embeds is None:
-        message = "{field} is missing; give a string, a list of strings, or {name[prompt_embeds]}"
+        message = "{field} is missing; give a string, a list of strings, {name[prompt_embeds]} or {name[features]}"
         raise RequestError.of("prompt", message)
     return checks.texts("prompt", prompt, limits.max_images) if embeds is None else ()
 
