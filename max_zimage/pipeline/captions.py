@@ -12,6 +12,7 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 
 from max_zimage.components import ZImageTextEncoderModel
+from max_zimage.errors import RequestError
 from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.request.checks import check_tokens
@@ -52,12 +53,14 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     """Tokenize what the text encoder reads of a request, int64 [tokens] each: prompts, then negative prompts.
 
     Raises:
-        RequestError: If a text has too many tokens.
+        RequestError: If a text has too many tokens, or nothing can be encoded here.
     """
     around = Around(
         system=request.system_prompt, thinking=request.thinking_content, assistant=request.assistant_content
     )
     prompts = request.read_prompts
+    if tokenizer.is_absent and (prompts or request.read_negatives):
+        raise _no_text_encoder(request)
     texts = [tokenizer.encode(text, around) for text in prompts]
     texts += [tokenizer.encode(text) for text in request.read_negatives]
     for index, ids in enumerate(texts):
@@ -65,6 +68,17 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
         which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")
         check_tokens(len(ids), request.long_prompt_mode, request.max_sequence_length, limits, which, field)
     return texts
+
+
+def _no_text_encoder(request: GenerationRequest) -> RequestError:
+    """Why texts cannot be encoded, and what to give in their place."""
+    if request.read_prompts:
+        message = "{field}: the text encoder is not loaded, and this pipeline draws from {name[features]} alone; give "
+        return RequestError.of("prompt", message + "them, or load it with its text encoder")
+    message = "{field}: the text encoder is not loaded, and {name[features]} have none of the {field}, which "
+    scale = "guidance_scale" if request.use_guidance else "nag_scale"
+    rest = 'needs; encode with it ("" is one), set that to 0, or load the text encoder'
+    return RequestError.of("negative_prompt", message + "{name[" + scale + "]} " + rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +127,12 @@ class Pictures:
         """The distinct captions of a request, given as texts or as features."""
         if texts:
             return deduplicate_captions(*self.shown(texts, prompts))
-        first, rest = self.shown(features, prompts)
-        changed = [
-            [change(item) if change.is_needed(len(item)) else item for item, change in each] for each in (first, rest)
-        ]
-        return deduplicate_features(*changed)
+        return deduplicate_features(*map(changed, self.shown(features, prompts)))
+
+
+def changed(captions: Sequence[tuple[FloatArray, FeatureChange]]) -> list[FloatArray]:
+    """Features of captions with what is done to them."""
+    return [change(item) if change.is_needed(len(item)) else item for item, change in captions]
 
 
 def deduplicate_captions(

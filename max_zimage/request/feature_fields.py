@@ -15,4 +15,4 @@ from max_zimage.request.tile_fields import TileFields
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureFields(TileFields, PassFields, DypeFields, LayerFields, NagFields, MaskFields, EmbeddingFields):
-    """Features of prompts, masks, negative prompts inside attention, hidden layers, large pictures. Attributes: see its bases."""
+    """Masks, negative prompts in attention, hidden layers, large pictures, embeddings. Attributes: see its bases."""

@@ -1,7 +1,7 @@
 """What features that a request brings decide of it, and what does not go with them.
 
-What features were made by is part of the request, as if it had been given: pictures remember it. So it need not be given
-again, and must not be given otherwise.
+What features were made by is part of the request, as if it had been given: pictures remember it. So it need not be
+given again, and must not be given otherwise.
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ def given_features(name: str, value: object, limits: Limits) -> tuple[PromptFeat
     """
     items = (value,) if isinstance(value, PromptFeatures) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(each, PromptFeatures) for each in items):
-        message = (
-            "{field} must be PromptFeatures or a list of them, got {given}; PromptFeatures.load(file) reads a file"
-        )
+        message = "{field} must be PromptFeatures, or a list of them, got {given}; PromptFeatures.load reads a file"
         raise RequestError.of(name, message, given=shown(value))
     if not 1 <= len(items) <= limits.max_images:
         message = "{field} must be of 1 to {most} prompts, got {given}"

@@ -4,8 +4,8 @@
     negative_embeddings   the same of the negative prompt; may be absent
     __metadata__          strings, see `max_zimage.request.prompt_features`
 
-Files without such a header are llm-dit's: the tensor alone, and beside it maybe a JSON file of the same name. A tensor is
-written as bfloat16 where that loses nothing. Pickles are never read: they are programs.
+Files without such a header are llm-dit's: the tensor alone, and beside it maybe a JSON file of the same name. A tensor
+is written as bfloat16 where that loses nothing. Pickles are never read: they are programs.
 
 Reference: llm-dit src/llm_dit/distributed/embeddings.py.
 """

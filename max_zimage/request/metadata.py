@@ -52,8 +52,8 @@ class GenerationParameters:
         image_height: Pixels of that image; where they are not those of the picture, it was resized.
         image_width: Pixels of that image.
         mask_digest: Of its mask, as `max_zimage.request.mask_checks.mask_digest` makes it; None for none.
-        features_digest: Of the features that it was drawn from, see `max_zimage.request.prompt_features`; None where its
-            texts were encoded for it.
+        features_digest: Of the features that it was drawn from, see `PromptFeatures`; None where its texts were
+            encoded for it.
         seed: The seed of this picture, not that of the first of its request.
         model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
         weight_paths: Weight files in place of the checkpoint's own, as they were named.

@@ -56,7 +56,13 @@ PROMPT_ALONE = Around()
 
 
 class PromptTokenizer:
-    """The tokenizer of a checkpoint; encoding is safe from several threads."""
+    """The tokenizer of a checkpoint; encoding is safe from several threads.
+
+    Attributes:
+        is_absent: Whether there is none, and nothing can be encoded.
+    """
+
+    is_absent = False
 
     def __init__(self, directory: Path | str, *, embeddings: int | None = None, positions: int | None = None) -> None:
         """Load `tokenizer.json`, `tokenizer_config.json` and the chat template, and try them.
@@ -178,6 +184,19 @@ class PromptTokenizer:
                 f"takes {positions} (max_position_embeddings of text_encoder/config.json, axes_lens of "
                 "transformer/config.json); they are from different checkpoints"
             )
+
+
+class NoTokenizer(PromptTokenizer):
+    """In place of one, where pictures are drawn from features alone."""
+
+    is_absent = True
+
+    def __init__(self) -> None:
+        """Read nothing."""
+
+    def encode(self, prompt: str, around: Around = PROMPT_ALONE) -> npt.NDArray[np.int64]:
+        """Raise: there is no text encoder either."""
+        raise TokenizerError("this pipeline draws from features alone, and has no tokenizer; load it with one")
 
 
 def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:

@@ -31,6 +31,7 @@ from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
 from max_zimage.serving.worker.previews import Previewer, preview_steps
+from max_zimage.serving.worker.prompt_features import encoded_output
 from max_zimage.serving.worker.running_batch import Pixels, RunningBatch
 
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
@@ -143,9 +144,14 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         # Said before anything is computed: should it end this process, the server knows whose request it was.
         for context in batch:
             steps = context.steps_in_all
-            self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, graphs=dict(counts)))
+            figures = {"graphs": dict(counts), "embeddings": self._embeddings()}
+            self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, **figures))
         self._starting = batch
-        self._running = RunningBatch(cast(ZImagePipeline, self._model), batch)
+        model = cast(ZImagePipeline, self._model)
+        if batch[0].encodes:
+            self._answer(batch[0].request_id, SchedulerResult.create(cast(Any, encoded_output(model, batch[0]))))
+            return
+        self._running = RunningBatch(model, batch)
 
     def _report(self, running: RunningBatch) -> None:
         done = running.is_denoised
@@ -155,11 +161,16 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             seconds=asdict(running.seconds),
             batch=sum(context.num_images_per_prompt for context in running.contexts),
             graphs=dict(counts),
+            embeddings=self._embeddings(),
         )
         for context in running.contexts:
             due = running.step in preview_steps(running.num_steps, context.previews)
             if due or done or context.reports:
                 self._tell(context, progress, self._previews(running, context) if due else ())
+
+    def _embeddings(self) -> dict[str, int]:
+        kept = None if self._model is None else self._model.text_encoder.kept_features
+        return {} if kept is None else kept.figures()
 
     def _previews(self, running: RunningBatch, context: ZImageContext) -> Sequence[Preview]:
         rows = running.rows_of(context.request_id)
