@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -12,7 +13,7 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 
 from max_zimage.components import ZImageTextEncoderModel
-from max_zimage.errors import RequestError
+from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.request.checks import check_tokens
@@ -41,6 +42,8 @@ def captions_of_request(
     """
     texts = tokens_of_request(request, tokenizer, limits)
     positives, negatives = request.given_positives, request.given_negatives
+    if not tokenizer.is_absent:
+        _warn_of_another_encoder(request, text_encoder)
     pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)
     if not positives and not negatives:
         return replace(pictures.captions(texts, (), request.num_prompts), hidden_layer=request.hidden_layer)
@@ -68,6 +71,14 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
         which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")
         check_tokens(len(ids), request.long_prompt_mode, request.max_sequence_length, limits, which, field)
     return texts
+
+
+def _warn_of_another_encoder(request: GenerationRequest, text_encoder: ZImageTextEncoderModel) -> None:
+    """Say that features come from weights that are not those of the checkpoint: the picture may be no worse for it."""
+    made = [each.made_by for each in request.features or () if each.made_by is not None]
+    if any(each.encoder_digest != text_encoder.identity for each in made):
+        message = "{field} were made by another text encoder than this checkpoint's; encode again if that is not meant"
+        warnings.warn(RequestWarning(Problem.of("features", message)), stacklevel=5)
 
 
 def _no_text_encoder(request: GenerationRequest) -> RequestError:

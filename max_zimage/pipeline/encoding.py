@@ -102,7 +102,7 @@ def inputs_of_texts(
     return inputs_of_request(request, captions, sources.specs.schedule, transformer, vae)
 
 
-def from_pretrained_generator_only(cls: Any, model: PathName | None = None, **options: Any) -> Any:
+def from_pretrained_generator_only(cls: Any, /, model: PathName | None = None, **options: Any) -> Any:
     """Load a checkpoint without its text encoder and its tokenizer, whose files need not be there.
 
     What comes of it draws from `features` alone, and negative prompts must be among them.

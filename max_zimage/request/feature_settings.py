@@ -47,9 +47,9 @@ def of_features(problems: Problems, given: Mapping[str, Any], limits: Limits) ->
     made = [each for each in texts if each is not None]
     values: dict[str, Any] = {"features": found, "prompt_embeds": None}
     values["prompt"] = [each.prompt if each else "" for each in texts]
-    problems.check(None, _check_texts, "prompt", given["prompt"], [each and each.prompt for each in texts])
+    problems.check(None, _check_texts, "prompt", given["prompt"], [each.prompt if each else None for each in texts])
     if found[0].negative is not None:
-        negatives = [each and (each.negative_prompt or "") for each in texts]
+        negatives = [(each.negative_prompt or "") if each else None for each in texts]
         problems.check(None, _check_texts, "negative_prompt", given["negative_prompt"], negatives)
         values |= {"negative_prompt": [each or "" for each in negatives], "negative_prompt_embeds": None}
     for name in SETTINGS:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ FORMAT, FORMAT_VERSION = "max-zimage-embeddings", 1
 MAX_BYTES = 256 * 2**20
 """Of a file; 1,504 rows of 2,560 numbers, positive and negative, are 31 MB in float32."""
 
+_deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize  # which says no types
 _NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _PICKLES = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 
@@ -101,7 +102,7 @@ def read(content: bytes, name: str) -> tuple[dict[str, FloatArray], dict[str, st
     """
     _check_kind(content, name)
     try:
-        tensors = dict(safetensors.deserialize(content))
+        tensors = dict(_deserialize(content))
     except SafetensorError as error:
         raise ImageFileError(f"{name} is no safetensors file, or damaged: {error}") from error
     if POSITIVE not in tensors or tensors.keys() - {POSITIVE, NEGATIVE}:

@@ -23,7 +23,7 @@ class Metrics:
         images: Pictures delivered.
         batch_pictures: Pictures that shared steps with each request, its own included.
         graph_cache: Modules of graphs that the worker has found on disk (hits) or compiled (misses).
-        embedding_cache: Of the features that the worker keeps: look-ups that found some (hits) or none (misses), entries
+        embedding_cache: Of features that the worker keeps: look-ups that found some (hits) or none (misses), entries
             and bytes.
         worker_up: 1 while the worker takes requests.
         worker_starts: Starts of the worker process.

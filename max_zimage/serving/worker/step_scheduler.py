@@ -133,10 +133,13 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
         batch: list[ZImageContext] = []
-        pictures, key = 0, self._waiting[0].sharing  # empty in a context that was filled by hand: it goes alone
+        first = self._waiting[0]
+        # Empty in a context that was filled by hand: it goes alone, as does one that is only encoded.
+        pictures, key = 0, "" if first.encodes else first.sharing
         for context in self._waiting:
             count = context.num_images_per_prompt
-            if not batch or (key and context.sharing == key and pictures + count <= self._max_pictures):
+            shares = bool(key) and not context.encodes and context.sharing == key
+            if not batch or (shares and pictures + count <= self._max_pictures):
                 batch.append(context)
                 pictures += count
         begun = {context.request_id for context in batch}
@@ -148,8 +151,8 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, **figures))
         self._starting = batch
         model = cast(ZImagePipeline, self._model)
-        if batch[0].encodes:
-            self._answer(batch[0].request_id, SchedulerResult.create(cast(Any, encoded_output(model, batch[0]))))
+        if first.encodes:
+            self._answer(first.request_id, SchedulerResult.create(cast(Any, encoded_output(model, first))))
             return
         self._running = RunningBatch(model, batch)
 
