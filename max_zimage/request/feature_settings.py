@@ -13,6 +13,7 @@ from max_zimage.errors import RequestError
 from max_zimage.request.checks import Problems, shown
 from max_zimage.request.feature_values import given_features
 from max_zimage.request.fields import ROWS
+from max_zimage.request.kinds import Text
 from max_zimage.request.limits import Limits
 from max_zimage.request.prompt_features import MadeBy
 
@@ -82,7 +83,7 @@ def _check_setting(name: str, value: object, made: Sequence[MadeBy], all_say: bo
     there = list(dict.fromkeys(getattr(each, name) for each in made))
     if len(there) > 1:
         message = "{field}: {name[features]} were made with several, {first} and {second}; draw them one by one"
-        raise RequestError.of(name, message, first=kind.encode(there[0]), second=kind.encode(there[1]))
+        raise RequestError.of(name, message, first=_said(name, there[0]), second=_said(name, there[1]))
     if value is None:
         return
     if not all_say:
@@ -91,4 +92,13 @@ def _check_setting(name: str, value: object, made: Sequence[MadeBy], all_say: bo
     checked = kind.check(name, value, limits)
     if checked != there[0]:
         message = "{field} is {given}, and {name[features]} were made with {there}; leave it out, or encode again"
-        raise RequestError.of(name, message, given=kind.encode(checked), there=kind.encode(there[0]))
+        raise RequestError.of(name, message, given=_said(name, checked), there=_said(name, there[0]))
+
+
+def _said(name: str, value: Any) -> object:
+    """A setting for a message: texts in quotes and cut where long, words and numbers as they are written."""
+    row = ROWS[name]
+    if not isinstance(row.kind, Text):
+        return row.kind.encode(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

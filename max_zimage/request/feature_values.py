@@ -52,9 +52,9 @@ def _check(item: Item, features: PromptFeatures, limits: Limits) -> None:
     rows, width = features.positive.shape
     if width != limits.caption_dim:
         of = f" ({_ENCODERS[width]})" if width in _ENCODERS else ""
-        message = "{field} has the width {given}{of}, and this checkpoint takes {width}: it is of another text encoder"
+        message = "{field} have the width {given}{of}, and this checkpoint takes {width}; encode with its own"
         raise RequestError.of(item, message, given=width, of=of, width=limits.caption_dim)
     rows = max(rows, 0 if features.negative is None else len(features.negative))
     if rows > limits.max_tokens:
-        message = "{field} has {given} tokens, at most {most} are supported; encode with a {name[long_prompt_mode]}"
+        message = "{field} have {given} tokens, at most {most} are supported; encode with a {name[long_prompt_mode]}"
         raise RequestError.of(item, message, given=rows, most=limits.max_tokens)

@@ -171,14 +171,14 @@ def test_what_features_were_made_by_is_part_of_the_request() -> None:
 
 
 BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
-    ({"features": rows(3)}, "features", "features must be PromptFeatures, or a list of them"),
+    ({"features": np.zeros(3)}, "features", "features must be PromptFeatures, or a list of them"),
     ({"features": []}, "features", "features must be of 1 to 64 prompts, got 0"),
     (
         {"features": PromptFeatures(positive=rows(3, 4096))},
         "features",
-        r"features has the width 4096 \(Qwen3-8B, or T5-XXL\), and this checkpoint takes 8",
+        r"features have the width 4096 \(Qwen3-8B, or T5-XXL\), and this checkpoint takes 8",
     ),
-    ({"features": PromptFeatures(positive=rows(LIMITS.max_tokens + 1))}, "features", "has 1505 tokens, at most 1504"),
+    ({"features": PromptFeatures(positive=rows(LIMITS.max_tokens + 1))}, "features", "have 1505 tokens, at most 1504"),
     ({"features": PromptFeatures(positive=rows(0))}, "features", r"\[tokens, width\], got shape \[0, 8\]"),
     (
         {"features": PromptFeatures(positive=np.full((3, 8), np.nan, np.float32))},
@@ -186,12 +186,16 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
         "of finite values, got 24",
     ),
     ({"features": [of(), of(negative=None)]}, "features", "some have features of a negative prompt"),
-    ({"features": [of(), of(system_prompt="other")]}, "system_prompt", "were made with several, You\ndraw and other"),
+    (
+        {"features": [of(), of(system_prompt="other")]},
+        "system_prompt",
+        r"were made with several, 'You\\ndraw' and 'other'",
+    ),
     ({"features": of(), "prompt": "a cat"}, "prompt", "prompt is 'a cat' .*were made from"),
     ({"features": of(), "negative_prompt": "dark"}, "negative_prompt", "negative_prompt is 'dark'"),
     ({"features": of(), "hidden_layer": -2}, "hidden_layer", "hidden_layer is -2, and features were made with -2:0.7"),
-    ({"features": of(), "system_prompt": ""}, "system_prompt", "system_prompt is , and features were made with You"),
-    ({"features": of(), "template": "portrait"}, "system_prompt", "and features were made with You"),
+    ({"features": of(), "system_prompt": ""}, "system_prompt", "system_prompt is '', and features were made with 'You"),
+    ({"features": of(), "template": "portrait"}, "system_prompt", "and features were made with 'You"),
     ({"features": of(), "max_sequence_length": 512}, "max_sequence_length", "is 512, and features were made with 600"),
     ({"features": of(), "long_prompt_mode": "pool"}, "long_prompt_mode", "is pool, and features were made with refuse"),
     ({"features": PromptFeatures(positive=rows(3)), "prompt": "a"}, "prompt", "do not say what they were made from"),

@@ -93,7 +93,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
             "prompt": "a",
         },
         "features",
-        "features has the width 8, and this checkpoint takes 128",
+        "features have the width 8, and this checkpoint takes 128",
     ),
     ("/v1/prompt-features", {}, "prompt", "field required"),
     ("/v1/prompt-features", {"prompt": "a", "hidden_layer": 99}, "hidden_layer", "hidden_layer must be from"),
