@@ -115,7 +115,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     Raises:
         ValueError: If anything is wrong with either.
     """
-    from max_zimage.pipeline.captions import tokens_of_request
+    from max_zimage.pipeline.captions import another_encoder, tokens_of_request
     from max_zimage.pipeline.estimate import check_request
     from max_zimage.pipeline.zimage import ZImagePipeline
 
@@ -134,6 +134,8 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     # Guidance may want a negative prompt, of which there are no features.
     if from_features and request.read_negatives and (prepared.directory / "text_encoder").is_dir():
         prepared = ZImagePipeline.prepare(wanted.model_path, **options)
+        if doubt := another_encoder(request, prepared.encoder_digest):
+            warn(doubt)
     for warning in caught:
         warn(cast(Warning, warning.message))
     legs_of(request, prepared.sources.specs.schedule)

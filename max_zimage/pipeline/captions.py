@@ -42,8 +42,8 @@ def captions_of_request(
     """
     texts = tokens_of_request(request, tokenizer, limits)
     positives, negatives = request.given_positives, request.given_negatives
-    if not tokenizer.is_absent:
-        _warn_of_another_encoder(request, text_encoder)
+    if request.features and not tokenizer.is_absent and (doubt := another_encoder(request, text_encoder.identity)):
+        warnings.warn(doubt, stacklevel=5)
     pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)
     if not positives and not negatives:
         return replace(pictures.captions(texts, (), request.num_prompts), hidden_layer=request.hidden_layer)
@@ -73,12 +73,18 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     return texts
 
 
-def _warn_of_another_encoder(request: GenerationRequest, text_encoder: ZImageTextEncoderModel) -> None:
-    """Say that features come from weights that are not those of the checkpoint: the picture may be no worse for it."""
+def another_encoder(request: GenerationRequest, identity: str) -> RequestWarning | None:
+    """That features come from weights which are not those of the checkpoint: the picture may be no worse for it.
+
+    Args:
+        request: May bring features.
+        identity: Digest of the text encoder's weights.
+    """
     made = [each.made_by for each in request.features or () if each.made_by is not None]
-    if any(each.encoder_digest != text_encoder.identity for each in made):
-        message = "{field} were made by another text encoder than this checkpoint's; encode again if that is not meant"
-        warnings.warn(RequestWarning(Problem.of("features", message)), stacklevel=5)
+    if all(each.encoder_digest == identity for each in made):
+        return None
+    message = "{field} were made by another text encoder than this checkpoint's; encode again if that is not meant"
+    return RequestWarning(Problem.of("features", message))
 
 
 def _no_text_encoder(request: GenerationRequest) -> RequestError:

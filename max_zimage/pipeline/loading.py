@@ -18,6 +18,7 @@ from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage import embedded
+from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.components import NoTextEncoder, ZImageComponent
 from max_zimage.device.devices import device_spec
@@ -61,6 +62,11 @@ class CheckedModel:
     sources: CheckpointManifest
     tokenizer: PromptTokenizer
     embedding_cache_bytes: int = 0
+
+    @property
+    def encoder_digest(self) -> str:
+        """By which the text encoder's weights are known again, as they are in its files."""
+        return digest_of_weights(self.sources.plans["text_encoder"])
 
     def kept_features(self) -> KeptFeatures | None:
         """An empty cache of features, where there is to be one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,10 @@ def test_a_negative_prompt_wants_the_text_encoder(run: Run, loaded: list[Checked
     encode(run, PROMPT, "--output", "e.safetensors")
     draw(run, "--embeddings", "e.safetensors", "--guidance", "2", "--negative", "dark", *QUICK, "--output", "a.png")
     assert not loaded[-1].tokenizer.is_absent
+    other = replace(PromptFeatures.load("e.safetensors").made_by, encoder_digest="sha256:0")  # type: ignore[type-var]
+    replace(PromptFeatures.load("e.safetensors"), made_by=other).save("other.safetensors")
+    told = draw(run, "--embeddings", "other.safetensors", "--guidance", "2", *QUICK, "--output", "other.png")
+    assert "--embeddings were made by another text encoder than this checkpoint's" in told
     draw(run, PROMPT, "--guidance", "2", "--negative", "dark", *QUICK, "--output", "plain.png")
     np.testing.assert_array_equal(pixels("a.png"), pixels("plain.png"))
     shutil.copytree(EMBEDDED, tmp_path / "half", ignore=shutil.ignore_patterns("text_encoder", "tokenizer"))

@@ -96,7 +96,7 @@ def test_features_are_those_of_diffusers(embedded: Pair, record_property: Any) -
     assert features.positive.shape == tuple(theirs.shape)
     error = relative_l2(features.positive, theirs.detach().numpy())
     record_property("relative_l2", error)
-    assert error <= 2e-6
+    assert error <= 5e-7
     bare = drawn(embedded.ours, prompt_embeds=[features.positive], guidance_scale=0.0)
     np.testing.assert_array_equal(bare, drawn(embedded.ours, prompt=PROMPT, guidance_scale=0.0))
 

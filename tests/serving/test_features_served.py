@@ -44,9 +44,9 @@ def test_features_of_the_server_are_those_of_python_and_draw_the_same(
     text, features = encoded(server, negative_prompt="dark", system_prompt="You paint.", hidden_layer=-3)
     ours = embedded.ours.encode(PROMPT, negative_prompt="dark", system_prompt="You paint.", hidden_layer=-3)
     assert (features.digest, features.made_by) == (ours.digest, ours.made_by)
-    asked = SMALL | {"guidance_scale": 2.0, "n": 2}
+    asked: dict[str, Any] = SMALL | {"guidance_scale": 2.0, "n": 2}
     answer = server.post("/v1/images/generations", features=text, **asked)
-    around = {"negative_prompt": "dark", "system_prompt": "You paint.", "hidden_layer": -3}
+    around: dict[str, Any] = {"negative_prompt": "dark", "system_prompt": "You paint.", "hidden_layer": -3}
     for found, expected in zip(pixels(answer), pixels(server.draw(PROMPT, **asked, **around)), strict=True):
         np.testing.assert_array_equal(found, expected)
     (tmp_path / "a.png").write_bytes(base64.b64decode(answer.json()["data"][1]["b64_json"]))
@@ -62,7 +62,7 @@ def test_a_negative_prompt_that_is_text_and_an_image(server: Server) -> None:
     content = io.BytesIO()
     Image.fromarray(found[0]).save(content, format="PNG")
     image = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-    edit = {"image": image, "steps": 3, "seed": 2, "guidance_scale": 2.0}
+    edit: dict[str, Any] = {"image": image, "steps": 3, "seed": 2, "guidance_scale": 2.0}
     found = pixels(server.post("/v1/images/edits", features=text, **edit))
     np.testing.assert_array_equal(found, pixels(server.post("/v1/images/edits", prompt=PROMPT, **edit)))
 
