@@ -211,9 +211,10 @@ def model_specs(
         ConfigError: With the problems of all components.
     """
     problems: list[str] = []
+    text = None if text_encoder is None else _collect(problems, lambda: text_encoder_spec(text_encoder))
     image = _collect(problems, lambda: transformer_spec(transformer))
-    stand_in = None if image is None else replace(QWEN3_4B, hidden_size=image.caption_dim)
-    text = stand_in if text_encoder is None else _collect(problems, lambda: text_encoder_spec(text_encoder))
+    if text_encoder is None and image is not None:
+        text = replace(QWEN3_4B, hidden_size=image.caption_dim)
     autoencoder = _collect(problems, lambda: vae_spec(vae))
     schedule = _collect(problems, lambda: schedule_spec(scheduler))
     if text is None or image is None or autoencoder is None or schedule is None:

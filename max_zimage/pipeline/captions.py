@@ -12,7 +12,7 @@ import numpy.typing as npt
 from max.driver import CPU, Buffer
 from max.dtype import DType
 
-from max_zimage.components import ZImageTextEncoderModel
+from max_zimage.components import NoTextEncoder, ZImageTextEncoderModel
 from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
 from max_zimage.pipeline.features import FeatureChange
@@ -21,7 +21,7 @@ from max_zimage.request.hidden_layer import HiddenLayer
 from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import image_seed
-from max_zimage.text.tokenizer import Around, PromptTokenizer
+from max_zimage.text.tokenizer import Around, NoTokenizer, PromptTokenizer
 
 A = TypeVar("A")
 
@@ -42,7 +42,8 @@ def captions_of_request(
     """
     texts = tokens_of_request(request, tokenizer, limits)
     positives, negatives = request.given_positives, request.given_negatives
-    if request.features and not tokenizer.is_absent and (doubt := another_encoder(request, text_encoder.identity)):
+    loaded = not isinstance(text_encoder, NoTextEncoder)
+    if request.features and loaded and (doubt := another_encoder(request, text_encoder.identity)):
         warnings.warn(doubt, stacklevel=5)
     pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)
     if not positives and not negatives:
@@ -62,7 +63,7 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
         system=request.system_prompt, thinking=request.thinking_content, assistant=request.assistant_content
     )
     prompts = request.read_prompts
-    if tokenizer.is_absent and (prompts or request.read_negatives):
+    if isinstance(tokenizer, NoTokenizer) and (prompts or request.read_negatives):
         raise _no_text_encoder(request)
     texts = [tokenizer.encode(text, around) for text in prompts]
     texts += [tokenizer.encode(text) for text in request.read_negatives]

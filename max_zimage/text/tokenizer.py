@@ -56,13 +56,7 @@ PROMPT_ALONE = Around()
 
 
 class PromptTokenizer:
-    """The tokenizer of a checkpoint; encoding is safe from several threads.
-
-    Attributes:
-        is_absent: Whether there is none, and nothing can be encoded.
-    """
-
-    is_absent = False
+    """The tokenizer of a checkpoint; encoding is safe from several threads."""
 
     def __init__(self, directory: Path | str, *, embeddings: int | None = None, positions: int | None = None) -> None:
         """Load `tokenizer.json`, `tokenizer_config.json` and the chat template, and try them.
@@ -188,8 +182,6 @@ class PromptTokenizer:
 
 class NoTokenizer(PromptTokenizer):
     """In place of one, where pictures are drawn from features alone."""
-
-    is_absent = True
 
     def __init__(self) -> None:
         """Read nothing."""

@@ -70,7 +70,7 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, **more: An
     if "features" in values:
         values["features"] = features_of_text(values["features"])
     elif body.prompt is None:
-        raise bad_request("prompt: field required", "prompt")
+        raise bad_request("prompt: field required, a string, or features in its place", "prompt")
     height, width = size_of(body.size)
     steps = _steps(served, body)
     asked = request_of(
