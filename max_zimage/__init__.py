@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         ZImageVaeModel,
     )
     from max_zimage.pipeline.batch import ZImageModelInputs
+    from max_zimage.pipeline.encoder import ZImageTextEncoder
     from max_zimage.pipeline.not_finite import NotFiniteError
     from max_zimage.pipeline.results import ZImagePipelineOutput
     from max_zimage.pipeline.zimage import ZImagePipeline
+    from max_zimage.request.prompt_features import PromptFeatures
     from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 
 
@@ -33,12 +35,14 @@ __all__ = [
     "AutoencoderKLModel",
     "FirstBlockCache",
     "NotFiniteError",
+    "PromptFeatures",
     "Qwen3TextEncoderZImageModel",
     "TaylorSeer",
     "ZImageArchConfig",
     "ZImageModelInputs",
     "ZImagePipeline",
     "ZImagePipelineOutput",
+    "ZImageTextEncoder",
     "ZImageTextEncoderModel",
     "ZImageTransformerModel",
     "ZImageVaeModel",
@@ -51,12 +55,14 @@ _HOMES = {
     "AutoencoderKLModel": "components",
     "FirstBlockCache": "sampling.step_cache",
     "NotFiniteError": "pipeline.not_finite",
+    "PromptFeatures": "request.prompt_features",
     "Qwen3TextEncoderZImageModel": "components",
     "TaylorSeer": "sampling.step_cache",
     "ZImageArchConfig": "arch",
     "ZImageModelInputs": "pipeline.batch",
     "ZImagePipeline": "pipeline.zimage",
     "ZImagePipelineOutput": "pipeline.results",
+    "ZImageTextEncoder": "pipeline.encoder",
     "ZImageTextEncoderModel": "components",
     "ZImageTransformerModel": "components",
     "ZImageVaeModel": "components",

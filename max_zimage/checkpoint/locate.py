@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from max.graph.weights import SafetensorWeights, Weights
@@ -33,13 +33,14 @@ _WEIGHT_STEMS: Mapping[str, str] = {
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def resolve_model(model: str | Path, revision: str | None = None) -> Path:
+def resolve_model(model: str | Path, revision: str | None = None, *, without: Collection[str] = ()) -> Path:
     """Find the directory of a model.
 
     Args:
         model: A directory in the diffusers layout, or as a string also a hub id such as "Tongyi-MAI/Z-Image-Turbo",
             which is downloaded into the Hugging Face cache, or taken from it where HF_HUB_OFFLINE=1 is set.
         revision: Of a hub id.
+        without: Parts that are not downloaded, of a hub id.
 
     Returns:
         A directory that holds a `model_index.json` of a Z-Image pipeline.
@@ -53,7 +54,7 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
     elif path.exists():
         raise CheckpointError(f"{path} is a file; give the directory that holds {INDEX}")
     elif isinstance(model, str) and _HUB_ID.fullmatch(model):
-        directory = _download(model, revision)
+        directory = _download(model, revision, without)
     else:
         raise CheckpointError(
             f"no model at {model}: there is no such directory, and a hub id has the form owner/name, e.g. "
@@ -141,12 +142,14 @@ def paths_of(weights: Weights) -> list[Path]:
     return [Path(path) for path in weights._filepaths]
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, without: Collection[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    wanted = [INDEX, "tokenizer/*"]
+    wanted = [INDEX, *([] if "tokenizer" in without else ["tokenizer/*"])]
     for component, config in CONFIG_FILES.items():
+        if component in without:
+            continue
         wanted.append(f"{component}/{config}")
         if stem := _WEIGHT_STEMS.get(component):
             wanted += [f"{component}/{stem}{end}" for end in (".safetensors", ".safetensors.index.json")]

@@ -90,7 +90,8 @@ def generate(arguments: argparse.Namespace) -> int:
     with quiet_libraries(arguments.debug) as stdout:
         for doubt in wanted.doubts if not arguments.quiet else ():
             warn(doubt)
-        if arguments.prompt is None and arguments.source is None and not silent:
+        named = (arguments.prompt, arguments.source, arguments.embeddings)
+        if named == (None, None, None) and not silent:
             print(f'No prompt was given; drawing "{DEFAULT_PROMPT}".', file=stdout)
         with checking():
             prepared, request = prepare(wanted, arguments)
@@ -114,21 +115,27 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     Raises:
         ValueError: If anything is wrong with either.
     """
-    from max_zimage.pipeline.captions import tokens_of_request
+    from max_zimage.pipeline.captions import another_encoder, tokens_of_request
     from max_zimage.pipeline.estimate import check_request
     from max_zimage.pipeline.zimage import ZImagePipeline
 
-    prepared = ZImagePipeline.prepare(
-        wanted.model_path,
-        device=arguments.device,
-        dtype=wanted.dtype,
-        weight_path=wanted.weight_paths,
-        templates_dir=arguments.templates_dir,
-    )
+    options = {
+        "device": arguments.device,
+        "dtype": wanted.dtype,
+        "weight_path": wanted.weight_paths,
+        "templates_dir": arguments.templates_dir,
+    }
+    from_features = "features" in wanted.values
+    prepared = ZImagePipeline.prepare(wanted.model_path, **options, generator_only=from_features)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
         request = replace(request, output_type="latent") if arguments.latents_out else request
+    # Guidance may want a negative prompt, of which there are no features.
+    if from_features and request.read_negatives and (prepared.directory / "text_encoder").is_dir():
+        prepared = ZImagePipeline.prepare(wanted.model_path, **options)
+        if doubt := another_encoder(request, prepared.encoder_digest):
+            warn(doubt)
     for warning in caught:
         warn(cast(Warning, warning.message))
     legs_of(request, prepared.sources.specs.schedule)
@@ -164,8 +171,8 @@ def _draw(
             continue
         outcome.picture_seconds.append(time.perf_counter() - begin)
         dtype, device = pipeline.sources.dtypes["transformer"], device_kind(pipeline.device)
-        # A picture cannot hold the latents that it began with.
-        parameters = None if one.latents is not None else parameters_of(one, wanted, dtype, device)
+        # A picture cannot hold the latents that it began with, nor features that do not say what they were made by.
+        parameters = parameters_of(one, wanted, dtype, device) if one.is_repeatable else None
         outcome.parameters += [parameters] if parameters else []
         saved = save(pixels, one.output_type, path, parameters, outcome.problems)
         outcome.files.append(saved)

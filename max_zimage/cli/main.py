@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
+from max_zimage.cli.encode_flags import add_encode
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.cli.profile_flags import add_profile
@@ -69,6 +70,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli.generate import generate
 
         return generate(arguments)
+    if arguments.command == "encode":
+        from max_zimage.cli.encode import encode
+
+        return encode(arguments)
     if arguments.command == "info":
         from max_zimage.cli.info import info
 
@@ -101,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     shared.add_argument("--debug", action="store_true", help="show tracebacks, warnings and the libraries' logs")
     _add_generate(commands, shared)
+    add_encode(commands, shared)
     _add_info(commands, shared)
     _add_compile(commands, shared)
     add_profile(commands, shared)

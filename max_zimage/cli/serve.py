@@ -72,6 +72,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         batch_pictures=arguments.batch_pictures,
         shutdown_seconds=arguments.shutdown_seconds,
         media_bytes=arguments.media_bytes,
+        embedding_cache_bytes=arguments.embedding_cache,
         allow_hosts=tuple(arguments.allow_host),
         cors_origins=tuple(arguments.cors_origin),
         connections=ConnectionLimits(

@@ -18,8 +18,9 @@ from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage import embedded
+from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.locate import resolve_model
-from max_zimage.components import ZImageComponent
+from max_zimage.components import NoTextEncoder, ZImageComponent
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
@@ -27,8 +28,10 @@ from max_zimage.host.processes import check_process
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.max_config import pipeline_config
 from max_zimage.request.checks import step_cache as checked_step_cache
+from max_zimage.request.checks import whole_number
 from max_zimage.sampling.step_cache import StepCache, flags_of
-from max_zimage.text.tokenizer import PromptTokenizer
+from max_zimage.text.kept_features import KeptFeatures
+from max_zimage.text.tokenizer import NoTokenizer, PromptTokenizer
 
 PathName = str | os.PathLike[str]
 
@@ -49,6 +52,7 @@ class CheckedModel:
         weight_paths: Files in place of the checkpoint's own.
         sources: Shapes, files, defaults and limits.
         tokenizer: Its tokenizer.
+        embedding_cache_bytes: Of features that are kept in memory; 0 to keep none.
     """
 
     directory: Path
@@ -57,6 +61,16 @@ class CheckedModel:
     weight_paths: list[Path]
     sources: CheckpointManifest
     tokenizer: PromptTokenizer
+    embedding_cache_bytes: int = 0
+
+    @property
+    def encoder_digest(self) -> str:
+        """By which the text encoder's weights are known again, as they are in its files."""
+        return digest_of_weights(self.sources.plans["text_encoder"])
+
+    def kept_features(self) -> KeptFeatures | None:
+        """An empty cache of features, where there is to be one."""
+        return KeptFeatures(self.embedding_cache_bytes) if self.embedding_cache_bytes else None
 
 
 def check_model(
@@ -67,28 +81,45 @@ def check_model(
     weight_path: PathName | Sequence[PathName],
     step_cache: StepCache | str | None,
     templates_dir: PathName | None = None,
+    embedding_cache_bytes: int | None = None,
+    generator_only: bool = False,
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
-    Arguments and errors are those of `ZImagePipeline.from_pretrained`, memory apart.
+    Arguments and errors are those of `ZImagePipeline.from_pretrained`, memory apart; with `generator_only` the text
+    encoder and the tokenizer are left alone, and their files need not be there.
     """
+    cache_bytes = checked_cache_bytes(embedding_cache_bytes)
+    without = ("text_encoder", "tokenizer") if generator_only else ()
     spec = device_spec(device)
     devices = load_devices([spec])
     model_dtype(dtype, devices[0])
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
-    directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH))
+    directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=without)
     config = pipeline_config(directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
     paths = [Path(path) for path in given]
-    sources = find_sources(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS).with_step_cache(cache)
+    found = find_sources(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS, without)
+    sources = found.with_step_cache(cache)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
-    tokenizer = PromptTokenizer(
-        directory / "tokenizer",
-        embeddings=sources.specs.text_encoder.vocab_size,
-        positions=sources.limits.max_tokens,
-    )
-    return CheckedModel(directory, config, devices, paths, sources, tokenizer)
+    tokenizer: PromptTokenizer = NoTokenizer()
+    if not generator_only:
+        tokenizer = PromptTokenizer(
+            directory / "tokenizer",
+            embeddings=sources.specs.text_encoder.vocab_size,
+            positions=sources.limits.max_tokens,
+        )
+    return CheckedModel(directory, config, devices, paths, sources, tokenizer, cache_bytes)
+
+
+def checked_cache_bytes(given: int | None) -> int:
+    """Bytes of a cache of features; 0 for none.
+
+    Raises:
+        RequestError: If it is no whole number of at least 0.
+    """
+    return 0 if given is None else whole_number("embedding_cache_bytes", given, low=0, high=2**50)
 
 
 def check_fits(sources: CheckpointManifest, device: Device) -> None:
@@ -97,8 +128,16 @@ def check_fits(sources: CheckpointManifest, device: Device) -> None:
     Raises:
         NotEnoughMemoryError: If they do not fit.
     """
+    check_fit(list(sources.nbytes.values()), device)
+
+
+def check_fit(sizes: Sequence[int], device: Device) -> None:
+    """The same of the bytes of each component.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+    """
     # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
-    sizes = sources.nbytes.values()
     check_memory(sum(sizes) if device.is_host else max(sizes), available_memory())
     if not device.is_host:
         check_device_memory(sum(sizes), device)
@@ -130,6 +169,9 @@ def load_components(
     components: dict[str, ComponentModel] = {}
     sizes = sources.nbytes
     for name, component in make.items():
+        if name not in sources.plans:
+            components[name] = NoTextEncoder(sources.specs.text_encoder, sources.dtypes[name], devices[0])
+            continue
         weights, plan = SafetensorWeights(sources.files[name]), sources.plans[name]
         what = sources.configs[name], sources.dtypes[name], devices, weights
         components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)

@@ -112,7 +112,7 @@ def caption_features(
         [captions, longest caption rounded up to a multiple of 32, caption_dim] in the model's dtype.
     """
     given = captions.features
-    if captions.are_changed:
+    if captions.are_changed or (captions.tokens and text_encoder.kept_features is not None):
         given = changed_features(text_encoder, captions)
     if given:
         return upload_as(padded_features(given), transformer.dtype_name, transformer.device)

@@ -28,7 +28,7 @@ from PIL import Image
 
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.pipeline import max_contract, stages
+from max_zimage.pipeline import encoding, max_contract, stages
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
 from max_zimage.pipeline.generator import request_of_call
@@ -42,7 +42,6 @@ from max_zimage.pipeline.loading import (
     new_session,
 )
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
-from max_zimage.pipeline.prepare import inputs_of_texts
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.pipeline.run import Run, sides_at
 from max_zimage.request.request import GenerationRequest
@@ -93,6 +92,10 @@ class ZImagePipeline(DiffusionPipeline):
     tokenizer: PromptTokenizer
     _pack: CompiledGraph
 
+    encode = encoding.encode
+    from_pretrained_generator_only = classmethod(encoding.from_pretrained_generator_only)
+    generate_from_embeddings = encoding.generate_from_embeddings
+
     # What MAX documents of its pipelines, and what is configured by its flags.
     build_preprocess_latents = max_contract.build_preprocess_latents
     build_prepare_scheduler = max_contract.build_prepare_scheduler
@@ -140,6 +143,7 @@ class ZImagePipeline(DiffusionPipeline):
         weight_path: PathName | Sequence[PathName] = (),
         step_cache: StepCache | str | None = None,
         templates_dir: PathName | None = None,
+        embedding_cache_bytes: int | None = None,
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -153,13 +157,14 @@ class ZImagePipeline(DiffusionPipeline):
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
                 compiled here. Those of another one compile when a call first asks for it.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
+            embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given.
 
         Raises:
             ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
                 weight is loaded.
         """
-        given = {"device": device, "dtype": dtype, "weight_path": weight_path, "step_cache": step_cache}
-        return cls.from_prepared(cls.prepare(model, **given, templates_dir=templates_dir))
+        given = {name: value for name, value in locals().items() if name not in ("cls", "model")}
+        return cls.from_prepared(cls.prepare(model, **given))
 
     @classmethod
     def prepare(cls, model: PathName | None = None, **options: Any) -> CheckedModel:
@@ -182,7 +187,7 @@ class ZImagePipeline(DiffusionPipeline):
         session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
         where = (prepared.config, session, prepared.devices, prepared.weight_paths)
         pipeline = cls(*where, cache_config=cache, sources=prepared.sources)
-        pipeline.tokenizer = prepared.tokenizer
+        pipeline.tokenizer, pipeline.text_encoder.kept_features = prepared.tokenizer, prepared.kept_features()
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)
         return pipeline
 
@@ -200,7 +205,7 @@ class ZImagePipeline(DiffusionPipeline):
         self.device = self.devices[0]
         self.vae_scale_factor = self.vae.spec.downscale
         self.build_preprocess_latents()
-        wait_for([*self.transformer.graphs, self.text_encoder.model, self.vae.model, self._pack])
+        wait_for([*self.transformer.graphs, *self.text_encoder.graphs, self.vae.model, self._pack])
         self.use_step_cache(self.configured_cache)
 
     def __call__(
@@ -257,7 +262,7 @@ class ZImagePipeline(DiffusionPipeline):
         """
         stages.check(self.sources, self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
-        inputs = inputs_of_texts(request, self.sources, *parts)
+        inputs = encoding.inputs_of_texts(request, self.sources, *parts)
         hook, callback = None, callback_on_step_end
         if callback is not None:
             hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)

@@ -21,7 +21,7 @@ UNKNOWN_IMAGE = "unknown"
 _ROWS = {name: row for name, row in ROWS.items() if row.kept}
 _ADDED: dict[int, dict[str, Any]] = {
     3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
-    4: {"mask_digest": None},
+    4: {"mask_digest": None, "features_digest": None},
 }
 """Format -> what came with it that is no field of a request, and what it is in pictures from before."""
 _FORMAT_VERSION = max(*_ADDED, *(row.kept.since for row in _ROWS.values() if row.kept))
@@ -52,6 +52,8 @@ class GenerationParameters:
         image_height: Pixels of that image; where they are not those of the picture, it was resized.
         image_width: Pixels of that image.
         mask_digest: Of its mask, as `max_zimage.request.mask_checks.mask_digest` makes it; None for none.
+        features_digest: Of the features that it was drawn from, see `PromptFeatures`; None where its texts were
+            encoded for it.
         seed: The seed of this picture, not that of the first of its request.
         model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
         weight_paths: Weight files in place of the checkpoint's own, as they were named.
@@ -65,6 +67,7 @@ class GenerationParameters:
     image_height: int | None
     image_width: int | None
     mask_digest: str | None
+    features_digest: str | None
     seed: int
     model: str
     weight_paths: tuple[str, ...]
@@ -99,7 +102,8 @@ class GenerationParameters:
             picture: Which of the request's pictures.
 
         Raises:
-            ImageFileError: If the request brought latents or text features, which a picture cannot hold.
+            ImageFileError: If the request brought latents, or text features that do not say what they were made by: a
+                picture cannot hold them.
         """
         seed, prompt = _repeatable_seed(request), picture // request.num_images_per_prompt
         height, width = (None, None) if request.image is None else request.image.shape[:2]
@@ -117,6 +121,7 @@ class GenerationParameters:
             image_height=height,
             image_width=width,
             mask_digest=request.mask_digest,
+            features_digest=None if request.features is None else request.features[prompt].digest,
             model=model,
             weight_paths=weight_paths,
             dtype=dtype,
@@ -205,8 +210,10 @@ def _numbered(seed: int | None, picture: int) -> int | None:
 
 def _repeatable_seed(request: GenerationRequest) -> int:
     """The seed of a request that a seed and texts say all of."""
+    unknown = [each for each in request.features or () if each.made_by is None]
     given = {
         "latents": request.latents,
+        "features": unknown or None,
         "prompt_embeds": request.prompt_embeds,
         "negative_prompt_embeds": request.negative_prompt_embeds if request.uses_negative else None,
     }

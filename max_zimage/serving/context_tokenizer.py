@@ -96,6 +96,11 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         )
 
     @property
+    def digests(self) -> list[str]:
+        """Of the chat template, and of the tokenizer."""
+        return [self._tokenizer.template_digest, self._tokenizer.digest]
+
+    @property
     def eos_token_ids(self) -> set[int]:
         """None: pictures do not end with a token."""
         return set()
@@ -157,7 +162,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
-        prompt, *negative = tokens_of_request(asked, self._tokenizer, self.limits)
+        texts, given = tokens_of_request(asked, self._tokenizer, self.limits), asked.features and asked.features[0]
+        prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
         plan, settled = asked.schedule(self._schedule), asked.settled()
         legs = legs_of(asked, self._schedule)
         seed = asked.seed or 0
@@ -186,6 +192,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             output_format=output_format,
             seed=seed,
             step_cache=format_step_cache(asked.step_cache),
+            features=given.positive if given else None,
+            negative_features=given.negative if given else None,
             request=to_text(settled),
             sharing=sharing_key(asked, plan.sigmas),
             all_steps=sum(leg.plan.num_steps for leg in legs),

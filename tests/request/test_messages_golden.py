@@ -20,6 +20,7 @@ from max_zimage.request.checks import check_token_count
 from max_zimage.request.fields import FLAGS
 from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.serving.http.api_names import IMAGES, RESPONSES, refused
+from tests.request.test_prompt_features import BAD_REQUESTS
 from tests.request.test_request import BAD, LIMITS, features, make
 
 GOLDEN = Path(__file__).parent / "messages.txt"
@@ -42,6 +43,7 @@ def frames() -> list[Image.Image]:
 
 REQUESTS: list[dict[str, Any]] = [
     *(arguments for arguments, _, _ in BAD),
+    *({"prompt": None, "guidance_scale": 0.0} | arguments for arguments, _, _ in BAD_REQUESTS),
     {"guidance_scale": 1e-45},
     {"guidance_scale": 10**400},
     {"guidance_scale": "much"},

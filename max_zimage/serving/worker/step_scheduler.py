@@ -31,6 +31,7 @@ from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
 from max_zimage.serving.worker.previews import Previewer, preview_steps
+from max_zimage.serving.worker.prompt_features import encoded_output
 from max_zimage.serving.worker.running_batch import Pixels, RunningBatch
 
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
@@ -132,10 +133,13 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
         batch: list[ZImageContext] = []
-        pictures, key = 0, self._waiting[0].sharing  # empty in a context that was filled by hand: it goes alone
+        first = self._waiting[0]
+        # Empty in a context that was filled by hand: it goes alone, as does one that is only encoded.
+        pictures, key = 0, "" if first.encodes else first.sharing
         for context in self._waiting:
             count = context.num_images_per_prompt
-            if not batch or (key and context.sharing == key and pictures + count <= self._max_pictures):
+            shares = bool(key) and not context.encodes and context.sharing == key
+            if not batch or (shares and pictures + count <= self._max_pictures):
                 batch.append(context)
                 pictures += count
         begun = {context.request_id for context in batch}
@@ -143,9 +147,14 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         # Said before anything is computed: should it end this process, the server knows whose request it was.
         for context in batch:
             steps = context.steps_in_all
-            self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, graphs=dict(counts)))
+            figures = {"graphs": dict(counts), "embeddings": self._embeddings()}
+            self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, **figures))
         self._starting = batch
-        self._running = RunningBatch(cast(ZImagePipeline, self._model), batch)
+        model = cast(ZImagePipeline, self._model)
+        if first.encodes:
+            self._answer(first.request_id, SchedulerResult.create(cast(Any, encoded_output(model, first))))
+            return
+        self._running = RunningBatch(model, batch)
 
     def _report(self, running: RunningBatch) -> None:
         done = running.is_denoised
@@ -155,11 +164,16 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             seconds=asdict(running.seconds),
             batch=sum(context.num_images_per_prompt for context in running.contexts),
             graphs=dict(counts),
+            embeddings=self._embeddings(),
         )
         for context in running.contexts:
             due = running.step in preview_steps(running.num_steps, context.previews)
             if due or done or context.reports:
                 self._tell(context, progress, self._previews(running, context) if due else ())
+
+    def _embeddings(self) -> dict[str, int]:
+        kept = None if self._model is None else self._model.text_encoder.kept_features
+        return {} if kept is None else kept.figures()
 
     def _previews(self, running: RunningBatch, context: ZImageContext) -> Sequence[Preview]:
         rows = running.rows_of(context.request_id)
