@@ -24,7 +24,7 @@ from tests.references.gguf_files import MADE, Kind
 from tests.references.quantized import FORMATS
 
 PAGE = ROOT / "docs" / "files.md"
-_TABLE = re.compile(r"(<!-- files: (\w+) -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- files: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def _loaded() -> list[str]:
@@ -93,7 +93,7 @@ _MAKERS = {"loaded": _loaded, "refused": _refused, "damaged": _damaged}
 
 
 def _rendered(text: str) -> str:
-    return _TABLE.sub(lambda found: found[1] + "\n".join(_MAKERS[found[2]]()) + "\n" + found[3], text)
+    return _TABLE.sub(lambda found: f"{found[1]}\n{chr(10).join(_MAKERS[found[2]]())}\n\n{found[3]}", text)
 
 
 def test_the_page_is_what_is_loaded_and_said() -> None:
