@@ -132,7 +132,10 @@ def test_a_download_that_was_cut_off(name: str, tmp_path: Path, capsys: pytest.C
         ("decoder.conv_in.weight", "a VAE; put it into a folder named vae"),
         ("decoder.up.0.block.0.conv1.weight", "a VAE"),
         ("model.layers.0.self_attn.q_proj.weight", "a language model such as a text encoder; put it"),
-        ("transformer.layers.0.attention.to_q.lora_A.weight", "a LoRA, which changes a model and is none itself; give it with --lora"),
+        (
+            "transformer.layers.0.attention.to_q.lora_A.weight",
+            "a LoRA, which changes a model and is none itself; give it with --lora",
+        ),
         ("lora_unet_double_blocks_0_img_attn_proj.alpha", "a LoRA"),
         ("diffusion_model.layers.0.feed_forward.w1.lokr_w1", "a LoRA"),
         ("diffusion_model.layers.0.attention_norm1.diff", "a LoRA"),

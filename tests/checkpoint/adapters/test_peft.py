@@ -90,7 +90,7 @@ def test_the_header_of_diffusers(tmp_path: Path) -> None:
     )
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, object], str]] = {
     "another kind": ({"peft_type": "LOHA"}, 'peft_type must be LORA, got "LOHA"'),
     "no alpha": ({"lora_alpha": None}, "lora_alpha must be a number, got nothing"),
     "text for a rank": ({"r": "four"}, 'r must be a number, got "four"'),
@@ -119,9 +119,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 def test_halves_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").touch()
-    with pytest.raises(
-        AdapterError, match=r"lacks adapter_config.json and .*; found adapter_model.bin"
-    ):
+    with pytest.raises(AdapterError, match=r"lacks adapter_config.json and .*; found adapter_model.bin"):
         open_adapter(tmp_path, specs())
 
 
