@@ -70,6 +70,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     help = "of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it"
     add_flag(running, "step_cache", help=help)
     running.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
+    running.add_argument("--lora-folder", metavar="DIR", help="its adapters (LoRA) may be named by requests")
     running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
     running.add_argument(
         "--batch-pictures",

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from max.driver import Device, load_devices
 from max.engine import InferenceSession
@@ -24,9 +25,11 @@ from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
 from max_zimage.host.processes import check_process
+from max_zimage.pipeline.bound_adapters import checked_loras, facts
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.max_config import pipeline_config
 from max_zimage.request.checks import step_cache as checked_step_cache
+from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache, flags_of
 from max_zimage.text.tokenizer import PromptTokenizer
 
@@ -58,6 +61,14 @@ class CheckedModel:
     sources: CheckpointManifest
     tokenizer: PromptTokenizer
 
+    def facts_of(self, request: GenerationRequest) -> list[str]:
+        """Check that the adapters of a request fit the checkpoint; what each changes, in words.
+
+        Raises:
+            CheckpointError: If one does not.
+        """
+        return [facts(each, self.sources.specs) for each in request.loras]
+
 
 def check_model(
     model: PathName | None,
@@ -67,6 +78,7 @@ def check_model(
     weight_path: PathName | Sequence[PathName],
     step_cache: StepCache | str | None,
     templates_dir: PathName | None = None,
+    loras: Sequence[Any] | None = None,
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
@@ -83,12 +95,21 @@ def check_model(
     sources = find_sources(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS).with_step_cache(cache)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
+    if loras is not None:
+        sources = sources.with_defaults(loras=checked_loras(loras, sources))
     tokenizer = PromptTokenizer(
         directory / "tokenizer",
         embeddings=sources.specs.text_encoder.vocab_size,
         positions=sources.limits.max_tokens,
     )
     return CheckedModel(directory, config, devices, paths, sources, tokenizer)
+
+
+def sources_of(
+    config: PipelineConfig, weight_paths: Sequence[Path], component: str, device: Device, default_steps: int
+) -> CheckpointManifest:
+    """`find_sources`, for a pipeline whose checkpoint nobody has checked before."""
+    return find_sources(config, weight_paths, component, device, default_steps)
 
 
 def check_fits(sources: CheckpointManifest, device: Device) -> None:

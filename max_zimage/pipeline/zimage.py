@@ -29,6 +29,7 @@ from PIL import Image
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline import max_contract, stages
+from max_zimage.pipeline.adapters import AdapterMethods
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
 from max_zimage.pipeline.generator import request_of_call
@@ -40,8 +41,8 @@ from max_zimage.pipeline.loading import (
     check_model,
     load_components,
     new_session,
+    sources_of,
 )
-from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.prepare import inputs_of_texts
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.pipeline.run import Run, sides_at
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 
-class ZImagePipeline(DiffusionPipeline):
+class ZImagePipeline(AdapterMethods, DiffusionPipeline):
     """Z-Image and Z-Image-Turbo.
 
     Args:
@@ -120,14 +121,14 @@ class ZImagePipeline(DiffusionPipeline):
         cache_config: DenoisingCacheConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        sources: CheckpointManifest | None = kwargs.pop("sources", None)
+        sources = kwargs.pop("sources", None)
         if kwargs:  # the base class takes any argument and drops it
             raise TypeError(
                 f"ZImagePipeline has no use for {', '.join(kwargs)}; its arguments are pipeline_config, session, "
                 "devices, weight_paths and cache_config"
             )
         names = self.unprefixed_weight_component, devices[0], self.default_num_inference_steps
-        self.sources = sources or find_sources(pipeline_config, weight_paths, *names)
+        self.sources = sources or sources_of(pipeline_config, weight_paths, *names)
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
 
     @classmethod
@@ -140,6 +141,7 @@ class ZImagePipeline(DiffusionPipeline):
         weight_path: PathName | Sequence[PathName] = (),
         step_cache: StepCache | str | None = None,
         templates_dir: PathName | None = None,
+        loras: Sequence[Any] = (),
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -153,13 +155,14 @@ class ZImagePipeline(DiffusionPipeline):
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
                 compiled here. Those of another one compile when a call first asks for it.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
+            loras: Adapters of calls that name none; see `set_loras`.
 
         Raises:
             ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
                 weight is loaded.
         """
         given = {"device": device, "dtype": dtype, "weight_path": weight_path, "step_cache": step_cache}
-        return cls.from_prepared(cls.prepare(model, **given, templates_dir=templates_dir))
+        return cls.from_prepared(cls.prepare(model, **given, templates_dir=templates_dir, loras=loras))
 
     @classmethod
     def prepare(cls, model: PathName | None = None, **options: Any) -> CheckedModel:
@@ -184,6 +187,7 @@ class ZImagePipeline(DiffusionPipeline):
         pipeline = cls(*where, cache_config=cache, sources=prepared.sources)
         pipeline.tokenizer = prepared.tokenizer
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)
+        pipeline.set_loras(prepared.sources.defaults.loras)
         return pipeline
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
@@ -199,6 +203,7 @@ class ZImagePipeline(DiffusionPipeline):
         """Compile all graphs that `execute` runs; those of `prepare_scheduler` and `scheduler_step` on first use."""
         self.device = self.devices[0]
         self.vae_scale_factor = self.vae.spec.downscale
+        self.make_adapters()
         self.build_preprocess_latents()
         wait_for([*self.transformer.graphs, self.text_encoder.model, self.vae.model, self._pack])
         self.use_step_cache(self.configured_cache)
@@ -254,14 +259,15 @@ class ZImagePipeline(DiffusionPipeline):
 
         Raises:
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
+            NotApplied: If its adapters cannot be added to the weights.
         """
         stages.check(self.sources, self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
-        inputs = inputs_of_texts(request, self.sources, *parts)
-        hook, callback = None, callback_on_step_end
-        if callback is not None:
-            hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
-        with stages.blaming(request.latents):
+        with self.adapters.using(request.loras), stages.blaming(request.latents):
+            inputs = inputs_of_texts(request, self.sources, *parts)
+            hook, callback = None, callback_on_step_end
+            if callback is not None:
+                hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
             return result(self.execute(inputs, request.output_type, hook).images)
 
     def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
@@ -288,5 +294,6 @@ class ZImagePipeline(DiffusionPipeline):
         return ZImagePipelineOutput(images, run.computed())
 
     def denoising(self, inputs: ZImageModelInputs) -> Run:
-        """Encode a request's captions and pack its noise: what is left are its steps."""
+        """Encode a request's captions and pack its noise, under its adapters: what is left are its steps."""
+        self.adapters.bind(inputs.loras)
         return Run(self, inputs, self.preprocess_latents)

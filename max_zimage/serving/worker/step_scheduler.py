@@ -25,15 +25,20 @@ from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
 from max.serve.scheduler_result import SchedulerResult
 
 from max_zimage.compile.modules import counts
-from max_zimage.pipeline.context import ZImageContext, step_cache_of
+from max_zimage.pipeline.bound_adapters import NotApplied
+from max_zimage.pipeline.context import ZImageContext, asked_of, step_cache_of
 from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
 from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.request.loras import without_folders
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
 from max_zimage.serving.worker.previews import Previewer, preview_steps
 from max_zimage.serving.worker.running_batch import Pixels, RunningBatch
 
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
+
+NOT_APPLIED = "lora_not_applied"
+"""The code of an answer to a request whose adapters cannot be added to the weights."""
 
 _log = logging.getLogger("max_zimage.serving")
 
@@ -69,6 +74,8 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         if self._running or self._waiting:
             try:
                 self._work()
+            except NotApplied as error:
+                self._refuse(error)
             except Exception:
                 self._fail()
         elif not self._encoding:
@@ -124,10 +131,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             self._encoding[context.request_id] = work
             return
         _log.error("request %s: %s", context.request_id, problem)
-        if context.listens:
-            output = failure_output(context.request_id, Failure(code=CODE, message=problem))
-            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
-        self._cancel([context.request_id])
+        self._end(context, Failure(code=CODE, message=problem))
 
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
@@ -176,6 +180,20 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
                 except Exception:
                     _log.exception("request %s: its pictures cannot be encoded", request)
                     self._cancel([request])
+
+    def _refuse(self, error: NotApplied) -> None:
+        """Say of a batch why its adapters cannot be had; others are served with theirs."""
+        for context in self._starting:
+            _log.error("request %s: %s", context.request_id, error)
+            message = without_folders(str(error), asked_of(context).loras)
+            self._end(context, Failure(code=NOT_APPLIED, message=message))
+
+    def _end(self, context: ZImageContext, failure: Failure) -> None:
+        """Answer a request that gets no pictures, and say why."""
+        if context.listens:
+            output = failure_output(context.request_id, failure)
+            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
+        self._cancel([context.request_id])
 
     def _fail(self) -> None:
         """Answer the batch that raised. The cause goes into the log once; MAX's protocol carries none."""
