@@ -173,7 +173,7 @@ class ZImageComponent(ComponentModel):
         if changed:
             try:
                 self._take(now, changed)
-            except Exception:
+            except BaseException:  # a file that is gone, numbers that come out infinite
                 self._put_back(before, changed)
                 raise
         return changed

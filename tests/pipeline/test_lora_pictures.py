@@ -1,4 +1,4 @@
-"""Pictures with adapters: those of a checkpoint that has them in its weights, to the bit; and without them as before."""
+"""Pictures with adapters: those of a checkpoint that has them in its weights, to the bit; without them as before."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class TestNames:
             ours.set_adapters("style", [1.0, 2.0])
         with pytest.raises(RequestError, match=r"loras\[0\]\.scale must be 0, or from"):
             ours.set_adapters("style", float("nan"))
-        with pytest.raises(TypeError, match="an adapter is a file, got dict"):
+        with pytest.raises(TypeError, match="an adapter is given as a file, got dict"):
             ours.load_lora_weights({})  # type: ignore[arg-type]
         with pytest.raises(
             ValueError, match=r"holds all\.safetensors, style\.safetensors; name the adapter with weight_name"

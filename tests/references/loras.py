@@ -1,7 +1,7 @@
 """Adapters of the embedded model, and checkpoints that have them in their weights: what pictures are compared with.
 
-What they add is exact in float32, whatever the order in which it is summed: small whole numbers over powers of two. So a
-picture with an adapter and that of the checkpoint must have the same bits.
+What they add is exact in float32, whatever the order in which it is summed: small whole numbers over powers of two. So
+a picture with an adapter and that of the checkpoint must have the same bits.
 """
 
 from __future__ import annotations
