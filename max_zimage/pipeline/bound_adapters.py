@@ -16,9 +16,10 @@ from pathlib import Path
 from max_zimage.checkpoint.adapters import Adapter, added, open_adapter
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.checkpoint.transforms.base import Transform
+from max_zimage.compile.device_weights import shared
 from max_zimage.components import ZImageComponent
 from max_zimage.device.dtypes import BYTES
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory, check_device_memory, gib
 from max_zimage.errors import AdapterError
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.parts import Parts
@@ -70,9 +71,10 @@ def checked_loras(given: object, sources: CheckpointManifest) -> tuple[Lora, ...
 
 def facts(lora: Lora, specs: ModelSpecs) -> str:
     """What an adapter changes, in words; errors are those of `opened`."""
-    modules = opened(lora, specs).modules
-    counts = [f"{len(modules[name])} of the {name.replace('_', ' ')}" for name in COMPONENTS if modules.get(name)]
-    return f"adapter {lora.name} at {lora.scale:g}: all its modules applied, {' and '.join(counts) or 'none'}"
+    adapter = opened(lora, specs)
+    counts = [f"{len(found)} of the {name.replace('_', ' ')}" for name, found in adapter.modules.items() if found]
+    said = f"adapter {lora.name} at {lora.scale:g}: all its modules applied, {' and '.join(counts) or 'none'}"
+    return "; ".join([said, *adapter.notes])
 
 
 class BoundAdapters:
@@ -88,6 +90,7 @@ class BoundAdapters:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._users = 0
+        self._transforms: Transforms = {}
         self.loras: tuple[Lora, ...] = ()
 
     @contextmanager
@@ -120,15 +123,15 @@ class BoundAdapters:
         if loras == self.loras:
             return
         try:
-            self._bind(self._transforms(loras))
+            self._bind(self._transforms_of(loras))
         except Exception as error:
             self.loras = ()
-            self._bind({})
+            self._bind({}, again=True)
             names = ", ".join(each.name for each in loras)
             raise NotApplied(f"adapters {names or 'cannot be taken away'}: {error}") from error
         self.loras = loras
 
-    def _transforms(self, loras: Sequence[Lora]) -> Transforms:
+    def _transforms_of(self, loras: Sequence[Lora]) -> Transforms:
         """What happens to the tensors of each component; none of it where no adapter has anything for it."""
         adapters = [(opened(each, self._parts.sources.specs), each.scale) for each in loras]
         return {
@@ -137,36 +140,43 @@ class BoundAdapters:
             if any(adapter.modules.get(name) for adapter, _ in adapters)
         }
 
-    def _bind(self, transforms: Transforms) -> None:
-        """Check all components first: what does not fit one of them changes none."""
-        changed = {name: _changed_bytes(self._component(name), transforms.get(name, ())) for name in COMPONENTS}
-        for name, nbytes in changed.items():
-            _check_memory(self._component(name), nbytes)
-        for name, nbytes in changed.items():
-            if nbytes:
-                self._component(name).bind(transforms.get(name, ()))
+    def _bind(self, transforms: Transforms, *, again: bool = False) -> None:
+        """Check all components first: what does not fit one of them changes none.
+
+        Args:
+            transforms: Of each component.
+            again: Whether components are bound whose transforms are those that they should have already.
+        """
+        wanted = {name: transforms.get(name, ()) for name in COMPONENTS}
+        # Also where nothing changes that is loaded now: some layers of the text encoder are read when they are wanted.
+        changed = [name for name in COMPONENTS if again or wanted[name] != self._transforms.get(name, ())]
+        for name in changed:
+            check_rebinding(self._component(name), wanted[name], self._parts.sources)
+        for name in changed:
+            self._component(name).bind(wanted[name])
+        self._transforms = transforms
 
     def _component(self, name: str) -> ZImageComponent:
         return self._parts.transformer if name == "transformer" else self._parts.text_encoder
 
 
-def _changed_bytes(component: ZImageComponent, transforms: Sequence[Transform]) -> int:
-    """What the parameters take that are made in another way than now."""
-    recipes = {*component.planned(transforms).recipes} - {*component.plan().recipes}
-    return sum(prod(each.shape) for each in recipes) * BYTES[component.dtype_name]
+def check_rebinding(component: ZImageComponent, transforms: Sequence[Transform], sources: CheckpointManifest) -> None:
+    """Refuse what memory does not hold beside the weights that are there, which stay until the others have been made.
 
-
-def _check_memory(component: ZImageComponent, changed: int) -> None:
-    """Refuse what the host cannot hold beside the weights that are there, which stay until the others have been made.
-
-    On a CPU that is what changes; on the way to an accelerator it is the whole component.
+    On a CPU that is what changes. The way to an accelerator takes the whole component through the host's memory, and
+    where graphs share their weights it is on the device twice for a moment; graphs with copies give theirs up first.
 
     Raises:
-        NotEnoughMemoryError: If it does not fit.
+        CheckpointError: If what the transforms make does not fit.
+        NotEnoughMemoryError: If it does not fit into memory.
     """
-    needed = changed if component.device.is_host else component.plan().nbytes(component.dtype_name)
-    available = available_memory()
+    recipes = {*component.planned(transforms).recipes} - {*component.plan().recipes}
+    changed = sum(prod(each.shape) for each in recipes) * BYTES[component.dtype_name]
+    whole, available = component.plan().nbytes(component.dtype_name), available_memory()
+    needed = changed if component.device.is_host else whole
     if changed and needed > available:
         raise NotEnoughMemoryError(
             f"other weights need {gib(needed)} beside those that are there, {gib(available)} are available; free memory"
         )
+    if changed and shared(component.device):
+        check_device_memory(sum(sources.nbytes.values()) + whole, component.device)

@@ -62,7 +62,7 @@ class CheckedModel:
     tokenizer: PromptTokenizer
 
     def facts_of(self, request: GenerationRequest) -> list[str]:
-        """Check that the adapters of a request fit the checkpoint; what each changes, in words.
+        """Check that the adapters of a request fit the checkpoint; what each changes, and what is odd, in words.
 
         Raises:
             CheckpointError: If one does not.

@@ -16,7 +16,7 @@ from max_zimage.errors import AdapterError, CheckpointError, RequestError
 from max_zimage.pipeline import bound_adapters
 from max_zimage.pipeline.bound_adapters import NotApplied
 from tests.references.diffusers_runs import Pair
-from tests.references.loras import EVERYWHERE, STYLE, TEXT, Adapter, write_adapter, write_checkpoint
+from tests.references.loras import EVERYWHERE, LAST, STYLE, TEXT, Adapter, write_adapter, write_checkpoint
 
 Pixels = npt.NDArray[np.uint8]
 CALL: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "height": 64, "width": 96, "output_type": "latent"}
@@ -62,6 +62,19 @@ def test_the_picture_of_the_checkpoint_that_has_them(
     other = ZImagePipeline.from_pretrained(write_checkpoint(tmp_path / "other", *given), dtype="float32")
     np.testing.assert_array_equal(drawn, draw(other))
     np.testing.assert_array_equal(guided, draw(other, guidance_scale=3.0, negative_prompt="blue"))
+
+
+def test_the_last_layer_of_the_text_encoder(ours: ZImagePipeline, tmp_path: Path) -> None:
+    """Nothing that is loaded for the usual features changes; what is read for others does."""
+    adapter = write_adapter(tmp_path / "last.safetensors", text_encoder=LAST)
+    base, usual = draw(ours, hidden_layer=-1), draw(ours)
+    loras = [(adapter.path, 2.0)]
+    np.testing.assert_array_equal(draw(ours, loras=loras), usual)
+    drawn = draw(ours, loras=loras, hidden_layer=-1)
+    assert np.abs(drawn - base).max() > 0.01
+    np.testing.assert_array_equal(draw(ours, hidden_layer=-1), base)
+    other = ZImagePipeline.from_pretrained(write_checkpoint(tmp_path / "other", (adapter, 2.0)), dtype="float32")
+    np.testing.assert_array_equal(drawn, draw(other, hidden_layer=-1))
 
 
 def test_sums(adapters: tuple[Adapter, Adapter], ours: ZImagePipeline) -> None:

@@ -32,6 +32,8 @@ EVERYWHERE = (
 """Modules of all three graphs of the transformer."""
 TEXT = ("layers.0.self_attn.q_proj", "layers.1.mlp.down_proj")
 """Modules of the text encoder."""
+LAST = ("layers.3.self_attn.o_proj",)
+"""One of its last layer, which only another hidden state than the usual one needs."""
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,8 @@ class TestTravel:
         request = make(loras=[("style.safetensors", 0.1), "v1:2.safetensors"])
         assert wire.of_text(wire.to_text(request)).loras == request.loras
         sent = wire.to_wire(request)
-        for bad in ({}, [{"path": "x", "scale": "1", "digest": request.loras[0].digest}], [{"path": "x"}]):
+        several: list[Any] = [{}, [{"path": "x", "scale": "1", "digest": request.loras[0].digest}], [{"path": "x"}]]
+        for bad in several:
             with pytest.raises(wire.WireError, match="loras: must be a list of adapters"):
                 wire.of_wire(sent | {"loras": bad})
 

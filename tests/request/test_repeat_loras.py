@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_what_it_remembers(drawn: Path, repeat: Repeat, embedded: Pair) -> None:
     kept = [(each["name"], each["scale"]) for each in read_parameters(drawn).loras]
     assert kept == [("style.safetensors", 0.5), ("other.safetensors", 1.0)]
     files = [(drawn.parent.parent / "loras" / name, scale) for name, scale in kept]
-    sizes = {"height": 64, "width": 64, "num_inference_steps": 2}
+    sizes: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
     expected = embedded.ours("a red star", seed=3, loras=files, output_type="np", **sizes)
     np.testing.assert_array_equal(pixels(drawn), np.asarray(expected)[0])
     plain = embedded.ours("a red star", seed=3, output_type="np", **sizes)

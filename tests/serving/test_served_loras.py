@@ -74,7 +74,7 @@ def test_every_route_draws_with_them(server: Server, folder: Path, embedded: Pai
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), expected(embedded, loras=[(file, 0.5)]))
     (kept,) = read_parameters(tmp_path / "a.png").loras
     assert (kept["name"], kept["scale"]) == ("style.safetensors", 0.5)
-    options = {"image": {"width": 128, "height": 128, "steps": 2}}
+    options = {"image": {"width": 128, "height": 128, "steps": 2, "output_format": "png"}}
     body: dict[str, Any] = {"model": "tiny-zimage", "input": PROMPT, "seed": 3, "provider_options": options}
     answer = server.post("/v1/responses", **body, metadata={"loras": json.dumps(loras)})
     assert answer.status_code == 200, answer.text
@@ -98,8 +98,7 @@ def test_sets_that_meet_in_the_queue(server: Server, folder: Path, embedded: Pai
     ] * 2
 
     def draw(number: int) -> Any:
-        loras = [{"name": name, "scale": scale} for name, scale in sets[number]]
-        return server.draw(**SIZE, **({"loras": loras} if loras else {}))
+        return server.draw(**SIZE, loras=[{"name": name, "scale": scale} for name, scale in sets[number]])
 
     with ThreadPoolExecutor(len(sets)) as pool:
         answers = list(pool.map(draw, range(len(sets))))

@@ -124,7 +124,9 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
 
     def _finish(self, context: ZImageContext, pixels: Pixels, finite: Flags) -> None:
         """Encode a request's pictures; without any that is finite, say why there are none."""
-        suspects = usual_suspects(cast(ZImagePipeline, self._model).transformer.dtype_name, step_cache_of(context))
+        names = [each.name for each in asked_of(context).loras]
+        dtype = cast(ZImagePipeline, self._model).transformer.dtype_name
+        suspects = usual_suspects(dtype, step_cache_of(context), names)
         problem = explained("the picture came out as NaN or infinity instead of colours", suspects)
         if finite.any():
             work = self._encoder.submit(final_output, context, pixels, finite, problem)
