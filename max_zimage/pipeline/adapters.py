@@ -173,7 +173,7 @@ class AdapterMethods:
         self._use(NamedLoras())
 
     def _use(self, named: NamedLoras) -> None:
-        self.adapters.bind(named.loras)
+        self.adapters.settle(named.loras)
         self._named_loras = named
         self.sources = self.sources.with_defaults(loras=named.loras)
 

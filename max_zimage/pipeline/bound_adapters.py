@@ -110,6 +110,11 @@ class BoundAdapters:
             if self._users:
                 self.bind(before)
 
+    def settle(self, loras: tuple[Lora, ...]) -> None:
+        """`bind`, but for pictures that are being drawn, which go on under what they began with."""
+        if not self._users:
+            self.bind(loras)
+
     def bind(self, loras: tuple[Lora, ...]) -> None:
         """Be bound to some adapters and no others; nothing happens where that is so already.
 

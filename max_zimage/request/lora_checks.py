@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from max_zimage.errors import Item, RequestError
-from max_zimage.request.checks import LARGEST, SMALLEST, Problems, shown
+from max_zimage.request.checks import LARGEST, SMALLEST, Problems, shown, text_of
 from max_zimage.request.loras import USUAL_SCALE, Lora, LoraFiles, digest_of
 
 MOST = 32
@@ -74,7 +74,7 @@ def _parts(item: Item, given: object) -> tuple[str, object]:
     text = os.fspath(file)
     if not text or "\0" in text:
         raise RequestError.of(item, "{field} must name a file, got {given}", given=shown(text))
-    return text, scale
+    return text_of(item, text), scale  # a picture remembers it
 
 
 def _scale(item: Item, value: object) -> float:

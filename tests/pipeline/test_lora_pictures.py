@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from max.driver import Buffer
+from max.engine import Model
 
 from max_zimage import ZImagePipeline
 from max_zimage.compile import modules
@@ -113,17 +116,20 @@ def test_graphs_that_come_later_follow(
 def test_a_call_inside_a_callback_leaves_the_outer_one_its_adapters(
     adapters: tuple[Adapter, Adapter], ours: ZImagePipeline
 ) -> None:
+    """And so does one that sets others, for the calls that follow."""
     loras = [str(adapters[0].path)]
-    expected, base = draw(ours, loras=loras), draw(ours)
+    expected, base, other = draw(ours, loras=loras), draw(ours), draw(ours, loras=[adapters[1].path])
     inner = []
 
     def callback(pipeline: ZImagePipeline, *_: Any) -> dict[str, Any]:
         inner.append(draw(pipeline))
+        pipeline.set_loras([adapters[1].path])
         return {}
 
     np.testing.assert_array_equal(draw(ours, loras=loras, callback_on_step_end=callback), expected)
-    for each in inner:
-        np.testing.assert_array_equal(each, base)
+    for each, wanted in zip(inner, (base, other), strict=True):
+        np.testing.assert_array_equal(each, wanted)
+    np.testing.assert_array_equal(draw(ours), other)
 
 
 class TestWhatFails:
@@ -153,6 +159,24 @@ class TestWhatFails:
         with monkeypatch.context() as patch:
             patch.setattr(ours.text_encoder, "load_weights", lambda *_: 1 / 0)
             with pytest.raises(NotApplied, match=r"adapters all\.safetensors: division by zero"):
+                draw(ours, loras=[adapters[1].path])
+        np.testing.assert_array_equal(draw(ours), base)
+
+    @pytest.mark.parametrize("fails", [0, 1])
+    def test_while_graphs_are_bound(
+        self, fails: int, adapters: tuple[Adapter, Adapter], ours: ZImagePipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The transformer's, or the text encoder's when the transformer's have been."""
+        base, calls, init = draw(ours), itertools.count(), modules.CompiledModule._init
+
+        def failing(module: modules.CompiledModule, weights: Mapping[str, Buffer]) -> dict[str, Model]:
+            if next(calls) == fails:
+                raise RuntimeError("the device is full")
+            return init(module, weights)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(modules.CompiledModule, "_init", failing)
+            with pytest.raises(NotApplied, match=r"adapters all\.safetensors: the device is full"):
                 draw(ours, loras=[adapters[1].path])
         np.testing.assert_array_equal(draw(ours), base)
 

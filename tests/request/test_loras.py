@@ -107,6 +107,7 @@ def test_the_last_colon_parts_where_a_number_follows(text: str, value: object) -
         (["."], r"loras\[0\]: \. is a folder; name the file in it"),
         ([""], r"loras\[0\] must name a file, got ''"),
         (["a\0b"], r"loras\[0\] must name a file, got 'a\\x00b'"),
+        (["a\udc80b"], r"loras\[0\] holds half of a surrogate pair at character 1"),
         ([3], r"loras\[0\] must be a file, or a file and a scale, got 3 \(int\)"),
         ([("style.safetensors", 1, 2)], r"loras\[0\] must be a file, or a file and a scale"),
         (("style.safetensors", 0.8), r"loras\[1\] must be a file, or a file and a scale, got 0\.8"),
