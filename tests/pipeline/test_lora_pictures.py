@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from max_zimage.compile import modules
 from max_zimage.errors import AdapterError, CheckpointError, RequestError
 from max_zimage.pipeline import bound_adapters
 from max_zimage.pipeline.bound_adapters import NotApplied
+from max_zimage.request.loras import digest_of
 from tests.references.diffusers_runs import Pair
-from tests.references.loras import EVERYWHERE, LAST, STYLE, TEXT, Adapter, write_adapter, write_checkpoint
+from tests.references.loras import EVERYWHERE, LAST, RANK, STYLE, TEXT, Adapter, write_adapter, write_checkpoint
 
 Pixels = npt.NDArray[np.uint8]
 CALL: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "height": 64, "width": 96, "output_type": "latent"}
@@ -91,6 +93,19 @@ def test_sums(adapters: tuple[Adapter, Adapter], ours: ZImagePipeline) -> None:
     both = draw(ours, loras=[style, other])
     np.testing.assert_array_equal(draw(ours, loras=[other, style]), both)
     assert np.abs(both - draw(ours, loras=[other])).max() > 0.01
+
+
+def test_a_folder_of_pefts(adapters: tuple[Adapter, Adapter], ours: ZImagePipeline, tmp_path: Path) -> None:
+    """Is known by its configuration too, whichever of its names is given."""
+    style = adapters[0].path
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK}))
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(style.read_bytes())
+    expected = draw(ours, loras=[(style, 1.0)])
+    for given in (tmp_path, file):
+        np.testing.assert_array_equal(draw(ours, loras=[(given, 0.5)]), expected)
+    ours.load_lora_weights(tmp_path)
+    assert ours.sources.defaults.loras[0].digest == digest_of(tmp_path) != digest_of(style)
 
 
 @pytest.mark.parametrize(
