@@ -144,6 +144,9 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
     check_request(prepared.sources, prepared.devices[0], request, loaded=False)
+    for fact in prepared.facts_of(request):
+        if not arguments.quiet:
+            print(f"max-zimage: {fact}", file=sys.stderr)
     return prepared, request
 
 

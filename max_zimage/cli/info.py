@@ -167,7 +167,8 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
 
 
 def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
-    return {name: value for name, value in vars(record).items() if not isinstance(value, Templates)}
+    """What of it is a number, a word or nothing; templates and adapters are no facts about a checkpoint."""
+    return {name: value for name, value in vars(record).items() if isinstance(value, (int, float, str, type(None)))}
 
 
 def _print(facts: dict[str, Any]) -> None:

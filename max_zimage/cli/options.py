@@ -13,6 +13,7 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import flag_value
 from max_zimage.cli.given_features import doubts_of_features, given_features
 from max_zimage.cli.repeating import without_replaced
+from max_zimage.cli.start_loras import wanted_loras
 from max_zimage.cli.start_pictures import start_image, start_mask
 from max_zimage.images.latents import read_latents
 from max_zimage.request.fields import ROWS
@@ -53,8 +54,8 @@ class GenerateOptions:
 
         Raises:
             ImageFileError: If that is no picture, or holds no parameters; or if --embeddings is no file of features.
-            RequestError: If the image to begin with or its mask cannot be read, or are not those that the picture began
-                with.
+            RequestError: If the image to begin with, its mask or an adapter cannot be read, or are not those that the
+                picture was drawn with.
         """
         saved = None if arguments.source is None else read_parameters(Path(arguments.source))
         features = given_features(arguments)
@@ -125,6 +126,7 @@ def _values(
     if arguments.latents_in is not None:
         values["latents"] = read_latents(Path(arguments.latents_in))
     values["image"], values["mask_image"] = start_image(arguments, saved), start_mask(arguments, saved)
+    values["loras"] = wanted_loras(arguments, saved)
     values["resize"] = arguments.resize or bool(saved and saved.is_resized)
     return values
 

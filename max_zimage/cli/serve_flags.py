@@ -81,6 +81,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         default=ServerSettings.embedding_cache_bytes,
         help="features of prompts that are kept, as 512MiB or 1GiB or bytes; 0 for none, 256MiB if not given",
     )
+    running.add_argument("--lora-folder", metavar="DIR", help="its adapters (LoRA) may be named by requests")
     running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
     running.add_argument(
         "--batch-pictures",

@@ -168,23 +168,40 @@ class ZImageComponent(ComponentModel):
         Raises:
             CheckpointError: If what the transforms make does not fit; the weights then stay as they are.
         """
-        before = self.plan()
-        source = open_source(before.files)
-        self._plan = now = plan(self.names(), source, transforms)
+        before, now = self.plan(), self.planned(transforms)
         changed = frozenset(each.engine for each in {*now.recipes} - {*before.recipes})
         if changed:
-            in_part = self.device.is_host and self._weights is not None
             try:
-                new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
+                self._take(now, changed)
             except BaseException:  # a file that is gone, numbers that come out infinite
-                self._plan = before
+                self._put_back(before, changed)
                 raise
-            prefixes = {entry_of(graph.name).prefix for graph in self._graphs}
-            named = {f"{prefix}{name}": data for prefix in prefixes for name, data in new.items()}
-            bind(self._graphs, named)
-            if self._weights is not None:
-                self._weights = {**self._weights, **new} if in_part else new
         return changed
+
+    def planned(self, transforms: Sequence[Transform] = ()) -> LoadPlan:
+        """What `bind` would load; arguments and errors are the same."""
+        return plan(self.names(), open_source(self.plan().files), transforms)
+
+    def _take(self, now: LoadPlan, changed: Collection[str]) -> None:
+        self._plan = now
+        in_part = self.device.is_host and self._weights is not None
+        new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
+        self._bind(new)
+        if self._weights is not None:
+            self._weights = {**self._weights, **new} if in_part else new
+
+    def _put_back(self, before: LoadPlan, changed: Collection[str]) -> None:
+        """Have every graph read again what it read before: some of them may have been given other weights."""
+        self._plan = before
+        if self._weights is None:
+            self._bind(self.placed(self.all_weights()))
+        else:
+            names = changed if self.device.is_host else self._weights
+            self._bind({name: self._weights[name] for name in names})
+
+    def _bind(self, weights: Mapping[str, Buffer]) -> None:
+        prefixes = {entry_of(graph.name).prefix for graph in self._graphs}
+        bind(self._graphs, {f"{prefix}{name}": data for prefix in prefixes for name, data in weights.items()})
 
     def placed(self, weights: dict[str, Buffer]) -> Mapping[str, Buffer]:
         """Weights as graphs are given them: in host memory, or on the device where they are to share them."""

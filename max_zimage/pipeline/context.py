@@ -95,7 +95,7 @@ def asked_of(context: PixelContext) -> GenerationRequest:
         return request_of(context)
     rows = [row for row in ROWS.values() if row.attribute]
     values: dict[str, Any] = {row.attribute: None if isinstance(row.default, Of) else row.default for row in rows}
-    values |= {"sampler": DEFAULT_SAMPLER, "sigma_shape": DEFAULT_SHAPE}
+    values |= {"sampler": DEFAULT_SAMPLER, "sigma_shape": DEFAULT_SHAPE, "loras": ()}
     values |= {"prompts": (), "negative_prompts": (), "height": context.height, "width": context.width}
     values |= {
         name: float(getattr(context, name)) for name in ("guidance_scale", "cfg_truncation", "cfg_normalization")

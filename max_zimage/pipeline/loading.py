@@ -26,10 +26,12 @@ from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
 from max_zimage.host.processes import check_process
+from max_zimage.pipeline.bound_adapters import checked_loras, facts
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.max_config import pipeline_config
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.request.checks import whole_number
+from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache, flags_of
 from max_zimage.text.kept_features import KeptFeatures
 from max_zimage.text.tokenizer import NoTokenizer, PromptTokenizer
@@ -73,6 +75,14 @@ class CheckedModel:
         """An empty cache of features, where there is to be one."""
         return KeptFeatures(self.embedding_cache_bytes) if self.embedding_cache_bytes else None
 
+    def facts_of(self, request: GenerationRequest) -> list[str]:
+        """Check that the adapters of a request fit the checkpoint; what each changes, and what is odd, in words.
+
+        Raises:
+            CheckpointError: If one does not.
+        """
+        return [facts(each, self.sources.specs) for each in request.loras]
+
 
 def check_model(
     model: PathName | None,
@@ -84,6 +94,7 @@ def check_model(
     templates_dir: PathName | None = None,
     embedding_cache_bytes: int | None = None,
     generator_only: bool = False,
+    loras: Sequence[Any] | None = None,
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
@@ -104,6 +115,8 @@ def check_model(
     sources = found.with_step_cache(cache)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
+    if loras is not None:
+        sources = sources.with_defaults(loras=checked_loras(loras, sources))
     tokenizer: PromptTokenizer = NoTokenizer()
     if not generator_only:
         tokenizer = PromptTokenizer(
@@ -121,6 +134,13 @@ def checked_cache_bytes(given: int | None) -> int:
         RequestError: If it is no whole number of at least 0.
     """
     return 0 if given is None else whole_number("embedding_cache_bytes", given, low=0, high=2**50)
+
+
+def sources_of(
+    config: PipelineConfig, weight_paths: Sequence[Path], component: str, device: Device, default_steps: int
+) -> CheckpointManifest:
+    """`find_sources`, for a pipeline whose checkpoint nobody has checked before."""
+    return find_sources(config, weight_paths, component, device, default_steps)
 
 
 def check_fits(sources: CheckpointManifest, device: Device) -> None:

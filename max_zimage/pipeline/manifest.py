@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from max.driver import Device
 from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
@@ -47,9 +48,13 @@ class CheckpointManifest:
     plans: Mapping[str, LoadPlan]
     defaults: RequestDefaults
 
+    def with_defaults(self, **changed: Any) -> CheckpointManifest:
+        """The same, with other defaults for requests that say nothing: attributes of `RequestDefaults`."""
+        return replace(self, defaults=replace(self.defaults, **changed))
+
     def with_step_cache(self, cache: StepCache | None) -> CheckpointManifest:
-        """The same, with another step cache for requests that say nothing."""
-        return replace(self, defaults=replace(self.defaults, step_cache=cache))
+        """The same, with another step cache for those."""
+        return self.with_defaults(step_cache=cache)
 
     def with_templates(self, folder: Path) -> CheckpointManifest:
         """The same, with the templates of a folder before the shipped ones.
@@ -59,7 +64,7 @@ class CheckpointManifest:
         """
         templates = Templates(folder)
         _ = templates.all
-        return replace(self, defaults=replace(self.defaults, templates=templates))
+        return self.with_defaults(templates=templates)
 
     @property
     def nbytes(self) -> dict[str, int]:

@@ -61,9 +61,8 @@ def inputs_of_request(
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
     first = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, asked)
     later = planned_later(legs, [request], captions, transformer.spec.num_layers, others)
-    return replace(
-        first, masked=masked, pastes=pastes_of(request, request.num_images), later=later, tiling=request.tiling
-    )
+    pastes, tiling = pastes_of(request, request.num_images), request.tiling
+    return replace(first, masked=masked, pastes=pastes, later=later, tiling=tiling, loras=request.loras)
 
 
 def drawn_noise(

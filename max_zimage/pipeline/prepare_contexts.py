@@ -84,7 +84,7 @@ def inputs_of_contexts(
     pastes = tuple(each for context in contexts for each in pastes_of_context(context))
     requests = [asked_of(each) for each in contexts] if len(legs) > 1 else []
     later = planned_later(legs, requests, captions, transformer.spec.num_layers)
-    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling)
+    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling, loras=asked.loras)
 
 
 def pastes_of_context(context: PixelContext) -> tuple[Paste | None, ...]:

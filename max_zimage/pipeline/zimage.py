@@ -29,6 +29,7 @@ from PIL import Image
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline import encoding, max_contract, stages
+from max_zimage.pipeline.adapters import AdapterMethods
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
 from max_zimage.pipeline.generator import request_of_call
@@ -40,8 +41,8 @@ from max_zimage.pipeline.loading import (
     check_model,
     load_components,
     new_session,
+    sources_of,
 )
-from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.pipeline.run import Run, sides_at
 from max_zimage.request.request import GenerationRequest
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 
-class ZImagePipeline(DiffusionPipeline):
+class ZImagePipeline(AdapterMethods, DiffusionPipeline):
     """Z-Image and Z-Image-Turbo.
 
     Args:
@@ -123,14 +124,14 @@ class ZImagePipeline(DiffusionPipeline):
         cache_config: DenoisingCacheConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        sources: CheckpointManifest | None = kwargs.pop("sources", None)
+        sources = kwargs.pop("sources", None)
         if kwargs:  # the base class takes any argument and drops it
             raise TypeError(
                 f"ZImagePipeline has no use for {', '.join(kwargs)}; its arguments are pipeline_config, session, "
                 "devices, weight_paths and cache_config"
             )
         names = self.unprefixed_weight_component, devices[0], self.default_num_inference_steps
-        self.sources = sources or find_sources(pipeline_config, weight_paths, *names)
+        self.sources = sources or sources_of(pipeline_config, weight_paths, *names)
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
 
     @classmethod
@@ -144,6 +145,7 @@ class ZImagePipeline(DiffusionPipeline):
         step_cache: StepCache | str | None = None,
         templates_dir: PathName | None = None,
         embedding_cache_bytes: int | None = None,
+        loras: Sequence[Any] = (),
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -158,6 +160,7 @@ class ZImagePipeline(DiffusionPipeline):
                 compiled here. Those of another one compile when a call first asks for it.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
             embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given.
+            loras: Adapters of calls that name none; see `set_loras`.
 
         Raises:
             ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
@@ -189,6 +192,7 @@ class ZImagePipeline(DiffusionPipeline):
         pipeline = cls(*where, cache_config=cache, sources=prepared.sources)
         pipeline.tokenizer, pipeline.text_encoder.kept_features = prepared.tokenizer, prepared.kept_features()
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)
+        pipeline.set_loras(prepared.sources.defaults.loras)
         return pipeline
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
@@ -204,6 +208,7 @@ class ZImagePipeline(DiffusionPipeline):
         """Compile all graphs that `execute` runs; those of `prepare_scheduler` and `scheduler_step` on first use."""
         self.device = self.devices[0]
         self.vae_scale_factor = self.vae.spec.downscale
+        self.make_adapters()
         self.build_preprocess_latents()
         wait_for([*self.transformer.graphs, *self.text_encoder.graphs, self.vae.model, self._pack])
         self.use_step_cache(self.configured_cache)
@@ -259,14 +264,15 @@ class ZImagePipeline(DiffusionPipeline):
 
         Raises:
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
+            NotApplied: If its adapters cannot be added to the weights.
         """
         stages.check(self.sources, self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
-        inputs = encoding.inputs_of_texts(request, self.sources, *parts)
-        hook, callback = None, callback_on_step_end
-        if callback is not None:
-            hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
-        with stages.blaming(request.latents):
+        with self.adapters.using(request.loras), stages.blaming(request.latents):
+            inputs = encoding.inputs_of_texts(request, self.sources, *parts)
+            hook, callback = None, callback_on_step_end
+            if callback is not None:
+                hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
             return result(self.execute(inputs, request.output_type, hook).images)
 
     def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
@@ -293,5 +299,6 @@ class ZImagePipeline(DiffusionPipeline):
         return ZImagePipelineOutput(images, run.computed())
 
     def denoising(self, inputs: ZImageModelInputs) -> Run:
-        """Encode a request's captions and pack its noise: what is left are its steps."""
+        """Encode a request's captions and pack its noise, under its adapters: what is left are its steps."""
+        self.adapters.bind(inputs.loras)
         return Run(self, inputs, self.preprocess_latents)

@@ -107,7 +107,7 @@ class GenerationParameters:
         """
         seed, prompt = _repeatable_seed(request), picture // request.num_images_per_prompt
         height, width = (None, None) if request.image is None else request.image.shape[:2]
-        values = {name: _held(row.kind.encode(getattr(request, row.attribute))) for name, row in _ROWS.items()}
+        values = {name: _held(row.kind.keep(getattr(request, row.attribute))) for name, row in _ROWS.items()}
         values |= {
             "prompt": request.prompts[prompt],
             "negative_prompt": request.negative_prompts[prompt] if request.negative_prompts else "",
@@ -159,6 +159,11 @@ class GenerationParameters:
             f"{name} must be {kind}, got {values[name]!r}"
             for name, kind in expected.items()
             if name in values and not _is_kind(values[name], kind)
+        ]
+        problems += [
+            f"{name} cannot be {values[name]!r}"
+            for name, row in _ROWS.items()
+            if not problems and not row.kind.is_kept(values[name])
         ]
         image = [values.get(name) for name in ("strength", "image_height", "image_width")]
         if not problems and image.count(None) != (3 if values["image_digest"] in (None, UNKNOWN_IMAGE) else 0):
@@ -242,6 +247,9 @@ def _is_kind(value: object, kind: str) -> bool:
     base = kind
     if base.startswith("tuple["):
         item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
-        return isinstance(value, list) and all(_is_kind(item, item_kind) for item in value)
-    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+        # A tuple is what stands for pictures from before the field.
+        return isinstance(value, (list, tuple)) and all(_is_kind(item, item_kind) for item in value)
+    types: dict[str, tuple[type, ...]] = {
+        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,)
+    }  # fmt: skip
     return isinstance(value, types[base]) and isinstance(value, bool) == (base == "bool")

@@ -68,6 +68,7 @@ class ServerSettings:
         restart: Whether a worker that dies is started again.
         step_cache: Of requests that name none, as `max_zimage.sampling.step_cache.parse_step_cache` reads it; None for
             none.
+        lora_folder: Whose adapters requests may name; None for no adapters.
         batch_pictures: Pictures of several requests that may share their denoising steps; None for
             `usual_pictures`.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
@@ -89,6 +90,7 @@ class ServerSettings:
     allow_remote_images: bool = False
     restart: bool = False
     step_cache: str | None = None
+    lora_folder: str | None = None
     batch_pictures: int | None = None
     shutdown_seconds: float = 30.0
     embedding_cache_bytes: int = 256 * 2**20

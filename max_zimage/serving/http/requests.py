@@ -10,9 +10,11 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.modeling.types import RequestID
 
-from max_zimage.errors import RequestError
+from max_zimage.errors import CheckpointError, RequestError
 from max_zimage.images.save import ImageFileError
+from max_zimage.pipeline.bound_adapters import opened
 from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.loras import without_folders
 from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
@@ -193,6 +195,7 @@ def make_context(
     Raises:
         ApiError: 400 if the prompt has too many tokens.
     """
+    check_loras(served, asked, names)
     try:
         return served.tokenizer.make_context(
             asked,
@@ -205,6 +208,20 @@ def make_context(
         )
     except (RequestError, TokenizerError, InputError) as error:
         raise refused(error, names) from error
+
+
+def check_loras(served: ServedModel, asked: GenerationRequest, names: ApiNames) -> None:
+    """Refuse adapters that do not fit the checkpoint, before the request waits for its turn.
+
+    Raises:
+        ApiError: 400, with what does not fit.
+    """
+    for lora in asked.loras:
+        try:
+            opened(lora, served.tokenizer.specs)
+        except CheckpointError as error:
+            said = f"{names.of('loras')}: {without_folders(str(error), [lora])}"
+            raise bad_request(said, names.param("loras")) from error
 
 
 def size_of(text: str | None) -> tuple[int | None, int | None]:
