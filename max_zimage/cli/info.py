@@ -166,7 +166,7 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
     }
 
 
-def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
+def _public(record: Limits | RequestDefaults) -> dict[str, int | float | str | None]:
     """What of it is a number, a word or nothing; templates and adapters are no facts about a checkpoint."""
     return {name: value for name, value in vars(record).items() if isinstance(value, (int, float, str, type(None)))}
 

@@ -6,28 +6,22 @@ A checked model is read once: the pipeline and its components take over what was
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from max.driver import Device, load_devices
-from max.engine import InferenceSession
-from max.graph.weights import SafetensorWeights
-from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.lib.config import PipelineConfig
-from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage import embedded
 from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.locate import resolve_model
-from max_zimage.components import NoTextEncoder, ZImageComponent
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
-from max_zimage.device.memory import available_memory, check_device_memory, check_memory
-from max_zimage.host.processes import check_process
 from max_zimage.pipeline.bound_adapters import checked_loras, facts
-from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
+from max_zimage.pipeline.load_components import DEFAULT_STEPS, UNPREFIXED_COMPONENT, sources_of
+from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.request.checks import whole_number
@@ -37,11 +31,6 @@ from max_zimage.text.kept_features import KeptFeatures
 from max_zimage.text.tokenizer import NoTokenizer, PromptTokenizer
 
 PathName = str | os.PathLike[str]
-
-UNPREFIXED_COMPONENT = "transformer"
-"""Takes weight files that stand in no component's folder."""
-DEFAULT_STEPS = 50
-"""Of a checkpoint that is not distilled."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ def check_model(
     directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=without)
     config = pipeline_config(directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
     paths = [Path(path) for path in given]
-    found = find_sources(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS, without)
+    found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS, without)
     sources = found.with_step_cache(cache)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
@@ -134,69 +123,3 @@ def checked_cache_bytes(given: int | None) -> int:
         RequestError: If it is no whole number of at least 0.
     """
     return 0 if given is None else whole_number("embedding_cache_bytes", given, low=0, high=2**50)
-
-
-def sources_of(
-    config: PipelineConfig, weight_paths: Sequence[Path], component: str, device: Device, default_steps: int
-) -> CheckpointManifest:
-    """`find_sources`, for a pipeline whose checkpoint nobody has checked before."""
-    return find_sources(config, weight_paths, component, device, default_steps)
-
-
-def check_fits(sources: CheckpointManifest, device: Device) -> None:
-    """Compare the weights with the memory there is.
-
-    Raises:
-        NotEnoughMemoryError: If they do not fit.
-    """
-    check_fit(list(sources.nbytes.values()), device)
-
-
-def check_fit(sizes: Sequence[int], device: Device) -> None:
-    """The same of the bytes of each component.
-
-    Raises:
-        NotEnoughMemoryError: If they do not fit.
-    """
-    # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
-    check_memory(sum(sizes) if device.is_host else max(sizes), available_memory())
-    if not device.is_host:
-        check_device_memory(sum(sizes), device)
-
-
-def new_session(devices: list[Device]) -> InferenceSession:
-    """Where graphs run.
-
-    Raises:
-        RuntimeError: If MAX cannot be used in this process because it is a fork.
-    """
-    check_process()
-    return InferenceSession(devices=devices)
-
-
-def load_components(
-    make: Mapping[str, type[ZImageComponent]],
-    sources: CheckpointManifest,
-    devices: list[Device],
-    session: InferenceSession,
-    cache_config: DenoisingCacheConfig | None,
-) -> dict[str, ComponentModel]:
-    """Load the weights of all components, from what was found of them.
-
-    Raises:
-        NotEnoughMemoryError: If they do not fit; raised before anything is loaded.
-    """
-    check_fits(sources, devices[0])
-    components: dict[str, ComponentModel] = {}
-    sizes = sources.nbytes
-    for name, component in make.items():
-        if name not in sources.plans:
-            components[name] = NoTextEncoder(sources.specs.text_encoder, sources.dtypes[name], devices[0])
-            continue
-        # Only the files' names: MAX would open them once more, as safetensors whatever they are.
-        unread: dict[str, Any] = {"tensors": frozenset(), "tensors_to_file_idx": {}, "_st_file_handles": {}}
-        weights, plan = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
-        what = sources.configs[name], sources.dtypes[name], devices, weights
-        components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)
-        made.nbytes_beside = sum(sizes.values()) - sizes[name]
-    return components

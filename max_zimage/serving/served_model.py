@@ -7,7 +7,8 @@ from pathlib import Path
 
 from max_zimage import embedded
 from max_zimage.device.devices import device_kind
-from max_zimage.pipeline.loading import DEFAULT_STEPS, CheckedModel
+from max_zimage.pipeline.load_components import DEFAULT_STEPS
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy
