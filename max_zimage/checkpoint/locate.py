@@ -8,8 +8,11 @@ from pathlib import Path
 
 from max.graph.weights import SafetensorWeights, Weights
 
+from max_zimage import progress
 from max_zimage.checkpoint.config_reader import CONFIG_FILES
+from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.model_index import INDEX, read_index
+from max_zimage.checkpoint.parts import parts_in
 from max_zimage.errors import CheckpointError
 from max_zimage.strict_json import is_there, read_object, shown
 
@@ -52,7 +55,9 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
     if path.is_dir():
         directory = path
     elif path.exists():
-        raise CheckpointError(f"{path} is a file; give the directory that holds {INDEX}")
+        raise CheckpointError(
+            f"{path} is a file; give the directory that holds {INDEX}, and the file as its weights (--weight-path)"
+        )
     elif isinstance(model, str) and _HUB_ID.fullmatch(model):
         directory = _download(model, revision)
     else:
@@ -118,17 +123,42 @@ def route_weight_files(
     Args:
         paths: Weight files, possibly from several repositories.
         components: Names of components.
-        unprefixed_component: Takes the files that stand in no component's folder.
+        unprefixed_component: Takes the files of which nothing tells whose they are.
 
     Returns:
-        Component -> its files, in the order given. The folder that counts is the one a file stands in: a component's
-        name further up the path, as in /data/vae/zimage/model.safetensors, says nothing.
+        Component -> its files, in the order given. The folder that a file stands in decides first; a component's name
+        further up the path, as in /data/vae/zimage/model.safetensors, says nothing. Otherwise the names of its tensors
+        do, and a file that holds several components serves each that has no file of its own.
+
+    Raises:
+        CheckpointError: If two files hold the same component beside others.
     """
     routed: dict[str, list[Path]] = {}
+    shared: dict[str, list[Path]] = {}
     for path in paths:
         folder = path.parent.name
-        routed.setdefault(folder if folder in components else unprefixed_component, []).append(path)
+        found = {folder} if folder in components else _components_in(path)
+        held = [name for name in components if name in found] or [unprefixed_component]
+        for component in held:
+            (routed if len(held) == 1 else shared).setdefault(component, []).append(path)
+    for component, files in shared.items():
+        if len(files) > 1:
+            raise CheckpointError(
+                f"{' and '.join(map(str, files))} hold a {component} each, beside other components; give one of them, "
+                f"or a file of the {component} alone besides"
+            )
+        if component in routed:
+            progress.note(f"{component}: taken from {routed[component][0]}, not from {files[0]}, which holds one, too")
+        routed.setdefault(component, files)
     return routed
+
+
+def _components_in(file: Path) -> set[str]:
+    """Components that a file has tensors of; none if it cannot be read, which is said where it is loaded."""
+    try:
+        return parts_in(open_source([file]).tensors)
+    except CheckpointError:
+        return set()
 
 
 def paths_of(weights: Weights) -> list[Path]:

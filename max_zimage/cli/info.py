@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -130,6 +131,7 @@ def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
         "files": [str(file) for file in plan.files],
         "parameters": count,
         "dtype_in_files": plan.dtype,
+        "storage": plan.storage,
         "dtype": dtype,
         "bytes": plan.nbytes("float32" if dtype == "float32" else "bfloat16"),
     }
@@ -182,7 +184,7 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(
             part["name"],
             f"{part['parameters']:,}",
-            part["dtype_in_files"],
+            _shares(part["storage"]),
             part["dtype"],
             _size(part["bytes"]),
             str(len(part["files"])),
@@ -214,6 +216,14 @@ def _print(facts: dict[str, Any]) -> None:
         bad = len(weights["damaged"])
         verdict = f"not so in {bad} tensor{'s' if bad > 1 else ''}" if bad else "so in all of them"
         console.print(f"{weights['numbers']:,} numbers of {weights['tensors']} tensors should be finite: {verdict}")
+
+
+def _shares(storage: Mapping[str, int]) -> str:
+    """How many percent of the tensors are stored as what, or what all are."""
+    total = sum(storage.values())
+    if len(storage) == 1:
+        return next(iter(storage))
+    return ", ".join(f"{100 * count / total:.0f}% {kind}" for kind, count in storage.items())
 
 
 def _size(count: int | None) -> str:

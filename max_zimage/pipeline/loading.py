@@ -130,7 +130,9 @@ def load_components(
     components: dict[str, ComponentModel] = {}
     sizes = sources.nbytes
     for name, component in make.items():
-        weights, plan = SafetensorWeights(sources.files[name]), sources.plans[name]
+        # This only names the files, of whatever kind: MAX would open them as safetensors, and the plan has read them.
+        weights = SafetensorWeights(sources.files[name], tensors=frozenset(), tensors_to_file_idx={})
+        plan = sources.plans[name]
         what = sources.configs[name], sources.dtypes[name], devices, weights
         components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)
         made.nbytes_beside = sum(sizes.values()) - sizes[name]

@@ -27,9 +27,32 @@ class Computed(Tensor):
     base: Tensor
     change: Callable[[FloatArray, int, Files], FloatArray]
 
+    @property
+    @override
+    def storage(self) -> str:
+        return self.base.storage
+
     @override
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
         return self.change(self.base.rows(begin, end, files), begin, files)
+
+
+@dataclass(frozen=True)
+class Decoded(Tensor):
+    """A tensor that stands in the files as codes, with scales or tables beside it; its dtype is F32.
+
+    Two that are decoded alike from the same tensors are equal, so that `bind` sees that nothing has changed.
+
+    Attributes:
+        stored_as: A word for the format.
+    """
+
+    stored_as: str
+
+    @property
+    @override
+    def storage(self) -> str:
+        return self.stored_as
 
 
 def computed(base: Tensor, change: Callable[[FloatArray, int, Files], FloatArray]) -> Computed:
