@@ -19,9 +19,9 @@ from pathlib import Path
 from max_zimage import embedded, progress
 from max_zimage.checkpoint.locate import COMPONENTS
 from max_zimage.checkpoint.writers.encodings import FLOATS
-from max_zimage.checkpoint.writers.inputs import Opened, check_component, open_input, quantized_words
+from max_zimage.checkpoint.writers.inputs import Opened, check_component, open_input
 from max_zimage.checkpoint.writers.layouts import LAYOUTS, Storing, usual_components
-from max_zimage.checkpoint.writers.metadata import read_metadata, written_metadata
+from max_zimage.checkpoint.writers.metadata import kept_metadata, written_metadata
 from max_zimage.checkpoint.writers.output import (
     Component,
     Output,
@@ -181,8 +181,7 @@ def _parts(wish: Wish, opened: Opened, chosen: Sequence[str], name: str) -> dict
         storing = Storing(component, wish.layout, wish.type, wish.keep_refiners)
         try:
             checked = check_component(opened, component, ())
-            kept = read_metadata(opened.sources[component].files)
-            metadata = written_metadata(kept, done, gguf=wish.layout == "gguf")
+            metadata = written_metadata(kept_metadata(opened.sources[component]), done, gguf=wish.layout == "gguf")
             parts[component] = component_of(opened, checked, storing, metadata)
         except CheckpointError as error:
             problems.append(str(error))
@@ -205,7 +204,7 @@ def _output(wish: Wish, opened: Opened, parts: Mapping[str, Component]) -> Outpu
 def _note(wish: Wish, opened: Opened, chosen: Sequence[str], parts: Mapping[str, Component]) -> None:
     """What is worth a line before the work begins."""
     for name in chosen:
-        words = quantized_words(opened.sources[name])
+        words = parts[name].quantized
         if words and (wish.type is None or wish.type in FLOATS):
             progress.note(
                 f"the {name} is quantized ({', '.join(words)}); what its numbers have lost does not come back by "

@@ -5,9 +5,8 @@ Nothing but headers and configurations is read here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from max_zimage.checkpoint.config import ConfigError, ModelSpecs, model_specs
@@ -21,6 +20,7 @@ from max_zimage.checkpoint.locate import (
     resolve_model,
     shards,
 )
+from max_zimage.checkpoint.parts import own_part, parts_in
 from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
 from max_zimage.checkpoint.published import published_configs
 from max_zimage.checkpoint.recognition import recognized
@@ -29,21 +29,10 @@ from max_zimage.checkpoint.transforms import transformed
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.errors import CheckpointError
 
-_PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "transformer": ("model.diffusion_model.", "diffusion_model.", "transformer."),
-    "text_encoder": ("text_encoders.qwen3_4b.transformer.", "text_encoder."),
-    "vae": ("vae.", "first_stage_model."),
-}
-"""Component -> what stands before its names in files that hold several."""
-_OWN_NAMES: Mapping[str, str] = {
-    "transformer": r"(noise_refiner|context_refiner|cap_embedder|x_embedder|all_x_embedder)\.",
-    "text_encoder": r"(model\.)?(embed_tokens|layers\.\d+\.(self_attn|mlp|input_layernorm))\.|token_embd\.|blk\.\d+\.",
-    "vae": r"(encoder|decoder)\.(conv_in|conv_out|mid|mid_block)\b",
-}
-"""Component -> names, without a prefix, that no other one has."""
-
-_FULL = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "BOOL"})
-"""What is not quantized, or no number of a weight."""
+_FULL = frozenset({"F64", "F32", "F16", "BF16"})
+"""What is stored without having been quantized."""
+_HEADS = ("lm_head.weight", "output.weight")
+"""Names of the matrix that predicts words, which belongs to the file and not to the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +89,11 @@ class Checked:
 
     Attributes:
         plan: All its parameters; nothing of it is unused.
-        besides: Tensors that the engine never loads and a text encoder has all the same, by their names without prefix.
+        head: The text encoder's matrix that predicts words, which the engine never loads; None if there is none.
     """
 
     plan: LoadPlan
-    besides: Mapping[str, Tensor]
+    head: Tensor | None
 
 
 def check_component(opened: Opened, component: str, transforms: Sequence[Transform]) -> Checked:
@@ -126,10 +115,10 @@ def check_component(opened: Opened, component: str, transforms: Sequence[Transfo
     except CheckpointError as error:
         hint = "" if opened.directory is not None else f"\n  {_NO_CONFIGS}"
         raise CheckpointError(f"{error}{hint}") from error
-    besides = {}
-    if component == "text_encoder" and "lm_head.weight" in checked.dropped:
-        besides["lm_head.weight"] = transformed(source, transforms).tensors["lm_head.weight"]
-    return Checked(checked, besides)
+    head = None
+    if heads := [name for name in checked.dropped if component == "text_encoder" and name.endswith(_HEADS)]:
+        head = transformed(own_part(source, component)[0], transforms).tensors[heads[0]]
+    return Checked(checked, head)
 
 
 _NO_CONFIGS = (
@@ -138,9 +127,9 @@ _NO_CONFIGS = (
 )
 
 
-def quantized_words(source: Source) -> list[str]:
+def quantized_words(checked: Checked) -> list[str]:
     """What the quantized tensors of a component are stored as; none if it is not quantized."""
-    return sorted({tensor.dtype for tensor in source.tensors.values()} - _FULL)
+    return sorted(set(checked.plan.storage) - _FULL)
 
 
 def _table(specs: ModelSpecs, component: str, *, final_norm: bool = False) -> ParameterTable:
@@ -171,25 +160,11 @@ def _of_folder(directory: Path, only: Collection[str]) -> dict[str, Source]:
 def _of_files(files: Sequence[Path], only: Collection[str]) -> dict[str, Source]:
     """The components that files hold."""
     source = open_source(files)
-    found = {name: part for name in COMPONENTS if (part := _part(source, name)) is not None}
+    held = parts_in(source.tensors)
+    found = {name: source for name in COMPONENTS if name in held}
     if not found:
         what = recognized(source.tensors)
         raise CheckpointError(f"{files[0]} holds no part of a Z-Image model{f': it is {what}' if what else ''}")
     if absent := [name for name in only if name not in found]:
         raise CheckpointError(f"{files[0]} holds no {' and no '.join(absent)}; it holds {', '.join(found)}")
     return {name: part for name, part in found.items() if not only or name in only}
-
-
-def _part(source: Source, component: str) -> Source | None:
-    """The tensors of one component, without what stands before all their names in a file of several."""
-    for prefix in _PREFIXES[component]:
-        named = {
-            name.removeprefix(prefix): tensor for name, tensor in source.tensors.items() if name.startswith(prefix)
-        }
-        if any(re.match(_OWN_NAMES[component], name) for name in named):
-            return Source(source.files, {name: replace(tensor, name=name) for name, tensor in named.items()})
-    if not any(re.match(_OWN_NAMES[component], name) for name in source.tensors):
-        return None
-    others = [prefix for name, prefixes in _PREFIXES.items() if name != component for prefix in prefixes]
-    alone = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(tuple(others))}
-    return replace(source, tensors=alone)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from max_zimage.checkpoint.expand import ParameterSource
-from max_zimage.checkpoint.numbers import STORED, FloatArray
+from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.plan import ParameterRecipe
 from max_zimage.checkpoint.tensors import Files, StoredTensor, Tensor
 from max_zimage.checkpoint.writers.encodings import E4M3_MAX, FLOATS, Encoding, e4m3
@@ -56,7 +56,7 @@ class Entry:
     @property
     def own(self) -> str:
         """The name of the dtype, of `FLOATS`, that holds what its parts are stored as; bfloat16 for quantized ones."""
-        names = {_OWN.get(part.tensor.dtype, "bfloat16") for part in self.parts}
+        names = {_OWN.get(part.tensor.storage, "bfloat16") for part in self.parts}
         return names.pop() if len(names) == 1 else "float32"
 
     def pieces(self, files: Files) -> Iterator[FloatArray]:
@@ -134,7 +134,7 @@ class Plain(Item):
     def pieces(self, files: Files) -> Iterator[Bytes]:
         for part in self.entry.parts:
             tensor = part.tensor
-            if isinstance(tensor, StoredTensor) and tensor.dtype == self.word and tensor.dtype in STORED:
+            if isinstance(tensor, StoredTensor) and tensor.storage == self.word == tensor.dtype:
                 yield from _as_they_stand(tensor, part, files)
             else:
                 for rows in Entry(self.name, self.shape, (part,)).pieces(files):

@@ -27,13 +27,13 @@ class Names:
     Attributes:
         naming: Column of the table of names.
         prefix: Stands before all of them.
-        besides: Stands before those that are not in the table: the text encoder's `lm_head.weight`.
+        head: The text encoder's matrix that predicts words, which is not in the table.
         file: Of the one file that a component has in a folder.
     """
 
     naming: Naming
     prefix: str = ""
-    besides: str = ""
+    head: str = "lm_head.weight"
     file: str = ""
 
 
@@ -79,7 +79,7 @@ LAYOUTS: Mapping[str, Layout] = {
             "text_encoder": Names(
                 naming="diffusers",
                 prefix="text_encoders.qwen3_4b.transformer.model.",
-                besides="text_encoders.qwen3_4b.transformer.",
+                head="text_encoders.qwen3_4b.transformer.lm_head.weight",
             ),
             "transformer": Names(naming="original", prefix="model.diffusion_model."),
             "vae": Names(naming="original", prefix="vae."),
@@ -88,7 +88,7 @@ LAYOUTS: Mapping[str, Layout] = {
         ends=".safetensors",
     ),
     "gguf": Layout(
-        names={"text_encoder": Names(naming="diffusers"), "transformer": Names(naming="original")},
+        names={"text_encoder": Names(naming="original", head="output.weight"), "transformer": Names(naming="original")},
         types=(*FLOATS, *BLOCKS),
         ends=".gguf",
     ),
@@ -106,34 +106,6 @@ _MATRICES_OF_GGUF: Mapping[str, str] = {
     "text_encoder": r"(?:token_embd|output|blk\.\d+\.(?:attn_(?:[qkv]|output)|ffn_(?:gate|up|down)))\.weight",
 }
 """Component -> the matrices that are quantized, in a layout's own names behind its prefix."""
-
-_LLAMA: tuple[tuple[str, str], ...] = (
-    (r"^embed_tokens\.", "token_embd."),
-    (r"^norm\.", "output_norm."),
-    (r"^lm_head\.", "output."),
-    (r"^layers\.(\d+)\.input_layernorm\.", r"blk.\1.attn_norm."),
-    (r"^layers\.(\d+)\.post_attention_layernorm\.", r"blk.\1.ffn_norm."),
-    (r"^layers\.(\d+)\.self_attn\.([qk])_norm\.", r"blk.\1.attn_\2_norm."),
-    (r"^layers\.(\d+)\.self_attn\.([qkv])_proj\.", r"blk.\1.attn_\2."),
-    (r"^layers\.(\d+)\.self_attn\.o_proj\.", r"blk.\1.attn_output."),
-    (r"^layers\.(\d+)\.mlp\.(gate|up|down)_proj\.", r"blk.\1.ffn_\2."),
-)
-
-
-def llama_name(name: str) -> str:
-    """What llama.cpp calls a tensor of a Qwen3 model.
-
-    Args:
-        name: In transformers' naming, without a prefix.
-
-    Raises:
-        KeyError: If it has no such name.
-    """
-    for pattern, replacement in _LLAMA:
-        found, count = re.subn(pattern, replacement, name)
-        if count:
-            return found
-    raise KeyError(name)
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from safetensors import safe_open
-
+from max_zimage.checkpoint.tensors import Source
 from max_zimage.version import __version__
 
 DONE = "max_zimage.conversions"
 """Key of the list, in JSON, of what was done to a file, the last one at its end."""
 
+_MADE_ANEW = ("general.architecture", "general.type", "tokenizer.")
+"""Keys of GGUF that every writer says for itself, or that belong to a tokenizer, which is not written."""
 _FRAMEWORK = "format"  # libraries of torch's world refuse safetensors files without it
 
 
-def read_metadata(files: Sequence[Path]) -> dict[str, str]:
+def kept_metadata(source: Source) -> dict[str, str]:
     """Texts that the files of a component hold; where two say different things the first one's stays."""
     found: dict[str, str] = {}
-    for file in files:
-        for key, text in _of_file(file).items():
-            found.setdefault(key, text)
+    for texts in source.metadata.values():
+        for key, text in texts.items():
+            if isinstance(text, str) and not key.startswith(_MADE_ANEW):
+                found.setdefault(key, text)
     return found
 
 
@@ -41,25 +42,3 @@ def written_metadata(kept: Mapping[str, str], done: Mapping[str, object], *, ggu
     texts = {key: text for key, text in kept.items() if key not in (DONE, _FRAMEWORK)}
     texts[DONE] = json.dumps([*before, {"version": __version__, **done}])
     return texts if gguf else {_FRAMEWORK: "pt", **texts}
-
-
-def _of_file(file: Path) -> dict[str, str]:
-    with file.open("rb") as stream:
-        is_gguf = stream.read(4) == b"GGUF"
-    if is_gguf:
-        return _of_gguf(file)
-    with safe_open(file, framework="numpy") as opened:
-        return dict(opened.metadata() or {})
-
-
-def _of_gguf(file: Path) -> dict[str, str]:
-    """Its texts, apart from those that every writer makes anew and from a tokenizer's."""
-    from gguf import GGUFReader, GGUFValueType
-
-    return {
-        name: field.contents()
-        for name, field in GGUFReader(file).fields.items()
-        if field.types == [GGUFValueType.STRING]
-        and name not in ("general.architecture", "general.type")
-        and not name.startswith("tokenizer.")
-    }

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, vae_names, weights
 from max_zimage.checkpoint.locate import COMPONENTS, CONFIG_FILES
 from max_zimage.checkpoint.model_index import INDEX
+from max_zimage.checkpoint.names import TEXT_ENCODER_NORM
 from max_zimage.checkpoint.published import published_index
 from max_zimage.checkpoint.writers import safetensors
-from max_zimage.checkpoint.writers.inputs import Checked, Opened
+from max_zimage.checkpoint.writers.inputs import Checked, Opened, quantized_words
 from max_zimage.checkpoint.writers.items import Entry, Item, Rows, entries
-from max_zimage.checkpoint.writers.layouts import LAYOUTS, Storing, llama_name
+from max_zimage.checkpoint.writers.layouts import LAYOUTS, Storing
 from max_zimage.checkpoint.writers.stream import WeightFile
 
 _COPIED = ("README.md", "LICENSE")
@@ -51,10 +52,12 @@ class Component:
     Attributes:
         items: Its tensors, as they are stored.
         left: Names of those that could not be quantized as asked.
+        quantized: What the quantized ones of the input are stored as.
         metadata: Of its file.
     """
 
     items: Sequence[Item]
+    quantized: Sequence[str]
     left: Sequence[str]
     metadata: Mapping[str, str]
 
@@ -74,18 +77,17 @@ def component_of(opened: Opened, checked: Checked, storing: Storing, metadata: M
         "text_encoder": lambda: text_encoder_names(
             specs.text_encoder,
             specs.text_encoder.num_layers,
-            final_norm=any(recipe.engine == "norm.weight" for recipe in checked.plan.recipes),
+            final_norm=any(recipe.engine == TEXT_ENCODER_NORM.engine for recipe in checked.plan.recipes),
         ),
         "transformer": lambda: transformer_names(specs.transformer),
         "vae": lambda: vae_names(specs.vae),
     }[storing.component]()
     made = entries(checked.plan.recipes, weights(table, names.naming, names.prefix))
-    for name, tensor in checked.besides.items():
-        made.append(Entry(names.besides + name, tensor.shape, (Rows(tensor, 0, tensor.shape[0]),)))
-    if storing.layout == "gguf" and storing.component == "text_encoder":
-        made = [replace(entry, name=llama_name(entry.name)) for entry in made]
+    if (head := checked.head) is not None:
+        made.append(Entry(names.head, head.shape, (Rows(head, 0, head.shape[0]),)))
     return Component(
         items=[item for entry in made for item in storing.items(entry)],
+        quantized=quantized_words(checked),
         left=[entry.name for entry in made if storing.does_not_fit(entry)],
         metadata=metadata,
     )
