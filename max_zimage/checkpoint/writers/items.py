@@ -25,7 +25,7 @@ from max_zimage.checkpoint.plan import ParameterRecipe
 from max_zimage.checkpoint.tensors import Files, StoredTensor, Tensor
 from max_zimage.checkpoint.writers.encodings import E4M3_MAX, FLOATS, Encoding, e4m3
 
-_CHUNK = 1 << 20  # numbers that are converted at a time
+_CHUNK = 1 << 18  # numbers that are converted at a time: the temporaries stay in the cache
 
 Bytes = npt.NDArray[Any] | memoryview
 
@@ -146,8 +146,8 @@ def _as_they_stand(tensor: StoredTensor, rows: Rows, files: Files) -> Iterator[B
     source = files[tensor.file]
     width = tensor.nbytes // (tensor.shape[0] if tensor.shape else 1)
     last = tensor.start + rows.end * width
-    for start in range(tensor.start + rows.begin * width, last, 4 * _CHUNK):
-        end = min(start + 4 * _CHUNK, last)
+    for start in range(tensor.start + rows.begin * width, last, 16 * _CHUNK):
+        end = min(start + 16 * _CHUNK, last)
         yield memoryview(source)[start:end]
         first = start - start % mmap.PAGESIZE
         source.madvise(mmap.MADV_DONTNEED, first, end - first)  # as where tensors are loaded
