@@ -174,7 +174,11 @@ class ZImageComponent(ComponentModel):
         changed = frozenset(each.engine for each in {*now.recipes} - {*before.recipes})
         if changed:
             in_part = self.device.is_host and self._weights is not None
-            new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
+            try:
+                new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
+            except BaseException:  # a file that is gone, numbers that come out infinite
+                self._plan = before
+                raise
             prefixes = {entry_of(graph.name).prefix for graph in self._graphs}
             named = {f"{prefix}{name}": data for prefix in prefixes for name, data in new.items()}
             bind(self._graphs, named)
