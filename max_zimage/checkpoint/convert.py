@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from max_zimage import embedded, progress
+from max_zimage.checkpoint.adapters import Adapter, added, open_adapter
 from max_zimage.checkpoint.locate import COMPONENTS
 from max_zimage.checkpoint.writers.encodings import FLOATS
 from max_zimage.checkpoint.writers.inputs import Opened, check_component, open_input
@@ -124,7 +126,8 @@ def convert(
 def _converted(wish: Wish, opened: Opened, name: str) -> Conversion:
     chosen = wish.components or usual_components(wish.layout, frozenset(opened.sources))
     _check_together(wish, opened, chosen)
-    parts = _parts(wish, opened, chosen, name)
+    adapters = _adapters(wish, opened, chosen)
+    parts = _parts(wish, opened, chosen, name, adapters)
     made = _output(wish, opened, parts)
     check_room(wish.output, made.nbytes)
     _note(wish, opened, chosen, parts)
@@ -173,14 +176,41 @@ def _check_together(wish: Wish, opened: Opened, chosen: Sequence[str]) -> None:
         raise CheckpointError("\n".join(problems))
 
 
-def _parts(wish: Wish, opened: Opened, chosen: Sequence[str], name: str) -> dict[str, Component]:
+def _adapters(wish: Wish, opened: Opened, chosen: Sequence[str]) -> list[tuple[Adapter, float]]:
+    """The LoRAs, opened and checked."""
+    adapters, problems = [], []
+    for path, scale in wish.loras:
+        try:
+            with warnings.catch_warnings():  # its notes are told below, where the command line shows them too
+                warnings.simplefilter("ignore")
+                adapter = open_adapter(path, opened.specs)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for text in adapter.notes:
+            progress.note(f"{path}: {text}")
+        if not any(adapter.modules.get(name) for name in chosen):
+            problems.append(
+                f"{path} changes the {' and the '.join(adapter.modules)}, and {', '.join(chosen)} is written"
+            )
+        adapters.append((adapter, scale))
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return adapters
+
+
+def _parts(
+    wish: Wish, opened: Opened, chosen: Sequence[str], name: str, adapters: Sequence[tuple[Adapter, float]]
+) -> dict[str, Component]:
     """All components, so that one message names everything that is wrong."""
     parts, problems = {}, []
     done: dict[str, object] = {"input": name, "layout": wish.layout, "type": wish.type or "as it was"}
+    if adapters:
+        done["loras"] = [{"name": each.name, "scale": scale, "sha256": each.digest} for each, scale in adapters]
     for component in chosen:
         storing = Storing(component, wish.layout, wish.type, wish.keep_refiners)
         try:
-            checked = check_component(opened, component, ())
+            checked = check_component(opened, component, [added(adapters, component)] if adapters else [])
             metadata = written_metadata(kept_metadata(opened.sources[component]), done, gguf=wish.layout == "gguf")
             parts[component] = component_of(opened, checked, storing, metadata)
         except CheckpointError as error:

@@ -25,6 +25,7 @@ from max_zimage.checkpoint.plan import ParameterRecipe
 from max_zimage.checkpoint.tensors import Files, StoredTensor, Tensor
 from max_zimage.checkpoint.writers.encodings import E4M3_MAX, FLOATS, Encoding, e4m3
 
+_READ = 1 << 20  # numbers that are read at a time: what adapters add comes in such blocks
 _CHUNK = 1 << 18  # numbers that are converted at a time: the temporaries stay in the cache
 
 Bytes = npt.NDArray[Any] | memoryview
@@ -62,11 +63,12 @@ class Entry:
     def pieces(self, files: Files) -> Iterator[FloatArray]:
         """Its numbers in float32, some rows [rows, …] at a time."""
         width = prod(self.shape[1:])
-        step = max(1, _CHUNK // width)
+        read, step = max(1, _READ // width), max(1, _CHUNK // width)
         for part in self.parts:
-            for begin in range(part.begin, part.end, step):
-                rows = part.tensor.rows(begin, min(begin + step, part.end), files)
-                yield rows.reshape(len(rows), *self.shape[1:])
+            for begin in range(part.begin, part.end, read):
+                rows = part.tensor.rows(begin, min(begin + read, part.end), files)
+                rows = rows.reshape(len(rows), *self.shape[1:])
+                yield from (rows[first : first + step] for first in range(0, len(rows), step))
 
     @cached_property
     def _sizes(self) -> dict[str, np.float32]:
