@@ -1,4 +1,4 @@
-"""Run the benchmark, all parts or some: `python -m benchmarks [--quick] [--repeats N] [--skip-cold] [part ...]`."""
+"""Run the benchmark, all parts or some: `python -m benchmarks [--quick] [--repeats N] [part ...]`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ PARTS = {
     "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
     "start": "cold and warm start, and peak memory",
+    "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
 
@@ -54,6 +55,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each competitor (default 10)")
     parser.add_argument("--quick", action="store_true", help="small sizes, one call: does it run?")
     parser.add_argument("--skip-cold", action="store_true", help="leave out the cold start, which compiles for minutes")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="of the checkpoint that is loaded (loading); all, and then a few, if not given",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
@@ -115,6 +122,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import tiles
 
         return tiles.rows(tiles.QUICK if quick else tiles.FULL, repeats)
+    if part == "loading":
+        from benchmarks import loading
+
+        return loading.rows("small" if quick else "full", options.layers, repeats)
     if part == "serving":
         from benchmarks import serving
 

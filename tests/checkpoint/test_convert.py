@@ -112,8 +112,8 @@ def test_bfloat16_files_give_the_engine_the_same_weights(random: Path, tmp_path:
         before, after = (load(each[component], "bfloat16") for each in plans)
         assert before.keys() == after.keys()
         for name, buffer in before.items():
-            bits = [each.view(DType.uint16, each.shape).to_numpy() for each in (buffer, after[name])]
-            assert np.array_equal(*bits), name
+            bits, others = (each.view(DType.uint16, each.shape).to_numpy() for each in (buffer, after[name]))
+            assert np.array_equal(bits, others), name
 
 
 def read_gguf(file: Path) -> tuple[gguf.GGUFReader, dict[str, gguf.ReaderTensor]]:
@@ -137,7 +137,12 @@ def test_gguf_in_bfloat16_loses_nothing(tmp_path: Path, component: str) -> None:
         numbers = gguf.quants.dequantize(found.data, found.tensor_type).reshape(tensor.shape)
         assert np.array_equal(numbers, tensor.float().numpy()), name
     if component == "text_encoder":
-        keys = {"block_count": 4, "embedding_length": 128, "attention.head_count": 2, "attention.head_count_kv": 1}
+        keys: dict[str, float] = {
+            "block_count": 4,
+            "embedding_length": 128,
+            "attention.head_count": 2,
+            "attention.head_count_kv": 1,
+        }
         keys |= {"attention.key_length": 64, "feed_forward_length": 384, "rope.freq_base": 1e6}
         assert {key: reader.fields[f"qwen3.{key}"].contents() for key in keys} == keys
     convert(file, tmp_path / "back", layout="diffusers", type="bfloat16", configs=EMBEDDED)
