@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -74,31 +75,40 @@ class Encoding:
 
 
 def e4m3_bits(values: FloatArray) -> npt.NDArray[np.uint8]:
-    """Round to float8 e4m3, to the nearest and ties to even.
+    """Round to float8 e4m3, to the nearest and ties to even; what is beyond 448 becomes 448.
 
     Args:
-        values: Finite float32 numbers of at most 448, in any shape.
+        values: float32 numbers in any shape, none of them NaN.
 
     Returns:
         Their codes, in the same shape.
     """
     bits = values.view(np.uint32)
-    sizes = bits & np.uint32(0x7FFF_FFFF)
+    # The upper half has four bits more than are kept; whether anything is below them matters, and not what.
+    upper = (bits >> np.uint32(16)).astype(np.uint16)
+    upper |= (bits & np.uint32(0xFFFF)) != 0
+    return _e4m3_of_upper_halves()[upper]
+
+
+@cache
+def _e4m3_of_upper_halves() -> npt.NDArray[np.uint8]:
+    """The code of every float32 number whose lower half is zero, by its upper half."""
+    values = (np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)).view(np.float32)
+    sizes = np.minimum(np.abs(values), np.float32(E4M3_MAX)).view(np.uint32)
     # 20 of the 23 bits of the fraction go; exponents count from 7 where float32 counts from 127.
     rounded = (sizes + (np.uint32(0x7_FFFF) + ((sizes >> np.uint32(20)) & np.uint32(1)))) >> np.uint32(20)
-    normal = rounded - np.uint32((127 - 7) << 3)
     # Below 2^-6 the codes count multiples of 2^-9; numpy rounds ties to even, too, and 8 of them are the first normal.
-    small = np.rint(sizes.view(np.float32) * np.float32(2.0**9))
     tiny = sizes < np.float32(2.0**-6).view(np.uint32)
-    codes = np.where(tiny, np.where(tiny, small, 0).astype(np.uint32), normal)
-    return (codes | ((bits >> np.uint32(24)) & np.uint32(0x80))).astype(np.uint8)
+    multiples = np.rint(np.where(tiny, sizes, 0).view(np.float32) * np.float32(2.0**9)).astype(np.uint32)
+    codes = np.where(tiny, multiples, rounded - np.uint32((127 - 7) << 3))
+    return (codes | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
 
 
 def e4m3(scale: np.float32) -> Encoding:
     """float8 e4m3 in units of a scale."""
 
     def encode(rows: FloatArray) -> Raw:
-        return e4m3_bits(np.clip(rows / scale, np.float32(-E4M3_MAX), np.float32(E4M3_MAX)))
+        return e4m3_bits(rows / scale)
 
     return Encoding(word="F8_E4M3", encode=encode, block_bytes=1, finite=True)
 
