@@ -59,7 +59,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--layers",
         type=int,
         metavar="N",
-        help="of the checkpoint that is loaded (loading); all, and then a few, if not given",
+        help="of the checkpoint that is loaded (loading); all if not given",
     )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
     options = parser.parse_args(arguments)
