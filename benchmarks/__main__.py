@@ -74,6 +74,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) -> list[Row]:
     """Import a part only when it runs: each brings torch, diffusers and MAX along."""
+    if part == "loading":
+        from benchmarks import loading
+
+        return loading.rows("small" if options.quick else "full", options.layers, options.repeats)
+    return _computed(part, options, roofs)
+
+
+def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -> list[Row]:
+    """Measure a part that computes."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -122,10 +131,6 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import tiles
 
         return tiles.rows(tiles.QUICK if quick else tiles.FULL, repeats)
-    if part == "loading":
-        from benchmarks import loading
-
-        return loading.rows("small" if quick else "full", options.layers, repeats)
     if part == "serving":
         from benchmarks import serving
 
