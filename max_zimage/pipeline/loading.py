@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from max.driver import Device, load_devices
 from max.engine import InferenceSession
@@ -130,9 +131,9 @@ def load_components(
     components: dict[str, ComponentModel] = {}
     sizes = sources.nbytes
     for name, component in make.items():
-        # This only names the files, of whatever kind: MAX would open them as safetensors, and the plan has read them.
-        weights = SafetensorWeights(sources.files[name], tensors=frozenset(), tensors_to_file_idx={})
-        plan = sources.plans[name]
+        # Only the files' names: MAX would open them once more, as safetensors whatever they are.
+        unread: dict[str, Any] = {"tensors": frozenset(), "tensors_to_file_idx": {}, "_st_file_handles": {}}
+        weights, plan = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
         what = sources.configs[name], sources.dtypes[name], devices, weights
         components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)
         made.nbytes_beside = sum(sizes.values()) - sizes[name]

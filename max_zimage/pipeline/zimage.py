@@ -65,8 +65,8 @@ class ZImagePipeline(DiffusionPipeline):
         pipeline_config: MAX's configuration of a diffusion checkpoint, one model entry for each component.
         session: Runs the graphs.
         devices: The first one runs all components.
-        weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder belongs to
-            the transformer.
+        weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder goes to
+            every component that it holds, or to the transformer.
         cache_config: Step caching of requests that say nothing of it; off if not given.
         **kwargs: `sources`, if the checkpoint was checked before; others are refused by name.
 
@@ -148,8 +148,8 @@ class ZImagePipeline(DiffusionPipeline):
                 small model that the package contains.
             device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
             dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
-            weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder,
-                transformer or vae belongs to the transformer.
+            weight_path: Weight files in place of the checkpoint's own, safetensors or GGUF. One that is in no folder
+                named text_encoder, transformer or vae goes to every component that it holds, or to the transformer.
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
                 compiled here. Those of another one compile when a call first asks for it.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.

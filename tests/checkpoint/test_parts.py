@@ -196,6 +196,17 @@ def test_a_picture_of_a_quantized_file(container: str, tmp_path: Path, capsys: p
     assert facts["weights"]["damaged"] == []
 
 
+def test_a_component_names_its_files(tmp_path: Path) -> None:
+    """MAX's object of weights holds the paths, whatever kind of files they lead to, and another component takes it."""
+    file = tmp_path / "z.gguf"
+    write(file, original_transformer(state_of("transformer")), Kind.Q8_0)
+    pipeline = ZImagePipeline.from_pretrained(device="cpu", weight_path=file)
+    made, given = pipeline.transformer, (pipeline.transformer.weights,)
+    again = type(made)(made.config, made.encoding, [made.device], *given, session=made.session)
+    assert again.plan().files == (file,)
+    assert {*again.plan().recipes} == {*made.plan().recipes}
+
+
 def test_binding_again_reads_nothing_again(tmp_path: Path) -> None:
     """Weights that are decoded alike are equal, so that a LoRA has only its own matrices read again."""
     state = original_transformer(state_of("transformer"))

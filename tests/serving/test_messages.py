@@ -73,7 +73,7 @@ def test_wrong_arguments(arguments: list[str], says: str, capsys: pytest.Capture
         (b'\n  {"error": "not found, try again later"}', "is JSON text"),
         (b"\r\n<!doctype html><title>404</title>", "is a web page"),
         (bytes(4096), "begins with nothing but zeros"),
-        (b"GGUF\x03\0\0\0" + struct.pack("<Q", ord("{")) + bytes(99), "is a GGUF file"),
+        (b"GGUF\x03\0\0\0" + struct.pack("<Q", ord("{")) + bytes(99), "is truncated: its header does not end"),
     ],
 )
 def test_other_kinds_under_a_weight_files_name(content: bytes, says: str, tmp_path: Path) -> None:

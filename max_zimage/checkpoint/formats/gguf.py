@@ -125,7 +125,7 @@ class _Header:
         """Metadata, tensors, and where their data begins."""
         version = int(self.number("I"))
         if version not in _VERSIONS:
-            swapped = version & 0xFFFF == 0
+            swapped = version != 0 and version & 0xFFFF == 0
             what = "is a big-endian GGUF file; convert it to little-endian" if swapped else f"is GGUF version {version}"
             raise CheckpointError(f"{self.file} {what}; supported are the little-endian versions 2 and 3")
         tensors, keys = self.count("Q", "tensors"), self.count("Q", "keys")

@@ -21,7 +21,15 @@ from max_zimage.checkpoint.transforms.configured import configured
 from max_zimage.checkpoint.transforms.refused import leftover, refused
 from max_zimage.checkpoint.transforms.reshaped import reshaped
 
-ALWAYS: tuple[Transform, ...] = (refused, reshaped, comfy_scaled, comfy_quant, bitsandbytes, configured, leftover)
+ALWAYS: tuple[Transform, ...] = (
+    refused,
+    reshaped,
+    comfy_scaled,
+    comfy_quant,
+    bitsandbytes,
+    configured,
+    leftover,
+)
 """Applied to every checkpoint before those that a caller gives: each looks whether it finds what it is for."""
 
 

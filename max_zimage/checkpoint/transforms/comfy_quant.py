@@ -29,7 +29,6 @@ _KEYS = frozenset(
         "per_row",  # the scale's shape says it too
     }
 )
-_INSTEAD = "use a file in bfloat16, scaled float8 or int8_tensorwise, or a GGUF file such as Q8_0"
 
 
 def comfy_quant(source: Source) -> Source:
@@ -72,12 +71,12 @@ def _decode(found: Layers, layer: str, text: Description) -> None:
         _DECODERS[form](found, layer, text)
         found.take(f"{layer}.input_scale")
         if f"{layer}.pre_quant_scale" in found.tensors:
-            found.problems.append(f"{layer} has a pre_quant_scale, which is not supported; {_INSTEAD}")
+            found.problems.append(f"{layer} has a pre_quant_scale, which is not supported")
         made, original = found.tensors.get(f"{layer}.weight"), text.get("orig_shape")
         if made is not None and original is not None and original != list(made.shape):
             found.problems.append(f"{layer}.weight is {list(made.shape)} and was {shown(original)}: it is padded")
     else:
-        found.problems.append(f"{layer} is in the format {shown(form)}, which is not supported; {_INSTEAD}")
+        found.problems.append(f"{layer} is in the format {shown(form)}, which is not supported")
 
 
 def _float8(dtype: str) -> Callable[[Layers, str, Description], None]:

@@ -18,7 +18,6 @@ from max_zimage.checkpoint.transforms.scaled import BlockScaled, scaled
 from max_zimage.strict_json import shown
 
 _FLOAT8 = "F8_E4M3"
-_INSTEAD = "use a file in bfloat16, scaled float8 or GGUF"
 
 
 def configured(source: Source) -> Source:
@@ -46,7 +45,7 @@ def configured(source: Source) -> Source:
                 "header or in config.json says what it means; take both from where the file comes from"
             )
         else:
-            found.problems.append(f"{layer} is quantized by {shown(method)}, which is not supported; {_INSTEAD}")
+            found.problems.append(f"{layer} is quantized by {shown(method)}, which is not supported")
         found.take(f"{layer}.input_scale")
     if blocks or method in _METHODS or method == "fp8":
         found.problems += [
@@ -91,7 +90,7 @@ def _blocks(found: Layers, layer: str, config: Mapping[str, object]) -> None:
 def _compressed(found: Layers, layer: str, config: Mapping[str, object]) -> None:
     form = config.get("format", "float-quantized")
     if form not in ("float-quantized", "naive-quantized"):
-        found.problems.append(f"{layer}: compressed-tensors in the format {shown(form)} is not supported; {_INSTEAD}")
+        found.problems.append(f"{layer}: compressed-tensors in the format {shown(form)} is not supported")
         found.take(f"{layer}.weight_scale")
         return
     _one_scale(found, layer)
@@ -100,14 +99,14 @@ def _compressed(found: Layers, layer: str, config: Mapping[str, object]) -> None
 def _modelopt(found: Layers, layer: str, config: Mapping[str, object]) -> None:
     weight, algorithm = found.tensors.get(f"{layer}.weight"), config.get("quant_algo")
     if algorithm not in ("FP8", "NVFP4", "MIXED_PRECISION"):
-        found.problems.append(f"{layer}: ModelOpt's quant_algo {shown(algorithm)} is not supported; {_INSTEAD}")
+        found.problems.append(f"{layer}: ModelOpt's quant_algo {shown(algorithm)} is not supported")
         found.take(f"{layer}.weight_scale")
     elif algorithm == "FP8" or (weight is not None and weight.dtype == _FLOAT8):
         _one_scale(found, layer)
     else:
         _row_major_nvfp4(found, layer)
     if f"{layer}.pre_quant_scale" in found.tensors:
-        found.problems.append(f"{layer} has a pre_quant_scale, which is not supported; {_INSTEAD}")
+        found.problems.append(f"{layer} has a pre_quant_scale, which is not supported")
 
 
 def _one_scale(found: Layers, layer: str) -> None:

@@ -14,6 +14,7 @@ from max_zimage.errors import CheckpointError
 from max_zimage.strict_json import parse_object
 
 _SHOWN = 5
+INSTEAD = "a file of the same model in bfloat16, in scaled float8, or in GGUF such as Q8_0"
 _SCALES = ("F32", "F16", "BF16")
 
 
@@ -45,6 +46,7 @@ class Layers:
             more = len(self.problems) - _SHOWN
             lines = "".join(f"\n  {problem}" for problem in self.problems[:_SHOWN])
             lines += f"\n  and {more} more" if more > 0 else ""
+            lines += f"\nFetch it again, or use {INSTEAD}"
             raise CheckpointError(f"{self.source.files[0]} ({what}) cannot be loaded:{lines}")
         return replace(self.source, tensors=self.tensors)
 

@@ -6,10 +6,8 @@ import re
 from collections.abc import Mapping
 
 from max_zimage.checkpoint.tensors import Source
-from max_zimage.checkpoint.transforms.layers import quantization_config
+from max_zimage.checkpoint.transforms.layers import INSTEAD, quantization_config
 from max_zimage.errors import CheckpointError
-
-_INSTEAD = "use a file of the same model in bfloat16, in scaled float8, or in GGUF such as Q8_0"
 
 _OTHER_MODEL = "another model under the same names; use Z-Image or Z-Image-Turbo"
 
@@ -19,15 +17,18 @@ _NAMES: tuple[tuple[str, str], ...] = (
         f"of Z-Image-Omni, {_OTHER_MODEL}",
     ),
     (r"dec_net\.", f"of a Z-Image in pixel space, {_OTHER_MODEL}"),
-    (r"wscales$|smooth_factor(_orig)?$|proj_down$", f"packed by nunchaku (SVDQuant) for one kind of GPU; {_INSTEAD}"),
-    (r"svd_up$|svd_down$|zero_point$", f"quantized by SDNQ or the like, which is not supported; {_INSTEAD}"),
-    (r"_weight_qdata$|weight:qdata$|weight\.qdata$", f"quantized by torchao, which is not supported; {_INSTEAD}"),
-    (r"qzeros$|qweight$", f"quantized by GPTQ, AWQ or the like, which is not supported; {_INSTEAD}"),
+    (
+        r"wscales$|smooth_factor(_orig)?$|proj_down$",
+        f"packed by nunchaku (SVDQuant) for one kind of GPU; use {INSTEAD}",
+    ),
+    (r"svd_up$|svd_down$|zero_point$", f"quantized by SDNQ or the like, which is not supported; use {INSTEAD}"),
+    (r"_weight_qdata$|weight:qdata$|weight\.qdata$", f"quantized by torchao, which is not supported; use {INSTEAD}"),
+    (r"qzeros$|qweight$", f"quantized by GPTQ, AWQ or the like, which is not supported; use {INSTEAD}"),
     (
         r"(quantized_weight|weight_int8|weight_int4|int_data)$",
-        f"quantized by DiffSynth-Studio or the like, in names of its own; {_INSTEAD}",
+        f"quantized by DiffSynth-Studio or the like, in names of its own; use {INSTEAD}",
     ),
-    (r"weight_packed$", f"packed by compressed-tensors, of which only float8 is supported; {_INSTEAD}"),
+    (r"weight_packed$", f"packed by compressed-tensors, of which only float8 is supported; use {INSTEAD}"),
 )
 """Where a name of one of the file's tensors ends or begins -> what the file is."""
 
@@ -64,11 +65,11 @@ def _what(source: Source) -> str | None:
         if name.endswith("cap_embedder.1.weight") and tensor.shape[:1] == (_LUMINA_WIDTH,):
             return f"Lumina Image 2, {_LUMINA_WIDTH} numbers wide where Z-Image is 3840: {_OTHER_MODEL}"
     if any("tensor_names" in metadata for metadata in source.metadata.values()):
-        return f"quantized by torchao, which is not supported; {_INSTEAD}"
+        return f"quantized by torchao, which is not supported; use {INSTEAD}"
     coded = any(tensor.dtype in _CODED for tensor in source.tensors.values())
     method = quantization_config(source).get("quant_method") if coded else None
     if isinstance(method, str) and method.lower() in _METHODS:
-        return f"quantized by {_METHODS[method.lower()]}, which is not supported; {_INSTEAD}"
+        return f"quantized by {_METHODS[method.lower()]}, which is not supported; use {INSTEAD}"
     return None
 
 
@@ -81,7 +82,7 @@ def leftover(source: Source) -> Source:
     explained = [text for name, tensor in source.tensors.items() for text in _explained(name, tensor.dtype)]
     if explained:
         more = f" and {len(explained) - 3} more" if len(explained) > 3 else ""
-        raise CheckpointError(f"{source.files[0]} cannot be loaded: {'; '.join(explained[:3])}{more}; {_INSTEAD}")
+        raise CheckpointError(f"{source.files[0]} cannot be loaded: {'; '.join(explained[:3])}{more}; use {INSTEAD}")
     return source
 
 
