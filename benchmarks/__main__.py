@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,6 +25,7 @@ PARTS = {
     "skipped_step": "what a step costs that a step cache leaves out, at 1024x1024",
     "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
+    "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
     "start": "cold and warm start, and peak memory",
     "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
@@ -123,18 +125,10 @@ def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -
         from benchmarks import skipped_step
 
         return skipped_step.rows(skipped_step.QUICK if quick else skipped_step.FULL, repeats, roofs)
-    if part == "additions":
-        from benchmarks import additions
-
-        return additions.rows(additions.QUICK if quick else additions.FULL, repeats)
-    if part == "tiles":
-        from benchmarks import tiles
-
-        return tiles.rows(tiles.QUICK if quick else tiles.FULL, repeats)
-    if part == "serving":
-        from benchmarks import serving
-
-        return serving.rows(serving.QUICK if quick else serving.FULL, repeats)
+    if part in ("additions", "tiles", "adapters", "serving"):
+        module = import_module(f"benchmarks.{part}")
+        found: list[Row] = module.rows(module.QUICK if quick else module.FULL, repeats)
+        return found
     from benchmarks import start
 
     return start.rows(repeats, cold=not (options.skip_cold or quick))

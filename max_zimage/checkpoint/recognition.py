@@ -8,7 +8,10 @@ from collections.abc import Iterable
 _FOLDER = "a weight file belongs to the component whose folder it stands in, text_encoder, transformer or vae, if any"
 
 _KINDS: tuple[tuple[str, str], ...] = (
-    (r"lora_|\.lora[._]|lora_[AB]\.", "a LoRA, which is not supported; merge it into the transformer's weights first"),
+    (
+        r"lora_|\.lora[._]|\.(lokr|hada)_|\.(dora_scale|diff|diff_b|w_norm|b_norm)$",
+        "a LoRA, which changes a model and is none itself; give it with --lora, and a model besides",
+    ),
     (r"control_|controlnet|input_hint_block", "a ControlNet, which is not supported"),
     (
         r"(model\.)?diffusion_model\..*|first_stage_model\.|cond_stage_model\.|conditioner\.",

@@ -161,3 +161,29 @@ def rows_of(
     """A tensor of the checkpoint, in the file's rows, with adapters added."""
     tensor = added(adapters, component)(source(component) if base is None else base).tensors[name]
     return tensor.rows(0, tensor.shape[0], Files())
+
+
+SCALE = 0.7
+NEAR = 8e-7
+"""Relative to the largest weight: roundings of the product and of the sum."""
+
+
+def weight(name: str) -> Matrix:
+    """A tensor of the transformer."""
+    return np.asarray(state()[name].double().numpy())
+
+
+def random(*shape: int, seed: int = 1, size: float = 0.3) -> torch.Tensor:
+    """Numbers of a normal distribution of that size."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size
+
+
+def near(found: FloatArray, expected: Matrix) -> None:
+    """Hold float32 numbers against exact ones."""
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= NEAR * np.abs(expected).max()
+
+
+def opened(folder: Path, module: str, parts: Mapping[str, torch.Tensor], prefix: str = "diffusion_model.") -> Adapter:
+    """An adapter of one module, by suffix without its first dot."""
+    return written(folder / "a.safetensors", {f"{prefix}{module}.{part}": values for part, values in parts.items()})

@@ -191,7 +191,8 @@ class _Reading:
         """The same with every tensor of the model changed by one module: files may hold a change in both namings."""
         by_tensor: dict[str, tuple[str, Change]] = {}
         kept: dict[str, tuple[Change, ...]] = {}
-        for name, changes in found.items():
+        by_size = sorted(found.items(), key=lambda each: -max(len(change.target.stretches) for change in each[1]))
+        for name, changes in by_size:
             for change in changes:
                 before = [by_tensor.get(stretch.name) for stretch in change.target.stretches]
                 if (None in before and any(before)) or any(each and not self._same(each[1], change) for each in before):
