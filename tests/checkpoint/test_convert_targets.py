@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 
 from max_zimage import convert
 from max_zimage.checkpoint import convert as module
-from max_zimage.checkpoint.writers import target
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import CheckpointError
 from tests.paths import ROOT
@@ -151,7 +150,7 @@ def test_an_empty_folder_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_the_disk_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 20_000_000}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 20_000_000}))
     with pytest.raises(CheckpointError, match=r"the output needs 0\.02 GB, 0\.02 GB are free at "):
         convert(None, tmp_path / "x", layout="diffusers")
     assert not list(tmp_path.iterdir())
