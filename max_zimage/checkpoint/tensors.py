@@ -6,12 +6,14 @@ Names, shapes and dtypes are known at once; numbers are read a piece at a time, 
 from __future__ import annotations
 
 import mmap
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from max_zimage.checkpoint.numbers import READ, Bits, FloatArray, round_to
 from max_zimage.device.dtypes import ModelDtype
 
 _CHUNK = 1 << 20  # numbers converted at a time: the temporaries stay in the processor's cache
+_MAX_THREADS = 8
 
 
 class Files(dict[Path, mmap.mmap]):
@@ -50,6 +53,8 @@ class Tensor(ABC):
     name: str
     dtype: str
     shape: tuple[int, ...]
+    in_threads: ClassVar[bool] = False
+    """Whether pieces of it are made at the same time: where that takes longer than to read them."""
 
     @property
     def size(self) -> int:
@@ -84,9 +89,20 @@ class Tensor(ABC):
         count = self.shape[0] if self.shape else 1
         width = self.size // count
         step = max(1, _CHUNK // width)
-        for begin in range(0, count, step):
+
+        def fill_rows(begin: int) -> None:
             end = min(begin + step, count)
             round_to(target[begin * width : end * width], self.rows(begin, end, files).reshape(-1))
+
+        starts = range(0, count, step)
+        if not self.in_threads or len(starts) == 1:
+            for begin in starts:
+                fill_rows(begin)
+            return
+        _ = files[self.file]  # mapped once, before threads look for it
+        with ThreadPoolExecutor(min(_MAX_THREADS, len(starts), os.cpu_count() or 1)) as threads:
+            for _done in threads.map(fill_rows, starts):
+                pass
 
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
         """The numbers where the file is mapped, if they stand there in the model's dtype; keeps the map alive."""

@@ -167,6 +167,7 @@ DAMAGED = {
     "version 1": (_header(1) + bytes(100), "is GGUF version 1; supported are the little-endian versions 2 and 3"),
     "version 4": (_header(4) + bytes(100), "is GGUF version 4"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is a big-endian GGUF file; convert it"),
+    "other magic": (b"GGUX" + _header()[4:] + bytes(100), "is truncated, or no safetensors file"),
     "eight bytes": (b"GGUF" + bytes(4), "is truncated: no GGUF file is so short"),
     "header cut off": (_header()[:40], "is truncated: its header does not end within it"),
     "data cut off": (_header(size=64) + bytes(32), "tensor w ends at byte 3"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,26 @@ def test_one_file_serves_every_component(prefixes: tuple[str, str], tmp_path: Pa
     numbers = sum(tensor.numel() for name in FILES for tensor in _stored(name).values())
     checked = check_weights(found.plans, found.dtypes)
     assert (checked.damaged, checked.numbers >= numbers) == ((), True)
+
+
+def test_a_float8_file_of_every_component(tmp_path: Path) -> None:
+    """Transformer and text encoder scaled, each with its own mark behind its prefix, and a VAE in bfloat16."""
+    own = original_transformer(state_of("transformer"))
+    parts = {"model.diffusion_model.": own, "text_encoders.qwen3_4b.transformer.": state_of("text_encoder")}
+    written: StateDict = _renamed(original_vae(_stored("vae")), "first_stage_model.")
+    wanted: StateDict = dict(written)
+    for prefix, state in parts.items():
+        file = tmp_path / "part.safetensors"
+        form = replace(FORMATS["ComfyUI scaled fp8, old"], markers={f"{prefix}scaled_fp8": torch.zeros(2).bfloat16()})
+        wanted |= write_quantized(form, _renamed(state, prefix), file)
+        written |= load_file(file)
+    save_file(written, tmp_path / "all.safetensors")
+    save_file({name: values.contiguous() for name, values in wanted.items()}, tmp_path / "plain.safetensors")
+    found = ZImagePipeline.prepare(device="cpu", weight_path=tmp_path / "all.safetensors").sources
+    plain = ZImagePipeline.prepare(device="cpu", weight_path=tmp_path / "plain.safetensors").sources
+    for component, checked in found.plans.items():
+        same(checked, plain.plans[component], "float32")
+        assert ("F8_E4M3 scaled" in checked.storage) == (component != "vae")
 
 
 def test_diffusers_names_behind_a_prefix(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from max.driver import Buffer
 from max.dtype import DType
 from safetensors.torch import load_file, save_file
 
+from max_zimage.checkpoint import tensors
 from max_zimage.checkpoint.config import text_encoder_spec, transformer_spec
 from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names, transformer_names
 from max_zimage.checkpoint.formats import open_source
@@ -18,8 +20,9 @@ from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.locate import read_config
 from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.checkpoint.small_floats import E2M1, E4M3, E5M2, E8M0
-from max_zimage.checkpoint.tensors import Files
+from max_zimage.checkpoint.tensors import Files, Source, StoredTensor
 from max_zimage.checkpoint.transforms import transformed
+from max_zimage.checkpoint.transforms.base import computed
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.embedded import PATH as EMBEDDED
 from tests.references.engine_weights import StateDict
@@ -97,16 +100,63 @@ def test_any_rows_alone(form: str, tmp_path: Path) -> None:
     width = max(FORMATS[form].multiple, 96) * 3
     state = {"a.weight": torch.randn(300, width), "b.weight": torch.randn(2, width), "a.bias": torch.zeros(300)}
     decoded = write(FORMATS[form], state, tmp_path / "weights.safetensors")
-    tensors = transformed(open_source([tmp_path / "weights.safetensors"]), ()).tensors
-    assert tensors.keys() == state.keys()
+    read = transformed(open_source([tmp_path / "weights.safetensors"]), ()).tensors
+    assert read.keys() == state.keys()
     for name, pieces in {
         "a.weight": [(0, 300), (1, 2), (100, 300), (127, 129), (5, 257)],
         "b.weight": [(0, 2)],
     }.items():
-        assert tensors[name].shape == tuple(state[name].shape)
+        assert read[name].shape == tuple(state[name].shape)
         for begin, end in pieces:
-            rows = tensors[name].rows(begin, end, Files())
+            rows = read[name].rows(begin, end, Files())
             np.testing.assert_array_equal(rows, decoded[name][begin:end].numpy())
+
+
+@pytest.mark.parametrize(
+    "form", ["ComfyUI nvfp4", "ComfyUI int8, rotated", "bitsandbytes nf4, nested", "fine-grained fp8"]
+)
+def test_a_few_rows_at_a_time(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding has a piece of a tensor in memory, whatever the tensor's size: at most a tile more than is asked for."""
+    asked: list[int] = []
+    before = StoredTensor.codes, StoredTensor.rows
+
+    def codes(self: StoredTensor, begin: int, end: int, files: Files) -> object:
+        asked.append((end - begin) * (self.size // self.shape[0]))
+        return before[0](self, begin, end, files)
+
+    def rows(self: StoredTensor, begin: int, end: int, files: Files) -> object:
+        asked.append((end - begin) * (self.size // (self.shape[0] if self.shape else 1)))
+        return before[1](self, begin, end, files)
+
+    torch.manual_seed(0)
+    write(FORMATS[form], {"a.weight": torch.randn(512, 512)}, tmp_path / "weights.safetensors")
+    tensor = transformed(open_source([tmp_path / "weights.safetensors"]), ()).tensors["a.weight"]
+    monkeypatch.setattr(tensors, "_CHUNK", 1 << 13)
+    monkeypatch.setattr(StoredTensor, "codes", codes)
+    monkeypatch.setattr(StoredTensor, "rows", rows)
+    tensor.fill(np.empty(512 * 512, np.float32), Files())
+    assert len(asked) > 64
+    assert max(asked) <= 1 << 13
+
+
+def test_what_is_added_to_a_quantized_weight(tmp_path: Path) -> None:
+    """As a LoRA is: to the decoded numbers, before they are rounded."""
+    name = "layers.1.attention.to_k.weight"
+    (tmp_path / "quantized").mkdir()
+    file = tmp_path / "quantized" / "weights.safetensors"
+    decoded = write(FORMATS["ComfyUI nvfp4"], state_of("transformer"), file, where="layers.1.")
+
+    def added(source: Source) -> Source:
+        tensor = source.tensors[name]
+        return replace(
+            source, tensors={**source.tensors, name: computed(tensor, lambda rows, *_: rows + np.float32(0.37))}
+        )
+
+    found = plan(names_of("transformer"), open_source([file]), [added])
+    assert "nvfp4" in found.storage
+    decoded[name] = decoded[name] + 0.37
+    for dtype in DTYPES:
+        same(found, decoded_plan("transformer", decoded, tmp_path), dtype)
 
 
 def test_small_floats_are_torchs() -> None:

@@ -14,9 +14,9 @@ from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.plan import plan
 from max_zimage.checkpoint.transforms import transformed
 from max_zimage.errors import CheckpointError
-from tests.checkpoint.test_quantized import names_of
+from tests.checkpoint.test_quantized import names_of, state_of
 from tests.references.engine_weights import StateDict
-from tests.references.quantized import FORMATS, Writer
+from tests.references.quantized import FORMATS, Writer, write
 
 Change = Callable[[StateDict], object]
 L = "layers.0.attention.out"
@@ -180,6 +180,16 @@ def test_all_layers_that_are_wrong_are_named(tmp_path: Path) -> None:
         transformed(open_source([tmp_path / "w.safetensors"]), ())
     assert str(caught.value).count("has no scale_weight") == 5
     assert "and 3 more\nFetch it again, or use a file of the same model in bfloat16" in str(caught.value)
+
+
+def test_a_packed_weight_of_another_width_than_the_models(tmp_path: Path) -> None:
+    """Both shapes are those of the numbers, not of the bytes."""
+    name = "layers.1.attention.to_k.weight"
+    state = state_of("transformer")
+    state[name] = state[name][:, :128]
+    write(FORMATS[NVFP4], state, tmp_path / "w.safetensors", where="layers.1.attention.to_k")
+    with pytest.raises(CheckpointError, match=rf"of the wrong shape: {name} is \[256, 128\] and must be \[256, 256\]"):
+        plan(names_of("transformer"), open_source([tmp_path / "w.safetensors"]))
 
 
 CONFIGURED = {

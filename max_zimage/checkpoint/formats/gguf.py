@@ -13,8 +13,10 @@ import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
@@ -36,6 +38,7 @@ _PLAIN: Mapping[GGMLQuantizationType, str] = {
     GGMLQuantizationType.F16: "F16",
     GGMLQuantizationType.BF16: "BF16",
 }
+_KINDS = {kind.value: kind for kind in GGMLQuantizationType}
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _LIST = 8, 9
 
@@ -53,6 +56,7 @@ class GgufTensor(Tensor):
     kind: GGMLQuantizationType
     start: int
     nbytes: int
+    in_threads: ClassVar[bool] = True
 
     @property
     @override
@@ -63,12 +67,13 @@ class GgufTensor(Tensor):
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
         count = self.shape[0] if self.shape else 1
         width = self.size // count
-        per_block, block_bytes = GGML_QUANT_SIZES[self.kind]
+        per_block, _ = GGML_QUANT_SIZES[self.kind]
         # A row that is no whole number of blocks, as a number of a vector is not, can only be had with all others.
         first, last = (begin, end) if width % per_block == 0 else (0, count)
         row_bytes = self.nbytes // count if width % per_block == 0 else 0
         taken = (last - first) * row_bytes or self.nbytes
-        blocks = bytes_of(self.file, self.start + first * row_bytes, taken, files).reshape(-1, block_bytes)
+        # As one row: the library takes sixteen rows at a time, and a block is no row to it.
+        blocks = bytes_of(self.file, self.start + first * row_bytes, taken, files).reshape(1, -1)
         values = np.asarray(quants.dequantize(blocks, self.kind), np.float32)
         values = values.reshape(last - first, *self.shape[1:])
         return values if first == begin else values[begin:end]
@@ -195,8 +200,7 @@ class _Header:
 def _tensor(
     file: Path, info: _Info, start: int, size: int, metadata: Mapping[str, object], problems: list[str]
 ) -> Tensor | None:
-    kinds = {kind.value: kind for kind in GGMLQuantizationType}
-    kind = kinds.get(info.kind)
+    kind = _KINDS.get(info.kind)
     if kind is None or not _decodes(kind):
         named = f"type {info.kind}" if kind is None else kind.name
         problems.append(f"tensor {info.name} is of {named}, which is not supported; use Q8_0, a K type or BF16")
@@ -221,6 +225,7 @@ def _tensor(
     return GgufTensor(file, info.name, "F32", shape, kind, first, nbytes)
 
 
+@cache
 def _decodes(kind: GGMLQuantizationType) -> bool:
     """Whether the library makes numbers of a type."""
     if kind in _PLAIN:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -48,6 +49,7 @@ class Decoded(Tensor):
     """
 
     stored_as: str
+    in_threads: ClassVar[bool] = True
 
     @property
     @override

@@ -9,6 +9,7 @@ Reference: Comfy-Org/comfy-kitchen comfy_kitchen/tensor/int8_utils.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from typing_extensions import override
@@ -42,13 +43,16 @@ def rotated(rows: FloatArray, group: int) -> FloatArray:
     """Rotate groups of the last axis.
 
     Args:
-        rows: float32 [rows, inputs].
-        group: A power of 4 that divides the inputs.
+        rows: float32 [rows, inputs], whole numbers of int8: sums of a group are exact in any order.
+        group: One of `GROUPS` that divides the inputs.
     """
-    stride = 1
-    while stride < group:
-        four = rows.reshape(-1, 4, stride)
-        # One of a row's four signs is a minus, and it goes from the last place to the first.
-        rows = (four.sum(axis=1, keepdims=True) - 2 * four[:, ::-1]).reshape(rows.shape)
-        stride *= 4
-    return rows * np.float32(group**-0.5)
+    turned = (rows.reshape(-1, group) @ _hadamard(group)).reshape(rows.shape)
+    turned *= np.float32(group**-0.5)
+    return turned
+
+
+@cache
+def _hadamard(group: int) -> FloatArray:
+    """float32 [group, group] of ones and minus ones."""
+    four = np.ones((4, 4), np.float32) - 2 * np.eye(4, dtype=np.float32)[::-1]
+    return four if group == 4 else np.kron(_hadamard(group // 4), four)
