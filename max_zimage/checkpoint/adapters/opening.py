@@ -46,7 +46,7 @@ def open_adapter(path: Path, specs: ModelSpecs) -> Adapter:
             dtypes that do not fit, numbers that are none.
         CheckpointError: If the file cannot be read as safetensors.
     """
-    weights, config = _files(path)
+    weights, config = _files(path.absolute())  # the working folder may be another one when numbers are read
     stamps = tuple(stamp(file) for file in (config, weights) if file is not None)
     adapter = replace(_opened(weights, config, stamps, specs), path=path, name=path.stem)
     for note in adapter.notes:
