@@ -205,6 +205,37 @@ def test_every_float8_and_every_tie_between_two() -> None:
     assert np.array_equal(e4m3_bits(values.numpy()), expected)
 
 
+def test_quantized_files_are_decoded(tmp_path: Path, notes: list[str]) -> None:
+    """Blocks and scaled float8, with adaLN, norms and pad tokens that are neither."""
+    convert(None, tmp_path / "q8.gguf", layout="gguf", type="q8_0")
+    convert(None, tmp_path / "fp8.safetensors", layout="original", type="fp8_scaled", components=["transformer"])
+    _, tensors = read_gguf(tmp_path / "q8.gguf")
+    blocks = {name: gguf.quants.dequantize(t.data, t.tensor_type) for name, t in tensors.items()}
+    stored = load_file(tmp_path / "fp8.safetensors")
+    scaled = {
+        name: tensor.float() * stored.get(f"{name}_scale", torch.tensor(1.0))
+        for name, tensor in stored.items()
+        if not name.endswith(("_scale", "comfy_quant"))
+    }
+    assert notes[0].startswith("8 matrices stay float32, for their rows are no multiples of 32: ")
+    for file, decoded in (("q8.gguf", blocks), ("fp8.safetensors", scaled)):
+        notes.clear()
+        convert(
+            tmp_path / file,
+            tmp_path / "x.safetensors",
+            layout="original",
+            type="float32",
+            configs=EMBEDDED,
+            overwrite=True,
+        )
+        found = load_file(tmp_path / "x.safetensors")
+        assert found.keys() == decoded.keys()
+        for name, tensor in found.items():
+            assert np.array_equal(tensor.numpy(), np.asarray(decoded[name]).reshape(tensor.shape)), name
+        (note,) = notes
+        assert note.endswith("what its numbers have lost does not come back by storing them as float32")
+
+
 def no_change(state: StateDict) -> None:
     pass
 
