@@ -195,4 +195,5 @@ def _dtype_name(encoding: str) -> ModelDtype:
     for dtype in DTYPES:
         if encoding == dtype:
             return dtype
-    raise ValueError(f"encoding must be {' or '.join(DTYPES)}, got {encoding}; quantized weights are not supported yet")
+    allowed = " or ".join(DTYPES)
+    raise ValueError(f"encoding must be {allowed}, got {encoding}; quantized weights are decoded to one of these")

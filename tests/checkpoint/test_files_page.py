@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from safetensors.torch import save_file
 
 from max_zimage.checkpoint.formats import open_source
@@ -43,7 +43,7 @@ def _loaded() -> list[str]:
         rows.append(f"| GGUF {kind.name} | `{kind.name}` | {bits:.2f} | {_error(decoded, values)} |")
     read = sorted(kind.name for kind in Kind if kind in quants._type_traits and kind not in MADE)
     for name in read:
-        per_block, nbytes = GGML_QUANT_SIZES[Kind[name]]
+        per_block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
         rows.append(f"| GGUF {name} | `{name}` | {8 * nbytes / per_block:.2f} | |")
     return rows
 

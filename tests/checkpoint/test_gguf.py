@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.references.gguf_files import MADE, Kind, llama_names, write, write_bl
 from tests.references.tiny import original_transformer
 
 DECODED = [kind for kind in Kind if kind in quants._type_traits and kind != Kind.BF16]
-TEXT = {"architecture": "qwen3", "metadata": {"qwen3.rope.freq_base": 1e6, "qwen3.block_count": 4}}
+TEXT: dict[str, Any] = {"architecture": "qwen3", "metadata": {"qwen3.rope.freq_base": 1e6, "qwen3.block_count": 4}}
 
 
 @pytest.mark.parametrize("kind", DECODED, ids=lambda kind: kind.name)

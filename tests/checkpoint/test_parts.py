@@ -66,8 +66,8 @@ def test_one_file_serves_every_component(prefixes: tuple[str, str], tmp_path: Pa
     reasons = found.plans["vae"].dropped
     assert set(reasons.values()) == {"it belongs to the transformer", "it belongs to the text_encoder"}
     numbers = sum(tensor.numel() for name in FILES for tensor in _stored(name).values())
-    checked = check_weights(found.plans, found.dtypes)
-    assert (checked.damaged, checked.numbers >= numbers) == ((), True)
+    read = check_weights(found.plans, found.dtypes)
+    assert (read.damaged, read.numbers >= numbers) == ((), True)
 
 
 def test_a_float8_file_of_every_component(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_picture_of_a_quantized_file(container: str, tmp_path: Path, capsys: p
         write(file, state, Kind.Q4_0) if container == "GGUF" else write_quantized(FORMATS["ComfyUI fp8"], state, file)
     )
     save_file({name: values.contiguous() for name, values in decoded.items()}, plain)
-    pictures = []
+    pictures: list[np.ndarray] = []
     for weights in ([], ["--weight-path", str(file)], ["--weight-path", str(plain)]):
         name = tmp_path / f"{len(pictures)}.png"
         asked = ["a red star", "--steps", "2", "--height", "128", "--width", "128", "--seed", "3", "--device", "cpu"]

@@ -135,7 +135,7 @@ def test_a_few_rows_at_a_time(form: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(StoredTensor, "codes", codes)
     monkeypatch.setattr(StoredTensor, "rows", rows)
     tensor.fill(np.empty(512 * 512, np.float32), Files())
-    assert len(asked) > 64
+    assert len(asked) >= 64
     assert max(asked) <= 1 << 13
 
 

@@ -174,7 +174,8 @@ def hadamard(group: int) -> npt.NDArray[np.int64]:
 
 def _int8(*, group: int = 0, rows: bool = True) -> Writer:
     def write(values: torch.Tensor) -> Matrix:
-        numbers, said = values.double().numpy(), {"format": "int8_tensorwise"}
+        numbers = values.double().numpy()
+        said: dict[str, object] = {"format": "int8_tensorwise"}
         if group:
             turned = hadamard(group) / group**0.5
             numbers = (numbers.reshape(len(numbers), -1, group) @ turned).reshape(numbers.shape)
