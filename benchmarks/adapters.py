@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,14 +55,8 @@ def _opening(root: Path, specs: ModelSpecs, sizes: Sizes, repeats: int) -> Itera
     for rank in sizes.ranks:
         file = root / f"rank{rank}.safetensors"
         _write_adapter(file, specs, rank, tuple(f"layers.{index}." for index in range(sizes.num_layers)))
-
-        def fresh(file: Path = file) -> None:
-            opening._opened.cache_clear()
-            open_adapter(file, specs)
-
-        fresh()
-        again: Callable[[], object] = lambda file=file: open_adapter(file, specs)  # noqa: E731
-        timings = interleave({"first time": fresh, "again": again}, repeats)
+        calls = {"first time": partial(_opened_anew, file, specs), "again": partial(open_adapter, file, specs)}
+        timings = interleave(calls, repeats)
         modules = sum(map(len, open_adapter(file, specs).modules.values()))
         for variant, timing in timings.items():
             yield Row(
@@ -74,6 +69,11 @@ def _opening(root: Path, specs: ModelSpecs, sizes: Sizes, repeats: int) -> Itera
                 note=f"{modules} modules, {file.stat().st_size / 1e6:.0f} MB",
             )
         file.unlink()
+
+
+def _opened_anew(file: Path, specs: ModelSpecs) -> Adapter:
+    opening._opened.cache_clear()
+    return open_adapter(file, specs)
 
 
 def _loading(root: Path, specs: ModelSpecs, sizes: Sizes, repeats: int) -> Iterator[Row]:

@@ -55,6 +55,8 @@ class ModuleReader:
             allowed = SCALARS if part in _SCALARS else FLOATS
             if tensor.dtype not in allowed:
                 self._wrong(f"{tensor.name} is {tensor.dtype} and must be one of {', '.join(allowed)}")
+            elif part not in _SCALARS and not tensor.shape:
+                self._wrong(f"{tensor.name} is a single number")
             elif 0 in tensor.shape:
                 self._wrong(f"{tensor.name} is {list(tensor.shape)}: a rank of 0, or nothing at all")
         kinds = [kind for kind, parts in _WEIGHT_KINDS.items() if any(part in self.tensors for part in parts)]

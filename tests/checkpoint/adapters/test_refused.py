@@ -66,6 +66,7 @@ BAD: dict[str, tuple[StateDict, str]] = {
         at("layers.0.attention.qkv", (4, 256), (256, 4)),
         r"is \[256, 4\] and must be \[768, 4\]; those are the rows of one of query, key and value, whose modules",
     ),
+    "a number": ({**GOOD, f"{QUERY}.lora_A.weight": torch.tensor(1.0)}, r"lora_A\.weight is a single number"),
     "rank 0": (at(QUERY, (0, 256), (256, 0)), r"lora_A\.weight is \[0, 256\]: a rank of 0"),
     "no matrix": (
         at("layers.0.attention_norm1", (4, 256), (256, 4)),
