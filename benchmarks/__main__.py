@@ -1,4 +1,4 @@
-"""Run the benchmark, all parts or some: `python -m benchmarks [--quick] [--repeats N] [--skip-cold] [part ...]`."""
+"""Run the benchmark, all parts or some: `python -m benchmarks [--quick] [--repeats N] [part ...]`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ PARTS = {
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
     "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
     "start": "cold and warm start, and peak memory",
+    "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
 
@@ -56,6 +57,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each competitor (default 10)")
     parser.add_argument("--quick", action="store_true", help="small sizes, one call: does it run?")
     parser.add_argument("--skip-cold", action="store_true", help="leave out the cold start, which compiles for minutes")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="of the checkpoint that is loaded (loading); all if not given",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
@@ -69,6 +76,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) -> list[Row]:
     """Import a part only when it runs: each brings torch, diffusers and MAX along."""
+    if part == "loading":
+        from benchmarks import loading
+
+        return loading.rows("small" if options.quick else "full", options.layers, options.repeats)
+    return _computed(part, options, roofs)
+
+
+def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -> list[Row]:
+    """Measure a part that computes."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)

@@ -14,6 +14,7 @@ from max_zimage.version import __version__
 
 if TYPE_CHECKING:
     from max_zimage.arch import ARCHITECTURES, ZImageArchConfig
+    from max_zimage.checkpoint.convert import convert
     from max_zimage.components import (
         AutoencoderKLModel,
         Qwen3TextEncoderZImageModel,
@@ -47,6 +48,7 @@ __all__ = [
     "ZImageTransformerModel",
     "ZImageVaeModel",
     "__version__",
+    "convert",
 ]
 
 # MAX takes seconds to import, so a name brings its module along only when it is used: `max-zimage --help` needs none.
@@ -66,6 +68,7 @@ _HOMES = {
     "ZImageTextEncoderModel": "components",
     "ZImageTransformerModel": "components",
     "ZImageVaeModel": "components",
+    "convert": "checkpoint.convert",
 }
 
 

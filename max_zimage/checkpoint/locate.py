@@ -24,6 +24,7 @@ __all__ = [
     "read_config",
     "resolve_model",
     "route_weight_files",
+    "shards",
 ]
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
@@ -94,7 +95,7 @@ def find_component_files(model_dir: Path, component: str, *, flat: bool = False)
         return [single]
     if not is_there(index):
         raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}; found {_listing(folder)}")
-    return _shards(index)
+    return shards(index)
 
 
 def read_config(model_dir: Path, component: str, *, flat: bool = False) -> dict[str, object]:
@@ -208,7 +209,12 @@ def _check_pipeline(directory: Path) -> None:
     read_index(directory)
 
 
-def _shards(index: Path) -> list[Path]:
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, which stand beside it.
+
+    Raises:
+        CheckpointError: If it is damaged, or one of them is absent.
+    """
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} is damaged: it has no weight_map that names files; fetch it again")

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
+from max_zimage.cli.convert_flags import add_convert
 from max_zimage.cli.encode_flags import add_encode
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
@@ -86,6 +87,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli.profile import profile
 
         return profile(arguments)
+    if arguments.command == "convert":
+        from max_zimage.cli.convert import convert_checkpoint
+
+        return convert_checkpoint(arguments)
     from max_zimage.cli.compile import compile_graphs
 
     return compile_graphs(arguments)
@@ -109,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add_encode(commands, shared)
     _add_info(commands, shared)
     _add_compile(commands, shared)
+    add_convert(commands, shared)
     add_profile(commands, shared)
     add_serve(commands)
     return parser

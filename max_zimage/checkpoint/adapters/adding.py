@@ -96,6 +96,11 @@ class Adapted(Tensor):
     base: Tensor
     changed: tuple[Changed, ...]
 
+    @property
+    @override
+    def storage(self) -> str:
+        return self.base.storage
+
     @override
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
         values = np.concatenate([piece for _, piece in self._pieces(begin, end, files)])
