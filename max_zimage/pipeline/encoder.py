@@ -23,8 +23,7 @@ from max_zimage.components import ZImageTextEncoderModel
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.pipeline import encoding
-from max_zimage.pipeline.load_components import check_fit, new_session
-from max_zimage.pipeline.loading import PathName, checked_cache_bytes
+from max_zimage.pipeline.load_components import PathName, check_fit, checked_cache_bytes, new_session
 from max_zimage.pipeline.manifest import check_device, text_encoder_plan
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates

@@ -13,7 +13,7 @@ from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.batch import IdArray, ZImageModelInputs
 from max_zimage.pipeline.captions import captions_of_request, encoded_features, tokens_of_request
 from max_zimage.pipeline.features import FeatureChange
-from max_zimage.pipeline.loading import PathName
+from max_zimage.pipeline.load_components import PathName
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.prepare import inputs_of_request
 from max_zimage.request.feature_settings import SETTINGS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from max_zimage.components import NoTextEncoder, ZImageComponent
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
+from max_zimage.request.checks import whole_number
+
+PathName = str | os.PathLike[str]
 
 UNPREFIXED_COMPONENT = "transformer"
 """Takes weight files that stand in no component's folder."""
@@ -34,6 +38,15 @@ def sources_of(
 ) -> CheckpointManifest:
     """Find and check a checkpoint; see `find_sources`."""
     return find_sources(config, weight_paths, unprefixed, device, default_steps, without)
+
+
+def checked_cache_bytes(given: int | None) -> int:
+    """Bytes of a cache of features; 0 for none.
+
+    Raises:
+        RequestError: If it is no whole number of at least 0.
+    """
+    return 0 if given is None else whole_number("embedding_cache_bytes", given, low=0, high=2**50)
 
 
 def check_fits(sources: CheckpointManifest, device: Device) -> None:

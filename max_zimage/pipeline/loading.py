@@ -20,17 +20,20 @@ from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.pipeline.bound_adapters import checked_loras, facts
-from max_zimage.pipeline.load_components import DEFAULT_STEPS, UNPREFIXED_COMPONENT, sources_of
+from max_zimage.pipeline.load_components import (
+    DEFAULT_STEPS,
+    UNPREFIXED_COMPONENT,
+    PathName,
+    checked_cache_bytes,
+    sources_of,
+)
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
 from max_zimage.request.checks import step_cache as checked_step_cache
-from max_zimage.request.checks import whole_number
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache, flags_of
 from max_zimage.text.kept_features import KeptFeatures
 from max_zimage.text.tokenizer import NoTokenizer, PromptTokenizer
-
-PathName = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,3 @@ def check_model(
             positions=sources.limits.max_tokens,
         )
     return CheckedModel(directory, config, devices, paths, sources, tokenizer, cache_bytes)
-
-
-def checked_cache_bytes(given: int | None) -> int:
-    """Bytes of a cache of features; 0 for none.
-
-    Raises:
-        RequestError: If it is no whole number of at least 0.
-    """
-    return 0 if given is None else whole_number("embedding_cache_bytes", given, low=0, high=2**50)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from max_zimage.pipeline.load_components import new_session
-from max_zimage.pipeline.loading import CheckedModel, PathName, check_model
+from max_zimage.pipeline.load_components import PathName, new_session
+from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
 
