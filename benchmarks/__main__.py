@@ -1,10 +1,11 @@
-"""Run the benchmark, all parts or some: `python -m benchmarks [--quick] [--repeats N] [--skip-cold] [part ...]`."""
+"""Run the benchmark, all parts or some: `python -m benchmarks [--quick] [--repeats N] [part ...]`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,8 +25,10 @@ PARTS = {
     "skipped_step": "what a step costs that a step cache leaves out, at 1024x1024",
     "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
+    "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
     "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
+    "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
 
@@ -55,6 +58,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each competitor (default 10)")
     parser.add_argument("--quick", action="store_true", help="small sizes, one call: does it run?")
     parser.add_argument("--skip-cold", action="store_true", help="leave out the cold start, which compiles for minutes")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="of the checkpoint that is loaded (loading); all if not given",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
@@ -68,6 +77,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) -> list[Row]:
     """Import a part only when it runs: each brings torch, diffusers and MAX along."""
+    if part == "loading":
+        from benchmarks import loading
+
+        return loading.rows("small" if options.quick else "full", options.layers, options.repeats)
+    return _computed(part, options, roofs)
+
+
+def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -> list[Row]:
+    """Measure a part that computes."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -108,22 +126,14 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import skipped_step
 
         return skipped_step.rows(skipped_step.QUICK if quick else skipped_step.FULL, repeats, roofs)
-    if part == "additions":
-        from benchmarks import additions
-
-        return additions.rows(additions.QUICK if quick else additions.FULL, repeats)
-    if part == "tiles":
-        from benchmarks import tiles
-
-        return tiles.rows(tiles.QUICK if quick else tiles.FULL, repeats)
     if part == "published_size":
         from benchmarks import published_size
 
         return published_size.rows(quick=quick)
-    if part == "serving":
-        from benchmarks import serving
-
-        return serving.rows(serving.QUICK if quick else serving.FULL, repeats)
+    if part in ("additions", "tiles", "adapters", "serving"):
+        module = import_module(f"benchmarks.{part}")
+        found: list[Row] = module.rows(module.QUICK if quick else module.FULL, repeats)
+        return found
     from benchmarks import start
 
     return start.rows(repeats, cold=not (options.skip_cold or quick))

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.measure import Row, interleave
 from max_zimage import ZImagePipeline
 from max_zimage.pipeline.batch import Later, ZImageModelInputs
-from max_zimage.pipeline.prepare import inputs_of_texts
+from max_zimage.pipeline.encoding import inputs_of_texts
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.names import SAMPLERS
 

@@ -9,12 +9,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from max.driver import CPU
-from max.dtype import DType
 
 from benchmarks.measure import first_line, seconds_of
 from max_zimage import ZImagePipeline, embedded
-from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
+from max_zimage.graphs.kernel_library import without_kernels
 from tests.references.noises import initial_noise
 
 PROMPT = "a red star on a blue background"
@@ -100,14 +98,14 @@ def our_pipelines(*, more: bool) -> dict[str, ZImagePipeline]:
 
     Args:
         more: Whether the one without the ops of `kernels` is wanted, which compiles for minutes, and the one in
-            bfloat16, which there is where this CPU multiplies it.
+            bfloat16.
     """
     pipelines = {}
     if more:
         with without_kernels():
             pipelines[PLAIN] = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
     pipelines[OURS] = ZImagePipeline.from_pretrained(device="cpu", dtype="float32")
-    if more and uses_cpu_kernels(DType.bfloat16, CPU()):
+    if more:
         pipelines[OURS_BFLOAT16] = ZImagePipeline.from_pretrained(device="cpu", dtype="bfloat16")
     return pipelines
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from max.driver import CPU, Buffer
+from max.driver import Buffer
 from max.dtype import DType
 
 from benchmarks.compiling import CompiledModule, compiled
@@ -18,7 +18,7 @@ from benchmarks.machine import as_torch
 from benchmarks.measure import Row, interleave, relative_l2
 from max_zimage.checkpoint.layout import weight_buffer
 from max_zimage.device.dtypes import DTYPES, ModelDtype
-from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
+from max_zimage.graphs.kernel_library import without_kernels
 
 _TWIN = "MAX, plain operations"
 
@@ -29,9 +29,6 @@ def rows(sizes: Sizes, repeats: int, roofs: dict[str, float]) -> list[Row]:
 
 
 def _rows_of_dtype(sizes: Sizes, dtype: ModelDtype, repeats: int, roofs: dict[str, float]) -> list[Row]:
-    if not uses_cpu_kernels(DType[dtype], CPU()):
-        note = "this processor multiplies no bfloat16: graphs use plain operations"
-        return [Row(case="kernels", variant="ours", dtype=dtype, sizes="", note=note)]
     return [row for case in cases(sizes, dtype) for row in _rows(case, repeats, roofs)]
 
 

@@ -22,7 +22,6 @@ from benchmarks.measure import Row, interleave, max_abs
 from max_zimage.checkpoint.layout import weight_buffer
 from max_zimage.device.devices import upload_as
 from max_zimage.device.dtypes import DTYPES, ModelDtype
-from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.linear import linear
 from max_zimage.profiling import matmul_rate
 from max_zimage.profiling.matmul_rate import Product
@@ -54,12 +53,11 @@ def rows(product: Product, repeats: int) -> list[Row]:
             "MAX": functools.partial(graph, buffer),
         }
         own = _own(product, dtype, weights)
-        if own is not None:
-            calls["ours"] = functools.partial(own, upload_as(inputs[None], dtype, CPU()))
+        calls["ours"] = functools.partial(own, upload_as(inputs[None], dtype, CPU()))
         timings = interleave(calls, repeats)
         expected = torch.nn.functional.linear(*(tensor[:8].double() for tensor in theirs)).numpy()
         outputs = {"torch": torch.nn.functional.linear(*theirs), "MAX": as_torch(graph(buffer)[0])}
-        if own is not None:
+        XX
             outputs["ours"] = as_torch(own(upload_as(inputs[None], dtype, CPU()))[0])[0]
         seconds = {"MAX": graph.seconds, "ours": own.seconds if own is not None else None}
         roof = max(product.gflop / timing.median for timing in timings.values())
@@ -94,10 +92,8 @@ def as_torch(buffer: Buffer) -> torch.Tensor:
     return torch.from_dlpack(buffer)
 
 
-def _own(product: Product, dtype: ModelDtype, weights: np.ndarray) -> CompiledModule | None:
-    """The project's kernel; None where there is none for the dtype or the processor."""
-    if not uses_cpu_kernels(DType[dtype], CPU()):
-        return None
+def _own(product: Product, dtype: ModelDtype, weights: np.ndarray) -> CompiledModule:
+    """The project's kernel."""
     types = [TensorType(DType[dtype], [1, "tokens", product.width], DeviceRef.CPU())]
     data = {"weight": weight_buffer(weights, DType[dtype], "panels")}
     return compiled(lambda: linear(product.width, product.hidden), dtype, types, data)

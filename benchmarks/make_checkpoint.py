@@ -70,7 +70,7 @@ def write_checkpoint(
     size: Size,
     *,
     dtype: ModelDtype,
-    seed: int = 0,
+    seed: int | None = 0,
     shard_gb: float = SHARD_GB,
     force: bool = False,
     threads: int | None = None,
@@ -81,7 +81,7 @@ def write_checkpoint(
         directory: Where to; a new or an empty folder unless forced.
         size: Its shapes.
         dtype: Of the weights.
-        seed: Of the numbers; the same one makes the same bytes.
+        seed: Of the numbers; the same one makes the same bytes. None for zeros, which take no room on the disk.
         shard_gb: Most 10^9 bytes of tensors in a file.
         force: Whether weights in the folder are replaced. Other files than a checkpoint's stay as they are.
         threads: How many make numbers; None for one a core.
@@ -96,12 +96,13 @@ def write_checkpoint(
     """
     if shard_gb <= 0:
         raise ValueError(f"a shard must hold more than 0 GB, got {shard_gb:g}")
-    if seed < 0:
+    if seed is not None and seed < 0:
         raise ValueError(f"the seed must be 0 or more, got {seed}")
     _check_folder(directory, force)
     shapes = tensors(size.specs)
     folders = [directory / component for component in COMPONENTS]
-    _check_room(directory, nbytes(shapes, dtype) + _BESIDES, weight_files(folders))
+    needed = 0 if seed is None else nbytes(shapes, dtype)
+    _check_room(directory, needed + _BESIDES, weight_files(folders))
 
     directory.mkdir(parents=True, exist_ok=True)
     for old in (directory / _INDEX, *weight_files(folders)):
@@ -114,7 +115,8 @@ def write_checkpoint(
         files = split(component, shapes[component], dtype, int(shard_gb * 1e9))
         write_component(directory / component, files, dtype, seed, threads or os.cpu_count() or 1)
     _write_json(directory / _INDEX, model_index(tokenizer_class))
-    return f"{nbytes(shapes, dtype) / 1e9:.2f} GB of random weights in {dtype}, {tokenizer}"
+    weights = "zeros" if seed is None else "random weights"
+    return f"{nbytes(shapes, dtype) / 1e9:.2f} GB of {weights} in {dtype}, {tokenizer}"
 
 
 def _check_folder(directory: Path, force: bool) -> None:

@@ -14,6 +14,7 @@ from max_zimage.version import __version__
 
 if TYPE_CHECKING:
     from max_zimage.arch import ARCHITECTURES, ZImageArchConfig
+    from max_zimage.checkpoint.convert import convert
     from max_zimage.components import (
         AutoencoderKLModel,
         Qwen3TextEncoderZImageModel,
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
         ZImageVaeModel,
     )
     from max_zimage.pipeline.batch import ZImageModelInputs
+    from max_zimage.pipeline.encoder import ZImageTextEncoder
     from max_zimage.pipeline.not_finite import NotFiniteError
     from max_zimage.pipeline.results import ZImagePipelineOutput
     from max_zimage.pipeline.zimage import ZImagePipeline
+    from max_zimage.request.prompt_features import PromptFeatures
     from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
 
 
@@ -33,16 +36,19 @@ __all__ = [
     "AutoencoderKLModel",
     "FirstBlockCache",
     "NotFiniteError",
+    "PromptFeatures",
     "Qwen3TextEncoderZImageModel",
     "TaylorSeer",
     "ZImageArchConfig",
     "ZImageModelInputs",
     "ZImagePipeline",
     "ZImagePipelineOutput",
+    "ZImageTextEncoder",
     "ZImageTextEncoderModel",
     "ZImageTransformerModel",
     "ZImageVaeModel",
     "__version__",
+    "convert",
 ]
 
 # MAX takes seconds to import, so a name brings its module along only when it is used: `max-zimage --help` needs none.
@@ -51,15 +57,18 @@ _HOMES = {
     "AutoencoderKLModel": "components",
     "FirstBlockCache": "sampling.step_cache",
     "NotFiniteError": "pipeline.not_finite",
+    "PromptFeatures": "request.prompt_features",
     "Qwen3TextEncoderZImageModel": "components",
     "TaylorSeer": "sampling.step_cache",
     "ZImageArchConfig": "arch",
     "ZImageModelInputs": "pipeline.batch",
     "ZImagePipeline": "pipeline.zimage",
     "ZImagePipelineOutput": "pipeline.results",
+    "ZImageTextEncoder": "pipeline.encoder",
     "ZImageTextEncoderModel": "components",
     "ZImageTransformerModel": "components",
     "ZImageVaeModel": "components",
+    "convert": "checkpoint.convert",
 }
 
 

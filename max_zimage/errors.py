@@ -137,3 +137,7 @@ class RequestWarning(UserWarning):
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded; the message says which file or tensors, and why."""
+
+
+class AdapterError(CheckpointError):
+    """A LoRA that cannot be used with this model; the message says which tensors or modules, and why."""

@@ -120,32 +120,35 @@ class Piece:
     start: int
 
 
-def write_component(folder: Path, files: Split, dtype: ModelDtype, seed: int, threads: int) -> None:
+def write_component(folder: Path, files: Split, dtype: ModelDtype, seed: int | None, threads: int) -> None:
     """Write a component's shards and, once they all have their names, the index that makes them a model.
 
     Args:
         folder: The component's folder, which is there.
         files: From `split`.
         dtype: Of the weights.
-        seed: Of the numbers.
+        seed: Of the numbers; None for zeros, which take no room on the disk.
         threads: How many make and write numbers.
     """
     for shard in files.shards:
-        _write_shard(folder / shard.name, shard, dtype, f"{seed}/{folder.name}", threads)
+        key = None if seed is None else f"{seed}/{folder.name}"
+        _write_shard(folder / shard.name, shard, dtype, key, threads)
     if files.index is not None:
         (folder / files.index_name).write_text(json.dumps(files.index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_shard(path: Path, shard: Shard, dtype: ModelDtype, key: str, threads: int) -> None:
+def _write_shard(path: Path, shard: Shard, dtype: ModelDtype, key: str | None, threads: int) -> None:
     header = _header(shard.tensors, dtype)
     scratch, name = path.with_name(path.name + UNFINISHED), f"{path.parent.name}/{path.name}"
-    pieces = list(_pieces(shard.tensors, len(header), _BYTES[dtype]))
+    end = len(header) + nbytes({"": shard.tensors}, dtype)
+    pieces = [] if key is None else list(_pieces(shard.tensors, len(header), _BYTES[dtype]))
     try:
         with scratch.open("wb", buffering=0) as file, progress.stage(name, len(pieces)) as shown:
             _write_at(file.fileno(), 0, header)
+            os.ftruncate(file.fileno(), end)
 
             def write(piece: Piece) -> str:
-                numbers = values(key, piece)
+                numbers = values(str(key), piece)
                 data = bfloat16_bits(numbers) if dtype == "bfloat16" else numbers
                 _write_at(file.fileno(), piece.start, data.tobytes())
                 return piece.tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from max_zimage.checkpoint.config_reader import MAX_LAYERS, Config, ConfigError, Reader
@@ -16,6 +16,7 @@ from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.strict_json import shown
 
 __all__ = [
+    "QWEN3_4B",
     "Config",
     "ConfigError",
     "ModelSpecs",
@@ -31,6 +32,20 @@ SpecT = TypeVar("SpecT")
 
 PIXELS_PER_LATENT = 8
 """Pixels a side that one latent pixel stands for: an image token is 2x2 of them."""
+
+QWEN3_4B = TextEncoderSpec(
+    vocab_size=151936,
+    hidden_size=2560,
+    num_layers=36,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=9728,
+    norm_eps=1e-6,
+    rope_theta=1e6,
+    max_positions=40960,
+)
+"""The text encoder of the published models."""
 
 USUAL_SIDE = 1024
 """Height and width of a picture where a checkpoint names none; the reference's."""
@@ -184,15 +199,22 @@ def sample_size(config: Config) -> tuple[int, int]:
     return height, width
 
 
-def model_specs(*, text_encoder: Config, transformer: Config, vae: Config, scheduler: Config) -> ModelSpecs:
+def model_specs(
+    *, transformer: Config, vae: Config, scheduler: Config, text_encoder: Config | None = None
+) -> ModelSpecs:
     """Read the configurations of all components.
+
+    Without one of the text encoder, that of the published models stands in for it, in the width that the transformer
+    takes: nobody will run it, and a few limits go by its shape.
 
     Raises:
         ConfigError: With the problems of all components.
     """
     problems: list[str] = []
-    text = _collect(problems, lambda: text_encoder_spec(text_encoder))
+    text = None if text_encoder is None else _collect(problems, lambda: text_encoder_spec(text_encoder))
     image = _collect(problems, lambda: transformer_spec(transformer))
+    if text_encoder is None and image is not None:
+        text = replace(QWEN3_4B, hidden_size=image.caption_dim)
     autoencoder = _collect(problems, lambda: vae_spec(vae))
     schedule = _collect(problems, lambda: schedule_spec(scheduler))
     if text is None or image is None or autoencoder is None or schedule is None:

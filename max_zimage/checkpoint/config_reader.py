@@ -112,12 +112,13 @@ INERT: Mapping[str, frozenset[str]] = {
         "initializer_range",
         "max_window_layers",  # counts the layers of a sliding window, and none is used
         "pad_token_id",
+        "quantization_config",  # about the folder's own weights; `transforms.configured` reads it with these
         "sliding_window",
         "tie_word_embeddings",  # about the language-model head, which is not loaded
         "torch_dtype",
         "use_cache",
     },
-    "transformer": HUGGING_FACE_KEYS | {"_diffusers_version", "torch_dtype"},
+    "transformer": HUGGING_FACE_KEYS | {"_diffusers_version", "torch_dtype", "quantization_config"},
     "vae": HUGGING_FACE_KEYS | {"_diffusers_version", "torch_dtype", "force_upcast", "sample_size"},
     "scheduler": HUGGING_FACE_KEYS | {"_diffusers_version"},
 }
@@ -127,7 +128,6 @@ ONLY: Mapping[str, Mapping[str, Only]] = {
         "attention_bias": Only(False),
         "hidden_act": Only("silu"),
         "model_type": Only("qwen3", required=True),
-        "quantization_config": Only(None),
         "rope_scaling": Only(None),
         "use_sliding_window": Only(False),
     },
@@ -136,7 +136,6 @@ ONLY: Mapping[str, Mapping[str, Only]] = {
         "all_f_patch_size": Only([1]),
         "all_patch_size": Only([2]),
         "qk_norm": Only(True),
-        "quantization_config": Only(None),
         "siglip_feat_dim": Only(None),
     },
     "vae": {

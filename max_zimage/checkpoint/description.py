@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,13 @@ class Description:
     defaults: RequestDefaults
 
 
-def describe(config: PipelineConfig, default_steps: int) -> Description:
+def describe(config: PipelineConfig, default_steps: int, *, without: Collection[str] = ()) -> Description:
     """Read and check the configurations of all components and the checkpoint's defaults.
 
     Args:
         config: MAX's configuration, one model entry a component.
         default_steps: Denoising steps of a checkpoint that is not distilled.
+        without: Components whose files are left alone; the text encoder may be one.
 
     Raises:
         CheckpointError: If a file is absent or cannot be read.
@@ -47,7 +48,7 @@ def describe(config: PipelineConfig, default_steps: int) -> Description:
     """
     models = config.models
     folders = {name: _folder(models[name]) for name in CONFIG_FILES}
-    configs = {name: read_config(folder, name, flat=True) for name, folder in folders.items()}
+    configs = {name: read_config(folder, name, flat=True) for name, folder in folders.items() if name not in without}
     try:
         specs = model_specs(**configs)
         limits = Limits.of(

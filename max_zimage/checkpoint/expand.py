@@ -27,6 +27,9 @@ from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 
+_COMFY_ENCODER = "text_encoders.qwen3_4b.transformer."
+_NORMS = {name for name, _ in (*TEXT_ENCODER_NORM.diffusers, *TEXT_ENCODER_NORM.original)}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -56,6 +59,7 @@ class ParameterTable:
         sizes: Name of a size -> number.
         dropped: What a file may hold besides.
         unused: Path of a place -> why its tensors, though required, are not loaded.
+        rope_theta: Rotary base of the configuration, for files that name one of their own; None for no such files.
     """
 
     component: str
@@ -66,6 +70,7 @@ class ParameterTable:
     sizes: Mapping[str, int]
     dropped: tuple[Dropped, ...]
     unused: Mapping[str, str]
+    rope_theta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,9 @@ def text_encoder_names(spec: TextEncoderSpec, layers_used: int, *, final_norm: b
     return ParameterTable(
         component="text_encoder",
         rows=(*TEXT_ENCODER, TEXT_ENCODER_NORM) if final_norm else TEXT_ENCODER,
-        namings={"diffusers": "transformers names"},
-        prefixes=("model.", ""),
-        places={"layer": _places("layers", spec.num_layers)},
+        namings={"diffusers": "transformers names", "original": "llama.cpp names"},
+        prefixes=("model.", "", f"{_COMFY_ENCODER}model.", _COMFY_ENCODER),
+        places={"layer": [Place(f"layers.{i}", f"blk.{i}", {}) for i in range(spec.num_layers)]},
         sizes={
             "vocabulary": spec.vocab_size,
             "hidden": spec.hidden_size,
@@ -122,8 +127,9 @@ def text_encoder_names(spec: TextEncoderSpec, layers_used: int, *, final_norm: b
             "head": spec.head_dim,
             "intermediate": spec.intermediate_size,
         },
-        dropped=tuple(each for each in TEXT_ENCODER_DROPPED if not final_norm or each.name != "norm.weight"),
+        dropped=tuple(each for each in TEXT_ENCODER_DROPPED if not final_norm or each.name not in _NORMS),
         unused={f"layers.{index}": reason for index in range(layers_used, spec.num_layers)},
+        rope_theta=spec.rope_theta,
     )
 
 
@@ -136,7 +142,7 @@ def transformer_names(spec: TransformerSpec) -> ParameterTable:
         component="transformer",
         rows=TRANSFORMER,
         namings={"diffusers": "diffusers names", "original": "original single-file names"},
-        prefixes=("", "model.diffusion_model."),
+        prefixes=("", "model.diffusion_model.", "diffusion_model.", "transformer."),
         places={"block": noise + context + layers, "modulated": noise + layers},
         sizes={
             "dim": spec.dim,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from max.graph.weights import SafetensorWeights, Weights
 
+from max_zimage import progress
 from max_zimage.checkpoint.config_reader import CONFIG_FILES
+from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.model_index import INDEX, read_index
+from max_zimage.checkpoint.parts import parts_in
 from max_zimage.errors import CheckpointError
 from max_zimage.strict_json import is_there, read_object, shown
 
@@ -21,6 +24,7 @@ __all__ = [
     "read_config",
     "resolve_model",
     "route_weight_files",
+    "shards",
 ]
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
@@ -33,13 +37,14 @@ _WEIGHT_STEMS: Mapping[str, str] = {
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def resolve_model(model: str | Path, revision: str | None = None) -> Path:
+def resolve_model(model: str | Path, revision: str | None = None, *, without: Collection[str] = ()) -> Path:
     """Find the directory of a model.
 
     Args:
         model: A directory in the diffusers layout, or as a string also a hub id such as "Tongyi-MAI/Z-Image-Turbo",
             which is downloaded into the Hugging Face cache, or taken from it where HF_HUB_OFFLINE=1 is set.
         revision: Of a hub id.
+        without: Parts that are not downloaded, of a hub id.
 
     Returns:
         A directory that holds a `model_index.json` of a Z-Image pipeline.
@@ -51,9 +56,11 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
     if path.is_dir():
         directory = path
     elif path.exists():
-        raise CheckpointError(f"{path} is a file; give the directory that holds {INDEX}")
+        raise CheckpointError(
+            f"{path} is a file; give the directory that holds {INDEX}, and the file as its weights (--weight-path)"
+        )
     elif isinstance(model, str) and _HUB_ID.fullmatch(model):
-        directory = _download(model, revision)
+        directory = _download(model, revision, without)
     else:
         raise CheckpointError(
             f"no model at {model}: there is no such directory, and a hub id has the form owner/name, e.g. "
@@ -88,7 +95,7 @@ def find_component_files(model_dir: Path, component: str, *, flat: bool = False)
         return [single]
     if not is_there(index):
         raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}; found {_listing(folder)}")
-    return _shards(index)
+    return shards(index)
 
 
 def read_config(model_dir: Path, component: str, *, flat: bool = False) -> dict[str, object]:
@@ -117,17 +124,42 @@ def route_weight_files(
     Args:
         paths: Weight files, possibly from several repositories.
         components: Names of components.
-        unprefixed_component: Takes the files that stand in no component's folder.
+        unprefixed_component: Takes the files of which nothing tells whose they are.
 
     Returns:
-        Component -> its files, in the order given. The folder that counts is the one a file stands in: a component's
-        name further up the path, as in /data/vae/zimage/model.safetensors, says nothing.
+        Component -> its files, in the order given. The folder that a file stands in decides first; a component's name
+        further up the path, as in /data/vae/zimage/model.safetensors, says nothing. Otherwise the names of its tensors
+        do, and a file that holds several components serves each that has no file of its own.
+
+    Raises:
+        CheckpointError: If two files hold the same component beside others.
     """
     routed: dict[str, list[Path]] = {}
+    shared: dict[str, list[Path]] = {}
     for path in paths:
         folder = path.parent.name
-        routed.setdefault(folder if folder in components else unprefixed_component, []).append(path)
+        found = {folder} if folder in components else _components_in(path)
+        held = [name for name in components if name in found] or [unprefixed_component]
+        for component in held:
+            (routed if len(held) == 1 else shared).setdefault(component, []).append(path)
+    for component, files in shared.items():
+        if len(files) > 1:
+            raise CheckpointError(
+                f"{' and '.join(map(str, files))} hold a {component} each, beside other components; give one of them, "
+                f"or a file of the {component} alone besides"
+            )
+        if component in routed:
+            progress.note(f"{component}: taken from {routed[component][0]}, not from {files[0]}, which holds one, too")
+        routed.setdefault(component, files)
     return routed
+
+
+def _components_in(file: Path) -> set[str]:
+    """Components that a file has tensors of; none if it cannot be read, which is said where it is loaded."""
+    try:
+        return parts_in(open_source([file]).tensors)
+    except CheckpointError:
+        return set()
 
 
 def paths_of(weights: Weights) -> list[Path]:
@@ -141,12 +173,14 @@ def paths_of(weights: Weights) -> list[Path]:
     return [Path(path) for path in weights._filepaths]
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, without: Collection[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    wanted = [INDEX, "tokenizer/*"]
+    wanted = [INDEX, *([] if "tokenizer" in without else ["tokenizer/*"])]
     for component, config in CONFIG_FILES.items():
+        if component in without:
+            continue
         wanted.append(f"{component}/{config}")
         if stem := _WEIGHT_STEMS.get(component):
             wanted += [f"{component}/{stem}{end}" for end in (".safetensors", ".safetensors.index.json")]
@@ -175,7 +209,12 @@ def _check_pipeline(directory: Path) -> None:
     read_index(directory)
 
 
-def _shards(index: Path) -> list[Path]:
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, which stand beside it.
+
+    Raises:
+        CheckpointError: If it is damaged, or one of them is absent.
+    """
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} is damaged: it has no weight_map that names files; fetch it again")

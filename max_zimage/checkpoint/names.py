@@ -16,7 +16,8 @@ side, as `graphs.ops.packed_shape` says; "gated" halves have 16 outputs each in 
 What a file may hold and the engine does not load is a `Dropped` entry, with the reason.
 
 References: diffusers ZImageTransformer2DModel and AutoencoderKL, transformers Qwen3ForCausalLM; for the original
-namings Tongyi-MAI/Z-Image (src/zimage/transformer.py) and black-forest-labs/flux (src/flux/modules/autoencoder.py).
+namings Tongyi-MAI/Z-Image (src/zimage/transformer.py), black-forest-labs/flux (src/flux/modules/autoencoder.py) and, of
+the text encoder, ggml-org/llama.cpp (gguf-py/gguf/constants.py).
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ def _pixelwise(engine: str, *names: tuple[str, str]) -> tuple[Row, Row]:
 
 
 TEXT_ENCODER: tuple[Row, ...] = (
-    _row("embed_tokens.weight", "vocabulary", "hidden"),
-    _row("{layer}.input_layernorm.weight", "hidden"),
+    _row("embed_tokens.weight", "vocabulary", "hidden", original="token_embd.weight"),
+    _row("{layer}.input_layernorm.weight", "hidden", original="{layer}.attn_norm.weight"),
     _fused(
         "{layer}.self_attn.qkv_proj.weight",
         (
@@ -148,27 +149,52 @@ TEXT_ENCODER: tuple[Row, ...] = (
             ("{layer}.self_attn.k_proj.weight", ("key", "hidden")),
             ("{layer}.self_attn.v_proj.weight", ("key", "hidden")),
         ),
+        original=(
+            ("{layer}.attn_q.weight", ("query", "hidden")),
+            ("{layer}.attn_k.weight", ("key", "hidden")),
+            ("{layer}.attn_v.weight", ("key", "hidden")),
+        ),
         packing="panels",
     ),
-    _row("{layer}.self_attn.q_norm.weight", "head"),
-    _row("{layer}.self_attn.k_norm.weight", "head"),
-    _row("{layer}.self_attn.o_proj.weight", "hidden", "query", packing="panels"),
-    _row("{layer}.post_attention_layernorm.weight", "hidden"),
+    _row("{layer}.self_attn.q_norm.weight", "head", original="{layer}.attn_q_norm.weight"),
+    _row("{layer}.self_attn.k_norm.weight", "head", original="{layer}.attn_k_norm.weight"),
+    _row(
+        "{layer}.self_attn.o_proj.weight",
+        *("hidden", "query"),
+        original="{layer}.attn_output.weight",
+        packing="panels",
+    ),
+    _row("{layer}.post_attention_layernorm.weight", "hidden", original="{layer}.ffn_norm.weight"),
     _fused(
         "{layer}.mlp.gate_up_proj.weight",
         (
             ("{layer}.mlp.gate_proj.weight", ("intermediate", "hidden")),
             ("{layer}.mlp.up_proj.weight", ("intermediate", "hidden")),
         ),
+        original=(
+            ("{layer}.ffn_gate.weight", ("intermediate", "hidden")),
+            ("{layer}.ffn_up.weight", ("intermediate", "hidden")),
+        ),
         packing="gated",
     ),
-    _row("{layer}.mlp.down_proj.weight", "hidden", "intermediate", packing="panels"),
+    _row(
+        "{layer}.mlp.down_proj.weight",
+        *("hidden", "intermediate"),
+        original="{layer}.ffn_down.weight",
+        packing="panels",
+    ),
 )
-TEXT_ENCODER_NORM = _row("norm.weight", "hidden")
+TEXT_ENCODER_NORM = _row("norm.weight", "hidden", original="output_norm.weight")
 """Needed by the last hidden state alone."""
+_NORM_UNUSED = "the features are a hidden state from before the final norm"
+_HEAD_UNUSED = "features are taken, no words are predicted"
 TEXT_ENCODER_DROPPED = (
-    Dropped("norm.weight", "the features are a hidden state from before the final norm"),
-    Dropped("lm_head.weight", "features are taken, no words are predicted", prefixed=False),
+    Dropped("norm.weight", _NORM_UNUSED),
+    Dropped("output_norm.weight", _NORM_UNUSED),
+    Dropped("lm_head.weight", _HEAD_UNUSED, prefixed=False),
+    Dropped("output.weight", _HEAD_UNUSED),
+    Dropped("text_encoders.qwen3_4b.transformer.lm_head.weight", _HEAD_UNUSED, prefixed=False),
+    Dropped("text_encoders.qwen3_4b.logit_scale", "a number of other text encoders", prefixed=False),
 )
 
 TRANSFORMER: tuple[Row, ...] = (

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from max_zimage.checkpoint.small_floats import E4M3, E5M2, E8M0
 from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 
 FloatArray = npt.NDArray[np.float32]
@@ -57,9 +58,30 @@ def _from_bfloat16(raw: npt.NDArray[Any], values: FloatArray) -> None:
     np.left_shift(raw, np.uint32(16), out=values.view(np.uint32), dtype=np.uint32)
 
 
+def _looked_up(table: FloatArray) -> Callable[[npt.NDArray[Any], FloatArray], None]:
+    def decode(raw: npt.NDArray[Any], values: FloatArray) -> None:
+        np.take(table, raw, out=values)
+
+    return decode
+
+
+_BYTES = np.dtype(np.uint8)
+
 STORED: Mapping[str, Stored] = {
     "F32": Stored(raw=np.dtype("<f4"), decode=_copy, runs_as="float32", model_dtype="float32"),
     "BF16": Stored(raw=np.dtype("<u2"), decode=_from_bfloat16, runs_as="bfloat16", model_dtype="bfloat16"),
     "F16": Stored(raw=np.dtype("<f2"), decode=_copy, runs_as="float32"),
+    # Three and two bits of fraction are exact in bfloat16.
+    "F8_E4M3": Stored(raw=_BYTES, decode=_looked_up(E4M3), runs_as="bfloat16"),
+    "F8_E5M2": Stored(raw=_BYTES, decode=_looked_up(E5M2), runs_as="bfloat16"),
 }
-"""The word of safetensors for a dtype -> how it is read. What is not here is refused."""
+"""The word of safetensors for a dtype -> how it is read. A parameter in any other is refused."""
+
+CODED: Mapping[str, Stored] = {
+    "F8_E8M0": Stored(raw=_BYTES, decode=_looked_up(E8M0), runs_as="bfloat16"),
+    "I8": Stored(raw=np.dtype(np.int8), decode=_copy, runs_as="bfloat16"),
+    "U8": Stored(raw=_BYTES, decode=_copy, runs_as="bfloat16"),
+}
+"""The same of what only means something together with other tensors; `transforms` make numbers of them."""
+
+READ: Mapping[str, Stored] = {**STORED, **CODED}

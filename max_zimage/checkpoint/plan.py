@@ -7,7 +7,8 @@ A plan reads headers only, so everything that is wrong with a checkpoint is said
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -16,6 +17,7 @@ from pathlib import Path
 from max_zimage.checkpoint.expand import ParameterSource, ParameterTable, weights
 from max_zimage.checkpoint.names import TEXT_ENCODER_NORM, Layout, Naming, Packing
 from max_zimage.checkpoint.numbers import STORED
+from max_zimage.checkpoint.parts import own_part
 from max_zimage.checkpoint.recognition import recognized
 from max_zimage.checkpoint.tensors import Source, Tensor
 from max_zimage.checkpoint.transforms import transformed
@@ -27,6 +29,8 @@ from max_zimage.graphs.linear import Codes, Storage, codes_of
 EMBEDDING = "embed_tokens.weight"
 
 _SHOWN = 5  # names shown of each kind of problem
+_PRECISE = ("F32", "BF16", "F16")
+_BASE_OF_2507 = 5e6
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,11 @@ class LoadPlan:
 
     Attributes:
         component: Its folder's name.
-        format: Which naming the files use, in words.
+        format: Which naming the files use, in words, and which kind of files they are unless they are safetensors.
         files: Where it comes from.
         recipes: How every parameter is made.
         dropped: Tensors of the files that are not loaded -> why.
-        storage: How matrices are kept in memory; None for the model's dtype.
+        kept_as: How matrices are kept in memory; None for the model's dtype.
     """
 
     component: str
@@ -70,18 +74,18 @@ class LoadPlan:
     files: tuple[Path, ...]
     recipes: tuple[ParameterRecipe, ...]
     dropped: Mapping[str, str]
-    storage: Storage | None = None
+    kept_as: Storage | None = None
 
     def codes(self, recipe: ParameterRecipe) -> Codes | None:
         """How a parameter is quantized; None if it is not. `graphs.linear` decides alike."""
         stem, found, _ = recipe.engine.rpartition(".weight")
-        if self.storage is None or not found or recipe.packing not in ("panels", "gated") or stem in self._biased:
+        if self.kept_as is None or not found or recipe.packing not in ("panels", "gated") or stem in self._biased:
             return None
-        return codes_of(self.storage, recipe.shape[1])
+        return codes_of(self.kept_as, recipe.shape[1])
 
     def dtype_of(self, recipe: ParameterRecipe, dtype: ModelDtype) -> ModelDtype:
         """What a parameter that is not quantized has in a model of this dtype; see `graphs.linear.NarrowEmbedding`."""
-        return "bfloat16" if self.storage is not None and recipe.engine == EMBEDDING else dtype
+        return "bfloat16" if self.kept_as is not None and recipe.engine == EMBEDDING else dtype
 
     @cached_property
     def _biased(self) -> frozenset[str]:
@@ -89,12 +93,18 @@ class LoadPlan:
 
     @property
     def dtype(self) -> ModelDtype:
-        """The dtype that most of the weights have in the files; float32 stands for float16, too."""
+        """The dtype that most of the weights have in the files, or are decoded to; float32 stands for float16, too."""
         counts: dict[ModelDtype, int] = {"bfloat16": 0, "float32": 0}
         for recipe in self.recipes:
             for part in recipe.parts:
                 counts[STORED[part.dtype].runs_as] += part.size
         return "bfloat16" if counts["bfloat16"] > counts["float32"] else "float32"
+
+    @property
+    def storage(self) -> dict[str, int]:
+        """What the files store the tensors as that are loaded -> how many of them, most first."""
+        counts = Counter(part.storage for recipe in self.recipes for part in recipe.parts)
+        return dict(counts.most_common())
 
     def nbytes(self, dtype: ModelDtype) -> int:
         """Memory that the loaded weights take in a dtype."""
@@ -120,13 +130,18 @@ def plan(names: ParameterTable, source: Source, transforms: Sequence[Transform] 
 
     Raises:
         CheckpointError: With the format that was recognized and the counts and first names of all tensors that are
-            missing, unexpected, or of the wrong shape or dtype.
+            missing, unexpected, or of the wrong shape or dtype; or as a transform says.
     """
-    source = transformed(source, transforms)
-    naming, prefix = _recognize(names, source)
+    whole = source.tensors
+    source, others = own_part(source, names.component)
+    if source.tensors:
+        source = transformed(source, transforms)
+    naming, prefix = _recognize(names, source, whole)
     written = weights(names, naming, prefix)
     label = names.namings[naming] + (f" behind {prefix!r}" if prefix else "")
-    dropped = {
+    label = "".join(f"{container}, " for container in source.containers if container != "safetensors") + label
+    check_rotary_base(names, source)
+    dropped = others | {
         (prefix if entry.prefixed else "") + entry.name: entry.reason
         for entry in names.dropped
         if (prefix if entry.prefixed else "") + entry.name in source.tensors
@@ -146,11 +161,34 @@ def plan(names: ParameterTable, source: Source, transforms: Sequence[Transform] 
 
 def holds_final_norm(checked: LoadPlan) -> bool:
     """Whether a text encoder's files hold the norm behind its layers, which is loaded only when it is asked for."""
-    return any(name.removeprefix("model.") == TEXT_ENCODER_NORM.engine for name in checked.dropped)
+    names = {name for name, _ in (*TEXT_ENCODER_NORM.diffusers, *TEXT_ENCODER_NORM.original)}
+    return any(name in names or name.endswith(f"model.{TEXT_ENCODER_NORM.engine}") for name in checked.dropped)
 
 
-def _recognize(names: ParameterTable, source: Source) -> tuple[Naming, str]:
-    """The naming and prefix under which most of the expected tensors are found."""
+def check_rotary_base(names: ParameterTable, source: Source) -> None:
+    """Compare the rotary base that a GGUF file names with that of the configuration.
+
+    Qwen3-4B-Instruct-2507 and -Thinking-2507 have every shape of the Qwen3-4B that Z-Image was made with and other
+    weights, so nothing else tells them apart.
+
+    Raises:
+        CheckpointError: If the two differ.
+    """
+    for file, metadata in source.metadata.items():
+        for key, base in metadata.items():
+            if names.rope_theta is None or not key.endswith(".rope.freq_base") or base == names.rope_theta:
+                continue
+            series = ", that of the 2507 series" if base == _BASE_OF_2507 else ""
+            named = metadata.get("general.name")
+            raise CheckpointError(
+                f"{names.component}: {file}{f' ({named})' if named else ''} has the rotary base {base}{series}, and "
+                f"the configuration says {names.rope_theta}: it is another model than Z-Image's text encoder, of the "
+                "same shapes; use Qwen3-4B, or a configuration whose rope_theta says so too"
+            )
+
+
+def _recognize(names: ParameterTable, source: Source, whole: Collection[str]) -> tuple[Naming, str]:
+    """The naming and prefix under which most of the expected tensors are found; `whole` is all that the files hold."""
     found = {
         (naming, prefix): sum(
             part.name in source.tensors for weight in weights(names, naming, prefix) for part in weight.parts
@@ -161,10 +199,10 @@ def _recognize(names: ParameterTable, source: Source) -> tuple[Naming, str]:
     best = max(found, key=lambda choice: found[choice])
     if found[best] == 0:
         known = " or ".join(names.namings.values())
-        what = recognized(source.tensors)
+        what = recognized(whole)
         raise CheckpointError(
             f"{names.component}: {_files(source)} holds none of the expected tensors in {known}; it "
-            f"{'' if what is None else f'is {what}. It '}holds {_list(sorted(source.tensors))}"
+            f"{'' if what is None else f'is {what}. It '}holds {_list(sorted(whole))}"
         )
     return best
 
@@ -189,15 +227,19 @@ def _check(
             if tensors[name].dtype not in STORED
         ],
     }
+    if component == "vae":
+        problems["quantized"] = [
+            f"{name} is {tensors[name].storage}" for name in both if tensors[name].storage not in _PRECISE
+        ]
     if not any(problems.values()):
         return
     counts = ", ".join(f"{len(which)} {what}" for what, which in problems.items() if which)
     lines = [f"{component}: {_files(source)} ({label}) does not fit {component}/config.json: {counts}"]
     lines += [f"  {what}: {_list(which)}" for what, which in problems.items() if which]
     if problems["of the wrong dtype"]:
-        lines.append(
-            "  quantized weights (8 bits and fewer) are not supported yet; use a bfloat16 or float32 checkpoint"
-        )
+        lines.append("  numbers of other dtypes are not supported; use a file in bfloat16, float32, float8 or GGUF")
+    if problems.get("quantized"):
+        lines.append("  a quantized VAE is not supported; use the VAE of the base model, such as ae.safetensors")
     raise CheckpointError("\n".join(lines))
 
 

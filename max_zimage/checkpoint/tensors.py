@@ -6,21 +6,26 @@ Names, shapes and dtypes are known at once; numbers are read a piece at a time, 
 from __future__ import annotations
 
 import mmap
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 from typing_extensions import override
 
-from max_zimage.checkpoint.numbers import STORED, Bits, FloatArray, round_to
+from max_zimage.checkpoint.numbers import READ, Bits, FloatArray, round_to
 from max_zimage.device.dtypes import ModelDtype
 
 _CHUNK = 1 << 20  # numbers converted at a time: the temporaries stay in the processor's cache
+_MAX_THREADS = 8
 
 
 class Files(dict[Path, mmap.mmap]):
@@ -48,11 +53,18 @@ class Tensor(ABC):
     name: str
     dtype: str
     shape: tuple[int, ...]
+    in_threads: ClassVar[bool] = False
+    """Whether pieces of it are made at the same time: where that takes longer than to read them."""
 
     @property
     def size(self) -> int:
         """How many numbers it holds."""
         return prod(self.shape)
+
+    @property
+    def storage(self) -> str:
+        """What its numbers are stored as, in a word for people: the dtype, or the name of a quantized format."""
+        return self.dtype
 
     @abstractmethod
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
@@ -77,9 +89,20 @@ class Tensor(ABC):
         count = self.shape[0] if self.shape else 1
         width = self.size // count
         step = max(1, _CHUNK // width)
-        for begin in range(0, count, step):
+
+        def fill_rows(begin: int) -> None:
             end = min(begin + step, count)
             round_to(target[begin * width : end * width], self.rows(begin, end, files).reshape(-1))
+
+        starts = range(0, count, step)
+        if not self.in_threads or len(starts) == 1:
+            for begin in starts:
+                fill_rows(begin)
+            return
+        _ = files[self.file]  # mapped once, before threads look for it
+        with ThreadPoolExecutor(min(_MAX_THREADS, len(starts), os.cpu_count() or 1)) as threads:
+            for _done in threads.map(fill_rows, starts):
+                pass
 
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
         """The numbers where the file is mapped, if they stand there in the model's dtype; keeps the map alive."""
@@ -88,7 +111,7 @@ class Tensor(ABC):
 
 @dataclass(frozen=True)
 class StoredTensor(Tensor):
-    """A tensor that stands in one piece in a file, row after row, in one of the dtypes of `numbers.STORED`.
+    """A tensor that stands in one piece in a file, row after row, in one of the dtypes of `numbers.READ`.
 
     Attributes:
         start: First byte, counted from the file's beginning.
@@ -112,30 +135,69 @@ class StoredTensor(Tensor):
 
     @override
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
-        if STORED[self.dtype].model_dtype != dtype:
+        if READ[self.dtype].model_dtype != dtype:
             return None
         # Bytes, because numpy knows no bfloat16. MAX takes weights at any alignment.
         raw = np.frombuffer(files[self.file], np.uint8, self.nbytes, self.start)
         return Buffer.from_numpy(raw).view(DType[dtype], self.shape)
 
+    def codes(self, begin: int, end: int, files: Files) -> npt.NDArray[Any]:
+        """Some of its rows as they are stored, in numpy's dtype of `numbers.READ`; the caller's to change."""
+        kind, source = READ[self.dtype].raw, files[self.file]
+        width = self.size // (self.shape[0] if self.shape else 1)
+        start, count = self.start + begin * width * kind.itemsize, (end - begin) * width
+        values = np.frombuffer(source, kind, count, start).copy()
+        _give_back(source, start, count * kind.itemsize)
+        return values.reshape(end - begin, *self.shape[1:])
+
     def _convert(self, begin: int, target: Bits, files: Files) -> None:
         """Fill the target with as many numbers, from one of them on."""
-        stored, source = STORED[self.dtype], files[self.file]
+        stored, source = READ[self.dtype], files[self.file]
         start = self.start + begin * stored.raw.itemsize
         stored.convert(np.frombuffer(source, stored.raw, target.size, start), target)
-        # Pages that were read are given back; a neighbour's that goes with them is read again when it is needed.
-        first = start - start % mmap.PAGESIZE
-        source.madvise(mmap.MADV_DONTNEED, first, start + target.size * stored.raw.itemsize - first)
+        _give_back(source, start, target.size * stored.raw.itemsize)
+
+
+def bytes_of(file: Path, start: int, count: int, files: Files) -> npt.NDArray[np.uint8]:
+    """A copy of bytes of a file."""
+    raw = np.frombuffer(files[file], np.uint8, count, start).copy()
+    _give_back(files[file], start, count)
+    return raw
+
+
+def _give_back(source: mmap.mmap, start: int, count: int) -> None:
+    """Drop pages that were read; a neighbour's that goes with them is read again when it is needed."""
+    first = start - start % mmap.PAGESIZE
+    source.madvise(mmap.MADV_DONTNEED, first, start + count - first)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one file holds.
+
+    Attributes:
+        tensors: All of them.
+        metadata: What stands in the header beside them: strings, and in GGUF numbers, too.
+        container: The kind of file.
+    """
+
+    tensors: Sequence[Tensor]
+    metadata: Mapping[str, object]
+    container: str
 
 
 @dataclass(frozen=True)
 class Source:
-    """All tensors of a component, by name.
+    """Tensors of files, by name.
 
     Attributes:
         files: Where they come from.
         tensors: Name -> tensor.
+        metadata: File -> what stands in its header beside the tensors.
+        containers: The kinds of the files, such as "safetensors", each once.
     """
 
     files: tuple[Path, ...]
     tensors: Mapping[str, Tensor]
+    metadata: Mapping[Path, Mapping[str, object]] = field(default_factory=dict)
+    containers: tuple[str, ...] = ("safetensors",)

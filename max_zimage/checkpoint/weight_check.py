@@ -12,8 +12,11 @@ import numpy.typing as npt
 
 from max_zimage import progress
 from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.numbers import STORED
+from max_zimage.checkpoint.parts import own_part
 from max_zimage.checkpoint.plan import LoadPlan
-from max_zimage.checkpoint.tensors import StoredTensor, Tensor
+from max_zimage.checkpoint.tensors import Files, Source, StoredTensor, Tensor
+from max_zimage.checkpoint.transforms import transformed
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.overflow import LIMIT
 
@@ -96,7 +99,7 @@ def check_weights(plans: Mapping[str, LoadPlan], dtypes: Mapping[str, ModelDtype
     tensors = numbers = 0
     for component, plan in plans.items():
         used = {part.name for recipe in plan.recipes for part in recipe.parts}
-        found_there = open_source(plan.files).tensors.values()
+        found_there = own_numbers(component, open_source(plan.files)).values()
         infos = sorted(found_there, key=lambda info: (str(info.file), getattr(info, "start", 0)))
         with progress.stage(f"Reading {component}", len(infos)) as shown:
             for info in infos:
@@ -106,6 +109,12 @@ def check_weights(plans: Mapping[str, LoadPlan], dtypes: Mapping[str, ModelDtype
                     found.append(_damage(component, info, info.name in used, counts))
                 shown.advance(info.name)
     return WeightCheck(tensors=tensors, numbers=numbers, damaged=tuple(found))
+
+
+def own_numbers(component: str, source: Source) -> Mapping[str, Tensor]:
+    """A component's tensors, decoded where they are quantized."""
+    own, _ = own_part(source, component)
+    return transformed(own, ()).tensors
 
 
 def _damage(component: str, info: Tensor, used: bool, counts: Sequence[int]) -> Damage:
@@ -126,9 +135,11 @@ def _damage(component: str, info: Tensor, used: bool, counts: Sequence[int]) -> 
 def _counts(info: Tensor, dtype: ModelDtype) -> tuple[list[int], int]:
     """NaN, +infinity, -infinity, overflowing and huge numbers of a tensor, and how many it holds.
 
-    Whole numbers and the small dtypes of quantized weights are not looked at: those are not loaded.
+    Dtypes that are not loaded, such as whole numbers, are not looked at.
     """
     totals = [0] * 5
+    if info.dtype in STORED and not (isinstance(info, StoredTensor) and info.dtype in _READ):
+        return _counts_decoded(info, dtype)
     if not isinstance(info, StoredTensor) or info.dtype not in _READ:
         return totals, 0
     kind = np.dtype(_READ[info.dtype])
@@ -145,6 +156,18 @@ def _counts(info: Tensor, dtype: ModelDtype) -> tuple[list[int], int]:
             for index, number in enumerate(_of_chunk(values, info.dtype, dtype)):
                 totals[index] += number
     return totals, count
+
+
+def _counts_decoded(info: Tensor, dtype: ModelDtype) -> tuple[list[int], int]:
+    """The same of a tensor that is made of codes."""
+    totals, files = [0] * 5, Files()
+    count = info.shape[0] if info.shape else 1
+    step = max(1, _CHUNK * count // info.size)
+    for begin in range(0, count, step):
+        values = info.rows(begin, min(begin + step, count), files)
+        for index, number in enumerate(_of_chunk(values, "F32", dtype)):
+            totals[index] += number
+    return totals, info.size
 
 
 def _of_chunk(values: Numbers, file_dtype: str, dtype: ModelDtype) -> tuple[int, int, int, int, int]:

@@ -47,7 +47,9 @@ def check_texts(arguments: argparse.Namespace) -> None:
     rows = [row for name, row in ROWS.items() if isinstance(row.kind, (Text, Texts)) and name != "template"]
     texts = {row.flag.destination for row in rows if row.flag}
     for name, value in vars(arguments).items():
-        flag = {"source": "--from", "prompt": "the prompt"}.get(name, "--" + name.replace("_", "-"))
+        flag = {"source": "--from", "prompt": "the prompt", "input": "the input"}.get(
+            name, "--" + name.replace("_", "-")
+        )
         if name not in texts and (value == "" or (isinstance(value, list) and "" in value)):
             raise BadInput(f"{flag} is empty; give it a value, or leave it out")
         byte = _NO_TEXT.search(value) if name in texts and isinstance(value, str) else None

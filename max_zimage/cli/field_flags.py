@@ -40,6 +40,7 @@ def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
         options["metavar"] = tuple(row.flag.metavar.split()) if many > 1 else row.flag.metavar
         options |= {"nargs": many} if many > 1 else {}
         options |= {"nargs": "?", "const": row.flag.bare} if row.flag.bare else {}
+        options |= {"action": "append"} if row.flag.repeated else {}
         options["type"] = row.kind.plain if type(row.kind).of_flag is Kind.of_flag else row.kind.of_flag
     parser.add_argument(row.flag.name, *row.flag.others, **options)
 

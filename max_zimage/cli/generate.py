@@ -90,7 +90,8 @@ def generate(arguments: argparse.Namespace) -> int:
     with quiet_libraries(arguments.debug) as stdout:
         for doubt in wanted.doubts if not arguments.quiet else ():
             warn(doubt)
-        if arguments.prompt is None and arguments.source is None and not silent:
+        named = (arguments.prompt, arguments.source, arguments.embeddings)
+        if named == (None, None, None) and not silent:
             print(f'No prompt was given; drawing "{DEFAULT_PROMPT}".', file=stdout)
         with checking():
             prepared, request = prepare(wanted, arguments)
@@ -114,22 +115,28 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     Raises:
         ValueError: If anything is wrong with either.
     """
-    from max_zimage.pipeline.captions import tokens_of_request
+    from max_zimage.pipeline.captions import another_encoder, tokens_of_request
     from max_zimage.pipeline.estimate import check_request
     from max_zimage.pipeline.zimage import ZImagePipeline
 
-    prepared = ZImagePipeline.prepare(
-        wanted.model_path,
-        device=arguments.device,
-        dtype=wanted.dtype,
-        weight_path=wanted.weight_paths,
-        templates_dir=arguments.templates_dir,
-        quantize=wanted.quantize,
-    )
+    options = {
+        "device": arguments.device,
+        "dtype": wanted.dtype,
+        "weight_path": wanted.weight_paths,
+        "templates_dir": arguments.templates_dir,
+        "quantize": wanted.quantize,
+    }
+    from_features = "features" in wanted.values
+    prepared = ZImagePipeline.prepare(wanted.model_path, **options, generator_only=from_features)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
         request = replace(request, output_type="latent") if arguments.latents_out else request
+    # Guidance may want a negative prompt, of which there are no features.
+    if from_features and request.read_negatives and (prepared.directory / "text_encoder").is_dir():
+        prepared = ZImagePipeline.prepare(wanted.model_path, **options)
+        if doubt := another_encoder(request, prepared.encoder_digest):
+            warn(doubt)
     for warning in caught:
         warn(cast(Warning, warning.message))
     legs_of(request, prepared.sources.specs.schedule)
@@ -138,6 +145,9 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
     check_request(prepared.sources, prepared.devices[0], request, loaded=False)
+    for fact in prepared.facts_of(request):
+        if not arguments.quiet:
+            print(f"max-zimage: {fact}", file=sys.stderr)
     return prepared, request
 
 
@@ -166,8 +176,8 @@ def _draw(
         outcome.picture_seconds.append(time.perf_counter() - begin)
         sources = pipeline.sources
         ran = sources.dtypes["transformer"], device_kind(pipeline.device), sources.quantize
-        # A picture cannot hold the latents that it began with.
-        parameters = None if one.latents is not None else parameters_of(one, wanted, *ran)
+        # A picture cannot hold the latents that it began with, nor features that do not say what they were made by.
+        parameters = parameters_of(one, wanted, *ran) if one.is_repeatable else None
         outcome.parameters += [parameters] if parameters else []
         saved = save(pixels, one.output_type, path, parameters, outcome.problems)
         outcome.files.append(saved)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -131,8 +132,9 @@ def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
         "files": [str(file) for file in plan.files],
         "parameters": count,
         "dtype_in_files": plan.dtype,
-        "dtype": dtype,
         "storage": plan.storage,
+        "dtype": dtype,
+        "kept_as": plan.kept_as,
         "bytes": plan.nbytes("float32" if dtype == "float32" else "bfloat16"),
     }
 
@@ -166,8 +168,9 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
     }
 
 
-def _public(record: Limits | RequestDefaults) -> dict[str, int | float]:
-    return {name: value for name, value in vars(record).items() if not isinstance(value, Templates)}
+def _public(record: Limits | RequestDefaults) -> dict[str, int | float | str | None]:
+    """What of it is a number, a word or nothing; templates and adapters are no facts about a checkpoint."""
+    return {name: value for name, value in vars(record).items() if isinstance(value, (int, float, str, type(None)))}
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -184,8 +187,8 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(
             part["name"],
             f"{part['parameters']:,}",
-            part["dtype_in_files"],
-            " and ".join(filter(None, (part["storage"], part["dtype"]))),
+            _shares(part["storage"]),
+            " and ".join(filter(None, (part["kept_as"], part["dtype"]))),
             _size(part["bytes"]),
             str(len(part["files"])),
             part["format"],
@@ -216,6 +219,14 @@ def _print(facts: dict[str, Any]) -> None:
         bad = len(weights["damaged"])
         verdict = f"not so in {bad} tensor{'s' if bad > 1 else ''}" if bad else "so in all of them"
         console.print(f"{weights['numbers']:,} numbers of {weights['tensors']} tensors should be finite: {verdict}")
+
+
+def _shares(storage: Mapping[str, int]) -> str:
+    """How many percent of the tensors are stored as what, or what all are."""
+    total = sum(storage.values())
+    if len(storage) == 1:
+        return next(iter(storage))
+    return ", ".join(f"{100 * count / total:.0f}% {kind}" for kind, count in storage.items())
 
 
 def _size(count: int | None) -> str:

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from max_zimage import embedded
+from max_zimage.cli.command_flags import add_convert, add_encode, add_profile, add_serve
 from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
-from max_zimage.cli.profile_flags import add_profile
-from max_zimage.cli.serve_flags import add_serve
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
 
@@ -69,6 +68,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli.generate import generate
 
         return generate(arguments)
+    if arguments.command == "encode":
+        from max_zimage.cli.encode import encode
+
+        return encode(arguments)
     if arguments.command == "info":
         from max_zimage.cli.info import info
 
@@ -81,6 +84,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli.profile import profile
 
         return profile(arguments)
+    if arguments.command == "convert":
+        from max_zimage.cli.convert import convert_checkpoint
+
+        return convert_checkpoint(arguments)
     from max_zimage.cli.compile import compile_graphs
 
     return compile_graphs(arguments)
@@ -101,8 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     shared.add_argument("--debug", action="store_true", help="show tracebacks, warnings and the libraries' logs")
     _add_generate(commands, shared)
+    add_encode(commands, shared)
     _add_info(commands, shared)
     _add_compile(commands, shared)
+    add_convert(commands, shared)
     add_profile(commands, shared)
     add_serve(commands)
     return parser

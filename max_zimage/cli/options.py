@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import flag_value
+from max_zimage.cli.given_features import doubts_of_features, given_features
 from max_zimage.cli.repeating import without_replaced
+from max_zimage.cli.start_loras import wanted_loras
 from max_zimage.cli.start_pictures import start_image, start_mask
 from max_zimage.images.latents import read_latents
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
+from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.request.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -52,21 +55,22 @@ class GenerateOptions:
         """Read the flags, and under them the picture of --from.
 
         Raises:
-            ImageFileError: If that is no picture, or holds no parameters.
-            RequestError: If the image to begin with or its mask cannot be read, or are not those that the picture began
-                with.
+            ImageFileError: If that is no picture, or holds no parameters; or if --embeddings is no file of features.
+            RequestError: If the image to begin with, its mask or an adapter cannot be read, or are not those that the
+                picture was drawn with.
         """
         saved = None if arguments.source is None else read_parameters(Path(arguments.source))
+        features = given_features(arguments)
         # Another model's weight files have no place in the one that is named now.
         weights = () if saved is None or arguments.model is not None else saved.weight_paths
         return cls(
-            values=_values(arguments, saved),
+            values=_values(arguments, saved, features),
             model=_first(arguments.model, saved and saved.model, embedded.NAME),
             weight_paths=tuple(arguments.weight_path) or weights,
             dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
             quantize=_first(arguments.quantize, saved and saved.quantize, None),
             drawn_on=None if saved is None else saved.device,
-            doubts=_doubts(arguments, saved),
+            doubts=_doubts(arguments, saved) + doubts_of_features(arguments, saved, features),
         )
 
     def request(self, limits: Limits, defaults: RequestDefaults) -> GenerationRequest:
@@ -110,18 +114,24 @@ def parameters_of(
     )
 
 
-def _values(arguments: argparse.Namespace, saved: GenerationParameters | None) -> dict[str, Any]:
+def _values(
+    arguments: argparse.Namespace, saved: GenerationParameters | None, features: PromptFeatures | None
+) -> dict[str, Any]:
     """The fields of the request: what flags say, or else what the picture of --from does."""
     flags = {name: flag_value(arguments, row) for name, row in ROWS.items()}
     values = {name: value for name, value in flags.items() if value is not None}
+    values |= {} if features is None else {"features": features}
     if saved is not None:
         kept = {name: getattr(saved, name) for name, row in ROWS.items() if row.kept is not None}
         left = without_replaced(kept, values)
         values = {name: value for name, value in left.items() if value is not None} | values
-    values["prompt"] = _first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT)
+    values["prompt"] = arguments.prompt
+    if features is None:
+        values["prompt"] = _first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT)
     if arguments.latents_in is not None:
         values["latents"] = read_latents(Path(arguments.latents_in))
     values["image"], values["mask_image"] = start_image(arguments, saved), start_mask(arguments, saved)
+    values["loras"] = wanted_loras(arguments, saved)
     values["resize"] = arguments.resize or bool(saved and saved.is_resized)
     return values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from max_zimage.request.feature_settings import SETTINGS
 from max_zimage.sampling.samplers import is_stochastic
 
 _SLG = ("slg_layers", "slg_start", "slg_stop")
@@ -33,6 +34,8 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
         gone |= {"sigmas"}  # levels that were given one by one
     if "num_inference_steps" in given and isinstance(kept["guidance_scale"], tuple):
         gone |= {"guidance_scale"}
+    if "features" in given:  # which say all of their texts
+        gone |= {"prompt", *SETTINGS} | (set() if given["features"].negative is None else {"negative_prompt"})
     if "template" in given:
         gone |= {"system_prompt", "thinking_content", "assistant_content"}
     if "slg" in given:

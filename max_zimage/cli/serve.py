@@ -39,6 +39,7 @@ def serve(arguments: argparse.Namespace) -> int:
             # By the environment, which the worker and MAX's own objects have too.
             os.environ[VARIABLE] = str(Path(arguments.templates_dir).resolve())
         _ = Templates().all
+        _check_folder(settings.lora_folder)
         from max_zimage import ZImagePipeline
         from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
         from max_zimage.serving.capacity import check_capacity
@@ -76,9 +77,11 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         allow_remote_images=arguments.allow_remote_images,
         restart=arguments.restart,
         step_cache=arguments.step_cache,
+        lora_folder=None if arguments.lora_folder is None else str(Path(arguments.lora_folder).resolve()),
         batch_pictures=arguments.batch_pictures,
         shutdown_seconds=arguments.shutdown_seconds,
         media_bytes=arguments.media_bytes,
+        embedding_cache_bytes=arguments.embedding_cache,
         allow_hosts=tuple(arguments.allow_host),
         cors_origins=tuple(arguments.cors_origin),
         connections=ConnectionLimits(
@@ -115,6 +118,11 @@ def _key(text: str, where: str) -> str:
     if not key:
         raise BadInput(f"{where} is empty; put the key into it, or leave it out for a server without one")
     return key
+
+
+def _check_folder(folder: str | None) -> None:
+    if folder is not None and not Path(folder).is_dir():
+        raise BadInput(f"--lora-folder {folder} is no folder; name one that holds adapters, or leave it out")
 
 
 def _check_port(host: str, port: int) -> None:

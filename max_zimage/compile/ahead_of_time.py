@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.checkpoint.config import QWEN3_4B, ModelSpecs
 from max_zimage.compile.artifacts import check_writable
 from max_zimage.compile.jobs import Job, Report, done
 from max_zimage.compile.registry import AHEAD
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.schedule import ScheduleSpec
@@ -30,18 +29,7 @@ TARGETS: dict[str, tuple[str, str] | None] = {
 """Target -> API and architecture of the virtual device; None is this machine's CPU."""
 
 FULL_MODEL = ModelSpecs(
-    text_encoder=TextEncoderSpec(
-        vocab_size=151936,
-        hidden_size=2560,
-        num_layers=36,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        intermediate_size=9728,
-        norm_eps=1e-6,
-        rope_theta=1e6,
-        max_positions=40960,
-    ),
+    text_encoder=QWEN3_4B,
     transformer=TransformerSpec(
         dim=3840,
         num_heads=30,

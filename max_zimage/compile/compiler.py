@@ -83,6 +83,12 @@ class CompiledGraph:
             self.device_graphs = DeviceGraphs(self.name, model, self._device, self._on_host)
         self._model, self._module, self._definition = model, module, None
 
+    def release(self) -> None:
+        """Give up what it is bound to, which on an accelerator has a copy of the weights, until `finish`."""
+        if self.device_graphs is not None:
+            self.device_graphs.give_up()
+        self.device_graphs = self._model = None
+
     def __call__(self, *inputs: Buffer | Tensor) -> list[Buffer]:
         """Run the graph.
 
@@ -231,8 +237,12 @@ def bind(graphs: Sequence[CompiledGraph], weights: Mapping[str, Buffer]) -> None
     """
     with _lock:
         modules = {id(graph.module): graph.module for graph in graphs if graph.module is not None}
-        for module in modules.values():
-            own = {graph.name: graph for graph in graphs if graph.module is module}
+        bound = [(each, {graph.name: graph for graph in graphs if graph.module is each}) for each in modules.values()]
+        for module, own in bound:
+            module.check(own, weights)
+        for module, own in bound:
+            for graph in own.values():
+                graph.release()
             module.bind(own, weights)
             for name, graph in own.items():
                 graph.finish(module.models[name], module)

@@ -90,6 +90,8 @@ class CompiledModule:
     def bind(self, names: Collection[str], weights: Mapping[str, Buffer]) -> None:
         """Bind some graphs to other weights; the others of the module keep theirs.
 
+        Two sets of weights need not fit on the device: what the graphs are bound to is given up first.
+
         Args:
             names: The graphs.
             weights: Parameter name -> data; parameters that are not named keep what they are bound to.
@@ -98,6 +100,13 @@ class CompiledModule:
             KeyError: If the data of a parameter is neither given nor kept.
             ValueError: If a graph that is not named reads a parameter that is.
         """
+        given = self.check(names, weights)
+        self.models = {}
+        self.models = self._init({**self._weights, **given})
+        self._weights |= {name: data for name, data in given.items() if name in self._weights}
+
+    def check(self, names: Collection[str], weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """What `bind` would bind anew; arguments and errors are the same."""
         for name, needed in self._needs.items():
             other = sorted(needed & weights.keys())
             if other and name not in names:
@@ -109,8 +118,7 @@ class CompiledModule:
         missing = sorted(every - given.keys() - self._weights.keys())
         if missing:
             raise KeyError(f"parameter {missing[0]} has no data: graphs on an accelerator are given all of them")
-        self.models = self._init({**self._weights, **given})
-        self._weights |= {name: data for name, data in given.items() if name in self._weights}
+        return given
 
     def again(self, definition: GraphDefinition) -> CompiledModule:
         """One of its graphs bound to other weights, beside this one.

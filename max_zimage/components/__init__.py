@@ -1,7 +1,7 @@
 """The parts of the pipeline that own weights, one ComponentModel a file; each compiles its own graphs."""
 
 from max_zimage.components.base import ZImageComponent
-from max_zimage.components.text_encoder import ZImageTextEncoderModel
+from max_zimage.components.text_encoder import NoTextEncoder, ZImageTextEncoderModel
 from max_zimage.components.transformer import ZImageTransformerModel
 from max_zimage.components.vae import ZImageVaeModel
 
@@ -12,6 +12,7 @@ AutoencoderKLModel = ZImageVaeModel
 
 __all__ = [
     "AutoencoderKLModel",
+    "NoTextEncoder",
     "Qwen3TextEncoderZImageModel",
     "ZImageComponent",
     "ZImageTextEncoderModel",

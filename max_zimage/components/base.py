@@ -114,7 +114,7 @@ class ZImageComponent(ComponentModel):
         """
         session, device = self.session, self.device
         what = entry_of(name), self.spec, self.dtype_name, weights
-        return define(*what, session=session, device=device, storage=self.plan().storage)
+        return define(*what, session=session, device=device, storage=self.plan().kept_as)
 
     @property
     def kept_weights(self) -> Mapping[str, Buffer]:
@@ -170,19 +170,41 @@ class ZImageComponent(ComponentModel):
         Raises:
             CheckpointError: If what the transforms make does not fit; the weights then stay as they are.
         """
-        before = self.plan()
-        source = open_source(before.files)
-        self._plan = now = replace(plan(self.names(), source, transforms), storage=before.storage)
+        before, now = self.plan(), self.planned(transforms)
         changed = frozenset(each.engine for each in {*now.recipes} - {*before.recipes})
         if changed:
-            in_part = self.device.is_host and self._weights is not None
-            new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
-            prefixes = {entry_of(graph.name).prefix for graph in self._graphs}
-            named = {f"{prefix}{name}": data for prefix in prefixes for name, data in new.items()}
-            bind(self._graphs, named)
-            if self._weights is not None:
-                self._weights = {**self._weights, **new} if in_part else new
+            try:
+                self._take(now, changed)
+            except BaseException:  # a file that is gone, numbers that come out infinite
+                self._put_back(before, changed)
+                raise
         return changed
+
+    def planned(self, transforms: Sequence[Transform] = ()) -> LoadPlan:
+        """What `bind` would load; arguments and errors are the same."""
+        before = self.plan()
+        return replace(plan(self.names(), open_source(before.files), transforms), kept_as=before.kept_as)
+
+    def _take(self, now: LoadPlan, changed: Collection[str]) -> None:
+        self._plan = now
+        in_part = self.device.is_host and self._weights is not None
+        new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
+        self._bind(new)
+        if self._weights is not None:
+            self._weights = {**self._weights, **new} if in_part else new
+
+    def _put_back(self, before: LoadPlan, changed: Collection[str]) -> None:
+        """Have every graph read again what it read before: some of them may have been given other weights."""
+        self._plan = before
+        if self._weights is None:
+            self._bind(self.placed(self.all_weights()))
+        else:
+            names = changed if self.device.is_host else self._weights
+            self._bind({name: self._weights[name] for name in names})
+
+    def _bind(self, weights: Mapping[str, Buffer]) -> None:
+        prefixes = {entry_of(graph.name).prefix for graph in self._graphs}
+        bind(self._graphs, {f"{prefix}{name}": data for prefix in prefixes for name, data in weights.items()})
 
     def placed(self, weights: dict[str, Buffer]) -> Mapping[str, Buffer]:
         """Weights as graphs are given them: in host memory, or on the device where they are to share them."""
@@ -193,4 +215,5 @@ def _dtype_name(encoding: str) -> ModelDtype:
     for dtype in DTYPES:
         if encoding == dtype:
             return dtype
-    raise ValueError(f"encoding must be {' or '.join(DTYPES)}, got {encoding}; quantized weights are not supported yet")
+    allowed = " or ".join(DTYPES)
+    raise ValueError(f"encoding must be {allowed}, got {encoding}; quantized weights are decoded to one of these")

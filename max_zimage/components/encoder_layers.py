@@ -121,7 +121,7 @@ class EncoderLayers:
         """What is loaded of all layers."""
         names = text_encoder_names(self._spec, self._spec.num_layers, final_norm=final_norm)
         kept = self._component.plan()
-        return replace(plan(names, open_source(kept.files), self._transforms), storage=kept.storage)
+        return replace(plan(names, open_source(kept.files), self._transforms), kept_as=kept.kept_as)
 
 
 def _is_of(name: str, place: str) -> bool:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Buffer
+from max.driver import Buffer, Device
 from typing_extensions import override
 
 from max_zimage.checkpoint.config import text_encoder_spec
+from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.expand import ParameterTable, text_encoder_names
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.components.base import ZImageComponent
 from max_zimage.components.encoder_layers import EncoderLayers
 from max_zimage.device.devices import upload
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
 from max_zimage.request.hidden_layer import DEFAULT_HIDDEN_LAYER, HiddenLayer
 from max_zimage.sampling.positions import padded, text_rope
+from max_zimage.text.kept_features import KeptFeatures
 
 
 class ZImageTextEncoderModel(ZImageComponent):
@@ -28,7 +32,10 @@ class ZImageTextEncoderModel(ZImageComponent):
         model: The graph, `graphs.model.text_encoder.TextEncoder`.
         layers: Its other hidden states, layer by layer.
         spec: Its shape.
+        kept_features: Features of prompts that came before; None to keep none.
     """
+
+    kept_features: KeptFeatures | None = None
 
     model: CompiledGraph
     spec: TextEncoderSpec
@@ -43,8 +50,19 @@ class ZImageTextEncoderModel(ZImageComponent):
     @override
     def bind(self, transforms: Sequence[Transform] = ()) -> frozenset[str]:
         changed = super().bind(transforms)
+        self.__dict__.pop("identity", None)
         self.layers = EncoderLayers(self, self.spec, transforms)
         return changed
+
+    @property
+    def graphs(self) -> tuple[CompiledGraph, ...]:
+        """Those that every picture needs."""
+        return (self.model,)
+
+    @cached_property
+    def identity(self) -> str:
+        """What the text encoder is: the same for equal weights behind all transforms, see `digest_of_weights`."""
+        return digest_of_weights(self.plan())
 
     def names(self) -> ParameterTable:
         """The tensors that the component's files must hold."""
@@ -83,3 +101,28 @@ class ZImageTextEncoderModel(ZImageComponent):
         if hidden_layer != DEFAULT_HIDDEN_LAYER:
             return self.layers(*inputs, hidden_layer)
         return self.model(*inputs)[0]
+
+
+class NoTextEncoder(ZImageTextEncoderModel):
+    """In place of one, where pictures are drawn from features alone.
+
+    Args:
+        spec: Whose features they are.
+        dtype_name: That the other components run in.
+        device: Where they run.
+    """
+
+    def __init__(self, spec: TextEncoderSpec, dtype_name: ModelDtype, device: Device) -> None:
+        self.spec, self.dtype_name, self.device = spec, dtype_name, device
+        self.layers = EncoderLayers(self, spec, ())
+
+    @property
+    @override
+    def graphs(self) -> tuple[CompiledGraph, ...]:
+        return ()
+
+    @override
+    def __call__(
+        self, captions: Sequence[npt.NDArray[np.int64]], hidden_layer: HiddenLayer = DEFAULT_HIDDEN_LAYER
+    ) -> Buffer:
+        raise ValueError("this pipeline draws from features alone, and has no text encoder; load it with one")

@@ -16,6 +16,7 @@ from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.pipeline.items import Items
 from max_zimage.request.hidden_layer import DEFAULT_HIDDEN_LAYER, HiddenLayer
 from max_zimage.request.legs import Leg
+from max_zimage.request.loras import Lora
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
@@ -119,6 +120,7 @@ class ZImageModelInputs:
         dype: How positions are extrapolated, where that changes the tables of the branch rows; or None.
         later: The legs of the run behind this one.
         tiling: How pictures are decoded.
+        loras: Adapters that the weights have for it.
     """
 
     captions: Captions
@@ -137,6 +139,7 @@ class ZImageModelInputs:
     dype: Dype | None = None
     later: tuple[Later, ...] = ()
     tiling: Tiling = WHOLE
+    loras: tuple[Lora, ...] = ()
 
     @property
     def num_inference_steps(self) -> int:

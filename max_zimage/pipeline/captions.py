@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -11,7 +12,8 @@ import numpy.typing as npt
 from max.driver import CPU, Buffer
 from max.dtype import DType
 
-from max_zimage.components import ZImageTextEncoderModel
+from max_zimage.components import NoTextEncoder, ZImageTextEncoderModel
+from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.pipeline.batch import Captions, FloatArray, IdArray
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.request.checks import check_tokens
@@ -19,7 +21,7 @@ from max_zimage.request.hidden_layer import HiddenLayer
 from max_zimage.request.limits import Limits
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import image_seed
-from max_zimage.text.tokenizer import Around, PromptTokenizer
+from max_zimage.text.tokenizer import Around, NoTokenizer, PromptTokenizer
 
 A = TypeVar("A")
 
@@ -38,33 +40,63 @@ def captions_of_request(
     Raises:
         RequestError: If a text has too many tokens.
     """
-    negatives = request.negative_prompt_embeds if request.uses_negative else None
     texts = tokens_of_request(request, tokenizer, limits)
-    given = (*(request.prompt_embeds or ()), *(negatives or ()))
+    positives, negatives = request.given_positives, request.given_negatives
+    loaded = not isinstance(text_encoder, NoTextEncoder)
+    if request.features and loaded and (doubt := another_encoder(request, text_encoder.identity)):
+        warnings.warn(doubt, stacklevel=5)
     pictures = Pictures.of(request, limits.max_tokens, request.seed, request.num_images)
-    if not given:
+    if not positives and not negatives:
         return replace(pictures.captions(texts, (), request.num_prompts), hidden_layer=request.hidden_layer)
     encoded = encoded_features(text_encoder, texts, request.hidden_layer) if texts else ()
-    features = (*encoded, *given) if request.prompts else (*given, *encoded)
-    return pictures.captions((), features, request.num_prompts)
+    # What is encoded are the prompts, or the negative prompts: where both are texts nothing is given.
+    return pictures.captions((), (*positives, *encoded, *negatives), request.num_prompts)
 
 
 def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, limits: Limits) -> list[IdArray]:
-    """Tokenize the texts of a request, int64 [tokens] each: its prompts, then its negative prompts.
+    """Tokenize what the text encoder reads of a request, int64 [tokens] each: prompts, then negative prompts.
 
     Raises:
-        RequestError: If a text has too many tokens.
+        RequestError: If a text has too many tokens, or nothing can be encoded here.
     """
     around = Around(
         system=request.system_prompt, thinking=request.thinking_content, assistant=request.assistant_content
     )
-    texts = [tokenizer.encode(text, around) for text in request.prompts]
-    texts += [tokenizer.encode(text) for text in request.negative_prompts]
+    prompts = request.read_prompts
+    if isinstance(tokenizer, NoTokenizer) and (prompts or request.read_negatives):
+        raise _no_text_encoder(request)
+    texts = [tokenizer.encode(text, around) for text in prompts]
+    texts += [tokenizer.encode(text) for text in request.read_negatives]
     for index, ids in enumerate(texts):
-        is_negative = index >= len(request.prompts)
+        is_negative = index >= len(prompts)
         which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")
         check_tokens(len(ids), request.long_prompt_mode, request.max_sequence_length, limits, which, field)
     return texts
+
+
+def another_encoder(request: GenerationRequest, identity: str) -> RequestWarning | None:
+    """That features come from weights which are not those of the checkpoint: the picture may be no worse for it.
+
+    Args:
+        request: May bring features.
+        identity: Digest of the text encoder's weights.
+    """
+    made = [each.made_by for each in request.features or () if each.made_by is not None]
+    if all(each.encoder_digest == identity for each in made):
+        return None
+    message = "{field} were made by another text encoder than this checkpoint's; encode again if that is not meant"
+    return RequestWarning(Problem.of("features", message))
+
+
+def _no_text_encoder(request: GenerationRequest) -> RequestError:
+    """Why texts cannot be encoded, and what to give in their place."""
+    if request.read_prompts:
+        message = "{field}: the text encoder is not loaded, and this pipeline draws from {name[features]} alone; give "
+        return RequestError.of("prompt", message + "them, or load it with its text encoder")
+    message = "{field}: the text encoder is not loaded, and {name[features]} have none of the {field}, which "
+    scale = "guidance_scale" if request.use_guidance else "nag_scale"
+    rest = 'needs; encode with it ("" is one), set that to 0, or load the text encoder'
+    return RequestError.of("negative_prompt", message + "{name[" + scale + "]} " + rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +145,12 @@ class Pictures:
         """The distinct captions of a request, given as texts or as features."""
         if texts:
             return deduplicate_captions(*self.shown(texts, prompts))
-        first, rest = self.shown(features, prompts)
-        changed = [
-            [change(item) if change.is_needed(len(item)) else item for item, change in each] for each in (first, rest)
-        ]
-        return deduplicate_features(*changed)
+        return deduplicate_features(*map(changed, self.shown(features, prompts)))
+
+
+def changed(captions: Sequence[tuple[FloatArray, FeatureChange]]) -> list[FloatArray]:
+    """Features of captions with what is done to them."""
+    return [change(item) if change.is_needed(len(item)) else item for item, change in captions]
 
 
 def deduplicate_captions(
@@ -160,17 +193,36 @@ def _distinct(keys: Sequence[Hashable]) -> tuple[list[int], tuple[int, ...]]:
 def encoded_features(
     text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], hidden_layer: HiddenLayer
 ) -> tuple[FloatArray, ...]:
-    """Features of texts on the host, float32 [tokens, caption_dim] each."""
+    """Features of texts on the host, float32 [tokens, caption_dim] each; those that are kept are not made again."""
+    kept = text_encoder.kept_features
+    if kept is None:
+        return _encoded(text_encoder, texts, hidden_layer)
+    keys = [(text_encoder.identity, hidden_layer, ids.tobytes()) for ids in texts]
+    found = {key: kept.get(key) for key in dict.fromkeys(keys)}
+    missing = [(key, ids) for key, ids in dict(zip(keys, texts, strict=True)).items() if found[key] is None]
+    if missing:
+        made = _encoded(text_encoder, [ids for _, ids in missing], hidden_layer)
+        for (key, _), features in zip(missing, made, strict=True):
+            found[key] = features
+            kept.put(key, features)
+    return tuple(each for key in keys if (each := found[key]) is not None)
+
+
+def _encoded(
+    text_encoder: ZImageTextEncoderModel, texts: Sequence[IdArray], hidden_layer: HiddenLayer
+) -> tuple[FloatArray, ...]:
     values = float_features(text_encoder, text_encoder(texts, hidden_layer))
     return tuple(row[: len(ids)] for row, ids in zip(values, texts, strict=True))
 
 
 def changed_features(text_encoder: ZImageTextEncoderModel, captions: Captions) -> tuple[FloatArray, ...]:
     """Features of texts as the transformer gets them; a text that is there several times is encoded once."""
-    texts, changes = captions.tokens, captions.changes
+    texts, changes = captions.tokens, captions.changes or (None,) * len(captions.tokens)
     kept, places = _distinct([ids.tobytes() for ids in texts])
     encoded = encoded_features(text_encoder, [texts[index] for index in kept], captions.hidden_layer)
-    return tuple(change(encoded[place]) for place, change in zip(places, changes, strict=True))
+    return tuple(
+        change(encoded[place]) if change else encoded[place] for place, change in zip(places, changes, strict=True)
+    )
 
 
 def float_features(text_encoder: ZImageTextEncoderModel, features: Buffer) -> npt.NDArray[np.float32]:

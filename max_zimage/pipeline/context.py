@@ -10,6 +10,7 @@ import numpy.typing as npt
 from max.pipelines.context import PixelContext
 
 from max_zimage.request.fields import ROWS
+from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Of
 from max_zimage.request.schedule_checks import TOKEN_SIDE
@@ -34,6 +35,10 @@ class ZImageContext(PixelContext):
         listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.
         previews: Pictures of the unfinished work to send along, spread over the steps.
         input_mask: uint8 [height, width], 255 where the picture is drawn anew; None for all of it.
+        features: float32 [tokens, width], features in place of the prompt; None where it is text.
+        negative_features: The same of the negative prompt.
+        encodes: Digests of the chat template and of the tokenizer, where nothing is drawn and the features of its texts
+            are the answer; empty for pictures.
         request: The request in its wire form, see `request_of`; empty where a context was filled by hand.
         all_steps: Steps of all parts of the run; 0 for those of `timesteps`.
         sharing: What requests must have in common to share a batch, see `max_zimage.request.wire.sharing_key`.
@@ -47,6 +52,9 @@ class ZImageContext(PixelContext):
     previews: int = field(default=0)
     step_cache: str = field(default="off")
     input_mask: npt.NDArray[np.uint8] | None = field(default=None)
+    features: npt.NDArray[np.float32] | None = field(default=None)
+    negative_features: npt.NDArray[np.float32] | None = field(default=None)
+    encodes: list[str] = field(default_factory=list)
     request: str = field(default="")
     sharing: str = field(default="")
     all_steps: int = field(default=0)
@@ -58,7 +66,7 @@ class ZImageContext(PixelContext):
 
 
 def request_of(context: ZImageContext) -> GenerationRequest:
-    """The request that a context was made of, with its image and mask in the picture's size.
+    """The request that a context was made of, with its image and mask in the picture's size, and its features.
 
     Args:
         context: From `max_zimage.serving.context_tokenizer.ZImageTokenizer`.
@@ -66,7 +74,10 @@ def request_of(context: ZImageContext) -> GenerationRequest:
     Raises:
         WireError: If the context was filled by hand, or comes from another version.
     """
-    return of_text(context.request, image=context.input_image, mask_image=context.input_mask)
+    features = None
+    if context.features is not None:
+        features = (PromptFeatures(positive=context.features, negative=context.negative_features),)
+    return of_text(context.request, image=context.input_image, mask_image=context.input_mask, features=features)
 
 
 def step_cache_of(context: PixelContext) -> StepCache | None:
@@ -84,7 +95,7 @@ def asked_of(context: PixelContext) -> GenerationRequest:
         return request_of(context)
     rows = [row for row in ROWS.values() if row.attribute]
     values: dict[str, Any] = {row.attribute: None if isinstance(row.default, Of) else row.default for row in rows}
-    values |= {"sampler": DEFAULT_SAMPLER, "sigma_shape": DEFAULT_SHAPE}
+    values |= {"sampler": DEFAULT_SAMPLER, "sigma_shape": DEFAULT_SHAPE, "loras": ()}
     values |= {"prompts": (), "negative_prompts": (), "height": context.height, "width": context.width}
     values |= {
         name: float(getattr(context, name)) for name in ("guidance_scale", "cfg_truncation", "cfg_normalization")

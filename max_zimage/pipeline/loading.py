@@ -6,37 +6,35 @@ A checked model is read once: the pipeline and its components take over what was
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from max.driver import Device, load_devices
-from max.engine import InferenceSession
-from max.graph.weights import SafetensorWeights
-from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.lib.config import PipelineConfig
-from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage import embedded
+from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.locate import resolve_model
-from max_zimage.components import ZImageComponent
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
-from max_zimage.device.memory import available_memory, check_device_memory, check_memory
-from max_zimage.host.processes import check_process
-from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
+from max_zimage.pipeline.bound_adapters import checked_loras, facts
+from max_zimage.pipeline.load_components import (
+    DEFAULT_STEPS,
+    UNPREFIXED_COMPONENT,
+    PathName,
+    checked_cache_bytes,
+    sources_of,
+)
+from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
-from max_zimage.pipeline.storages import Quantize, storages_of
+from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.checks import step_cache as checked_step_cache
+from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache, flags_of
-from max_zimage.text.tokenizer import PromptTokenizer
-
-PathName = str | os.PathLike[str]
-
-UNPREFIXED_COMPONENT = "transformer"
-"""Takes weight files that stand in no component's folder."""
-DEFAULT_STEPS = 50
-"""Of a checkpoint that is not distilled."""
+from max_zimage.text.kept_features import KeptFeatures
+from max_zimage.text.tokenizer import NoTokenizer, PromptTokenizer
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class CheckedModel:
         weight_paths: Files in place of the checkpoint's own.
         sources: Shapes, files, defaults and limits.
         tokenizer: Its tokenizer.
+        embedding_cache_bytes: Of features that are kept in memory; 0 to keep none.
     """
 
     directory: Path
@@ -58,6 +57,24 @@ class CheckedModel:
     weight_paths: list[Path]
     sources: CheckpointManifest
     tokenizer: PromptTokenizer
+    embedding_cache_bytes: int = 0
+
+    @property
+    def encoder_digest(self) -> str:
+        """By which the text encoder's weights are known again, as they are in its files."""
+        return digest_of_weights(self.sources.plans["text_encoder"])
+
+    def kept_features(self) -> KeptFeatures | None:
+        """An empty cache of features, where there is to be one."""
+        return KeptFeatures(self.embedding_cache_bytes) if self.embedding_cache_bytes else None
+
+    def facts_of(self, request: GenerationRequest) -> list[str]:
+        """Check that the adapters of a request fit the checkpoint; what each changes, and what is odd, in words.
+
+        Raises:
+            CheckpointError: If one does not.
+        """
+        return [facts(each, self.sources.specs) for each in request.loras]
 
 
 def check_model(
@@ -69,74 +86,36 @@ def check_model(
     step_cache: StepCache | str | None,
     templates_dir: PathName | None = None,
     quantize: Quantize = None,
+    embedding_cache_bytes: int | None = None,
+    generator_only: bool = False,
+    loras: Sequence[Any] | None = None,
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
-    Arguments and errors are those of `ZImagePipeline.from_pretrained`, memory apart.
+    Arguments and errors are those of `ZImagePipeline.from_pretrained`, memory apart; with `generator_only` the text
+    encoder and the tokenizer are left alone, and their files need not be there.
     """
+    cache_bytes = checked_cache_bytes(embedding_cache_bytes)
+    without = ("text_encoder", "tokenizer") if generator_only else ()
     spec = device_spec(device)
     devices = load_devices([spec])
     model_dtype(dtype, devices[0])
-    storages = None if quantize is None else storages_of(quantize, devices[0])
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
-    directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH))
+    directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=without)
     config = pipeline_config(directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
     paths = [Path(path) for path in given]
-    sources = find_sources(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS).with_step_cache(cache)
-    if storages is not None:
-        sources = sources.with_storage(storages)
+    found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS, without, quantize)
+    sources = found.with_step_cache(cache)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
-    tokenizer = PromptTokenizer(
-        directory / "tokenizer",
-        embeddings=sources.specs.text_encoder.vocab_size,
-        positions=sources.limits.max_tokens,
-    )
-    return CheckedModel(directory, config, devices, paths, sources, tokenizer)
-
-
-def check_fits(sources: CheckpointManifest, device: Device) -> None:
-    """Compare the weights with the memory there is.
-
-    Raises:
-        NotEnoughMemoryError: If they do not fit.
-    """
-    # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
-    sizes = sources.nbytes.values()
-    check_memory(sum(sizes) if device.is_host else max(sizes), available_memory())
-    if not device.is_host:
-        check_device_memory(sum(sizes), device)
-
-
-def new_session(devices: list[Device]) -> InferenceSession:
-    """Where graphs run.
-
-    Raises:
-        RuntimeError: If MAX cannot be used in this process because it is a fork.
-    """
-    check_process()
-    return InferenceSession(devices=devices)
-
-
-def load_components(
-    make: Mapping[str, type[ZImageComponent]],
-    sources: CheckpointManifest,
-    devices: list[Device],
-    session: InferenceSession,
-    cache_config: DenoisingCacheConfig | None,
-) -> dict[str, ComponentModel]:
-    """Load the weights of all components, from what was found of them.
-
-    Raises:
-        NotEnoughMemoryError: If they do not fit; raised before anything is loaded.
-    """
-    check_fits(sources, devices[0])
-    components: dict[str, ComponentModel] = {}
-    sizes = sources.nbytes
-    for name, component in make.items():
-        weights, plan = SafetensorWeights(sources.files[name]), sources.plans[name]
-        what = sources.configs[name], sources.dtypes[name], devices, weights
-        components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)
-        made.nbytes_beside = sum(sizes.values()) - sizes[name]
-    return components
+    if loras is not None:
+        sources = sources.with_defaults(loras=checked_loras(loras, sources))
+    tokenizer: PromptTokenizer = NoTokenizer()
+    if not generator_only:
+        tokenizer = PromptTokenizer(
+            directory / "tokenizer",
+            embeddings=sources.specs.text_encoder.vocab_size,
+            positions=sources.limits.max_tokens,
+        )
+    return CheckedModel(directory, config, devices, paths, sources, tokenizer, cache_bytes)

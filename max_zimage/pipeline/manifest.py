@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from max.driver import Device
 from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
@@ -20,9 +20,7 @@ from max_zimage.compile import device_graphs, device_weights
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
 from max_zimage.errors import CheckpointError
-from max_zimage.graphs.linear import Storage
-from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER
-from max_zimage.pipeline.storages import VARIABLE, in_words, storages_of
+from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
 from max_zimage.sampling.step_cache import StepCache
@@ -37,7 +35,7 @@ class CheckpointManifest:
         limits: What can be drawn at most.
         configs: Component -> its configuration as Hugging Face's JSON has it.
         dtypes: Component -> dtype that it runs in.
-        files: Component -> its weight files.
+        files: Component -> its weight files; without those that are left alone.
         plans: Component -> what is loaded from them.
         defaults: What a request gets that says nothing.
     """
@@ -50,9 +48,13 @@ class CheckpointManifest:
     plans: Mapping[str, LoadPlan]
     defaults: RequestDefaults
 
+    def with_defaults(self, **changed: Any) -> CheckpointManifest:
+        """The same, with other defaults for requests that say nothing: attributes of `RequestDefaults`."""
+        return replace(self, defaults=replace(self.defaults, **changed))
+
     def with_step_cache(self, cache: StepCache | None) -> CheckpointManifest:
-        """The same, with another step cache for requests that say nothing."""
-        return replace(self, defaults=replace(self.defaults, step_cache=cache))
+        """The same, with another step cache for those."""
+        return self.with_defaults(step_cache=cache)
 
     def with_templates(self, folder: Path) -> CheckpointManifest:
         """The same, with the templates of a folder before the shipped ones.
@@ -62,17 +64,12 @@ class CheckpointManifest:
         """
         templates = Templates(folder)
         _ = templates.all
-        return replace(self, defaults=replace(self.defaults, templates=templates))
-
-    def with_storage(self, storages: Mapping[str, Storage]) -> CheckpointManifest:
-        """The same, with matrices of some components quantized when they are loaded."""
-        plans = {name: replace(each, storage=storages.get(name)) for name, each in self.plans.items()}
-        return replace(self, plans=plans)
+        return self.with_defaults(templates=templates)
 
     @property
     def quantize(self) -> str:
-        """Which components have quantized matrices, as a user says it."""
-        return in_words({name: each.storage for name, each in self.plans.items()})
+        """Which components have quantized matrices, as a user says it, such as "transformer=int8"; empty for none."""
+        return ",".join(f"{name}={each.kept_as}" for name, each in self.plans.items() if each.kept_as)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -81,7 +78,12 @@ class CheckpointManifest:
 
 
 def find_sources(
-    config: PipelineConfig, weight_paths: Sequence[Path], unprefixed_component: str, device: Device, default_steps: int
+    config: PipelineConfig,
+    weight_paths: Sequence[Path],
+    unprefixed_component: str,
+    device: Device,
+    default_steps: int,
+    without: Collection[str] = (),
 ) -> CheckpointManifest:
     """Find and check everything that a pipeline loads, reading configurations and headers only.
 
@@ -91,29 +93,50 @@ def find_sources(
         unprefixed_component: Takes the files that stand in no component's folder.
         device: Where the components run.
         default_steps: Denoising steps of a checkpoint that is not distilled.
+        without: Components whose files are left alone; the text encoder may be one.
 
     Raises:
         ConfigError: If a configuration is not one that the graphs compute.
         CheckpointError: With everything that is wrong with the files of all components.
         ValueError: If the device lacks a library, or a variable of `device_graphs` or `device_weights` has no meaning.
     """
-    check_libraries(device)
-    device_graphs.check(device)
-    device_weights.shared(device)
-    storages = storages_of(os.environ.get(VARIABLE), device)
+    check_device(device)
     models = config.models
-    described = describe(config, default_steps)
-    files = _weight_files({name: models[name] for name in COMPONENTS}, weight_paths, unprefixed_component)
+    described = describe(config, default_steps, without=without)
+    files = _weight_files(
+        {name: models[name] for name in COMPONENTS if name not in without}, weight_paths, unprefixed_component
+    )
     plans = _plans(described.specs, files)
+    has_final_norm = "text_encoder" not in plans or holds_final_norm(plans["text_encoder"])
     return CheckpointManifest(
         specs=described.specs,
-        limits=replace(described.limits, has_final_norm=holds_final_norm(plans["text_encoder"])),
+        limits=replace(described.limits, has_final_norm=has_final_norm),
         configs=described.configs,
         dtypes={name: model_dtype(models[name].quantization_encoding or "auto", device) for name in COMPONENTS},
         files=files,
         plans=plans,
         defaults=described.defaults,
-    ).with_storage(storages)
+    )
+
+
+def check_device(device: Device) -> None:
+    """Check what a device needs, and what is said of it in the environment.
+
+    Raises:
+        ValueError: If it lacks a library, or a variable has no meaning.
+    """
+    check_libraries(device)
+    device_graphs.check(device)
+    device_weights.shared(device)
+
+
+def text_encoder_plan(spec: TextEncoderSpec, files: Sequence[Path]) -> LoadPlan:
+    """What is loaded of a text encoder's files.
+
+    Raises:
+        CheckpointError: With everything that is wrong with them.
+    """
+    return plan(text_encoder_names(spec, spec.layers_used(HIDDEN_LAYER)), open_source(files))
 
 
 def _weight_files(
@@ -143,6 +166,8 @@ def _plans(specs: ModelSpecs, files: Mapping[str, list[Path]]) -> dict[str, Load
     }
     plans, problems = {}, []
     for component, expected in names.items():
+        if component not in files:
+            continue
         try:
             plans[component] = plan(expected, open_source(files[component]))
         except CheckpointError as error:

@@ -84,7 +84,8 @@ def prepare_inputs(self: Parts, context: PixelContext) -> ZImageModelInputs:
         RequestError: If it is not whole.
     """
     check_context(context, self.sources.limits, self.text_encoder.spec.vocab_size)
-    return inputs_of_contexts([context], self.sources.specs.schedule, self.transformer, self.vae)
+    parts = self.transformer, self.vae, self.text_encoder
+    return inputs_of_contexts([context], self.sources.specs.schedule, *parts)
 
 
 def decode_latents(

@@ -45,15 +45,22 @@ def explained(what: str, suspects: Sequence[str]) -> str:
     return f"{what}; what may have caused it: {', or '.join(suspects)}"
 
 
-def usual_suspects(dtype: str, step_cache: object = None) -> tuple[str, ...]:
+def usual_suspects(dtype: str, step_cache: object = None, adapters: Sequence[str] = ()) -> tuple[str, ...]:
     """What may be the cause of any picture that is not finite.
 
     Args:
         dtype: That the model runs in.
         step_cache: The request's, or None.
+        adapters: Names of the request's.
     """
     cache = () if step_cache is None else (f"the step cache {step_cache} (try without it)",)
-    return (*cache, *(("the dtype bfloat16 (try float32)",) if dtype == "bfloat16" else ()), CHECKPOINT)
+    loras = (f"{'the adapter' if len(adapters) == 1 else 'adapters'} {', '.join(adapters)} (try a scale nearer to 0)",)
+    return (
+        *(loras if adapters else ()),
+        *cache,
+        *(("the dtype bfloat16 (try float32)",) if dtype == "bfloat16" else ()),
+        CHECKPOINT,
+    )
 
 
 def require_finite(images: Sequence[Any] | npt.NDArray[Any], finite: Flags, suspects: Sequence[str]) -> None:

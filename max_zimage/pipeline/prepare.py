@@ -9,12 +9,10 @@ import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
 
-from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
 from max_zimage.device.devices import download, joined, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
-from max_zimage.pipeline.captions import captions_of_request
 from max_zimage.pipeline.items import make_items
-from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.planning import extrapolation, planned, planned_later, seeds_of
 from max_zimage.pipeline.start_from_image import begin, pastes_of
@@ -23,7 +21,6 @@ from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Branch, Guidance
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec
-from max_zimage.text.tokenizer import PromptTokenizer
 
 
 def inputs_of_request(
@@ -39,7 +36,7 @@ def inputs_of_request(
 
     Args:
         request: The request.
-        captions: Its distinct captions, from `captions_of_request`.
+        captions: Its distinct captions, from `max_zimage.pipeline.captions.captions_of_request`.
         schedule_spec: The checkpoint's schedule.
         transformer: Will run the steps.
         vae: Encodes the image of a request that has one.
@@ -64,22 +61,8 @@ def inputs_of_request(
     copies, seeds = request.num_images_per_prompt, seeds_of(evaluated, request.seed, request.num_images)
     first = laid_out(transformer, captions, [start], plan, evaluated, guided, copies, seeds, asked)
     later = planned_later(legs, [request], captions, transformer.spec.num_layers, others)
-    return replace(
-        first, masked=masked, pastes=pastes_of(request, request.num_images), later=later, tiling=request.tiling
-    )
-
-
-def inputs_of_texts(
-    request: GenerationRequest,
-    sources: CheckpointManifest,
-    tokenizer: PromptTokenizer,
-    text_encoder: ZImageTextEncoderModel,
-    transformer: ZImageTransformerModel,
-    vae: ZImageVaeModel,
-) -> ZImageModelInputs:
-    """`captions_of_request`, then `inputs_of_request`; errors are those of both."""
-    captions = captions_of_request(request, tokenizer, text_encoder, sources.limits)
-    return inputs_of_request(request, captions, sources.specs.schedule, transformer, vae)
+    pastes, tiling = pastes_of(request, request.num_images), request.tiling
+    return replace(first, masked=masked, pastes=pastes, later=later, tiling=tiling, loras=request.loras)
 
 
 def drawn_noise(

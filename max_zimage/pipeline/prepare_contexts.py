@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from max.driver import Buffer
 from max.pipelines.context import PixelContext
 
-from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
+from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
-from max_zimage.pipeline.captions import Pictures, deduplicate_captions
+from max_zimage.pipeline.captions import (
+    Pictures,
+    changed,
+    deduplicate_captions,
+    deduplicate_features,
+    encoded_features,
+)
 from max_zimage.pipeline.context import ZImageContext, asked_of, request_of, schedule_of, step_cache_of
+from max_zimage.pipeline.features import FeatureChange
 from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.pipeline.planning import planned, planned_later, seeds_of
 from max_zimage.pipeline.prepare import drawn_noise, laid_out
@@ -45,6 +53,7 @@ def inputs_of_contexts(
     schedule_spec: ScheduleSpec,
     transformer: ZImageTransformerModel,
     vae: ZImageVaeModel,
+    text_encoder: ZImageTextEncoderModel,
 ) -> ZImageModelInputs:
     """Bring requests of a server to the device, as one batch.
 
@@ -53,6 +62,7 @@ def inputs_of_contexts(
         schedule_spec: The checkpoint's schedule.
         transformer: Will run the steps.
         vae: Encodes the images of requests that have one.
+        text_encoder: Encodes the negative prompts of requests that bring features of their prompts alone.
 
     Raises:
         ValueError: If the requests have not the same `sharing_key`.
@@ -64,7 +74,8 @@ def inputs_of_contexts(
     asked, plan = legs[0].asked, legs[0].plan
     evaluated, guided = planned(asked, plan, transformer.spec.num_layers)
     has_negative = guided.has_negative or any(leg.asked.use_guidance for leg in legs[1:])
-    captions = _captions(contexts, has_negative=has_negative, rows=max_caption_tokens(transformer.spec.axes_lens))
+    rows = max_caption_tokens(transformer.spec.axes_lens)
+    captions = _captions(contexts, text_encoder, has_negative=has_negative, rows=rows)
     pictures = sum(context.num_images_per_prompt for context in contexts)
     begun = [_begin(each, transformer, vae, _legs(each, schedule_spec)[0]) for each in contexts]
     start, kept = [each for each, _ in begun], [masked for _, masked in begun if masked is not None]
@@ -73,7 +84,7 @@ def inputs_of_contexts(
     pastes = tuple(each for context in contexts for each in pastes_of_context(context))
     requests = [asked_of(each) for each in contexts] if len(legs) > 1 else []
     later = planned_later(legs, requests, captions, transformer.spec.num_layers)
-    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling)
+    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling, loras=asked.loras)
 
 
 def pastes_of_context(context: PixelContext) -> tuple[Paste | None, ...]:
@@ -88,20 +99,39 @@ def _legs(context: PixelContext, spec: ScheduleSpec) -> tuple[Leg, ...]:
     return (Leg(asked=asked_of(context), plan=schedule_of(context, spec)),)
 
 
-def _captions(contexts: Sequence[PixelContext], *, has_negative: bool, rows: int) -> Captions:
+def _captions(
+    contexts: Sequence[PixelContext], text_encoder: ZImageTextEncoderModel, *, has_negative: bool, rows: int
+) -> Captions:
     """What the pictures of all requests show."""
-    positive, negative = [], []
+    positive: list[tuple[Any, FeatureChange]] = []
+    negative: list[tuple[Any, FeatureChange]] = []
+    # All requests of a batch have the same, see `sharing_key`; texts, or else features.
+    hidden_layer, has_features = asked_of(contexts[0]).hidden_layer, _has_features(contexts[0])
     for context in contexts:
-        texts = [np.asarray(context.tokens.array, np.int64)]
-        if has_negative and context.negative_tokens is not None:
-            texts.append(np.asarray(context.negative_tokens.array, np.int64))
         asked = replace(asked_of(context), num_images_per_prompt=context.num_images_per_prompt)
         pictures = Pictures.of(asked, rows, context.seed, context.num_images_per_prompt)
+        texts = _texts(context, has_negative=has_negative)
+        if has_features:
+            given = [*asked.given_positives, *(asked.given_negatives if has_negative else ())]
+            texts = [*given, *encoded_features(text_encoder, texts, hidden_layer)] if texts else given
         first, rest = pictures.shown(texts, 1)
         positive += first
         negative += rest
-    # All requests of a batch have the same, see `sharing_key`.
-    return replace(deduplicate_captions(positive, negative), hidden_layer=asked_of(contexts[0]).hidden_layer)
+    if has_features:
+        return deduplicate_features(changed(positive), changed(negative))
+    return replace(deduplicate_captions(positive, negative), hidden_layer=hidden_layer)
+
+
+def _has_features(context: PixelContext) -> bool:
+    return isinstance(context, ZImageContext) and context.features is not None
+
+
+def _texts(context: PixelContext, *, has_negative: bool) -> list[Any]:
+    """Token ids of what is to be encoded of a request: its prompt, and its negative prompt."""
+    texts = [] if _has_features(context) else [np.asarray(context.tokens.array, np.int64)]
+    if has_negative and context.negative_tokens is not None:
+        texts.append(np.asarray(context.negative_tokens.array, np.int64))
+    return texts
 
 
 def _begin(

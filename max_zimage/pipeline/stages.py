@@ -112,7 +112,7 @@ def caption_features(
         [captions, longest caption rounded up to a multiple of 32, caption_dim] in the model's dtype.
     """
     given = captions.features
-    if captions.are_changed:
+    if captions.are_changed or (captions.tokens and text_encoder.kept_features is not None):
         given = changed_features(text_encoder, captions)
     if given:
         return upload_as(padded_features(given), transformer.dtype_name, transformer.device)
@@ -238,7 +238,9 @@ def finished(
         ValueError: If the output type is unknown.
         NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
     """
-    kind, suspects = checked_output_type(output_type), usual_suspects(vae.dtype_name, inputs and inputs.step_cache)
+    names = [each.name for each in inputs.loras] if inputs else []
+    kind = checked_output_type(output_type)
+    suspects = usual_suspects(vae.dtype_name, inputs and inputs.step_cache, names)
     if kind == "latent":
         values = unpacked(latents, rows, columns)
         require_finite(values, are_finite(values), suspects)

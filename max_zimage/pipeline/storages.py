@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import get_args
 
 from max.driver import Device
 
 from max_zimage.graphs.linear import Storage
+from max_zimage.pipeline.manifest import CheckpointManifest
 
 VARIABLE = "MAX_ZIMAGE_QUANTIZE"
 """What is quantized where nothing else is said."""
@@ -48,9 +50,10 @@ def storages_of(quantize: Quantize, device: Device) -> dict[str, Storage]:
     return found
 
 
-def in_words(storages: Mapping[str, Storage | None]) -> str:
-    """The same as a user says it; empty where nothing is quantized."""
-    return ",".join(f"{name}={storages[name]}" for name in COMPONENTS if storages.get(name))
+def with_storages(sources: CheckpointManifest, storages: Mapping[str, Storage]) -> CheckpointManifest:
+    """The same checkpoint, with matrices of some components quantized when they are loaded."""
+    plans = {name: replace(each, kept_as=storages.get(name)) for name, each in sources.plans.items()}
+    return replace(sources, plans=plans)
 
 
 def _pairs(words: str) -> list[tuple[str, str]]:

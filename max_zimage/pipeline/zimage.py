@@ -28,46 +28,34 @@ from PIL import Image
 
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.pipeline import max_contract, stages
+from max_zimage.pipeline import encoding, max_contract, stages
+from max_zimage.pipeline.adapters import AdapterMethods
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
 from max_zimage.pipeline.generator import request_of_call
-from max_zimage.pipeline.loading import (
-    DEFAULT_STEPS,
-    UNPREFIXED_COMPONENT,
-    CheckedModel,
-    PathName,
-    check_model,
-    load_components,
-    new_session,
-)
-from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
-from max_zimage.pipeline.prepare import inputs_of_texts
+from max_zimage.pipeline.load_components import DEFAULT_STEPS, UNPREFIXED_COMPONENT, load_components, sources_of
+from max_zimage.pipeline.pretrained import PretrainedMethods
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.pipeline.run import Run, sides_at
-from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
-from max_zimage.text.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from max.pipelines.diffusion.config import DenoisingCacheConfig
     from max.pipelines.lib.config import PipelineConfig
 
 Floats = npt.NDArray[np.float32]
 
 
-class ZImagePipeline(DiffusionPipeline):
+class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
     """Z-Image and Z-Image-Turbo.
 
     Args:
         pipeline_config: MAX's configuration of a diffusion checkpoint, one model entry for each component.
         session: Runs the graphs.
         devices: The first one runs all components.
-        weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder belongs to
-            the transformer.
+        weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder goes to
+            every component that it holds, or to the transformer.
         cache_config: Step caching of requests that say nothing of it; off if not given.
         **kwargs: `sources`, if the checkpoint was checked before; others are refused by name.
 
@@ -91,8 +79,11 @@ class ZImagePipeline(DiffusionPipeline):
     text_encoder: ZImageTextEncoderModel
     transformer: ZImageTransformerModel
     vae: ZImageVaeModel
-    tokenizer: PromptTokenizer
     _pack: CompiledGraph
+
+    encode = encoding.encode
+    from_pretrained_generator_only = classmethod(encoding.from_pretrained_generator_only)
+    generate_from_embeddings = encoding.generate_from_embeddings
 
     # What MAX documents of its pipelines, and what is configured by its flags.
     build_preprocess_latents = max_contract.build_preprocess_latents
@@ -121,76 +112,15 @@ class ZImagePipeline(DiffusionPipeline):
         cache_config: DenoisingCacheConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        sources: CheckpointManifest | None = kwargs.pop("sources", None)
+        sources = kwargs.pop("sources", None)
         if kwargs:  # the base class takes any argument and drops it
             raise TypeError(
                 f"ZImagePipeline has no use for {', '.join(kwargs)}; its arguments are pipeline_config, session, "
                 "devices, weight_paths and cache_config"
             )
         names = self.unprefixed_weight_component, devices[0], self.default_num_inference_steps
-        self.sources = sources or find_sources(pipeline_config, weight_paths, *names)
+        self.sources = sources or sources_of(pipeline_config, weight_paths, *names)
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: PathName | None = None,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        weight_path: PathName | Sequence[PathName] = (),
-        step_cache: StepCache | str | None = None,
-        templates_dir: PathName | None = None,
-        quantize: Quantize = None,
-    ) -> Self:
-        """Load a checkpoint and compile its graphs.
-
-        Args:
-            model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the
-                small model that the package contains.
-            device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
-            dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
-            weight_path: Weight files in place of the checkpoint's own; one that stands in no folder named text_encoder,
-                transformer or vae belongs to the transformer.
-            step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
-                compiled here. Those of another one compile when a call first asks for it.
-            templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
-            quantize: Component -> "int8" or "q4", for a CPU: {"transformer": "int8", "text_encoder": "q4"}, or the same
-                as "transformer=int8,text_encoder=q4". Their matrices are rounded when they are loaded. None is what the
-                variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
-
-        Raises:
-            ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
-                weight is loaded.
-        """
-        given: dict[str, Any] = {"device": device, "dtype": dtype, "weight_path": weight_path, "step_cache": step_cache}
-        given |= {"templates_dir": templates_dir, "quantize": quantize}
-        return cls.from_prepared(cls.prepare(model, **given))
-
-    @classmethod
-    def prepare(cls, model: PathName | None = None, **options: Any) -> CheckedModel:
-        """Find and check all that `from_pretrained` would load, reading configurations, headers and the tokenizer only.
-
-        Arguments and errors are those of `from_pretrained`, memory apart. Requests can be checked against the result
-        before minutes are spent on compiling.
-        """
-        defaults = {"device": "auto", "dtype": "auto", "weight_path": (), "step_cache": None}
-        return check_model(model, **(defaults | options))
-
-    @classmethod
-    def from_prepared(cls, prepared: CheckedModel) -> Self:
-        """Load and compile what `prepare` has found.
-
-        Raises:
-            NotEnoughMemoryError: If the weights do not fit. Raised before anything is loaded.
-            RuntimeError: If MAX cannot compile a graph, or cannot be used in this process because it is a fork.
-        """
-        session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
-        where = (prepared.config, session, prepared.devices, prepared.weight_paths)
-        pipeline = cls(*where, cache_config=cache, sources=prepared.sources)
-        pipeline.tokenizer = prepared.tokenizer
-        pipeline.use_step_cache(prepared.sources.defaults.step_cache)
-        return pipeline
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
         make = cast("dict[str, type[ZImageComponent]]", self.components)
@@ -205,8 +135,9 @@ class ZImagePipeline(DiffusionPipeline):
         """Compile all graphs that `execute` runs; those of `prepare_scheduler` and `scheduler_step` on first use."""
         self.device = self.devices[0]
         self.vae_scale_factor = self.vae.spec.downscale
+        self.make_adapters()
         self.build_preprocess_latents()
-        wait_for([*self.transformer.graphs, self.text_encoder.model, self.vae.model, self._pack])
+        wait_for([*self.transformer.graphs, *self.text_encoder.graphs, self.vae.model, self._pack])
         self.use_step_cache(self.configured_cache)
 
     def __call__(
@@ -260,14 +191,15 @@ class ZImagePipeline(DiffusionPipeline):
 
         Raises:
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
+            NotApplied: If its adapters cannot be added to the weights.
         """
         stages.check(self.sources, self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
-        inputs = inputs_of_texts(request, self.sources, *parts)
-        hook, callback = None, callback_on_step_end
-        if callback is not None:
-            hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
-        with stages.blaming(request.latents):
+        with self.adapters.using(request.loras), stages.blaming(request.latents):
+            inputs = encoding.inputs_of_texts(request, self.sources, *parts)
+            hook, callback = None, callback_on_step_end
+            if callback is not None:
+                hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
             return result(self.execute(inputs, request.output_type, hook).images)
 
     def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
@@ -294,5 +226,6 @@ class ZImagePipeline(DiffusionPipeline):
         return ZImagePipelineOutput(images, run.computed())
 
     def denoising(self, inputs: ZImageModelInputs) -> Run:
-        """Encode a request's captions and pack its noise: what is left are its steps."""
+        """Encode a request's captions and pack its noise, under its adapters: what is left are its steps."""
+        self.adapters.bind(inputs.loras)
         return Run(self, inputs, self.preprocess_latents)

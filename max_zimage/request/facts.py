@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Self, cast
 
 from max_zimage.images.tiles import Tiling, TilingKind
+from max_zimage.request.features_file import FloatArray
 from max_zimage.request.fields import RequestFields
 from max_zimage.request.passes import guidance_scales
 from max_zimage.sampling import samplers
@@ -22,6 +23,36 @@ class RequestFacts(RequestFields):
     def num_prompts(self) -> int:
         """Prompts, given as text or as features."""
         return len(self.prompts if self.prompt_embeds is None else self.prompt_embeds)
+
+    @property
+    def read_prompts(self) -> tuple[str, ...]:
+        """The prompts that the text encoder reads: none where their features are given."""
+        return self.prompts if self.features is None else ()
+
+    @property
+    def read_negatives(self) -> tuple[str, ...]:
+        """The negative prompts that it reads."""
+        return () if self.features is not None and self.features[0].negative is not None else self.negative_prompts
+
+    @property
+    def given_positives(self) -> tuple[FloatArray, ...]:
+        """The features that are given of prompts; none where those are texts."""
+        return self.prompt_embeds or tuple(each.positive for each in self.features or ())
+
+    @property
+    def given_negatives(self) -> tuple[FloatArray, ...]:
+        """The features that are given of negative prompts, where they are used."""
+        if not self.uses_negative:
+            return ()
+        found = tuple(each.negative for each in self.features or () if each.negative is not None)
+        return self.negative_prompt_embeds or found
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether texts and a seed say all of it."""
+        known = all(each.made_by is not None for each in self.features or ())
+        embeds = (self.prompt_embeds, self.negative_prompt_embeds if self.uses_negative else None)
+        return known and self.latents is None and embeds == (None, None)
 
     @property
     def num_images(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from max_zimage.request.dype_fields import DypeFields
+from max_zimage.request.embedding_fields import EmbeddingFields
 from max_zimage.request.layer_fields import LayerFields
+from max_zimage.request.lora_fields import LoraFields
 from max_zimage.request.mask_fields import MaskFields
 from max_zimage.request.nag_fields import NagFields
 from max_zimage.request.passes_fields import PassFields
@@ -13,5 +15,7 @@ from max_zimage.request.tile_fields import TileFields
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FeatureFields(TileFields, PassFields, DypeFields, LayerFields, NagFields, MaskFields):
-    """Masks, negative prompts inside attention, hidden layers, large pictures. Attributes: see its bases."""
+class FeatureFields(
+    LoraFields, TileFields, PassFields, DypeFields, LayerFields, NagFields, MaskFields, EmbeddingFields
+):
+    """Masks, negative prompts in attention, hidden layers, large pictures, adapters, embeddings; see its bases."""

@@ -70,6 +70,14 @@ class Kind:
         """What a request holds, maybe None, as JSON has it."""
         return value
 
+    def keep(self, value: Any) -> object:
+        """The same for the parameters that pictures carry, which leave their maker's machine."""
+        return self.encode(value)
+
+    def is_kept(self, value: object) -> bool:
+        """Whether a JSON value of the right type is one that `keep` can have made."""
+        return True
+
     def decode(self, value: Any) -> Any:
         """What `encode` was given.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
 
+from max_zimage.request.loras import Lora, LoraFiles, LorasOfFolder
 from max_zimage.request.templates import Templates
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.positions import max_caption_tokens, max_image_side
@@ -30,6 +33,7 @@ class Limits:
         max_positions: Tokens that the text encoder reads.
         text_layers: Its layers.
         has_final_norm: Whether its files hold the norm behind them.
+        lora_files: Where adapters may come from.
     """
 
     max_height: int
@@ -43,11 +47,16 @@ class Limits:
     max_positions: int = 40960
     text_layers: int = 36
     has_final_norm: bool = True
+    lora_files: LoraFiles = field(default_factory=LoraFiles)
 
     @property
     def default_tokens(self) -> int:
         """Tokens of a prompt where the request does not raise them."""
         return min(DEFAULT_MAX_SEQUENCE_LENGTH, self.max_tokens)
+
+    def with_lora_folder(self, folder: Path | None) -> Self:
+        """The same for callers who may name the adapters of a folder, or none, and no other file."""
+        return replace(self, lora_files=LorasOfFolder(folder))
 
     @classmethod
     def of(
@@ -100,6 +109,7 @@ class RequestDefaults:
         sampler: One of `max_zimage.sampling.names.SAMPLERS`.
         sigma_shape: One of `max_zimage.sampling.names.SIGMA_SHAPES`.
         templates: That requests may name.
+        loras: Adapters.
     """
 
     height: int
@@ -110,3 +120,4 @@ class RequestDefaults:
     sampler: str = DEFAULT_SAMPLER
     sigma_shape: str = DEFAULT_SHAPE
     templates: Templates = field(default_factory=Templates)
+    loras: tuple[Lora, ...] = ()

@@ -21,7 +21,7 @@ UNKNOWN_IMAGE = "unknown"
 _ROWS = {name: row for name, row in ROWS.items() if row.kept}
 _ADDED: dict[int, dict[str, Any]] = {
     3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
-    4: {"mask_digest": None, "quantize": ""},
+    4: {"mask_digest": None, "features_digest": None, "quantize": ""},
 }
 """Format -> what came with it that is no field of a request, and what it is in pictures from before."""
 _FORMAT_VERSION = max(*_ADDED, *(row.kept.since for row in _ROWS.values() if row.kept))
@@ -52,6 +52,8 @@ class GenerationParameters:
         image_height: Pixels of that image; where they are not those of the picture, it was resized.
         image_width: Pixels of that image.
         mask_digest: Of its mask, as `max_zimage.request.mask_checks.mask_digest` makes it; None for none.
+        features_digest: Of the features that it was drawn from, see `PromptFeatures`; None where its texts were
+            encoded for it.
         seed: The seed of this picture, not that of the first of its request.
         model: Checkpoint, as it was named: a folder, a hub id, or "tiny-zimage" for the embedded one.
         weight_paths: Weight files in place of the checkpoint's own, as they were named.
@@ -66,6 +68,7 @@ class GenerationParameters:
     image_height: int | None
     image_width: int | None
     mask_digest: str | None
+    features_digest: str | None
     seed: int
     model: str
     weight_paths: tuple[str, ...]
@@ -103,11 +106,12 @@ class GenerationParameters:
             picture: Which of the request's pictures.
 
         Raises:
-            ImageFileError: If the request brought latents or text features, which a picture cannot hold.
+            ImageFileError: If the request brought latents, or text features that do not say what they were made by: a
+                picture cannot hold them.
         """
         seed, prompt = _repeatable_seed(request), picture // request.num_images_per_prompt
         height, width = (None, None) if request.image is None else request.image.shape[:2]
-        values = {name: _held(row.kind.encode(getattr(request, row.attribute))) for name, row in _ROWS.items()}
+        values = {name: _held(row.kind.keep(getattr(request, row.attribute))) for name, row in _ROWS.items()}
         values |= {
             "prompt": request.prompts[prompt],
             "negative_prompt": request.negative_prompts[prompt] if request.negative_prompts else "",
@@ -121,6 +125,7 @@ class GenerationParameters:
             image_height=height,
             image_width=width,
             mask_digest=request.mask_digest,
+            features_digest=None if request.features is None else request.features[prompt].digest,
             model=model,
             weight_paths=weight_paths,
             dtype=dtype,
@@ -159,6 +164,11 @@ class GenerationParameters:
             f"{name} must be {kind}, got {values[name]!r}"
             for name, kind in expected.items()
             if name in values and not _is_kind(values[name], kind)
+        ]
+        problems += [
+            f"{name} cannot be {values[name]!r}"
+            for name, row in _ROWS.items()
+            if not problems and not row.kind.is_kept(values[name])
         ]
         image = [values.get(name) for name in ("strength", "image_height", "image_width")]
         if not problems and image.count(None) != (3 if values["image_digest"] in (None, UNKNOWN_IMAGE) else 0):
@@ -210,8 +220,10 @@ def _numbered(seed: int | None, picture: int) -> int | None:
 
 def _repeatable_seed(request: GenerationRequest) -> int:
     """The seed of a request that a seed and texts say all of."""
+    unknown = [each for each in request.features or () if each.made_by is None]
     given = {
         "latents": request.latents,
+        "features": unknown or None,
         "prompt_embeds": request.prompt_embeds,
         "negative_prompt_embeds": request.negative_prompt_embeds if request.uses_negative else None,
     }
@@ -240,6 +252,9 @@ def _is_kind(value: object, kind: str) -> bool:
     base = kind
     if base.startswith("tuple["):
         item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
-        return isinstance(value, list) and all(_is_kind(item, item_kind) for item in value)
-    types: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+        # A tuple is what stands for pictures from before the field.
+        return isinstance(value, (list, tuple)) and all(_is_kind(item, item_kind) for item in value)
+    types: dict[str, tuple[type, ...]] = {
+        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,)
+    }  # fmt: skip
     return isinstance(value, types[base]) and isinstance(value, bool) == (base == "bool")

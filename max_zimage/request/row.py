@@ -30,6 +30,7 @@ class Flag:
         group: Under which heading `max-zimage generate` has it; None where it has no such flag.
         others: Other spellings.
         bare: What the flag stands for without a word behind it; "" where it wants one.
+        repeated: Whether it may be given several times, for a list.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Flag:
     group: Group | None
     others: tuple[str, ...] = ()
     bare: str = ""
+    repeated: bool = False
 
     @property
     def destination(self) -> str:
@@ -83,8 +85,8 @@ class Kept:
     """A field that a picture remembers.
 
     Attributes:
-        type: Of its JSON value: "str", "int", "float", "bool" or a tuple such as "tuple[float, ...]"; behind it may
-            stand " | None".
+        type: Of its JSON value: "str", "int", "float", "bool", "dict" or a tuple such as "tuple[float, ...]"; behind it
+            may stand " | None".
         since: The format of the parameters that it came with.
         before: What it is in pictures from before.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from max_zimage.errors import CheckpointError, RequestError
+from max_zimage.errors import RequestError
 from max_zimage.images.masks import mask_of
 from max_zimage.request import checks, guidance_checks
 from max_zimage.request import start_image as start_images
@@ -15,7 +15,7 @@ from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.passes import guidance_scales
 from max_zimage.request.passes_values import with_steps
 from max_zimage.request.row import Of, Row
-from max_zimage.request.templates import Template
+from max_zimage.request.text_values import with_texts
 from max_zimage.sampling import samplers
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.noise import fresh_seed
@@ -26,7 +26,7 @@ def values_of(
     problems: Problems, given: Mapping[str, Any], limits: Limits, defaults: RequestDefaults
 ) -> dict[str, Any]:
     """The attributes of a request, each checked by itself and with those that it depends on."""
-    check, given = problems.check, {**given, **_of_template(problems, given, defaults)}
+    check, given = problems.check, with_texts(problems, given, limits, defaults)
 
     def alone(name: str) -> Any:
         return _checked_alone(problems, ROWS[name], given[name], limits, defaults)
@@ -92,7 +92,7 @@ def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
         message = "{field} and {name[prompt_embeds]} exclude each other, got both; leave one out"
         raise RequestError.of("prompt", message)
     if prompt is None and embeds is None:
-        message = "{field} is missing; give a string, a list of strings, or {name[prompt_embeds]}"
+        message = "{field} is missing; give a string, a list of strings, {name[prompt_embeds]} or {name[features]}"
         raise RequestError.of("prompt", message)
     return checks.texts("prompt", prompt, limits.max_images) if embeds is None else ()
 
@@ -125,26 +125,6 @@ def _steps(value: object, levels: tuple[float, ...] | None, defaults: RequestDef
         message = "{field} must equal the number of {name[sigmas]} ({levels}), got {given}; leave it out"
         raise RequestError.of(name, message, levels=len(levels), given=steps)
     return steps
-
-
-def _of_template(problems: Problems, given: Mapping[str, Any], defaults: RequestDefaults) -> dict[str, str]:
-    """The texts of the template that is named, where no other text is given in their place."""
-
-    def find(name: object) -> Template:
-        if not isinstance(name, str):
-            raise RequestError.of("template", "{field} must be a name, got {given}", given=checks.shown(name))
-        try:
-            return defaults.templates.find(name)
-        except CheckpointError as error:
-            raise RequestError.of("template", "{field}: {reason}", reason=error) from error
-
-    if given["template"] is None:
-        return {}
-    found = problems.check(Template(name=""), find, given["template"])
-    texts = {
-        "system_prompt": found.system, "thinking_content": found.thinking, "assistant_content": found.assistant
-    }  # fmt: skip
-    return {name: text for name, text in texts.items() if given[name] is None}
 
 
 def _slg_scale(value: object, switch: object, limits: Limits) -> float:

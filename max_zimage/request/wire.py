@@ -30,7 +30,7 @@ def to_wire(request: GenerationRequest) -> dict[str, object]:
 
 
 def arrays_of(request: GenerationRequest) -> dict[str, Any]:
-    """The others: `image`, `latents` and text features, as the request holds them; without those that it has not."""
+    """The others: `image`, `latents` and features, as the request holds them; without those that it has not."""
     values = {row.attribute: getattr(request, row.attribute) for row in _rows(arrays=True)}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -85,6 +85,7 @@ def sharing_key(request: GenerationRequest, sigmas: npt.NDArray[np.float32]) -> 
     rows = [row for row in ROWS.values() if row.shared == "value"]
     shared = {row.argument: row.kind.encode(getattr(request, row.attribute)) for row in rows}
     shared["is_masked"] = request.is_masked
+    shared["has_features"] = request.features is not None  # a batch has texts, or features
     if request.sigma_shape in UNSHIFTED:  # samplers that begin below 1 go by the shift, which these levels do not show
         shared["shift"] = request.shift
     return json.dumps([np.asarray(sigmas, np.float32).tobytes().hex(), shared])

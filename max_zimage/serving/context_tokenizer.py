@@ -47,7 +47,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
     """Turns requests of the OpenResponses API into contexts for ZImagePipeline.
 
     Attributes:
-        limits: What the checkpoint can do at most.
+        specs: Shapes of the checkpoint.
+        limits: What it can do at most.
         defaults: What a request gets where it says nothing.
         max_input_pixels: Height times width of an image that a request brings.
     """
@@ -84,16 +85,22 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             raise ValueError("trust_remote_code has no use here: no code of a checkpoint is run; leave it out")
         described = describe(pipeline_config, default_num_inference_steps)
         self._drawn_by = source_of(model_path, pipeline_config.models)
-        self._schedule = described.specs.schedule
+        self.specs = described.specs
         most = described.limits.max_tokens
         bound = most if max_length == DEFAULT_MAX_SEQUENCE_LENGTH else min(max_length, most)
-        self.limits = replace(described.limits, max_tokens=bound)
+        # Whoever sends a request may not name any file of this machine.
+        self.limits = replace(described.limits, max_tokens=bound).with_lora_folder(None)
         self.defaults = described.defaults
         self._tokenizer = PromptTokenizer(
             resolve_model(model_path, revision) / subfolder,
             embeddings=described.specs.text_encoder.vocab_size,
             positions=self.limits.max_tokens,
         )
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the chat template, and of the tokenizer."""
+        return [self._tokenizer.template_digest, self._tokenizer.digest]
 
     @property
     def eos_token_ids(self) -> set[int]:
@@ -157,9 +164,10 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
-        prompt, *negative = tokens_of_request(asked, self._tokenizer, self.limits)
-        plan, settled = asked.schedule(self._schedule), asked.settled()
-        legs = legs_of(asked, self._schedule)
+        texts, given = tokens_of_request(asked, self._tokenizer, self.limits), asked.features and asked.features[0]
+        prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
+        plan, settled = asked.schedule(self.specs.schedule), asked.settled()
+        legs = legs_of(asked, self.specs.schedule)
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
         return ZImageContext(
@@ -186,6 +194,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             output_format=output_format,
             seed=seed,
             step_cache=format_step_cache(asked.step_cache),
+            features=given.positive if given else None,
+            negative_features=given.negative if given else None,
             request=to_text(settled),
             sharing=sharing_key(asked, plan.sigmas),
             all_steps=sum(leg.plan.num_steps for leg in legs),

@@ -236,6 +236,8 @@ class Dispatcher:
         job.progress = progress
         for result, count in progress.graphs.items():
             metrics.graph_cache.labels(result).set(count)
+        for figure, count in progress.embeddings.items():
+            metrics.embedding_cache.labels(figure).set(count)
         if progress.step == progress.steps:
             metrics.batch_pictures.observe(progress.batch)
             for stage, seconds in progress.seconds.items():

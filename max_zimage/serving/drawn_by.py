@@ -32,13 +32,13 @@ class DrawnBy:
 
 
 def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list[str]:
-    """The JSON that each picture of a request carries; none where the model cannot be named.
+    """The JSON that each picture of a request carries; none where the model cannot be named, or a prompt is unknown.
 
     Args:
         asked: The request.
         source: The model.
     """
-    if source is None:
+    if source is None or not asked.is_repeatable:
         return []
     return [
         GenerationParameters.of(asked, **asdict(source), weight_paths=(), picture=picture).to_json()

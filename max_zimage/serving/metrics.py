@@ -23,6 +23,8 @@ class Metrics:
         images: Pictures delivered.
         batch_pictures: Pictures that shared steps with each request, its own included.
         graph_cache: Modules of graphs that the worker has found on disk (hits) or compiled (misses).
+        embedding_cache: Of features that the worker keeps: look-ups that found some (hits) or none (misses), entries
+            and bytes.
         worker_up: 1 while the worker takes requests.
         worker_starts: Starts of the worker process.
     """
@@ -50,6 +52,10 @@ class Metrics:
         self.worker_starts = Counter("zimage_worker_starts", "Starts of the worker", registry=registry)
         self.graph_cache = Gauge(
             "zimage_graph_cache", "Graphs found on disk, or compiled", ["result"], registry=registry
+        )
+
+        self.embedding_cache = Gauge(
+            "zimage_embedding_cache", "Features of prompts in memory", ["figure"], registry=registry
         )
 
     def text(self) -> bytes:

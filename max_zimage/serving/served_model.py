@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from max_zimage import embedded
 from max_zimage.device.devices import device_kind
-from max_zimage.pipeline.loading import DEFAULT_STEPS, CheckedModel
+from max_zimage.pipeline.load_components import DEFAULT_STEPS
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy
@@ -33,7 +35,8 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
     tokenizer.defaults = prepared.sources.defaults
     found = prepared.sources.limits
     tokens = min(settings.limits.prompt_tokens or found.max_tokens, found.max_tokens)
-    tokenizer.limits = replace(found, max_tokens=tokens)
+    folder = None if settings.lora_folder is None else Path(settings.lora_folder)
+    tokenizer.limits = replace(found, max_tokens=tokens).with_lora_folder(folder)
     return ServedModel(
         name=settings.name,
         drawn_by=DrawnBy(

@@ -68,9 +68,11 @@ class ServerSettings:
         restart: Whether a worker that dies is started again.
         step_cache: Of requests that name none, as `max_zimage.sampling.step_cache.parse_step_cache` reads it; None for
             none.
+        lora_folder: Whose adapters requests may name; None for no adapters.
         batch_pictures: Pictures of several requests that may share their denoising steps; None for
             `usual_pictures`.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
+        embedding_cache_bytes: Of text features that the worker keeps for prompts that come again; 0 for none.
         media_bytes: Pictures kept for answers by URL; the oldest go first.
         allow_hosts: Names by which the server answers besides its own, from `callers.host_name`.
         cors_origins: Origins whose pages may use the server, from `callers.origin_of`.
@@ -88,8 +90,10 @@ class ServerSettings:
     allow_remote_images: bool = False
     restart: bool = False
     step_cache: str | None = None
+    lora_folder: str | None = None
     batch_pictures: int | None = None
     shutdown_seconds: float = 30.0
+    embedding_cache_bytes: int = 256 * 2**20
     media_bytes: int = 256 * 2**20
     allow_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()

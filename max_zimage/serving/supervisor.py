@@ -37,7 +37,11 @@ from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.state import ServerState
-from max_zimage.serving.worker.max_hooks import MAX_PICTURES_VARIABLE, PixelGenerationPipeline
+from max_zimage.serving.worker.max_hooks import (
+    EMBEDDING_CACHE_VARIABLE,
+    MAX_PICTURES_VARIABLE,
+    PixelGenerationPipeline,
+)
 
 _log = logging.getLogger("max_zimage.serving")
 
@@ -142,6 +146,7 @@ class Worker:
         """One life of the worker."""
         self.folder.restore()
         os.environ[MAX_PICTURES_VARIABLE] = str(self.pictures_together)
+        os.environ[EMBEDDING_CACHE_VARIABLE] = str(self.state.settings.embedding_cache_bytes)
         os.environ[PARENT_VARIABLE] = str(os.getpid())
         settings = Settings(
             MAX_SERVE_METRIC_RECORDING_METHOD=MetricRecordingMethod.NOOP,

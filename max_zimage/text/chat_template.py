@@ -5,6 +5,7 @@ Reference: transformers `utils/chat_template_utils.py` for the environment.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,7 @@ class ChatTemplate:
 
     Attributes:
         file: Where it was found.
+        digest: Of its text.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, object]) -> None:
@@ -50,6 +52,7 @@ class ChatTemplate:
             TokenizerError: If there is no template, or none that can be compiled.
         """
         self.file, text = _find(folder, config)
+        self.digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
         environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception

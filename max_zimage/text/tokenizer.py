@@ -8,6 +8,7 @@ Reference: diffusers `ZImagePipeline._encode_prompt`.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -74,7 +75,7 @@ class PromptTokenizer:
             raise TokenizerError(f"no tokenizer: {folder} is not a folder; a checkpoint has one named tokenizer")
         self._file = folder / "tokenizer.json"
         try:
-            self._tokenizer = _load_tokenizer(self._file)
+            self._tokenizer, self._digest = _load_tokenizer(self._file)
             config = read_object(folder / "tokenizer_config.json")
         except TokenizerError:
             raise
@@ -93,6 +94,16 @@ class PromptTokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included; the text encoder needs at least as many embeddings."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def digest(self) -> str:
+        """Of its file."""
+        return self._digest
+
+    @property
+    def template_digest(self) -> str:
+        """Of the chat template's text."""
+        return self._template.digest
 
     def render(self, prompt: str, around: Around = PROMPT_ALONE) -> str:
         """Put a prompt into the chat template as a user's message that waits for an answer.
@@ -169,7 +180,18 @@ class PromptTokenizer:
             )
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
+class NoTokenizer(PromptTokenizer):
+    """In place of one, where pictures are drawn from features alone."""
+
+    def __init__(self) -> None:
+        """Read nothing."""
+
+    def encode(self, prompt: str, around: Around = PROMPT_ALONE) -> npt.NDArray[np.int64]:
+        """Raise: there is no text encoder either."""
+        raise TokenizerError("this pipeline draws from features alone, and has no tokenizer; load it with one")
+
+
+def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:
     if not is_there(path):
         raise TokenizerError(f"no tokenizer: {path} is missing; only checkpoints with a tokenizer.json are supported")
     text = read_text(path)
@@ -182,7 +204,7 @@ def _load_tokenizer(path: Path) -> Tokenizer:
         raise TokenizerError(f"{path} cannot be read as a tokenizer: {said(error)}; fetch it again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer
+    return tokenizer, f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _named_tokens(file: Path, config: dict[str, object]) -> dict[str, str]:

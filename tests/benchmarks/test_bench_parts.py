@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import end_to_end, resolutions, waterfall
+from benchmarks import end_to_end, loading, resolutions, waterfall
 from benchmarks.drawing import EAGER, OURS, PLAIN, Scene, diffusers_draw, load_diffusers, our_draw, our_pipelines
 from benchmarks.measure import Timing, max_abs, speedup
 from benchmarks.resolutions import FULL, Fit
@@ -127,3 +127,13 @@ def test_a_process_is_asked_for_its_last_words() -> None:
     assert said("raise ValueError('no main model')") == "ValueError: no main model"
     assert said("raise SystemExit(3)") == "ended with status 3"
     assert said("import time; time.sleep(60)", 0.5) == "not done after 0.5 s"
+
+
+def test_loading_keeps_to_its_bound() -> None:
+    rows = loading.rows("small", 4, 1)
+    assert [row.variant for row in rows][-1] == "float32, packed for this CPU"
+    for each in rows:
+        assert each.case == "0.02 GB in bfloat16, 4 layers"
+        assert "EXCEEDED" not in each.note, f"{each.peak_mib:.1f} MiB, {each.note}"
+        assert each.peak_mib is not None
+        assert each.peak_mib > 4

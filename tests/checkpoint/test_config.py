@@ -159,7 +159,7 @@ UNSUPPORTED = [
     ("text_encoder", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "null"),
     ("text_encoder", "layer_types", ["full_attention"] * 35 + ["sliding_attention"], '"full_attention" 36 times'),
     ("text_encoder", "layer_types", ["full_attention"] * 35, '"full_attention" 36 times'),
-    ("text_encoder", "quantization_config", {"quant_method": "bitsandbytes"}, "null"),
+    ("vae", "quantization_config", {"quant_method": "bitsandbytes"}, "null"),
     ("text_encoder", "num_attention_heads", 30, "cannot share 8"),
     ("text_encoder", "rope_theta", -1.0, "above 0"),
     ("transformer", "_class_name", "Lumina2Transformer2DModel", '"ZImageTransformer2DModel"'),

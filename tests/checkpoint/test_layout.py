@@ -126,9 +126,7 @@ def test_convolutions_on_an_nvidia_gpu_are_cudnns(monkeypatch: pytest.MonkeyPatc
     assert (type(made()), list(map(int, made().weight.shape))) == (CudnnConv, [5, 3, 1, 1])
 
 
-def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_library, "instructions", lambda: frozenset({"avx512_bf16"}))
-
+def test_weights_are_packed_where_the_op_can_run() -> None:
     def made(dtype: DType, inputs: int, outputs: int) -> tuple[type, ...]:
         makers = (linear, gated_linear, convolution)
         return tuple(type(build(partial(make, inputs, outputs), dtype, HOST)) for make in makers)
@@ -140,9 +138,6 @@ def test_weights_are_packed_where_the_op_can_run(monkeypatch: pytest.MonkeyPatch
     assert not kernel_library.uses_cpu_kernels(DType.float32, DeviceRef.GPU())
     with kernel_library.without_kernels():
         assert made(DType.bfloat16, 64, 96) == made(DType.float32, 64, 96) == plain
-    monkeypatch.setattr(kernel_library, "instructions", lambda: frozenset({"avx512f"}))
-    assert made(DType.bfloat16, 64, 96) == plain
-    assert made(DType.float32, 64, 96) == ours
 
 
 def test_a_matrix_with_its_bias() -> None:

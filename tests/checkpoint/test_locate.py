@@ -239,7 +239,7 @@ DAMAGED = {
     "no offsets": (_file({"a": {"dtype": "F32", "shape": [1]}}, b"0" * 4), "describes tensor a as"),
     "offsets reversed": (_file({"a": _tensor(16, 0)}, b"0" * 16), "describes tensor a as"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-    "gguf": (b"GGUF" + bytes(100), "is a GGUF file"),
+    "gguf": (b"GGUF" + bytes(100), "is GGUF version 0"),
     "torch archive": (b"PK\x03\x04" + bytes(100), "is a PyTorch archive"),
     "web page": (b"<!DOCTYPE html><html></html>", "is a web page"),
 }

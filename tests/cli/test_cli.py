@@ -226,7 +226,7 @@ def test_a_picture_without_parameters(run: Run, compiles_nothing: None, tmp_path
 
 
 def test_too_little_memory_is_said_before_loading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("max_zimage.pipeline.loading.available_memory", lambda: 2**20)
+    monkeypatch.setattr("max_zimage.pipeline.load_components.available_memory", lambda: 2**20)
     code, _, err = run("generate", "a star")
     assert code == 2
     assert "the checkpoint's weights need 0.0 GiB, 0.0 GiB are available" in err

@@ -141,7 +141,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: p
     def loaded(*arguments: object) -> None:
         raise AssertionError("weights were loaded or a graph was traced")
 
-    monkeypatch.setattr("max_zimage.pipeline.loading.available_memory", lambda: 2**20)
+    monkeypatch.setattr("max_zimage.pipeline.load_components.available_memory", lambda: 2**20)
     monkeypatch.setattr("max_zimage.components.base.load", loaded)
     monkeypatch.setattr(Module, "trace", loaded)
     with pytest.raises(NotEnoughMemoryError, match=r"weights need 0\.0 GiB, 0\.0 GiB are available; free"):

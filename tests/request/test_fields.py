@@ -79,7 +79,7 @@ def test_every_flag_is_taken_and_lands_in_its_field() -> None:
             Margins: ([1, 2, 0, 3], "1,2,0,3"),
         }
         value, text = lists.get(type(row.kind), (value, str(value)))
-        expected[name] = [value] * row.kind.values if row.kind.values > 1 else value
+        expected[name] = [value] * row.kind.values if row.kind.values > 1 or row.flag.repeated else value
         words += [row.flag.name] if row.kind.plain is bool else [row.flag.name, *[text] * row.kind.values]
     assert given_fields(_parser().parse_args(words)) == expected
     assert given_fields(_parser().parse_args(["generate"])) == {}

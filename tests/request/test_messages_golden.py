@@ -20,6 +20,7 @@ from max_zimage.request.checks import check_token_count
 from max_zimage.request.fields import FLAGS
 from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.serving.http.api_names import IMAGES, RESPONSES, refused
+from tests.request.test_prompt_features import BAD_REQUESTS
 from tests.request.test_request import BAD, LIMITS, features, make
 
 GOLDEN = Path(__file__).parent / "messages.txt"
@@ -42,6 +43,7 @@ def frames() -> list[Image.Image]:
 
 REQUESTS: list[dict[str, Any]] = [
     *(arguments for arguments, _, _ in BAD),
+    *({"prompt": None, "guidance_scale": 0.0} | arguments for arguments, _, _ in BAD_REQUESTS),
     {"guidance_scale": 1e-45},
     {"guidance_scale": 10**400},
     {"guidance_scale": "much"},
@@ -70,6 +72,13 @@ REQUESTS: list[dict[str, Any]] = [
     {"image": START, "mask_image": MASK, "composite": True, "output_type": "latent"},
     {"image": START, "mask_image": MASK, "denoising_end": 0.5},
     {"long_prompt_mode": "cut"},
+    {"loras": "style.safetensors"},
+    {"loras": ["gone.safetensors"]},
+    {"loras": ["/"]},
+    {"loras": [3]},
+    {"loras": [("gone.safetensors", float("nan")), {"name": "gone.safetensors", "strength": 1}]},
+    {"loras": [("gone.safetensors", "0.8")]},
+    {"loras": ["gone.safetensors"] * 33},
     {"hidden_layer": 37},
     {"hidden_layer": -38.0},
     {"hidden_layer": True},

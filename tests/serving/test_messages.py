@@ -73,7 +73,7 @@ def test_wrong_arguments(arguments: list[str], says: str, capsys: pytest.Capture
         (b'\n  {"error": "not found, try again later"}', "is JSON text"),
         (b"\r\n<!doctype html><title>404</title>", "is a web page"),
         (bytes(4096), "begins with nothing but zeros"),
-        (b"GGUF\x03\0\0\0" + struct.pack("<Q", ord("{")) + bytes(99), "is a GGUF file"),
+        (b"GGUF\x03\0\0\0" + struct.pack("<Q", ord("{")) + bytes(99), "is truncated: its header does not end"),
     ],
 )
 def test_other_kinds_under_a_weight_files_name(content: bytes, says: str, tmp_path: Path) -> None:
@@ -132,8 +132,13 @@ def test_a_download_that_was_cut_off(name: str, tmp_path: Path, capsys: pytest.C
         ("decoder.conv_in.weight", "a VAE; put it into a folder named vae"),
         ("decoder.up.0.block.0.conv1.weight", "a VAE"),
         ("model.layers.0.self_attn.q_proj.weight", "a language model such as a text encoder; put it"),
-        ("transformer.layers.0.attention.to_q.lora_A.weight", "a LoRA, which is not supported"),
+        (
+            "transformer.layers.0.attention.to_q.lora_A.weight",
+            "a LoRA, which changes a model and is none itself; give it with --lora",
+        ),
         ("lora_unet_double_blocks_0_img_attn_proj.alpha", "a LoRA"),
+        ("diffusion_model.layers.0.feed_forward.w1.lokr_w1", "a LoRA"),
+        ("diffusion_model.layers.0.attention_norm1.diff", "a LoRA"),
         ("first_stage_model.decoder.conv_in.weight", "a checkpoint of a whole pipeline in one file"),
         ("double_blocks.0.img_attn.qkv.weight", "a Flux transformer"),
         ("transformer_blocks.0.attn.to_q.weight", "a transformer of another model"),

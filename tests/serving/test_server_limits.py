@@ -69,7 +69,7 @@ def test_a_full_queue_is_told_at_once(server: Server) -> None:
         ({"moderation": "low"}, "moderation", "moderation: is not supported; leave it out"),
         ({"style": "vivid"}, "style", "style: is no field of this route; leave it out"),
         ({"background": "transparent"}, "background", "background: input should be 'auto' or 'opaque'"),
-        ({"prompt": None}, "prompt", "prompt: input should be a valid string"),
+        ({"prompt": None}, "prompt", "prompt: field required, a string, or features in its place"),
     ],
     ids=lambda value: "",
 )

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from max_zimage.checkpoint.formats import safetensors
-from max_zimage.checkpoint.tensors import Source, Tensor
+from max_zimage.checkpoint.formats import gguf, safetensors
+from max_zimage.checkpoint.tensors import Contents, Source, Tensor
 from max_zimage.errors import CheckpointError
 from max_zimage.strict_json import is_there
 
-Reader = Callable[[Path], Sequence[Tensor]]
+Reader = Callable[[Path], Contents]
 """All tensors of a file, from its header alone; OSError or CheckpointError if it cannot be read."""
 
-FORMATS: Mapping[bytes, Reader] = {}
+FORMATS: Mapping[bytes, Reader] = {gguf.MAGIC: gguf.read}
 """First bytes of a file -> what reads it. What begins otherwise is taken for safetensors, which have no such mark."""
 
 
@@ -35,22 +35,25 @@ def open_source(files: Sequence[Path]) -> Source:
     """
     problems: list[str] = []
     tensors: dict[str, Tensor] = {}
+    read: dict[Path, Contents] = {}
     for file in files:
         try:
-            found = _tensors_of(file)
+            read[file] = _contents_of(file)
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        for tensor in found:
+        for tensor in read[file].tensors:
             if tensor.name in tensors:
                 problems.append(f"tensor {tensor.name} is in two files, {tensors[tensor.name].file} and {file}")
             tensors[tensor.name] = tensor
     if problems:
         raise CheckpointError("\n".join(problems))
-    return Source(tuple(files), tensors)
+    metadata = {file: contents.metadata for file, contents in read.items()}
+    containers = dict.fromkeys(contents.container for contents in read.values())
+    return Source(tuple(files), tensors, metadata, tuple(containers))
 
 
-def _tensors_of(file: Path) -> Sequence[Tensor]:
+def _contents_of(file: Path) -> Contents:
     _check_name(file)
     is_there(file)
     try:

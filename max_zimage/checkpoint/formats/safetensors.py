@@ -13,15 +13,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from max_zimage.checkpoint.tensors import StoredTensor
+from max_zimage.checkpoint.tensors import Contents, StoredTensor
 from max_zimage.errors import CheckpointError
 
 _LENGTH_BYTES = 8
 # What is often found under a weight file's name, by its first bytes.
-_UNSUPPORTED = "which is not supported; use safetensors"
+_UNSUPPORTED = "which is not supported; use safetensors or GGUF"
 _OTHER_KINDS: Mapping[bytes, str] = {
     b"version https://git-lfs": "is a Git LFS pointer, not the weights; fetch them with `git lfs pull`",
-    b"GGUF": f"is a GGUF file, {_UNSUPPORTED}",
     b"lmgg": f"is a GGML file, {_UNSUPPORTED}",
     b"PK\x03\x04": f"is a PyTorch archive or another ZIP file, {_UNSUPPORTED}",
     **{bytes([0x80, protocol]): f"is a Python pickle, an old PyTorch file, {_UNSUPPORTED}" for protocol in range(2, 6)},
@@ -45,8 +44,8 @@ _OTHER_KINDS: Mapping[bytes, str] = {
 _BLANK = b" \t\r\n\xef\xbb\xbf"
 
 
-def read(file: Path) -> list[StoredTensor]:
-    """All tensors of a file, from its header.
+def read(file: Path) -> Contents:
+    """All tensors of a file, and the metadata of its header.
 
     Raises:
         CheckpointError: If it is empty, truncated, damaged or of another kind.
@@ -61,6 +60,9 @@ def read(file: Path) -> list[StoredTensor]:
         length = struct.unpack("<Q", start)[0]
         _check_length(file, size, length)
         entries = _entries(file, stream.read(length))
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{file} is damaged: its header holds as __metadata__ no JSON object")
     found = [_info(file, name, entry, _LENGTH_BYTES + length) for name, entry in entries.items()]
     if not found:
         raise CheckpointError(f"{file} holds no tensor; it was written without weights")
@@ -70,7 +72,7 @@ def read(file: Path) -> list[StoredTensor]:
             f"{file} is truncated: its tensors end at byte {end}, the file at {size}; download or copy it again"
         )
     _check_with_library(file)
-    return found
+    return Contents(found, metadata, "safetensors")
 
 
 def _check_kind(file: Path, size: int, beginning: bytes) -> None:
@@ -104,7 +106,7 @@ def _entries(file: Path, header: bytes) -> dict[str, object]:
         raise CheckpointError(f"{file} is damaged: its header is no JSON ({error})") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{file} is damaged: its header is no JSON object")
-    return {name: entry for name, entry in entries.items() if name != "__metadata__"}
+    return entries
 
 
 def _info(file: Path, name: str, entry: object, data_start: int) -> StoredTensor:

@@ -14,8 +14,22 @@ from collections.abc import Sequence
 
 from max_zimage.checkpoint.tensors import Source
 from max_zimage.checkpoint.transforms.base import Transform
+from max_zimage.checkpoint.transforms.bitsandbytes import bitsandbytes
+from max_zimage.checkpoint.transforms.comfy_quant import comfy_quant
+from max_zimage.checkpoint.transforms.comfy_scaled import comfy_scaled
+from max_zimage.checkpoint.transforms.configured import configured
+from max_zimage.checkpoint.transforms.refused import leftover, refused
+from max_zimage.checkpoint.transforms.reshaped import reshaped
 
-ALWAYS: tuple[Transform, ...] = ()
+ALWAYS: tuple[Transform, ...] = (
+    refused,
+    reshaped,
+    comfy_scaled,
+    comfy_quant,
+    bitsandbytes,
+    configured,
+    leftover,
+)
 """Applied to every checkpoint before those that a caller gives: each looks whether it finds what it is for."""
 
 

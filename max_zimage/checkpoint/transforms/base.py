@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -27,9 +28,33 @@ class Computed(Tensor):
     base: Tensor
     change: Callable[[FloatArray, int, Files], FloatArray]
 
+    @property
+    @override
+    def storage(self) -> str:
+        return self.base.storage
+
     @override
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
         return self.change(self.base.rows(begin, end, files), begin, files)
+
+
+@dataclass(frozen=True)
+class Decoded(Tensor):
+    """A tensor that stands in the files as codes, with scales or tables beside it; its dtype is F32.
+
+    Two that are decoded alike from the same tensors are equal, so that `bind` sees that nothing has changed.
+
+    Attributes:
+        stored_as: A word for the format.
+    """
+
+    stored_as: str
+    in_threads: ClassVar[bool] = True
+
+    @property
+    @override
+    def storage(self) -> str:
+        return self.stored_as
 
 
 def computed(base: Tensor, change: Callable[[FloatArray, int, Files], FloatArray]) -> Computed:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from max_zimage.serving.errors import ApiError
-from max_zimage.serving.http import routes_edits, routes_images, routes_responses, routes_service
+from max_zimage.serving.http import routes_edits, routes_features, routes_images, routes_responses, routes_service
 from max_zimage.serving.http.callers import Callers
 from max_zimage.serving.http.middleware import AccessMiddleware, internal_error
 from max_zimage.serving.http.state import ServerState
@@ -23,7 +23,7 @@ def make_app(state: ServerState) -> ASGIApp:
     """Put together the routes, the error answers and the gate before them."""
     app = FastAPI(title="max_zimage", version=__version__, description="Pictures from prompts with Z-Image.")
     app.state.server = state
-    for module in (routes_images, routes_edits, routes_responses, routes_service):
+    for module in (routes_images, routes_edits, routes_features, routes_responses, routes_service):
         app.include_router(module.router)
 
     def answer(error: ApiError) -> Response:

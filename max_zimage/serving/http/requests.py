@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.modeling.types import RequestID
 
-from max_zimage.errors import RequestError
+from max_zimage.errors import CheckpointError, RequestError
+from max_zimage.images.save import ImageFileError
+from max_zimage.pipeline.bound_adapters import opened
 from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.loras import without_folders
+from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy, written_parameters
@@ -63,11 +68,16 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, **more: An
             "output_compression: png has no quality; set output_format to jpeg or webp, or leave it out",
             "output_compression",
         )
+    values = given(body)
+    if "features" in values:
+        values["features"] = features_of_text(values["features"])
+    elif body.prompt is None:
+        raise bad_request("prompt: field required, a string, or features in its place", "prompt")
     height, width = size_of(body.size)
     steps = _steps(served, body)
     asked = request_of(
         served,
-        **given(body) | {"prompt": body.prompt, "height": height, "width": width, "num_inference_steps": steps} | more,
+        **values | {"prompt": body.prompt, "height": height, "width": width, "num_inference_steps": steps} | more,
         num_images_per_prompt=body.n or 1,
     )
     return make_context(
@@ -123,6 +133,36 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
         raise over_limit("steps", asked.num_evaluations, limits.steps, "evaluations of the model")
     if asked.num_images > limits.images:
         raise over_limit(names.of("num_images_per_prompt"), asked.num_images, limits.images, "pictures a request")
+    check_texts(limits, asked, names)
+    if negative and not asked.uses_negative:
+        raise bad_request(
+            "negative_prompt: guidance is off, and it would do nothing; set guidance_scale or nag_scale above 0, or "
+            "leave it out",
+            "negative_prompt",
+        )
+
+
+def features_of_text(text: str) -> PromptFeatures:
+    """Features as JSON has them: base64 of a file.
+
+    Raises:
+        ApiError: 400 if they are none.
+    """
+    try:
+        return PromptFeatures.from_bytes(base64.b64decode(text, validate=True))
+    except ImageFileError as error:
+        raise bad_request(str(error), "features") from error
+    except ValueError as error:
+        message = "features: must be base64 of a file of features, which /v1/prompt-features answers"
+        raise bad_request(message, "features") from error
+
+
+def check_texts(limits: ServerLimits, asked: GenerationRequest, names: ApiNames) -> None:
+    """Refuse texts that are longer than this server allows.
+
+    Raises:
+        ApiError: 400.
+    """
     texts = {"prompt": asked.prompts, "negative_prompt": asked.negative_prompts}
     # Together, for a picture's file holds them together.
     texts["system_prompt"] = (asked.system_prompt + asked.thinking_content + asked.assistant_content,)
@@ -130,12 +170,6 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
         longest = max(map(len, each), default=0)
         if longest > limits.prompt_characters:
             raise over_limit(names.param(name) or name, longest, limits.prompt_characters, "characters")
-    if negative and not asked.uses_negative:
-        raise bad_request(
-            "negative_prompt: guidance is off, and it would do nothing; set guidance_scale or nag_scale above 0, or "
-            "leave it out",
-            "negative_prompt",
-        )
 
 
 def check_pixels(limits: ServerLimits, height: int, width: int, names: ApiNames = IMAGES) -> None:
@@ -161,6 +195,7 @@ def make_context(
     Raises:
         ApiError: 400 if the prompt has too many tokens.
     """
+    check_loras(served, asked, names)
     try:
         return served.tokenizer.make_context(
             asked,
@@ -173,6 +208,20 @@ def make_context(
         )
     except (RequestError, TokenizerError, InputError) as error:
         raise refused(error, names) from error
+
+
+def check_loras(served: ServedModel, asked: GenerationRequest, names: ApiNames) -> None:
+    """Refuse adapters that do not fit the checkpoint, before the request waits for its turn.
+
+    Raises:
+        ApiError: 400, with what does not fit.
+    """
+    for lora in asked.loras:
+        try:
+            opened(lora, served.tokenizer.specs)
+        except CheckpointError as error:
+            said = f"{names.of('loras')}: {without_folders(str(error), [lora])}"
+            raise bad_request(said, names.param("loras")) from error
 
 
 def size_of(text: str | None) -> tuple[int | None, int | None]:

@@ -64,5 +64,6 @@ def _model(request: Request) -> dict[str, Any]:
             "steps": defaults.num_inference_steps,
             "guidance_scale": defaults.guidance_scale,
         },
+        "loras": list(served.tokenizer.limits.lora_files.names()),
         "limits": {"pixels": limits.pixels, "steps": limits.steps, "n": limits.images},
     }

@@ -24,7 +24,7 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    prompt: Annotated[str, Field(description="What to show.")]
+    prompt: Annotated[str | None, Field(description="What to show; features may stand in its place.")] = None
     model: Annotated[str | None, Field(description="The served model's name, or nothing.")] = None
     n: Annotated[int | None, Field(ge=1, description="Pictures; picture k has seed + k.")] = None
     size: Annotated[str | None, Field(description='"WIDTHxHEIGHT", or "auto": the checkpoint\'s.')] = None

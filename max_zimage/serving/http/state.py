@@ -63,6 +63,11 @@ class ServerState:
             f", user {user!r}" if user else "",
         )
 
+    def note_texts(self, job: Job, user: str | None) -> None:
+        """The same of one that is only encoded."""
+        tokens = len(job.context.tokens.array)
+        _log.info("request %s: %d tokens to encode%s", job.name, tokens, f", user {user!r}" if user else "")
+
 
 def state_of(request: Request) -> ServerState:
     """The server that a request came to."""

@@ -24,6 +24,9 @@ from max_zimage.serving.settings import usual_pictures
 MAX_PICTURES_VARIABLE = "MAX_ZIMAGE_MAX_BATCH_PICTURES"
 """Pictures that may share a batch; MAX hands its worker no settings of ours, so the environment does."""
 
+EMBEDDING_CACHE_VARIABLE = "MAX_ZIMAGE_EMBEDDING_CACHE_BYTES"
+"""Bytes of features that the worker keeps; likewise."""
+
 
 class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextType]):
     """MAX's pipeline of pictures with the project's scheduler.
@@ -34,7 +37,9 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what MAX's registry passes."""
+        from max_zimage.pipeline.zimage import ZImagePipeline
         from max_zimage.serving.worker.step_scheduler import StepScheduler
+        from max_zimage.text.kept_features import KeptFeatures
 
         server = multiprocessing.parent_process()
         if MAX_PICTURES_VARIABLE in os.environ and server is not None:
@@ -42,6 +47,9 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
         super().__init__(*args, **kwargs)
         usual = usual_pictures(on_host=self._devices[0].is_host)
         self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, usual))
+        model, kept = getattr(self, "_pipeline_model", None), int(os.environ.get(EMBEDDING_CACHE_VARIABLE, "0"))
+        if kept and isinstance(model, ZImagePipeline):
+            model.text_encoder.kept_features = KeptFeatures(kept)
         max_scheduler.OneShotScheduler = StepScheduler  # type: ignore[misc]
 
 

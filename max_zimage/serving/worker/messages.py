@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from max.pipelines.context import GenerationStatus
 from max.pipelines.context.outputs import GenerationOutput
@@ -28,6 +28,7 @@ class Progress:
         seconds: What it took so far, by stage; complete with the last step only.
         batch: Pictures that share the steps, those of other requests included.
         graphs: The worker's `max_zimage.compile.modules.counts`.
+        embeddings: Its `max_zimage.text.kept_features.KeptFeatures.figures`; empty where it keeps none.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Progress:
     seconds: Mapping[str, float]
     batch: int
     graphs: Mapping[str, int]
+    embeddings: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

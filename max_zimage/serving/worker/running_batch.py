@@ -48,7 +48,8 @@ class RunningBatch:
         self._pipeline, self.contexts = pipeline, list(contexts)
         self.seconds = Seconds()
         spec = pipeline.sources.specs.schedule
-        inputs = inputs_of_contexts(self.contexts, spec, pipeline.transformer, pipeline.vae)
+        parts = pipeline.transformer, pipeline.vae, pipeline.text_encoder
+        inputs = inputs_of_contexts(self.contexts, spec, *parts)
         self._tiling = inputs.tiling
         pipeline.vae.expect(self._tiling, inputs.height, inputs.width)
         self._run = pipeline.denoising(inputs)

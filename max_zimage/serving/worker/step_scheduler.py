@@ -25,15 +25,21 @@ from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
 from max.serve.scheduler_result import SchedulerResult
 
 from max_zimage.compile.modules import counts
-from max_zimage.pipeline.context import ZImageContext, step_cache_of
+from max_zimage.pipeline.bound_adapters import NotApplied
+from max_zimage.pipeline.context import ZImageContext, asked_of, step_cache_of
 from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
 from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.request.loras import without_folders
 from max_zimage.serving.worker.encoding import final_output
 from max_zimage.serving.worker.messages import Failure, Preview, Progress, failure_output, progress_output
 from max_zimage.serving.worker.previews import Previewer, preview_steps
+from max_zimage.serving.worker.prompt_features import encoded_output
 from max_zimage.serving.worker.running_batch import Pixels, RunningBatch
 
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
+
+NOT_APPLIED = "lora_not_applied"
+"""The code of an answer to a request whose adapters cannot be added to the weights."""
 
 _log = logging.getLogger("max_zimage.serving")
 
@@ -69,6 +75,8 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         if self._running or self._waiting:
             try:
                 self._work()
+            except NotApplied as error:
+                self._refuse(error)
             except Exception:
                 self._fail()
         elif not self._encoding:
@@ -117,25 +125,27 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
 
     def _finish(self, context: ZImageContext, pixels: Pixels, finite: Flags) -> None:
         """Encode a request's pictures; without any that is finite, say why there are none."""
-        suspects = usual_suspects(cast(ZImagePipeline, self._model).transformer.dtype_name, step_cache_of(context))
+        names = [each.name for each in asked_of(context).loras]
+        dtype = cast(ZImagePipeline, self._model).transformer.dtype_name
+        suspects = usual_suspects(dtype, step_cache_of(context), names)
         problem = explained("the picture came out as NaN or infinity instead of colours", suspects)
         if finite.any():
             work = self._encoder.submit(final_output, context, pixels, finite, problem)
             self._encoding[context.request_id] = work
             return
         _log.error("request %s: %s", context.request_id, problem)
-        if context.listens:
-            output = failure_output(context.request_id, Failure(code=CODE, message=problem))
-            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
-        self._cancel([context.request_id])
+        self._end(context, Failure(code=CODE, message=problem))
 
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
         batch: list[ZImageContext] = []
-        pictures, key = 0, self._waiting[0].sharing  # empty in a context that was filled by hand: it goes alone
+        first = self._waiting[0]
+        # Empty in a context that was filled by hand: it goes alone, as does one that is only encoded.
+        pictures, key = 0, "" if first.encodes else first.sharing
         for context in self._waiting:
             count = context.num_images_per_prompt
-            if not batch or (key and context.sharing == key and pictures + count <= self._max_pictures):
+            shares = bool(key) and not context.encodes and context.sharing == key
+            if not batch or (shares and pictures + count <= self._max_pictures):
                 batch.append(context)
                 pictures += count
         begun = {context.request_id for context in batch}
@@ -143,9 +153,14 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         # Said before anything is computed: should it end this process, the server knows whose request it was.
         for context in batch:
             steps = context.steps_in_all
-            self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, graphs=dict(counts)))
+            figures = {"graphs": dict(counts), "embeddings": self._embeddings()}
+            self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, **figures))
         self._starting = batch
-        self._running = RunningBatch(cast(ZImagePipeline, self._model), batch)
+        model = cast(ZImagePipeline, self._model)
+        if first.encodes:
+            self._answer(first.request_id, SchedulerResult.create(cast(Any, encoded_output(model, first))))
+            return
+        self._running = RunningBatch(model, batch)
 
     def _report(self, running: RunningBatch) -> None:
         done = running.is_denoised
@@ -155,11 +170,16 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             seconds=asdict(running.seconds),
             batch=sum(context.num_images_per_prompt for context in running.contexts),
             graphs=dict(counts),
+            embeddings=self._embeddings(),
         )
         for context in running.contexts:
             due = running.step in preview_steps(running.num_steps, context.previews)
             if due or done or context.reports:
                 self._tell(context, progress, self._previews(running, context) if due else ())
+
+    def _embeddings(self) -> dict[str, int]:
+        kept = None if self._model is None else self._model.text_encoder.kept_features
+        return {} if kept is None else kept.figures()
 
     def _previews(self, running: RunningBatch, context: ZImageContext) -> Sequence[Preview]:
         rows = running.rows_of(context.request_id)
@@ -176,6 +196,20 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
                 except Exception:
                     _log.exception("request %s: its pictures cannot be encoded", request)
                     self._cancel([request])
+
+    def _refuse(self, error: NotApplied) -> None:
+        """Say of a batch why its adapters cannot be had; others are served with theirs."""
+        for context in self._starting:
+            _log.error("request %s: %s", context.request_id, error)
+            message = without_folders(str(error), asked_of(context).loras)
+            self._end(context, Failure(code=NOT_APPLIED, message=message))
+
+    def _end(self, context: ZImageContext, failure: Failure) -> None:
+        """Answer a request that gets no pictures, and say why."""
+        if context.listens:
+            output = failure_output(context.request_id, failure)
+            self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
+        self._cancel([context.request_id])
 
     def _fail(self) -> None:
         """Answer the batch that raised. The cause goes into the log once; MAX's protocol carries none."""

@@ -1,0 +1,112 @@
+"""Components out of a checked checkpoint: whether their weights fit, and the weights loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from max.driver import Device
+from max.engine import InferenceSession
+from max.graph.weights import SafetensorWeights
+from max.pipelines.diffusion.config import DenoisingCacheConfig
+from max.pipelines.lib.config import PipelineConfig
+from max.pipelines.modeling.base.component_model import ComponentModel
+
+from max_zimage.components import NoTextEncoder, ZImageComponent
+from max_zimage.device.memory import available_memory, check_device_memory, check_memory
+from max_zimage.host.processes import check_process
+from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
+from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
+from max_zimage.request.checks import whole_number
+
+PathName = str | os.PathLike[str]
+
+UNPREFIXED_COMPONENT = "transformer"
+"""Takes weight files that stand in no component's folder."""
+DEFAULT_STEPS = 50
+"""Of a checkpoint that is not distilled."""
+
+
+def sources_of(
+    config: PipelineConfig,
+    weight_paths: Sequence[Path],
+    unprefixed: str,
+    device: Device,
+    default_steps: int,
+    without: Sequence[str] = (),
+    quantize: Quantize = None,
+) -> CheckpointManifest:
+    """Find and check a checkpoint; see `find_sources` and `max_zimage.pipeline.storages`."""
+    storages = storages_of(os.environ.get(VARIABLE) if quantize is None else quantize, device)
+    found = find_sources(config, weight_paths, unprefixed, device, default_steps, without)
+    return with_storages(found, storages)
+
+
+def checked_cache_bytes(given: int | None) -> int:
+    """Bytes of a cache of features; 0 for none.
+
+    Raises:
+        RequestError: If it is no whole number of at least 0.
+    """
+    return 0 if given is None else whole_number("embedding_cache_bytes", given, low=0, high=2**50)
+
+
+def check_fits(sources: CheckpointManifest, device: Device) -> None:
+    """Compare the weights with the memory there is.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+    """
+    check_fit(list(sources.nbytes.values()), device)
+
+
+def check_fit(sizes: Sequence[int], device: Device) -> None:
+    """The same of the bytes of each component.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+    """
+    # Weights pass through host memory whatever the device is, on the way to a GPU one component at a time.
+    check_memory(sum(sizes) if device.is_host else max(sizes), available_memory())
+    if not device.is_host:
+        check_device_memory(sum(sizes), device)
+
+
+def new_session(devices: list[Device]) -> InferenceSession:
+    """Where graphs run.
+
+    Raises:
+        RuntimeError: If MAX cannot be used in this process because it is a fork.
+    """
+    check_process()
+    return InferenceSession(devices=devices)
+
+
+def load_components(
+    make: Mapping[str, type[ZImageComponent]],
+    sources: CheckpointManifest,
+    devices: list[Device],
+    session: InferenceSession,
+    cache_config: DenoisingCacheConfig | None,
+) -> dict[str, ComponentModel]:
+    """Load the weights of all components, from what was found of them.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit; raised before anything is loaded.
+    """
+    check_fits(sources, devices[0])
+    components: dict[str, ComponentModel] = {}
+    sizes = sources.nbytes
+    for name, component in make.items():
+        if name not in sources.plans:
+            components[name] = NoTextEncoder(sources.specs.text_encoder, sources.dtypes[name], devices[0])
+            continue
+        # Only the files' names: MAX would open them once more, as safetensors whatever they are.
+        unread: dict[str, Any] = {"tensors": frozenset(), "tensors_to_file_idx": {}, "_st_file_handles": {}}
+        weights, plan = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
+        what = sources.configs[name], sources.dtypes[name], devices, weights
+        components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)
+        made.nbytes_beside = sum(sizes.values()) - sizes[name]
+    return components

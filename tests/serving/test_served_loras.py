@@ -1,0 +1,149 @@
+"""A real server with a folder of adapters: what it lists, draws, and refuses."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from max_zimage import ZImagePipeline
+from max_zimage.cli.main import main
+from max_zimage.request.metadata import read_parameters
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http.requests import request_of
+from max_zimage.serving.served_model import served_model
+from max_zimage.serving.settings import ServerSettings
+from tests.references.diffusers_runs import Pair
+from tests.references.loras import STYLE, TEXT, write_adapter
+from tests.references.servers import Server, error_of
+from tests.request.test_repeat import encoded, keep, pixels, start
+
+SIZE: dict[str, Any] = {"size": "128x128", "steps": 2, "seed": 3}
+CALL: dict[str, Any] = {"width": 128, "height": 128, "num_inference_steps": 2, "seed": 3, "output_type": "np"}
+PROMPT = "a red star on a blue background"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters, one that fits no module, and one that lies elsewhere."""
+    root = tmp_path_factory.mktemp("adapters")
+    inside = root / "loras"
+    inside.mkdir()
+    write_adapter(inside / "style.safetensors", STYLE, TEXT)
+    write_adapter(inside / "other.safetensors", STYLE, seed=2)
+    (inside / "broken.safetensors").write_bytes(b"\0" * 100)
+    write_adapter(root / "secret.safetensors", STYLE, seed=3)
+    (inside / "outer.safetensors").symlink_to(root / "secret.safetensors")
+    return inside
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with Server(folder.parent, ["--lora-folder", "loras"]) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _given_back(embedded: Pair) -> Iterator[None]:
+    """The pipeline that tests share keeps the weights of its checkpoint."""
+    yield
+    embedded.ours.set_loras()
+
+
+def expected(embedded: Pair, **given: Any) -> np.ndarray:
+    return np.asarray(embedded.ours(PROMPT, **CALL | given))[0]
+
+
+def test_it_lists_what_may_be_named(server: Server) -> None:
+    (model,) = server.client.get("/v1/models").json()["data"]
+    assert model["loras"] == ["broken.safetensors", "other.safetensors", "style.safetensors"]
+
+
+def test_every_route_draws_with_them(server: Server, folder: Path, embedded: Pair, tmp_path: Path) -> None:
+    file = folder / "style.safetensors"
+    loras = [{"name": "style.safetensors", "scale": 0.5}]
+    keep(tmp_path / "a.png", server.draw(loras=loras, **SIZE))
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), expected(embedded, loras=[(file, 0.5)]))
+    (kept,) = read_parameters(tmp_path / "a.png").loras
+    assert (kept["name"], kept["scale"]) == ("style.safetensors", 0.5)
+    options = {"image": {"width": 128, "height": 128, "steps": 2, "output_format": "png"}}
+    body: dict[str, Any] = {"model": "tiny-zimage", "input": PROMPT, "seed": 3, "provider_options": options}
+    answer = server.post("/v1/responses", **body, metadata={"loras": json.dumps(loras)})
+    assert answer.status_code == 200, answer.text
+    (content,) = answer.json()["output"][0]["content"]
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(content["image_data"]))).convert("RGB"))
+    np.testing.assert_array_equal(drawn, pixels(tmp_path / "a.png"))
+    files = {"image": ("x.png", encoded(start(128, 128)))}
+    form = {"prompt": PROMPT, "seed": "3", "steps": "3", "loras": json.dumps(loras)}
+    keep(tmp_path / "b.png", server.client.post("/v1/images/edits", files=files, data=form))
+    given: dict[str, Any] = {"image": start(128, 128), "num_inference_steps": 3, "loras": [(file, 0.5)]}
+    np.testing.assert_array_equal(pixels(tmp_path / "b.png"), expected(embedded, **given))
+
+
+def test_sets_that_meet_in_the_queue(server: Server, folder: Path, embedded: Pair, tmp_path: Path) -> None:
+    """Sent together, and each drawn with its own."""
+    sets: list[list[tuple[str, float]]] = [
+        [("style.safetensors", 0.5)],
+        [],
+        [("other.safetensors", 1.0)],
+        [("other.safetensors", 0.5), ("style.safetensors", -0.25)],
+    ] * 2
+
+    def draw(number: int) -> Any:
+        return server.draw(**SIZE, loras=[{"name": name, "scale": scale} for name, scale in sets[number]])
+
+    with ThreadPoolExecutor(len(sets)) as pool:
+        answers = list(pool.map(draw, range(len(sets))))
+    for number, (answer, each) in enumerate(zip(answers, sets, strict=True)):
+        keep(tmp_path / f"{number}.png", answer)
+        wanted = expected(embedded, loras=[(folder / name, scale) for name, scale in each])
+        np.testing.assert_array_equal(pixels(tmp_path / f"{number}.png"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("loras", "message"),
+    [
+        *(
+            (
+                [{"name": name}],
+                f"loras[0]: {name!r} is none of this server's adapters; it has broken.safetensors, other",
+            )
+            for name in ("../secret.safetensors", "outer.safetensors", "/etc/passwd", "style", "sub/style.safetensors")
+        ),
+        ([{"name": "style.safetensors", "scale": "much"}], "loras[0].scale must be a finite number, got 'much'"),
+        ([{"name": "style.safetensors", "scale": 1e300}], "loras[0].scale must be 0, or from"),
+        ([{"name": "style.safetensors", "strength": 1}], "loras[0] has no strength; an adapter has name and scale"),
+        ([["style.safetensors", 1]], "loras"),
+        ("style.safetensors", "loras"),
+        ([{"name": "broken.safetensors"}], "loras: broken.safetensors"),
+    ],
+)
+def test_what_is_refused(server: Server, folder: Path, loras: Any, message: str) -> None:
+    answer = server.draw(loras=loras, **SIZE)
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert error["param"].startswith("loras")
+    assert message in error["message"]
+    assert str(folder) not in answer.text
+
+
+def test_a_server_without_a_folder(folder: Path) -> None:
+    """Has no adapters for anybody, whatever the checkpoint allows in Python."""
+    served = served_model(ServerSettings(name="x"), ZImagePipeline.prepare())
+    assert served.tokenizer.limits.lora_files.names() == ()
+    for name in ("style.safetensors", str(folder / "style.safetensors")):
+        with pytest.raises(ApiError, match=r"this server has no adapters; .* with --lora-folder"):
+            request_of(served, prompt="x", loras=[{"name": name}])
+
+
+def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "--lora-folder", str(tmp_path / "gone")]) == 2
+    assert f"--lora-folder {tmp_path / 'gone'} is no folder" in capsys.readouterr().err
