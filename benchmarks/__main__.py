@@ -26,6 +26,7 @@ PARTS = {
     "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
     "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
+    "storages": "quantized weights of the embedded model: pictures beside those of whole ones, and memory",
     "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
     "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
@@ -130,7 +131,7 @@ def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -
         from benchmarks import published_size
 
         return published_size.rows(quick=quick)
-    if part in ("additions", "tiles", "adapters", "serving"):
+    if part in ("storages", "additions", "tiles", "adapters", "serving"):
         module = import_module(f"benchmarks.{part}")
         found: list[Row] = module.rows(module.QUICK if quick else module.FULL, repeats)
         return found

@@ -13,7 +13,7 @@ from max_zimage.pipeline.manifest import CheckpointManifest
 
 VARIABLE = "MAX_ZIMAGE_QUANTIZE"
 """What is quantized where nothing else is said."""
-COMPONENTS = ("transformer", "text_encoder")
+COMPONENTS = ("text_encoder", "transformer")
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 """How they may keep them."""
 
