@@ -40,7 +40,7 @@ MUST_NOT_IMPORT = {
 }
 """Of everything else: graphs know nothing of requests, files and checkpoints; the references are for tests alone."""
 
-OPS_FILES = {"graphs/ops.py", "graphs/gpu_ops.py", "graphs/kernel_library.py"}
+OPS_FILES = {"graphs/ops.py", "graphs/code_ops.py", "graphs/gpu_ops.py", "graphs/kernel_library.py"}
 MOJO_NAMES = re.compile(r"custom_extensions|ops\.custom|inplace_custom|experimental\.custom|max\.nn\.kernels|\bmo\.")
 """What only these files may say: a Mojo op by name, MAX's or the project's own, and where a library of them is."""
 
