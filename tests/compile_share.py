@@ -8,6 +8,7 @@ from collections.abc import Generator
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import pytest
 
 _SHOWN = 10
@@ -42,6 +43,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Note with each report how much of its phase was compiling."""
     global _seconds
     report: Any = yield
+    # numpy's numbers do not go from one process to another.
+    report.user_properties = [
+        (name, value.item() if isinstance(value, np.generic) else value) for name, value in report.user_properties
+    ]
     report.compiling, _seconds = _seconds, 0.0
     return report
 
