@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
 # What processes that tests start and kill leave behind goes with the tests; pytest's own folders stay where they are.
-tempfile.gettempdir()
-_scratch = tempfile.TemporaryDirectory(prefix="mz-tests-", ignore_cleanup_errors=True)
-os.environ["TMPDIR"] = _scratch.name
+if "PYTEST_XDIST_WORKER" in os.environ:  # that is done already, and paths of sockets have to stay short
+    tempfile.tempdir = str(Path(os.environ["TMPDIR"]).parent)
+else:
+    tempfile.gettempdir()
+    _scratch = tempfile.TemporaryDirectory(prefix="mz-tests-", ignore_cleanup_errors=True)
+    os.environ["TMPDIR"] = _scratch.name
 
 pytest_plugins = ["tests.compile_share"]
 

@@ -48,7 +48,8 @@ def test_pictures_are_near_and_weights_small(
     assert small["transformer"] < 0.6 * whole["transformer"]  # much of the embedded model is modulation
     assert small["text_encoder"] < 0.6 * whole["text_encoder"]
     weights = quantized.transformer.kept_weights
-    assert sum(data.num_elements * data.dtype.size_in_bytes for data in weights.values()) == small["transformer"]
+    there = sum(data.num_elements * data.dtype.size_in_bytes for data in weights.values())
+    assert small["transformer"] <= there < 1.01 * small["transformer"]  # the last panels are filled up
 
 
 def test_hidden_layers_and_adapters(quantized: ZImagePipeline, tmp_path: Path) -> None:
