@@ -11,6 +11,8 @@ from max_zimage.checkpoint.tensors import Files
 def digest_of_weights(checked: LoadPlan) -> str:
     """Digest of the first and the last row of every tensor that a component loads, behind all transforms.
 
+    How its matrices are kept in memory is part of it.
+
     Reading all of a text encoder takes as long as loading it. Training and low-rank changes leave no row as it was.
 
     Args:
@@ -19,7 +21,7 @@ def digest_of_weights(checked: LoadPlan) -> str:
     Returns:
         "sha256:" and hexadecimal digits.
     """
-    files, found = Files(), hashlib.sha256()
+    files, found = Files(), hashlib.sha256((checked.kept_as or "").encode())
     for recipe in sorted(checked.recipes, key=lambda each: each.engine):
         for part in recipe.parts:
             found.update(f"{recipe.engine} {list(part.shape)}".encode())

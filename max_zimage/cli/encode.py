@@ -65,6 +65,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[CheckedEncoder, GenerationRe
         dtype=arguments.dtype or "auto",
         weight_path=arguments.weight_path,
         templates_dir=arguments.templates_dir,
+        quantize=arguments.quantize,
     )
     given = given_fields(arguments)
     settings = {name: given[name] for name in TEXT_FIELDS if name in given}

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from max_zimage import embedded
+from max_zimage.cli.common import QUANTIZE_HELP
 from max_zimage.cli.field_flags import add_flag
 
 TEXT_FIELDS = (
@@ -47,3 +48,4 @@ def add_encode(commands: argparse._SubParsersAction[Any], shared: argparse.Argum
     model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
     model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+    model.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)

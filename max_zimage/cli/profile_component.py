@@ -27,6 +27,8 @@ def component(arguments: argparse.Namespace) -> Subject:
     Raises:
         ValueError: If anything is wrong with them.
     """
+    if arguments.quantize is not None:
+        raise ValueError("quantize is for the profile of a picture; leave it out, or leave --component out")
     (device,) = load_devices([device_spec(arguments.device)])
     check_libraries(device)
     dtype = model_dtype(arguments.dtype or "auto", device)

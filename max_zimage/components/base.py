@@ -18,7 +18,7 @@ from max.pipelines.modeling.config_enums import SupportedEncoding
 
 from max_zimage.checkpoint.expand import ParameterTable
 from max_zimage.checkpoint.formats import open_source
-from max_zimage.checkpoint.load import load
+from max_zimage.checkpoint.load import load, scales_of
 from max_zimage.checkpoint.locate import paths_of
 from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.checkpoint.transforms.base import Transform
@@ -199,8 +199,8 @@ class ZImageComponent(ComponentModel):
         if self._weights is None:
             self._bind(self.placed(self.all_weights()))
         else:
-            names = changed if self.device.is_host else self._weights
-            self._bind({name: self._weights[name] for name in names})
+            names = [*map(scales_of, changed), *changed] if self.device.is_host else [*self._weights]
+            self._bind({name: self._weights[name] for name in names if name in self._weights})
 
     def _bind(self, weights: Mapping[str, Buffer]) -> None:
         prefixes = {entry_of(graph.name).prefix for graph in self._graphs}

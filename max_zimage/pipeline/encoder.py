@@ -6,7 +6,7 @@ Where a transformer's configuration lies in the checkpoint, its positions say ho
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from max_zimage.components import ZImageTextEncoderModel
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.pipeline import encoding
-from max_zimage.pipeline.load_components import PathName, check_fit, checked_cache_bytes, new_session
+from max_zimage.pipeline.load_components import PathName, asked_storages, check_fit, checked_cache_bytes, new_session
 from max_zimage.pipeline.manifest import check_device, text_encoder_plan
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
@@ -102,6 +102,7 @@ class ZImageTextEncoder:
         dtype: str = "auto",
         weight_path: PathName | Sequence[PathName] = (),
         templates_dir: PathName | None = None,
+        quantize: str | Mapping[str, str] | None = None,
         embedding_cache_bytes: int | None = None,
     ) -> CheckedEncoder:
         """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
@@ -113,6 +114,7 @@ class ZImageTextEncoder:
             dtype: As there.
             weight_path: Files of the text encoder in place of the checkpoint's own.
             templates_dir: As there.
+            quantize: As there; what it says of the transformer is the transformer's.
             embedding_cache_bytes: As there.
 
         Raises:
@@ -121,6 +123,7 @@ class ZImageTextEncoder:
         devices = load_devices([device_spec(device)])
         chosen, cache_bytes = model_dtype(dtype, devices[0]), checked_cache_bytes(embedding_cache_bytes)
         check_device(devices[0])
+        storages = asked_storages(quantize, devices[0])
         directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=_OTHERS)
         config = read_config(directory, "text_encoder")
         given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
@@ -133,6 +136,7 @@ class ZImageTextEncoder:
         checked = text_encoder_plan(
             spec, [Path(path) for path in given] or find_component_files(directory, "text_encoder")
         )
+        checked = replace(checked, kept_as=storages.get("text_encoder"))
         tokenizer = PromptTokenizer(directory / "tokenizer", embeddings=spec.vocab_size, positions=limits.max_tokens)
         return CheckedEncoder(
             devices=devices,

@@ -16,6 +16,7 @@ from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage.components import NoTextEncoder, ZImageComponent
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
+from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
@@ -39,9 +40,14 @@ def sources_of(
     quantize: Quantize = None,
 ) -> CheckpointManifest:
     """Find and check a checkpoint; see `find_sources` and `max_zimage.pipeline.storages`."""
-    storages = storages_of(os.environ.get(VARIABLE) if quantize is None else quantize, device)
+    storages = asked_storages(quantize, device)
     found = find_sources(config, weight_paths, unprefixed, device, default_steps, without)
     return with_storages(found, storages)
+
+
+def asked_storages(quantize: Quantize, device: Device) -> dict[str, Storage]:
+    """What is to be quantized; see `storages_of`. None is what the variable says."""
+    return storages_of(os.environ.get(VARIABLE) if quantize is None else quantize, device)
 
 
 def checked_cache_bytes(given: int | None) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,12 +12,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pytest
-from max.driver import Device
+from max.driver import Buffer, Device
 
 from benchmarks.measure import psnr
-from max_zimage import ZImagePipeline
+from max_zimage import ZImagePipeline, ZImageTextEncoder
+from max_zimage.checkpoint.adapters import added, open_adapter
+from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.cli.main import main
 from max_zimage.compile import modules
+from max_zimage.components import ZImageComponent
 from max_zimage.pipeline.storages import VARIABLE, storages_of
 from max_zimage.request.metadata import read_parameters
 from tests.recording import RecordProperty
@@ -62,6 +67,35 @@ def test_hidden_layers_and_adapters(quantized: ZImagePipeline, tmp_path: Path) -
     assert not np.array_equal(base, with_it)
     np.testing.assert_array_equal(draw(quantized), base)
     assert modules.counts["misses"] == before
+
+
+def test_features_of_an_encoder_alone(quantized: ZImagePipeline) -> None:
+    """The same numbers under the same digest, which is not that of whole weights."""
+    alone = ZImageTextEncoder.from_pretrained(device="cpu", quantize=WORDS)
+    ours, theirs = quantized.encode("a red star"), alone.encode("a red star")
+    np.testing.assert_array_equal(ours.positive, theirs.positive)
+    assert ours.made_by.encoder_digest == theirs.made_by.encoder_digest
+    whole = ZImageTextEncoder.prepare(device="cpu").plan
+    assert digest_of_weights(whole) != theirs.made_by.encoder_digest
+    assert digest_of_weights(replace(whole, kept_as="q4")) == theirs.made_by.encoder_digest
+
+
+def test_a_switch_that_fails_leaves_codes_and_scales(
+    quantized: ZImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = draw(quantized)
+    adapter = write_adapter(tmp_path / "style.safetensors", STYLE)
+    component, bind = quantized.transformer, ZImageComponent._bind
+
+    def failing(self: ZImageComponent, weights: Mapping[str, Buffer]) -> None:
+        bind(self, weights)
+        monkeypatch.setattr(ZImageComponent, "_bind", bind)
+        raise OSError("gone")
+
+    monkeypatch.setattr(ZImageComponent, "_bind", failing)
+    with pytest.raises(Exception, match="gone"):
+        component.bind([added([(open_adapter(adapter.path, quantized.sources.specs), 3.0)], "transformer")])
+    np.testing.assert_array_equal(draw(quantized), base)
 
 
 def test_the_command_line_remembers(quantized: ZImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

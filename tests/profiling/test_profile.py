@@ -174,6 +174,10 @@ def test_a_component_of_the_embedded_widths(
 
 REFUSED = {
     "component": (["--component", "unet"], "argument --component: invalid choice: 'unet'"),
+    "quantize": (
+        ["--component", "transformer", "--quantize", "transformer=int8"],
+        "quantize is for the profile of a picture; leave it out, or leave --component out",
+    ),
     "batch": (["--component", "vae", "--batch", "0"], "argument --batch: must be at least 1, got 0"),
     "warmup": (["--warmup", "-1"], "argument --warmup: must be at least 0, got -1"),
     "tokens": (
