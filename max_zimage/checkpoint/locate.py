@@ -34,6 +34,7 @@ _WEIGHT_STEMS: Mapping[str, str] = {
     "transformer": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+_GGUF_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -79,10 +80,11 @@ def find_component_files(model_dir: Path, component: str, *, flat: bool = False)
         flat: Whether `model_dir` is the component's own folder.
 
     Returns:
-        The one file, or the shards that the index names, in order. Other files of the folder play no part.
+        The one file, or the shards that the index names, in order; where neither is there, the one GGUF file, or its
+        shards. Other files of the folder play no part.
 
     Raises:
-        CheckpointError: If there are none, a shard is absent, the index is damaged, or both forms are there.
+        CheckpointError: If there are none, a shard is absent, the index is damaged, or it could be one of several.
     """
     folder = model_dir if flat else model_dir / component
     if not folder.is_dir():
@@ -93,9 +95,32 @@ def find_component_files(model_dir: Path, component: str, *, flat: bool = False)
         raise CheckpointError(f"{folder} holds both {single.name} and {index.name}; remove the one that is out of date")
     if is_there(single):
         return [single]
-    if not is_there(index):
-        raise CheckpointError(f"{folder} holds neither {single.name} nor {index.name}; found {_listing(folder)}")
-    return shards(index)
+    if is_there(index):
+        return shards(index)
+    if files := _gguf_files(folder):
+        return files
+    raise CheckpointError(
+        f"{folder} holds neither {single.name} nor {index.name} nor a GGUF file; found {_listing(folder)}"
+    )
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    """The one GGUF file of a folder, or all shards of one; none if there is none."""
+    found = sorted(folder.glob("*.gguf"))
+    sets: dict[str, list[Path]] = {}
+    for file in found:
+        part = _GGUF_SHARD.fullmatch(file.name)
+        sets.setdefault(f"{part[1]} of {part[2]}" if part else file.name, []).append(file)
+    if len(sets) > 1:
+        raise CheckpointError(
+            f"{folder} holds several GGUF files: {', '.join(file.name for file in found)}; leave one, or name it by "
+            "--weight-path (weight_path= in Python)"
+        )
+    for files in sets.values():
+        part = _GGUF_SHARD.fullmatch(files[0].name)
+        if part and len(files) != int(part[2]):
+            raise CheckpointError(f"{folder} holds {len(files)} of the {int(part[2])} shards of {files[0].name}")
+    return found
 
 
 def read_config(model_dir: Path, component: str, *, flat: bool = False) -> dict[str, object]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from max_zimage.device.dtypes import ModelDtype
 
 _CHUNK = 1 << 20  # numbers converted at a time: the temporaries stay in the processor's cache
 _MAX_THREADS = 8
+T = TypeVar("T")
 
 
 class Files(dict[Path, mmap.mmap]):
@@ -95,18 +96,23 @@ class Tensor(ABC):
             round_to(target[begin * width : end * width], self.rows(begin, end, files).reshape(-1))
 
         starts = range(0, count, step)
-        if not self.in_threads or len(starts) == 1:
+        if not self.in_threads:
             for begin in starts:
                 fill_rows(begin)
             return
         _ = files[self.file]  # mapped once, before threads look for it
-        with ThreadPoolExecutor(min(_MAX_THREADS, len(starts), os.cpu_count() or 1)) as threads:
-            for _done in threads.map(fill_rows, starts):
-                pass
+        at_once(fill_rows, starts)
 
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
         """The numbers where the file is mapped, if they stand there in the model's dtype; keeps the map alive."""
         return None
+
+
+def at_once(make: Callable[[T], None], pieces: Sequence[T]) -> None:
+    """Make pieces at the same time, by as many threads as there are processors, eight at most."""
+    with ThreadPoolExecutor(max(1, min(_MAX_THREADS, len(pieces), os.cpu_count() or 1))) as threads:
+        for _done in threads.map(make, pieces):
+            pass
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def serve(arguments: argparse.Namespace) -> int:
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
+            weight_path=settings.weight_paths,
             step_cache=settings.step_cache,
             quantize=arguments.quantize,
         )
@@ -73,6 +74,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         port=arguments.port,
         device=arguments.device,
         dtype=arguments.dtype or "auto",
+        weight_paths=tuple(arguments.weight_path),
         api_key=_api_key(arguments.api_key_file),
         allow_remote_images=arguments.allow_remote_images,
         restart=arguments.restart,

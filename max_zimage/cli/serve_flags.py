@@ -36,6 +36,9 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--port", type=int, default=ServerSettings.port, help="8000 if not given")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+    parser.add_argument(
+        "--weight-path", action="append", metavar="FILE", default=[], help="in place of the model's weights; repeatable"
+    )
     parser.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
     _add_running(parser)

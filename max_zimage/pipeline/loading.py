@@ -103,9 +103,12 @@ def check_model(
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
     directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=without)
-    config = pipeline_config(directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
+    described = (directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
+    config = pipeline_config(*described)
     paths = [Path(path) for path in given]
     found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS, without, quantize)
+    if paths:
+        config = pipeline_config(*described, {name: files for name, files in found.files.items() if files[0] in paths})
     sources = found.with_step_cache(cache)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))

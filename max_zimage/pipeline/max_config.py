@@ -7,7 +7,7 @@ strictly once, and every part's configuration where it is needed (`max_zimage.ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,11 @@ class PartConfig(MAXModelConfig):
 
 
 def pipeline_config(
-    directory: Path, device: DeviceSpec, dtype: str | None, flags: Mapping[str, bool | int]
+    directory: Path,
+    device: DeviceSpec,
+    dtype: str | None,
+    flags: Mapping[str, bool | int],
+    weight_files: Mapping[str, Sequence[Path]] | None = None,
 ) -> PipelineConfig:
     """Make MAX's configuration of a checkpoint.
 
@@ -39,6 +43,7 @@ def pipeline_config(
         device: Where all parts run.
         dtype: MAX's word for the dtype of all parts; None leaves it to the device.
         flags: Of a step cache, as MAX names them.
+        weight_files: Component -> its files in place of the checkpoint's own, so that a worker reads them, too.
 
     Raises:
         CheckpointError: If `model_index.json` is not that of a pipeline that is implemented.
@@ -47,7 +52,8 @@ def pipeline_config(
     shared: dict[str, Any] = {"model_path": str(directory), "device_specs": [device]}
     if dtype is not None:
         shared["quantization_encoding"] = dtype
-    parts = {part: PartConfig(**shared, subfolder=part) for part in PARTS}
+    files = {part: [path.resolve() for path in paths] for part, paths in (weight_files or {}).items()}
+    parts = {part: PartConfig(**shared, subfolder=part, weight_path=files.get(part, [])) for part in PARTS}
     metadata = {key: value for key, value in index.items() if key not in PARTS} | {"_class_name": PIPELINE_CLASSES[0]}
     models = ModelManifest(parts, metadata=metadata)
     return PipelineConfig.from_args(PipelineArgs.from_flat_kwargs(models=models, **flags))

@@ -23,12 +23,14 @@ class DrawnBy:
         dtype: Of weights and computation.
         device: "cpu" or "gpu".
         quantize: Which components keep quantized weights, and how.
+        weight_paths: Weight files in place of the model's own, as they were named.
     """
 
     model: str
     dtype: str
     device: str
     quantize: str
+    weight_paths: tuple[str, ...] = ()
 
 
 def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list[str]:
@@ -41,7 +43,7 @@ def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list
     if source is None or not asked.is_repeatable:
         return []
     return [
-        GenerationParameters.of(asked, **asdict(source), weight_paths=(), picture=picture).to_json()
+        GenerationParameters.of(asked, **asdict(source), picture=picture).to_json()
         for picture in range(asked.num_images)
     ]
 

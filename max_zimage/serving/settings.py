@@ -63,6 +63,7 @@ class ServerSettings:
         port: Port to listen on.
         device: As in `ZImagePipeline.from_pretrained`.
         dtype: As in `ZImagePipeline.from_pretrained`.
+        weight_paths: Weight files in place of the checkpoint's own.
         api_key: What clients must send; None lets everybody in.
         allow_remote_images: Whether images may be given as http(s) URLs, which the server then fetches.
         restart: Whether a worker that dies is started again.
@@ -86,6 +87,7 @@ class ServerSettings:
     port: int = 8000
     device: str = "auto"
     dtype: str = "auto"
+    weight_paths: tuple[str, ...] = ()
     api_key: str | None = None
     allow_remote_images: bool = False
     restart: bool = False

@@ -6,8 +6,9 @@ order says nothing. What changes no number leaves the checkpoint's tensors as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import fsum, isfinite, prod
 
 import numpy as np
@@ -17,10 +18,11 @@ from max_zimage.checkpoint.adapters.adapter import Adapter
 from max_zimage.checkpoint.adapters.changes import Added, Change, blocks
 from max_zimage.checkpoint.adapters.modules import Stretch, parameter_table, targets
 from max_zimage.checkpoint.numbers import Bits, FloatArray, round_to
-from max_zimage.checkpoint.tensors import Files, Source, Tensor
+from max_zimage.checkpoint.tensors import Files, Source, Tensor, at_once
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.errors import AdapterError
 
+Made = Callable[[], FloatArray]
 
 @dataclass(frozen=True)
 class Place:
@@ -103,17 +105,25 @@ class Adapted(Tensor):
 
     @override
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
-        values = np.concatenate([piece for _, piece in self._pieces(begin, end, files)])
+        values = np.concatenate([made() for _, made in self._pieces(begin, end, files)])
         return values.reshape(end - begin, *self.shape[1:])
 
     @override
     def fill(self, target: Bits, files: Files) -> None:
         width = prod(self.shape[1:])
-        for begin, piece in self._pieces(0, self.shape[0], files):
-            round_to(target[begin * width : begin * width + piece.size], piece.reshape(-1))
 
-    def _pieces(self, begin: int, end: int, files: Files) -> Iterator[tuple[int, FloatArray]]:
-        """First row and float32 [rows, width] of consecutive pieces that make up the rows asked for."""
+        def fill_piece(piece: tuple[int, Made]) -> None:
+            begin, values = piece[0], piece[1]()
+            round_to(target[begin * width : begin * width + values.size], values.reshape(-1))
+
+        at_once(fill_piece, list(self._pieces(0, self.shape[0], files)))
+
+    def _pieces(self, begin: int, end: int, files: Files) -> Iterator[tuple[int, Made]]:
+        """First row of consecutive pieces that make up the rows asked for, and what makes their float32 [rows, width].
+
+        What all pieces of a part need is read before the first; they may then be made at the same time.
+        """
+        _ = files[self.base.file]  # mapped once, before threads look for it
         done = begin
         for part in self.changed:
             yield from self._unchanged(done, min(part.begin, end), files)
@@ -121,29 +131,35 @@ class Adapted(Tensor):
             done = max(done, min(part.end, end))
         yield from self._unchanged(done, end, files)
 
-    def _unchanged(self, begin: int, end: int, files: Files) -> Iterator[tuple[int, FloatArray]]:
+    def _unchanged(self, begin: int, end: int, files: Files) -> Iterator[tuple[int, Made]]:
         for first, last in blocks(begin, end, prod(self.shape[1:])):
-            yield first, _rows(self.base, first, last, files)
+            yield first, partial(_rows, self.base, first, last, files)
 
-    def _of_part(self, part: Changed, begin: int, end: int, files: Files) -> Iterator[tuple[int, FloatArray]]:
+    def _of_part(self, part: Changed, begin: int, end: int, files: Files) -> Iterator[tuple[int, Made]]:
         if begin >= end:
             return
         ready = [each.ready(files) for each in part.contributions]
         for first, last in blocks(part.begin, part.end, prod(self.shape[1:])):
             if first < end and last > begin:
-                weight = _rows(self.base, first, last, files)
-                with np.errstate(all="ignore"):  # what comes of it is looked at
-                    added = ready[0](first - part.begin, last - part.begin, weight)
-                    for other in ready[1:]:
-                        added = added + other(first - part.begin, last - part.begin, weight)
-                    summed = weight + added
-                if not np.isfinite(summed).all():
-                    modules = ", ".join(sorted({each.change.module for each in part.contributions}))
-                    raise AdapterError(
-                        f"{self.name}: with what adapters add at {modules} some weights are infinite or no numbers; "
-                        "use a scale nearer to 0, or another file"
-                    )
-                yield max(first, begin), summed[max(begin - first, 0) : end - first]
+                shown = slice(max(begin - first, 0), end - first)
+                yield max(first, begin), partial(self._summed, part, ready, first, last, shown, files)
+
+    def _summed(
+        self, part: Changed, ready: Sequence[Added], first: int, last: int, shown: slice, files: Files
+    ) -> FloatArray:
+        weight = _rows(self.base, first, last, files)
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            added = ready[0](first - part.begin, last - part.begin, weight)
+            for other in ready[1:]:
+                added = added + other(first - part.begin, last - part.begin, weight)
+            summed = weight + added
+        if not np.isfinite(summed).all():
+            modules = ", ".join(sorted({each.change.module for each in part.contributions}))
+            raise AdapterError(
+                f"{self.name}: with what adapters add at {modules} some weights are infinite or no numbers; "
+                "use a scale nearer to 0, or another file"
+            )
+        return summed[shown]
 
 
 @dataclass(frozen=True)
