@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from max_zimage import ZImagePipeline
@@ -21,7 +22,7 @@ from tests.references.tiny import original_transformer
 PROMPT = "a red star on a blue background"
 
 
-def test_a_flag_and_a_folder_give_the_same_picture(tmp_path: Path) -> None:
+def test_a_flag_and_a_folder_give_the_same_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "z-Q4_0.gguf"
     write(file, original_transformer(state_of("transformer")), Kind.Q4_0)
     other = tmp_path / "model"
@@ -40,6 +41,7 @@ def test_a_flag_and_a_folder_give_the_same_picture(tmp_path: Path) -> None:
     plain = np.asarray(ZImagePipeline.from_pretrained(device="cpu")(PROMPT, **call))[0]
     assert (plain != wanted).any()  # or the file says nothing
 
+    monkeypatch.chdir(tmp_path)  # the picture names the file as the flag did
     (tmp_path / "served.png").write_bytes(picture)
     assert main(["generate", "--from", str(tmp_path / "served.png"), "--output", str(tmp_path / "again.png")]) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "again.png")), wanted)

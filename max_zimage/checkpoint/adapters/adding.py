@@ -24,6 +24,7 @@ from max_zimage.errors import AdapterError
 
 Made = Callable[[], FloatArray]
 
+
 @dataclass(frozen=True)
 class Place:
     """Rows of a checkpoint's tensor.
