@@ -14,6 +14,7 @@ from gguf import GGML_QUANT_SIZES, quants
 
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.load import load
+from max_zimage.checkpoint.locate import find_component_files
 from max_zimage.checkpoint.plan import plan
 from max_zimage.checkpoint.tensors import Files, StoredTensor
 from max_zimage.device.dtypes import DTYPES
@@ -215,3 +216,27 @@ def test_a_tokenizer_is_passed_over(tmp_path: Path) -> None:
     assert metadata["tokenizer.ggml.scores"] is None
     assert metadata["k"] == [1, 2]
     assert source.tensors["a"].rows(0, 2, Files()).sum() == 64
+
+
+class TestGgufInAFolder:
+    """Where a checkpoint's folder has no safetensors."""
+
+    def test_one_file_and_shards(self, tmp_path: Path) -> None:
+        (tmp_path / "z-Q8_0.gguf").touch()
+        assert find_component_files(tmp_path, "transformer", flat=True) == [tmp_path / "z-Q8_0.gguf"]
+        (tmp_path / "z-Q8_0.gguf").unlink()
+        parts = [tmp_path / f"z-0000{number}-of-00002.gguf" for number in (1, 2)]
+        for part in parts:
+            part.touch()
+        assert find_component_files(tmp_path, "transformer", flat=True) == parts
+        (tmp_path / "diffusion_pytorch_model.safetensors").touch()
+        (file,) = find_component_files(tmp_path, "transformer", flat=True)
+        assert file.name == "diffusion_pytorch_model.safetensors"
+
+    def test_several_and_too_few(self, tmp_path: Path) -> None:
+        (tmp_path / "z-00001-of-00003.gguf").touch()
+        with pytest.raises(CheckpointError, match=r"holds 1 of the 3 shards of z-00001-of-00003\.gguf"):
+            find_component_files(tmp_path, "transformer", flat=True)
+        (tmp_path / "z-Q4_0.gguf").touch()
+        with pytest.raises(CheckpointError, match=r"several GGUF files: .*z-Q4_0\.gguf; leave one, or name it"):
+            find_component_files(tmp_path, "transformer", flat=True)

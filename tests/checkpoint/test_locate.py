@@ -282,30 +282,6 @@ class TestScan:
             assert content[info.start : info.start + info.nbytes] == arrays[name].tobytes()
 
 
-class TestGgufInAFolder:
-    """Where a checkpoint's folder has no safetensors."""
-
-    def test_one_file_and_shards(self, tmp_path: Path) -> None:
-        (tmp_path / "z-Q8_0.gguf").touch()
-        assert find_component_files(tmp_path, "transformer", flat=True) == [tmp_path / "z-Q8_0.gguf"]
-        (tmp_path / "z-Q8_0.gguf").unlink()
-        parts = [tmp_path / f"z-0000{number}-of-00002.gguf" for number in (1, 2)]
-        for part in parts:
-            part.touch()
-        assert find_component_files(tmp_path, "transformer", flat=True) == parts
-        (tmp_path / "diffusion_pytorch_model.safetensors").touch()
-        (file,) = find_component_files(tmp_path, "transformer", flat=True)
-        assert file.name == "diffusion_pytorch_model.safetensors"
-
-    def test_several_and_too_few(self, tmp_path: Path) -> None:
-        (tmp_path / "z-00001-of-00003.gguf").touch()
-        with pytest.raises(CheckpointError, match=r"holds 1 of the 3 shards of z-00001-of-00003\.gguf"):
-            find_component_files(tmp_path, "transformer", flat=True)
-        (tmp_path / "z-Q4_0.gguf").touch()
-        with pytest.raises(CheckpointError, match=r"several GGUF files: .*z-Q4_0\.gguf; leave one, or name it"):
-            find_component_files(tmp_path, "transformer", flat=True)
-
-
 def test_routing() -> None:
     paths = [
         Path("/repo/vae/model.safetensors"),
