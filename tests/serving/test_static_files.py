@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from starlette.types import Receive, Scope, Send
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response
 
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import routes_page, static_files
@@ -28,16 +28,13 @@ def ask(method: str, path: str, key: str | None = "secret", **headers: str) -> h
     app.include_router(routes_page.router)
     app.add_api_route("/v1/models", lambda: "data")
 
-    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await app(scope, receive, send)
-        except ApiError as error:
-            await send({"type": "http.response.start", "status": error.status, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+    @app.exception_handler(ApiError)
+    async def on_refusal(request: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body(), status_code=error.status)
 
     async def asked() -> httpx.Response:
         callers = Callers.of("127.0.0.1", (), ())
-        gate = AccessMiddleware(answers, callers=callers, api_key=key, body_bytes=100, metrics=Metrics())
+        gate = AccessMiddleware(app, callers=callers, api_key=key, body_bytes=100, metrics=Metrics())
         async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://127.0.0.1") as client:
             return await client.request(
                 method, path, headers={each.replace("_", "-"): headers[each] for each in headers}
@@ -52,11 +49,9 @@ def test_files_are_there_without_the_key_and_data_is_not() -> None:
         assert (answer.status_code, answer.content) == (200, file.content)
     assert ask("GET", "/v1/models").status_code == 401
     for path in (
-        "/v1/models/../../static/index.html",
         "/static",
         "/static/",
         "/static/none.js",
-        "//",
         "/docs/",
         "/index.html",
     ):
