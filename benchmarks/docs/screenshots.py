@@ -71,7 +71,7 @@ def _dark(browser: Browser, url: str) -> bytes:
         here.drawn(prompt=PROMPTS[-1][0], seed=PROMPTS[-1][1])
         page.locator("#advanced summary").click()
         page.select_option("#sampler", "dpmpp_2m")
-        here.set(prompt="a purple star on a yellow background", width=512, height=512, steps=40, seed=1)
+        here.set(prompt="a purple star on a yellow background", width=384, height=384, steps=12, seed=1)
         page.click("#draw")
         page.wait_for_selector(".hero img.preview")
         page.locator("#find").scroll_into_view_if_needed()

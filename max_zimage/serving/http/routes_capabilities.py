@@ -117,7 +117,7 @@ def _fields(served: ServedModel) -> list[dict[str, Any]]:
     found = own + [_of_row(served, row, properties[name]) for name, row in rows.items()]
     defaults = served.tokenizer.defaults
     # What stands for more than one field, or depends on another one.
-    usual = {"size": f"{defaults.width}x{defaults.height}", "strength": DEFAULT_STRENGTH}
+    usual = {"size": f"{defaults.width}x{defaults.height}", "strength": DEFAULT_STRENGTH, "output_format": "png"}
     for each in found:
         each["default"] = usual.get(each["name"], each["default"])
     return [each for each in found if each["schema"].get("type") != "null"]

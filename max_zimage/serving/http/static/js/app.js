@@ -107,7 +107,9 @@ async function draw() {
     await askForKey("The server wants another key.");
     return;
   }
-  if (job.error instanceof ApiError) form.showError(job.error.message, job.error.param);
+  if (!(job.error instanceof ApiError)) return;
+  if (job.error.status === 400) stage.drop(job); // it never began: what is wrong stands in the form
+  form.showError(job.error.message, job.error.param);
 }
 
 function theme() {

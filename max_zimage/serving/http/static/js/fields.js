@@ -12,9 +12,9 @@ const TITLES = {
   text: "How the prompt is read",
   layer: "Hidden layer",
   noise: "Noise and variations",
-  mask: "Start image and mask",
   "": "The file",
 };
+const ACRONYMS = /\b(cfg|slg|apg|nag|vae)\b/g;
 
 /** A value that cannot be sent, with the field that holds it. */
 export class FieldError extends Error {
@@ -34,7 +34,7 @@ export class Field {
     const help = el("p", { className: "help", id: `${this.name}-help` }, this.#helpText());
     this.error = el("p", { className: "error", id: `${this.name}-error`, hidden: true });
     this.input.setAttribute("aria-describedby", `${help.id} ${this.error.id}`);
-    const label = el("label", { for: this.input.id }, this.name.replaceAll("_", " "));
+    const label = el("label", { for: this.input.id }, this.name.replaceAll("_", " ").replace(ACRONYMS, (word) => word.toUpperCase()));
     const isSwitch = this.schema.type === "boolean";
     this.element = el(
       "div",
@@ -131,7 +131,8 @@ export class Fields {
       onChange();
     };
     this.list = described.map((each) => new Field(each, changed));
-    for (const field of this.list) this.#section(field.described.section, place).append(field.element);
+    const ordered = [...this.list.filter((each) => each.described.section), ...this.list.filter((each) => !each.described.section)];
+    for (const field of ordered) this.#section(field.described.section, place).append(field.element);
     find.addEventListener("input", () => this.#search());
     this.show();
   }

@@ -11,7 +11,7 @@ const OWN = new Set([
   "prompt", "negative_prompt", "size", "n", "steps", "guidance_scale", "seed", "step_cache", "strength", "image",
   "mask", "mask_image", "outpaint", "composite", "resize", "loras", "template", "features", "stream", "partial_images",
   "progress", "quality", "response_format", "background", "model", "user", "moderation", "input_fidelity",
-  "safety_identifier", "style", "slg", "num_inference_steps",
+  "safety_identifier", "style", "slg", "num_inference_steps", "soft_mask", // masks painted here have no greys
 ]);
 const PLAIN = ["prompt", "negative_prompt", "steps", "guidance_scale", "n", "step_cache", "template"];
 
@@ -47,9 +47,10 @@ export class Form {
     const cache = $("step_cache").value.trim();
     if (cache && cache !== this.described.step_cache?.default) body.step_cache = cache;
     if ($("template").value) body.template = $("template").value;
-    if (!this.start.isSet) return { route: "v1/images/generations", body: { ...body, size: this.sizes.text }, kept: { ...body, size: this.sizes.text } };
+    const size = this.sizes.text;
+    if (!this.start.isSet) return { route: "v1/images/generations", size, body: { ...body, size }, kept: { ...body, size } };
     const { pictures, values } = await this.start.values();
-    return { route: "v1/images/edits", body: { ...body, ...values, ...pictures }, kept: { ...body, ...values } };
+    return { route: "v1/images/edits", size, body: { ...body, ...values, ...pictures }, kept: { ...body, ...values } };
   }
 
   /** Put a body back; what it does not say is the default. */

@@ -12,8 +12,8 @@ const ASK = 1000;
  * steps; previews: a URL for each picture; pictures: what has come.
  */
 export class Job {
-  constructor({ route, body, kept }, model, onChange) {
-    Object.assign(this, { route, body, kept, model, onChange });
+  constructor({ route, size, body, kept }, model, onChange) {
+    Object.assign(this, { route, size, body, kept, model, onChange });
     this.id = randomId();
     this.created = Date.now();
     this.began = null;

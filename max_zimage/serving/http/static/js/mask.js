@@ -2,13 +2,15 @@
 
 import { $ } from "./dom.js";
 
-const TINT = "#e4572e";
+const LEAST = 900; // pixels of the longer side that a small image is shown in, so that the brush's edge is smooth
+const PAINT = "#ff2fa8";
 
 export class MaskEditor {
   constructor() {
     this.canvas = $("mask-canvas");
     this.strokes = [];
     this.mask = document.createElement("canvas");
+    this.tint = document.createElement("canvas");
     this.spot = { x: 0, y: 0 };
     this.#pointer();
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
@@ -28,9 +30,12 @@ export class MaskEditor {
   edit(bitmap) {
     const before = [...this.strokes];
     this.bitmap = bitmap;
-    for (const canvas of [this.canvas, this.mask]) Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
-    this.spot = { x: bitmap.width / 2, y: bitmap.height / 2 };
     const longest = Math.max(bitmap.width, bitmap.height);
+    this.enlarged = Math.max(1, Math.ceil(LEAST / longest));
+    Object.assign(this.mask, { width: bitmap.width, height: bitmap.height });
+    const size = { width: bitmap.width * this.enlarged, height: bitmap.height * this.enlarged };
+    for (const canvas of [this.canvas, this.tint]) Object.assign(canvas, size);
+    this.spot = { x: bitmap.width / 2, y: bitmap.height / 2 };
     Object.assign($("brush"), { min: Math.max(1, Math.round(longest / 100)), max: Math.round(longest / 2) });
     $("brush").value = Math.round(longest / 8);
     this.#erase(false);
@@ -74,7 +79,7 @@ export class MaskEditor {
   #pointer() {
     const place = (event) => {
       const box = this.canvas.getBoundingClientRect();
-      return { x: ((event.clientX - box.left) / box.width) * this.canvas.width, y: ((event.clientY - box.top) / box.height) * this.canvas.height };
+      return { x: ((event.clientX - box.left) / box.width) * this.mask.width, y: ((event.clientY - box.top) / box.height) * this.mask.height };
     };
     this.canvas.addEventListener("pointerdown", (event) => {
       event.preventDefault();
@@ -105,8 +110,8 @@ export class MaskEditor {
     const moves = { ArrowLeft: [-by, 0], ArrowRight: [by, 0], ArrowUp: [0, -by], ArrowDown: [0, by] };
     const move = moves[event.key];
     if (move) {
-      this.spot.x = Math.min(this.canvas.width, Math.max(0, this.spot.x + move[0]));
-      this.spot.y = Math.min(this.canvas.height, Math.max(0, this.spot.y + move[1]));
+      this.spot.x = Math.min(this.mask.width, Math.max(0, this.spot.x + move[0]));
+      this.spot.y = Math.min(this.mask.height, Math.max(0, this.spot.y + move[1]));
       this.#draw();
     } else if (event.key === " ") this.#add(this.#brushed([{ ...this.spot }]));
     else if (event.key === "e" && !event.ctrlKey) this.#erase(!this.isErasing);
@@ -150,7 +155,7 @@ export class MaskEditor {
     if (stroke.kind === "clear") context.clearRect(0, 0, width, height);
     else if (stroke.kind === "invert") {
       context.globalCompositeOperation = "xor";
-      context.fillStyle = TINT;
+      context.fillStyle = PAINT;
       context.fillRect(0, 0, width, height);
       context.globalCompositeOperation = "source-over";
     } else this.#stroke(stroke, 0);
@@ -159,7 +164,7 @@ export class MaskEditor {
   #stroke({ kind, size, points }, from) {
     const context = this.mask.getContext("2d");
     context.globalCompositeOperation = kind === "erase" ? "destination-out" : "source-over";
-    Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: size, strokeStyle: TINT, fillStyle: TINT });
+    Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: size, strokeStyle: PAINT, fillStyle: PAINT });
     context.beginPath();
     context.arc(points[from].x, points[from].y, size / 2, 0, 2 * Math.PI);
     context.fill();
@@ -170,18 +175,42 @@ export class MaskEditor {
     context.globalCompositeOperation = "source-over";
   }
 
+  /** Stripes, which are told from a picture of any colour. */
+  #stripes() {
+    const tile = Object.assign(document.createElement("canvas"), { width: 24, height: 24 });
+    const context = tile.getContext("2d");
+    context.fillStyle = PAINT;
+    context.fillRect(0, 0, 24, 24);
+    Object.assign(context, { strokeStyle: "#ffffff", lineWidth: 5 });
+    for (const at of [-24, 0, 24]) {
+      context.beginPath();
+      context.moveTo(at - 6, 30);
+      context.lineTo(at + 30, -6);
+      context.stroke();
+    }
+    return tile;
+  }
+
   #draw() {
     if (!this.bitmap) return;
+    const { width, height } = this.canvas;
+    const tint = this.tint.getContext("2d");
+    tint.clearRect(0, 0, width, height);
+    tint.drawImage(this.mask, 0, 0, width, height);
+    tint.globalCompositeOperation = "source-in";
+    tint.fillStyle = tint.createPattern(this.#stripes(), "repeat");
+    tint.fillRect(0, 0, width, height);
+    tint.globalCompositeOperation = "source-over";
     const context = this.canvas.getContext("2d");
-    context.drawImage(this.bitmap, 0, 0);
+    context.drawImage(this.bitmap, 0, 0, width, height);
     context.globalAlpha = 0.6;
-    context.drawImage(this.mask, 0, 0);
+    context.drawImage(this.tint, 0, 0);
     context.globalAlpha = 1;
-    const thin = this.canvas.width / Math.max(1, this.canvas.getBoundingClientRect().width);
-    for (const [colour, width] of [["#000000", 3], ["#ffffff", 1.4]]) {
-      Object.assign(context, { lineWidth: width * thin, strokeStyle: colour });
+    const thin = width / Math.max(1, this.canvas.getBoundingClientRect().width);
+    for (const [colour, line] of [["#000000", 3], ["#ffffff", 1.4]]) {
+      Object.assign(context, { lineWidth: line * thin, strokeStyle: colour });
       context.beginPath();
-      context.arc(this.spot.x, this.spot.y, Number($("brush").value) / 2, 0, 2 * Math.PI);
+      context.arc(this.spot.x * this.enlarged, this.spot.y * this.enlarged, (Number($("brush").value) * this.enlarged) / 2, 0, 2 * Math.PI);
       context.stroke();
     }
   }

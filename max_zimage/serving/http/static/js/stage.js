@@ -4,6 +4,7 @@ import { $, announce, copy, el, seconds } from "./dom.js";
 import * as history from "./history.js";
 import { Job } from "./jobs.js";
 
+const NARROW = "(max-width: 900px)";
 const EXAMPLES = ["a red star on a blue background", "a green circle on a black background", "a white ring on a red background"];
 
 export class Stage {
@@ -31,6 +32,7 @@ export class Stage {
     this.items.unshift(job);
     this.show(job);
     this.#thumbs();
+    if (matchMedia(NARROW).matches) $("hero").scrollIntoView({ block: "start" });
   }
 
   /** A draw has changed. */
@@ -47,7 +49,12 @@ export class Stage {
     const hero = $("hero");
     hero.replaceChildren(...(item === null ? this.#empty() : item instanceof Job ? this.#job(item) : this.#picture(item)));
     if (item instanceof Job) this.#updateJob(item);
-    for (const thumb of $("thumbs").querySelectorAll("button")) thumb.setAttribute("aria-pressed", String(thumb.dataset.id === item?.id));
+    this.#press();
+  }
+
+  /** Forget a draw that came to nothing, and say no more of it. */
+  drop(job) {
+    this.#remove(job);
   }
 
   async #finished(job) {
@@ -114,22 +121,24 @@ export class Stage {
   }
 
   #job(job) {
-    const [width, height] = (job.kept.size ?? "1x1").split("x");
+    const [width, height] = job.size.split("x");
     const count = job.kept.n ?? 1;
     const frames = Array.from({ length: count }, () => {
       const frame = el("div", { className: "frame" });
       frame.style.aspectRatio = `${width} / ${height}`;
       return frame;
     });
+    const dismiss = el("button", { type: "button", id: "dismiss", hidden: true, on: { click: () => this.#remove(job) } }, "Dismiss");
     const stop = el("button", { type: "button", id: "cancel", on: { click: () => job.cancel() } }, "Cancel", el("kbd", {}, "Esc"));
     return [
       el("figure", { className: "drawing", "aria-label": "Being drawn" },
         el("div", { className: count > 1 ? "frames several" : "frames" }, ...frames),
-        el("div", { className: "progress" },
-          el("progress", { id: "progress", "aria-label": "Steps", max: 1, value: 0 }),
-          el("span", { id: "progress-said" }), el("span", { id: "elapsed", className: "help" }), stop),
-        el("p", { className: "error banner", id: "job-error", hidden: true }),
-        el("figcaption", {}, job.kept.prompt)),
+        el("div", { className: "beside" },
+          el("figcaption", {}, job.kept.prompt),
+          el("div", { className: "progress" },
+            el("progress", { id: "progress", "aria-label": "Steps", max: 1, value: 0 }),
+            el("span", { id: "progress-said" }), el("span", { id: "elapsed", className: "help" }), stop, dismiss),
+          el("p", { className: "error banner", id: "job-error", hidden: true }))),
     ];
   }
 
@@ -138,6 +147,7 @@ export class Stage {
     const bar = $("progress");
     $("elapsed").textContent = seconds(job.elapsed);
     $("cancel").hidden = job.isOver;
+    $("dismiss").hidden = !job.isOver;
     if (job.status === "running") {
       Object.assign(bar, { max: job.steps, value: job.step });
       said.textContent = `Step ${job.step} of ${job.steps}`;
@@ -183,15 +193,16 @@ export class Stage {
     return [
       el("figure", { className: "picture" },
         el("img", { className: "large", src: this.#url(picture), alt: request.prompt, id: "large" }),
-        el("div", { className: "actions" },
-          el("a", { className: "button", href: this.#url(picture), download: name }, "Download"),
-          button("Use as start image", () => this.actions.start(picture)),
-          button("Same seed", () => this.actions.seed(picture.seed)),
-          button("Use its settings", () => this.actions.settings(request)),
-          copied,
-          button("Delete", () => this.#forget(picture), { className: "quiet" })),
-        el("figcaption", {}, request.prompt, request.negative_prompt ? el("span", { className: "help" }, ` without ${request.negative_prompt}`) : null),
-        el("dl", { className: "facts" }, ...facts.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, String(value)))))),
+        el("div", { className: "beside" },
+          el("figcaption", {}, request.prompt, request.negative_prompt ? el("span", { className: "help" }, ` without ${request.negative_prompt}`) : null),
+          el("dl", { className: "facts" }, ...facts.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, String(value))))),
+          el("div", { className: "actions" },
+            el("a", { className: "button", href: this.#url(picture), download: name }, "Download"),
+            button("Use as start image", () => this.actions.start(picture)),
+            button("Same seed", () => this.actions.seed(picture.seed)),
+            button("Use its settings", () => this.actions.settings(request)),
+            copied,
+            button("Delete", () => this.#forget(picture), { className: "quiet" })))),
     ];
   }
 
@@ -207,14 +218,18 @@ export class Stage {
     list.replaceChildren(...rows);
     $("gallery-part").hidden = this.items.length === 0;
     this.#said("");
-    this.show(this.shown);
+    this.#press();
+  }
+
+  #press() {
+    for (const thumb of $("thumbs").querySelectorAll("button")) thumb.setAttribute("aria-pressed", String(thumb.dataset.id === this.shown?.id));
   }
 
   #thumb(item) {
     const thumb = el("button", { type: "button", className: "thumb", dataset: { id: item.id }, "aria-pressed": "false" });
     thumb.addEventListener("click", () => {
       this.show(this.items.find((each) => each.id === item.id) ?? null);
-      if (matchMedia("(max-width: 900px)").matches) $("hero").scrollIntoView({ block: "start" });
+      if (matchMedia(NARROW).matches) $("hero").scrollIntoView({ block: "start" });
     });
     this.#fillThumb(thumb, item);
     return thumb;
@@ -228,6 +243,8 @@ export class Stage {
     }
     const said = item.status === "running" ? `${item.step}/${item.steps}` : item.status === "failed" ? "!" : "…";
     const preview = item.previews.find(Boolean);
+    if (thumb.dataset.said === `${said} ${preview}`) return;
+    thumb.dataset.said = `${said} ${preview}`;
     thumb.replaceChildren(...(preview ? [el("img", { src: preview, alt: "", className: "preview" })] : []), el("span", { className: "badge" }, said));
     thumb.setAttribute("aria-label", `${item.status}: ${item.kept.prompt}`);
   }
