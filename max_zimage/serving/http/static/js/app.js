@@ -28,9 +28,11 @@ const stage = new Stage({
     announce(`Seed ${seed} is kept.`);
     $("seed").focus();
   },
-  settings: (request) => {
+  settings: ({ request, isEdit }) => {
     form?.apply(request);
-    announce("The settings are in the form.");
+    const said = isEdit ? "The settings are in the form. It was drawn from a start image, which the history does not hold." : "The settings are in the form.";
+    $("read-said").textContent = isEdit ? said : "";
+    announce(said);
     $("prompt").focus();
   },
 });

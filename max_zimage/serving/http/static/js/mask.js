@@ -198,7 +198,8 @@ export class MaskEditor {
     tint.clearRect(0, 0, width, height);
     tint.drawImage(this.mask, 0, 0, width, height);
     tint.globalCompositeOperation = "source-in";
-    tint.fillStyle = tint.createPattern(this.#stripes(), "repeat");
+    this.stripes ??= this.#stripes();
+    tint.fillStyle = tint.createPattern(this.stripes, "repeat");
     tint.fillRect(0, 0, width, height);
     tint.globalCompositeOperation = "source-over";
     const context = this.canvas.getContext("2d");

@@ -200,7 +200,7 @@ export class Stage {
             el("a", { className: "button", href: this.#url(picture), download: name }, "Download"),
             button("Use as start image", () => this.actions.start(picture)),
             button("Same seed", () => this.actions.seed(picture.seed)),
-            button("Use its settings", () => this.actions.settings(request)),
+            button("Use its settings", () => this.actions.settings(picture)),
             copied,
             button("Delete", () => this.#forget(picture), { className: "quiet" })))),
     ];
