@@ -11,12 +11,10 @@ from starlette.types import ASGIApp
 
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import (
-    routes_capabilities,
     routes_edits,
     routes_features,
     routes_images,
     routes_page,
-    routes_parameters,
     routes_responses,
     routes_service,
 )
@@ -25,16 +23,7 @@ from max_zimage.serving.http.middleware import AccessMiddleware, internal_error
 from max_zimage.serving.http.state import ServerState
 from max_zimage.version import __version__
 
-_ROUTES = (
-    routes_images,
-    routes_edits,
-    routes_features,
-    routes_responses,
-    routes_service,
-    routes_capabilities,
-    routes_parameters,
-    routes_page,
-)
+_ROUTES = (routes_images, routes_edits, routes_features, routes_responses, routes_service, routes_page)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 

@@ -1,4 +1,4 @@
-"""The web page and the page of the API: files alone, all data comes by the routes that want the key."""
+"""The web page and the page of the API: files alone, and the two routes that were made for them, which want the key."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http import routes_capabilities, routes_parameters
 from max_zimage.serving.http.static_files import PAGES, PREFIX, answered
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter()
+router.include_router(routes_capabilities.router)
+router.include_router(routes_parameters.router)
 
 
 async def file(request: Request) -> Response:
@@ -20,4 +23,4 @@ async def file(request: Request) -> Response:
 
 
 for _path in (*PAGES, PREFIX + "{name:path}"):
-    router.add_api_route(_path, file, methods=["GET", "HEAD"])
+    router.add_api_route(_path, file, methods=["GET", "HEAD"], include_in_schema=False)
