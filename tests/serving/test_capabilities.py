@@ -80,7 +80,7 @@ def test_limits_are_the_ones_that_refuse(found: dict[str, Any], server: Server) 
     for body, param in (
         ({"steps": limits["steps"] + 1}, "steps"),
         ({"n": limits["n"] + 1}, "n"),
-        ({"size": f"{limits['pixels'] // 16 + 16}x16"}, "size"),
+        ({"size": f"{limits['pixels'] // 512 + 16}x512"}, "size"),
         ({"prompt": "x" * (limits["prompt_characters"] + 1)}, "prompt"),
         ({"max_sequence_length": limits["prompt_tokens"] + 1}, "max_sequence_length"),
     ):
