@@ -45,6 +45,7 @@ async function connect() {
       form = new Form(found);
       form.start.onSettings = (request) => form.apply(request);
       $("draw").disabled = false;
+      stage.suggest(model);
       document.title = `${model} · max_zimage`;
       break;
     } catch (error) {

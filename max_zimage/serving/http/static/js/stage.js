@@ -5,7 +5,9 @@ import * as history from "./history.js";
 import { Job } from "./jobs.js";
 
 const NARROW = "(max-width: 900px)";
-const EXAMPLES = ["a red star on a blue background", "a green circle on a black background", "a white ring on a red background"];
+const SHAPES = ["a red star on a blue background", "a green circle on a black background", "a white ring on a red background"];
+const SCENES = ["a lighthouse in a storm, oil on canvas", "a fox asleep in autumn leaves, soft morning light", "a shop window at night with the words OPEN LATE"];
+const SHAPES_ALONE = "tiny-zimage"; // the embedded model, which has learnt nothing else
 
 export class Stage {
   constructor(actions) {
@@ -13,6 +15,7 @@ export class Stage {
     this.items = []; // jobs and pictures, the newest first
     this.urls = new Map();
     this.shown = null;
+    this.examples = [];
     $("history-clear").addEventListener("click", () => this.#clear());
     $("thumbs").addEventListener("keydown", (event) => this.#arrows(event));
   }
@@ -25,6 +28,12 @@ export class Stage {
     }
     this.show(this.items[0] ?? null);
     this.#thumbs();
+  }
+
+  /** Prompts to try with a model. */
+  suggest(model) {
+    this.examples = model === SHAPES_ALONE ? SHAPES : SCENES;
+    if (this.shown === null) this.show(null);
   }
 
   /** Show a draw from its beginning. */
@@ -110,7 +119,7 @@ export class Stage {
   }
 
   #empty() {
-    const tries = EXAMPLES.map((prompt) => el("button", { type: "button", className: "try", on: { click: () => this.actions.prompt(prompt) } }, prompt));
+    const tries = this.examples.map((prompt) => el("button", { type: "button", className: "try", on: { click: () => this.actions.prompt(prompt) } }, prompt));
     return [
       el("div", { className: "empty" },
         el("div", { className: "easel", "aria-hidden": "true" }, el("i"), el("i"), el("i")),
