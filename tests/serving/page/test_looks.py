@@ -62,24 +62,20 @@ def test_axe_would_find_something(here: Visit) -> None:
     ("planted", "blamed"),
     [
         ("const tag = document.createElement('img'); tag.src = 'http://evil.example/x.png'", "img-src"),
-        ("const tag = document.createElement('div'); tag.setAttribute('style', 'color: red')", "style-src"),
-        ("const tag = document.createElement('iframe'); tag.src = 'http://evil.example/'", "default-src"),
-        ("const tag = document.createElement('a'); tag.innerHTML = '<b>x</b>'", "require-trusted-types-for"),
+        ("const tag = document.createElement('div'); tag.setAttribute('style', 'color: red')", "inline style"),
+        ("const tag = document.createElement('iframe'); tag.src = 'http://evil.example/'", "Framing"),
+        ("const tag = document.createElement('a'); tag.innerHTML = '<b>x</b>'", "TrustedHTML"),
     ],
     ids=lambda value: "",
 )
 def test_what_the_policy_forbids_is_noticed(planted: str, blamed: str, browser: Browser, served: Server) -> None:
+    visits = []
     with pytest.raises(AssertionError), browsers.visit(browser, served.url, KEY) as here:
+        visits.append(here)
         page = here.open()
         page.evaluate(f"() => {{ try {{ {planted}; document.body.append(tag) }} catch {{}} }}")
         page.wait_for_function("refusals.length > 0")
-        refused = page.evaluate("refusals[0]")
-        assert blamed in refused or "frame-src" in refused, refused
-        refused_here.append(refused)
-    assert refused_here.pop()
-
-
-refused_here: list[str] = []
+    assert any(blamed in each for each in visits[0].complaints), visits[0].complaints
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
