@@ -68,6 +68,7 @@ def _light(browser: Browser, url: str) -> bytes:
     with browsers.visit(browser, url, color_scheme="light", **WIDE) as here:
         page = here.open()
         _draw_all(here)
+        _still(page)
         return page.screenshot()
 
 
@@ -79,9 +80,9 @@ def _dark(browser: Browser, url: str) -> bytes:
         here.drawn(prompt=PROMPTS[-1][0], seed=PROMPTS[-1][1])
         page.locator("#advanced summary").click()
         page.select_option("#sampler", "dpmpp_2m")
-        here.set(prompt="a purple star on a yellow background", width=384, height=384, steps=12, seed=1)
+        here.set(prompt="a purple star on a yellow background", width=192, height=192, steps=60, seed=1)
         page.click("#draw")
-        page.wait_for_selector(".hero img.preview")
+        page.wait_for_function("document.querySelector('#progress')?.value > 46")
         page.locator("#find").scroll_into_view_if_needed()
         _still(page)
         taken = page.screenshot()
@@ -132,7 +133,8 @@ def _draw_all(here: Visit) -> None:
 
 
 def _still(page: Page) -> None:
-    """Let what is on its way arrive."""
+    """Let what is on its way arrive, and take the mouse away."""
+    page.mouse.move(640, 4)
     page.wait_for_timeout(200)
 
 

@@ -15,14 +15,19 @@ function kindOf(schema, all) {
 function fields(schema, all) {
   const required = new Set(schema.required ?? []);
   const rows = Object.entries(schema.properties ?? {}).map(([name, each]) =>
-    el("tr", {}, el("th", { scope: "row" }, el("code", {}, name), required.has(name) ? " *" : ""), el("td", {}, kindOf(each, all)), el("td", {}, each.description ?? "")));
+    el("tr", {}, el("th", { scope: "row" }, el("code", {}, name), required.has(name) ? " *" : ""), el("td", {}, kindOf(each, all)), el("td", {}, ...words(each.description ?? ""))));
   const head = el("tr", {}, ...["Field", "Type", "What it is"].map((text) => el("th", { scope: "col" }, text)));
   return el("div", { className: "scrolls", tabIndex: 0, role: "region", "aria-label": "Fields" }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
 }
 
+/** Text in which `this` is code. */
+function words(text) {
+  return text.split("`").map((each, at) => (at % 2 ? el("code", {}, each) : each));
+}
+
 function route(path, method, said, all) {
   const body = said.requestBody?.content?.["application/json"]?.schema;
-  const text = (said.description ?? said.summary ?? "").split("\n\n").map((each) => el("p", {}, each));
+  const text = (said.description ?? said.summary ?? "").split("\n\n").map((each) => el("p", {}, ...words(each)));
   const title = el("h2", {}, el("span", { className: "method" }, method.toUpperCase()), " ", el("code", {}, path));
   return el("section", { className: "route" }, title, ...text, ...(body?.properties ? [el("details", {}, el("summary", {}, `${Object.keys(body.properties).length} fields`), fields(body, all))] : []));
 }
