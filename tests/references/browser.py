@@ -109,7 +109,7 @@ class Visit:
         return str(self.shown_id())
 
     def shown_id(self) -> str | None:
-        return self.page.evaluate("document.querySelector('#large')?.src ?? null")  # type: ignore[no-any-return]
+        return self.page.evaluate("document.querySelector('#large')?.src ?? null")
 
     def saved(self) -> bytes:
         """The file of the picture that is shown, as its user would save it."""

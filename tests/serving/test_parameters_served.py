@@ -19,6 +19,10 @@ def url_of(content: bytes) -> str:
     return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
 
 
+def pixels(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
 def read(server: Server, content: bytes) -> dict[str, Any]:
     answer = server.post("/v1/parameters", image=url_of(content))
     assert answer.status_code == 200, answer.text
@@ -56,8 +60,8 @@ def test_what_a_picture_does_not_hold_is_named(server: Server) -> None:
     Image.new("RGB", (128, 128), (30, 60, 220)).save(content, format="PNG")
     mask = io.BytesIO()
     Image.new("L", (128, 128), 255).save(mask, format="PNG")
-    files = {"image": url_of(content.getvalue()), "mask_image": url_of(mask.getvalue())}
-    made = server.post("/v1/images/edits", prompt="a star", strength=0.5, steps=4, seed=1, **files).json()
+    body: dict[str, Any] = {"image": url_of(content.getvalue()), "mask_image": url_of(mask.getvalue())}
+    made = server.post("/v1/images/edits", prompt="a star", strength=0.5, steps=4, seed=1, **body).json()
     found = read(server, base64.b64decode(made["data"][0]["b64_json"]))
     assert set(found["needs"]) == {"image_digest", "image_height", "image_width", "mask_digest"}
     assert found["request"]["strength"] == 0.5

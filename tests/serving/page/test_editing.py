@@ -93,7 +93,13 @@ def test_a_painted_mask_draws_anew_what_it_covers(
     record_property("levels of what is drawn anew", anew)
     assert kept < KEPT_BOUND
     assert anew > 3 * KEPT_BOUND
-    same = {"image": Image.fromarray(SCENE), "mask_image": mask, "num_inference_steps": 6, "seed": 5, "strength": 1.0}
+    same: dict[str, Any] = {
+        "image": Image.fromarray(SCENE),
+        "mask_image": mask,
+        "num_inference_steps": 6,
+        "seed": 5,
+        "strength": 1.0,
+    }
     expected = pipeline("a green circle on a blue background", **same, output_type="np")
     np.testing.assert_array_equal(drawn, np.asarray(expected)[0])
     here.page.check("#composite")
