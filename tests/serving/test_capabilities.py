@@ -139,4 +139,3 @@ def test_defaults_are_what_is_drawn(found: dict[str, Any], server: Server, tmp_p
     assert (defaults["steps"], defaults["guidance_scale"]) == (files[0].num_inference_steps, files[0].guidance_scale)
     pixels = [np.asarray(Image.open(io.BytesIO(content))) for content in (silent, loud)]
     np.testing.assert_array_equal(pixels[0], pixels[1])
- for content in (silent, loud)))
