@@ -49,7 +49,7 @@ def test_what_is_answered_draws_it_again(kind: str, server: Server) -> None:
     assert found["request"]["prompt"] == PROMPT
     assert "dype" not in found["request"], "what is as usual is not said"
     again = server.post("/v1/images/generations", **found["request"], output_format=kind).json()["data"][0]["b64_json"]
-    np.testing.assert_array_equal(pixels(drawn), pixels(again))
+    np.testing.assert_array_equal(pixels(drawn), pixels(base64.b64decode(again)))
     assert read(server, base64.b64decode(again))["parameters"] == found["parameters"]
 
 
