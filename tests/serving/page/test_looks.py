@@ -194,3 +194,37 @@ def test_the_page_of_the_api_has_every_route(stranger: Visit, served: Server) ->
     table = page.locator(".route", has_text="/v1/images/edits").locator("table").inner_text
     page.locator(".route", has_text="/v1/images/edits").locator("summary").click()
     assert [each["name"] for each in fields if each["name"] not in table()] == []
+
+
+def test_a_page_of_elsewhere_can_neither_draw_nor_show_it(browser: Browser, served: Server) -> None:
+    """With the headers that a real browser sends of it, whatever it tries."""
+    tries = """async (url) => {
+        const told = [];
+        for (const type of ["text/plain", "application/json"]) for (const mode of ["no-cors", "cors"]) {
+            const options = { method: "POST", mode, headers: { "Content-Type": type }, body: '{"prompt": "x"}' };
+            try {
+                told.push((await fetch(url, { ...options, signal: AbortSignal.timeout(3000) })).type);
+            } catch {
+                told.push("refused");
+            }
+        }
+        return told;
+    }"""
+    frame = "(url) => { const it = document.createElement('iframe'); it.src = url; document.body.append(it) }"
+    answers: list[int] = []
+    context = browser.new_context()
+    try:
+        context.route("http://evil.example/**", lambda route: route.fulfill(body="<p>", content_type="text/html"))
+        page = context.new_page()
+        page.goto("http://evil.example/")
+        page.on("response", lambda answer: answers.append(answer.status))
+        drawn = served.metric("zimage_images_total")
+        told = page.evaluate(tries, f"{served.url}/v1/images/generations")
+        assert set(told) <= {"opaque", "refused"}, told
+        assert set(answers) <= {403}, answers
+        assert served.metric("zimage_images_total") == drawn
+        page.evaluate(frame, served.url)
+        page.wait_for_timeout(1000)
+        assert all("max_zimage" not in each.content() for each in page.frames[1:])
+    finally:
+        context.close()
