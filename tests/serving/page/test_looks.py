@@ -175,6 +175,10 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(stranger: Visit) -> None:
     page.wait_for_selector("#draw:not(:disabled)")
     expect(dialog).to_be_hidden()
     assert page.evaluate(f"sessionStorage.getItem('{KEY_NAME}')") == KEY
+    page.click("#key-open")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    assert page.evaluate(f"sessionStorage.getItem('{KEY_NAME}')") == KEY
     with stranger.context.expect_page() as opened:
         page.evaluate("window.open('/', '_blank', 'noopener')")
     expect(opened.value.locator("#key-dialog")).to_be_visible()

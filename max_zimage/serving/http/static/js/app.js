@@ -78,10 +78,16 @@ function askForKey(problem) {
   const dialog = $("key-dialog");
   Object.assign($("key-error"), { textContent: problem, hidden: !problem });
   $("key").value = "";
+  let isGiven = true;
+  const leave = () => {
+    isGiven = false; // the Esc key: the key stays what it was
+  };
+  dialog.addEventListener("cancel", leave);
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
-      setKey($("key").value.trim());
+      dialog.removeEventListener("cancel", leave);
+      if (isGiven) setKey($("key").value.trim());
       resolve();
     }, { once: true });
   });
