@@ -78,6 +78,17 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def warnings_raised() -> Iterator[None]:
+    """Have Pillow's warnings end what they are about: it warns of damaged EXIF data, and goes on without it.
+
+    Of no other module's: another thread's warning is none of an image.
+    """
+    with _quiet, warnings.catch_warnings():
+        warnings.filterwarnings("error", module=r"PIL\b")
+        yield
+
+
 def open_image(name: str | Item, content: bytes, max_pixels: int) -> tuple[Image.Image, str]:
     """Read an image's header.
 

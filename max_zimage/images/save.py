@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 import secrets
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin
 
+from max_zimage.images.files import warnings_raised
 from max_zimage.version import PROGRAM
 
 
@@ -169,7 +169,7 @@ def embedded_text(path: Path) -> str:
         raise ImageFileError(f"{path} is no file; name a picture that max_zimage saved")
     try:
         # Pillow only warns of damaged EXIF data and goes on without it.
-        with warnings.catch_warnings(action="error"), Image.open(path) as picture:
+        with warnings_raised(), Image.open(path) as picture:
             picture.load()
             text = _embedded_text(picture)
     # Pillow's decoders raise nearly anything on damaged data: OSError, SyntaxError, struct.error, zlib.error, ...

@@ -135,10 +135,11 @@ class TaylorSeer:
 
 StepCache = FirstBlockCache | TaylorSeer
 
-_METHODS: dict[str, type[FirstBlockCache] | type[TaylorSeer]] = {
+METHODS: dict[str, type[FirstBlockCache] | type[TaylorSeer]] = {
     "first_block": FirstBlockCache,
     "taylorseer": TaylorSeer,
 }
+"""All step caches there are, by name."""
 
 
 def parse_step_cache(text: str) -> StepCache | None:
@@ -150,11 +151,11 @@ def parse_step_cache(text: str) -> StepCache | None:
     method, _, rest = text.strip().partition(":")
     if method == OFF and not rest:
         return None
-    if method not in _METHODS:
+    if method not in METHODS:
         raise ValueError(
-            f"a step cache is {OFF}, {' or '.join(_METHODS)}, with NAME=VALUE,... behind a colon, got {text[:80]!r}"
+            f"a step cache is {OFF}, {' or '.join(METHODS)}, with NAME=VALUE,... behind a colon, got {text[:80]!r}"
         )
-    kind = _METHODS[method]
+    kind = METHODS[method]
     types = {field.name: str(field.type) for field in fields(kind)}
     values: dict[str, object] = {}
     for item in filter(None, rest.split(",")):

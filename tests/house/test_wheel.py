@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from max_zimage.serving.http import static_files
 from tests.house.rules import read_toml
 from tests.paths import ROOT
 
@@ -40,6 +41,14 @@ def test_it_holds_the_folders_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     inside = {f"max_zimage/{name}" for folder in ("graphs", "kernels") for name in below(folder)}
     assert names == below("max_zimage") | inside
     assert {"max_zimage/py.typed", "max_zimage/graphs/py.typed", "max_zimage/kernels/README.md"} <= names
+
+
+def test_the_page_is_in_it(wheel: zipfile.ZipFile) -> None:
+    page = static_files.FOLDER.relative_to(ROOT).as_posix()
+    for path in static_files.FOLDER.rglob("*.*"):
+        name = f"{page}/{path.relative_to(static_files.FOLDER).as_posix()}"
+        assert wheel.read(name) == path.read_bytes()
+    assert {f"{page}/index.html", f"{page}/js/app.js", f"{page}/css/base.css"} <= set(wheel.namelist())
 
 
 def test_the_embedded_model_is_whole(wheel: zipfile.ZipFile) -> None:

@@ -127,7 +127,7 @@ def test_an_edit_is_resized_only_to_what_can_be_drawn(server: Server) -> None:
     assert time.monotonic() - begin < 5
 
 
-@pytest.mark.parametrize("route", ["/v1/images/generations", "/v1/images/edits", "/v1/responses"])
+@pytest.mark.parametrize("route", ["/v1/images/generations", "/v1/images/edits", "/v1/responses", "/v1/parameters"])
 def test_json_has_to_be_called_so(route: str, server: Server) -> None:
     """What a page may send without asking is no JSON to this server."""
     for kind in (
@@ -158,11 +158,12 @@ def test_json_has_to_be_called_so(route: str, server: Server) -> None:
 def test_no_route_answers_a_foreign_page(server: Server) -> None:
     url = server.draw(steps=1, response_format="url").json()["data"][0]["url"]
     routes = ["/health", "/version", "/metrics", "/docs", "/openapi.json", "/v1/models", url.removeprefix(server.url)]
+    routes += ["/", "/static/js/app.js", "/v1/capabilities"]
     for headers, code in (
         ({"Host": "evil.example"}, "unknown_host"),
         ({"Origin": "http://a.example"}, "foreign_origin"),
     ):
-        for path in [*routes, "/v1/images/generations", "/v1/requests/x"]:
+        for path in [*routes, "/v1/images/generations", "/v1/parameters", "/v1/requests/x"]:
             for method in ("GET", "POST", "DELETE", "OPTIONS"):
                 answer = server.client.request(method, path, headers=headers)
                 assert (answer.status_code, error_of(answer)["code"]) == (403, code), (method, path)
@@ -182,6 +183,8 @@ def test_a_wrong_key(header: dict[str, str], server: Server) -> None:
             ("GET", "/v1/models"),
             ("GET", "/metrics"),
             ("GET", "/openapi.json"),
+            ("GET", "/v1/capabilities"),
+            ("POST", "/v1/parameters"),
             ("POST", "/v1/images/generations"),
             ("GET", "/v1/images/x/content"),
             ("DELETE", "/v1/requests/x"),

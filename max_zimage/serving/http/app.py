@@ -10,20 +10,35 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from max_zimage.serving.errors import ApiError
-from max_zimage.serving.http import routes_edits, routes_features, routes_images, routes_responses, routes_service
+from max_zimage.serving.http import (
+    routes_edits,
+    routes_features,
+    routes_images,
+    routes_page,
+    routes_responses,
+    routes_service,
+)
 from max_zimage.serving.http.callers import Callers
 from max_zimage.serving.http.middleware import AccessMiddleware, internal_error
 from max_zimage.serving.http.state import ServerState
 from max_zimage.version import __version__
 
+_ROUTES = (routes_images, routes_edits, routes_features, routes_responses, routes_service, routes_page)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def make_app(state: ServerState) -> ASGIApp:
     """Put together the routes, the error answers and the gate before them."""
-    app = FastAPI(title="max_zimage", version=__version__, description="Pictures from prompts with Z-Image.")
+    # FastAPI's own pages of the API take scripts from elsewhere; /docs is one of the page's files.
+    app = FastAPI(
+        title="max_zimage",
+        version=__version__,
+        description="Pictures from prompts with Z-Image.",
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.server = state
-    for module in (routes_images, routes_edits, routes_features, routes_responses, routes_service):
+    for module in _ROUTES:
         app.include_router(module.router)
 
     def answer(error: ApiError) -> Response:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.callers import Callers, cors_headers, preflight_headers
 from max_zimage.serving.http.connections import REFUSAL
+from max_zimage.serving.http.static_files import is_static
 from max_zimage.serving.metrics import Metrics
 
 _log = logging.getLogger("max_zimage.serving")
@@ -82,7 +83,7 @@ class AccessMiddleware:
             self._metrics.requests.labels(route, str(answered[0] if answered else 499)).inc()
 
     def _check(self, path: str, headers: dict[str, str], request_id: str) -> None:
-        if self._key is not None and path not in _OPEN_PATHS:
+        if self._key is not None and path not in _OPEN_PATHS and not is_static(path):
             scheme, _, token = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(
                 token.strip().encode("latin-1"), self._key.encode()
