@@ -10,7 +10,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from max_zimage.serving.errors import ApiError
-from max_zimage.serving.http import routes_edits, routes_features, routes_images, routes_responses, routes_service
+from max_zimage.serving.http import (
+    routes_a1111,
+    routes_a1111_lists,
+    routes_edits,
+    routes_features,
+    routes_images,
+    routes_llm_dit,
+    routes_responses,
+    routes_service,
+)
 from max_zimage.serving.http.callers import Callers
 from max_zimage.serving.http.middleware import AccessMiddleware, internal_error
 from max_zimage.serving.http.state import ServerState
@@ -23,34 +32,37 @@ def make_app(state: ServerState) -> ASGIApp:
     """Put together the routes, the error answers and the gate before them."""
     app = FastAPI(title="max_zimage", version=__version__, description="Pictures from prompts with Z-Image.")
     app.state.server = state
-    for module in (routes_images, routes_edits, routes_features, routes_responses, routes_service):
+    for module in (
+        routes_images, routes_edits, routes_features, routes_responses, routes_service,
+        routes_llm_dit, routes_a1111, routes_a1111_lists,
+    ):  # fmt: skip
         app.include_router(module.router)
 
-    def answer(error: ApiError) -> Response:
+    def answer(request: Request, error: ApiError) -> Response:
         state.metrics.rejections.labels(error.code).inc()
-        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+        return JSONResponse(error.body(request.url.path), status_code=error.status, headers=error.headers)
 
     @app.exception_handler(ApiError)
     async def on_refusal(request: Request, error: ApiError) -> Response:
-        return answer(error)
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def on_no_route(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "invalid_value")
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return answer(ApiError(error.status_code, code, message, headers=error.headers))
+        return answer(request, ApiError(error.status_code, code, message, headers=error.headers))
 
     @app.exception_handler(ClientDisconnect)
     async def on_hang_up(request: Request, error: ClientDisconnect) -> Response:
-        return answer(ApiError(499, "cancelled", "the client hung up before its request was read"))
+        return answer(request, ApiError(499, "cancelled", "the client hung up before its request was read"))
 
     @app.exception_handler(RequestValidationError)
     async def on_bad_path(request: Request, error: RequestValidationError) -> Response:
-        return answer(ApiError(400, "invalid_value", str(error)))
+        return answer(request, ApiError(400, "invalid_value", str(error)))
 
     @app.exception_handler(Exception)
     async def on_fault(request: Request, error: Exception) -> Response:
-        return answer(internal_error(request.state.request_id))  # the gate logs it
+        return answer(request, internal_error(request.state.request_id))  # the gate logs it
 
     settings = state.settings
     return AccessMiddleware(
