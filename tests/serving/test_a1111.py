@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's routes, by `webuiapi` and as Open WebUI and SillyTavern call them: pictures, names, what is refused."""
+"""AUTOMATIC1111's routes by `webuiapi`, and as Open WebUI and SillyTavern call them: pictures, names, refusals."""
 
 from __future__ import annotations
 

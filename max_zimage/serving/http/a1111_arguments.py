@@ -34,6 +34,7 @@ UPSCALERS = {"Lanczos": "lanczos", "Latent (bicubic)": "bicubic"}
 """Upscaler of the second pass -> what it is here."""
 
 _STRENGTH = 0.75  # of both routes, where a request says nothing
+_LONGEST = 1 << 20  # pixels of a side, which no checkpoint draws
 _NETWORK = re.compile(r"<(\w+):([^<>]*)>")
 _SPACES = re.compile(r"[ \t]{2,}")
 
@@ -188,6 +189,8 @@ def _passes(reading: Reading, body: Txt2ImgRequest, defaults: RequestDefaults) -
         reading.wrong("hr_upscaler", f"must be one of {', '.join(UPSCALERS)}, got {upscaler[:40]!r}")
     values["upscale"] = UPSCALERS.get(upscaler)
     sides = (values.get("width", defaults.width), values.get("height", defaults.height))
+    if not all(0 < side <= _LONGEST for side in sides):
+        return  # which is said of the sides
     times = 2.0 if body.hr_scale is None else body.hr_scale
     grown = [side * times for side in sides]
     if not 1 < times <= 16 or any(side != int(side) for side in grown):

@@ -70,10 +70,10 @@ INERT: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "infotext": ("",),
         "force_task_id": ("",),
         # Nothing is kept here, whatever is wished, nor is anything changed that had to be changed back.
-        "do_not_save_samples": (_ANY,),
-        "do_not_save_grid": (_ANY,),
-        "save_images": (_ANY,),
-        "override_settings_restore_afterwards": (_ANY,),
+        "do_not_save_samples": (False, True),
+        "do_not_save_grid": (False, True),
+        "save_images": (False, True),
+        "override_settings_restore_afterwards": (False, True),
         # Where SillyTavern's own server finds this one; it passes them on.
         "url": (_ANY,),
         "auth": (_ANY,),
@@ -103,8 +103,8 @@ class A1111Request(BaseModel):
     )
     scheduler: Annotated[str | None, Field(description="As /sdapi/v1/schedulers lists them.")] = None
     cfg_scale: Annotated[float | None, Field(description="guidance_scale + 1; 1 is no guidance.")] = None
-    batch_size: Annotated[int | None, Field(ge=1, description="Pictures; picture k has seed + k.")] = None
-    n_iter: Annotated[int | None, Field(ge=1, description="Times batch_size.")] = None
+    batch_size: Annotated[int | None, Field(ge=1, le=1000, description="Pictures; picture k has seed + k.")] = None
+    n_iter: Annotated[int | None, Field(ge=1, le=1000, description="Times batch_size.")] = None
     styles: Annotated[list[str] | None, Field(description="The name of a template, or nothing.")] = None
     eta: Annotated[float | None, Field(description="1; 0 where the sampler draws no noise.")] = None
     disable_extra_networks: Annotated[bool | None, Field(description="Leave out what <lora:...> names.")] = None

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,12 +120,12 @@ async def _answered(state: ServerState, request: Request, body: A1111Request, va
     images = [base64.b64encode(file).decode() for file in files if body.send_images is not False]
     unsaid = {"url", "auth"} | (set() if getattr(body, "include_init_images", False) else {"init_images", "mask"})
     pictures = [GenerationParameters.from_json(text) for text in context.parameters]
-    given = body.model_dump(exclude=unsaid)
+    given = json.loads(body.model_dump_json(exclude=unsaid))  # by JSON, which has no NaN
     return JSONResponse({"images": images, "parameters": given, "info": info(pictures, given)})
 
 
 @contextmanager
-def _current(state: ServerState, job: Job) -> Any:
+def _current(state: ServerState, job: Job) -> Iterator[None]:
     """A request among those of which clients speak as the current one, while it has no answer."""
     state.a1111_jobs.append(job)
     try:
