@@ -180,7 +180,7 @@ NAMES = ApiNames(
             **{argument: name for name, argument in NAMED.items()},
             # What it holds is cfg_scale - 1, and messages say so.
             "guidance_scale": "cfg_scale - 1",
-            "num_images_per_prompt": "batch_size times n_iter",
+            "num_images_per_prompt": "batch_size",
             "sampler": "sampler_name",
             "sigma_shape": "scheduler",
             "image": "init_images",

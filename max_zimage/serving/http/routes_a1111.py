@@ -23,11 +23,11 @@ from max_zimage.errors import RequestError
 from max_zimage.images.a1111_masks import blurred, filled
 from max_zimage.images.masks import decode_mask
 from max_zimage.images.read import data_url_bytes, decode_image
-from max_zimage.request.metadata import GenerationParameters
 from max_zimage.serving.dispatcher import Job
+from max_zimage.serving.drawn_by import written_parameters
 from max_zimage.serving.http.a1111_arguments import arguments
 from max_zimage.serving.http.a1111_body import ELSEWHERE, IMG2IMG, NAMES, TXT2IMG, A1111Request, Img2ImgRequest
-from max_zimage.serving.http.a1111_text import info
+from max_zimage.serving.http.a1111_info import info
 from max_zimage.serving.http.answers import finished, picture_or_error
 from max_zimage.serving.http.api_names import refused
 from max_zimage.serving.http.remote_images import fetched, is_remote
@@ -109,9 +109,10 @@ async def _answered(state: ServerState, request: Request, body: A1111Request, va
 
     def prepared() -> Any:
         asked = request_of(state.served, NAMES, **values)
-        return make_context(state.served, asked, "png", NAMES, reports=True, previews=_PREVIEWS)
+        context = make_context(state.served, asked, "png", NAMES, reports=True, previews=_PREVIEWS)
+        return context, [json.loads(text) for text in written_parameters(asked, state.served.drawn_by)]
 
-    context = await asyncio.to_thread(prepared)
+    context, pictures = await asyncio.to_thread(prepared)
     job = state.dispatcher.submit(context, request.state.request_id)
     state.note(job, None)
     with _current(state, job):
@@ -119,7 +120,6 @@ async def _answered(state: ServerState, request: Request, body: A1111Request, va
     files = [picture_or_error(item) for item in output.output]
     images = [base64.b64encode(file).decode() for file in files if body.send_images is not False]
     unsaid = {"url", "auth"} | (set() if getattr(body, "include_init_images", False) else {"init_images", "mask"})
-    pictures = [GenerationParameters.from_json(text) for text in context.parameters]
     given = json.loads(body.model_dump_json(exclude=unsaid))  # by JSON, which has no NaN
     return JSONResponse({"images": images, "parameters": given, "info": info(pictures, given)})
 

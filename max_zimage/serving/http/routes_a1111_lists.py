@@ -6,6 +6,7 @@ Reference: reference/scale-and-ux.md section 11; stable-diffusion-webui modules/
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import tempfile
@@ -13,19 +14,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from max_zimage.device.memory import available_memory
 from max_zimage.errors import RequestError
-from max_zimage.images.save import ImageFileError, embedded_text
-from max_zimage.request.a1111_names import AUTOMATIC, SAMPLER_LABELS, SHAPE_LABELS, aliases
+from max_zimage.images.infotext import read_infotext, write_infotext
+from max_zimage.images.save import ImageFileError
+from max_zimage.request.a1111_names import AUTOMATIC, SAMPLER_LABELS, SHAPE_LABELS, key_of
 from max_zimage.request.loras import SUFFIX
-from max_zimage.request.metadata import GenerationParameters
+from max_zimage.request.metadata import read_parameters
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.a1111_arguments import UPSCALERS
 from max_zimage.serving.http.a1111_body import NAMES, SETTINGS, setting_problems
-from max_zimage.serving.http.a1111_text import fields, infotext
 from max_zimage.serving.http.api_names import refused
 from max_zimage.serving.http.routes_a1111 import file_of_text
 from max_zimage.serving.http.routes_images import described, json_body, parsed
@@ -37,16 +39,15 @@ router = APIRouter(prefix="/sdapi/v1")
 @router.get("/samplers")
 async def samplers() -> list[dict[str, Any]]:
     """Samplers, by their names there where they have one."""
-    return [{"name": label, "aliases": aliases(name), "options": {}} for name, label in SAMPLER_LABELS.items()]
+    return [{"name": label, "aliases": [key_of(label)], "options": {}} for label in SAMPLER_LABELS.values()]
 
 
 @router.get("/schedulers")
 async def schedulers() -> list[dict[str, Any]]:
     """Sigma shapes, the checkpoint's own before them."""
-    listed = {AUTOMATIC.lower(): AUTOMATIC, **SHAPE_LABELS}
     return [
-        {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
-        for name, label in listed.items()
+        {"name": key_of(label), "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
+        for label in (AUTOMATIC, *SHAPE_LABELS.values())
     ]
 
 
@@ -162,7 +163,7 @@ class PngInfoRequest(BaseModel):
 
 @router.post("/png-info", openapi_extra=described(PngInfoRequest))
 async def png_info(request: Request) -> dict[str, Any]:
-    """What a picture of this server was drawn with; empty for one that does not say."""
+    """What a picture was drawn with, by this program or one that writes the same text; empty if it does not say."""
     body = parsed(PngInfoRequest, await json_body(request))
     try:
         content = await asyncio.to_thread(file_of_text, "image", body.image)
@@ -172,16 +173,25 @@ async def png_info(request: Request) -> dict[str, Any]:
 
 
 def _said_by(content: bytes) -> dict[str, Any]:
+    text = ""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "picture"
         file.write_bytes(content)
         try:
-            text = embedded_text(file)
+            text = write_infotext(json.loads(read_parameters(file).to_json()))
         except ImageFileError:
-            return {"info": "", "items": {}, "parameters": {}}
+            text = _text_of(content)
+    found = read_infotext(text)
+    if found is None:
+        return {"info": text, "items": {}, "parameters": {}}
+    said = {"Prompt": found.prompt, "Negative prompt": found.negative_prompt, **found.pairs}
+    return {"info": text, "items": {"parameters": text}, "parameters": said}
+
+
+def _text_of(content: bytes) -> str:
+    """What another program has put into a PNG's text of this name; empty for none."""
     try:
-        parameters = GenerationParameters.from_json(text)
-    except ImageFileError:
-        return {"info": text, "items": {"parameters": text}, "parameters": {}}
-    said = {"Prompt": parameters.prompt, "Negative prompt": parameters.negative_prompt, **fields(parameters)}
-    return {"info": infotext(parameters), "items": {"parameters": infotext(parameters)}, "parameters": said}
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            return str(picture.info.get("parameters", ""))
+    except Exception:  # Pillow's decoders raise nearly anything on damaged data
+        return ""
