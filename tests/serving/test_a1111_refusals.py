@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
 from max_zimage.serving.http.a1111_body import IMG2IMG, INERT, TXT2IMG
+from max_zimage.serving.http.routes_llm_dit import GENERATE, Dype
+from max_zimage.serving.http.schema import EditRequest, ImageRequest
+from tests.paths import ROOT
 from tests.references.servers import KEY, Server
 from tests.serving.test_a1111 import post
 
@@ -37,7 +41,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("txt2img", {"override_settings": {"CLIP_stop_at_last_layers": 2}}, "override_settings", "is 1 here, got 2"),
     ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [{}]}}}, "alwayson_scripts", "no script 'ControlNet'"),
     ("txt2img", {"guidance_scale": 2.0}, "guidance_scale", "cfg_scale is guidance_scale + 1"),
-    ("txt2img", {"sampler_nam": "Euler"}, "sampler_nam", "the nearest is sampler_name; leave it out"),
+    ("txt2img", {"samplername": "Euler"}, "samplername", "the nearest is sampler_name; leave it out"),
     ("img2img", {}, "init_images", "one image must be given, got 0"),
     ("img2img", {"init_images": ["%"]}, "init_images", "is no valid base64"),
     ("img2img", {"init_images": ["R0lGODlh"]}, "init_images", "is a GIF file; convert it to PNG, JPEG or WebP"),
@@ -93,3 +97,17 @@ def test_the_key_is_a_password_here_and_nowhere_else(server: Server) -> None:
         assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "foreign_origin")
         plain = client.post("/sdapi/v1/txt2img", content=json.dumps({"prompt": "x"}), auth=("a", KEY))
         assert plain.status_code == 415
+
+
+def test_the_page_has_every_field_of_every_dialect() -> None:
+    text = (ROOT / "docs" / "dialects.md").read_text(encoding="utf-8")
+    sections = dict(zip(*[iter(re.split(r"^## (.*)$", text, flags=re.MULTILINE)[1:])] * 2, strict=True))
+    own = {*ImageRequest.model_fields, *EditRequest.model_fields, "num_inference_steps"} - {"mask_image", "progress"}
+    bodies = {
+        "OpenAI": own,
+        "llm-dit": {*GENERATE.model_fields, *Dype.model_fields},
+        "AUTOMATIC1111": {*TXT2IMG.model_fields, *IMG2IMG.model_fields},
+    }
+    for section, fields in bodies.items():
+        named = set(re.findall(r"`(\w+)`", sections[section]))
+        assert fields - named == set(), f"docs/dialects.md, {section}, has nothing about these"

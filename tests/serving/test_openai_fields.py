@@ -129,7 +129,7 @@ def test_edits_take_a_list_of_one_and_the_default_fidelity(server: Server) -> No
         ({"frame_count": 2}, "frame_count", "frame_count: is no field of this route"),
         ({"complexity": "high"}, "complexity", "is no field of this route"),
         ({"n": 11}, "n", "at most 3 pictures a request, got 11"),
-        ({"negative_promt": "x"}, "negative_promt", "the nearest is negative_prompt; leave it out"),
+        ({"negativeprompt": "x"}, "negativeprompt", "the nearest is negative_prompt; leave it out"),
     ],
     ids=lambda value: "",
 )
