@@ -87,10 +87,6 @@ class Dispatcher:
         waiting = next((job for job in self._waiting if job.name == name), None)
         return self._given.get(name) or waiting
 
-    def is_done(self, job: Job) -> bool:
-        """Whether a request has an answer, or none to come."""
-        return job not in self._waiting and self._given.get(job.name) is not job
-
     def place(self, job: Job) -> int:
         """How many requests come before one that waits; 0 for one that does not."""
         return self._waiting.index(job) if job in self._waiting else 0

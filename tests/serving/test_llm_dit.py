@@ -90,6 +90,7 @@ def test_dype_brings_its_passes() -> None:
     assert "passes" not in arguments(GENERATE.model_validate({"prompt": "x", "dype": one}))
 
 
+@pytest.mark.filterwarnings("ignore:dype vision_yarn changes nothing here")
 def test_dype_is_drawn(server: Server, pipeline: ZImagePipeline) -> None:
     answer = post(server, **SMALL, dype={"enabled": True})
     assert answer.status_code == 200, answer.text

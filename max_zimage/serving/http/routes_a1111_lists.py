@@ -149,7 +149,7 @@ async def set_options(request: Request) -> Response:
         raise bad_request(f"the body must be an object of settings, got {type(settings).__name__}")
     problems = setting_problems(settings, state_of(request).served.name, "options")
     if problems:
-        raise bad_request("; ".join(sentence for _, sentence in problems), next(iter(settings)))
+        raise bad_request("; ".join(sentence for _, sentence in problems))
     return JSONResponse(None)
 
 
