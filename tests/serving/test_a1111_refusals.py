@@ -69,7 +69,8 @@ def test_fields_without_a_meaning_are_taken_where_they_change_nothing(name: str,
     for value in (*INERT[name], None):
         if isinstance(value, (int, float, str, bool, list, dict)) or value is None:
             model.model_validate({name: value})
-    answer = post(server, **{name: {"any": "thing"}, "cfg_scale": 0.0})
+    body: dict[str, Any] = {name: {"any": "thing"}, "cfg_scale": 0.0}
+    answer = post(server, **body)
     refused_by_name = f"{name}: not done here, got {{'any': 'thing'}}; leave it out" in answer.json()["detail"]
     assert refused_by_name == all(isinstance(value, (int, float, str, bool, list, dict)) for value in INERT[name])
 

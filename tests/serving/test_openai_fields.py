@@ -87,7 +87,7 @@ def test_steps_by_their_other_name(server: Server) -> None:
 
 def test_compression_is_the_quality_of_the_file(server: Server) -> None:
     def drawn(kind: str, quality: int | None) -> bytes:
-        more = {} if quality is None else {"output_compression": quality}
+        more: dict[str, Any] = {} if quality is None else {"output_compression": quality}
         (content,) = files(server.draw("x", **SMALL, output_format=kind, **more))
         return content
 

@@ -17,14 +17,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.responses import JSONResponse, Response
 
-from max_zimage.errors import Wording
+from max_zimage.errors import RequestError, Wording
+from max_zimage.pipeline.encoding import request_of_texts
 from max_zimage.request.fields import IMAGES as WORDS
 from max_zimage.request.fields import ROWS
 from max_zimage.request.passes import TOKEN_SIDE
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.answers import finished, picture_or_error
 from max_zimage.serving.http.api_names import ApiNames, refused
-from max_zimage.serving.http.requests import ServedModel, make_context, request_of
+from max_zimage.serving.http.requests import ServedModel, check_texts, make_context, request_of
 from max_zimage.serving.http.routes_features import encoding
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import state_of
@@ -165,18 +166,14 @@ def arguments(body: GenerateRequest) -> dict[str, Any]:
     """
     given = {name: getattr(body, row.images.name) for name in _NUMBERS if (row := ROWS[name]).images is not None}
     said = {name: value for name, value in given.items() if value is not None}
-    values = dict(DEFAULTS) | said | _texts(body)
+    values: dict[str, Any] = dict(DEFAULTS) | said | _texts(body)
     if body.dype is None or not body.dype.enabled:
         return values
     if (body.dype.base_shift, body.dype.max_shift) != (0.5, 1.15):
         raise bad_request(
             "dype: base_shift and max_shift do nothing, the shift is that of shift; leave both out", "dype"
         )
-    values |= {
-        "dype": body.dype.method,
-        "dype_scale": body.dype.dype_scale,
-        "dype_exponent": body.dype.dype_exponent,
-    }
+    values |= {name: getattr(body.dype, name) for name in ("dype_scale", "dype_exponent")} | {"dype": body.dype.method}
     return values | _passes(body.dype, values["num_inference_steps"])
 
 
@@ -255,12 +252,14 @@ def _formatted(served: ServedModel, texts: dict[str, Any]) -> tuple[str, int]:
     Raises:
         ApiError: 400 if it cannot be.
     """
-    asked = request_of(served, NAMES, **texts)
-    around = Around(system=asked.system_prompt, thinking=asked.thinking_content, assistant=asked.assistant_content)
+    settings = {name: text for name, text in texts.items() if name != "prompt"}
     try:
+        asked = request_of_texts(served.tokenizer, texts["prompt"], None, **settings)
+        check_texts(served.limits, asked, NAMES)
+        around = Around(system=asked.system_prompt, thinking=asked.thinking_content, assistant=asked.assistant_content)
         text = served.tokenizer.prompts.render(texts["prompt"], around)
         return text, len(served.tokenizer.prompts.encode(texts["prompt"], around))
-    except TokenizerError as error:
+    except (RequestError, TokenizerError) as error:
         raise refused(error, NAMES) from error
 
 
