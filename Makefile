@@ -42,7 +42,7 @@ types: $(VENV)/.test ## mypy, strict on the package, less so on tests and benchm
 test: $(VENV)/.test ## the test suite; pick with ARGS="-k images"
 	pytest -n 2 --dist loadfile $(ARGS)
 
-fuzz: $(VENV)/.test ## damaged pictures, checkpoints, caches and killed servers, by the thousand; pick with ARGS="images"
+fuzz: $(VENV)/.test ## damaged pictures, checkpoints, caches, killed servers and requests, by the thousand; pick with ARGS="images"
 	python -m tests.fuzzers $(ARGS)
 
 bench: $(VENV)/.test ## seconds, rates and quality against diffusers

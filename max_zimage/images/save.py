@@ -138,7 +138,7 @@ def encode_image(
         pixels: uint8 [height, width, 3], RGB.
         kind: "PNG", "JPEG" or "WEBP".
         parameters: JSON from `GenerationParameters.to_json` that the picture will carry; empty for none.
-        compression: Quality of JPEG and WebP from 1 to 100; by default 95 for JPEG, and WebP without loss.
+        compression: Quality of JPEG and WebP from 0 to 100; by default 95 for JPEG, and WebP without loss.
 
     Raises:
         TypeError: If the pixels are not uint8.

@@ -29,7 +29,7 @@ class ZImageContext(PixelContext):
             field is a bool.
         parameters: JSON of `max_zimage.request.metadata.GenerationParameters` for each picture, which the file will
             carry; empty for none.
-        compression: Quality of JPEG and WebP from 1 to 100, or None for the format's own.
+        compression: Quality of JPEG and WebP from 0 to 100, or None for the format's own.
         reports: Whether every step is reported while it is done.
         step_cache: How steps are left out, as `max_zimage.sampling.step_cache.parse_step_cache` reads it.
         listens: Whether the server reads what is told before the pictures are done; MAX's own takes it for an answer.

@@ -129,7 +129,7 @@ class PictureFields:
         is_checked_alone=False,
         default=Of("num_inference_steps"),
         flag=Flag("--steps", "N", "denoising steps", "the picture"),
-        images=Images("steps", "Denoising steps."),
+        images=Images("steps", "Denoising steps.", others=("num_inference_steps",)),
         responses=Responses("steps"),
         kept=Kept("int"),
         shared="levels",

@@ -56,12 +56,14 @@ class Images:
         description: What the schema says of it; "" for a field of OpenAI's own, which the schema declares by itself.
         param: The field that errors blame, where that is another.
         edits_only: Whether only edits take it.
+        others: What other servers of this API call it.
     """
 
     name: str
     description: str = ""
     param: str = ""
     edits_only: bool = False
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

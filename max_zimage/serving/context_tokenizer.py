@@ -98,6 +98,11 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         )
 
     @property
+    def prompts(self) -> PromptTokenizer:
+        """The checkpoint's own, of texts alone."""
+        return self._tokenizer
+
+    @property
     def digests(self) -> list[str]:
         """Of the chat template, and of the tokenizer."""
         return [self._tokenizer.template_digest, self._tokenizer.digest]

@@ -44,6 +44,7 @@ class Job:
         name: The id by which its client knows it; the worker has another.
         arrived: `time.monotonic` when it was queued.
         progress: How far it is; None while it waits.
+        preview: The last small picture of its unfinished work, where it asked for some.
         events: What is told while it runs, then its end: an answer or an error.
         pump: The task that listens to the worker for it.
     """
@@ -52,6 +53,7 @@ class Job:
     name: str
     arrived: float = field(default_factory=time.monotonic)
     progress: Progress | None = None
+    preview: Preview | None = None
     events: asyncio.Queue[Event | GenerationOutput | ApiError] = field(default_factory=asyncio.Queue)
     pump: asyncio.Task[None] | None = None
 
@@ -234,6 +236,7 @@ class Dispatcher:
         else:
             metrics.steps.inc(progress.step - job.progress.step)
         job.progress = progress
+        job.preview = previews[0] if previews else job.preview
         for result, count in progress.graphs.items():
             metrics.graph_cache.labels(result).set(count)
         for figure, count in progress.embeddings.items():

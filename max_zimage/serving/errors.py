@@ -18,6 +18,10 @@ _TYPES = {
 }
 
 
+_DETAILED = ("/api/", "/sdapi/")
+"""Routes whose clients look for `detail`, as FastAPI's own errors have it."""
+
+
 class ApiError(Exception):
     """An answer other than pictures.
 
@@ -41,10 +45,15 @@ class ApiError(Exception):
         self.status, self.code, self.param = status, code, param
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
-        """The JSON body, as OpenAI's clients read it."""
+    def body(self, path: str = "") -> dict[str, Any]:
+        """The JSON body, as OpenAI's clients read it, and those of other APIs.
+
+        Args:
+            path: The route, by whose beginning an API is known.
+        """
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        detail = {"detail": str(self)} if path.startswith(_DETAILED) else {}
+        return detail | {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

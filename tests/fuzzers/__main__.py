@@ -13,7 +13,7 @@ from importlib import import_module
 
 from tests.fuzzers.tally import Tally
 
-COUNTS = {"images": 5000, "configs": 1000, "artifacts": 100, "disks": 20, "kills": 20}
+COUNTS = {"images": 5000, "configs": 1000, "artifacts": 100, "disks": 20, "kills": 20, "requests": 10_000}
 """Fuzzer -> inputs of its long form; 100 picture files take seconds, one kill a start of the server."""
 
 

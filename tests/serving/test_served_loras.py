@@ -88,6 +88,32 @@ def test_every_route_draws_with_them(server: Server, folder: Path, embedded: Pai
     np.testing.assert_array_equal(pixels(tmp_path / "b.png"), expected(embedded, **given))
 
 
+def test_prompts_of_automatic1111_name_them(server: Server, folder: Path, embedded: Pair, tmp_path: Path) -> None:
+    listed = server.client.get("/sdapi/v1/loras").json()
+    assert [each["name"] for each in listed] == ["broken", "other", "style"]
+    body: dict[str, Any] = {"width": 128, "height": 128, "steps": 2, "seed": 3}
+
+    def drawn(prompt: str, **more: Any) -> Any:
+        answer = server.post("/sdapi/v1/txt2img", prompt=prompt, **body, **more)
+        assert answer.status_code == 200, answer.text
+        picture = Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0])))
+        return np.asarray(picture), json.loads(answer.json()["info"])
+
+    loras = [(folder / "style.safetensors", 0.5), (folder / "other.safetensors", 1.0)]
+    found, info = drawn(f"{PROMPT} <lora:style:0.5> <lora:other>")
+    np.testing.assert_array_equal(found, expected(embedded, loras=loras))
+    assert info["infotexts"][0].splitlines()[0] == f"{PROMPT} <lora:style:0.5> <lora:other:1>"
+    plain, _ = drawn(f"<lora:style:0.5>{PROMPT}", disable_extra_networks=True)
+    np.testing.assert_array_equal(plain, expected(embedded, loras=[]))
+    gone = server.post("/sdapi/v1/txt2img", prompt="a <lora:gone:1>", **body)
+    assert gone.status_code == 400
+    assert "'gone.safetensors' is none of this server's adapters; it has broken.safetensors" in gone.json()["detail"]
+    # On other routes it is a part of the prompt, which looks for no file.
+    assert server.draw("a <lora:gone:1>", **SIZE).status_code == 200
+    broken = server.post("/sdapi/v1/txt2img", prompt="a <lora:broken>", **body)
+    assert (broken.status_code, broken.json()["error"]["param"]) == (400, "prompt")
+
+
 def test_sets_that_meet_in_the_queue(server: Server, folder: Path, embedded: Pair, tmp_path: Path) -> None:
     """Sent together, and each drawn with its own."""
     sets: list[list[tuple[str, float]]] = [

@@ -100,6 +100,18 @@ def file_of(item: OutputContent) -> bytes | None:
     return base64.b64decode(item.image_data or "") if isinstance(item, OutputImageContent) else None
 
 
+def picture_or_error(item: OutputContent) -> bytes:
+    """A picture of an answer that has no place for errors, encoded.
+
+    Raises:
+        ApiError: 500 if there is a reason in its place.
+    """
+    file = file_of(item)
+    if file is None:
+        raise ApiError(500, CODE, item.text if isinstance(item, OutputTextContent) else "")
+    return file
+
+
 def images_answer(
     output: GenerationOutput, job: Job, form: ResponseFormat, media: MediaStore, request: Request
 ) -> dict[str, Any]:

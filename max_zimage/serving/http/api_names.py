@@ -21,11 +21,13 @@ class ApiNames:
         wording: For messages.
         blamed: Field -> what errors blame, where that is not what messages call it.
         known: The API's fields; what is none of them is not blamed.
+        guides: How it says that a negative prompt shall count.
     """
 
     wording: Wording
     blamed: Mapping[str, str]
     known: frozenset[str]
+    guides: str = "set guidance_scale or nag_scale above 0"
 
     def of(self, name: str) -> str:
         """What messages call a field."""

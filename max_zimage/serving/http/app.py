@@ -11,9 +11,12 @@ from starlette.types import ASGIApp
 
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import (
+    routes_a1111,
+    routes_a1111_lists,
     routes_edits,
     routes_features,
     routes_images,
+    routes_llm_dit,
     routes_page,
     routes_responses,
     routes_service,
@@ -23,7 +26,17 @@ from max_zimage.serving.http.middleware import AccessMiddleware, internal_error
 from max_zimage.serving.http.state import ServerState
 from max_zimage.version import __version__
 
-_ROUTES = (routes_images, routes_edits, routes_features, routes_responses, routes_service, routes_page)
+_ROUTES = (
+    routes_images,
+    routes_edits,
+    routes_features,
+    routes_responses,
+    routes_service,
+    routes_llm_dit,
+    routes_a1111,
+    routes_a1111_lists,
+    routes_page,
+)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -41,31 +54,31 @@ def make_app(state: ServerState) -> ASGIApp:
     for module in _ROUTES:
         app.include_router(module.router)
 
-    def answer(error: ApiError) -> Response:
+    def answer(request: Request, error: ApiError) -> Response:
         state.metrics.rejections.labels(error.code).inc()
-        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+        return JSONResponse(error.body(request.url.path), status_code=error.status, headers=error.headers)
 
     @app.exception_handler(ApiError)
     async def on_refusal(request: Request, error: ApiError) -> Response:
-        return answer(error)
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def on_no_route(request: Request, error: HTTPException) -> Response:
         code = _CODES.get(error.status_code, "invalid_value")
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return answer(ApiError(error.status_code, code, message, headers=error.headers))
+        return answer(request, ApiError(error.status_code, code, message, headers=error.headers))
 
     @app.exception_handler(ClientDisconnect)
     async def on_hang_up(request: Request, error: ClientDisconnect) -> Response:
-        return answer(ApiError(499, "cancelled", "the client hung up before its request was read"))
+        return answer(request, ApiError(499, "cancelled", "the client hung up before its request was read"))
 
     @app.exception_handler(RequestValidationError)
     async def on_bad_path(request: Request, error: RequestValidationError) -> Response:
-        return answer(ApiError(400, "invalid_value", str(error)))
+        return answer(request, ApiError(400, "invalid_value", str(error)))
 
     @app.exception_handler(Exception)
     async def on_fault(request: Request, error: Exception) -> Response:
-        return answer(internal_error(request.state.request_id))  # the gate logs it
+        return answer(request, internal_error(request.state.request_id))  # the gate logs it
 
     settings = state.settings
     return AccessMiddleware(

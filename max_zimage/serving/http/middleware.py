@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import logging
@@ -21,6 +22,7 @@ from max_zimage.serving.metrics import Metrics
 _log = logging.getLogger("max_zimage.serving")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OPEN_PATHS = ("/health",)
+_BASIC_PATHS = "/sdapi/"  # whose clients have a name and a password, of which the second one is the key
 _BODIES = 16  # of the largest size, whose bytes may be on their way at a time
 
 
@@ -30,7 +32,7 @@ class AccessMiddleware:
     Args:
         app: The routes.
         callers: Who may call.
-        api_key: What clients send as a bearer token; None lets everybody in.
+        api_key: What clients send as a bearer token, or as a password on `/sdapi/`; None lets everybody in.
         body_bytes: Of a request's body.
         metrics: Counts answers and rejections.
     """
@@ -73,26 +75,25 @@ class AccessMiddleware:
             with self._counted(scope, receive) as counted:
                 await self._app(scope, counted, tell)
         except ApiError as error:  # from here; those of the routes have been answered there
-            await respond(error, self._metrics, tell)
+            await respond(error, self._metrics, tell, scope["path"])
         except Exception:
             _log.exception("request %s failed in the server", request_id)
             if not answered:
-                await respond(internal_error(request_id), self._metrics, tell)
+                await respond(internal_error(request_id), self._metrics, tell, scope["path"])
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(answered[0] if answered else 499)).inc()
 
     def _check(self, path: str, headers: dict[str, str], request_id: str) -> None:
         if self._key is not None and path not in _OPEN_PATHS and not is_static(path):
-            scheme, _, token = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(
-                token.strip().encode("latin-1"), self._key.encode()
-            ):
+            with_name = path.startswith(_BASIC_PATHS)
+            if not hmac.compare_digest(_token(headers.get("authorization", ""), with_name), self._key.encode()):
+                way = ", or as the password of HTTP's basic authentication" if with_name else ""
                 raise ApiError(
                     401,
                     "invalid_api_key",
-                    'this server wants its key, as the header "Authorization: Bearer KEY"',
-                    headers={"WWW-Authenticate": "Bearer"},
+                    f'this server wants its key, as the header "Authorization: Bearer KEY"{way}',
+                    headers={"WWW-Authenticate": 'Basic realm="max_zimage"' if with_name else "Bearer"},
                 )
         if request_id and not _ID.fullmatch(request_id):
             raise ApiError(
@@ -145,15 +146,33 @@ class AccessMiddleware:
         )
 
 
+def _token(header: str, with_name: bool) -> bytes:
+    """The key that an Authorization header brings; empty for none, which no key is.
+
+    Args:
+        header: Its value.
+        with_name: Whether basic authentication is taken too, with any name.
+    """
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip().encode("latin-1")
+    if scheme.lower() != "basic" or not with_name:
+        return b""
+    try:
+        return base64.b64decode(token.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
 def internal_error(request_id: str) -> ApiError:
     """What a client learns of a fault of ours."""
     return ApiError(500, "internal", f"request {request_id} failed; the server's log says why")
 
 
-async def respond(error: ApiError, metrics: Metrics, send: Send) -> None:
+async def respond(error: ApiError, metrics: Metrics, send: Send, path: str = "") -> None:
     """Answer with an error, and count it."""
     metrics.rejections.labels(error.code).inc()
-    body = json.dumps(error.body()).encode()
+    body = json.dumps(error.body(path)).encode()
     headers = [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
@@ -63,11 +65,6 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, **more: An
         )
     if body.progress and not body.stream:
         raise bad_request("progress: steps are told with stream; set stream to true, or leave it out", "progress")
-    if body.output_compression is not None and (body.output_format or "png") == "png":
-        raise bad_request(
-            "output_compression: png has no quality; set output_format to jpeg or webp, or leave it out",
-            "output_compression",
-        )
     values = given(body)
     if "features" in values:
         values["features"] = features_of_text(values["features"])
@@ -84,7 +81,7 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, **more: An
         served,
         asked,
         body.output_format or "png",
-        compression=body.output_compression,
+        compression=_compression(body),
         reports=bool(body.stream),
         previews=(body.partial_images or 0) if body.stream else 0,
     )
@@ -98,8 +95,13 @@ def check_model(served: ServedModel, name: str | None) -> None:
         )
 
 
-def request_of(served: ServedModel, **arguments: Any) -> GenerationRequest:
+def request_of(served: ServedModel, names: ApiNames = IMAGES, **arguments: Any) -> GenerationRequest:
     """Check a request against the checkpoint, then against the server's limits.
+
+    Args:
+        served: The model.
+        names: Of the API it came by.
+        **arguments: Of `GenerationRequest.create`.
 
     Raises:
         ApiError: 400, with the field that is to blame, the first one of several.
@@ -109,8 +111,8 @@ def request_of(served: ServedModel, **arguments: Any) -> GenerationRequest:
             limits=served.tokenizer.limits, defaults=served.tokenizer.defaults, **arguments
         )
     except RequestError as error:
-        raise refused(error, IMAGES) from error
-    check_request(served.limits, asked, IMAGES, bool(arguments.get("negative_prompt")))
+        raise refused(error, names) from error
+    check_request(served.limits, asked, names, bool(arguments.get("negative_prompt")))
     return asked
 
 
@@ -136,8 +138,7 @@ def check_request(limits: ServerLimits, asked: GenerationRequest, names: ApiName
     check_texts(limits, asked, names)
     if negative and not asked.uses_negative:
         raise bad_request(
-            "negative_prompt: guidance is off, and it would do nothing; set guidance_scale or nag_scale above 0, or "
-            "leave it out",
+            f"negative_prompt: guidance is off, and it would do nothing; {names.guides}, or leave it out",
             "negative_prompt",
         )
 
@@ -240,12 +241,30 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
     return int(match[2]), int(match[1])
 
 
+def _compression(body: ImageRequest) -> int | None:
+    """Quality of the file, 100 if none is named, as OpenAI has it; None for one without loss.
+
+    Raises:
+        ApiError: 400 if a PNG is to have another.
+    """
+    kind, quality = body.output_format or "png", 100 if body.output_compression is None else body.output_compression
+    if kind == "png" and quality != 100:
+        raise bad_request(
+            "output_compression: png has no quality but 100; set output_format to jpeg or webp, or leave it out",
+            "output_compression",
+        )
+    return quality if kind == "jpeg" or quality < 100 else None
+
+
+_QUALITIES = {"low": Fraction(1, 2), "high": Fraction(2), "hd": Fraction(2), "xhigh": Fraction(3), "max": Fraction(4)}
+"""Words for more or fewer steps than a checkpoint's own, and how many times as many."""
+
+
 def _steps(served: ServedModel, body: ImageRequest) -> int | None:
     """Steps, where the request or its quality names them."""
     asked: int | None = given(body).get("num_inference_steps")
-    if body.quality in (None, "auto", "medium", "standard"):
+    if body.quality not in _QUALITIES:
         return asked
     if asked is not None:
         raise bad_request("quality: stands for a number of steps, and steps is given too; leave one out", "quality")
-    usual = served.tokenizer.defaults.num_inference_steps
-    return -(-usual // 2) if body.quality == "low" else 2 * usual
+    return math.ceil(_QUALITIES[body.quality] * served.tokenizer.defaults.num_inference_steps)

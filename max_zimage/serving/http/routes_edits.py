@@ -113,7 +113,7 @@ async def _form(state: ServerState, request: Request) -> tuple[EditRequest, dict
     try:
         body = EDIT.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error) from error
+        raise invalid(error, EDIT.model_fields) from error
     return body, {name: await file.read() for name, file in files.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -18,7 +19,7 @@ from max_zimage.pipeline.encoding import request_of_texts
 from max_zimage.request.feature_settings import SETTINGS
 from max_zimage.request.fields import ROWS
 from max_zimage.serving.http.answers import finished
-from max_zimage.serving.http.api_names import IMAGES, refused
+from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
 from max_zimage.serving.http.requests import ServedModel, check_model, check_texts
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import state_of
@@ -62,7 +63,9 @@ async def prompt_features(request: Request) -> Response:
     state = state_of(request)
     state.check_room()
     body = parsed(FEATURES, await json_body(request))
-    context = await asyncio.to_thread(_context, state.served, body)
+    given = {name: getattr(body, name) for name in (*SETTINGS, "template")}
+    check_model(state.served, body.model)
+    context = await asyncio.to_thread(encoding, state.served, IMAGES, body.prompt, body.negative_prompt, given)
     job = state.dispatcher.submit(context, request.state.request_id)
     state.note_texts(job, body.user)
     features = read_features(await finished(state.dispatcher, job, request))
@@ -79,19 +82,26 @@ async def prompt_features(request: Request) -> Response:
     return JSONResponse(answer)
 
 
-def _context(served: ServedModel, body: FeaturesRequest) -> ZImageContext:
-    """Check a request and prepare it.
+def encoding(
+    served: ServedModel, names: ApiNames, prompt: str, negative_prompt: str | None, given: Mapping[str, Any]
+) -> ZImageContext:
+    """Check texts that are to be encoded, and prepare them.
+
+    Args:
+        served: The model.
+        names: Of the API they came by.
+        prompt: The prompt.
+        negative_prompt: Encoded too; None for none.
+        given: How they are read, by name of `SETTINGS`, and `template`; None for what is not said.
 
     Raises:
-        ApiError: 400 or 404, with the field that is to blame.
+        ApiError: 400, with the field that is to blame.
     """
-    check_model(served, body.model)
     tokenizer = served.tokenizer
-    given = {name: getattr(body, name) for name in (*SETTINGS, "template")}
     settings = {name: value for name, value in given.items() if value is not None}
     try:
-        asked = request_of_texts(tokenizer, body.prompt, body.negative_prompt, **settings)
-        check_texts(served.limits, asked, IMAGES)
+        asked = request_of_texts(tokenizer, prompt, negative_prompt, **settings)
+        check_texts(served.limits, asked, names)
         return tokenizer.make_context(
             asked,
             request_id=RequestID(),
@@ -101,4 +111,4 @@ def _context(served: ServedModel, body: FeaturesRequest) -> ZImageContext:
             encodes=tokenizer.digests,
         )
     except (RequestError, TokenizerError) as error:
-        raise refused(error, IMAGES) from error
+        raise refused(error, names) from error

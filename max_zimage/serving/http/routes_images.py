@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -20,6 +23,7 @@ from max_zimage.serving.http.state import ServerState, state_of
 router = APIRouter(prefix="/v1")
 _JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
 _TYPE = re.compile(r"(str|int|float|bool|none|list|dict|tuple|union|literal|constrained-\w+)(\[.*\])?")
+_NOWHERE: Mapping[str, str] = MappingProxyType({})
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -50,7 +54,7 @@ async def answered(
         progress=bool(body.progress),
     )
     job = state.dispatcher.submit(context, request.state.request_id)
-    state.note(job, body.user)
+    state.note(job, body.caller)
     if body.stream:
         stream = events(state.dispatcher, job, form, state.media, request)
         return EventResponse(stream, job, state.dispatcher)
@@ -112,8 +116,13 @@ async def json_body(request: Request) -> bytes:
     return await request.body()
 
 
-def parsed(model: type[Body], content: bytes) -> Body:
+def parsed(model: type[Body], content: bytes, elsewhere: Mapping[str, str] = _NOWHERE) -> Body:
     """Read a JSON body.
+
+    Args:
+        model: Its schema.
+        content: The body.
+        elsewhere: Fields that an API has and this server has not -> what to do instead.
 
     Raises:
         ApiError: 400, with all fields that do not fit, and the first one as the one to blame.
@@ -121,18 +130,25 @@ def parsed(model: type[Body], content: bytes) -> Body:
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        raise invalid(error) from error
+        raise invalid(error, model.model_fields, elsewhere) from error
 
 
-def invalid(error: ValidationError) -> ApiError:
-    """The schema's complaints, one line a field."""
+def invalid(error: ValidationError, known: Iterable[str] = (), elsewhere: Mapping[str, str] = _NOWHERE) -> ApiError:
+    """The schema's complaints, one line a field.
+
+    Args:
+        error: What pydantic found.
+        known: The body's fields, the nearest of which is named for one that is none.
+        elsewhere: See `parsed`.
+    """
     problems: dict[str, Any] = {}
     for item in error.errors(include_url=False, include_context=False):
         # A field of several types is complained of once for each, and the type stands in the place's name.
         place = [part for part in item["loc"] if not _TYPE.fullmatch(str(part))]
         problems.setdefault(".".join(map(str, place)), []).append(item)
     lines = [
-        f"{name or 'the body'}: {' or '.join(map(_wanted, items[:-1]))}{' or ' if items[1:] else ''}{_said(items[-1])}"
+        f"{name or 'the body'}: {' or '.join(map(_wanted, items[:-1]))}{' or ' if items[1:] else ''}"
+        f"{elsewhere.get(name) or _said(items[-1], name, known)}"
         for name, items in problems.items()
     ]
     return bad_request("; ".join(lines), next(iter(problems)) or None)
@@ -143,9 +159,10 @@ def _wanted(item: Any) -> str:
     return message[0].lower() + message[1:]
 
 
-def _said(item: Any) -> str:
+def _said(item: Any, name: str, known: Iterable[str]) -> str:
     if item["type"] == "extra_forbidden":
-        return "is no field of this route; leave it out"
+        near = get_close_matches(name, list(known), 1)
+        return f"is no field of this route{f', the nearest is {near[0]}' if near else ''}; leave it out"
     if item["type"] == "none_required":
         return "is not supported; leave it out"
     shown = repr(item["input"])

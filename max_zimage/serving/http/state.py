@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -27,6 +27,7 @@ class ServerState:
         dispatcher: The requests.
         media: Pictures by URL.
         metrics: Its figures.
+        a1111_jobs: Requests of AUTOMATIC1111's routes, the oldest first, of which its clients speak as the current one.
         was_ready: Whether the worker has been ready once. Before, requests are refused; while it restarts, they wait.
     """
 
@@ -35,6 +36,7 @@ class ServerState:
     dispatcher: Dispatcher
     media: MediaStore
     metrics: Metrics
+    a1111_jobs: list[Job] = field(default_factory=list)
     was_ready: bool = False
 
     def check_room(self) -> None:
