@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from max_zimage.images.save import ImageFileError, embedded_text
+from max_zimage.images.errors import ImageFileError
+from max_zimage.images.texts import embedded_text
 from max_zimage.request.fields import ROWS
 from max_zimage.sampling.noise import image_seed
 from max_zimage.version import PROGRAM, __version__
