@@ -1,8 +1,8 @@
 """The text in which stable-diffusion-webui keeps what a picture was drawn with, and which other tools read.
 
-The prompt, a line that begins with "Negative prompt: ", and a line of "Name: value" pairs, of which values with a comma,
-a colon or a line break are quoted as JSON. The text says what the tools of the field have a name for; a prompt with a
-line that looks like the one behind it cannot be told from it, which is why the program's own JSON stands beside it.
+The prompt, a line that begins with "Negative prompt: ", and a line of "Name: value" pairs, of which values with a
+comma, a colon or a line break are quoted as JSON. The text says what the tools of the field have a name for; a prompt
+with a line that looks like the one behind it cannot be told from it, which is why the program's own JSON stands beside.
 
 Reference: `reference/scale-and-ux.md` section 9; stable-diffusion-webui modules/infotext_utils.py.
 """

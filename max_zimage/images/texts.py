@@ -7,7 +7,7 @@
 
 Earlier versions had the JSON in place of the text; both are read.
 
-Reference: `reference/scale-and-ux.md` section 9; Exif 2.3, UserComment; PNG specification, third edition, section 11.3.3.
+Reference: `reference/scale-and-ux.md` section 9; Exif 2.3, UserComment; PNG specification, section 11.3.3.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
 
 from max_zimage.images.errors import ImageFileError
 from max_zimage.images.infotext import write_infotext
-from max_zimage.images.xmp import OTHER_PARAMETERS, OWN_PARAMETERS, Source, packet, properties
+from max_zimage.images.xmp import (
+    MAX_PACKET,
+    OTHER_PARAMETERS,
+    OWN_PARAMETERS,
+    Source,
+    packet,
+    packet_in_parts,
+    properties,
+    properties_of_parts,
+)
 
 _KEY = "max_zimage"
 _TEXT_KEY = "parameters"
@@ -29,7 +39,7 @@ _XMP_KEY = "XML:com.adobe.xmp"
 # EXIF 2.3: a user comment begins with eight bytes that name its encoding.
 _ASCII, _UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
 MAX_JPEG_TEXT = 65_000
-"""Bytes that a JPEG holds of each text: a segment has a 16-bit length, of which headers take some."""
+"""Bytes that a JPEG holds of other tools' text: a segment has a 16-bit length, of which headers take some."""
 _WRITTEN_BY = {"prompt": "ComfyUI", "workflow": "ComfyUI", "invokeai_metadata": "InvokeAI", "sd-metadata": "InvokeAI"}
 """Text chunks of programs whose parameters are not read."""
 
@@ -53,20 +63,21 @@ def save_options(kind: str, parameters: str, source: Source) -> dict[str, Any]:
             chunks.add_itxt(_KEY, parameters)
         chunks.add_itxt(_XMP_KEY, packet(source).decode())
         return {"pnginfo": chunks}
-    xmp = packet(source, parameters)
+    xmp, segments = packet(source, parameters), b""
     if not parameters:
         return {"xmp": xmp}
     comment = _UNICODE + text.encode("utf-16-be")
-    largest = max(len(comment), len(xmp))
-    if kind == "JPEG" and largest > MAX_JPEG_TEXT:
+    if kind == "JPEG" and len(comment) > MAX_JPEG_TEXT:
         raise ImageFileError(
-            f"a JPEG holds at most {MAX_JPEG_TEXT} bytes of parameters, these take {largest}; save as .png, or "
+            f"a JPEG holds at most {MAX_JPEG_TEXT} bytes of parameters, these take {len(comment)}; save as .png, or "
             "without metadata"
         )
+    if kind == "JPEG" and len(xmp) > MAX_PACKET:
+        xmp, segments = packet_in_parts(source, parameters)
     exif = Image.Exif()
     exif.endian = ">"  # so that the comment's UTF-16 has the byte order of the rest, as readers expect
     exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: comment}
-    return {"exif": exif, "xmp": xmp}
+    return {"exif": exif, "xmp": xmp} | ({"extra": segments} if segments else {})
 
 
 def embedded_text(path: Path) -> str:
@@ -94,8 +105,8 @@ def embedded_text(path: Path) -> str:
             "yourself"
         )
     raise ImageFileError(
-        f"{path} holds no generation parameters; only pictures saved by max_zimage do, and those of tools that write as "
-        "stable-diffusion-webui does"
+        f"{path} holds no generation parameters; only pictures saved by max_zimage do, and those of tools that write "
+        "as stable-diffusion-webui does"
     )
 
 
@@ -106,10 +117,16 @@ def _png_text(picture: PngImagePlugin.PngImageFile) -> str | None:
     return None
 
 
+def _app1(picture: JpegImageFile) -> list[bytes]:
+    return [content for marker, content in picture.applist if marker == "APP1"]
+
+
 def _other_text(picture: Image.Image) -> str | None:
     """Of a JPEG or a WebP."""
     xmp = picture.info.get("xmp")
-    found = properties(xmp) if isinstance(xmp, bytes) else {}
+    found: dict[str, str] = {}
+    if isinstance(xmp, bytes):
+        found = properties_of_parts(xmp, _app1(picture)) if isinstance(picture, JpegImageFile) else properties(xmp)
     if OWN_PARAMETERS in found:
         return found[OWN_PARAMETERS]
     comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)

@@ -190,11 +190,20 @@ def read_parameters(path: Path) -> GenerationParameters:
     Raises:
         ImageFileError: If there is no such file, it is no picture, is damaged, or holds no parameters of max_zimage.
     """
-    text = embedded_text(path)
+    return parameters_of_text(path, embedded_text(path))
+
+
+def parameters_of_text(path: Path, text: str) -> GenerationParameters:
+    """`GenerationParameters.from_json` of what a picture carries; errors name the picture."""
     try:
         return GenerationParameters.from_json(text)
     except ImageFileError as error:
         raise ImageFileError(f"{path}: {error}") from error
+
+
+def is_own(text: str) -> bool:
+    """Whether what a picture carries is a JSON object, as this program's parameters are."""
+    return text.lstrip().startswith("{")
 
 
 def _marked_object(text: str) -> dict[str, Any]:

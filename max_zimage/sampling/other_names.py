@@ -46,8 +46,8 @@ SHAPE_LABELS: Mapping[str, str] = {
 AUTOMATIC = "automatic"
 """Other programs' word for the sigma shape that they choose themselves."""
 
-# By what is left of a name without spaces, underscores and capitals. Where a label stands for two of ours, it is the one
-# that computes as the other program does.
+# By what is left of a name without spaces, underscores and capitals. Where a label stands for two of ours, it is the
+# one that computes as the other program does.
 _SAMPLERS = {
     "euler": "euler",
     "eulera": "euler_ancestral",
@@ -87,8 +87,8 @@ def sampler_of(label: str) -> tuple[str | None, str | None]:
     """The sampler that another program's name stands for, and the sigma shape where the name ends in one.
 
     Returns:
-        One of `max_zimage.sampling.names.SAMPLERS`, or None for one without a counterpart; the word behind the sampler's
-        name, for `shape_of`, or None.
+        One of `max_zimage.sampling.names.SAMPLERS`, or None for one without a counterpart; the word behind the
+        sampler's name, for `shape_of`, or None.
 
     >>> sampler_of("DPM++ 2M Karras")
     ('comfy_dpmpp_2m', 'Karras')

@@ -47,4 +47,5 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
         ),
         tokenizer=tokenizer,
         limits=settings.limits,
+        metadata=settings.metadata,
     )

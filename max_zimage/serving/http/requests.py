@@ -18,7 +18,7 @@ from max_zimage.request.loras import without_folders
 from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
-from max_zimage.serving.drawn_by import DrawnBy, written_parameters
+from max_zimage.serving.drawn_by import DrawnBy, checked_to_fit, written_parameters
 from max_zimage.serving.errors import ApiError, bad_request, over_limit
 from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
 from max_zimage.serving.http.schema import ImageRequest, given
@@ -37,12 +37,14 @@ class ServedModel:
         drawn_by: What pictures say of it.
         tokenizer: Makes contexts, and knows the checkpoint's limits and defaults.
         limits: The server's.
+        metadata: Whether its pictures carry what they were drawn with.
     """
 
     name: str
     drawn_by: DrawnBy
     tokenizer: ZImageTokenizer
     limits: ServerLimits
+    metadata: bool = True
 
 
 def context_of_image_request(served: ServedModel, body: ImageRequest, **more: Any) -> ZImageContext:
@@ -84,6 +86,7 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, **more: An
         served,
         asked,
         body.output_format or "png",
+        metadata=body.metadata,
         compression=body.output_compression,
         reports=bool(body.stream),
         previews=(body.partial_images or 0) if body.stream else 0,
@@ -185,7 +188,12 @@ def check_pixels(limits: ServerLimits, height: int, width: int, names: ApiNames 
 
 
 def make_context(
-    served: ServedModel, asked: GenerationRequest, output_format: str, names: ApiNames = IMAGES, **more: Any
+    served: ServedModel,
+    asked: GenerationRequest,
+    output_format: str,
+    names: ApiNames = IMAGES,
+    metadata: bool | None = None,
+    **more: Any,
 ) -> ZImageContext:
     """Tokenize and lay out a checked request, under an id of its own.
 
@@ -193,9 +201,13 @@ def make_context(
     cancelled, while the worker still has the first one.
 
     Raises:
-        ApiError: 400 if the prompt has too many tokens.
+        ApiError: 400 if the prompt has too many tokens, or the file cannot hold what it is to carry.
     """
     check_loras(served, asked, names)
+    if metadata and not served.metadata:
+        raise bad_request("metadata: this server's pictures carry none; leave it out", "metadata")
+    carries = served.metadata if metadata is None else metadata
+    parameters = written_parameters(asked, served.drawn_by) if carries else []
     try:
         return served.tokenizer.make_context(
             asked,
@@ -203,7 +215,8 @@ def make_context(
             model_name=served.name,
             output_format=output_format,
             listens=True,
-            parameters=written_parameters(asked, served.drawn_by),
+            parameters=checked_to_fit(parameters, output_format),
+            metadata=carries,
             **more,
         )
     except (RequestError, TokenizerError, InputError) as error:

@@ -32,6 +32,7 @@ class ImageRequest(BaseModel):
     response_format: Annotated[Literal["b64_json", "url"] | None, Field(description="b64_json if not given.")] = None
     output_format: Annotated[OutputFormat | None, Field(description="png if not given.")] = None
     output_compression: Annotated[int | None, Field(ge=1, le=100, description="Quality of jpeg and webp.")] = None
+    metadata: Annotated[bool | None, Field(description="false: the files carry pixels alone.")] = None
     background: Annotated[Literal["auto", "opaque"] | None, Field(description="Pictures are opaque.")] = None
     moderation: Annotated[None, Field(description="Not supported: nothing is moderated here.")] = None
     user: Annotated[str | None, Field(max_length=512, description="Goes into the server's log.")] = None
