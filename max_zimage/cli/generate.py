@@ -98,7 +98,8 @@ def generate(arguments: argparse.Namespace) -> int:
             to = Destination.of(arguments, request)
             ran = prepared.sources.dtypes["transformer"], device_kind(prepared.devices[0]), prepared.sources.quantize
             if request.is_repeatable:
-                to.check_held(parameters_of(request.picture(0), wanted, *ran))
+                for doubt in to.doubts(parameters_of(request.picture(0), wanted, *ran)):
+                    warn(doubt)
         with checking(), shown_by(display(quiet=arguments.quiet, note=_PATIENCE)):
             pipeline = _load(prepared)
         outcome.load_seconds = time.perf_counter() - begin

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from max_zimage.errors import RequestError
 from max_zimage.images.latents import check_latents_writable, save_latents
 from max_zimage.images.save import FORMATS, ImageFileError, check_writable, next_free_paths, save_image
-from max_zimage.images.texts import save_options
+from max_zimage.images.texts import has_other_text
 from max_zimage.images.xmp import Source, source_of
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
@@ -58,18 +58,13 @@ class Destination:
         source = None if arguments.no_metadata else source_of(request.image)
         return cls(paths_of(arguments, request), source)
 
-    def check_held(self, parameters: GenerationParameters) -> None:
-        """Fail before a picture is drawn that its file could not hold the parameters of.
-
-        Raises:
-            RequestError: If a JPEG cannot.
-        """
-        if self.source is None or FORMATS.get(self.paths[0].suffix.lower()) != "JPEG":
-            return
-        try:
-            save_options("JPEG", parameters.to_json(), self.source)
-        except ImageFileError as error:
-            raise RequestError(f"--output {self.paths[0]}: {error}, which is --no-metadata") from error
+    def doubts(self, parameters: GenerationParameters) -> list[str]:
+        """What the files will not hold, in sentences."""
+        kind = FORMATS.get(self.paths[0].suffix.lower(), "")
+        if self.source is None or has_other_text(kind, parameters.to_json()):
+            return []
+        path = self.paths[0]
+        return [f"{path}: a JPEG has no room for so long a text for other tools; it holds that of max_zimage alone"]
 
     def save(self, index: int, drawn: Any, parameters: GenerationParameters | None, problems: list[str]) -> Path:
         """Save the one picture of a call, or its latents; results and errors are those of `save_picture`.

@@ -66,8 +66,8 @@ def found_loras(arguments: argparse.Namespace, other: OtherParameters) -> Sequen
         path = next((place for place in places if place.is_file()), None)
         if path is None or Path(name).name != name:
             raise RequestError(
-                f"{arguments.source} was drawn with the adapter {each.name} at {each.scale:g}; name its file with --lora, "
-                f"or put {name} beside the picture"
+                f"{arguments.source} was drawn with the adapter {each.name} at {each.scale:g}; name its file with "
+                f"--lora, or put {name} beside the picture"
             )
         found.append((str(path), each.scale))
     return found

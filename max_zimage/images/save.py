@@ -142,7 +142,6 @@ def encode_image(
     Raises:
         TypeError: If the pixels are not uint8.
         ValueError: If they are not [height, width, 3].
-        ImageFileError: If a JPEG cannot hold the parameters.
     """
     if pixels.dtype != np.uint8:
         raise TypeError(f"pixels must be uint8, got {pixels.dtype}")

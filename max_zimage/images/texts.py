@@ -5,7 +5,8 @@
 | PNG | iTXt `max_zimage` | tEXt or iTXt `parameters` | iTXt `XML:com.adobe.xmp` |
 | JPEG, WebP | XMP `max_zimage:parameters` | EXIF UserComment, UTF-16 | XMP |
 
-Earlier versions had the JSON in place of the text; both are read.
+A JPEG has no room for more than 65,000 bytes of that text, and then holds none of it. Earlier versions had the JSON in
+its place; both are read.
 
 Reference: `reference/scale-and-ux.md` section 9; Exif 2.3, UserComment; PNG specification, section 11.3.3.
 """
@@ -51,9 +52,6 @@ def save_options(kind: str, parameters: str, source: Source) -> dict[str, Any]:
         kind: "PNG", "JPEG" or "WEBP".
         parameters: JSON from `max_zimage.request.metadata.GenerationParameters.to_json`; empty for none.
         source: How the picture came to be.
-
-    Raises:
-        ImageFileError: If a JPEG cannot hold them.
     """
     text = write_infotext(json.loads(parameters)) if parameters else ""
     if kind == "PNG":
@@ -67,17 +65,25 @@ def save_options(kind: str, parameters: str, source: Source) -> dict[str, Any]:
     if not parameters:
         return {"xmp": xmp}
     comment = _UNICODE + text.encode("utf-16-be")
-    if kind == "JPEG" and len(comment) > MAX_JPEG_TEXT:
-        raise ImageFileError(
-            f"a JPEG holds at most {MAX_JPEG_TEXT} bytes of parameters, these take {len(comment)}; save as .png, or "
-            "without metadata"
-        )
     if kind == "JPEG" and len(xmp) > MAX_PACKET:
         xmp, segments = packet_in_parts(source, parameters)
+    more: dict[str, Any] = {"extra": segments} if segments else {}
+    if kind == "JPEG" and len(comment) > MAX_JPEG_TEXT:
+        return {"xmp": xmp} | more
     exif = Image.Exif()
     exif.endian = ">"  # so that the comment's UTF-16 has the byte order of the rest, as readers expect
     exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: comment}
-    return {"exif": exif, "xmp": xmp} | ({"extra": segments} if segments else {})
+    return {"exif": exif, "xmp": xmp} | more
+
+
+def has_other_text(kind: str, parameters: str) -> bool:
+    """Whether a picture has room for the text that other tools read; its own parameters it always holds.
+
+    Args:
+        kind: "PNG", "JPEG" or "WEBP".
+        parameters: As of `save_options`.
+    """
+    return kind != "JPEG" or "exif" in save_options(kind, parameters, Source.MODEL)
 
 
 def embedded_text(path: Path) -> str:
@@ -118,7 +124,7 @@ def _png_text(picture: PngImagePlugin.PngImageFile) -> str | None:
 
 
 def _app1(picture: JpegImageFile) -> list[bytes]:
-    return [content for marker, content in picture.applist if marker == "APP1"]
+    return [each[1] for each in picture.applist if each[0] == "APP1"]
 
 
 def _other_text(picture: Image.Image) -> str | None:

@@ -21,6 +21,7 @@ UNKNOWN_IMAGE = "unknown"
 
 _ROWS = {name: row for name, row in ROWS.items() if row.kept}
 _ADDED: dict[int, dict[str, Any]] = {
+    2: {"weight_paths": ()},  # the first pictures of format 1 do not say
     3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
     4: {"mask_digest": None, "features_digest": None, "quantize": ""},
 }

@@ -2,7 +2,7 @@
 
 Read is the text of stable-diffusion-webui, which Forge, SD.Next and stable-diffusion.cpp write too. Another tool draws
 other noise from a seed and rounds elsewhere: the picture will show the same, and will not be the same. What has no
-counterpart is named; a sampler or a sigma shape without one is an error, for something else would be drawn in its place.
+counterpart is named; a sampler or a sigma shape without one is an error: something else would be drawn in its place.
 
 Reference: `reference/scale-and-ux.md` section 9; stable-diffusion-webui modules/processing.py, create_infotext;
 stable-diffusion.cpp examples/common, get_image_params.
@@ -148,8 +148,8 @@ def _notes(path: Path, text: Infotext, left: list[str]) -> tuple[str, ...]:
     ]
     if left:
         notes.append(
-            f"{path}: not carried over: {', '.join(f'{name} {text.pairs[name]}' for name in left)}; the model is that of "
-            "--model"
+            f"{path}: not carried over: {', '.join(f'{name} {text.pairs[name]}' for name in left)}; the model is that "
+            "of --model"
         )
     if _EMPHASIS.search(f"{text.prompt} {text.negative_prompt}"):
         notes.append(f"{path}: emphasis such as (word:1.2) has no meaning here, and is read as the text that it is")

@@ -57,6 +57,7 @@ _SAMPLERS = {
     "lcm": "lcm",
     "unipc": "unipc",
     "dpmpp2m": "comfy_dpmpp_2m",
+    "comfydpmpp2m": "comfy_dpmpp_2m",
     "dpmpp2msde": "dpmpp_2m_sde",
     "dpmpp2msdegpu": "dpmpp_2m_sde",
     "dpmppsde": "dpmpp_sde",

@@ -35,7 +35,7 @@ from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import sharing_key, to_text
 from max_zimage.sampling.step_cache import format_step_cache
-from max_zimage.serving.drawn_by import asked_metadata, checked_to_fit, source_of, written_parameters
+from max_zimage.serving.drawn_by import asked_metadata, source_of, written_parameters
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
@@ -137,16 +137,15 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
 
     def _context(self, request: OpenResponsesRequest) -> ZImageContext:
         try:
-            asked, output_format = self.parse(request), image_options(request).output_format
+            asked = self.parse(request)
             metadata = asked_metadata(request.body.metadata) is not False
-            parameters = written_parameters(asked, self._drawn_by) if metadata else []
             return self.make_context(
                 asked,
                 request_id=request.request_id,
                 model_name=request.body.model,
-                output_format=output_format,
+                output_format=image_options(request).output_format,
                 metadata=metadata,
-                parameters=checked_to_fit(parameters, output_format),
+                parameters=written_parameters(asked, self._drawn_by) if metadata else [],
             )
         except (RequestError, TokenizerError) as error:
             raise InputError(str(error)) from error

@@ -10,9 +10,6 @@ from max.pipelines.lib.config import MAXModelConfig
 
 from max_zimage.checkpoint.locate import COMPONENTS
 from max_zimage.errors import RequestError
-from max_zimage.images.errors import ImageFileError
-from max_zimage.images.texts import save_options
-from max_zimage.images.xmp import Source
 from max_zimage.pipeline.storages import VARIABLE
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
@@ -48,20 +45,6 @@ def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list
         GenerationParameters.of(asked, **asdict(source), weight_paths=(), picture=picture).to_json()
         for picture in range(asked.num_images)
     ]
-
-
-def checked_to_fit(parameters: list[str], output_format: str) -> list[str]:
-    """The same, where a file holds them: of a JPEG that is known only when they are written.
-
-    Raises:
-        RequestError: If it does not.
-    """
-    try:
-        for each in parameters if output_format == "jpeg" else ():
-            save_options("JPEG", each, Source.MODEL)
-    except ImageFileError as error:
-        raise RequestError.of("prompt", "{field}: {reason}", reason=error) from error
-    return parameters
 
 
 def asked_metadata(given: Mapping[str, str] | None) -> bool | None:

@@ -18,7 +18,7 @@ from max_zimage.request.loras import without_folders
 from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.context_tokenizer import ZImageTokenizer
-from max_zimage.serving.drawn_by import DrawnBy, checked_to_fit, written_parameters
+from max_zimage.serving.drawn_by import DrawnBy, written_parameters
 from max_zimage.serving.errors import ApiError, bad_request, over_limit
 from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
 from max_zimage.serving.http.schema import ImageRequest, given
@@ -201,7 +201,7 @@ def make_context(
     cancelled, while the worker still has the first one.
 
     Raises:
-        ApiError: 400 if the prompt has too many tokens, or the file cannot hold what it is to carry.
+        ApiError: 400 if the prompt has too many tokens, or metadata is asked of a server that writes none.
     """
     check_loras(served, asked, names)
     if metadata and not served.metadata:
@@ -215,7 +215,7 @@ def make_context(
             model_name=served.name,
             output_format=output_format,
             listens=True,
-            parameters=checked_to_fit(parameters, output_format),
+            parameters=parameters,
             metadata=carries,
             **more,
         )
