@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from max_zimage.cli.main import main
+from max_zimage.cli.saving import Destination
 from max_zimage.errors import RequestError
+from max_zimage.images.xmp import Source
 from max_zimage.request.metadata import GenerationParameters, read_parameters
 from max_zimage.request.other_tools import OtherParameters, read_any
 from max_zimage.sampling.names import SAMPLERS, SIGMA_SHAPES
 from max_zimage.sampling.other_names import SAMPLER_LABELS, SHAPE_LABELS, sampler_of, shape_of
+from tests.images.test_save import PARAMETERS, changed
 from tests.references.diffusers_runs import Pair
 from tests.references.loras import STYLE, write_adapter
 from tests.request.conftest import Repeat
@@ -227,10 +231,12 @@ def test_no_metadata(repeat: Repeat, tmp_path: Path) -> None:
     assert (code, "b.png holds no generation parameters" in error) == (2, True)
     code, error = repeat("a star", "--no-metadata", "--latents-out", "c.npy")
     assert (code, "--no-metadata: latents carry none; leave it out" in error) == (2, True)
-    long = "\U0001f31f" * 16_300
-    code, error = repeat(long, *quick, "--output", "d.jpg", "--long-prompt-mode", "truncate")
-    assert (code, "d.jpg: a JPEG has no room for so long a text for other tools; it holds that of" in error) == (
-        0,
-        True,
-    )
-    assert read_parameters(tmp_path / "d.jpg").prompt == long
+
+
+def test_no_room_for_other_tools_is_told() -> None:
+    to = Destination([Path("d.jpg")], Source.MODEL)
+    assert to.doubts(changed(PARAMETERS, prompt="star " * 5000)) == []
+    (doubt,) = to.doubts(changed(PARAMETERS, prompt="star " * 7000))
+    assert doubt.startswith("d.jpg: a JPEG has no room for so long a text for other tools")
+    assert replace(to, source=None).doubts(changed(PARAMETERS, prompt="star " * 7000)) == []
+    assert Destination([Path("d.png")], Source.MODEL).doubts(changed(PARAMETERS, prompt="star " * 7000)) == []
