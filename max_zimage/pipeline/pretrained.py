@@ -26,7 +26,7 @@ class PretrainedMethods:
 
     tokenizer: PromptTokenizer
     named: tuple[str, tuple[str, ...]] = ("", ())
-    """The checkpoint and the weight files in place of its own, as they were named; empty where MAX made the pipeline."""
+    """The checkpoint and the weight files in place of its own, as they were named; empty if MAX made the pipeline."""
 
     sources: CheckpointManifest
     devices: list[Device]
