@@ -89,7 +89,11 @@ def check_flags(arguments: argparse.Namespace) -> None:
     """
     name = arguments.component
     idle = {None: ("tokens", "layers"), "vae": ("tokens",)}.get(name, ("height", "width"))
-    idle += () if name is None else ("prompt", "steps", "guidance", "step_cache", "weight_path")
+    idle += (
+        ()
+        if name is None
+        else ("prompt", "steps", "guidance", "step_cache", "weight_path", "embedding_cache", "attention_backend")
+    )
     for flag in idle:
         if getattr(arguments, flag):
             where = "without --component" if name is None else f"with --component {name}"

@@ -42,6 +42,7 @@ _PASSED_ON = (
     ("steps", "--steps"),
     ("guidance", "--guidance"),
     ("device", "--device"),
+    ("attention_backend", "--attention-backend"),
 )
 
 
@@ -72,7 +73,8 @@ def tests(arguments: argparse.Namespace) -> dict[str, Any]:
         pipeline = ZImagePipeline.from_prepared(prepared)
         pipeline.compile_step_cache(request.step_cache)
         seconds, peak = time.perf_counter() - begin, held.end()
-    outcomes = [each.facts() for each in run_tests(pipeline, request, names, arguments.repeats)]
+    counts = {"warmups": arguments.warmup, "repeats": arguments.repeats}
+    outcomes = [each.facts() for each in run_tests(pipeline, request, names, **counts)]
     peaks = [each for each in (peak, *(one["memory_peak"] for one in outcomes)) if each is not None]
     return {
         **conditions,
@@ -93,6 +95,7 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     names = configurations_of(arguments.sweep)
     wanted = ",".join(tests_of(arguments.tests or f"{ENCODE},{GENERATE}"))
     given = {"--dtype": arguments.dtype, "--quantize": arguments.quantize, "--step-cache": arguments.step_cache}
+    given["--embedding-cache"] = arguments.embedding_cache or None
     if taken := [flag for flag, value in given.items() if value is not None]:
         raise ValueError(f"{' and '.join(taken)}: a sweep sets it in each configuration; leave it out")
     checked_picture(arguments)
@@ -100,6 +103,7 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     flags += [word for file in arguments.weight_path for word in ("--weight-path", file)]
     common = [*([arguments.model] if arguments.model else []), *flags, "--batch", str(arguments.batch)]
     common += ["--tests", wanted, "--repeats", str(arguments.repeats), "--json"]
+    common += ["--warmup", str(arguments.warmup)]
     rows = []
     for name in names:
         print(f"max-zimage: {name} ({len(rows) + 1} of {len(names)})", file=sys.stderr)
@@ -136,16 +140,11 @@ def _total(row: Mapping[str, Any]) -> float | None:
 
 def failures(facts: Mapping[str, Any]) -> list[str]:
     """What failed, in words."""
-    rows = facts.get("sweep", [facts])
-    return [
-        f"{row.get('configuration', 'the profile')}: {message}"
-        for row in rows
-        for message in (
-            row.get("error"),
-            *(f"{each['test']}: {each['error']}" for each in row["tests"] if each["error"]),
-        )
-        if message
-    ]
+    found = []
+    for row in facts.get("sweep", [facts]):
+        messages = [row.get("error"), *(f"{each['test']}: {each['error']}" for each in row["tests"] if each["error"])]
+        found += [f"{row.get('configuration', 'tests')}: {message}" for message in messages if message]
+    return found
 
 
 def print_tests(facts: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class Outcome:
 
     Attributes:
         name: Its.
-        seconds: Of each run, after one that is not counted.
+        seconds: Of each run that counts.
         before: Bytes held before the first run; None where nobody knows.
         peak: Bytes held at most in the first run, or when it had ended; see `max_zimage.profiling.peak_memory`.
         extra: What else there is to say, such as the number of tokens.
@@ -102,7 +102,7 @@ class Outcome:
 
 
 def run_tests(
-    pipeline: ZImagePipeline, request: GenerationRequest, names: Sequence[str], repeats: int
+    pipeline: ZImagePipeline, request: GenerationRequest, names: Sequence[str], *, warmups: int, repeats: int
 ) -> list[Outcome]:
     """Run tests, one after the other.
 
@@ -110,18 +110,21 @@ def run_tests(
         pipeline: Loaded.
         request: What `full_generation` draws.
         names: From `tests_of`.
+        warmups: Runs of each between the first, in which memory is measured, and those that count.
         repeats: Runs of each that count.
     """
-    return [_run(pipeline, name, _work(pipeline, request, name), repeats) for name in names]
+    return [_run(pipeline, name, _work(pipeline, request, name), warmups, repeats) for name in names]
 
 
-def _run(pipeline: ZImagePipeline, name: str, work: Callable[[], dict[str, float]], repeats: int) -> Outcome:
+def _run(
+    pipeline: ZImagePipeline, name: str, work: Callable[[], dict[str, float]], warmups: int, repeats: int
+) -> Outcome:
     held = meter(pipeline.device)
     before = held.begin()
     try:
         extra = work()
         peak = held.end()
-        seconds = tuple(_seconds(pipeline, work) for _ in range(repeats))
+        seconds = tuple(_seconds(pipeline, work) for _ in range(warmups + repeats))[warmups:]
     except Exception as error:  # a test that fails says so, and the others are run
         return Outcome(name=name, extra={}, error=f"{type(error).__name__}: {error}")
     if tokens := extra.get("token_count"):

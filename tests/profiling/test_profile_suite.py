@@ -24,13 +24,9 @@ def test_names() -> None:
     every = tuple(name for names in GROUPS.values() for name in names)
     assert tests_of("encode,generate") == every
     assert tests_of("generate, encode_short") == ("encode_short", "full_generation")
-    with pytest.raises(
-        ValueError, match=r"'encod_short' is no test; did you mean encode_short\? There are encode, gener"
-    ):
+    with pytest.raises(ValueError, match=r"'encod_short' is no test; did you mean encode_short\? There are encode"):
         tests_of("encod_short")
-    with pytest.raises(
-        ValueError, match="generate_text is no test here: the text encoder's head .*cuda_sync is no test"
-    ):
+    with pytest.raises(ValueError, match=r"generate_text is no test here: the text encoder's .*cuda_sync is no"):
         tests_of("generate_text,cuda_sync")
     assert configurations_of("all") == tuple(CONFIGURATIONS)
     assert configurations_of("q4,int8") == ("baseline", "int8", "q4")
