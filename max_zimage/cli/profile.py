@@ -23,6 +23,12 @@ from max_zimage.profiling.report import Profile
 from max_zimage.profiling.trace import trace_events
 from max_zimage.progress import shown_by
 
+_OF_PICTURES = (
+    "prompt", "steps", "guidance", "step_cache", "weight_path", "embedding_cache", "attention_backend"
+)  # fmt: skip
+"""Flags that mean nothing to a component alone."""
+_INSTEAD = ("show_info", "attention", "sweep", "tests")
+"""Flags of what is done in place of a profile of parts."""
 _PATIENCE = "What was not compiled before compiles now, which takes minutes; later profiles take it from disk."
 
 
@@ -41,7 +47,7 @@ def profile(arguments: argparse.Namespace) -> int:
     with quiet_libraries(arguments.debug) as stdout:
         with checking():
             check_flags(arguments)
-        if arguments.show_info or arguments.tests or arguments.sweep:
+        if arguments.show_info or arguments.attention or arguments.tests or arguments.sweep:
             return _other(arguments, stdout)
         with checking():
             subject = picture(arguments) if arguments.component is None else component(arguments)
@@ -59,6 +65,8 @@ def _other(arguments: argparse.Namespace, stdout: TextIO) -> int:
     with checking():
         if arguments.show_info:
             facts, show = info_facts(arguments), print_info
+        elif arguments.attention:
+            facts, show = suite.attention(arguments), suite.print_attention
         elif arguments.sweep:
             facts, show = suite.sweep(arguments), suite.print_sweep
         else:
@@ -89,18 +97,17 @@ def check_flags(arguments: argparse.Namespace) -> None:
     """
     name = arguments.component
     idle = {None: ("tokens", "layers"), "vae": ("tokens",)}.get(name, ("height", "width"))
-    idle += (
-        ()
-        if name is None
-        else ("prompt", "steps", "guidance", "step_cache", "weight_path", "embedding_cache", "attention_backend")
-    )
+    idle += () if name is None else _OF_PICTURES
+    idle = idle if not arguments.attention else (*_OF_PICTURES, "height", "width", "layers", "quantize")
     for flag in idle:
         if getattr(arguments, flag):
             where = "without --component" if name is None else f"with --component {name}"
+            where = "with --attention" if arguments.attention else where
             raise ValueError(f"--{flag.replace('_', '-')} has no meaning {where}; leave it out")
-    instead = [flag for flag in ("show_info", "sweep", "tests") if getattr(arguments, flag)]
-    if "show_info" in instead and len(instead) > 1:
-        raise ValueError("--show-info is alone; leave --tests and --sweep out")
+    instead = [flag for flag in _INSTEAD if getattr(arguments, flag)]
+    for alone in ("show_info", "attention"):
+        if alone in instead and len(instead) > 1:
+            raise ValueError(f"--{alone.replace('_', '-')} is alone; leave --{instead[-1]} out")
     others = {"--component": name, "--trace": arguments.trace, "--no-sync": arguments.no_sync}
     if idle_flags := [flag for flag, value in others.items() if instead and value]:
         raise ValueError(f"{' and '.join(idle_flags)}: no meaning with --{instead[0].replace('_', '-')}; leave it out")

@@ -79,6 +79,8 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
     suite.add_argument(
         "--sweep", nargs="?", const="all", metavar="LIST", help="the tests in configurations, each loaded afresh"
     )
+    help = "the ways to compute attention, beside the plain one; --tokens of them"
+    suite.add_argument("--attention", action="store_true", help=help)
     suite.add_argument("-o", "--output", metavar="FILE", help="write what was found as JSON")
 
 

@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from max.driver import load_devices
+from max.engine import InferenceSession
 from rich import box
 from rich.table import Table
 
+from max_zimage import embedded
+from max_zimage.cli.compile import specs_of
 from max_zimage.cli.console import display, table_console
+from max_zimage.cli.info import conditions
 from max_zimage.cli.profile_picture import checked_picture
+from max_zimage.device.devices import device_spec
+from max_zimage.device.dtypes import model_dtype
 from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.profiling.attention_paths import AttentionShape, compare
 from max_zimage.profiling.peak_memory import meter
 from max_zimage.profiling.suite import ENCODE, GENERATE, run_tests, tests_of
 from max_zimage.progress import shown_by
@@ -35,6 +43,8 @@ CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
 """Configuration -> the flags of `profile --tests` that make it; what a device cannot do fails with its reason."""
 
 _MIB = 2**20
+_TOKENS = 1056
+"""Of a 512x512 picture and a caption."""
 _PASSED_ON = (
     ("prompt", "--prompt"),
     ("height", "--height"),
@@ -84,6 +94,38 @@ def tests(arguments: argparse.Namespace) -> dict[str, Any]:
         "repeats": arguments.repeats,
         "tests": outcomes,
     }
+
+
+def attention(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare the ways to compute attention, at the shape of the model's heads.
+
+    Raises:
+        ValueError: If anything is wrong with what is asked for.
+    """
+    (device,) = load_devices([device_spec(arguments.device)])
+    dtype = model_dtype(arguments.dtype or "auto", device)
+    spec = specs_of(arguments.model or str(embedded.PATH)).transformer
+    tokens = _TOKENS if arguments.tokens is None else arguments.tokens
+    if tokens < 1:
+        raise ValueError(f"--tokens must be at least 1, got {tokens}")
+    shape = AttentionShape(tokens=tokens, heads=spec.num_heads, head_dim=spec.head_dim)
+    with shown_by(display(quiet=arguments.json)):
+        session = InferenceSession(devices=[device])
+        rows = compare(device, dtype, shape, session, repeats=arguments.repeats)
+    said = conditions(arguments.model or embedded.NAME, None, device, dtype)
+    sizes = f"{shape.tokens} tokens, {shape.heads} heads of {shape.head_dim}"
+    return {**said, "sizes": sizes, "repeats": arguments.repeats, "attention": rows}
+
+
+def print_attention(facts: Mapping[str, Any]) -> None:
+    """What `attention` found, as a person reads it."""
+    console, table = table_console(), _new_table("attention", "ms", "TFLOP/s", "speedup", "PSNR dB", "SSIM", "max abs")
+    for row in facts["attention"]:
+        forms = {"ms": ".2f", "tflop_per_s": ".3f", "speedup": ".2f", "psnr_db": ".1f", "ssim": ".6f", "max_abs": ".1e"}
+        table.add_row(row["path"], *(_number(row[name], form) for name, form in forms.items()))
+    console.print(f"{facts['sizes']}, {facts['dtype']} on {facts['device']} ({facts['cores']} cores)")
+    console.print(table)
+    console.print("speedup over the plain one in float32, and how near results are to its; graphs use the first")
 
 
 def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +183,7 @@ def _total(row: Mapping[str, Any]) -> float | None:
 def failures(facts: Mapping[str, Any]) -> list[str]:
     """What failed, in words."""
     found = []
-    for row in facts.get("sweep", [facts]):
+    for row in facts.get("sweep", [facts] if "tests" in facts else []):
         messages = [row.get("error"), *(f"{each['test']}: {each['error']}" for each in row["tests"] if each["error"])]
         found += [f"{row.get('configuration', 'tests')}: {message}" for message in messages if message]
     return found
