@@ -19,7 +19,7 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries, warn
 from max_zimage.cli.options import GenerateOptions, parameters_of
-from max_zimage.cli.saving import check_outputs, paths_of, save
+from max_zimage.cli.saving import Destination, check_outputs
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.progress import shown_by
@@ -95,11 +95,16 @@ def generate(arguments: argparse.Namespace) -> int:
             print(f'No prompt was given; drawing "{DEFAULT_PROMPT}".', file=stdout)
         with checking():
             prepared, request = prepare(wanted, arguments)
+            to = Destination.of(arguments, request)
+            ran = prepared.sources.dtypes["transformer"], device_kind(prepared.devices[0]), prepared.sources.quantize
+            if request.is_repeatable:
+                for doubt in to.doubts(parameters_of(request.picture(0), wanted, *ran)):
+                    warn(doubt)
         with checking(), shown_by(display(quiet=arguments.quiet, note=_PATIENCE)):
             pipeline = _load(prepared)
         outcome.load_seconds = time.perf_counter() - begin
         with shown_by(display(quiet=arguments.quiet)):
-            _draw(pipeline, request, wanted, paths_of(arguments, request), outcome, None if silent else stdout)
+            _draw(pipeline, request, wanted, to, outcome, None if silent else stdout)
     if arguments.json:
         print(outcome.to_json())
     elif not silent:
@@ -161,11 +166,11 @@ def _draw(
     pipeline: ZImagePipeline,
     request: GenerationRequest,
     wanted: GenerateOptions,
-    paths: list[Path],
+    to: Destination,
     outcome: Outcome,
     told: TextIO | None,
 ) -> None:
-    for index, path in enumerate(paths):
+    for index in range(len(to.paths)):
         begin = time.perf_counter()
         one = request.picture(index)
         try:
@@ -179,7 +184,7 @@ def _draw(
         # A picture cannot hold the latents that it began with, nor features that do not say what they were made by.
         parameters = parameters_of(one, wanted, *ran) if one.is_repeatable else None
         outcome.parameters += [parameters] if parameters else []
-        saved = save(pixels, one.output_type, path, parameters, outcome.problems)
+        saved = to.save(index, pixels, parameters, outcome.problems)
         outcome.files.append(saved)
         if told is not None:
             of = "" if one.seed is None else f", seed {one.seed}"

@@ -128,6 +128,8 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=f'what to show; "{DEFAULT_PROMPT}" if not given')
     parser.add_argument("--from", dest="source", metavar="PICTURE", help="repeat a picture from the parameters in it")
     parser.add_argument("--output", metavar="FILE", help=".png, .jpg or .webp; zimage-SEED.png if not given")
+    alone = "save pixels alone: no prompt, no parameters, and not that a model made them"
+    parser.add_argument("--no-metadata", action="store_true", help=alone)
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     picture = add_group(parser, "the picture")
     picture.add_argument("--count", type=at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")

@@ -13,12 +13,13 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import flag_value
 from max_zimage.cli.given_features import doubts_of_features, given_features
 from max_zimage.cli.repeating import without_replaced
-from max_zimage.cli.start_loras import wanted_loras
+from max_zimage.cli.start_loras import found_loras, wanted_loras
 from max_zimage.cli.start_pictures import start_image, start_mask
 from max_zimage.images.latents import read_latents
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
-from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters, read_parameters
+from max_zimage.request.metadata import UNKNOWN_IMAGE, GenerationParameters
+from max_zimage.request.other_tools import OtherParameters, read_any
 from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.request.request import GenerationRequest
 
@@ -59,18 +60,22 @@ class GenerateOptions:
             RequestError: If the image to begin with, its mask or an adapter cannot be read, or are not those that the
                 picture was drawn with.
         """
-        saved = None if arguments.source is None else read_parameters(Path(arguments.source))
+        found = None if arguments.source is None else read_any(Path(arguments.source), _named(arguments))
+        saved = found if isinstance(found, GenerationParameters) else None
+        other = found if isinstance(found, OtherParameters) else None
         features = given_features(arguments)
         # Another model's weight files have no place in the one that is named now.
         weights = () if saved is None or arguments.model is not None else saved.weight_paths
         return cls(
-            values=_values(arguments, saved, features),
+            values=_values(arguments, saved, other, features),
             model=_first(arguments.model, saved and saved.model, embedded.NAME),
             weight_paths=tuple(arguments.weight_path) or weights,
             dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
             quantize=_first(arguments.quantize, saved and saved.quantize, None),
             drawn_on=None if saved is None else saved.device,
-            doubts=_doubts(arguments, saved) + doubts_of_features(arguments, saved, features),
+            doubts=_doubts(arguments, saved)
+            + (() if other is None else other.notes)
+            + doubts_of_features(arguments, saved, features),
         )
 
     def request(self, limits: Limits, defaults: RequestDefaults) -> GenerationRequest:
@@ -115,25 +120,34 @@ def parameters_of(
 
 
 def _values(
-    arguments: argparse.Namespace, saved: GenerationParameters | None, features: PromptFeatures | None
+    arguments: argparse.Namespace,
+    saved: GenerationParameters | None,
+    other: OtherParameters | None,
+    features: PromptFeatures | None,
 ) -> dict[str, Any]:
     """The fields of the request: what flags say, or else what the picture of --from does."""
     flags = {name: flag_value(arguments, row) for name, row in ROWS.items()}
     values = {name: value for name, value in flags.items() if value is not None}
     values |= {} if features is None else {"features": features}
-    if saved is not None:
-        kept = {name: getattr(saved, name) for name, row in ROWS.items() if row.kept is not None}
+    if saved is not None or other is not None:
+        kept = other.values if other else {name: getattr(saved, name) for name, row in ROWS.items() if row.kept}
         left = without_replaced(kept, values)
         values = {name: value for name, value in left.items() if value is not None} | values
-    values["prompt"] = arguments.prompt
-    if features is None:
-        values["prompt"] = _first(arguments.prompt, saved and saved.prompt, DEFAULT_PROMPT)
+    if features is not None:
+        values["prompt"] = arguments.prompt
+    else:
+        values["prompt"] = _first(arguments.prompt, values.get("prompt"), DEFAULT_PROMPT)
     if arguments.latents_in is not None:
         values["latents"] = read_latents(Path(arguments.latents_in))
     values["image"], values["mask_image"] = start_image(arguments, saved), start_mask(arguments, saved)
-    values["loras"] = wanted_loras(arguments, saved)
+    values["loras"] = wanted_loras(arguments, saved) if other is None else found_loras(arguments, other)
     values["resize"] = arguments.resize or bool(saved and saved.is_resized)
     return values
+
+
+def _named(arguments: argparse.Namespace) -> set[str]:
+    """The fields of the request that flags say."""
+    return {name for name, row in ROWS.items() if flag_value(arguments, row) is not None}
 
 
 def _doubts(arguments: argparse.Namespace, saved: GenerationParameters | None) -> tuple[str, ...]:

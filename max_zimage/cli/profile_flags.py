@@ -44,16 +44,23 @@ def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.Argu
     )
     alone.add_argument("--layers", type=at_least_one, metavar="N", help="so many layers only; the model's if not given")
     _add_measuring(parser)
+    _add_suite(parser)
     running = parser.add_argument_group("the model")
     running.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its weights")
     running.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
     running.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
+    running.add_argument(
+        "--embedding-cache", type=_not_negative, metavar="BYTES", default=0, help="features that are kept; none else"
+    )
+    running.add_argument("--attention-backend", metavar="NAME", help="auto, or the one that --show-info names")
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     measuring = parser.add_argument_group("measuring")
-    measuring.add_argument("--repeats", type=at_least_one, metavar="N", default=5, help="measured runs; 5 if not given")
+    measuring.add_argument(
+        "--repeats", "--repeat", type=at_least_one, metavar="N", default=5, help="measured runs; 5 if not given"
+    )
     measuring.add_argument(
         "--warmup", type=_not_negative, metavar="N", default=1, help="runs between the first and those; 1 if not given"
     )
@@ -63,6 +70,18 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         help="wait for the device at the end of a run only, not around every call: what the host costs becomes visible",
     )
     measuring.add_argument("--trace", metavar="FILE", help="all runs as Chrome trace events, for Perfetto")
+
+
+def _add_suite(parser: argparse.ArgumentParser) -> None:
+    suite = parser.add_argument_group("tests in place of parts")
+    suite.add_argument("--show-info", action="store_true", help="versions, devices and what computes; measure nothing")
+    suite.add_argument("--tests", metavar="LIST", help="encode, generate or tests by name, as encode_short")
+    suite.add_argument(
+        "--sweep", nargs="?", const="all", metavar="LIST", help="the tests in configurations, each loaded afresh"
+    )
+    help = "the ways to compute attention, beside the plain one; --tokens of them"
+    suite.add_argument("--attention", action="store_true", help=help)
+    suite.add_argument("-o", "--output", metavar="FILE", help="write what was found as JSON")
 
 
 def _not_negative(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from max.engine import InferenceSession
 
@@ -13,16 +14,21 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.info import conditions
 from max_zimage.cli.options import model_path
+from max_zimage.cli.profile_info import check_backend
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.estimate import check_weights_and_request
+from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.profiling.measure import Subject
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import format_step_cache
 
 
-def picture(arguments: argparse.Namespace) -> Subject:
+def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest, dict[str, Any]]:
     """Check a model, a request and their memory.
+
+    Returns:
+        Both, and what a measurement of them is made of and on.
 
     Raises:
         ValueError: If anything is wrong with them.
@@ -33,6 +39,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
         dtype=arguments.dtype or "auto",
         weight_path=arguments.weight_path,
         quantize=arguments.quantize,
+        embedding_cache_bytes=arguments.embedding_cache,
     )
     sources, device = prepared.sources, prepared.devices[0]
     with warnings.catch_warnings():
@@ -47,7 +54,25 @@ def picture(arguments: argparse.Namespace) -> Subject:
         )
     tokens_of_request(request, prepared.tokenizer, sources.limits)
     dtype = sources.dtypes["transformer"]
+    check_backend(arguments.attention_backend, device, dtype)
     check_weights_and_request(sources, device, request)
+    said = {
+        **conditions(arguments.model or embedded.NAME, None, device, dtype),
+        "sizes": f"{arguments.batch} x {request.width}x{request.height} pixels",
+        "steps_asked": request.num_inference_steps,
+        "guidance": request.guidance_scale,
+        "step_cache": format_step_cache(request.step_cache),
+    }
+    return prepared, request, said
+
+
+def picture(arguments: argparse.Namespace) -> Subject:
+    """Check a model, a request and their memory, and know how to load them.
+
+    Raises:
+        ValueError: If anything is wrong with them.
+    """
+    prepared, request, said = checked_picture(arguments)
 
     def load() -> tuple[Callable[[], object], InferenceSession]:
         pipeline = ZImagePipeline.from_prepared(prepared)
@@ -55,15 +80,9 @@ def picture(arguments: argparse.Namespace) -> Subject:
         return lambda: pipeline.generate(request), pipeline.session
 
     return Subject(
-        conditions={
-            **conditions(arguments.model or embedded.NAME, None, device, dtype),
-            "sizes": f"{arguments.batch} x {request.width}x{request.height} pixels",
-            "steps_asked": request.num_inference_steps,
-            "guidance": request.guidance_scale,
-            "step_cache": format_step_cache(request.step_cache),
-        },
-        device=device,
-        dtype=dtype,
-        specs=sources.specs,
+        conditions=said,
+        device=prepared.devices[0],
+        dtype=prepared.sources.dtypes["transformer"],
+        specs=prepared.sources.specs,
         load=load,
     )

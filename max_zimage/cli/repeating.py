@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from max_zimage.request.feature_settings import SETTINGS
+from max_zimage.sampling.names import DEFAULT_SAMPLER
 from max_zimage.sampling.samplers import is_stochastic
 
 _SLG = ("slg_layers", "slg_start", "slg_stop")
@@ -19,7 +20,7 @@ def without_replaced(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     """The values of a picture that still hold.
 
     Args:
-        kept: Those of the picture.
+        kept: Those of the picture; one of another tool says little.
         given: Those that flags say.
     """
     left = dict(kept)
@@ -32,7 +33,7 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     gone: set[str] = set()
     if "num_inference_steps" in given or "sigma_shape" in given:
         gone |= {"sigmas"}  # levels that were given one by one
-    if "num_inference_steps" in given and isinstance(kept["guidance_scale"], tuple):
+    if "num_inference_steps" in given and isinstance(kept.get("guidance_scale"), tuple):
         gone |= {"guidance_scale"}
     if "features" in given:  # which say all of their texts
         gone |= {"prompt", *SETTINGS} | (set() if given["features"].negative is None else {"negative_prompt"})
@@ -42,11 +43,11 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
         gone |= {"slg_scale"}
     if given.get("slg") is False or given.get("slg_scale") == 0:
         gone |= {"slg_scale", *_SLG}
-    if given.get("guidance_variant", kept["guidance_variant"]) != kept["guidance_variant"]:
+    if given.get("guidance_variant", kept.get("guidance_variant")) != kept.get("guidance_variant"):
         gone |= set(_VARIANT)
     if given.get("guidance_scale") == 0:
         gone |= {"guidance_variant", "guidance_interval", *_VARIANT}
-        gone |= set() if kept["slg_scale"] else {"guidance_rescale"}
+        gone |= set() if kept.get("slg_scale") else {"guidance_rescale"}
     if given.get("dype") == "off":
         gone |= set(_DYPE)
     if given.get("dype", "vision_yarn") != "vision_yarn":
@@ -64,6 +65,6 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     if given.get("seed_variance") == 0:
         gone |= {"seed_variance_share"}
     if "latents" in given:  # the picture's seed drew latents of its own, and may draw more on the way
-        sampler = given.get("sampler", kept["sampler"])
+        sampler = given.get("sampler", kept.get("sampler", DEFAULT_SAMPLER))
         gone |= {"noise", *_VARIATION} | (set() if is_stochastic(sampler) else {"seed"})
     return gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from max_zimage.errors import RequestError
 from max_zimage.images.latents import check_latents_writable, save_latents
-from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
+from max_zimage.images.save import FORMATS, ImageFileError, check_writable, next_free_paths, save_image
+from max_zimage.images.texts import has_other_text
+from max_zimage.images.xmp import Source, source_of
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import image_seed
@@ -31,22 +34,60 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         raise RequestError("--latents-out: latents are saved in place of a picture; leave --output out")
     else:
         check_latents_writable(Path(arguments.latents_out))
+    if arguments.latents_out is not None and arguments.no_metadata:
+        raise RequestError("--no-metadata: latents carry none; leave it out")
     if arguments.latents_in is not None and arguments.count > 1:
         raise RequestError("--count: the latents of --latents-in make one picture; leave --count out")
 
 
-def save(
-    drawn: Any, output_type: str, path: Path, parameters: GenerationParameters | None, problems: list[str]
-) -> Path:
-    """Save the one picture of a call, or its latents; arguments and errors are those of `save_picture`."""
-    if output_type != "latent":
-        return save_picture(drawn[0], path, parameters, problems)
-    save_latents(drawn, path)
-    return path
+@dataclass(frozen=True)
+class Destination:
+    """Where a command's pictures go, or their latents.
+
+    Attributes:
+        paths: Of each; none of these files exists yet.
+        source: How the pictures come to be; None for files that say nothing.
+    """
+
+    paths: list[Path]
+    source: Source | None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, request: GenerationRequest) -> Destination:
+        """Read the flags."""
+        source = None if arguments.no_metadata else source_of(request.image)
+        return cls(paths_of(arguments, request), source)
+
+    def doubts(self, parameters: GenerationParameters) -> list[str]:
+        """What the files will not hold, in sentences."""
+        kind = FORMATS.get(self.paths[0].suffix.lower(), "")
+        if self.source is None or has_other_text(kind, parameters.to_json()):
+            return []
+        path = self.paths[0]
+        return [f"{path}: a JPEG has no room for so long a text for other tools; it holds that of max_zimage alone"]
+
+    def save(self, index: int, drawn: Any, parameters: GenerationParameters | None, problems: list[str]) -> Path:
+        """Save the one picture of a call, or its latents; results and errors are those of `save_picture`.
+
+        Args:
+            index: Which of the command's.
+            drawn: What the call returned.
+            parameters: What it was drawn with, or None.
+            problems: Gets a sentence if it is elsewhere.
+        """
+        path = self.paths[index]
+        if path.suffix.lower() in FORMATS:
+            return save_picture(drawn[0], path, parameters, problems, self.source)
+        save_latents(drawn, path)
+        return path
 
 
 def save_picture(
-    pixels: npt.NDArray[np.uint8], path: Path, parameters: GenerationParameters | None, problems: list[str]
+    pixels: npt.NDArray[np.uint8],
+    path: Path,
+    parameters: GenerationParameters | None,
+    problems: list[str],
+    source: Source | None = Source.MODEL,
 ) -> Path:
     """Save a picture, if need be elsewhere: what was drawn for minutes is not thrown away.
 
@@ -55,6 +96,7 @@ def save_picture(
         path: Where to.
         parameters: What it was drawn with, or None.
         problems: Gets a sentence if the picture is elsewhere.
+        source: How it came to be; None for a file that says nothing.
 
     Returns:
         Where it is.
@@ -64,11 +106,11 @@ def save_picture(
     """
     text = parameters.to_json() if parameters else ""
     try:
-        save_image(pixels, path, text)
+        save_image(pixels, path, text, source)
     except ImageFileError as error:
         (elsewhere,) = next_free_paths(Path(tempfile.gettempdir()) / path.with_suffix(".png").name, 1)
         try:
-            save_image(pixels, elsewhere, text)
+            save_image(pixels, elsewhere, text, source)
         except ImageFileError as other:
             raise ImageFileError(
                 f"{error}; neither can it be saved elsewhere: {other}. `max-zimage generate` with the same flags"

@@ -84,6 +84,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         shutdown_seconds=arguments.shutdown_seconds,
         media_bytes=arguments.media_bytes,
         embedding_cache_bytes=arguments.embedding_cache,
+        metadata=not arguments.no_metadata,
         allow_hosts=tuple(arguments.allow_host),
         cors_origins=tuple(arguments.cors_origin),
         connections=ConnectionLimits(

@@ -74,6 +74,11 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="whose web pages may use the server, e.g. https://ui.example.com; repeatable",
     )
+    safety.add_argument(
+        "--no-metadata",
+        action="store_true",
+        help="pictures carry pixels alone: no prompt, no parameters, and not that a model made them",
+    )
     running = parser.add_argument_group("running")
     help = "of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it"
     add_flag(running, "step_cache", help=help)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from max_zimage.errors import RequestError
-from max_zimage.request.loras import digest_of
+from max_zimage.request.loras import SUFFIX, digest_of
 from max_zimage.request.metadata import GenerationParameters
+from max_zimage.request.other_tools import OtherParameters
 
 Given = str | tuple[str, float]
 """A file as `--lora` names it, or a file and a scale."""
@@ -47,6 +48,29 @@ def wanted_loras(arguments: argparse.Namespace, saved: GenerationParameters | No
         return [each if isinstance(each, tuple) else (each, scales[files[each]]) for each in given]
     paths = {digest: file for file, digest in files.items()}
     return [(paths[each["digest"]], each["scale"]) for each in kept]
+
+
+def found_loras(arguments: argparse.Namespace, other: OtherParameters) -> Sequence[Any] | None:
+    """The adapters that a picture of another tool names, as a request takes them; --lora takes their place.
+
+    Raises:
+        RequestError: If one is neither beside the picture nor in this folder.
+    """
+    given: list[Given] | None = arguments.lora
+    if given is not None or not other.loras:
+        return given
+    found: list[Given] = []
+    for each in other.loras:
+        name = each.name + SUFFIX
+        places = [folder / name for folder in (Path(arguments.source).parent, Path())]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None or Path(name).name != name:
+            raise RequestError(
+                f"{arguments.source} was drawn with the adapter {each.name} at {each.scale:g}; name its file with "
+                f"--lora, or put {name} beside the picture"
+            )
+        found.append((str(path), each.scale))
+    return found
 
 
 def _beside(source: str, wanted: dict[str, Any]) -> Path:

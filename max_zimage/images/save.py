@@ -1,7 +1,6 @@
-"""Pictures on disk: PNG, JPEG and WebP that carry the parameters they were drawn with.
+"""Pictures on disk: PNG, JPEG and WebP that carry the parameters they were drawn with, see `max_zimage.images.texts`.
 
-The parameters are one JSON object, in a PNG as the text chunk "parameters", in a JPEG and a WebP as the EXIF user
-comment. Nothing is ever overwritten, and a file appears under its name only once it is complete.
+Nothing is ever overwritten, and a file appears under its name only once it is complete.
 """
 
 from __future__ import annotations
@@ -16,24 +15,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import Image
 
-from max_zimage.images.files import warnings_raised
+from max_zimage.images.errors import ImageFileError as ImageFileError
+from max_zimage.images.texts import save_options
+from max_zimage.images.xmp import Source
 from max_zimage.version import PROGRAM
-
-
-class ImageFileError(ValueError):
-    """A picture cannot be written where asked, or cannot be read, or holds no parameters."""
-
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """File name endings and the format each stands for."""
 
-_TEXT_KEY = "parameters"
-# EXIF 2.3: a user comment begins with eight bytes that name its encoding.
-_ASCII, _UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
-# A JPEG segment has a 16-bit length; EXIF's own headers take some of it.
-_MAX_JPEG_COMMENT = 65_000
 # Written without loss but where the format has only lossy coding.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -96,20 +87,23 @@ def next_free_paths(path: Path, count: int) -> list[Path]:
         start += taken[-1] + 1
 
 
-def save_image(pixels: npt.NDArray[np.uint8], path: Path, parameters: str) -> None:
+def save_image(
+    pixels: npt.NDArray[np.uint8], path: Path, parameters: str, source: Source | None = Source.MODEL
+) -> None:
     """Save a picture with its parameters inside.
 
     Args:
         pixels: uint8 [height, width, 3], RGB.
         path: A file that does not exist yet; its ending chooses PNG, JPEG (quality 95) or WebP (lossless).
         parameters: What the picture was drawn with, as JSON; empty for nothing.
+        source: How it came to be; None for a file that says nothing.
 
     Raises:
         TypeError: If the pixels are not uint8.
         ValueError: If they are not [height, width, 3].
         ImageFileError: If the file exists or cannot be written; nothing is left behind.
     """
-    save_new(path, encode_image(pixels, _format_of(path), parameters))
+    save_new(path, encode_image(pixels, _format_of(path), parameters, source=source))
 
 
 def save_new(path: Path, content: bytes) -> None:
@@ -130,7 +124,11 @@ def save_new(path: Path, content: bytes) -> None:
 
 
 def encode_image(
-    pixels: npt.NDArray[np.uint8], kind: str, parameters: str = "", compression: int | None = None
+    pixels: npt.NDArray[np.uint8],
+    kind: str,
+    parameters: str = "",
+    compression: int | None = None,
+    source: Source | None = Source.MODEL,
 ) -> bytes:
     """Encode a picture.
 
@@ -139,11 +137,11 @@ def encode_image(
         kind: "PNG", "JPEG" or "WEBP".
         parameters: JSON from `GenerationParameters.to_json` that the picture will carry; empty for none.
         compression: Quality of JPEG and WebP from 0 to 100; by default 95 for JPEG, and WebP without loss.
+        source: How it came to be; None for a file that says nothing, parameters included.
 
     Raises:
         TypeError: If the pixels are not uint8.
         ValueError: If they are not [height, width, 3].
-        ImageFileError: If a JPEG cannot hold the parameters.
     """
     if pixels.dtype != np.uint8:
         raise TypeError(f"pixels must be uint8, got {pixels.dtype}")
@@ -152,32 +150,11 @@ def encode_image(
     options = dict(_SAVE_OPTIONS[kind])
     if compression is not None and kind != "PNG":
         options |= {"quality": compression, "lossless": False} if kind == "WEBP" else {"quality": compression}
-    if parameters:
-        options |= _embedded(parameters, kind)
+    if source is not None:
+        options |= save_options(kind, parameters, source)
     content = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(content, format=kind, **options)
     return content.getvalue()
-
-
-def embedded_text(path: Path) -> str:
-    """Return the text that `save_image` put into a picture.
-
-    Raises:
-        ImageFileError: If there is no such file, it is no picture, is damaged, or holds no such text.
-    """
-    if not path.is_file():
-        raise ImageFileError(f"{path} is no file; name a picture that max_zimage saved")
-    try:
-        # Pillow only warns of damaged EXIF data and goes on without it.
-        with warnings_raised(), Image.open(path) as picture:
-            picture.load()
-            text = _embedded_text(picture)
-    # Pillow's decoders raise nearly anything on damaged data: OSError, SyntaxError, struct.error, zlib.error, ...
-    except Exception as error:
-        raise ImageFileError(f"{path} is not a picture, or a damaged one: {error}") from error
-    if text is None:
-        raise ImageFileError(f"{path} holds no generation parameters; only pictures saved by max_zimage do")
-    return text
 
 
 def _format_of(path: Path) -> str:
@@ -186,35 +163,6 @@ def _format_of(path: Path) -> str:
         given = f"{path.suffix!r}" if path.suffix else "none"
         raise ImageFileError(f"{path.name}: the ending must be one of {', '.join(FORMATS)}, got {given}")
     return kind
-
-
-def _embedded(text: str, kind: str) -> dict[str, Any]:
-    """Pillow's save options that put the parameters inside."""
-    if kind == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        chunks.add_itxt(_TEXT_KEY, text)
-        return {"pnginfo": chunks}
-    comment = _ASCII + text.encode("ascii") if text.isascii() else _UNICODE + text.encode("utf-16-be")
-    if kind == "JPEG" and len(comment) > _MAX_JPEG_COMMENT:
-        raise ImageFileError(
-            f"a JPEG holds at most {_MAX_JPEG_COMMENT} bytes of parameters, these take {len(comment)}; save as .png"
-        )
-    exif = Image.Exif()
-    exif.endian = ">"  # so that the comment's UTF-16 has the byte order of the rest, as readers expect
-    exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: comment}
-    return {"exif": exif}
-
-
-def _embedded_text(picture: Image.Image) -> str | None:
-    if isinstance(picture, PngImagePlugin.PngImageFile):
-        text = picture.text.get(_TEXT_KEY)
-        return None if text is None else str(text)
-    comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if not isinstance(comment, bytes):
-        return None
-    encodings = {_ASCII: "ascii", _UNICODE: "utf-16-be"}
-    encoding = encodings.get(comment[:8])
-    return None if encoding is None else comment[8:].decode(encoding)
 
 
 @contextlib.contextmanager

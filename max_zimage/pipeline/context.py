@@ -29,6 +29,7 @@ class ZImageContext(PixelContext):
             field is a bool.
         parameters: JSON of `max_zimage.request.metadata.GenerationParameters` for each picture, which the file will
             carry; empty for none.
+        metadata: Whether the files say how the pictures came to be.
         compression: Quality of JPEG and WebP from 0 to 100, or None for the format's own.
         reports: Whether every step is reported while it is done.
         step_cache: How steps are left out, as `max_zimage.sampling.step_cache.parse_step_cache` reads it.
@@ -46,6 +47,7 @@ class ZImageContext(PixelContext):
 
     cfg_normalization: float = field(default=0.0)  # type: ignore[assignment]
     parameters: list[str] = field(default_factory=list)
+    metadata: bool = field(default=True)
     compression: int | None = field(default=None)
     reports: bool = field(default=False)
     listens: bool = field(default=False)

@@ -49,6 +49,7 @@ class CheckedModel:
         sources: Shapes, files, defaults and limits.
         tokenizer: Its tokenizer.
         embedding_cache_bytes: Of features that are kept in memory; 0 to keep none.
+        named: The checkpoint and those files, as they were named.
     """
 
     directory: Path
@@ -58,6 +59,7 @@ class CheckedModel:
     sources: CheckpointManifest
     tokenizer: PromptTokenizer
     embedding_cache_bytes: int = 0
+    named: tuple[str, tuple[str, ...]] = ("", ())
 
     @property
     def encoder_digest(self) -> str:
@@ -121,4 +123,5 @@ def check_model(
             embeddings=sources.specs.text_encoder.vocab_size,
             positions=sources.limits.max_tokens,
         )
-    return CheckedModel(directory, config, devices, paths, sources, tokenizer, cache_bytes)
+    named = str(model or embedded.NAME), tuple(str(path) for path in paths)
+    return CheckedModel(directory, config, devices, paths, sources, tokenizer, cache_bytes, named)

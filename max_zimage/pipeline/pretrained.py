@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from max.driver import Device
+
+from max_zimage.device.devices import device_kind
+from max_zimage.pipeline.carried import Carried
 from max_zimage.pipeline.load_components import PathName, new_session
 from max_zimage.pipeline.loading import CheckedModel, check_model
+from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.storages import Quantize
+from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
 
@@ -19,6 +25,23 @@ class PretrainedMethods:
     """What a pipeline has for that."""
 
     tokenizer: PromptTokenizer
+    named: tuple[str, tuple[str, ...]] = ("", ())
+    """The checkpoint and the weight files in place of its own, as they were named; empty if MAX made the pipeline."""
+
+    sources: CheckpointManifest
+    devices: list[Device]
+
+    def carried(self, request: GenerationRequest, *, is_whole: bool) -> Carried:
+        """What the files of a call's pictures are to say.
+
+        Args:
+            request: The call's.
+            is_whole: Whether it says all of the pictures.
+        """
+        model, weight_paths = self.named
+        drawn_by = {"model": model, "weight_paths": weight_paths, "dtype": self.sources.dtypes["transformer"]}
+        drawn_by |= {"device": device_kind(self.devices[0]), "quantize": self.sources.quantize}
+        return Carried(request, drawn_by, is_whole and bool(model))
 
     @classmethod
     def from_pretrained(
@@ -81,6 +104,7 @@ class PretrainedMethods:
         where = (prepared.config, session, prepared.devices, prepared.weight_paths)
         make: Any = cls
         pipeline = make(*where, cache_config=cache, sources=prepared.sources)
+        pipeline.named = prepared.named
         pipeline.tokenizer, pipeline.text_encoder.kept_features = prepared.tokenizer, prepared.kept_features()
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)
         pipeline.set_loras(prepared.sources.defaults.loras)

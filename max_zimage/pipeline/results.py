@@ -17,7 +17,9 @@ import numpy.typing as npt
 from max.pipelines.diffusion.interface import DiffusionPipelineOutput
 from PIL import Image
 
+from max_zimage.pipeline.carried import Carried
 from max_zimage.request.fields import ROWS
+from max_zimage.request.metadata import GenerationParameters
 
 _OTHERS: dict[str, tuple[object, str]] = {
     "return_dict": (True, "the result is the pictures, and answers to .images"),
@@ -43,36 +45,73 @@ class ZImagePipelineOutput(DiffusionPipelineOutput):
 
 
 class Pictures(list[Image.Image]):
-    """The pictures of a call, which also answer to `.images` and, where there is one, to `.save`."""
+    """The pictures of a call, which also answer to `.images` and, where there is one, to `.save`.
+
+    Attributes:
+        carried: What their files are to say; None where nothing is known.
+    """
+
+    carried: Carried | None = None
+
+    @property
+    def parameters(self) -> list[GenerationParameters | None]:
+        """What each picture was drawn with; None where nothing would draw it again."""
+        return [None if self.carried is None else self.carried.parameters(picture) for picture in range(len(self))]
 
     @property
     def images(self) -> Pictures:
         """The list itself, under the name that diffusers' output has for it."""
         return self
 
-    def save(self, file: str | os.PathLike[str] | IO[bytes], format: str | None = None, **options: Any) -> None:
+    def save(
+        self,
+        file: str | os.PathLike[str] | IO[bytes],
+        format: str | None = None,
+        *,
+        metadata: bool = True,
+        **options: Any,
+    ) -> None:
         """Save the one picture, as `PIL.Image.Image.save` does.
+
+        Args:
+            file: Where to.
+            format: As Pillow takes it.
+            metadata: Whether a PNG, JPEG or WebP says what it was drawn with and that a model made it, see
+                `max_zimage.images.texts`.
+            **options: Pillow's, before those.
 
         Raises:
             ValueError: If there are several.
         """
         _check_single(len(self))
-        self[0].save(file, format, **options)
+        self[0].save(file, format, **_texts(self.carried if metadata else None, file, format) | options)
 
 
 class PictureArray(np.ndarray[Any, np.dtype[Any]]):
     """The pictures of a call as an array: uint8 [pictures, height, width, 3], or latents in float32.
 
     An array in every respect; what is indexed or computed from it is a plain one.
+
+    Attributes:
+        carried: As of `Pictures`.
     """
+
+    carried: Carried | None = None
 
     @property
     def images(self) -> PictureArray:
         """The array itself, under the name that diffusers' output has for it."""
         return self
 
-    def save(self, file: str | os.PathLike[str] | IO[bytes], format: str | None = None, **options: Any) -> None:
-        """Save the one picture, as `PIL.Image.Image.save` does.
+    def save(
+        self,
+        file: str | os.PathLike[str] | IO[bytes],
+        format: str | None = None,
+        *,
+        metadata: bool = True,
+        **options: Any,
+    ) -> None:
+        """Save the one picture; see `Pictures.save`.
 
         Raises:
             TypeError: If these are latents.
@@ -81,7 +120,8 @@ class PictureArray(np.ndarray[Any, np.dtype[Any]]):
         if self.dtype != np.uint8:
             raise TypeError('latents are no pictures; ask for output_type="pil" or "np" to save one')
         _check_single(len(self), "Image.fromarray(result[0]).save(...)")
-        Image.fromarray(np.asarray(self[0])).save(file, format, **options)
+        texts = _texts(self.carried if metadata else None, file, format)
+        Image.fromarray(np.asarray(self[0])).save(file, format, **texts | options)
 
     def __getitem__(self, key: Any) -> Any:
         """What a plain array has there."""
@@ -93,9 +133,20 @@ class PictureArray(np.ndarray[Any, np.dtype[Any]]):
         return plain[()] if return_scalar else plain
 
 
-def result(images: list[Image.Image] | npt.NDArray[Any]) -> Pictures | PictureArray:
-    """The images of `ZImagePipelineOutput` as a call returns them; nothing is copied but a list."""
-    return Pictures(images) if isinstance(images, list) else cast(PictureArray, images.view(PictureArray))
+def result(images: list[Image.Image] | npt.NDArray[Any], carried: Carried | None = None) -> Pictures | PictureArray:
+    """The images of `ZImagePipelineOutput` as a call returns them; nothing is copied but a list.
+
+    Args:
+        images: Of the output.
+        carried: What their files are to say.
+    """
+    pictures = Pictures(images) if isinstance(images, list) else cast(PictureArray, images.view(PictureArray))
+    pictures.carried = carried
+    return pictures
+
+
+def _texts(carried: Carried | None, file: object, format: str | None) -> dict[str, Any]:
+    return {} if carried is None else carried.save_options(file, format, 0)
 
 
 def _check_single(count: int, way: str = "result[0].save(...)") -> None:

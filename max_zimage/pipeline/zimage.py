@@ -200,7 +200,8 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
             hook, callback = None, callback_on_step_end
             if callback is not None:
                 hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
-            return result(self.execute(inputs, request.output_type, hook).images)
+            images = self.execute(inputs, request.output_type, hook).images
+        return result(images, self.carried(request, is_whole=callback is None))
 
     def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
         self, model_inputs: ZImageModelInputs, output_type: str = "np", on_step: StepHook | None = None

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from max_zimage.images.save import ImageFileError, embedded_text
+from max_zimage.images.errors import ImageFileError
+from max_zimage.images.texts import embedded_text
 from max_zimage.request.fields import ROWS
 from max_zimage.sampling.noise import image_seed
 from max_zimage.version import PROGRAM, __version__
@@ -20,6 +21,7 @@ UNKNOWN_IMAGE = "unknown"
 
 _ROWS = {name: row for name, row in ROWS.items() if row.kept}
 _ADDED: dict[int, dict[str, Any]] = {
+    2: {"weight_paths": ()},  # the first pictures of format 1 do not say
     3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
     4: {"mask_digest": None, "features_digest": None, "quantize": ""},
 }
@@ -189,11 +191,20 @@ def read_parameters(path: Path) -> GenerationParameters:
     Raises:
         ImageFileError: If there is no such file, it is no picture, is damaged, or holds no parameters of max_zimage.
     """
-    text = embedded_text(path)
+    return parameters_of_text(path, embedded_text(path))
+
+
+def parameters_of_text(path: Path, text: str) -> GenerationParameters:
+    """`GenerationParameters.from_json` of what a picture carries; errors name the picture."""
     try:
         return GenerationParameters.from_json(text)
     except ImageFileError as error:
         raise ImageFileError(f"{path}: {error}") from error
+
+
+def is_own(text: str) -> bool:
+    """Whether what a picture carries is a JSON object, as this program's parameters are."""
+    return text.lstrip().startswith("{")
 
 
 def _marked_object(text: str) -> dict[str, Any]:

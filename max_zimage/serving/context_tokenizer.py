@@ -35,7 +35,7 @@ from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import sharing_key, to_text
 from max_zimage.sampling.step_cache import format_step_cache
-from max_zimage.serving.drawn_by import source_of, written_parameters
+from max_zimage.serving.drawn_by import asked_metadata, source_of, written_parameters
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
@@ -143,12 +143,14 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
     def _context(self, request: OpenResponsesRequest) -> ZImageContext:
         try:
             asked = self.parse(request)
+            metadata = asked_metadata(request.body.metadata) is not False
             return self.make_context(
                 asked,
                 request_id=request.request_id,
                 model_name=request.body.model,
                 output_format=image_options(request).output_format,
-                parameters=written_parameters(asked, self._drawn_by),
+                metadata=metadata,
+                parameters=written_parameters(asked, self._drawn_by) if metadata else [],
             )
         except (RequestError, TokenizerError) as error:
             raise InputError(str(error)) from error

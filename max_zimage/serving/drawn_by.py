@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from max.pipelines.lib.config import MAXModelConfig
 
 from max_zimage.checkpoint.locate import COMPONENTS
+from max_zimage.errors import RequestError
 from max_zimage.pipeline.storages import VARIABLE
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
@@ -46,6 +47,21 @@ def written_parameters(asked: GenerationRequest, source: DrawnBy | None) -> list
         GenerationParameters.of(asked, **asdict(source), picture=picture).to_json()
         for picture in range(asked.num_images)
     ]
+
+
+def asked_metadata(given: Mapping[str, str] | None) -> bool | None:
+    """Whether a request of `/v1/responses` wants its pictures to carry what they were drawn with; None if it is silent.
+
+    Args:
+        given: Its metadata, in which MAX's schema lets it say so.
+
+    Raises:
+        RequestError: If that is neither true nor false.
+    """
+    text = (given or {}).get("metadata")
+    if text not in (None, "true", "false"):
+        raise RequestError.of("metadata", '{field}.metadata must be "true" or "false", got {given!r}', given=text)
+    return None if text is None else text == "true"
 
 
 def source_of(model: str, components: Mapping[str, MAXModelConfig]) -> DrawnBy | None:

@@ -48,4 +48,5 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
         ),
         tokenizer=tokenizer,
         limits=settings.limits,
+        metadata=settings.metadata,
     )

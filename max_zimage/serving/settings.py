@@ -76,6 +76,7 @@ class ServerSettings:
         embedding_cache_bytes: Of text features that the worker keeps for prompts that come again; 0 for none.
         media_bytes: Pictures kept for answers by URL; the oldest go first.
         allow_hosts: Names by which the server answers besides its own, from `callers.host_name`.
+        metadata: Whether pictures say how they came to be, and carry the parameters they were drawn with.
         cors_origins: Origins whose pages may use the server, from `callers.origin_of`.
         connections: How many there may be, and how long clients may take over them.
         limits: Of requests.
@@ -99,6 +100,7 @@ class ServerSettings:
     media_bytes: int = 256 * 2**20
     allow_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    metadata: bool = True
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     limits: ServerLimits = field(default_factory=ServerLimits)
 

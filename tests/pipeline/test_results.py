@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from max_zimage.device.devices import as_buffer
+from max_zimage.pipeline.results import Pictures
+from max_zimage.request.metadata import read_parameters
 from tests.references.diffusers_runs import Pair
 
 PROMPT = "a red star on a blue background"
@@ -78,3 +80,46 @@ def test_arguments_of_diffusers_that_mean_what_happens(embedded: Pair) -> None:
     others: dict[str, Any] = {"generator": None, "return_dict": True, "joint_attention_kwargs": None}
     others |= {"callback_on_step_end_tensor_inputs": ["latents"]}
     np.testing.assert_array_equal(embedded.ours(PROMPT, **common, **others), embedded.ours(PROMPT, **common))
+
+
+def test_a_result_says_what_it_was_drawn_with(embedded: Pair, tmp_path: Path) -> None:
+    """By Pillow's own saving: options of the caller come first, and pixels are the same without."""
+    pipe = embedded.ours
+    pipe.named = ("tiny-zimage", ())
+    for output_type in ("pil", "np"):
+        result = pipe(PROMPT, num_inference_steps=1, seed=3, output_type=output_type)
+        for name in ("a.png", "a.jpg", "a.webp"):
+            result.save(tmp_path / name)
+            found = read_parameters(tmp_path / name)
+            assert (found.prompt, found.seed, found.model, found.device) == (PROMPT, 3, "tiny-zimage", "cpu")
+            assert b"/trainedAlgorithmicMedia<" in Image.open(tmp_path / name).info["xmp"]
+        result.save(tmp_path / "b.png", metadata=False)
+        result.save(tmp_path / "c.bmp")
+        for name in ("b.png", "c.bmp"):
+            assert not {"xmp", "parameters"} & set(Image.open(tmp_path / name).info)
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), np.asarray(result[0]))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(result[0]))
+    start = result[0]
+    pictures = pipe([PROMPT, "a ring"], num_inference_steps=2, seed=5, image=start)
+    assert isinstance(pictures, Pictures)
+    first, second = pictures.parameters
+    assert first is not None
+    assert second is not None
+    assert (first.prompt, second.prompt, first.seed, second.seed) == (PROMPT, "a ring", 5, 6)
+    pipe(PROMPT, num_inference_steps=2, seed=5, image=start).save(tmp_path / "d.png")
+    assert b"/compositeWithTrainedAlgorithmicMedia<" in Image.open(tmp_path / "d.png").info["xmp"]
+
+
+def test_a_result_that_nothing_repeats_says_what_made_it(embedded: Pair, tmp_path: Path) -> None:
+    def replaced(pipe: Any, step: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        return values
+
+    pipe = embedded.ours
+    latents = np.zeros((1, 16, 16, 16), np.float32)
+    for more in ({"latents": latents}, {"seed": 3, "callback_on_step_end": replaced}):
+        result = pipe(PROMPT, num_inference_steps=1, **more)
+        assert isinstance(result, Pictures)
+        assert result.parameters == [None]
+        result.save(tmp_path / "a.png")
+        assert "parameters" not in Image.open(tmp_path / "a.png").info
+        assert b"/trainedAlgorithmicMedia<" in Image.open(tmp_path / "a.png").info["xmp"]

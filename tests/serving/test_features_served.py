@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from max_zimage import PromptFeatures
-from max_zimage.images.save import embedded_text
+from max_zimage.images.texts import embedded_text
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.serving.worker.prompt_features import read_features
 from tests.references.diffusers_runs import Pair

@@ -39,12 +39,14 @@ class ServedModel:
         drawn_by: What pictures say of it.
         tokenizer: Makes contexts, and knows the checkpoint's limits and defaults.
         limits: The server's.
+        metadata: Whether its pictures carry what they were drawn with.
     """
 
     name: str
     drawn_by: DrawnBy
     tokenizer: ZImageTokenizer
     limits: ServerLimits
+    metadata: bool = True
 
 
 def context_of_image_request(served: ServedModel, body: ImageRequest, **more: Any) -> ZImageContext:
@@ -81,6 +83,7 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, **more: An
         served,
         asked,
         body.output_format or "png",
+        metadata=body.metadata,
         compression=_compression(body),
         reports=bool(body.stream),
         previews=(body.partial_images or 0) if body.stream else 0,
@@ -186,7 +189,12 @@ def check_pixels(limits: ServerLimits, height: int, width: int, names: ApiNames 
 
 
 def make_context(
-    served: ServedModel, asked: GenerationRequest, output_format: str, names: ApiNames = IMAGES, **more: Any
+    served: ServedModel,
+    asked: GenerationRequest,
+    output_format: str,
+    names: ApiNames = IMAGES,
+    metadata: bool | None = None,
+    **more: Any,
 ) -> ZImageContext:
     """Tokenize and lay out a checked request, under an id of its own.
 
@@ -194,9 +202,13 @@ def make_context(
     cancelled, while the worker still has the first one.
 
     Raises:
-        ApiError: 400 if the prompt has too many tokens.
+        ApiError: 400 if the prompt has too many tokens, or metadata is asked of a server that writes none.
     """
     check_loras(served, asked, names)
+    if metadata and not served.metadata:
+        raise bad_request("metadata: this server's pictures carry none; leave it out", "metadata")
+    carries = served.metadata if metadata is None else metadata
+    parameters = written_parameters(asked, served.drawn_by) if carries else []
     try:
         return served.tokenizer.make_context(
             asked,
@@ -204,7 +216,8 @@ def make_context(
             model_name=served.name,
             output_format=output_format,
             listens=True,
-            parameters=written_parameters(asked, served.drawn_by),
+            parameters=parameters,
+            metadata=carries,
             **more,
         )
     except (RequestError, TokenizerError, InputError) as error:

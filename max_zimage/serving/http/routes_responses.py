@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.context_tokenizer import image_options
+from max_zimage.serving.drawn_by import asked_metadata
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.answers import file_of, finished
 from max_zimage.serving.http.api_names import RESPONSES, refused
@@ -67,10 +68,11 @@ def _context(served: ServedModel, body: OpenResponsesRequestBody, content: bytes
     try:
         asked = served.tokenizer.parse(asked_for)
         options = image_options(asked_for)
+        metadata = asked_metadata(body.metadata)
     except RequestError as error:
         raise refused(error, RESPONSES) from error
     check_request(served.limits, asked, RESPONSES, bool(options.negative_prompt))
-    return make_context(served, asked, options.output_format, RESPONSES)
+    return make_context(served, asked, options.output_format, RESPONSES, metadata)
 
 
 async def _inlined(state: ServerState, content: bytes) -> bytes:

@@ -38,6 +38,7 @@ class ImageRequest(BaseModel):
     output_compression: Annotated[
         int | None, Field(ge=0, le=100, description="Quality of jpeg and webp; 100 if not given, webp without loss.")
     ] = None
+    metadata: Annotated[bool | None, Field(description="false: the files carry pixels alone.")] = None
     background: Annotated[Literal["auto", "opaque"] | None, Field(description="Pictures are opaque.")] = None
     moderation: Annotated[
         Literal["auto", "low"] | None, Field(description="Changes nothing: nothing is moderated here.")

@@ -11,6 +11,7 @@ from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.request.open_responses import ImageGenerationDetails, OutputImageContent, Usage
 
 from max_zimage.images.save import encode_image
+from max_zimage.images.xmp import source_of
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import Flags
 from max_zimage.serving.worker.messages import text_content
@@ -32,8 +33,9 @@ def final_output(
     """
     kind = FORMATS[context.output_format]
     parameters = context.parameters or [""] * len(pixels)
+    source = source_of(context.input_image) if context.metadata else None
     files = [
-        encode_image(picture, kind, text, context.compression) if good else None
+        encode_image(picture, kind, text, context.compression, source) if good else None
         for picture, text, good in zip(pixels, parameters, finite, strict=True)
     ]
     return GenerationOutput(
