@@ -29,6 +29,7 @@ from tests.paths import ROOT
 PYPROJECT = read_toml(ROOT / "pyproject.toml")
 RUNTIME = pins(PYPROJECT["project"]["dependencies"])
 TEST = pins(PYPROJECT["project"]["optional-dependencies"]["test"])
+VERIFY = pins(PYPROJECT["project"]["optional-dependencies"]["verify"])
 CONSTRAINTS = pins(
     [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 )
@@ -210,7 +211,7 @@ def test_pixi_takes_its_versions_from_pyproject() -> None:
 
 @pytest.mark.parametrize("folder", list(MAY_IMPORT))
 def test_what_is_imported_is_declared(folder: str) -> None:
-    declared = set(RUNTIME) | (set(TEST) if folder in ("tests", "benchmarks") else set())
+    declared = set(RUNTIME) | (set(TEST) if folder in ("tests", "benchmarks") else set(VERIFY))
     # The distribution modular is a name for these, which it pins to its own version.
     declared |= {"max", "max-core", "mojo-compiler"}
     owners = packages_distributions()
