@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from max_zimage import embedded
-from max_zimage.cli.command_flags import add_convert, add_encode, add_profile, add_serve, add_verify
+from max_zimage.cli.command_flags import add_convert, add_doctor, add_encode, add_profile, add_serve, add_verify
 from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
@@ -88,6 +88,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli.convert import convert_checkpoint
 
         return convert_checkpoint(arguments)
+    if arguments.command == "doctor":
+        from max_zimage.cli.doctor import doctor
+
+        return doctor(arguments)
     if arguments.command == "verify":
         from max_zimage.cli.verify import verify
 
@@ -117,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(commands, shared)
     add_convert(commands, shared)
     add_profile(commands, shared)
+    add_doctor(commands, shared)
     add_verify(commands, shared)
     add_serve(commands)
     return parser
