@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from max_zimage import embedded, progress
+from max_zimage import embedded
 from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
@@ -93,16 +93,15 @@ def verify(subject: Subject, asked: Asked) -> Report:
         references = run_reference(directory, replace(asked, dtypes=tuple(dtypes)), Path(folder))
     found: list[Comparison] = []
     block = None
-    with progress.stage("The engine", 2 * len(asked.dtypes)) as shown:
-        for dtype in asked.dtypes:
-            try:
-                compared, suspect = _engine(subject, dtype, asked, references, shown)
-            except NotEnoughMemoryError as error:
-                left_out.append(f"the engine in {dtype} was left out: {error}")
-                continue
-            found += compared
-            block = block or suspect
-            gc.collect()
+    for dtype in asked.dtypes:
+        try:
+            stages, suspect = _engine(subject, dtype, asked, references)
+        except NotEnoughMemoryError as error:
+            left_out.append(f"the engine in {dtype} was left out: {error}")
+            continue
+        found += stages
+        block = block or suspect
+        gc.collect()
     if not found:
         raise NotEnoughMemoryError("; ".join(left_out))
     return Report(
@@ -117,7 +116,7 @@ def verify(subject: Subject, asked: Asked) -> Report:
 
 
 def _engine(
-    subject: Subject, dtype: ModelDtype, asked: Asked, references: References, shown: progress.Progress
+    subject: Subject, dtype: ModelDtype, asked: Asked, references: References
 ) -> tuple[list[Comparison], str | None]:
     """All stages in one dtype beside every reference, and the first block that is off where the velocity is."""
     base = next(iter(references.values()))
@@ -131,11 +130,9 @@ def _engine(
         quantize="",
     )
     values: dict[str, Array] = texts_of(encoder, asked, base)
-    shown.advance(f"{dtype} texts")
     gc.collect()
     generator = Generator(subject.checked(dtype, generator_only=True), asked, base)
     values |= generator.stages()
-    shown.advance(f"{dtype} pictures")
     found = [
         each
         for stage in STAGES
