@@ -15,9 +15,18 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from max_zimage import embedded
-from max_zimage.cli.command_flags import add_convert, add_doctor, add_encode, add_profile, add_serve, add_verify
+from max_zimage.cli.command_flags import (
+    add_completion,
+    add_convert,
+    add_doctor,
+    add_encode,
+    add_profile,
+    add_serve,
+    add_verify,
+)
 from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
+from max_zimage.cli.examples import add_examples
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
@@ -47,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, after --help and --version (0) and for arguments that cannot be parsed (2).
     """
-    arguments = _parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
+    parser = _parser()
+    arguments = parser.parse_args(with_values(sys.argv[1:] if argv is None else argv))
+    if arguments.command is None:
+        return _nothing_asked(parser, arguments)
     try:
         check_texts(arguments)
         return _run(arguments)
@@ -63,7 +75,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, BadInput) else 1
 
 
+def _nothing_asked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Without a command: the version, or else the help."""
+    if not arguments.version:
+        parser.error("--verbose goes with --version, or leave it out") if arguments.verbose else parser.print_help()
+        return 0
+    print(f"max-zimage {__version__}")
+    if arguments.verbose:
+        from max_zimage.diagnosis.system import REFERENCE, machine, versions
+
+        for name, found in (versions(*REFERENCE) | machine()).items():
+            print(f"{name}: {'not installed' if found is None else found}")
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "completion":
+        from max_zimage.cli.completion import script
+
+        print(script(_parser(), arguments.shell))
+        return 0
     if arguments.command == "generate":
         from max_zimage.cli.generate import generate
 
@@ -110,8 +141,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="max-zimage", description="Pictures from prompts with Z-Image, compiled by Modular MAX.")
-    parser.add_argument("--version", action="version", version=f"max-zimage {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument("--verbose", action="store_true", help="with --version: of all that computes, and the machine")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     shared = _Parser(add_help=False, allow_abbrev=False)
     shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     shared.add_argument("--debug", action="store_true", help="show tracebacks, warnings and the libraries' logs")
@@ -124,6 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(commands, shared)
     add_verify(commands, shared)
     add_serve(commands)
+    add_completion(commands)
+    add_examples(commands)
     return parser
 
 

@@ -217,5 +217,5 @@ def test_bounds_and_comparisons() -> None:
     assert not Comparison.of(velocity, np.array([np.nan, 4.0]), values["float32"]["velocity"], 1.0, pair).holds
     other = Comparison.of(velocity, np.zeros(3), values["float32"]["velocity"], 1.0, pair)
     assert not other.holds
-    assert "3 tokens here, 2 tokens in diffusers" in other.problem
+    assert "3 numbers here, 2 in diffusers" in other.problem
     assert replace(other, relative_l2=0.0).holds
