@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
 PROJECT = frozenset({"max_zimage", "graphs", "kernels", "tests", "benchmarks", "references", "fuzzers"})
 
 MAY_IMPORT = {
@@ -177,6 +181,12 @@ def pins(requirements: list[str]) -> dict[str, str]:
         name, _, version = requirement.partition("==")
         found[re.sub(r"[-_.]+", "-", name).lower()] = version
     return found
+
+
+def ranges(requirements: list[str]) -> dict[str, SpecifierSet]:
+    """Versions that are allowed, by normalized name."""
+    found = [Requirement(each) for each in requirements]
+    return {canonicalize_name(each.name): each.specifier for each in found}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
