@@ -106,7 +106,7 @@ def changed(tmp_path: Path, file: str, change: Callable[[str], str]) -> Path:
 def test_another_chat_template_is_named(tmp_path: Path, run: Run) -> None:
     places = ["tokenizer/chat_template.jinja", "tokenizer/tokenizer_config.json"]
     file = next(name for name in places if (EMBEDDED / name).is_file() and "im_start" in (EMBEDDED / name).read_text())
-    code, told = run(str(changed(tmp_path, file, lambda text: text.replace("assistant", "assistent"))))
+    code, told = run(str(changed(tmp_path, file, lambda text: text.replace("assistant", "helper"))))
     assert (code, told["first_failure"], told["failed"]) == (1, "tokens", ["tokens"])
     assert "chat template" in told["points_to"]
 

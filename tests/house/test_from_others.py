@@ -72,7 +72,7 @@ def test_schedulers_are_diffusers_and_samplers_are_ours() -> None:
 def test_comfyui_nodes_lead_to_names_that_are_there() -> None:
     for line in COMFYUI.splitlines():
         words = line.partition("`sampler`: ")[2]
-        assert {name for name in named(words)} <= {*SAMPLERS, "dpmpp_2m"}
+        assert named(words) <= {*SAMPLERS, "dpmpp_2m"}
         words = line.partition("`sigma_shape`: ")[2]
         assert named(words) <= set(SIGMA_SHAPES)
     for name in ("negative_prompt", "guidance_rescale", "slg_scale", "vae_tile_size", "outpaint", "mask_image"):
