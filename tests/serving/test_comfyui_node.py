@@ -79,9 +79,9 @@ def test_what_goes_wrong_is_said(package: ModuleType, server: Server) -> None:
     node = package.MaxZImage()
     with pytest.raises(RuntimeError, match="answered 401"):
         node.draw(**ASKED, count=1, server=server.url)
-    with pytest.raises(RuntimeError, match="answered 400: .*multiple of 16"):
+    with pytest.raises(RuntimeError, match=r"answered 400: .*multiple of 16"):
         node.draw(**ASKED | {"width": 100}, count=1, server=server.url, api_key=KEY)
-    with pytest.raises(RuntimeError, match="cannot be reached .*is `max-zimage serve` running there"):
+    with pytest.raises(RuntimeError, match=r"cannot be reached .*is `max-zimage serve` running there"):
         node.draw(**ASKED, count=1, server=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(RuntimeError, match="must be one picture, got a batch of 2"):
         node.draw(**ASKED, count=1, server=server.url, api_key=KEY, image=torch.zeros(2, 64, 96, 3))

@@ -25,7 +25,7 @@ class MaxZImage:
     FUNCTION = "draw"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  (ComfyUI's name)
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         """What ComfyUI shows of the node."""
         return {
             "required": {
