@@ -31,6 +31,8 @@ def graph_cache() -> Finding:
     if folder is None:
         return fault(name, "there is no folder: this user has no home", remedy)
     if (why := problem(folder, _ROOM)) is not None:
+        if kept := len(list(folder.glob("*.mef"))) if folder.is_dir() else 0:  # as in a container's image
+            return warning(name, f"{folder}: {why}; the {kept} that are there are used", remedy)
         return fault(name, f"{folder}: {why}", remedy)
     free = shutil.disk_usage(folder).free
     files = [path for path in folder.rglob("*") if path.is_file()]

@@ -79,6 +79,13 @@ def test_caches_that_cannot_be_written_to(run: Run, tmp_path: Path, monkeypatch:
     assert graphs["state"] == "fault"
     assert "File exists" in graphs["found"]
     assert "set MAX_ZIMAGE_CACHE" in graphs["remedy"]
+    baked = tmp_path / "baked"
+    baked.mkdir()
+    (baked / "graph.mef").write_text("")
+    monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(baked))
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0, total=0, used=0))
+        assert places.graph_cache().state == "warning"
     assert found(told, "MAX's cache")["state"] == "warning"
     assert "set MODULAR_CACHE_DIR" in found(told, "MAX's cache")["remedy"]
     assert found(told, "hub cache")["state"] == "warning"
