@@ -24,7 +24,9 @@ from max_zimage.cli.command_flags import (
     add_serve,
     add_verify,
 )
+from max_zimage.cli.commands import run as _run
 from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
+from max_zimage.cli.completion import script
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.examples import add_examples
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
@@ -58,10 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_args(with_values(sys.argv[1:] if argv is None else argv))
+    if arguments.verbose and not arguments.version:
+        parser.error("--verbose goes with --version; give both, or leave it out")
+    if arguments.version:
+        return _version(verbose=arguments.verbose)
     if arguments.command is None:
-        return _nothing_asked(parser, arguments)
+        parser.print_help()
+        return 0
     try:
         check_texts(arguments)
+        if arguments.command == "completion":
+            print(script(parser, arguments.shell))
+            return 0
         return _run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("max-zimage: interrupted\n")
@@ -75,61 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, BadInput) else 1
 
 
-def _nothing_asked(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    """Without a command: the version, or else the help."""
-    if not arguments.version:
-        parser.error("--verbose goes with --version, or leave it out") if arguments.verbose else parser.print_help()
-        return 0
+def _version(*, verbose: bool) -> int:
     print(f"max-zimage {__version__}")
-    if arguments.verbose:
+    if verbose:
         from max_zimage.diagnosis.system import REFERENCE, machine, versions
 
         for name, found in (versions(*REFERENCE) | machine()).items():
             print(f"{name}: {'not installed' if found is None else found}")
     return 0
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "completion":
-        from max_zimage.cli.completion import script
-
-        print(script(_parser(), arguments.shell))
-        return 0
-    if arguments.command == "generate":
-        from max_zimage.cli.generate import generate
-
-        return generate(arguments)
-    if arguments.command == "encode":
-        from max_zimage.cli.encode import encode
-
-        return encode(arguments)
-    if arguments.command == "info":
-        from max_zimage.cli.info import info
-
-        return info(arguments)
-    if arguments.command == "serve":
-        from max_zimage.cli.serve import serve
-
-        return serve(arguments)
-    if arguments.command == "profile":
-        from max_zimage.cli.profile import profile
-
-        return profile(arguments)
-    if arguments.command == "convert":
-        from max_zimage.cli.convert import convert_checkpoint
-
-        return convert_checkpoint(arguments)
-    if arguments.command == "doctor":
-        from max_zimage.cli.doctor import doctor
-
-        return doctor(arguments)
-    if arguments.command == "verify":
-        from max_zimage.cli.verify import verify
-
-        return verify(arguments)
-    from max_zimage.cli.compile import compile_graphs
-
-    return compile_graphs(arguments)
 
 
 class _Parser(argparse.ArgumentParser):

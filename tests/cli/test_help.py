@@ -37,9 +37,12 @@ def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out.splitlines()
     assert f"modular: {version('modular')}" in said
     assert any(line.startswith("processor: ") for line in said)
-    with pytest.raises(SystemExit) as ended:
-        main(["--verbose"])
-    assert ended.value.code == 2
+    for words in (["--verbose"], ["--verbose", "info"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+    assert main(["--version", "info"]) == 0
+    assert capsys.readouterr().out == f"max-zimage {__version__}\n"
 
 
 def test_every_help_ends_with_examples() -> None:
