@@ -93,6 +93,13 @@ def test_a_changed_weight_is_named(
     assert set(told["failed"]) <= {stage, *(["velocity", "latents"] if component == "transformer" else [])}
 
 
+def test_weight_files_take_the_place_of_the_checkpoints(tmp_path: Path, run: Run) -> None:
+    copy = planted_copy(tmp_path, "transformer", "noise_refiner.0.attention.to_v.weight", 4.0)
+    (file,) = (copy / "transformer").glob("*.safetensors")
+    code, told = run("--weight-path", str(file))
+    assert (code, told["first_failure"]) == (1, "first block")
+
+
 def changed(tmp_path: Path, file: str, change: Callable[[str], str]) -> Path:
     """A copy of the embedded model with one text file changed."""
     copy = tmp_path / "model"
