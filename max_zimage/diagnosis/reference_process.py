@@ -95,8 +95,10 @@ def run_reference(directory: Path, asked: Asked, folder: Path) -> dict[ModelDtyp
         try:
             for line in process.stdout:
                 shown.advance(line.strip())
-        finally:
-            process.terminate() if process.poll() is None and sys.exc_info()[0] else process.wait()
+            process.wait()
+        except BaseException:  # whoever waits has had enough
+            process.terminate()
+            raise
         log.seek(0)
         said = [line.strip() for line in log.read().splitlines() if line.strip()]
     if process.returncode:
