@@ -98,13 +98,13 @@ class Report:
     def _table(self) -> Iterator[str]:
         """A row for each stage and pair of dtypes."""
         row = "{:15} {:9} {:10} {:>11} {:>11} {:>9}  {}"
-        yield row.format("stage", "engine", "diffusers", "relative L2", "largest", "allowed", "")
+        yield row.format("stage", "engine", "diffusers", "relative L2", "largest", "allowed", "").rstrip()
         for stage in STAGES:
             for each in self.comparisons:
                 if each.stage == stage.name:
                     numbers = (f"{value:.1e}" for value in (each.relative_l2, each.max_relative, each.bound))
                     verdict = "ok" if each.holds else f"FAILS {each.problem}".rstrip()
-                    yield row.format(each.stage, each.engine, each.reference, *numbers, verdict)
+                    yield row.format(each.stage, each.engine, each.reference, *numbers, verdict).rstrip()
 
 
 def checkpoint_facts(name: str, sources: CheckpointManifest) -> dict[str, Any]:

@@ -119,9 +119,11 @@ class Comparison:
     problem: str = ""
 
     @classmethod
-    def of(cls, stage: Stage, ours: Array, theirs: Array, bound: float, pair: tuple[ModelDtype, ModelDtype]) -> Any:
+    def of(
+        cls, stage: Stage, ours: Array, theirs: Array, bound: float, pair: tuple[ModelDtype, ModelDtype]
+    ) -> Comparison:
         """Compare two arrays; of unequal shape everything is infinitely far."""
-        names = {"stage": stage.name, "engine": pair[0], "reference": pair[1], "bound": bound}
+        names: dict[str, Any] = {"stage": stage.name, "engine": pair[0], "reference": pair[1], "bound": bound}
         if ours.shape != theirs.shape:
             said = f"{_shape(ours)} numbers here, {_shape(theirs)} in diffusers"
             return cls(**names, relative_l2=float("inf"), max_relative=float("inf"), problem=said)
