@@ -15,6 +15,7 @@ ROOMS = (
     "cli",
     "serving",
     "profiling",
+    "diagnosis",
     "pipeline",
     "components",
     "compile",

@@ -1,35 +1,33 @@
-"""How far the engine may be from its references, and why."""
+"""How far the engine may be from its references, and why; `max-zimage verify` shares the first of these."""
 
 from __future__ import annotations
 
-TRANSFORMER_L2 = 2e-6
-"""Relative L2 of one float32 evaluation. Both sum the same products in other orders: 1e-7 a block, some blocks deep."""
+from max_zimage.diagnosis.tolerances import (
+    BFLOAT16_RATIO,
+    FEATURES_L2,
+    GPU_FLOAT32_L2,
+    STAGES_L2,
+    TRANSFORMER_L2,
+)
 
-GPU_FLOAT32_L2 = 2e-3
-"""Relative L2 on an accelerator in float32, whose matrix products may round their factors to ten bits (TF32)."""
-
-FEATURES_L2 = 2e-6
-"""Relative L2 of the text encoder's features in float32, as above."""
+__all__ = [
+    "BFLOAT16_RATIO",
+    "ENCODER_L2",
+    "EXACT_TILES_SHARE",
+    "FEATURES_L2",
+    "GPU_FLOAT32_L2",
+    "PIXEL_SHARE",
+    "RECORDED_L2",
+    "SAMPLED_L2",
+    "STAGES_L2",
+    "TRANSFORMER_L2",
+]
 
 ENCODER_L2 = 1e-5
 """Relative L2 of the autoencoder's float32 latents: its group norms and 3x3 convolutions sum far more products."""
 
 PIXEL_SHARE = 0.999
 """Share of a picture's values that equal the reference's to within one level."""
-
-BFLOAT16_RATIO = 2.0
-"""Error against float32 as a multiple of torch's own bfloat16 error on the same case."""
-
-STAGES_L2 = {
-    "tokens": 0.0,
-    "features": FEATURES_L2,
-    "caption tokens": TRANSFORMER_L2,
-    "block": TRANSFORMER_L2,
-    "prediction": TRANSFORMER_L2,
-    "step": 2e-5,  # guidance multiplies the difference of two predictions, and steps add up
-    "pixels": 5e-4,  # one value in a thousand off by one level of some hundred
-}
-"""Relative L2 of the stages of a picture, by name."""
 
 RECORDED_L2 = 1e-4
 """Relative L2 of final latents between processors: 2e-6 of noise after every step makes 2.3e-5 of some requests."""

@@ -38,6 +38,8 @@ def rendered(text: str, parser: argparse.ArgumentParser) -> str:
 def _section(name: str, command: argparse.ArgumentParser) -> str:
     """One command: what it does, then a table of flags for each group that its `--help` shows."""
     lines = [f"## {name}\n", f"{_escaped(command.description or '')}\n"]
+    if command.epilog:
+        lines += ["```sh", *(line.strip().replace("%%", "%") for line in command.epilog.splitlines()[1:]), "```\n"]
     for group in command._action_groups:
         rows = [_row(action, name) for action in group._group_actions if action.help != argparse.SUPPRESS]
         if rows:

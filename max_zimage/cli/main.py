@@ -15,9 +15,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from max_zimage import embedded
-from max_zimage.cli.command_flags import add_convert, add_encode, add_profile, add_serve
+from max_zimage.cli.command_flags import (
+    add_completion,
+    add_convert,
+    add_doctor,
+    add_encode,
+    add_profile,
+    add_serve,
+    add_verify,
+)
+from max_zimage.cli.commands import run as _run
 from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
+from max_zimage.cli.completion import script
 from max_zimage.cli.errors import BadInput, check_texts, error_line
+from max_zimage.cli.examples import add_examples
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
@@ -47,9 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, after --help and --version (0) and for arguments that cannot be parsed (2).
     """
-    arguments = _parser().parse_args(with_values(sys.argv[1:] if argv is None else argv))
+    parser = _parser()
+    arguments = parser.parse_args(with_values(sys.argv[1:] if argv is None else argv))
+    if arguments.verbose and not arguments.version:
+        parser.error("--verbose goes with --version; give both, or leave it out")
+    if arguments.version:
+        return _version(verbose=arguments.verbose)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
     try:
         check_texts(arguments)
+        if arguments.command == "completion":
+            print(script(parser, arguments.shell))
+            return 0
         return _run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("max-zimage: interrupted\n")
@@ -63,34 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, BadInput) else 1
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "generate":
-        from max_zimage.cli.generate import generate
+def _version(*, verbose: bool) -> int:
+    print(f"max-zimage {__version__}")
+    if verbose:
+        from max_zimage.diagnosis.system import REFERENCE, machine, versions
 
-        return generate(arguments)
-    if arguments.command == "encode":
-        from max_zimage.cli.encode import encode
-
-        return encode(arguments)
-    if arguments.command == "info":
-        from max_zimage.cli.info import info
-
-        return info(arguments)
-    if arguments.command == "serve":
-        from max_zimage.cli.serve import serve
-
-        return serve(arguments)
-    if arguments.command == "profile":
-        from max_zimage.cli.profile import profile
-
-        return profile(arguments)
-    if arguments.command == "convert":
-        from max_zimage.cli.convert import convert_checkpoint
-
-        return convert_checkpoint(arguments)
-    from max_zimage.cli.compile import compile_graphs
-
-    return compile_graphs(arguments)
+        for name, found in (versions(*REFERENCE) | machine()).items():
+            print(f"{name}: {'not installed' if found is None else found}")
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,8 +104,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="max-zimage", description="Pictures from prompts with Z-Image, compiled by Modular MAX.")
-    parser.add_argument("--version", action="version", version=f"max-zimage {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument("--verbose", action="store_true", help="with --version: of all that computes, and the machine")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     shared = _Parser(add_help=False, allow_abbrev=False)
     shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     shared.add_argument("--debug", action="store_true", help="show tracebacks, warnings and the libraries' logs")
@@ -113,7 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(commands, shared)
     add_convert(commands, shared)
     add_profile(commands, shared)
+    add_doctor(commands, shared)
+    add_verify(commands, shared)
     add_serve(commands)
+    add_completion(commands)
+    add_examples(commands)
     return parser
 
 

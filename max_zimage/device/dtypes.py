@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from max.driver import Device
+
+if TYPE_CHECKING:  # a process that computes nothing needs no MAX
+    from max.driver import Device
 
 ModelDtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[ModelDtype, ...] = ("float32", "bfloat16")

@@ -81,7 +81,7 @@ def room_to_compile(*, max_cache: bool = True) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(_temporary_folder())
-        if not max_cache or _max_cache_problem() is not None:
+        if not max_cache or max_cache_problem() is not None:
             stack.enter_context(_variable(_CACHE_VARIABLE, _elsewhere(stack)))
         yield
 
@@ -96,7 +96,8 @@ def no_room(error: BaseException) -> bool:
     return _NO_ROOM.search(" ".join(said)) is not None
 
 
-def _max_cache_problem() -> str | None:
+def max_cache_problem() -> str | None:
+    """Why MAX's own cache cannot be written to, in a few words; None if it can."""
     if given := os.environ.get(_CACHE_VARIABLE):
         return None if given == _NOWHERE else problem(Path(given), _MAX_ROOM)
     found = _core.engine.max_cache_dir()  # dirties nothing but may make the folder

@@ -255,7 +255,7 @@ def test_interrupted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["--help"], 0), (["generate", "--help"], 0), (["generate", "--steps", "x"], 2), ([], 2)]
+    ("arguments", "code"), [(["--help"], 0), (["generate", "--help"], 0), (["generate", "--steps", "x"], 2), ([], 0)]
 )
 def test_help_and_mistakes_in_arguments_import_nothing_heavy(arguments: list[str], code: int) -> None:
     script = (

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import size
+from max_zimage.diagnosis.installation import FIRST_WITHOUT, OLDEST_PYTHON
 from tests.house.rules import (
     MAY_IMPORT,
     graphs_without_package,
@@ -21,14 +22,16 @@ from tests.house.rules import (
     mojo_names_elsewhere,
     pins,
     pixi_tasks,
+    ranges,
     read_toml,
     third_party_modules,
 )
 from tests.paths import ROOT
 
 PYPROJECT = read_toml(ROOT / "pyproject.toml")
-RUNTIME = pins(PYPROJECT["project"]["dependencies"])
+RUNTIME = ranges(PYPROJECT["project"]["dependencies"])
 TEST = pins(PYPROJECT["project"]["optional-dependencies"]["test"])
+VERIFY = ranges(PYPROJECT["project"]["optional-dependencies"]["verify"])
 CONSTRAINTS = pins(
     [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 )
@@ -188,11 +191,17 @@ def test_make_without_a_prompt_leaves_it_to_the_command(tmp_path: Path) -> None:
     assert stand_in_make(tmp_path) == repr(["generate"]) + "\n"
 
 
-def test_versions_are_exact_and_agree() -> None:
-    assert all(RUNTIME.values())
+def test_versions_agree() -> None:
+    """MAX and what tests need are exact; all else has both ends, between which the tested version lies."""
+    assert str(RUNTIME["modular"]) == f"=={CONSTRAINTS['modular']}"
     assert all(TEST.values())
-    assert CONSTRAINTS.items() >= (RUNTIME | TEST).items()
+    assert CONSTRAINTS.items() >= TEST.items()
     assert all(CONSTRAINTS.values())
+    for name, allowed in (RUNTIME | VERIFY).items():
+        assert allowed.contains(CONSTRAINTS[name]), f"{name}{allowed} does not allow {CONSTRAINTS[name]}"
+        ends = {each.operator for each in allowed}
+        assert ends == ({"=="} if name == "modular" else {">=", "<"}), f"{name}{allowed} needs both ends"
+    assert {name: TEST[name] for name in VERIFY} == {name: CONSTRAINTS[name] for name in VERIFY}
     assert pins(PYPROJECT["build-system"]["requires"]) == {"hatchling": TEST["hatchling"]}
 
 
@@ -205,12 +214,15 @@ def test_pixi_takes_its_versions_from_pyproject() -> None:
     assert manifest["feature"]["test"]["pypi-dependencies"] == {name: checkout | {"extras": ["test"]}}
     assert manifest["dependencies"] == {"python": "3.11.*"}
     assert PYPROJECT["project"]["requires-python"] == ">=3.11"
+    pythons = [each.rpartition(" ")[2] for each in PYPROJECT["project"]["classifiers"] if "Python :: 3." in each]
+    assert pythons == ["3.11", "3.12", "3.13", "3.14"]
+    assert (pythons[0], pythons[-1]) == (f"3.{OLDEST_PYTHON[1]}", f"3.{FIRST_WITHOUT[1] - 1}")
     assert PYPROJECT["tool"]["mypy"]["python_version"] == "3.11"
 
 
 @pytest.mark.parametrize("folder", list(MAY_IMPORT))
 def test_what_is_imported_is_declared(folder: str) -> None:
-    declared = set(RUNTIME) | (set(TEST) if folder in ("tests", "benchmarks") else set())
+    declared = set(RUNTIME) | (set(TEST) if folder in ("tests", "benchmarks") else set(VERIFY))
     # The distribution modular is a name for these, which it pins to its own version.
     declared |= {"max", "max-core", "mojo-compiler"}
     owners = packages_distributions()

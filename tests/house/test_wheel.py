@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from max_zimage.serving.http import static_files
 from tests.house.rules import read_toml
@@ -69,5 +71,5 @@ def test_it_names_its_command_licence_and_needs(wheel: zipfile.ZipFile) -> None:
     info = Path(entry_points).parent.as_posix()
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     metadata = wheel.read(f"{info}/METADATA").decode()
-    for requirement in read_toml(ROOT / "pyproject.toml")["project"]["dependencies"]:
-        assert f"Requires-Dist: {requirement}\n" in metadata
+    wanted = {Requirement(each) for each in read_toml(ROOT / "pyproject.toml")["project"]["dependencies"]}
+    assert {Requirement(each) for each in re.findall(r"^Requires-Dist: ([^;\n]+)$", metadata, re.MULTILINE)} == wanted

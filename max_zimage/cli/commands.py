@@ -1,0 +1,51 @@
+"""Commands to the functions that run them; each is imported when it is asked for, since most import MAX."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command that was asked for.
+
+    Args:
+        arguments: From `max_zimage.cli.main`.
+
+    Returns:
+        The exit code.
+    """
+    if arguments.command == "generate":
+        from max_zimage.cli.generate import generate
+
+        return generate(arguments)
+    if arguments.command == "encode":
+        from max_zimage.cli.encode import encode
+
+        return encode(arguments)
+    if arguments.command == "info":
+        from max_zimage.cli.info import info
+
+        return info(arguments)
+    if arguments.command == "serve":
+        from max_zimage.cli.serve import serve
+
+        return serve(arguments)
+    if arguments.command == "profile":
+        from max_zimage.cli.profile import profile
+
+        return profile(arguments)
+    if arguments.command == "convert":
+        from max_zimage.cli.convert import convert_checkpoint
+
+        return convert_checkpoint(arguments)
+    if arguments.command == "doctor":
+        from max_zimage.cli.doctor import doctor
+
+        return doctor(arguments)
+    if arguments.command == "verify":
+        from max_zimage.cli.verify import verify
+
+        return verify(arguments)
+    from max_zimage.cli.compile import compile_graphs
+
+    return compile_graphs(arguments)

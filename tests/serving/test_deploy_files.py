@@ -1,0 +1,121 @@
+"""Files to deploy a server with: they parse, and what they name is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import Any
+
+import pytest
+import yaml
+
+from max_zimage.cli.main import _parser
+from max_zimage.serving.http import routes_service
+from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.settings import ServerSettings
+from tests.house.rules import read_toml
+from tests.paths import ROOT
+
+FOLDER = ROOT / "docs" / "deploy"
+ROUTES = {getattr(route, "path", "") for route in routes_service.router.routes}
+CONTAINERFILE = (FOLDER / "Containerfile").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
+KUBERNETES = list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text(encoding="utf-8")))
+DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
+
+
+def kind(name: str) -> dict[str, Any]:
+    (found,) = (each for each in KUBERNETES if each["kind"] == name)
+    return found
+
+
+def served(words: list[str]) -> Any:
+    arguments = _parser().parse_args(words)
+    assert arguments.command == "serve"
+    return arguments
+
+
+def metric_names() -> set[str]:
+    """Every series of the page, those that have no labels yet too."""
+    text = Metrics().text().decode()
+    families = re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE)
+    endings = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
+    return {f"{name}{end}" for name, type in families for end in endings[type]}
+
+
+def expressions() -> list[str]:
+    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def test_the_dashboard_names_metrics_that_are_there() -> None:
+    there = metric_names()
+    named = set(re.findall(r"\bzimage_\w+", " ".join(expressions())))
+    named |= set(re.findall(r"\bzimage_\w+", json.dumps(DASHBOARD["templating"])))
+    assert named - there == set()
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in there if not name.endswith("_created")}
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
+    assert families - shown == set()
+
+
+def test_the_dashboards_labels_are_those_of_the_metrics() -> None:
+    metrics = Metrics()
+    labels = {name for each in vars(metrics).values() for name in getattr(each, "_labelnames", ())}
+    used = set(re.findall(r"by \(([\w, ]+)\)", " ".join(expressions())))
+    assert {name for each in used for name in each.split(", ")} <= labels | {"le"}
+    legends = [target["legendFormat"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    assert set(re.findall(r"{{(\w+)}}", " ".join(legends))) <= labels | {"instance"}
+    places = [tuple(panel["gridPos"][side] for side in "xy") for panel in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_the_containers_command_is_one() -> None:
+    (command,) = re.findall(r"^CMD (\[.*\])$", CONTAINERFILE, re.MULTILINE)
+    assert served(json.loads(command)).host == "0.0.0.0"
+    assert f"EXPOSE {ServerSettings.port}" in CONTAINERFILE
+    compiles = re.search(r"max-zimage (compile .*?);", CONTAINERFILE)
+    assert compiles is not None
+    assert _parser().parse_args(shlex.split(compiles[1])).keep
+    (probed,) = re.findall(rf"127\.0\.0\.1:{ServerSettings.port}(/\w+)", CONTAINERFILE)
+    assert probed in ROUTES
+    copied = {name for line in re.findall(r"^COPY (.*)$", CONTAINERFILE, re.MULTILINE) for name in line.split()[:-1]}
+    assert all((ROOT / name).exists() for name in copied)
+    targets = read_toml(ROOT / "pyproject.toml")["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert copied >= {*targets["only-include"], "graphs", "constraints.txt"}
+    assert re.search(r"^USER \d+$", CONTAINERFILE, re.MULTILINE)
+
+
+def test_compose_starts_a_server() -> None:
+    service = COMPOSE["services"]["zimage"]
+    arguments = served(service["command"])
+    assert arguments.allow_host == ["zimage"]
+    assert (FOLDER / service["build"]["context"]).resolve() == ROOT
+    assert (ROOT / service["build"]["dockerfile"]).is_file()
+    assert int(service["stop_grace_period"].removesuffix("s")) > arguments.shutdown_seconds
+    assert service["read_only"]
+    assert arguments.api_key_file == f"/run/secrets/{service['secrets'][0]}"
+    assert {each.partition(":")[0] for each in service["volumes"]} == set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_probes_ask_routes_that_are_there(probe: str) -> None:
+    (container,) = kind("Deployment")["spec"]["template"]["spec"]["containers"]
+    asked = container[probe]["httpGet"]
+    assert asked["path"] in ROUTES
+    assert asked["port"] in {port["name"] for port in container["ports"]}
+    assert (asked["path"] == "/health") == (probe != "livenessProbe")
+
+
+def test_kubernetes_starts_a_server() -> None:
+    pod = kind("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    arguments = served(container["args"])
+    assert pod["terminationGracePeriodSeconds"] > arguments.shutdown_seconds
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    assert container["ports"][0]["containerPort"] == ServerSettings.port
+    assert kind("Service")["spec"]["selector"] == kind("Deployment")["spec"]["selector"]["matchLabels"]
+    assert kind("Service")["metadata"]["name"] in arguments.allow_host
+    claims = [each["persistentVolumeClaim"]["claimName"] for each in pod["volumes"] if "persistentVolumeClaim" in each]
+    assert claims == [kind("PersistentVolumeClaim")["metadata"]["name"]]
