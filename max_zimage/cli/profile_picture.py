@@ -33,6 +33,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
         dtype=arguments.dtype or "auto",
         weight_path=arguments.weight_path,
         quantize=arguments.quantize,
+        config=arguments.configuration,
     )
     sources, device = prepared.sources, prepared.devices[0]
     with warnings.catch_warnings():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,13 @@ import numpy.typing as npt
 from max_zimage.errors import RequestError
 from max_zimage.images.latents import check_latents_writable, save_latents
 from max_zimage.images.save import ImageFileError, check_writable, next_free_paths, save_image
+from max_zimage.request.features_file import check_features_writable
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import image_seed
+
+if TYPE_CHECKING:
+    from max_zimage.pipeline.zimage import ZImagePipeline
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
@@ -31,8 +35,21 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         raise RequestError("--latents-out: latents are saved in place of a picture; leave --output out")
     else:
         check_latents_writable(Path(arguments.latents_out))
+    if arguments.save_embeddings is not None:
+        if arguments.embeddings is not None:
+            raise RequestError("--save-embeddings: the features of --embeddings are in a file; leave one out")
+        check_features_writable(Path(arguments.save_embeddings))
     if arguments.latents_in is not None and arguments.count > 1:
         raise RequestError("--count: the latents of --latents-in make one picture; leave --count out")
+
+
+def save_features(pipeline: ZImagePipeline, request: GenerationRequest, arguments: argparse.Namespace) -> None:
+    """Save the features that --save-embeddings asks for."""
+    if arguments.save_embeddings is not None:
+        from max_zimage.pipeline.encoding import features_of
+
+        (features,) = features_of(pipeline, request)
+        features.save(Path(arguments.save_embeddings))
 
 
 def save(

@@ -50,6 +50,7 @@ def serve(arguments: argparse.Namespace) -> int:
             dtype=settings.dtype,
             step_cache=settings.step_cache,
             quantize=arguments.quantize,
+            config=arguments.configuration,
         )
         # By the environment, which the worker has too.
         os.environ[QUANTIZE] = prepared.sources.quantize

@@ -1,0 +1,55 @@
+"""The commands by their names; nothing heavy is imported before one of them is wanted."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command that is named, which brings its modules along."""
+    if arguments.command == "generate" and arguments.encoder_only:
+        from max_zimage.cli.encode import encode
+        from max_zimage.cli.encoder_only import as_encode
+
+        return encode(as_encode(arguments))
+    if arguments.command == "generate":
+        from max_zimage.cli.generate import generate
+
+        return generate(arguments)
+    if arguments.command == "encode":
+        from max_zimage.cli.encode import encode
+
+        return encode(arguments)
+    if arguments.command == "info":
+        from max_zimage.cli.info import info
+
+        return info(arguments)
+    if arguments.command == "serve":
+        from max_zimage.cli.serve import serve
+
+        return serve(arguments)
+    if arguments.command == "profile":
+        from max_zimage.cli.profile import profile
+
+        return profile(arguments)
+    if arguments.command == "convert":
+        from max_zimage.cli.convert import convert_checkpoint
+
+        return convert_checkpoint(arguments)
+    from max_zimage.cli.compile import compile_graphs
+
+    return compile_graphs(arguments)
+
+
+def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[], argparse.ArgumentParser]) -> int:
+    """Run `max-zimage config`.
+
+    Args:
+        arguments: Its own.
+        words: The command whose flags are to be shown too, with them; empty for none.
+        parser: Makes the parser of all commands.
+    """
+    from max_zimage.cli.config import example, show
+
+    return example(parser) if arguments.what == "example" else show(arguments, words, parser)
