@@ -101,11 +101,8 @@ def _lines(
     settled, source = configuration.settled, flags.get("source")
     for name, (section, key) in _CANONICAL.items():
         flag = STARTS.get(name, "lora")
-        kept = (
-            None
-            if saved is None or flag not in OF_PICTURE
-            else getattr(saved, {"weight_path": "weight_paths"}.get(flag, flag))
-        )
+        attribute = "weight_paths" if flag == "weight_path" else flag
+        kept = None if saved is None or flag not in OF_PICTURE else getattr(saved, attribute)
         usual = configuration.keys[section, key].default or None
         yield _line(section, key, flags, flag, (kept, source), settled.start.get(name), usual)
     for (section, key), each in configuration.keys.items():

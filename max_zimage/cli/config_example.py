@@ -77,7 +77,7 @@ EXAMPLES: Mapping[str, str] = {
     "vae_tile_overlap": "32",
     "template": '"photorealistic"',
 }
-"""Target of a key -> a value that does something, as TOML writes it; keys that are not here have a default that does."""
+"""Target of a key -> a value that does something, as TOML writes it; `example_of` has one for each of the others."""
 
 _HEAD = """\
 # A configuration file of max-zimage: {place}

@@ -27,6 +27,7 @@ STARTS = {
     "embedding_cache_bytes": "embedding_cache",
 }
 """Argument of loading -> where argparse leaves its flag."""
+_SPELLINGS = {"quantization": "quantize", "model_path": "model", "cache_size": "embedding_cache"}
 OF_PICTURE = frozenset({"model", "dtype", "weight_path", "quantize"})
 """Those that a picture of --from says, too."""
 
@@ -53,11 +54,7 @@ def configure(arguments: argparse.Namespace, given: Collection[str], serve: argp
     start = dict(configuration.settled.start)
     if getattr(arguments, "component", None) is not None:  # which has neither weights of a checkpoint nor a request
         start = {name: setting for name, setting in start.items() if name in ("device", "dtype")}
-    taken = (
-        {*given}
-        | ({"quantize"} if "quantization" in given else set())
-        | ({"model"} if "model_path" in given else set())
-    )
+    taken = {*given} | {name for spelling, name in _SPELLINGS.items() if spelling in given}
     for name, destination in STARTS.items():
         setting = start.pop(name, None)
         is_free = destination not in taken and not (repeats and destination in OF_PICTURE)

@@ -25,12 +25,9 @@ def as_encode(arguments: argparse.Namespace) -> argparse.Namespace:
     if drawing:
         flag = "--from" if drawing[0] == "source" else f"--{drawing[0].replace('_', '-')}"
         raise BadInput(f"{flag} is about a picture, and --encoder-only draws none; leave one of them out")
-    idle = [
-        name for name in given_fields(arguments) if name not in (*TEXT_FIELDS, "prompt", "negative_prompt", "features")
-    ]
+    texts = {*TEXT_FIELDS, "prompt", "negative_prompt"}
+    idle = [FLAGS.names[name] for name in given_fields(arguments) if name not in texts]
     if idle:
-        raise BadInput(
-            f"{FLAGS.names[idle[0]]} says how a picture is drawn, and --encoder-only draws none; leave it out"
-        )
+        raise BadInput(f"{', '.join(idle)}: of a picture, and --encoder-only draws none; leave out one or the other")
     prompt = DEFAULT_PROMPT if arguments.prompt is None else arguments.prompt
     return argparse.Namespace(**vars(arguments) | {"output": arguments.save_embeddings, "prompt": prompt})

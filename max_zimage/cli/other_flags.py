@@ -43,9 +43,8 @@ def answer(arguments: argparse.Namespace) -> list[str]:
     """
     refused = list(_refused(arguments))
     if refused:
-        raise BadInput(
-            "\n- ".join([f"{len(refused)} flags are refused:", *refused]) if len(refused) > 1 else refused[0]
-        )
+        many = "\n- ".join([f"{len(refused)} flags ask for what there is not:", *refused])
+        raise BadInput(refused[0] if len(refused) == 1 else many)
     given = [(each, _value(arguments, each.flag)) for each in IDLE if each.flag]
     return [said_of(each.flag, each.line) for each, value in given if value not in (None, False, each.off)]
 

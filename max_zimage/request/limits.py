@@ -125,6 +125,6 @@ class RequestDefaults:
     loras: tuple[Lora, ...] = ()
     configured: Mapping[str, Any] = field(default_factory=dict)
 
-    def beneath(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    def beneath(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a request, and under them what is configured."""
-        return with_configured(arguments, self.configured) if self.configured else arguments
+        return with_configured(arguments, self.configured) if self.configured else dict(arguments)

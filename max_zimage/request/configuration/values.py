@@ -131,4 +131,4 @@ def scales_of(value: object) -> list[float]:
     given = value if isinstance(value, list) else [value]
     if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in given):
         raise ValueError(f"must be a list of numbers, got {shown(value)}")
-    return [float(each) for each in given]
+    return [float(str(each)) for each in given]
