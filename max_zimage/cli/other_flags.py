@@ -16,6 +16,15 @@ from max_zimage.request.configuration.idle import IDLE, said_of
 ENCODER_SERVER = "`serve` answers /v1/prompt-features beside pictures; there is no server of the text encoder alone"
 EMPTY_THOUGHTS = "an empty block of thoughts is not written here; give --thinking-content, or leave it out"
 
+OTHERS: tuple[tuple[str, str, str], ...] = (
+    *((each.flag, "a line", said_of(each.flag, each.line)) for each in IDLE if each.flag),
+    *((flag, "refused", part.sentence) for part in ABSENT for flag in part.flags),
+    ("--model-type qwenimage", "refused", QWEN_IMAGE),
+    ("--force-think-block", "refused without --thinking-content", EMPTY_THOUGHTS),
+    ("serve --encoder-only", "refused", ENCODER_SERVER),
+)
+"""Flag, what becomes of it, what is said: all of them, for docs/config.md and its test."""
+
 
 def add_others(parser: argparse.ArgumentParser, besides: tuple[str, ...] = ()) -> None:
     """Add them all to a command.
