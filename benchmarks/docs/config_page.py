@@ -48,8 +48,8 @@ def _tables(keys: dict[tuple[str, str], Key]) -> Iterator[str]:
         yield "| key | such as | if not given | what it is | flag |\n|---|---|---|---|---|"
         yield from (_row(key) for key in acting if key.section == section)
     yield "\n## Keys that are answered\n"
-    yield "Those of llm-dit that have no meaning on MAX are answered with one line on stderr; those of what is not built"
-    yield "are refused where they ask for it, and left aside with a line where they only say how.\n"
+    yield "Those of llm-dit that have no meaning on MAX are answered with one line on stderr; those of what is not"
+    yield "built are refused where they ask for it, and left aside with a line where they only say how.\n"
     yield "| key | what is said |\n|---|---|"
     for key in (each for each in keys.values() if each.way in ("idle", "absent")):
         said = key.sentence or f"[{key.section}] is left aside: {key.help}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from max_zimage.pipeline import llm_dit
 from max_zimage.pipeline.configured import (
     Config,
     configuration_of,
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
 
 class PretrainedMethods:
-    """What a pipeline has for that."""
+    """What a pipeline has for that, and calls under llm-dit's names."""
 
     tokenizer: PromptTokenizer
+
+    img2img = llm_dit.img2img
+    generate_multipass = llm_dit.generate_multipass
 
     @classmethod
     def from_pretrained(

@@ -28,7 +28,7 @@ from PIL import Image
 
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.pipeline import encoding, llm_dit, max_contract, stages
+from max_zimage.pipeline import encoding, max_contract, stages
 from max_zimage.pipeline.adapters import AdapterMethods
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
@@ -84,8 +84,6 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
     encode = encoding.encode
     from_pretrained_generator_only = classmethod(encoding.from_pretrained_generator_only)
     generate_from_embeddings = encoding.generate_from_embeddings
-    img2img = llm_dit.img2img
-    generate_multipass = llm_dit.generate_multipass
 
     # What MAX documents of its pipelines, and what is configured by its flags.
     build_preprocess_latents = max_contract.build_preprocess_latents

@@ -133,11 +133,11 @@ def test_show_says_where_each_value_comes_from(run: Run, config: Path, monkeypat
 
 
 def test_a_wrong_file_is_told_before_anything_is_loaded(run: Run, config: Path, loaded: list[CheckedModel]) -> None:
-    config.write_text("[generation]\nhight = 64\n[slg]\nscale = -1\nenabled = true")
+    config.write_text("[generation]\nheight_px = 64\n[slg]\nscale = -1\nenabled = true")
     code, _, error = run("generate", "x", "--config", str(config))
     assert (code, loaded) == (2, [])
     assert error.startswith("max-zimage: error: 2 things are wrong:\n- ")
-    assert "[generation] has no key hight; the nearest is height" in error
+    assert "[generation] has no key height_px; the nearest is height" in error
 
 
 @pytest.mark.parametrize(("flag", "fate", "said"), OTHERS, ids=[flag.lstrip("-") for flag, _, _ in OTHERS])

@@ -12,7 +12,7 @@ import pytest
 from tests.references.diffusers_runs import Pair
 from tests.references.loras import STYLE, TEXT, write_adapter
 from tests.references.servers import Server
-from tests.serving.test_served_loras import drawn
+from tests.request.test_repeat import keep, pixels
 
 PROMPT = "a red star on a blue background"
 
@@ -29,13 +29,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def test_requests_get_what_is_configured(server: Server, embedded: Pair) -> None:
+def test_requests_get_what_is_configured(server: Server, embedded: Pair, tmp_path: Path) -> None:
     call: dict[str, Any] = {"seed": 3, "output_type": "np", "height": 64, "width": 96, "num_inference_steps": 2}
     loras = [(str(Path(server.folder) / "style.safetensors"), 0.5)]
-    configured, other = drawn(server.draw(PROMPT, seed=3)), drawn(server.draw(PROMPT, seed=3, shift=4.0))
+    keep(tmp_path / "a.png", server.draw(PROMPT, seed=3))
+    keep(tmp_path / "b.png", server.draw(PROMPT, seed=3, shift=4.0))
     try:
-        assert np.array_equal(configured, np.asarray(embedded.ours(PROMPT, **call, shift=2.0, loras=loras))[0])
-        assert np.array_equal(other, np.asarray(embedded.ours(PROMPT, **call, shift=4.0, loras=loras))[0])
+        assert np.array_equal(
+            pixels(tmp_path / "a.png"), np.asarray(embedded.ours(PROMPT, **call, shift=2.0, loras=loras))[0]
+        )
+        assert np.array_equal(
+            pixels(tmp_path / "b.png"), np.asarray(embedded.ours(PROMPT, **call, shift=4.0, loras=loras))[0]
+        )
     finally:
         embedded.ours.set_loras()
     assert server.draw(PROMPT, steps=6).status_code == 400
