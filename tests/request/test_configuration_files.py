@@ -67,7 +67,7 @@ def test_the_environment_stands_above_the_file(read: Read) -> None:
 
 
 REFUSED = [
-    ("[generations]\nheight = 64", "line 2: profile [generations] has no key height; is the section [generation] meant?"),
+    ("[generations]\nheight = 64", "profile [generations] has no key height; is the section [generation] meant?"),
     ("[default.generations]\nheight = 64", "there is no section [default.generations]; the nearest is generation"),
     ("[generation]\nheight_px = 64", "line 2: [generation] has no key height_px; the nearest is height"),
     ("modelpath = 'x'", "line 1: the top has no key modelpath; the nearest is model_path"),
