@@ -44,7 +44,7 @@ EXAMPLES: Mapping[str, str] = {
     "apg_momentum": "-0.5",
     "apg_norm_threshold": "10.0",
     "slg": "true",
-    "slg_scale": "2.5",
+    "slg_scale": "3.0",
     "slg_layers": "[7, 8, 9, 10, 11, 12]",
     "slg_start": "0.1",
     "slg_stop": "0.6",
@@ -75,7 +75,7 @@ EXAMPLES: Mapping[str, str] = {
     "vae_tiling": '"exact"',
     "vae_tile_size": "256",
     "vae_tile_overlap": "32",
-    "template": '"photorealistic"',
+    "template": '"portrait"',
 }
 """Target of a key -> a value that does something, as TOML writes it; `example_of` has one for each of the others."""
 

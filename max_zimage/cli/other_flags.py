@@ -55,7 +55,8 @@ def answer(arguments: argparse.Namespace) -> list[str]:
         many = "\n- ".join([f"{len(refused)} flags ask for what there is not:", *refused])
         raise BadInput(refused[0] if len(refused) == 1 else many)
     given = [(each, _value(arguments, each.flag)) for each in IDLE if each.flag]
-    return [said_of(each.flag, each.line) for each, value in given if value not in (None, False, each.off)]
+    asked = [each for each, value in given if value is True or value not in (None, False, each.off)]
+    return [said_of(each.flag, each.line) for each in asked]
 
 
 def _refused(arguments: argparse.Namespace) -> Iterator[str]:

@@ -72,7 +72,7 @@ REFUSED = [
     ("[generation]\nheight_px = 64", "line 2: [generation] has no key height_px; the nearest is height"),
     ("modelpath = 'x'", "line 1: the top has no key modelpath; the nearest is model_path"),
     ("[generation]\nheight = 100", "line 2: [generation] height must be a multiple of 16, got 100"),
-    ("[generation]\nheight = '64'", "line 2: [generation] height must be a whole number, got '64'"),
+    ("[generation]\nheight = '64'", "line 2: [generation] height must be a whole number from 16 to 16777216, got '64' (str)"),
     ("[slg]\nenabled = 1", "[slg] enabled must be true or false"),
     ("[encoder]\nload_in_8bit = 'yes'", "[encoder] load_in_8bit must be true or false, got 'yes'"),
     ("[encoder]\ntorch_dtype = 'float16'", "float16 is not computed here"),
@@ -142,7 +142,7 @@ LEFT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("strength = 0.5", {}, {"strength": 1.0}),
     ("strength = 0.5", {"image": IMAGE}, {"strength": 0.5}),
     ("height = 64\nwidth = 64", {"image": IMAGE}, {"height": 128, "width": 96}),
-    ('system_prompt = "a"', {"template": "photorealistic"}, {}),
+    ('system_prompt = "a"', {"template": "portrait"}, {}),
     ("seed = 9", {"seed": None, "latents": np.zeros((1, 16, 16, 12), np.float32)}, {"seed": None}),
 ]  # fmt: skip
 
