@@ -98,6 +98,8 @@ def example_of(key: Key) -> str:
     """A value for a key, as TOML writes it."""
     if key.target in EXAMPLES:
         return EXAMPLES[key.target]
+    if not key.types:  # a field that has no example: what it is where nothing is said
+        return key.default if key.default.replace(".", "").isdigit() else f'"{key.default}"'
     usual = {bool: "true", int: "8", float: "30.0", list: '["example.org"]', str: '"example"'}
     is_plain = key.default and key.types[:1] in ((int,), (float,))
     return key.default if is_plain else f'"{key.default}"' if key.default and str in key.types else usual[key.types[0]]

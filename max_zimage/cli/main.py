@@ -29,7 +29,6 @@ from max_zimage.cli.command_flags import (
 )
 from max_zimage.cli.commands import run, show
 from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
-from max_zimage.cli.configuring import configure
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.cli.given import command_of, given_by, split
@@ -69,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "config":
             return show(arguments, shown, _parser)
         if hasattr(arguments, "config"):
+            from max_zimage.cli.configuring import configure
+
             configure(arguments, given_by(_parser(), words), command_of(parser, "serve"))
         return run(arguments)
     except KeyboardInterrupt:
