@@ -94,6 +94,8 @@ def test_what_comes_before_what(run: Run, config: Path, monkeypatch: pytest.Monk
     found = [steps_of(f"{name}.png") for name in ("file", "environment", "repeated", "flag")]
     assert found == [2, 3, 2, 4]
     assert np.array_equal(pixels("repeated.png"), pixels("file.png"))
+    shown = settings(run("config", "show", "--json", "--config", str(config), "generate", "--from", "file.png")[1])
+    assert (shown["generation", "seed"]["value"], shown["generation", "seed"]["origin"]) == (3, "picture file.png")
     assert not np.array_equal(pixels("environment.png"), pixels("file.png"))
 
 
