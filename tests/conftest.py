@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Tests draw with the embedded model and with checkpoints they make: nothing is to be looked up elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
+os.environ["XDG_CONFIG_HOME"] = "/nowhere"  # where no configuration of whoever runs them is found
 # What processes that tests start and kill leave behind goes with the tests; pytest's own folders stay where they are.
 if "PYTEST_XDIST_WORKER" in os.environ:  # that is done already, and paths of sockets have to stay short
     tempfile.tempdir = str(Path(os.environ["TMPDIR"]).parent)

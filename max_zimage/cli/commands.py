@@ -1,8 +1,9 @@
-"""Commands to the functions that run them; each is imported when it is asked for, since most import MAX."""
+"""The commands by their names; each is imported when it is asked for, since most import MAX."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -14,6 +15,11 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         The exit code.
     """
+    if arguments.command == "generate" and arguments.encoder_only:
+        from max_zimage.cli.encode import encode
+        from max_zimage.cli.encoder_only import as_encode
+
+        return encode(as_encode(arguments))
     if arguments.command == "generate":
         from max_zimage.cli.generate import generate
 
@@ -49,3 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
     from max_zimage.cli.compile import compile_graphs
 
     return compile_graphs(arguments)
+
+
+def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[], argparse.ArgumentParser]) -> int:
+    """Run `max-zimage config`.
+
+    Args:
+        arguments: Its own.
+        words: The command whose flags are to be shown too, with them; empty for none.
+        parser: Makes the parser of all commands.
+    """
+    from max_zimage.cli.config import example, show
+
+    return example(parser) if arguments.what == "example" else show(arguments, words, parser)

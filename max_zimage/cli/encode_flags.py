@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from max_zimage import embedded
-from max_zimage.cli.common import QUANTIZE_HELP
 from max_zimage.cli.field_flags import add_flag
+from max_zimage.cli.model_flags import add_model
+from max_zimage.cli.other_flags import add_others
 
 TEXT_FIELDS = (
     "template",
@@ -43,9 +43,11 @@ def add_encode(commands: argparse._SubParsersAction[Any], shared: argparse.Argum
     for name in TEXT_FIELDS:
         add_flag(texts, name)
     texts.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
-    model = parser.add_argument_group("the model")
-    model.add_argument("--model", help=f"a directory or a hub id; the embedded {embedded.NAME} if not given")
-    model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
-    model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
-    model.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
+    add_model(parser)
+    add_others(parser)
+
+
+def add_saving(parser: argparse.ArgumentParser) -> None:
+    """Add the flags by which `generate` saves features, as llm-dit has them."""
+    parser.add_argument("--save-embeddings", metavar="FILE", help="save the prompt's features too, for --embeddings")
+    parser.add_argument("--encoder-only", action="store_true", help="save them and draw nothing, as encode does")

@@ -46,6 +46,11 @@ EXAMPLES = {
         f"max-zimage serve {_TURBO} --port 8080 --api-key-file key.txt",
         "max-zimage serve --host 0.0.0.0 --allow-host pictures.example.com --restart",
     ),
+    "config": (
+        "max-zimage config show",
+        "max-zimage config show --profile low generate --steps 4",
+        "max-zimage config example > ~/.config/max-zimage/config.toml",
+    ),
     "completion": (
         "max-zimage completion bash > ~/.local/share/bash-completion/completions/max-zimage",
         'max-zimage completion zsh > "${fpath[1]}/_max-zimage"',

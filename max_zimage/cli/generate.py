@@ -19,7 +19,7 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries, warn
 from max_zimage.cli.options import GenerateOptions, parameters_of
-from max_zimage.cli.saving import Destination, check_outputs
+from max_zimage.cli.saving import Destination, check_outputs, save_features
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.progress import shown_by
@@ -104,6 +104,7 @@ def generate(arguments: argparse.Namespace) -> int:
             pipeline = _load(prepared)
         outcome.load_seconds = time.perf_counter() - begin
         with shown_by(display(quiet=arguments.quiet)):
+            save_features(pipeline, request, arguments)
             _draw(pipeline, request, wanted, to, outcome, None if silent else stdout)
     if arguments.json:
         print(outcome.to_json())
@@ -130,6 +131,8 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         "weight_path": wanted.weight_paths,
         "templates_dir": arguments.templates_dir,
         "quantize": wanted.quantize,
+        "embedding_cache_bytes": arguments.embedding_cache,
+        "config": arguments.configuration,
     }
     from_features = "features" in wanted.values
     prepared = ZImagePipeline.prepare(wanted.model_path, **options, generator_only=from_features)

@@ -56,6 +56,7 @@ def info(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype or "auto",
             weight_path=arguments.weight_path,
             quantize=arguments.quantize,
+            config=arguments.configuration,
         )
         facts = {
             "versions": versions(),

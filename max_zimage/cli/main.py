@@ -14,22 +14,29 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from max_zimage import embedded
 from max_zimage.cli.command_flags import (
+    DTYPES,
+    add_cache,
     add_completion,
+    add_config,
+    add_configuration,
     add_convert,
     add_doctor,
     add_encode,
+    add_model,
+    add_others,
     add_profile,
+    add_saving,
     add_serve,
     add_verify,
 )
-from max_zimage.cli.commands import run as _run
-from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
+from max_zimage.cli.commands import run, show
+from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
 from max_zimage.cli.completion import script
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.examples import add_examples
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
+from max_zimage.cli.given import command_of, given_by, split
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
 
@@ -58,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: From argparse, after --help and --version (0) and for arguments that cannot be parsed (2).
     """
+    words, shown = split(with_values(sys.argv[1:] if argv is None else argv))
     parser = _parser()
-    arguments = parser.parse_args(with_values(sys.argv[1:] if argv is None else argv))
+    arguments = parser.parse_args(words)
     if arguments.verbose and not arguments.version:
-        parser.error("--verbose goes with --version; give both, or leave it out")
+        parser.error("--verbose goes with --version, or behind a command; give both, or leave it out")
     if arguments.version:
         return _version(verbose=arguments.verbose)
     if arguments.command is None:
@@ -72,7 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "completion":
             print(script(parser, arguments.shell))
             return 0
-        return _run(arguments)
+        if arguments.command == "config":
+            return show(arguments, shown, _parser)
+        if hasattr(arguments, "config"):
+            from max_zimage.cli.configuring import configure
+
+            configure(arguments, given_by(_parser(), words), command_of(parser, "serve"))
+        return run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("max-zimage: interrupted\n")
         sys.stderr.flush()
@@ -109,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     shared = _Parser(add_help=False, allow_abbrev=False)
     shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
-    shared.add_argument("--debug", action="store_true", help="show tracebacks, warnings and the libraries' logs")
+    help = "show tracebacks, warnings and the libraries' logs"
+    shared.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
     _add_generate(commands, shared)
     add_encode(commands, shared)
     _add_info(commands, shared)
@@ -119,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(commands, shared)
     add_verify(commands, shared)
     add_serve(commands)
+    add_config(commands, shared)
     add_completion(commands)
     add_examples(commands)
     return parser
@@ -146,7 +162,10 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     tuning = add_group(parser, "fine tuning")
     tuning.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
     tuning.add_argument("--latents-out", metavar="FILE", help="save the latents, as .npy, in place of a picture")
-    _add_model(parser)
+    add_saving(parser)
+    add_cache(tuning, None)
+    add_model(parser)
+    add_others(parser)
 
 
 def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
@@ -166,7 +185,8 @@ def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) ->
     )
     parser.add_argument("--templates", action="store_true", help="list the prompt templates, and nothing else")
     parser.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
-    _add_model(parser)
+    add_model(parser)
+    add_others(parser)
 
 
 def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
@@ -178,20 +198,14 @@ def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser)
         description="Compile every graph for a target. A GPU need not be there, and no weights are read.",
     )
     parser.add_argument("--target", required=True, help="cpu, cuda:sm_90a, cuda:sm_100a or hip:gfx942")
-    parser.add_argument("--model", help="a checkpoint whose shapes are compiled; those of Z-Image if not given")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    help = "a checkpoint whose shapes are compiled; those of Z-Image if not given"
+    parser.add_argument("--model", "--model-path", metavar="MODEL", help=help)
+    parser.add_argument("--dtype", "--torch-dtype", choices=DTYPES, default="auto")
     parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="some of the graphs only")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--keep", action="store_true", help="GPUs only: keep the graphs in MAX_ZIMAGE_CACHE")
     instead.add_argument("--list-kernels", action="store_true", help="GPUs only: list the launches, compile nothing")
     symbols = "CUDA only, with --list-kernels: compile all the same, and add the kernels of the machine code"
     parser.add_argument("--symbols", action="store_true", help=symbols)
-
-
-def _add_model(parser: _Parser) -> None:
-    model = parser.add_argument_group("the model")
-    model.add_argument("--model", help=f"a directory or a hub id; the embedded {embedded.NAME} if not given")
-    model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
-    model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
-    model.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
+    add_configuration(parser)
+    add_others(parser)

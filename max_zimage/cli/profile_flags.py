@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from max_zimage.cli.common import QUANTIZE_HELP, at_least_one
+from max_zimage.cli.common import at_least_one
 from max_zimage.cli.field_flags import add_flag
+from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
+from max_zimage.cli.other_flags import add_others
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 
@@ -47,13 +49,12 @@ def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.Argu
     _add_suite(parser)
     running = parser.add_argument_group("the model")
     running.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its weights")
-    running.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
-    running.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
-    running.add_argument(
-        "--embedding-cache", type=_not_negative, metavar="BYTES", default=0, help="features that are kept; none else"
-    )
+    running.add_argument("--model-path", metavar="MODEL", help="the model, as llm-dit names it")
+    add_running(running)
+    add_cache(running, 0)
     running.add_argument("--attention-backend", metavar="NAME", help="auto, or the one that --show-info names")
+    add_configuration(parser)
+    add_others(parser, besides=("--attention-backend",))
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:

@@ -40,6 +40,7 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
         weight_path=arguments.weight_path,
         quantize=arguments.quantize,
         embedding_cache_bytes=arguments.embedding_cache,
+        config=arguments.configuration,
     )
     sources, device = prepared.sources, prepared.devices[0]
     with warnings.catch_warnings():

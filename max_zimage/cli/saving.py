@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,13 @@ from max_zimage.images.latents import check_latents_writable, save_latents
 from max_zimage.images.save import FORMATS, ImageFileError, check_writable, next_free_paths, save_image
 from max_zimage.images.texts import has_other_text
 from max_zimage.images.xmp import Source, source_of
+from max_zimage.request.features_file import check_features_writable
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import image_seed
+
+if TYPE_CHECKING:
+    from max_zimage.pipeline.zimage import ZImagePipeline
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
@@ -36,6 +40,10 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         check_latents_writable(Path(arguments.latents_out))
     if arguments.latents_out is not None and arguments.no_metadata:
         raise RequestError("--no-metadata: latents carry none; leave it out")
+    if arguments.save_embeddings is not None:
+        if arguments.embeddings is not None:
+            raise RequestError("--save-embeddings: the features of --embeddings are in a file; leave one out")
+        check_features_writable(Path(arguments.save_embeddings))
     if arguments.latents_in is not None and arguments.count > 1:
         raise RequestError("--count: the latents of --latents-in make one picture; leave --count out")
 
@@ -80,6 +88,15 @@ class Destination:
             return save_picture(drawn[0], path, parameters, problems, self.source)
         save_latents(drawn, path)
         return path
+
+
+def save_features(pipeline: ZImagePipeline, request: GenerationRequest, arguments: argparse.Namespace) -> None:
+    """Save the features that --save-embeddings asks for."""
+    if arguments.save_embeddings is not None:
+        from max_zimage.pipeline.encoding import features_of
+
+        (features,) = features_of(pipeline, request)
+        features.save(Path(arguments.save_embeddings))
 
 
 def save_picture(

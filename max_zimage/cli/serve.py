@@ -51,6 +51,7 @@ def serve(arguments: argparse.Namespace) -> int:
             weight_path=settings.weight_paths,
             step_cache=settings.step_cache,
             quantize=arguments.quantize,
+            config=arguments.configuration,
         )
         # By the environment, which the worker has too.
         os.environ[QUANTIZE] = prepared.sources.quantize

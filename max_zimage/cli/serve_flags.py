@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from typing import Any
 
-from max_zimage.cli.common import QUANTIZE_HELP, at_least_one
+from max_zimage.cli.common import at_least_one
 from max_zimage.cli.field_flags import add_flag
+from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
+from max_zimage.cli.other_flags import add_others
 from max_zimage.serving.http.callers import host_name, origin_of
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
-
-_SIZE = re.compile(r"(\d{1,15}) ?(|[kmg]i?b)", re.IGNORECASE)
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
@@ -34,16 +32,19 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--served-model-name", metavar="NAME", help="what requests call it; its own name if not given")
     parser.add_argument("--host", default=ServerSettings.host, help="address to listen on; 127.0.0.1 if not given")
     parser.add_argument("--port", type=int, default=ServerSettings.port, help="8000 if not given")
-    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
+    parser.add_argument("--model-path", metavar="MODEL", help="the model, as llm-dit names it")
     parser.add_argument(
         "--weight-path", action="append", metavar="FILE", default=[], help="in place of the model's weights; repeatable"
     )
-    parser.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
+    add_running(parser)
+    help = "show tracebacks of errors at the start"
+    parser.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
     _add_running(parser)
     _add_limits(parser)
     _add_connections(parser)
+    add_configuration(parser)
+    parser.add_argument("--encoder-only", dest="other_encoder_only", action="store_true", help=argparse.SUPPRESS)
+    add_others(parser)
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
@@ -83,13 +84,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     help = "of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it"
     add_flag(running, "step_cache", help=help)
     running.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
-    running.add_argument(
-        "--embedding-cache",
-        type=_size,
-        metavar="SIZE",
-        default=ServerSettings.embedding_cache_bytes,
-        help="features of prompts that are kept, as 512MiB or 1GiB or bytes; 0 for none, 256MiB if not given",
-    )
+    add_cache(running, ServerSettings.embedding_cache_bytes)
     running.add_argument("--lora-folder", metavar="DIR", help="its adapters (LoRA) may be named by requests")
     running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
     running.add_argument(
@@ -167,14 +162,6 @@ def _named(read: Callable[[str], str]) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return checked
-
-
-def _size(text: str) -> int:
-    """Bytes, as a number or with a unit."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"must be a size such as 512MiB, 1GiB or 268435456, got {text!r}")
-    return int(found[1]) * _UNITS[found[2].lower()]
 
 
 def _seconds(text: str) -> float:

@@ -15,7 +15,7 @@ from max.driver import Device, load_devices
 from max.graph.weights import SafetensorWeights
 
 from max_zimage import embedded
-from max_zimage.checkpoint.config import USUAL_SIDE, ConfigError, text_encoder_spec, transformer_spec
+from max_zimage.checkpoint.config import ConfigError, text_encoder_spec, transformer_spec
 from max_zimage.checkpoint.locate import find_component_files, read_config, resolve_model
 from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm
 from max_zimage.compile.compiler import wait_for
@@ -23,10 +23,19 @@ from max_zimage.components import ZImageTextEncoderModel
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.pipeline import encoding
+from max_zimage.pipeline.configured import (
+    START,
+    TEXT_FIELDS,
+    Config,
+    configuration_of,
+    configured_defaults,
+    encoder_defaults,
+    with_options,
+    with_torch_dtype,
+)
 from max_zimage.pipeline.load_components import PathName, asked_storages, check_fit, checked_cache_bytes, new_session
 from max_zimage.pipeline.manifest import check_device, text_encoder_plan
 from max_zimage.request.limits import Limits, RequestDefaults
-from max_zimage.request.templates import Templates
 from max_zimage.text.kept_features import KeptFeatures
 from max_zimage.text.tokenizer import PromptTokenizer
 
@@ -96,58 +105,76 @@ class ZImageTextEncoder:
 
     @staticmethod
     def prepare(
-        model: PathName | None = None,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        weight_path: PathName | Sequence[PathName] = (),
-        templates_dir: PathName | None = None,
-        quantize: str | Mapping[str, str] | None = None,
-        embedding_cache_bytes: int | None = None,
+        model: PathName | None = None, *, config: Config = None, profile: str | None = None, **options: Any
     ) -> CheckedEncoder:
-        """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
+        """Find and check all that loading would load; arguments and errors are those of `check_encoder`.
 
         Args:
-            model: As in `ZImagePipeline.from_pretrained`; the folders of the transformer and the autoencoder need not
-                be there.
-            device: As there.
-            dtype: As there.
-            weight_path: Files of the text encoder in place of the checkpoint's own.
-            templates_dir: As there.
-            quantize: As there; what it says of the transformer is the transformer's.
-            embedding_cache_bytes: As there.
-
-        Raises:
-            ValueError: If the model, device or dtype is unsupported.
+            model: As there.
+            config: As in `ZImagePipeline.from_pretrained`.
+            profile: As there.
+            **options: The other arguments.
         """
-        devices = load_devices([device_spec(device)])
-        chosen, cache_bytes = model_dtype(dtype, devices[0]), checked_cache_bytes(embedding_cache_bytes)
-        check_device(devices[0])
-        storages = asked_storages(quantize, devices[0])
-        directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=_OTHERS)
-        config = read_config(directory, "text_encoder")
-        given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
-        try:
-            spec, limits = text_encoder_spec(config), _limits(directory, config)
-        except ConfigError as error:
-            raise error.located(
-                {name: directory / name for name in ("text_encoder", "transformer")}, directory
-            ) from error
-        checked = text_encoder_plan(
-            spec, [Path(path) for path in given] or find_component_files(directory, "text_encoder")
-        )
-        checked = replace(checked, kept_as=storages.get("text_encoder"))
-        tokenizer = PromptTokenizer(directory / "tokenizer", embeddings=spec.vocab_size, positions=limits.max_tokens)
-        return CheckedEncoder(
-            devices=devices,
-            config=config,
-            dtype=chosen,
-            plan=checked,
-            limits=replace(limits, has_final_norm=holds_final_norm(checked)),
-            defaults=_defaults(templates_dir),
-            tokenizer=tokenizer,
-            embedding_cache_bytes=cache_bytes,
-        )
+        options = with_torch_dtype({"dtype": "auto"} | options)
+        configuration = configuration_of(config, profile)
+        if configuration is None:
+            return check_encoder(model, **options)
+        model, found = with_options(model, dict.fromkeys(START) | options, configuration)
+        checked = check_encoder(model, **{name: value for name, value in found.items() if value is not None})
+        own = configuration.only(TEXT_FIELDS)
+        changed = configured_defaults(checked.defaults, checked.limits, own)
+        return replace(checked, defaults=replace(checked.defaults, **changed))
+
+
+def check_encoder(
+    model: PathName | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    weight_path: PathName | Sequence[PathName] = (),
+    templates_dir: PathName | None = None,
+    quantize: str | Mapping[str, str] | None = None,
+    embedding_cache_bytes: int | None = None,
+) -> CheckedEncoder:
+    """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
+
+    Args:
+        model: As in `ZImagePipeline.from_pretrained`; the folders of the transformer and the autoencoder need not
+            be there.
+        device: As there.
+        dtype: As there.
+        weight_path: Files of the text encoder in place of the checkpoint's own.
+        templates_dir: As there.
+        quantize: As there; what it says of the transformer is the transformer's.
+        embedding_cache_bytes: As there.
+
+    Raises:
+        ValueError: If the model, device or dtype is unsupported.
+    """
+    devices = load_devices([device_spec(device)])
+    chosen, cache_bytes = model_dtype(dtype, devices[0]), checked_cache_bytes(embedding_cache_bytes)
+    check_device(devices[0])
+    storages = asked_storages(quantize, devices[0])
+    directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=_OTHERS)
+    config = read_config(directory, "text_encoder")
+    given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
+    try:
+        spec, limits = text_encoder_spec(config), _limits(directory, config)
+    except ConfigError as error:
+        raise error.located({name: directory / name for name in ("text_encoder", "transformer")}, directory) from error
+    checked = text_encoder_plan(spec, [Path(path) for path in given] or find_component_files(directory, "text_encoder"))
+    checked = replace(checked, kept_as=storages.get("text_encoder"))
+    tokenizer = PromptTokenizer(directory / "tokenizer", embeddings=spec.vocab_size, positions=limits.max_tokens)
+    return CheckedEncoder(
+        devices=devices,
+        config=config,
+        dtype=chosen,
+        plan=checked,
+        limits=replace(limits, has_final_norm=holds_final_norm(checked)),
+        defaults=encoder_defaults(templates_dir),
+        tokenizer=tokenizer,
+        embedding_cache_bytes=cache_bytes,
+    )
 
 
 def _limits(directory: Path, config: dict[str, Any]) -> Limits:
@@ -163,14 +190,4 @@ def _limits(directory: Path, config: dict[str, Any]) -> Limits:
         caption_dim=spec.hidden_size,
         num_layers=layers,
         text_layers=spec.num_layers,
-    )
-
-
-def _defaults(templates_dir: PathName | None) -> RequestDefaults:
-    """Nothing is drawn here: only the templates are asked for."""
-    templates = Templates(None if templates_dir is None else Path(templates_dir))
-    if templates_dir is not None:
-        _ = templates.all
-    return RequestDefaults(
-        height=USUAL_SIDE, width=USUAL_SIDE, num_inference_steps=8, guidance_scale=0.0, templates=templates
     )

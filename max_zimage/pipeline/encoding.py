@@ -57,7 +57,8 @@ def request_of_texts(
     if unknown:
         raise TypeError(f"a prompt is not encoded with {', '.join(unknown)}; there are {', '.join(known)}")
     scale = 0.0 if negative_prompt is None else 1.0  # where it is 0, there are no negative prompts
-    defaults = replace(sources.defaults, step_cache=None)
+    configured = {name: value for name, value in sources.defaults.configured.items() if name in known}
+    defaults = replace(sources.defaults, step_cache=None, configured=configured)
     given = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": scale, "seed": 0, **settings}
     return GenerationRequest.create(limits=sources.limits, defaults=defaults, **given)
 

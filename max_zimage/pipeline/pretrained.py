@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from max.driver import Device
 
 from max_zimage.device.devices import device_kind
+from max_zimage.pipeline import llm_dit
 from max_zimage.pipeline.carried import Carried
+from max_zimage.pipeline.configured import (
+    Config,
+    configuration_of,
+    configured_defaults,
+    with_options,
+    with_torch_dtype,
+)
 from max_zimage.pipeline.load_components import PathName, new_session
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class PretrainedMethods:
-    """What a pipeline has for that."""
+    """What a pipeline has for that, and calls under llm-dit's names."""
 
     tokenizer: PromptTokenizer
     named: tuple[str, tuple[str, ...]] = ("", ())
@@ -43,6 +52,9 @@ class PretrainedMethods:
         drawn_by |= {"device": device_kind(self.devices[0]), "quantize": self.sources.quantize}
         return Carried(request, drawn_by, is_whole and bool(model))
 
+    img2img = llm_dit.img2img
+    generate_multipass = llm_dit.generate_multipass
+
     @classmethod
     def from_pretrained(
         cls,
@@ -56,6 +68,9 @@ class PretrainedMethods:
         quantize: Quantize = None,
         embedding_cache_bytes: int | None = None,
         loras: Sequence[Any] = (),
+        torch_dtype: object = None,
+        config: Config = None,
+        profile: str | None = None,
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -74,6 +89,10 @@ class PretrainedMethods:
                 variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
             embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given.
             loras: Adapters of calls that name none; see `set_loras`.
+            torch_dtype: `dtype` as diffusers and llm-dit call it, such as torch.bfloat16 or "bfloat16".
+            config: A configuration file, which says what these arguments leave at their defaults and what calls leave
+                out; see `max_zimage.request.configuration`. None, without a profile, reads none.
+            profile: Of that file, or of the one in the default place.
 
         Raises:
             ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
@@ -90,7 +109,15 @@ class PretrainedMethods:
         before minutes are spent on compiling.
         """
         defaults = {"device": "auto", "dtype": "auto", "weight_path": (), "step_cache": None}
-        return check_model(model, **(defaults | options))
+        given = with_torch_dtype(defaults | options)
+        configuration = configuration_of(given.pop("config", None), given.pop("profile", None))
+        if configuration is None:
+            return check_model(model, **given)
+        rest = dict.fromkeys(("templates_dir", "quantize", "embedding_cache_bytes", "loras"))
+        model, found = with_options(model, rest | given, configuration)
+        checked = check_model(model, **found)
+        changed = configured_defaults(checked.sources.defaults, checked.sources.limits, configuration)
+        return replace(checked, sources=checked.sources.with_defaults(**changed))
 
     @classmethod
     def from_prepared(cls, prepared: CheckedModel) -> Self:

@@ -148,8 +148,8 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
         num_inference_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
         guidance_scale: float | Sequence[float] | None = None,
-        cfg_normalization: bool | float = False,
-        cfg_truncation: float | None = 1.0,
+        cfg_normalization: bool | float | None = None,
+        cfg_truncation: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         seed: int | None = None,
@@ -181,6 +181,8 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
         given = dict(locals())  # the arguments, under their names
         for name in ("self", "others", "callback_on_step_end"):
             del given[name]
+        if cfg_normalization is None:
+            del given["cfg_normalization"]
         given |= fields_of(others)
         return self.generate(request_of_call(self.sources, given), callback_on_step_end)
 

@@ -13,13 +13,15 @@ VISION_YARN = "vision_yarn"
 DYPE_METHODS = (VISION_YARN, "yarn", "ntk")
 
 
-def _row(kind: Kind, flag: str, metavar: str, text: str, kept: str, default: object, bare: str = "") -> Any:
+def _row(
+    kind: Kind, flag: str, metavar: str, text: str, kept: str, default: object, bare: str = "", *others: str
+) -> Any:
     """A row that every front end calls by the same name."""
     name, alone = flag.removeprefix("--").replace("-", "_"), f"; {bare} if none is named" if bare else ""
     return row(
         kind,
         default=default,
-        flag=Flag(flag, metavar, text + alone, "fine tuning", bare=bare),
+        flag=Flag(flag, metavar, text + alone, "fine tuning", others=others, bare=bare),
         images=Images(name, f"{text[0].upper()}{text[1:]}."),
         responses=Responses(name, place="metadata", param="metadata"),
         kept=Kept(kept, since=4, before=default),
@@ -43,7 +45,7 @@ class DypeFields:
     dype: str = _row(
         Choice(words=(DYPE_OFF, *DYPE_METHODS)), "--dype", "METHOD",
         f"position extrapolation of large pictures: {DYPE_OFF}, {', '.join(DYPE_METHODS)}", "str",
-        DYPE_OFF, VISION_YARN,
+        DYPE_OFF, VISION_YARN, "--dype-method",
     )  # fmt: skip
     dype_scale: float = _row(
         Number(above=True, high=100.0, usual="1 to 4"), "--dype-scale", "X", "dype: how strongly it follows the noise",

@@ -37,6 +37,12 @@ class EmbeddingFields:
 
     features: tuple[PromptFeatures, ...] | None = row(
         GivenFeatures(),
-        flag=Flag("--embeddings", "FILE", "draw from what `encode` saved, in place of a prompt", "the picture"),
+        flag=Flag(
+            "--embeddings",
+            "FILE",
+            "draw from what `encode` saved, in place of a prompt",
+            "the picture",
+            others=("--embeddings-file", "--load-embeddings"),
+        ),
         images=Images("features", "Base64 of a file of features, in place of the prompt."),
     )

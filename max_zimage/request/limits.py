@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from max_zimage.request.configured import with_configured
 from max_zimage.request.loras import Lora, LoraFiles, LorasOfFolder
 from max_zimage.request.templates import Templates
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
@@ -110,6 +111,7 @@ class RequestDefaults:
         sigma_shape: One of `max_zimage.sampling.names.SIGMA_SHAPES`.
         templates: That requests may name.
         loras: Adapters.
+        configured: Other fields -> what a configuration file says of them; see `max_zimage.request.configured`.
     """
 
     height: int
@@ -121,3 +123,8 @@ class RequestDefaults:
     sigma_shape: str = DEFAULT_SHAPE
     templates: Templates = field(default_factory=Templates)
     loras: tuple[Lora, ...] = ()
+    configured: Mapping[str, Any] = field(default_factory=dict)
+
+    def beneath(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a request, and under them what is configured."""
+        return with_configured(arguments, self.configured) if self.configured else dict(arguments)

@@ -88,7 +88,7 @@ class GenerationRequest(RequestFacts):
             raise TypeError(f"a request has no {', '.join(unknown)}; it has {', '.join(ROWS)}")
         problems = Problems()
         nothing = {name: None if row.none_is_default else row.default for name, row in ROWS.items()}
-        values = values_of(problems, nothing | arguments, limits, defaults)
+        values = values_of(problems, nothing | defaults.beneath(arguments), limits, defaults)
         problems.raise_if_any()
         request = cls(**values)
         check_together(request, limits, arguments.get("resize"))

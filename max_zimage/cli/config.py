@@ -1,0 +1,172 @@
+"""`max-zimage config`: what is in force and where it comes from, and an example of a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from max_zimage.cli.config_example import example_text
+from max_zimage.cli.configuring import OF_PICTURE, STARTS, configure, read
+from max_zimage.cli.errors import checking
+from max_zimage.cli.given import command_of, given_by
+from max_zimage.cli.server_keys import server_keys
+from max_zimage.request.configuration.configuration import Configuration, default_file
+from max_zimage.request.configuration.key import Key
+from max_zimage.request.configuration.keys import keys_of
+from max_zimage.request.configuration.settling import Setting
+from max_zimage.request.fields import ROWS
+from max_zimage.request.metadata import GenerationParameters, read_parameters
+
+_CANONICAL = {
+    "model": ("", "model_path"),
+    "templates_dir": ("", "templates_dir"),
+    "weight_path": ("", "weight_path"),
+    "quantize": ("", "quantize"),
+    "device": ("pipeline", "device"),
+    "dtype": ("pipeline", "torch_dtype"),
+    "embedding_cache_bytes": ("pytorch", "embedding_cache"),
+    "loras": ("lora", "paths"),
+}
+"""Argument of loading -> the key under which it is shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One line of what is in force.
+
+    Attributes:
+        section: Of the key.
+        key: Its name.
+        value: In force; None where the checkpoint decides.
+        origin: "default", a file with a line, a variable, a picture, or a flag.
+    """
+
+    section: str
+    key: str
+    value: Any
+    origin: str
+
+
+def example(parser: Callable[[], argparse.ArgumentParser]) -> int:
+    """Print a file with all keys, as comments."""
+    print(example_text(all_keys(parser())), end="")
+    return 0
+
+
+def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[], argparse.ArgumentParser]) -> int:
+    """Print what is in force.
+
+    Args:
+        arguments: Of the command.
+        words: A command whose flags count, too, and these; empty for none.
+        parser: Makes the parser of all commands.
+
+    Raises:
+        BadInput: If the configuration does not do.
+    """
+    serve = command_of(parser(), "serve")
+    flags: Mapping[str, Any] = {}
+    saved = None
+    if words:
+        named = [*(["--config", arguments.config] if arguments.config else [])]
+        named += ["--profile", arguments.chosen_profile] if arguments.chosen_profile else []
+        command = parser().parse_args([*words, *named])
+        given = given_by(parser(), [*words, *named])
+        configure(command, given, serve)  # tells what does not go together
+        flags = {name: getattr(command, name) for name in given}
+        arguments.config, arguments.chosen_profile = command.config, command.chosen_profile
+        saved = None if flags.get("source") is None else _parameters(flags["source"])
+    configuration = read(arguments, serve)
+    lines = list(_lines(configuration, flags, saved))
+    if arguments.json:
+        print(json.dumps(_facts(configuration, lines), default=str))
+        return 0
+    _print(configuration, lines)
+    return 0
+
+
+def _parameters(source: str) -> GenerationParameters:
+    with checking():
+        return read_parameters(Path(source))
+
+
+def _lines(
+    configuration: Configuration, flags: Mapping[str, Any], saved: GenerationParameters | None
+) -> Iterator[Shown]:
+    settled, source = configuration.settled, flags.get("source")
+    for name, (section, key) in _CANONICAL.items():
+        flag = STARTS.get(name, "lora")
+        attribute = "weight_paths" if flag == "weight_path" else flag
+        kept = None if saved is None or flag not in OF_PICTURE else getattr(saved, attribute)
+        usual = configuration.keys[section, key].default or None
+        yield _line(section, key, flags, flag, (kept, source), settled.start.get(name), usual)
+    for (section, key), each in configuration.keys.items():
+        if each.way == "field" and section == "generation" and each.target == key:
+            row = ROWS[key]
+            kept = None if saved is None or row.kept is None else getattr(saved, key)
+            destination = row.flag.destination if row.flag else ""
+            yield _line(section, key, flags, destination, (kept, source), settled.fields.get(key), each.default or None)
+        elif each.way == "server":
+            yield _line(section, key, flags, key, (None, None), settled.server.get(key), each.default or None)
+
+
+def _line(
+    section: str,
+    key: str,
+    flags: Mapping[str, Any],
+    destination: str,
+    kept: tuple[Any, str | None],
+    setting: Setting | None,
+    usual: object,
+) -> Shown:
+    if destination in flags:
+        flag = "--" + destination.replace("_", "-")
+        return Shown(section=section, key=key, value=flags[destination], origin=f"flag {flag}")
+    if kept[0] is not None:
+        return Shown(section=section, key=key, value=kept[0], origin=f"picture {kept[1]}")
+    if setting is not None:
+        return Shown(section=section, key=key, value=setting.value, origin=setting.name)
+    return Shown(section=section, key=key, value=usual, origin="default")
+
+
+def _facts(configuration: Configuration, lines: Sequence[Shown]) -> dict[str, Any]:
+    return {
+        "file": None if configuration.file is None else str(configuration.file),
+        "profile": configuration.profile,
+        "settings": [asdict(line) for line in lines],
+        "notes": list(configuration.settled.notes),
+    }
+
+
+def _print(configuration: Configuration, lines: Sequence[Shown]) -> None:
+    where = configuration.file or f"none; it would be {default_file()}"
+    print(f"configuration file: {where}\nprofile: {configuration.profile}")
+    section = None
+    for line in lines:
+        if line.section != section:
+            section = line.section
+            print(f"\n[{section}]" if section else "")
+        value = "-" if line.value is None else _written(line.value)
+        print(f"{line.key:24} {value:28} {line.origin}")
+    for note in configuration.settled.notes:
+        print(f"max-zimage: {note}", file=sys.stderr)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float, str)) else json.dumps(value, default=str)
+
+
+def all_keys(parser: argparse.ArgumentParser) -> dict[tuple[str, str], Key]:
+    """All keys, those of a server included.
+
+    Args:
+        parser: Of all commands.
+    """
+    return keys_of(server_keys(command_of(parser, "serve")))

@@ -1,0 +1,33 @@
+"""`max-zimage generate --encoder-only`: what llm-dit's users write for `max-zimage encode`."""
+
+from __future__ import annotations
+
+import argparse
+
+from max_zimage.cli.common import DEFAULT_PROMPT
+from max_zimage.cli.encode_flags import TEXT_FIELDS
+from max_zimage.cli.errors import BadInput
+from max_zimage.cli.field_flags import given_fields
+from max_zimage.request.fields import FLAGS
+
+_DRAWING = ("output", "source", "embeddings", "latents_in", "latents_out", "image")
+
+
+def as_encode(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The arguments as `encode` takes them.
+
+    Raises:
+        BadInput: If there is no file to save to, or one of a picture.
+    """
+    if arguments.save_embeddings is None:
+        raise BadInput("--encoder-only saves the features of a prompt; name their file with --save-embeddings FILE")
+    drawing = [name for name in _DRAWING if getattr(arguments, name) is not None]
+    if drawing:
+        flag = "--from" if drawing[0] == "source" else f"--{drawing[0].replace('_', '-')}"
+        raise BadInput(f"{flag} is about a picture, and --encoder-only draws none; leave one of them out")
+    texts = {*TEXT_FIELDS, "prompt", "negative_prompt"}
+    idle = [FLAGS.names[name] for name in given_fields(arguments) if name not in texts]
+    if idle:
+        raise BadInput(f"{', '.join(idle)}: of a picture, and --encoder-only draws none; leave out one or the other")
+    prompt = DEFAULT_PROMPT if arguments.prompt is None else arguments.prompt
+    return argparse.Namespace(**vars(arguments) | {"output": arguments.save_embeddings, "prompt": prompt})

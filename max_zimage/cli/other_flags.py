@@ -1,0 +1,86 @@
+"""Flags of llm-dit that do nothing here, and those of what is not built: each is answered with its sentence.
+
+They come from the tables of `max_zimage.request.configuration`, so that files and flags say the same. No help shows
+them; docs/config.md does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from max_zimage.cli.errors import BadInput
+from max_zimage.request.configuration.absent import ABSENT, QWEN_IMAGE
+from max_zimage.request.configuration.idle import IDLE, said_of
+
+ENCODER_SERVER = "`serve` answers /v1/prompt-features beside pictures; there is no server of the text encoder alone"
+EMPTY_THOUGHTS = "an empty block of thoughts is not written here; give --thinking-content, or leave it out"
+
+OTHERS: tuple[tuple[str, str, str], ...] = (
+    *((each.flag, "a line", said_of(each.flag, each.line)) for each in IDLE if each.flag),
+    *((flag, "refused", part.sentence) for part in ABSENT for flag in part.flags),
+    ("--model-type qwenimage", "refused", QWEN_IMAGE),
+    ("--force-think-block", "refused without --thinking-content", EMPTY_THOUGHTS),
+    ("serve --encoder-only", "refused", ENCODER_SERVER),
+)
+"""Flag, what becomes of it, what is said: all of them, for docs/config.md and its test."""
+
+
+def add_others(parser: argparse.ArgumentParser, besides: tuple[str, ...] = ()) -> None:
+    """Add them all to a command.
+
+    Args:
+        parser: Of the command.
+        besides: Flags that the command has a meaning for.
+    """
+    for each in IDLE:
+        if each.flag and each.flag not in besides:
+            options = {"choices": each.words} if each.words else {"type": each.type}
+            _hidden(parser, each.flag, **(options if each.type is not bool else {"action": "store_true"}))
+    for part in ABSENT:
+        for flag in part.flags:
+            _hidden(parser, flag, nargs="?", const=True)
+    _hidden(parser, "--model-type", choices=("zimage", "qwenimage"))
+    _hidden(parser, "--force-think-block", action="store_true")
+
+
+def answer(arguments: argparse.Namespace) -> list[str]:
+    """The lines that answer flags without a meaning.
+
+    Raises:
+        BadInput: With all flags that ask for what there is not.
+    """
+    refused = list(_refused(arguments))
+    if refused:
+        many = "\n- ".join([f"{len(refused)} flags ask for what there is not:", *refused])
+        raise BadInput(refused[0] if len(refused) == 1 else many)
+    given = [(each, _value(arguments, each.flag)) for each in IDLE if each.flag]
+    asked = [each for each, value in given if value is True or value not in (None, False, each.off)]
+    return [said_of(each.flag, each.line) for each in asked]
+
+
+def _refused(arguments: argparse.Namespace) -> Iterator[str]:
+    for part in ABSENT:
+        for flag in part.flags:
+            if _value(arguments, flag) is not None:
+                yield f"{flag}: {part.sentence}"
+    if _value(arguments, "--model-type") == "qwenimage":
+        yield f"--model-type qwenimage: {QWEN_IMAGE}"
+    if _value(arguments, "--force-think-block") and not getattr(arguments, "thinking_content", None):
+        yield f"--force-think-block: {EMPTY_THOUGHTS}"
+    if arguments.command == "serve" and _value(arguments, "--encoder-only"):
+        yield f"--encoder-only: {ENCODER_SERVER}"
+
+
+def _hidden(parser: argparse.ArgumentParser, flag: str, **options: object) -> None:
+    if options.get("action") == "store_true":
+        options["default"] = None if flag == "--force-think-block" else False
+    parser.add_argument(flag, dest=_name(flag), help=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
+
+
+def _name(flag: str) -> str:
+    return "other_" + flag.removeprefix("--").replace("-", "_")
+
+
+def _value(arguments: argparse.Namespace, flag: str) -> object:
+    return getattr(arguments, _name(flag), None)

@@ -1,0 +1,139 @@
+"""The table of all keys of the configuration file: those of llm-dit, and a key for each field of requests.
+
+`[generation]` has the fields of `max_zimage.request.fields` under their names in Python; other sections have llm-dit's
+spellings of some of them. `[server]` has the flags of `max-zimage serve`, which whoever knows them adds.
+
+Reference: reference/generation.md section 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from max_zimage.request.configuration import values
+from max_zimage.request.configuration.absent import ABSENT
+from max_zimage.request.configuration.idle import IDLE, said_of
+from max_zimage.request.configuration.key import Key
+from max_zimage.request.configuration.one_device import OFFLOADING, ONE_DEVICE
+from max_zimage.request.fields import ROWS
+from max_zimage.request.row import Of
+
+PER_PICTURE = frozenset(
+    {
+        "prompt", "image", "mask_image", "soft_mask", "composite", "outpaint", "resize", "latents", "features",
+        "denoising_start", "denoising_end", "num_images_per_prompt", "output_type", "loras",
+    }
+)  # fmt: skip
+"""Fields that say what one picture shows or begins with; adapters have a section of their own."""
+
+SECTIONS = (
+    "encoder", "pipeline", "generation", "scheduler", "optimization", "pytorch", "lora", "dype", "slg", "fmtt",
+    "rewriter", "vl", "qwen_image", "server",
+)  # fmt: skip
+
+SWITCHED = ("slg", "dype")
+"""Sections whose other keys wait until `enabled` is true."""
+
+_SPELLINGS = (
+    ("encoder", "max_length", "max_sequence_length"),
+    ("encoder", "hidden_layer", "hidden_layer"),
+    ("generation", "default_template", "template"),
+    ("scheduler", "shift", "shift"),
+    ("pytorch", "tile_size", "vae_tile_size"),
+    ("pytorch", "tile_overlap", "vae_tile_overlap"),
+    ("pytorch", "long_prompt_mode", "long_prompt_mode"),
+    ("dype", "dype_scale", "dype_scale"),
+    ("dype", "dype_exponent", "dype_exponent"),
+    ("dype", "dype_start_sigma", "dype_start_sigma"),
+    ("dype", "base_resolution", "dype_base_resolution"),
+    ("slg", "enabled", "slg"),
+    ("slg", "scale", "slg_scale"),
+    ("slg", "layers", "slg_layers"),
+    ("slg", "start", "slg_start"),
+    ("slg", "stop", "slg_stop"),
+)
+"""Section, key, field."""
+
+_START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None, str, str], ...] = (
+    ("", "model_path", "model", (str,), values.path_of, "", "a directory or a hub id; the embedded model if empty"),
+    ("", "templates_dir", "templates_dir", (str,), values.path_of, "", "templates of your own, before the shipped"),
+    ("", "quantize", "quantize", (str,), None, "", "weights rounded on a CPU, as transformer=int8,text_encoder=q4"),
+    ("", "weight_path", "weight_path", (str, list), values.paths_of, "[]", "files in place of the model's own"),
+    ("encoder", "device", "encoder_device", (str,), None, "auto", "that of the pipeline, or auto"),
+    ("encoder", "torch_dtype", "encoder_dtype", (str,), values.dtype_of, "auto", "that of the pipeline"),
+    ("encoder", "quantization", "encoder_storage", (str,), values.storage_of, "none",
+     "of the text encoder on a CPU: none, 8bit, int8_dynamic or int8; 4bit or q4"),
+    ("encoder", "load_in_8bit", "encoder_storage_8", (bool,), lambda on: "int8" if on else "", "false", "8bit"),
+    ("encoder", "load_in_4bit", "encoder_storage_4", (bool,), lambda on: "q4" if on else "", "false", "4bit"),
+    ("pipeline", "device", "device", (str,), None, "auto", "auto, cpu, gpu or gpu:N"),
+    ("pipeline", "torch_dtype", "dtype", (str,), values.dtype_of, "auto", "auto is bfloat16 on a GPU, or float32"),
+    ("pytorch", "embedding_cache", "embedding_cache", (bool, int, str), values.cache_of, "serve: 256MiB; else false",
+     "whether features of prompts are kept, or how many bytes of them, as 512MiB"),
+    ("pytorch", "cache_size", "cache_size", (int,), values.entries_of, "100",
+     f"prompts, {values.TOKENS_KEPT / 2**20:g} MiB each, if embedding_cache is true"),
+    ("lora", "paths", "lora_paths", (list,), values.paths_of, "[]", "adapters of pictures that name none"),
+    ("lora", "scales", "lora_scales", (list,), values.scales_of, "1.0 each", "of them, in their order"),
+)  # fmt: skip
+"""Section, key, setting, types, conversion, default, help."""
+
+
+def keys_of(server: Mapping[str, Key] | None = None) -> dict[tuple[str, str], Key]:
+    """All keys by section and name, section by section.
+
+    Args:
+        server: Those of `[server]`, by name; None where nobody asks for them.
+    """
+    found = {(each.section, each.name): each for each in _all_keys()}
+    found |= {("server", name): key for name, key in (server or {}).items()}
+    order = ("", *SECTIONS)
+    return dict(sorted(found.items(), key=lambda each: order.index(each[0][0])))
+
+
+def _all_keys() -> Iterator[Key]:
+    for section, name, target, types, convert, default, help in _START:
+        yield Key(
+            section=section, name=name, way="start", target=target, types=types, convert=convert, default=default,
+            help=help,
+        )  # fmt: skip
+    for name, row in ROWS.items():
+        if name not in PER_PICTURE and row.flag is not None:
+            yield _of_field("generation", name, name)
+    for section, name, target in _SPELLINGS:
+        yield _of_field(section, name, target)
+    yield _of_field("dype", "enabled", "dype", target="dype_enabled", types=(bool,), default="false")
+    yield _of_field("dype", "method", "dype", target="dype_method", types=(str,), default="vision_yarn")
+    yield _of_field("pytorch", "tiled_vae", "vae_tiling", types=(bool, str), convert=values.tiling_of)
+    for each in IDLE:
+        for section, name in each.keys:
+            line = said_of(f"[{section}] {name}", each.line)
+            yield Key(
+                section=section, name=name, way="idle", types=(each.type,), off=(each.off,), sentence=line,
+                help=f"nothing: {each.line}",
+            )  # fmt: skip
+    for section, name in OFFLOADING:
+        yield Key(
+            section=section, name=name, way="absent", types=(bool,), off=(False,), sentence=ONE_DEVICE, help=ONE_DEVICE
+        )
+    for part in ABSENT:
+        for name, off in part.asking if part.section else ():
+            yield Key(
+                section=part.section, name=name, way="absent", off=off, sentence=part.sentence, help=part.sentence
+            )
+        for name in part.others or ():
+            yield Key(section=part.section, name=name, way="absent", off=None, help=part.sentence)
+
+
+def _of_field(section: str, name: str, field: str, **more: Any) -> Key:
+    row = ROWS[field]
+    usual = row.default
+    default = "the checkpoint's" if isinstance(usual, Of) else "" if usual is None else _written(usual)
+    help = row.flag.help if row.flag else ""
+    said = {"section": section, "name": name, "way": "field", "target": field, "help": help, "default": default}
+    return Key(**said | more)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,134 @@
+"""Values of the configuration file under llm-dit's names, to what settings here take.
+
+Reference: reference/generation.md section 11.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from max_zimage.request.configuration.key import shown
+from max_zimage.request.tile_fields import VAE_TILINGS
+
+TOKENS_KEPT = 512 * 2560 * 2
+"""Bytes that the features of a prompt of 512 tokens take in 16 bits: what an entry of llm-dit's cache stands for."""
+
+DTYPES = ("auto", "bfloat16", "float32")
+QUANTIZATIONS = {"none": "", "4bit": "q4", "8bit": "int8", "int8_dynamic": "int8"}
+"""llm-dit's names of quantized text encoders -> how weights are kept here."""
+
+_SIZE = re.compile(r"(\d{1,15}) ?(|[kmg]i?b)", re.IGNORECASE)
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def dtype_of(value: object) -> str:
+    """The name of a dtype, as torch writes it too.
+
+    >>> dtype_of("torch.bfloat16")
+    'bfloat16'
+
+    Raises:
+        ValueError: If nothing is computed in it.
+    """
+    name = str(value).removeprefix("torch.")
+    if name not in DTYPES:
+        reason = "; float16 is not computed here, bfloat16 takes as much room" if name == "float16" else ""
+        raise ValueError(f"must be one of {', '.join(DTYPES)}, got {shown(value)}{reason}")
+    return name
+
+
+def storage_of(value: object) -> str:
+    """How a text encoder's weights are kept; "" for as they are.
+
+    Raises:
+        ValueError: If it is none of llm-dit's names, or of this project's.
+    """
+    known = {**QUANTIZATIONS, "int8": "int8", "q4": "q4"}
+    if value not in known:
+        raise ValueError(f"must be one of {', '.join(known)}, got {shown(value)}")
+    return known[str(value)]
+
+
+def tiling_of(value: object) -> str:
+    """Whether pictures are decoded in tiles: true is blend, as in llm-dit.
+
+    Raises:
+        ValueError: If it is another word.
+    """
+    word = {True: "blend", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    if word not in VAE_TILINGS:
+        raise ValueError(f"must be true, false or one of {', '.join(VAE_TILINGS)}, got {shown(value)}")
+    return str(word)
+
+
+def size_of(value: object) -> int:
+    """Bytes, as a number or with a unit.
+
+    >>> size_of("1 GiB") == 2**30
+    True
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**50:
+        return value
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f"must be a size such as 512MiB, 1GiB or 268435456, got {shown(value)}")
+    return int(found[1]) * _UNITS[found[2].lower()]
+
+
+def cache_of(value: object) -> object:
+    """Whether features are kept, or the bytes of them; see `size_of`."""
+    return value if isinstance(value, bool) else size_of(value)
+
+
+def entries_of(value: object) -> int:
+    """Bytes of so many prompts.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not isinstance(value, int) or not 1 <= value <= 10**6:
+        raise ValueError(f"must be from 1 to 1000000, got {shown(value)}")
+    return value * TOKENS_KEPT
+
+
+def texts_of(value: object) -> list[str]:
+    """A list of texts that are not empty, or one of them alone.
+
+    Raises:
+        ValueError: If there is anything else in it.
+    """
+    given = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str) and each for each in given):
+        raise ValueError(f"must be a list of texts, got {shown(value)}")
+    return [str(each) for each in given]
+
+
+def paths_of(value: object) -> list[str]:
+    """The same, of files; ~ is one's home."""
+    return [path_of(each) for each in texts_of(value)]
+
+
+def path_of(value: object) -> str:
+    """A file or folder; ~ is one's home.
+
+    >>> path_of("styles/a.safetensors")
+    'styles/a.safetensors'
+    """
+    text = str(value)
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+def scales_of(value: object) -> list[float]:
+    """A list of numbers.
+
+    Raises:
+        ValueError: If there is anything else in it.
+    """
+    given = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in given):
+        raise ValueError(f"must be a list of numbers, got {shown(value)}")
+    return [float(str(each)) for each in given]
