@@ -14,14 +14,13 @@ import shlex
 import tempfile
 import warnings
 from collections.abc import Sequence
-from itertools import takewhile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.docs.sheets import MASK_BOX, MASK_FILE, SHEETS, Sheet
+from benchmarks.docs.sheets import MASK_BOX, MASK_FILE, SHEETS, Sheet, rendered
 from benchmarks.measure import ROOT
 from max_zimage import ZImagePipeline
 from max_zimage.cli import main as command_line
@@ -91,43 +90,6 @@ def beside(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
         top = index // columns * (height + _GAP) + (height - picture.height) // 2
         whole.paste(picture, (left, top))
     return whole
-
-
-def rendered(text: str, page: str) -> str:
-    """A page with the commands of its sheets made anew.
-
-    Raises:
-        ValueError: If a sheet has no place in its page.
-    """
-    for name, sheet in SHEETS.items():
-        if sheet.page != page:
-            continue
-        begin, end = f"<!-- commands: {name} -->\n", f"<!-- end of {name} -->\n"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"docs/{page} needs the lines {begin.strip()!r} and {end.strip()!r}")
-        text = f"{before}{begin}\n```sh\n{script(sheet.commands)}```\n\n{end}{after}"
-    return text
-
-
-def script(commands: Sequence[str]) -> str:
-    """The commands for a shell, what they have in common in a function.
-
-    >>> print(script(['"a star" --seed 1 --nag 5', '"a star" --seed 2']), end="")
-    draw() { max-zimage generate "a star" "$@"; }
-    draw --seed 1 --nag 5
-    draw --seed 2
-    """
-    columns = zip(*(command.split() for command in commands), strict=False)
-    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
-    while shared and shared[-1].startswith("--"):  # its values differ
-        shared.pop()
-    common = " ".join(shared)
-    if len(commands) == 1 or not common or common.count('"') % 2:
-        return "".join(f"max-zimage generate {command}\n" for command in commands)
-    rest = [command.removeprefix(f"{common} ") for command in commands]
-    return f'draw() {{ max-zimage generate {common} "$@"; }}\n' + "".join(f"draw {words}\n" for words in rest)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.docs import sheets
 from max_zimage.request.dype_fields import DYPE_METHODS
 from max_zimage.request.fields import ROWS
 from max_zimage.request.guidance_fields import VARIANTS
@@ -77,6 +78,34 @@ def test_a_row_that_is_missing_is_missed() -> None:
     assert "`apg_et`" not in first_cells()
     with pytest.raises(AssertionError, match="# None"):
         cells("references.md", "# None")
+
+
+def test_what_each_costs_is_there() -> None:
+    rows = {row[1] for row in cells("references.md", "## What they cost in a step")}
+    others = {"guidance_interval 0 to 0.5", "cfg_zero_star", "apg", "guidance_rescale", "slg", "nag_scale"}
+    others |= {"dype", "progressive 0.5", "mask_image", "Euler"}
+    assert (set(SAMPLERS) - {"euler"} | others) - rows == set()
+
+
+def test_pages_show_the_commands_of_their_pictures() -> None:
+    for page in {sheet.page for sheet in sheets.SHEETS.values()}:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert sheets.rendered(text, page) == text, "run: python -m benchmarks.docs.pictures --words"
+        for name, sheet in sheets.SHEETS.items():
+            assert sheet.page != page or f"({name}.webp)" in text, f"docs/{page} does not show {name}"
+    with pytest.raises(ValueError, match=r"docs/dype.md needs the lines '<!-- commands: dype -->'"):
+        sheets.rendered("# Large pictures\n", "dype.md")
+
+
+def test_every_picture_of_a_sheet_is_drawn() -> None:
+    for name, sheet in sheets.SHEETS.items():
+        drawn = re.findall(r"--output (\S+)", "\n".join(sheet.commands))
+        assert len(set(drawn)) == len(sheet.commands), name
+        assert set(sheet.files) <= {*drawn, sheets.MASK_FILE}, name
+    assert sheets.script(['"a star" --seed 1', '"a ring" --seed 1']).count("max-zimage generate") == 2
+    assert sheets.script(["x --seed 1", "x --seed 2"]).startswith(
+        'draw() { max-zimage generate x "$@"; }\ndraw --seed 1'
+    )
 
 
 @pytest.mark.parametrize("point", range(1, POINTS + 1))
