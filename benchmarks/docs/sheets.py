@@ -11,6 +11,7 @@ MASK_FILE = "mask.png"
 MASK_BOX = (20, 20, 108, 108)
 
 _STAR = '"a red star on a blue background"'
+_CIRCLE = "a green circle on a black background"
 _SMALL = "--height 128 --width 128"
 
 
@@ -60,14 +61,15 @@ def _guidance() -> Iterable[tuple[str, str]]:
 
 
 def _nag() -> Iterable[tuple[str, str]]:
-    for prompt, negative, seed in (
-        ("a star on a blue background", "red", 1),
+    asked = (
+        ("a red star", "a brown background", 3),
         ("a circle on a black background", "green", 1),
-        ("a red star", "a blue background", 3),
-    ):
+        (_CIRCLE, "green", 4),
+    )
+    for index, (prompt, negative, seed) in enumerate(asked):
         common = f'"{prompt}" {_SMALL} --steps 8 --guidance 0 --seed {seed}'
-        yield common, f"plain-{negative.split()[-1]}"
-        yield f'{common} --negative "{negative}" --nag 5', f"without-{negative.split()[-1]}"
+        yield common, f"plain-{index + 1}"
+        yield f'{common} --negative "{negative}" --nag 5', f"nag-{index + 1}"
 
 
 def _inpainting() -> Iterable[tuple[str, str]]:
@@ -79,14 +81,14 @@ def _inpainting() -> Iterable[tuple[str, str]]:
 
 
 def _dype() -> Iterable[tuple[str, str]]:
-    prompts = ("a red star on a blue background", "a green circle on a black background")
+    prompts = ("a red star on a blue background", _CIRCLE)
     for flags, suffix in (("", "plain"), (" --dype --dype-base-resolution 128", "dype")):
         for index, prompt in enumerate(prompts):
             yield f'"{prompt}" --height 256 --width 256 --steps 9 --guidance 2 --seed 4{flags}', f"{suffix}-{index + 1}"
 
 
 def _passes() -> Iterable[tuple[str, str]]:
-    for index, prompt in enumerate(("a red star on a blue background", "a green circle on a black background")):
+    for index, prompt in enumerate(("a red star on a blue background", _CIRCLE)):
         common = f'"{prompt}" {_SMALL} --guidance 2 --seed 4'
         yield f"{common} --steps 9", f"one-run-{index + 1}"
         yield f"{common} --passes 0.75x9,1.0x9:0.5", f"passes-{index + 1}"
@@ -95,7 +97,7 @@ def _passes() -> Iterable[tuple[str, str]]:
 
 
 def _variations() -> Iterable[tuple[str, str]]:
-    common = f'"a star" {_SMALL} --steps 8 --guidance 0'
+    common = f"{_STAR} {_SMALL} --steps 8 --guidance 0"
     for seed in (1, 2, 3, 4):
         yield f"{common} --seed {seed}", f"seed-{seed}"
     for seed in (1, 2, 3, 4):
@@ -106,7 +108,7 @@ def _variations() -> Iterable[tuple[str, str]]:
 
 def _hidden() -> Iterable[tuple[str, str]]:
     common = f"{_STAR} {_SMALL} --steps 8 --guidance 2 --seed 4"
-    for layer, name in (("-2", "usual"), ("-1", "last"), ("-3", "before"), ("-2:0.5,-3:0.5", "both")):
+    for layer, name in (("-2", "usual"), ("-3", "one-before"), ("-4", "two-before"), ("-2:0.5,-4:0.5", "both")):
         yield f"{common} --hidden-layer {layer}", name
 
 
