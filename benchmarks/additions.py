@@ -56,10 +56,12 @@ def ways(side: int) -> Mapping[str, Mapping[str, Fields]]:
             "Euler": {"guidance_scale": 0.0},
             "slg": {"guidance_scale": 0.0, "slg": True},
             "nag_scale": {"guidance_scale": 0.0, "nag_scale": 5.0},
+            "nag_scale, nag_sigma_end 0.75": {"guidance_scale": 0.0, "nag_scale": 5.0, "nag_sigma_end": 0.75},
         },
         "from an image": {
             "Euler": {"image": image, "strength": 1.0},
             "mask_image": {"image": image, "strength": 1.0, "mask_image": mask},
+            "soft_mask": {"image": image, "strength": 1.0, "mask_image": mask // 2, "soft_mask": True},
         },
     }
 

@@ -33,7 +33,9 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     gone: set[str] = set()
     if "num_inference_steps" in given or "sigma_shape" in given:
         gone |= {"sigmas"}  # levels that were given one by one
-    if "num_inference_steps" in given and isinstance(kept.get("guidance_scale"), tuple):
+    if "sigmas" in given:
+        gone |= {"num_inference_steps", "sigma_shape"}
+    if {"num_inference_steps", "sigmas"} & set(given) and isinstance(kept.get("guidance_scale"), tuple):
         gone |= {"guidance_scale"}
     if "features" in given:  # which say all of their texts
         gone |= {"prompt", *SETTINGS} | (set() if given["features"].negative is None else {"negative_prompt"})
@@ -59,7 +61,7 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     if given.get("variation_strength") == 0:
         gone |= set(_VARIATION)
     if "passes" in given:
-        gone |= {"num_inference_steps", "progressive", "upscale"}
+        gone |= {"num_inference_steps", "sigmas", "progressive", "upscale"}
     if given.get("progressive"):
         gone |= {"passes", "upscale"}
     if given.get("seed_variance") == 0:

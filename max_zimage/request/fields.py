@@ -20,14 +20,13 @@ from max_zimage.request.kinds import (
     Choice,
     Features,
     FormatKind,
-    Levels,
     Number,
     Side,
     Switch,
     Texts,
     Whole,
 )
-from max_zimage.request.list_kinds import NumberOrMany
+from max_zimage.request.list_kinds import Levels, NumberOrMany
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
 from max_zimage.request.text_fields import TEMPLATE, TextFields
@@ -140,7 +139,16 @@ class PictureFields:
         kept=Kept("int"),
         shared="levels",
     )
-    sigmas: tuple[float, ...] | None = row(Levels(), kept=Kept("tuple[float, ...] | None"), shared="levels")
+    sigmas: tuple[float, ...] | None = row(
+        Levels(),
+        flag=Flag(
+            "--sigmas", "S,S,...", "noise levels of the steps, falling from at most 1, before the shift", "fine tuning"
+        ),
+        images=Images("sigmas", "Noise levels of the steps, falling from at most 1, before the shift."),
+        responses=Responses("sigmas", place="metadata", param="metadata"),
+        kept=Kept("tuple[float, ...] | None"),
+        shared="levels",
+    )
     sigma_shape: str = row(
         Choice(words=SIGMA_SHAPES),
         is_checked_alone=False,

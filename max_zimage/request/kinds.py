@@ -219,29 +219,6 @@ class Texts(Kind):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Levels(Kind):
-    """Noise levels that fall; a request holds a tuple of floats."""
-
-    plain: ClassVar[type] = list
-
-    @override
-    def check(self, name: str, value: object, limits: Limits) -> tuple[float, ...]:
-        from max_zimage.request.checks import sigmas
-
-        return sigmas(name, value, limits.max_steps)
-
-    @override
-    def encode(self, value: tuple[float, ...] | None) -> object:
-        return None if value is None else list(value)
-
-    @override
-    def decode(self, value: Any) -> tuple[float, ...]:
-        if not isinstance(value, list):
-            raise ValueError(f"must be a list of numbers, got {value!r}")
-        return tuple(Number().decode(level) for level in value)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cache(Kind):
     """A step cache, or its written form, in which "off" is None."""
 

@@ -49,6 +49,34 @@ class NumberOrMany(Number):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Levels(Kind):
+    """Noise levels that fall; a request holds a tuple of floats."""
+
+    plain: ClassVar[type] = float
+    schema: ClassVar[Any] = list[float]
+
+    @override
+    def check(self, name: str, value: object, limits: Limits) -> tuple[float, ...]:
+        from max_zimage.request.checks import sigmas
+
+        return sigmas(name, value, limits.max_steps)
+
+    @override
+    def of_flag(self, text: str) -> object:
+        return [float(each) for each in text.split(",")]
+
+    @override
+    def encode(self, value: tuple[float, ...] | None) -> object:
+        return None if value is None else list(value)
+
+    @override
+    def decode(self, value: Any) -> tuple[float, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"must be a list of numbers, got {value!r}")
+        return tuple(Number().decode(level) for level in value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair(Kind):
     """Two shares, from 0 to 1."""
 

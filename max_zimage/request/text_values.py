@@ -1,4 +1,4 @@
-"""Arguments that stand for others: a template for its texts, features for what they were made by."""
+"""Arguments that stand for others: tensors for arrays, a template for its texts, features for what made them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from max_zimage.request.checks import Problems
 from max_zimage.request.feature_settings import of_features
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Template
+from max_zimage.request.tensors import with_arrays
 
 
-def with_texts(
-    problems: Problems, given: Mapping[str, Any], limits: Limits, defaults: RequestDefaults
-) -> dict[str, Any]:
-    """The arguments, with those that a template and features stand for."""
-    found = {**given, **_of_template(problems, given, defaults)}
+def resolved(problems: Problems, given: Mapping[str, Any], limits: Limits, defaults: RequestDefaults) -> dict[str, Any]:
+    """The arguments, with those that tensors, a template and features stand for."""
+    found = with_arrays(given) | _of_template(problems, given, defaults)
     return found | of_features(problems, found, limits)
 
 

@@ -15,7 +15,7 @@ from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.passes import guidance_scales
 from max_zimage.request.passes_values import with_steps
 from max_zimage.request.row import Of, Row
-from max_zimage.request.text_values import with_texts
+from max_zimage.request.text_values import resolved
 from max_zimage.sampling import samplers
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.noise import fresh_seed
@@ -26,7 +26,7 @@ def values_of(
     problems: Problems, given: Mapping[str, Any], limits: Limits, defaults: RequestDefaults
 ) -> dict[str, Any]:
     """The attributes of a request, each checked by itself and with those that it depends on."""
-    check, given = problems.check, with_texts(problems, given, limits, defaults)
+    check, given = problems.check, resolved(problems, given, limits, defaults)
 
     def alone(name: str) -> Any:
         return _checked_alone(problems, ROWS[name], given[name], limits, defaults)

@@ -31,7 +31,7 @@ from tests.references.sampler_walk import SamplerWalk
 from tests.references.step_caches import unpacked
 from tests.references.without_layers import without_layers
 from tests.sampling.guiders import NumpyGuide
-from tests.tolerances import SAMPLED_L2, STAGES_L2
+from tests.tolerances import BFLOAT16_RATIO, SAMPLED_L2, STAGES_L2
 
 TWO = Call(prompts=(30, 65), negatives=(20, 40), steps=6, guidance=3.0, height=80, width=112)
 ONE = Call(prompts=(33,), negatives=(12,), steps=9, guidance=4.0, height=64, width=64)
@@ -181,6 +181,18 @@ def test_a_picture_is_the_same_alone_and_with_others(embedded: Pair) -> None:
     both = np.asarray(pipeline("a red star", num_images_per_prompt=2, seed=4, **asked))
     alone = np.asarray(pipeline("a red star", seed=5, **asked))
     assert relative_l2(both[1:], alone) <= SAMPLED_L2
+
+
+@pytest.mark.slow  # as the other tests in bfloat16: its graphs take minutes to compile
+@pytest.mark.parametrize("name", ["zero star", "apg with momentum", "skipped layers, guidance", "interval"])
+def test_in_bfloat16_it_is_as_near_as_the_reference(
+    name: str, embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty
+) -> None:
+    exact = theirs(embedded, CASES[name])
+    usual = relative_l2(theirs(embedded_bfloat16, CASES[name]), exact)
+    error = relative_l2(ours(embedded_bfloat16, CASES[name]), exact)
+    record_property("bfloat16_ratio", error / usual)
+    assert error <= BFLOAT16_RATIO * usual
 
 
 def test_an_interval_runs_one_branch_outside(embedded: Pair) -> None:

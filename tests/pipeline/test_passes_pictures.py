@@ -16,6 +16,7 @@ from max_zimage.errors import RequestError
 from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.noise import standard_normal
+from tests.recording import RecordProperty
 from tests.references.diffusers_runs import (
     Call,
     FloatArray,
@@ -26,7 +27,7 @@ from tests.references.diffusers_runs import (
 )
 from tests.references.engine_runs import inputs_of
 from tests.serving.test_step_scheduler import Worker
-from tests.tolerances import PIXEL_SHARE, SAMPLED_L2
+from tests.tolerances import BFLOAT16_RATIO, PIXEL_SHARE, SAMPLED_L2
 
 PROMPT, SEED = "a red star on a blue background", 4
 SIZE: dict[str, Any] = {"height": 96, "width": 128}
@@ -92,15 +93,32 @@ def test_passes_are_diffusers_parts_put_together(embedded: Pair) -> None:
     assert relative_l2(latents_of(embedded, passes=passes, noise="torch"), expected) <= SAMPLED_L2
 
 
-def test_latents_are_interpolated_as_torch_does(embedded: Pair) -> None:
-    theirs = Theirs(embedded)
+IN_LATENTS: dict[str, Any] = {"passes": "0.5x4,1x6:0.6", "upscale": "bicubic", "noise": "torch"}
+
+
+def in_latents(pair: Pair) -> FloatArray:
+    """The same of diffusers, its latents interpolated by torch."""
+    theirs = Theirs(pair)
     small = theirs.first(48, 64, 4, "latent").float()
     noise, level = torch.randn((1, 16, 12, 16), generator=theirs.generator), theirs.level(6, 0.6)
     start = level * noise + (1 - level) * interpolated(small, (12, 16))
     blank = Image.new("RGB", (128, 96))
-    expected = theirs.go_on(96, 128, 6, 0.6, "latent", image=blank, latents=start).numpy()
-    found = latents_of(embedded, passes="0.5x4,1x6:0.6", upscale="bicubic", noise="torch")
-    assert relative_l2(found, expected) <= SAMPLED_L2
+    return np.asarray(theirs.go_on(96, 128, 6, 0.6, "latent", image=blank, latents=start).float().numpy())
+
+
+def test_latents_are_interpolated_as_torch_does(embedded: Pair) -> None:
+    assert relative_l2(latents_of(embedded, **IN_LATENTS), in_latents(embedded)) <= SAMPLED_L2
+
+
+@pytest.mark.slow  # as the other tests in bfloat16: its graphs take minutes to compile
+def test_in_bfloat16_they_are_as_near_as_the_reference(
+    embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty
+) -> None:
+    exact = in_latents(embedded)
+    usual = relative_l2(in_latents(embedded_bfloat16), exact)
+    error = relative_l2(latents_of(embedded_bfloat16, **IN_LATENTS), exact)
+    record_property("bfloat16_ratio", error / usual)
+    assert error <= BFLOAT16_RATIO * usual
 
 
 def test_a_single_pass_is_no_pass(embedded: Pair) -> None:

@@ -36,7 +36,7 @@ from tests.references.engine_runs import request_of
 from tests.references.sampler_walk import SEED, SamplerWalk
 from tests.references.step_caches import unpacked
 from tests.references.without_layers import without_layers
-from tests.tolerances import SAMPLED_L2
+from tests.tolerances import BFLOAT16_RATIO, SAMPLED_L2
 
 CALLS = {
     "no guidance": Call(prompts=(33,), steps=6, guidance=0.0),
@@ -102,6 +102,20 @@ def test_a_run_under_a_sampler(sampler: str, call: str, embedded: Pair, record_p
     record_property("relative_l2", error)
     assert error <= SAMPLED_L2
     assert modules.counts == before  # another sampler is another table
+
+
+@pytest.mark.slow  # as the other tests in bfloat16: its graphs take minutes to compile
+@pytest.mark.parametrize("sampler", ["heun", "unipc", "er_sde"])
+def test_in_bfloat16_a_run_is_as_near_as_the_reference(
+    sampler: str, embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty
+) -> None:
+    """Latents and the sampler's sums are float32 in both."""
+    call = CALLS["9 steps"]
+    exact = theirs(embedded, call, sampler)
+    usual = relative_l2(theirs(embedded_bfloat16, call, sampler), exact)
+    error = relative_l2(ours(embedded_bfloat16, call, sampler), exact)
+    record_property("bfloat16_ratio", error / usual)
+    assert error <= BFLOAT16_RATIO * usual
 
 
 @pytest.mark.parametrize("call", ["no guidance", "guidance", "guidance that ends"])

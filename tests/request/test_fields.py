@@ -17,7 +17,7 @@ from max_zimage.request.dype_fields import DYPE_METHODS
 from max_zimage.request.fields import ROWS, RequestFields
 from max_zimage.request.kinds import Cache, Kind, Number, Switch, Texts, Whole
 from max_zimage.request.limits import Limits, RequestDefaults
-from max_zimage.request.list_kinds import Margins, NumberOrMany, Pair, Wholes
+from max_zimage.request.list_kinds import Levels, Margins, NumberOrMany, Pair, Wholes
 from max_zimage.request.metadata import GenerationParameters, _is_kind
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Of
@@ -74,17 +74,18 @@ def test_every_flag_is_taken_and_lands_in_its_field() -> None:
         if row.flag is None or row.flag.group is None:
             continue
         value = {bool: True, int: 16, float: 0.5, str: "word"}[row.kind.plain]
-        lists: dict[type[Kind], tuple[list[int], str]] = {
+        lists: dict[type[Kind], tuple[list[Any], str]] = {
             Wholes: ([3, 5, 6], "3,5-6"),
             Margins: ([1, 2, 0, 3], "1,2,0,3"),
+            Levels: ([1, 0.5], "1,0.5"),
         }
         value, text = lists.get(type(row.kind), (value, str(value)))
         expected[name] = [value] * row.kind.values if row.kind.values > 1 or row.flag.repeated else value
         words += [row.flag.name] if row.kind.plain is bool else [row.flag.name, *[text] * row.kind.values]
     assert given_fields(_parser().parse_args(words)) == expected
     assert given_fields(_parser().parse_args(["generate"])) == {}
-    with pytest.raises(KeyError, match="sigmas has no flag"):
-        add_flag(argparse.ArgumentParser(), "sigmas")
+    with pytest.raises(KeyError, match="prompt_embeds has no flag"):
+        add_flag(argparse.ArgumentParser(), "prompt_embeds")
 
 
 def test_a_flag_may_stand_alone() -> None:
@@ -126,6 +127,9 @@ def test_options_of_max_are_its_own() -> None:
         (NumberOrMany(), "2.5", 2.5),
         (NumberOrMany(), "2.5,1", [2.5, 1.0]),
         (NumberOrMany(), "much", "much"),
+        (Levels(), "1,0.7,0.2", [1.0, 0.7, 0.2]),
+        (Levels(), "1", [1.0]),
+        (Levels(), "1 0.7", "1 0.7"),
         (Switch(), "true", True),
         (Switch(), "false", False),
         (Switch(), "yes", "yes"),

@@ -43,6 +43,7 @@ def drawn(repeat: Repeat) -> None:
         ((), {"dype": "vision_yarn", "dype_base_resolution": 32, "dype_scale": 1.5, "dype_start_sigma": 0.5}),
         (("--dype", "ntk"), {"dype": "ntk", "dype_scale": 1.5, "dype_start_sigma": 1.0}),
         (("--dype", "off"), {"dype": "off", "dype_scale": 2.0, "dype_start_sigma": 1.0, "dype_base_resolution": 1024}),
+        (("--sigmas", "1,0.6,0.2"), {"sigmas": (1.0, 0.6, 0.2), "num_inference_steps": 3, "slg_layers": (1, 2)}),
         (("--template", "portrait"), {"system_prompt": Templates().find("portrait").system}),
     ],
     ids=lambda given: "-".join(given) if isinstance(given, tuple) else None,
@@ -74,6 +75,14 @@ def test_guidance_inside_attention(
     assert code == 0, error
     found = read_parameters(tmp_path / "b.png")
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_levels_of_ones_own_come_and_go() -> None:
+    kept = dict.fromkeys(("slg_scale", "guidance_scale"), 0.0) | {"guidance_variant": "cfg", "sigmas": (1.0, 0.5)}
+    kept |= {"num_inference_steps": 2, "sigma_shape": "linear"}
+    assert "sigmas" not in without_replaced(kept, {"num_inference_steps": 4})
+    assert "sigmas" not in without_replaced(kept, {"passes": "0.5x4,1.0x4"})
+    assert {"num_inference_steps", "sigma_shape"} & set(without_replaced(kept, {"sigmas": [1.0]})) == set()
 
 
 def test_latents_take_the_place_of_what_drew_them() -> None:

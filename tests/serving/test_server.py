@@ -152,6 +152,15 @@ def test_step_caches(server: Server, pipeline: ZImagePipeline) -> None:
     assert error_of(server.draw("a red star", step_cache="first_block:threshold=x"))["param"] == "step_cache"
 
 
+def test_levels_of_ones_own(server: Server, pipeline: ZImagePipeline) -> None:
+    asked: dict[str, Any] = {"seed": 3, "size": "128x128"}
+    drawn = server.draw("a red star", **asked, sigmas=[1.0, 0.6, 0.2])
+    expected = pipeline("a red star", height=128, width=128, sigmas=[1.0, 0.6, 0.2], seed=3, output_type="np")
+    np.testing.assert_array_equal(pixels(drawn.json()["data"][0]["b64_json"]), np.asarray(expected)[0])
+    assert error_of(server.draw("a red star", sigmas=[0.5, 0.7]))["param"] == "sigmas"
+    assert "sigmas is given too" in error_of(server.draw("x", sigmas=[0.5], quality="low"))["message"]
+
+
 def test_an_image_to_begin_with(server: Server, pipeline: ZImagePipeline) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
     asked: dict[str, Any] = {"seed": 5, "strength": 0.5, "steps": 6}

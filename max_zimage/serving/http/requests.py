@@ -275,9 +275,12 @@ _QUALITIES = {"low": Fraction(1, 2), "high": Fraction(2), "hd": Fraction(2), "xh
 
 def _steps(served: ServedModel, body: ImageRequest) -> int | None:
     """Steps, where the request or its quality names them."""
-    asked: int | None = given(body).get("num_inference_steps")
+    fields = given(body)
+    asked: int | None = fields.get("num_inference_steps")
     if body.quality not in _QUALITIES:
         return asked
-    if asked is not None:
-        raise bad_request("quality: stands for a number of steps, and steps is given too; leave one out", "quality")
+    for name, called in (("num_inference_steps", "steps"), ("sigmas", "sigmas")):
+        if fields.get(name) is not None:
+            message = f"quality: stands for a number of steps, and {called} is given too; leave one out"
+            raise bad_request(message, "quality")
     return math.ceil(_QUALITIES[body.quality] * served.tokenizer.defaults.num_inference_steps)
