@@ -1,9 +1,8 @@
 """The fields of a request: one table, from which every front end takes what it needs.
 
-From here come the flags of the command line, the bodies of the HTTP routes, what `GenerationRequest.create` takes and
-checks, the parameters that pictures carry, the wire form that a server's worker gets, what requests must have in
-common to share a batch, and the names that error messages use. A new field is one attribute here, and the code that
-acts on it. Imports no numpy: the command line's help reads the table.
+From here come the command line's flags, the bodies of the HTTP routes, what `GenerationRequest.create` takes and checks,
+pictures' parameters, the wire form that a worker gets, what requests must have in common to share a batch, and names in
+messages. A new field is one attribute, and the code that acts on it. Imports no numpy: the help reads the table.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from max_zimage.request.kinds import (
     Switch,
     Texts,
     Whole,
-)
+)  # fmt: skip
 from max_zimage.request.list_kinds import Levels, NumberOrMany
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
@@ -52,7 +51,7 @@ class PictureFields:
         height: Pixels, a multiple of 16.
         width: Pixels, a multiple of 16.
         num_inference_steps: Steps of the schedule, each one evaluation of the model under most samplers.
-        sigmas: Noise levels before the shift, without the final 0; None spaces them evenly.
+        sigmas: Noise levels before the shift, without the final 0; None spaces them by `sigma_shape`.
         sigma_shape: How the noise levels are spread over the steps.
         shift: Takes the place of the checkpoint's shift.
         sampler: How a step is taken.
