@@ -6,6 +6,7 @@ import base64
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_a_flag_and_a_folder_give_the_same_picture(tmp_path: Path, monkeypatch: 
     (other / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     shutil.copy(file, other / "transformer")
 
-    call = {"height": 128, "width": 128, "num_inference_steps": 2, "seed": 3, "output_type": "np"}
+    call: dict[str, Any] = {"height": 128, "width": 128, "num_inference_steps": 2, "seed": 3, "output_type": "np"}
     wanted = np.asarray(ZImagePipeline.from_pretrained(other, device="cpu")(PROMPT, **call))[0]
     body = {"prompt": PROMPT, "size": "128x128", "steps": 2, "seed": 3, "response_format": "b64_json"}
     with Server(tmp_path, ["--weight-path", file.name]) as server:
