@@ -61,11 +61,7 @@ def _guidance() -> Iterable[tuple[str, str]]:
 
 
 def _nag() -> Iterable[tuple[str, str]]:
-    asked = (
-        ("a red star", "a brown background", 3),
-        ("a circle on a black background", "green", 1),
-        (_CIRCLE, "green", 4),
-    )
+    asked = (("a circle on a black background", "green", 1), ("a red star", "a blue background", 3))
     for index, (prompt, negative, seed) in enumerate(asked):
         common = f'"{prompt}" {_SMALL} --steps 8 --guidance 0 --seed {seed}'
         yield common, f"plain-{index + 1}"
@@ -97,7 +93,7 @@ def _passes() -> Iterable[tuple[str, str]]:
 
 
 def _variations() -> Iterable[tuple[str, str]]:
-    common = f"{_STAR} {_SMALL} --steps 8 --guidance 0"
+    common = f'"a star" {_SMALL} --steps 8 --guidance 0'
     for seed in (1, 2, 3, 4):
         yield f"{common} --seed {seed}", f"seed-{seed}"
     for seed in (1, 2, 3, 4):
@@ -108,7 +104,7 @@ def _variations() -> Iterable[tuple[str, str]]:
 
 def _hidden() -> Iterable[tuple[str, str]]:
     common = f"{_STAR} {_SMALL} --steps 8 --guidance 2 --seed 4"
-    for layer, name in (("-2", "usual"), ("-3", "one-before"), ("-4", "two-before"), ("-2:0.5,-4:0.5", "both")):
+    for layer, name in (("-2", "usual"), ("-1", "last"), ("-3", "before"), ("-2:0.5,-3:0.5", "both")):
         yield f"{common} --hidden-layer {layer}", name
 
 
@@ -122,7 +118,7 @@ def _tiles() -> Iterable[tuple[str, str]]:
 SHEETS: Mapping[str, Sheet] = {
     "samplers": _sheet("samplers.md", 6, _samplers()),
     "guidance": _sheet("guidance.md", 6, _guidance()),
-    "nag": _sheet("guidance.md", 6, _nag()),
+    "nag": _sheet("guidance.md", 4, _nag()),
     "inpainting": _sheet(
         "inpainting.md", 5, _inpainting(), ("star.png", MASK_FILE, "circle.png", "less-far.png", "around.png")
     ),
