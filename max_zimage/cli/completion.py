@@ -37,6 +37,7 @@ def add_completion(commands: argparse._SubParsersAction[Any]) -> None:
         description="Print a script for a shell. Where it looks for such scripts, the examples have it.",
     )
     parser.add_argument("shell", choices=SHELLS, help="which shell")
+    parser.set_defaults(debug=False)
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:

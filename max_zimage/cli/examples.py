@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 _TURBO = "Tongyi-MAI/Z-Image-Turbo"
 
@@ -72,7 +73,7 @@ class ExampleFormatter(argparse.HelpFormatter):
         return super()._fill_text(text, width, indent)
 
 
-def add_examples(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_examples(commands: argparse._SubParsersAction[Any]) -> None:
     """Give every command its examples.
 
     Args:

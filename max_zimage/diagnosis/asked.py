@@ -78,7 +78,7 @@ def read_job(file: Path) -> tuple[Path, Asked]:
 
 def write_values(folder: Path, dtype: ModelDtype, values: Values) -> None:
     """Keep the values of all stages in a dtype."""
-    np.savez(folder / f"{dtype}.npz", allow_pickle=False, **values)  # type: ignore[arg-type]
+    np.savez(folder / f"{dtype}.npz", allow_pickle=False, **values)
 
 
 def read_values(folder: Path, dtype: ModelDtype) -> Values:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
@@ -168,11 +170,11 @@ def test_a_port_that_is_taken(run: Run) -> None:
 
 
 def test_systems_that_max_does_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation.platform, "libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
     assert installation.glibc().state == "fault"
-    monkeypatch.setattr(installation.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert installation.glibc().state == "fault"
-    monkeypatch.setattr(installation.sys, "version_info", (3, 15, 0))
+    monkeypatch.setattr(sys, "version_info", (3, 15, 0))
     assert installation.python().state == "fault"
 
 
