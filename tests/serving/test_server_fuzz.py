@@ -58,6 +58,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "response_format": st.sampled_from(["b64_json", "url", "file"]),
     "output_format": st.sampled_from(["png", "jpeg", "webp", "gif"]),
     "output_compression": NUMBERS,
+    "metadata": st.booleans(),
     "background": st.sampled_from(["auto", "transparent"]),
     "user": st.text(max_size=30),
     "stream": st.booleans(),
