@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from max_zimage import embedded
-from max_zimage.cli.common import QUANTIZE_HELP
+from max_zimage.cli.common import QUANTIZE_HELP, add_encoder_device
 from max_zimage.cli.field_flags import add_flag
 
 TEXT_FIELDS = (
@@ -47,5 +47,6 @@ def add_encode(commands: argparse._SubParsersAction[Any], shared: argparse.Argum
     model.add_argument("--model", help=f"a directory or a hub id; the embedded {embedded.NAME} if not given")
     model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its own weights")
     model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    add_encoder_device(model, "the same as --device, which it comes before")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
     model.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)

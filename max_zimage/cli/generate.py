@@ -116,7 +116,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         ValueError: If anything is wrong with either.
     """
     from max_zimage.pipeline.captions import another_encoder, tokens_of_request
-    from max_zimage.pipeline.estimate import check_request
+    from max_zimage.pipeline.placed_requests import placed_for
     from max_zimage.pipeline.zimage import ZImagePipeline
 
     options = {
@@ -125,6 +125,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         "weight_path": wanted.weight_paths,
         "templates_dir": arguments.templates_dir,
         "quantize": wanted.quantize,
+        **wanted.placing,
     }
     from_features = "features" in wanted.values
     prepared = ZImagePipeline.prepare(wanted.model_path, **options, generator_only=from_features)
@@ -144,7 +145,13 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     if wanted.drawn_on not in (None, device) and not arguments.quiet:
         warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
-    check_request(prepared.sources, prepared.devices[0], request, loaded=False)
+    prepared = placed_for(prepared, request)
+    if (
+        prepared.plan is not None
+        and (any(wanted.placing.values()) or not prepared.plan.is_plain)
+        and not arguments.quiet
+    ):
+        print(f"max-zimage: placement: {prepared.plan.why}", file=sys.stderr)
     for fact in prepared.facts_of(request):
         if not arguments.quiet:
             print(f"max-zimage: {fact}", file=sys.stderr)

@@ -19,6 +19,7 @@ from max_zimage.cli.command_flags import add_convert, add_encode, add_profile, a
 from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
+from max_zimage.cli.placement_flags import add_placement
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
 
@@ -74,8 +75,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return encode(arguments)
     if arguments.command == "info":
         from max_zimage.cli.info import info
+        from max_zimage.cli.info_placements import list_placements
 
-        return info(arguments)
+        return info(arguments) if arguments.memory is None else list_placements(arguments)
     if arguments.command == "serve":
         from max_zimage.cli.serve import serve
 
@@ -155,6 +157,13 @@ def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) ->
         action="store_true",
         help="read all weights; name tensors with NaN, infinity or overflow",
     )
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        metavar="SIZE",
+        help="where components would go on GPUs of these sizes, such as 16GiB; of 24 to 4 GiB if none is named. Of the "
+        "published models if --model is not given",
+    )
     parser.add_argument("--templates", action="store_true", help="list the prompt templates, and nothing else")
     parser.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
     _add_model(parser)
@@ -186,3 +195,4 @@ def _add_model(parser: _Parser) -> None:
     model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
     model.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
+    add_placement(parser)

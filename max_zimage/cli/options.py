@@ -12,6 +12,7 @@ from max_zimage import embedded
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import flag_value
 from max_zimage.cli.given_features import doubts_of_features, given_features
+from max_zimage.cli.placement_flags import placement_options
 from max_zimage.cli.repeating import without_replaced
 from max_zimage.cli.start_loras import wanted_loras
 from max_zimage.cli.start_pictures import start_image, start_mask
@@ -40,6 +41,7 @@ class GenerateOptions:
         quantize: Which components keep quantized weights, and how; None where nothing says so.
         drawn_on: The device that the picture to be repeated was drawn on, where it says so.
         doubts: What may make it another picture, in sentences.
+        placing: What is said of where components run, as `ZImagePipeline.prepare` takes it.
     """
 
     values: Mapping[str, Any]
@@ -49,6 +51,7 @@ class GenerateOptions:
     quantize: str | None
     drawn_on: str | None
     doubts: tuple[str, ...]
+    placing: Mapping[str, Any]
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> GenerateOptions:
@@ -71,6 +74,7 @@ class GenerateOptions:
             quantize=_first(arguments.quantize, saved and saved.quantize, None),
             drawn_on=None if saved is None else saved.device,
             doubts=_doubts(arguments, saved) + doubts_of_features(arguments, saved, features),
+            placing=placement_options(arguments),
         )
 
     def request(self, limits: Limits, defaults: RequestDefaults) -> GenerationRequest:

@@ -7,6 +7,7 @@ from typing import Any
 
 from max_zimage.cli.common import QUANTIZE_HELP, at_least_one
 from max_zimage.cli.field_flags import add_flag
+from max_zimage.cli.placement_flags import add_placement
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 
@@ -49,6 +50,7 @@ def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.Argu
     running.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     running.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
     running.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
+    add_placement(parser)
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:

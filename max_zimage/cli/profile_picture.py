@@ -13,8 +13,10 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.info import conditions
 from max_zimage.cli.options import model_path
+from max_zimage.cli.placement_flags import placement_options, wanted_places
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.estimate import check_weights_and_request
+from max_zimage.pipeline.placed_requests import placed_for
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.profiling.measure import Subject
 from max_zimage.request.request import GenerationRequest
@@ -33,6 +35,7 @@ def picture(arguments: argparse.Namespace) -> Subject:
         dtype=arguments.dtype or "auto",
         weight_path=arguments.weight_path,
         quantize=arguments.quantize,
+        **placement_options(arguments),
     )
     sources, device = prepared.sources, prepared.devices[0]
     with warnings.catch_warnings():
@@ -47,7 +50,10 @@ def picture(arguments: argparse.Namespace) -> Subject:
         )
     tokens_of_request(request, prepared.tokenizer, sources.limits)
     dtype = sources.dtypes["transformer"]
-    check_weights_and_request(sources, device, request)
+    if wanted_places(arguments):
+        prepared = placed_for(prepared, request)
+    else:
+        check_weights_and_request(sources, device, request)
 
     def load() -> tuple[Callable[[], object], InferenceSession]:
         pipeline = ZImagePipeline.from_prepared(prepared)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from max_zimage.cli.common import QUANTIZE_HELP, at_least_one
 from max_zimage.cli.field_flags import add_flag
+from max_zimage.cli.placement_flags import add_placement
+from max_zimage.host.sizes import read_size
 from max_zimage.serving.http.callers import host_name, origin_of
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
 
-_SIZE = re.compile(r"(\d{1,15}) ?(|[kmg]i?b)", re.IGNORECASE)
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+T = TypeVar("T")
 
 
 def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
@@ -38,6 +38,7 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU, or float32")
     parser.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors at the start")
+    add_placement(parser)
     _add_running(parser)
     _add_limits(parser)
     _add_connections(parser)
@@ -77,7 +78,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
     running.add_argument(
         "--embedding-cache",
-        type=_size,
+        type=_named(read_size),
         metavar="SIZE",
         default=ServerSettings.embedding_cache_bytes,
         help="features of prompts that are kept, as 512MiB or 1GiB or bytes; 0 for none, 256MiB if not given",
@@ -151,22 +152,14 @@ def _add_connections(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _named(read: Callable[[str], str]) -> Callable[[str], str]:
-    def checked(text: str) -> str:
+def _named(read: Callable[[str], T]) -> Callable[[str], T]:
+    def checked(text: str) -> T:
         try:
             return read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return checked
-
-
-def _size(text: str) -> int:
-    """Bytes, as a number or with a unit."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"must be a size such as 512MiB, 1GiB or 268435456, got {text!r}")
-    return int(found[1]) * _UNITS[found[2].lower()]
 
 
 def _seconds(text: str) -> float:

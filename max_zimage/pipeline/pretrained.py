@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from max_zimage.pipeline.load_components import PathName, new_session
+from max_zimage.compile.compiler import CompiledGraph, wait_for
+from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.device.placement import Plan
+from max_zimage.pipeline.load_components import (
+    DEFAULT_STEPS,
+    UNPREFIXED_COMPONENT,
+    PathName,
+    load_components,
+    new_session,
+    sources_of,
+)
 from max_zimage.pipeline.loading import CheckedModel, check_model
+from max_zimage.pipeline.manifest import CheckpointManifest
+from max_zimage.pipeline.placing import Placing, device_of, placed_usually, plan_for_worker
+from max_zimage.pipeline.residency import Residency
 from max_zimage.pipeline.storages import Quantize
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -14,11 +30,80 @@ from max_zimage.text.tokenizer import PromptTokenizer
 if TYPE_CHECKING:
     from typing import Self
 
+    from max.driver import Device
+    from max.engine import InferenceSession
+    from max.pipelines.diffusion.config import DenoisingCacheConfig
+    from max.pipelines.lib.config import PipelineConfig
+    from max.pipelines.modeling.base.component_model import ComponentModel
+
+__all__ = ["DEFAULT_STEPS", "UNPREFIXED_COMPONENT", "PretrainedMethods"]
+
 
 class PretrainedMethods:
-    """What a pipeline has for that."""
+    """What a pipeline has for that.
+
+    Attributes:
+        tokenizer: Of the checkpoint.
+        sources: What was found of it.
+        residency: Which components are in memory, and who comes and leaves.
+    """
 
     tokenizer: PromptTokenizer
+    sources: CheckpointManifest
+    residency: Residency
+
+    components: dict[str, type[ComponentModel]]
+    unprefixed_weight_component: str
+    default_num_inference_steps: int
+    text_encoder: ZImageTextEncoderModel
+    transformer: ZImageTransformerModel
+    vae: ZImageVaeModel
+    devices: list[Device]
+    session: InferenceSession
+    cache_config: DenoisingCacheConfig | None
+
+    def find(
+        self,
+        config: PipelineConfig,
+        weight_paths: list[Path],
+        devices: list[Device],
+        sources: CheckpointManifest | None = None,
+        plan: Plan | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        """Take over what was checked before, or else check it now.
+
+        Args:
+            config: MAX's configuration.
+            weight_paths: In place of the checkpoint's own files.
+            devices: The first one is the transformer's.
+            sources: The checkpoint, if it was checked.
+            plan: Where its components go; what the server of this process says, or else all to the one device.
+            max_memory: Bytes that may be taken of the transformer's device.
+        """
+        self._plan, self._max_memory = plan or plan_for_worker(devices), max_memory
+        names = self.unprefixed_weight_component, self._devices_of(devices), self.default_num_inference_steps
+        self.sources = sources or sources_of(config, weight_paths, *names)
+
+    def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
+        make = cast("dict[str, type[ZImageComponent]]", self.components)
+        where = self._devices_of(self.devices)
+        return load_components(make, self.sources, self._plan, where, self.session, self.cache_config)
+
+    def _devices_of(self, devices: list[Device]) -> dict[str, Device]:
+        there = self._plan.devices
+        return {name: devices[0] if each == there["transformer"] else device_of(each) for name, each in there.items()}
+
+    def compile_parts(self, *groups: list[CompiledGraph]) -> None:
+        """Compile graphs, those of components that stay on one CPU together; have components come and leave.
+
+        Args:
+            *groups: The graphs of each component.
+        """
+        parts = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        self.residency = Residency(parts, self.sources, self._plan, self._max_memory)
+        for group in [list(chain(*groups))] if self._plan.is_plain else groups:
+            wait_for(group)  # what is compiled together has its weights at one time
 
     @classmethod
     def from_pretrained(
@@ -33,6 +118,11 @@ class PretrainedMethods:
         quantize: Quantize = None,
         embedding_cache_bytes: int | None = None,
         loras: Sequence[Any] = (),
+        placement: str = "auto",
+        max_memory: int | str | None = None,
+        encoder_device: str | None = None,
+        dit_device: str | None = None,
+        vae_device: str | None = None,
     ) -> Self:
         """Load a checkpoint and compile its graphs.
 
@@ -49,8 +139,16 @@ class PretrainedMethods:
             quantize: Component -> "int8" or "q4", for a CPU: {"transformer": "int8", "text_encoder": "q4"}, or the same
                 as "transformer=int8,text_encoder=q4". Their matrices are rounded when they are loaded. None is what the
                 variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
-            embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given.
+            embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given, or 64
+                MiB where the text encoder does not stay in memory.
             loras: Adapters of calls that name none; see `set_loras`.
+            placement: "resident" (all components stay in memory), "sequential" (text encoder and transformer take
+                turns), or "auto", the first that fits; where neither does, it has the text encoder run on the CPU.
+            max_memory: Of the transformer's device, how much may be taken by weights and, as estimated, by what is
+                computed: bytes, or a size such as "8GiB". All there is if not given.
+            encoder_device: Where the text encoder runs; `device` if not given.
+            dit_device: The same of the transformer, whose device decides on the dtype.
+            vae_device: The same of the autoencoder.
 
         Raises:
             ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
@@ -66,8 +164,9 @@ class PretrainedMethods:
         Arguments and errors are those of `from_pretrained`, memory apart. Requests can be checked against the result
         before minutes are spent on compiling.
         """
-        defaults = {"device": "auto", "dtype": "auto", "weight_path": (), "step_cache": None}
-        return check_model(model, **(defaults | options))
+        defaults = {"dtype": "auto", "weight_path": (), "step_cache": None}
+        placing = {each.name: options.pop(each.name) for each in fields(Placing) if each.name in options}
+        return check_model(model, **(defaults | options), placing=Placing(**placing))
 
     @classmethod
     def from_prepared(cls, prepared: CheckedModel) -> Self:
@@ -77,10 +176,13 @@ class PretrainedMethods:
             NotEnoughMemoryError: If the weights do not fit. Raised before anything is loaded.
             RuntimeError: If MAX cannot compile a graph, or cannot be used in this process because it is a fork.
         """
+        if prepared.plan is None:
+            prepared = replace(prepared, plan=placed_usually(prepared.sources, prepared.wish))
         session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
         where = (prepared.config, session, prepared.devices, prepared.weight_paths)
         make: Any = cls
-        pipeline = make(*where, cache_config=cache, sources=prepared.sources)
+        chosen = {"plan": prepared.plan, "max_memory": prepared.wish.max_memory}
+        pipeline = make(*where, cache_config=cache, sources=prepared.sources, **chosen)
         pipeline.tokenizer, pipeline.text_encoder.kept_features = prepared.tokenizer, prepared.kept_features()
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)
         pipeline.set_loras(prepared.sources.defaults.loras)
