@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from max_zimage import embedded
-from max_zimage.cli.command_flags import add_convert, add_encode, add_profile, add_serve
+from max_zimage.cli.command_flags import add_convert, add_encode, add_placement, add_profile, add_serve
 from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
-from max_zimage.cli.placement_flags import add_placement
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
 

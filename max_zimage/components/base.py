@@ -114,7 +114,7 @@ class ZImageComponent(ComponentModel):
             name: Which one.
             weights: The component's, under its own names; None for a graph that has none.
         """
-        graph = self.define(name, weights or {})
+        graph = self.define(name, {} if weights is None else weights)
         if weights is not None:
             self._graphs.append(graph)
             graph.recall = self.come

@@ -60,7 +60,7 @@ class PretrainedMethods:
     vae: ZImageVaeModel
     devices: list[Device]
     session: InferenceSession
-    cache_config: DenoisingCacheConfig | None
+    cache_config: DenoisingCacheConfig
 
     def find(
         self,
