@@ -20,6 +20,7 @@ from max_zimage.device.placement import HOST, STAGES, Plan, Wish, place
 from max_zimage.errors import RequestError
 from max_zimage.pipeline import load_components, loading, placing, stages
 from max_zimage.pipeline.placing import Placing, Size, needs_of, plan_for_worker
+from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
 from max_zimage.pipeline.storages import storages_of
 from tests.references.diffusers_runs import Pair
 
@@ -159,6 +160,27 @@ def test_what_a_server_has_chosen_reaches_its_worker(monkeypatch: pytest.MonkeyP
     assert plan_for_worker([CPU()]) == Plan(devices=dict.fromkeys(STAGES, HOST))
     monkeypatch.setenv(placing.VARIABLE, plan.to_json())
     assert plan_for_worker([CPU()]) == plan
+
+
+def test_a_server_chooses_for_its_largest_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[Plan] = []
+    monkeypatch.setenv(placing.VARIABLE, "")
+    monkeypatch.setenv(QUANTIZE, "")
+    monkeypatch.setattr("max_zimage.serving.server.run", lambda _, prepared: served.append(prepared.plan) or 0)
+    flags = ["serve", "--port", "0", "--device", "cpu", "--max-pixels", "65536", "--max-images", "1"]
+    assert main([*flags, "--placement", "sequential"]) == 0
+    assert served[0].residency == "sequential"
+    assert plan_for_worker([CPU()]) == served[0]
+    assert main(flags) == 0
+    assert plan_for_worker([CPU()]).is_plain
+    needs = needs_of(ZImagePipeline.prepare(device="cpu").sources, Size(height=256, width=256, branches=3))
+    alone = sum(needs["vae"].__dict__.values())
+    assert main([*flags, "--placement", "sequential", "--max-memory", f"{alone}"]) == 0
+    assert served[-1].decodes_alone
+    assert main([*flags, "--placement", "sequential", "--max-memory", f"{alone - 1}"]) == 2
+    assert "--max-pixels 16384 would fit" in capsys.readouterr().err
 
 
 class StandIn:

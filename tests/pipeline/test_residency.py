@@ -27,6 +27,7 @@ from tests.paths import ROOT
 from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Pair
 from tests.references.loras import STYLE, TEXT, write_adapter
+from tests.serving.test_step_scheduler import Worker, alone, assert_same
 
 RED, BLUE = "a red star on a blue background", "a blue circle"
 CALL: dict[str, Any] = {"seed": 3, "num_inference_steps": 2, "height": 128, "width": 128, "guidance_scale": 2.0}
@@ -161,6 +162,24 @@ def test_a_decode_that_does_not_fit_beside_the_transformer_has_it_leave(
     monkeypatch.undo()
     draw(turns, RED)
     assert here(turns) == (False, True)
+
+
+def test_a_server_reads_the_text_encoder_for_new_prompts_alone(turns: ZImagePipeline, embedded: Pair) -> None:
+    worker = Worker(turns)
+    asked = [worker.ask("a red square in a server"), worker.ask("a red square in a server", seed=6)]
+    asked += [worker.ask("a green ring in a server")]
+    begun = len(turns.residency.ledger)
+    worker.finish()
+    expected = [("a red square in a server", 5), ("a red square in a server", 6), ("a green ring in a server", 5)]
+    for each, (prompt, seed) in zip(asked, expected, strict=True):
+        assert_same(worker.pictures(each), alone(embedded.ours, prompt, seed))
+    events = [each.component for each in turns.residency.ledger[begun:] if each.is_here and each.component != "vae"]
+    # All three share a batch, and so a turn; a prompt that comes again costs none.
+    assert events == ["text_encoder", "transformer"]
+    again = worker.ask("a green ring in a server", seed=8)
+    worker.finish()
+    assert_same(worker.pictures(again), alone(embedded.ours, "a green ring in a server", 8))
+    assert len(turns.residency.ledger) == begun + 4
 
 
 def test_quantized_weights_stay_quantized() -> None:
