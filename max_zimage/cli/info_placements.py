@@ -17,7 +17,7 @@ from max_zimage.cli.compile import PUBLISHED, specs_of
 from max_zimage.cli.console import table_console
 from max_zimage.cli.errors import checking
 from max_zimage.compile.registry import made
-from max_zimage.device.dtypes import DTYPES, ModelDtype
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.device.placement import HOST, PLACEMENTS, STAGES, Needs, Wish, place, usable
 from max_zimage.host.sizes import read_size
@@ -51,7 +51,7 @@ def list_placements(arguments: argparse.Namespace) -> int:
         sizes = _sizes(arguments)
         _check(arguments)
         specs = specs_of(arguments.model)
-        dtype = next((each for each in DTYPES if each == arguments.dtype), "bfloat16")
+        dtype: ModelDtype = "float32" if arguments.dtype == "float32" else "bfloat16"
         height, width = (_SIDE if side is None else side for side in (arguments.height, arguments.width))
         weights = weight_bytes(specs, dtype)
         dtypes: dict[str, ModelDtype] = dict.fromkeys(STAGES, dtype)

@@ -168,7 +168,12 @@ def test_a_server_chooses_for_its_largest_request(
     served: list[Plan] = []
     monkeypatch.setenv(placing.VARIABLE, "")
     monkeypatch.setenv(QUANTIZE, "")
-    monkeypatch.setattr("max_zimage.serving.server.run", lambda _, prepared: served.append(prepared.plan) or 0)
+
+    def run(_: Any, prepared: Any) -> int:
+        served.append(prepared.plan)
+        return 0
+
+    monkeypatch.setattr("max_zimage.serving.server.run", run)
     flags = ["serve", "--port", "0", "--device", "cpu", "--max-pixels", "65536", "--max-images", "1"]
     assert main([*flags, "--placement", "sequential"]) == 0
     assert served[0].residency == "sequential"
@@ -230,10 +235,8 @@ def test_features_and_latents_move_to_where_they_are_used(embedded: Pair, monkey
 def test_a_buffer_stays_where_it_is_and_is_copied_to_elsewhere() -> None:
     here = Buffer.from_numpy(np.arange(3, dtype=np.float32))
     assert devices.moved(here, CPU()) is here
-    sent: list[Any] = []
-    elsewhere = cast(Any, SimpleNamespace(device="gpu:0", to=lambda device: sent.append(device) or "there"))
-    assert devices.moved(elsewhere, CPU()) == "there"
-    assert sent == [CPU()]
+    elsewhere = cast(Any, SimpleNamespace(device="gpu:0", to=lambda device: ("copied to", device)))
+    assert cast(Any, devices.moved(elsewhere, CPU())) == ("copied to", CPU())
 
 
 def test_a_wish_for_what_is_not_loaded(embedded: Pair) -> None:
