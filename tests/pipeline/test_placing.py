@@ -104,7 +104,7 @@ def test_needs_of_the_published_model_are_those_of_the_reference() -> None:
             needs = placing.needs_by_shape(FULL_MODEL, dtypes, dict.fromkeys(STAGES, 0), size, False)
             assert needs["transformer"].work / 1e9 == pytest.approx(expected, abs=0.006)
             assert needs["vae"].work / 1e9 == pytest.approx(decode, abs=0.006)
-            assert needs["text_encoder"].work / 1e9 == pytest.approx(0.04 * branches, abs=0.006)
+            assert needs["text_encoder"].work / 1e9 == pytest.approx(0.035 * branches, abs=0.001)
 
 
 def test_weights_of_the_published_model_are_those_of_the_reference() -> None:
@@ -174,18 +174,18 @@ def test_a_server_chooses_for_its_largest_request(
         return 0
 
     monkeypatch.setattr("max_zimage.serving.server.run", run)
-    flags = ["serve", "--port", "0", "--device", "cpu", "--max-pixels", "65536", "--max-images", "1"]
+    flags = ["serve", "--port", "0", "--device", "cpu", "--max-pixels", "262144", "--max-images", "1"]
     assert main([*flags, "--placement", "sequential"]) == 0
     assert served[0].residency == "sequential"
     assert plan_for_worker([CPU()]) == served[0]
     assert main(flags) == 0
     assert plan_for_worker([CPU()]).is_plain
-    needs = needs_of(ZImagePipeline.prepare(device="cpu").sources, Size(height=256, width=256, branches=3))
+    needs = needs_of(ZImagePipeline.prepare(device="cpu").sources, Size(height=512, width=512, branches=3))
     alone = sum(needs["vae"].__dict__.values())
     assert main([*flags, "--placement", "sequential", "--max-memory", f"{alone}"]) == 0
     assert served[-1].decodes_alone
     assert main([*flags, "--placement", "sequential", "--max-memory", f"{alone - 1}"]) == 2
-    assert "--max-pixels 16384 would fit" in capsys.readouterr().err
+    assert "--max-pixels 65536 would fit" in capsys.readouterr().err
 
 
 class StandIn:
