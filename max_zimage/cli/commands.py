@@ -30,8 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         return encode(arguments)
     if arguments.command == "info":
         from max_zimage.cli.info import info
+        from max_zimage.cli.info_placements import list_placements
 
-        return info(arguments)
+        return info(arguments) if arguments.memory is None else list_placements(arguments)
     if arguments.command == "serve":
         from max_zimage.cli.serve import serve
 

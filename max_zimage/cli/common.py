@@ -9,6 +9,11 @@ DEFAULT_PROMPT = "a red star on a blue background"
 """Drawn where neither a prompt nor a picture to repeat is given."""
 
 
+def add_encoder_device(parser: argparse._ActionsContainer, help: str) -> None:
+    """Add `--encoder-device`, under llm-dit's name too."""
+    parser.add_argument("--encoder-device", "--text-encoder-device", metavar="DEVICE", help=help)
+
+
 def at_least_one(text: str) -> int:
     """Read a whole number of at least 1.
 

@@ -61,7 +61,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[CheckedEncoder, GenerationRe
     """
     checked = ZImageTextEncoder.prepare(
         model_path(arguments.model),
-        device=arguments.device,
+        device=arguments.device if arguments.encoder_device is None else arguments.encoder_device,
         dtype=arguments.dtype or "auto",
         weight_path=arguments.weight_path,
         templates_dir=arguments.templates_dir,

@@ -19,6 +19,7 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries, warn
 from max_zimage.cli.options import GenerateOptions, parameters_of
+from max_zimage.cli.placement_flags import placed, placement_options
 from max_zimage.cli.saving import Destination, check_outputs, save_features
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.not_finite import NotFiniteError
@@ -122,7 +123,6 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         ValueError: If anything is wrong with either.
     """
     from max_zimage.pipeline.captions import another_encoder, tokens_of_request
-    from max_zimage.pipeline.estimate import check_request
     from max_zimage.pipeline.zimage import ZImagePipeline
 
     options = {
@@ -133,6 +133,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         "quantize": wanted.quantize,
         "embedding_cache_bytes": arguments.embedding_cache,
         "config": arguments.configuration,
+        **placement_options(arguments),
     }
     from_features = "features" in wanted.values
     prepared = ZImagePipeline.prepare(wanted.model_path, **options, generator_only=from_features)
@@ -152,7 +153,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     if wanted.drawn_on not in (None, device) and not arguments.quiet:
         warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")
     tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
-    check_request(prepared.sources, prepared.devices[0], request, loaded=False)
+    prepared = placed(prepared, request, arguments)
     for fact in prepared.facts_of(request):
         if not arguments.quiet:
             print(f"max-zimage: {fact}", file=sys.stderr)

@@ -23,13 +23,13 @@ from max_zimage.checkpoint.plan import LoadPlan
 from max_zimage.checkpoint.weight_check import Damage, check_weights
 from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking, quiet_libraries
+from max_zimage.cli.info_memory import memory_facts, placement_facts
 from max_zimage.cli.options import model_path
+from max_zimage.cli.placement_flags import placement_options
 from max_zimage.device.memory import available_memory
-from max_zimage.pipeline.estimate import activation_bytes, large_decode_bytes
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.progress import shown_by
-from max_zimage.request.checks import side
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
 from max_zimage.version import __version__
@@ -57,12 +57,14 @@ def info(arguments: argparse.Namespace) -> int:
             weight_path=arguments.weight_path,
             quantize=arguments.quantize,
             config=arguments.configuration,
+            **placement_options(arguments),
         )
         facts = {
             "versions": versions(),
             "devices": devices(),
             "model": model_facts(arguments.model or embedded.NAME, prepared),
-            "memory": memory_facts(prepared, arguments.height, arguments.width),
+            "memory": (memory := memory_facts(prepared, arguments.height, arguments.width)),
+            "placement": placement_facts(prepared, memory["height"], memory["width"]),
         }
     damaged = _check(prepared, facts, quiet=arguments.json) if arguments.check_weights else ()
     if arguments.json:
@@ -140,35 +142,6 @@ def component_facts(plan: LoadPlan, dtype: str) -> dict[str, Any]:
     }
 
 
-def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) -> dict[str, Any]:
-    """What a picture takes and what is there, in bytes.
-
-    Raises:
-        ValueError: If the size is none that the checkpoint can draw.
-    """
-    sources = prepared.sources
-    defaults, limits = sources.defaults, sources.limits
-    height = side("height", defaults.height if height is None else height, limits.max_height)
-    width = side("width", defaults.width if width is None else width, limits.max_width)
-    dtype = sources.dtypes["transformer"]
-    guided = defaults.guidance_scale > 0
-    weights = sum(sources.nbytes.values())
-    activations = activation_bytes(sources.specs, height=height, width=width, branches=2 if guided else 1, dtype=dtype)
-    device = prepared.devices[0]
-    available = available_memory() if device.is_host else int(device.stats["free_memory"])
-    return {
-        "device": device.label + (f":{device.id}" if not device.is_host else ""),
-        "height": height,
-        "width": width,
-        "guided": guided,
-        "weights_bytes": weights,
-        "activations_bytes_about": activations,
-        "available_bytes": available,
-        "fits": weights + activations <= available,
-        "large_decode": large_decode_bytes(sources.specs.vae, sources.dtypes["vae"]),
-    }
-
-
 def _public(record: Limits | RequestDefaults) -> dict[str, int | float | str | None]:
     """What of it is a number, a word or nothing; templates and adapters are no facts about a checkpoint."""
     return {name: value for name, value in vars(record).items() if isinstance(value, (int, float, str, type(None)))}
@@ -210,6 +183,7 @@ def _print(facts: dict[str, Any]) -> None:
         f"{'with' if memory['guided'] else 'without'} guidance; {_size(memory['available_bytes'])} are free: "
         + ("it fits" if memory["fits"] else "it does not fit")
     )
+    console.print(f"placement: {facts['placement']['words']}")
     large = memory["large_decode"]
     whole, blend, exact, kept = (_size(large[name]) for name in ("off", "blend", "exact", "exact_on_host"))
     console.print(

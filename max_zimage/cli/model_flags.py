@@ -6,6 +6,7 @@ import argparse
 
 from max_zimage import embedded
 from max_zimage.cli.common import QUANTIZE_HELP, at_least_one
+from max_zimage.cli.placement_flags import add_placement
 from max_zimage.request.configuration.values import QUANTIZATIONS, TOKENS_KEPT, size_of
 
 DEFAULT_CACHE = 256 * 2**20
@@ -19,6 +20,7 @@ def add_model(parser: argparse.ArgumentParser, weights: str = "in place of its o
     add_model_name(model)
     model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help=weights)
     add_running(model)
+    add_placement(parser)
     add_configuration(parser)
 
 

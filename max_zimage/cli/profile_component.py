@@ -10,6 +10,7 @@ from max.engine import InferenceSession
 
 from max_zimage.cli.compile import PUBLISHED, specs_of
 from max_zimage.cli.info import conditions
+from max_zimage.cli.placement_flags import wanted_places
 from max_zimage.compile.compiler import wait_for
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
@@ -29,6 +30,8 @@ def component(arguments: argparse.Namespace) -> Subject:
     """
     if arguments.quantize is not None:
         raise ValueError("quantize is for the profile of a picture; leave it out, or leave --component out")
+    if wanted_places(arguments):
+        raise ValueError("where components run is for the profile of a picture; leave it out, or leave --component out")
     (device,) = load_devices([device_spec(arguments.device)])
     check_libraries(device)
     dtype = model_dtype(arguments.dtype or "auto", device)

@@ -9,6 +9,7 @@ from max_zimage.cli.common import at_least_one
 from max_zimage.cli.field_flags import add_flag
 from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
 from max_zimage.cli.other_flags import add_others
+from max_zimage.cli.placement_flags import add_placement
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 
@@ -53,6 +54,7 @@ def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.Argu
     add_running(running)
     add_cache(running, 0)
     running.add_argument("--attention-backend", metavar="NAME", help="auto, or the one that --show-info names")
+    add_placement(parser)
     add_configuration(parser)
     add_others(parser, besides=("--attention-backend",))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from max_zimage import embedded
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.options import model_path
+from max_zimage.cli.placement_flags import placement_options
 from max_zimage.request.templates import VARIABLE, Templates
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
 
@@ -41,8 +42,9 @@ def serve(arguments: argparse.Namespace) -> int:
         _ = Templates().all
         _check_folder(settings.lora_folder)
         from max_zimage import ZImagePipeline
+        from max_zimage.pipeline.placing import VARIABLE as PLAN
         from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
-        from max_zimage.serving.capacity import check_capacity
+        from max_zimage.serving.capacity import with_capacity
 
         prepared = ZImagePipeline.prepare(
             settings.model,
@@ -52,10 +54,13 @@ def serve(arguments: argparse.Namespace) -> int:
             step_cache=settings.step_cache,
             quantize=arguments.quantize,
             config=arguments.configuration,
+            **placement_options(arguments),
         )
         # By the environment, which the worker has too.
         os.environ[QUANTIZE] = prepared.sources.quantize
-        check_capacity(settings, prepared)
+        prepared = with_capacity(settings, prepared)
+        assert prepared.plan is not None
+        os.environ[PLAN] = prepared.plan.to_json()
     from max_zimage.serving.server import run
 
     return run(settings, prepared)

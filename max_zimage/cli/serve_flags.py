@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from max_zimage.cli.common import at_least_one
 from max_zimage.cli.field_flags import add_flag
 from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
 from max_zimage.cli.other_flags import add_others
+from max_zimage.cli.placement_flags import add_placement
 from max_zimage.serving.http.callers import host_name, origin_of
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
+
+T = TypeVar("T")
 
 
 def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
@@ -39,6 +42,7 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     add_running(parser)
     help = "show tracebacks of errors at the start"
     parser.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
+    add_placement(parser)
     _add_running(parser)
     _add_limits(parser)
     _add_connections(parser)
@@ -154,8 +158,8 @@ def _add_connections(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _named(read: Callable[[str], str]) -> Callable[[str], str]:
-    def checked(text: str) -> str:
+def _named(read: Callable[[str], T]) -> Callable[[str], T]:
+    def checked(text: str) -> T:
         try:
             return read(text)
         except ValueError as error:

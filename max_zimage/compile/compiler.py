@@ -9,7 +9,7 @@ Graphs that are waited for together are compiled as one module on a CPU, see `ma
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -26,6 +26,7 @@ from max_zimage.compile import device_graphs
 from max_zimage.compile.device_graphs import DeviceGraphs
 from max_zimage.compile.modules import CompiledModule, GraphDefinition, module_of
 from max_zimage.compile.observer import observed
+from max_zimage.device.memory import give_back
 from max_zimage.host.processes import check_process
 
 _lock = threading.Lock()
@@ -37,11 +38,13 @@ class CompiledGraph:
     Attributes:
         name: What progress and profiles call it.
         device_graphs: Its calls as device graphs; None where there are none, and until it is compiled.
+        recall: Brings the weights of a graph that is called without; None for one that is never without.
     """
 
     def __init__(self, definition: GraphDefinition) -> None:
         self.name = definition.name
         self.device_graphs: DeviceGraphs | None = None
+        self.recall: Callable[[], None] | None = None
         self._definition: GraphDefinition | None = definition
         self._device, self._replayed = definition.device, definition.replayed
         self._on_host = [each.device.is_cpu() and not self._device.is_host for each in definition.input_types]
@@ -70,16 +73,17 @@ class CompiledGraph:
         """What it was compiled in; None until it is."""
         return self._module
 
-    def finish(self, model: Model, module: CompiledModule | None = None) -> None:
+    def finish(self, model: Model | None, module: CompiledModule | None = None) -> None:
         """Take the compiled graph, or take it again, bound to other weights.
 
         Args:
-            model: The graph.
+            model: The graph; None where its weights come later.
             module: What it belongs to; on an accelerator that holds the weights whose addresses the graph has.
         """
         if self.device_graphs is not None:
             self.device_graphs.give_up()  # what was recorded reads the former weights
-        if self._replayed and device_graphs.possible(self._device):
+        self.device_graphs = None
+        if model is not None and self._replayed and device_graphs.possible(self._device):
             self.device_graphs = DeviceGraphs(self.name, model, self._device, self._on_host)
         self._model, self._module, self._definition = model, module, None
 
@@ -88,6 +92,8 @@ class CompiledGraph:
         if self.device_graphs is not None:
             self.device_graphs.give_up()
         self.device_graphs = self._model = None
+        if self._definition is not None:
+            self._definition = replace(self._definition, weights={}, is_unbound=True)
 
     def __call__(self, *inputs: Buffer | Tensor) -> list[Buffer]:
         """Run the graph.
@@ -102,8 +108,10 @@ class CompiledGraph:
             RuntimeError: If MAX cannot compile it, or cannot be used in this process because it is a fork.
         """
         check_process()
-        if self._model is None:
+        if self._definition is not None:
             compile_together([self])
+        if self._model is None and self.recall is not None:
+            self.recall()
         assert self._model is not None
         buffers = [*map(_buffer, inputs)]
         with Tracer(self.name):
@@ -130,7 +138,7 @@ def compile_graph(
     name: str,
     module: Module[..., Any],
     input_types: Iterable[TensorType],
-    weights: Mapping[str, Buffer],
+    weights: Mapping[str, Buffer] | None,
     session: InferenceSession,
     *,
     spec: object,
@@ -144,7 +152,8 @@ def compile_graph(
         module: The graph's Module.
         input_types: Types of its inputs.
         weights: Parameter name -> data, all of it in host memory or all of it on the device; names that the Module does
-            not have are left aside, so that one component's graphs can share one mapping.
+            not have are left aside, so that one component's graphs can share one mapping. None to bring them later, by
+            `bind`.
         session: Where it will run.
         spec: What the Module was made from.
         device: Where it runs.
@@ -156,7 +165,7 @@ def compile_graph(
     Raises:
         KeyError: If a parameter has no data.
     """
-    needed = {parameter: weights[parameter] for parameter, _ in module.parameters}
+    needed = {} if weights is None else {parameter: weights[parameter] for parameter, _ in module.parameters}
     return CompiledGraph(
         GraphDefinition(
             name=name,
@@ -167,6 +176,7 @@ def compile_graph(
             spec=spec,
             device=device,
             replayed=replayed,
+            is_unbound=weights is None,
         )
     )
 
@@ -205,7 +215,7 @@ def compile_together(graphs: Sequence[CompiledGraph]) -> None:
         if definitions:
             module = module_of(definitions)
             for name, graph in pending.items():
-                graph.finish(module.models[name], module)
+                graph.finish(module.models.get(name), module)
 
 
 def share_compiled(graphs: Sequence[CompiledGraph]) -> None:
@@ -248,6 +258,24 @@ def bind(graphs: Sequence[CompiledGraph], weights: Mapping[str, Buffer]) -> None
                 graph.finish(module.models[name], module)
         for graph in graphs:
             graph.expect(weights)
+
+
+def unbind(graphs: Sequence[CompiledGraph]) -> None:
+    """Have graphs give up their weights until `bind` brings them again. What they were compiled to stays.
+
+    Args:
+        graphs: All those with weights that were compiled together with one of them.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    with _lock:
+        modules = {id(graph.module): graph.module for graph in graphs if graph.module is not None}
+        for module in modules.values():
+            module.release([graph.name for graph in graphs if graph.module is module])
+        for graph in graphs:
+            graph.release()
+    give_back()
 
 
 def _on_host(graphs: Sequence[CompiledGraph]) -> bool:

@@ -20,7 +20,7 @@ def define(
     entry: Entry,
     spec: object,
     model_dtype: ModelDtype,
-    weights: Mapping[str, Buffer],
+    weights: Mapping[str, Buffer] | None,
     *,
     session: InferenceSession,
     device: Device,
@@ -32,7 +32,7 @@ def define(
         entry: From `max_zimage.compile.registry.GRAPHS`.
         spec: Its component's.
         model_dtype: Of its weights and computation.
-        weights: The component's, under its own names; see `compile_graph`.
+        weights: The component's, under its own names, or None; see `compile_graph`.
         session: Where it will run.
         device: Where it runs.
         storage: How its matrices are kept; None for the dtype.
@@ -42,7 +42,7 @@ def define(
         entry.name,
         module,
         types,
-        Prefixed(weights, entry.prefix) if entry.prefix else weights,
+        Prefixed(weights, entry.prefix) if entry.prefix and weights is not None else weights,
         session,
         spec=entry.key_of(spec),
         device=device,

@@ -23,7 +23,7 @@ from max.graph import TensorType
 
 from max_zimage import progress
 from max_zimage.compile.artifacts import artifact_key, artifact_name, find, save
-from max_zimage.compile.device_weights import are_in_place
+from max_zimage.compile.device_weights import are_in_place, shared
 from max_zimage.compile.turns import turn
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
@@ -42,12 +42,14 @@ class GraphDefinition:
         name: What progress and profiles call it.
         module: From `graphs.layers.build`.
         input_types: Its `input_types()`.
-        weights: Its parameters' data, in host memory or, where `weights_in_place` is true, on its device.
+        weights: Its parameters' data, in host memory or, where `weights_in_place` is true, on its device; nothing if it
+            is unbound.
         session: Where it will run.
         spec: The frozen dataclass that the Module was made from, or None; see `artifact_key`.
         device: Where it runs.
         replayed: Whether its calls may be replayed as device graphs: not if what it launches depends on numbers that it
             computes, and to no avail if it launches little or runs once.
+        is_unbound: Whether it is compiled before its weights are there; `CompiledModule.bind` brings them.
     """
 
     name: str
@@ -58,6 +60,12 @@ class GraphDefinition:
     spec: object
     device: Device
     replayed: bool = False
+    is_unbound: bool = False
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Its parameters."""
+        return frozenset(name for name, _ in self.module.parameters) if self.is_unbound else frozenset(self.weights)
 
     @cached_property
     def key(self) -> str:
@@ -68,6 +76,8 @@ class GraphDefinition:
     @cached_property
     def weights_in_place(self) -> bool:
         """Whether the graph reads its weights where they lie on the device."""
+        if self.is_unbound:
+            return bool(self.needs) and shared(self.device)
         return are_in_place(self.weights)
 
 
@@ -75,17 +85,19 @@ class CompiledModule:
     """Graphs that were compiled together, and what they are bound to.
 
     Attributes:
-        models: Graph name -> the graph as it can be run, bound to the weights that were given last.
+        models: Graph name -> the graph as it can be run, bound to the weights that were given last; none while it is
+            unbound.
     """
 
     def __init__(
         self, compiled: CompiledModel, definitions: Sequence[GraphDefinition], weights: Mapping[str, Buffer]
     ) -> None:
         self._session, self._compiled = definitions[0].session, compiled
-        self._needs = {each.name: frozenset(each.weights) for each in definitions}
-        self.models = self._init(weights)
-        # On an accelerator a graph has a copy of its own, and host memory is given back.
-        self._weights = {name: data for name, data in weights.items() if _is_kept(data, definitions)}
+        self._needs = {each.name: each.needs for each in definitions}
+        self._on_host = definitions[0].device.is_host
+        is_unbound = any(each.is_unbound and each.needs for each in definitions)
+        self.models = {} if is_unbound else self._init(weights)
+        self._weights = {} if is_unbound else self._kept(weights)
 
     def bind(self, names: Collection[str], weights: Mapping[str, Buffer]) -> None:
         """Bind some graphs to other weights; the others of the module keep theirs.
@@ -103,7 +115,21 @@ class CompiledModule:
         given = self.check(names, weights)
         self.models = {}
         self.models = self._init({**self._weights, **given})
-        self._weights |= {name: data for name, data in given.items() if name in self._weights}
+        self._weights |= self._kept(given)
+
+    def release(self, names: Collection[str]) -> None:
+        """Give up all weights until `bind` brings them again, which compiles nothing.
+
+        Args:
+            names: The graphs that will be bound again.
+
+        Raises:
+            ValueError: If another graph has weights, and would have none from here on.
+        """
+        others = sorted(name for name, needed in self._needs.items() if needed and name not in names)
+        if others:
+            raise ValueError(f"graph {others[0]} was compiled together with those that give up their weights")
+        self.models, self._weights = {}, {}
 
     def check(self, names: Collection[str], weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """What `bind` would bind anew; arguments and errors are the same."""
@@ -127,6 +153,13 @@ class CompiledModule:
             definition: Like the one that the graph was compiled from, with the other weights.
         """
         return CompiledModule(self._compiled, [definition], {**self._weights, **definition.weights})
+
+    def _kept(self, weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """What graphs read where it is, so that keeping it costs no memory.
+
+        On an accelerator a graph may have a copy of its own; then host memory is given back.
+        """
+        return {name: data for name, data in weights.items() if self._on_host or not data.device.is_host}
 
     def _init(self, weights: Mapping[str, Buffer]) -> dict[str, Model]:
         return self._session.init_all(self._compiled, weights_registry=dict(weights))
@@ -202,8 +235,3 @@ def weights_of(definitions: Sequence[GraphDefinition]) -> dict[str, Buffer]:
             if together.setdefault(name, data) is not data:
                 raise RuntimeError(f"graph {each.name} has other data for {name}; compile it in a group of its own")
     return together
-
-
-def _is_kept(data: Buffer, definitions: Sequence[GraphDefinition]) -> bool:
-    """Whether a graph reads the very data that it was given, so that keeping it costs no memory."""
-    return definitions[0].device.is_host or not data.device.is_host

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from max_zimage.checkpoint.load import load, scales_of
 from max_zimage.checkpoint.locate import paths_of
 from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.checkpoint.transforms.base import Transform
-from max_zimage.compile.compiler import CompiledGraph, bind
+from max_zimage.compile.compiler import CompiledGraph, bind, unbind, wait_for
 from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import entry_of
@@ -32,9 +32,14 @@ from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 
+_AWAY: Mapping[str, Buffer] = {}
+"""The weights of a component that is away."""
+
 
 class ZImageComponent(ComponentModel):
     """A ComponentModel that reads its weights strictly and compiles graphs on one device.
+
+    Its weights may be *away*: not in memory, until a graph that has some is called. See `come` and `leave`.
 
     Args:
         config: The component's configuration as Hugging Face's JSON has it.
@@ -44,6 +49,12 @@ class ZImageComponent(ComponentModel):
         session: Where the graphs run; None makes one.
         cache_config: Taken for MAX's sake; no component depends on it.
         plan: What is loaded from the files, where they were checked before.
+        is_away: Whether no weights are read before a graph is called.
+
+    Attributes:
+        is_here: Whether the weights are in memory.
+        before_coming: Called before they are read.
+        before_work: Called before what takes much memory beside them.
 
     Raises:
         ValueError: If the configuration, the encoding or the weights do not fit.
@@ -65,8 +76,11 @@ class ZImageComponent(ComponentModel):
         session: InferenceSession | None = None,
         cache_config: DenoisingCacheConfig | None = None,
         plan: LoadPlan | None = None,
+        is_away: bool = False,
     ) -> None:
-        self._plan = plan
+        self._plan, self.is_here = plan, not is_away
+        self.before_coming: Callable[[], None] | None = None
+        self.before_work: Callable[[], None] | None = None
         self._graphs: list[CompiledGraph] = []  # those that have weights
         self._weights: Mapping[str, Buffer] | None = None
         super().__init__(config, encoding, devices, weights, cache_config=cache_config)
@@ -100,9 +114,10 @@ class ZImageComponent(ComponentModel):
             name: Which one.
             weights: The component's, under its own names; None for a graph that has none.
         """
-        graph = self.define(name, weights or {})
+        graph = self.define(name, {} if weights is None else weights)
         if weights is not None:
             self._graphs.append(graph)
+            graph.recall = self.come
         return graph
 
     def define(self, name: str, weights: Mapping[str, Buffer]) -> CompiledGraph:
@@ -113,7 +128,7 @@ class ZImageComponent(ComponentModel):
             weights: Under the graph's own names.
         """
         session, device = self.session, self.device
-        what = entry_of(name), self.spec, self.dtype_name, weights
+        what = entry_of(name), self.spec, self.dtype_name, None if weights is _AWAY else weights
         return define(*what, session=session, device=device, storage=self.plan().kept_as)
 
     @property
@@ -125,14 +140,44 @@ class ZImageComponent(ComponentModel):
         """The weights for a graph: those that the component's other graphs have, or else read again.
 
         They are kept where that costs no memory: on a CPU, and where graphs read them on the device. Elsewhere every
-        graph has a copy of its own, and host memory is given back.
+        graph has a copy of its own, and host memory is given back. Of a component that is away there are none.
         """
+        if not self.is_here:
+            return _AWAY
         if self._weights is not None:
             return self._weights
         weights = self.placed(self.all_weights())
         if self.device.is_host or shared(self.device) or self.keeps_weights:
             self._weights = weights
         return weights
+
+    def come(self) -> None:
+        """Read the weights and bind the graphs to them, where that is not so; nothing is compiled for it.
+
+        Adapters and quantized storage are those that were asked for last.
+        """
+        if self.is_here:
+            return
+        if self.before_coming is not None:
+            self.before_coming()
+        wait_for([graph for graph in self._graphs if graph.pending])
+        self.is_here = True
+        try:
+            self._bind(self.provide())
+        except BaseException:  # a file that is gone, memory that does not suffice
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Give the memory of the weights back. What the graphs were compiled to stays."""
+        if self.is_here:
+            self._weights, self.is_here = None, False
+            unbind(self._graphs)
+
+    def enter(self) -> None:
+        """Have memory made for work that takes much of it."""
+        if self.before_work is not None:
+            self.before_work()
 
     def plan(self) -> LoadPlan:
         """What is loaded from the component's files: checked before by whoever made it, or else here."""
@@ -187,6 +232,8 @@ class ZImageComponent(ComponentModel):
 
     def _take(self, now: LoadPlan, changed: Collection[str]) -> None:
         self._plan = now
+        if not self.is_here:
+            return
         in_part = self.device.is_host and self._weights is not None
         new = self.load_weights(changed) if in_part else self.placed(self.all_weights())
         self._bind(new)
@@ -196,6 +243,8 @@ class ZImageComponent(ComponentModel):
     def _put_back(self, before: LoadPlan, changed: Collection[str]) -> None:
         """Have every graph read again what it read before: some of them may have been given other weights."""
         self._plan = before
+        if not self.is_here:
+            return
         if self._weights is None:
             self._bind(self.placed(self.all_weights()))
         else:

@@ -52,6 +52,10 @@ class EncoderLayers:
         self._stages: dict[str, CompiledGraph] = {}
         self.nbytes = 0
 
+    def anew(self) -> EncoderLayers:
+        """The same before any of it was asked for, without weights."""
+        return EncoderLayers(self._component, self._spec, self._transforms)
+
     def __call__(self, tokens: Buffer, rope: Buffer, hidden_layer: HiddenLayer) -> Buffer:
         """Features of every position; those at and beyond a caption's length mean nothing.
 

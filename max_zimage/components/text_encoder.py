@@ -54,6 +54,12 @@ class ZImageTextEncoderModel(ZImageComponent):
         self.layers = EncoderLayers(self, self.spec, transforms)
         return changed
 
+    @override
+    def leave(self) -> None:
+        if self.is_here:
+            self.layers = self.layers.anew()
+        super().leave()
+
     @property
     def graphs(self) -> tuple[CompiledGraph, ...]:
         """Those that every picture needs."""
@@ -97,6 +103,7 @@ class ZImageTextEncoderModel(ZImageComponent):
         for row, caption in zip(tokens, captions, strict=True):
             row[: len(caption)] = caption
         rope = text_rope(self.spec.head_dim, self.spec.rope_theta, length)
+        self.come()
         inputs = upload(tokens, self.device), upload(rope, self.device)
         if hidden_layer != DEFAULT_HIDDEN_LAYER:
             return self.layers(*inputs, hidden_layer)
@@ -114,6 +121,7 @@ class NoTextEncoder(ZImageTextEncoderModel):
 
     def __init__(self, spec: TextEncoderSpec, dtype_name: ModelDtype, device: Device) -> None:
         self.spec, self.dtype_name, self.device = spec, dtype_name, device
+        self.is_here, self.before_coming, self.before_work = False, None, None
         self.layers = EncoderLayers(self, spec, ())
 
     @property

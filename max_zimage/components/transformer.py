@@ -102,7 +102,7 @@ class ZImageTransformerModel(ZImageComponent):
         Raises:
             NotEnoughMemoryError: If that does not fit.
         """
-        if self._weights is None:
+        if self._weights is None and self.is_here:
             check_device_memory(self.nbytes_beside + self.again_bytes + 2 * self._nbytes, self.device)
         graph = self.graph(name, self.provide())
         self._copies += 1
@@ -111,7 +111,7 @@ class ZImageTransformerModel(ZImageComponent):
     @property
     def again_bytes(self) -> int:
         """Memory of an accelerator for weights which are there already: of step caches, and of guided attention."""
-        return 0 if self._weights is not None else self._copies * self._nbytes
+        return 0 if self._weights is not None or self.device.is_host else self._copies * self._nbytes
 
     @cached_property
     def taylor_graphs(self) -> tuple[CompiledGraph, CompiledGraph]:

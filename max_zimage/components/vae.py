@@ -107,6 +107,7 @@ class ZImageVaeModel(ZImageComponent):
         Raises:
             ValueError: If a side of the pictures is not a multiple of 8.
         """
+        self.enter()
         batch = int(image.shape[0])
         none = Buffer.zeros(tuple(map(int, noise.shape)), DType.float32, self.device)
         return self._mixed(image, np.arange(batch), noise, none, np.array([0, 1], np.float32))
@@ -122,8 +123,9 @@ class ZImageVaeModel(ZImageComponent):
             tiling: Whether the picture is encoded in tiles: if it is larger than one, and they are blended.
 
         Returns:
-            float32 like `noise`.
+            float32 like `noise`, on the autoencoder's device.
         """
+        self.enter()
         shares = np.array([sigma, np.float32(1) - sigma], np.float32)
         rows = np.zeros(int(noise.shape[0]), np.int32)
         if tiling.kind == "blend" and tiling.is_needed(*image.shape[1:3]):

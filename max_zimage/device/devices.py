@@ -22,29 +22,48 @@ Tensor = Buffer | EagerTensor | npt.NDArray[Any]
 _ACCELERATOR = re.compile(r"(?:gpu|cuda|hip)(?::(\d+))?")
 
 
-def device_spec(name: str) -> DeviceSpec:
+def device_spec(name: str, field: str = "device") -> DeviceSpec:
     """Find a device.
 
     Args:
         name: "auto" (the first accelerator, or else the CPU), "cpu", "gpu", or "gpu:1" and so on; "cuda" and "hip"
             stand for "gpu".
+        field: What was set to it, for the error.
 
     Raises:
-        RequestError: If the name is unknown or there is no such accelerator.
+        RequestError: If the name is unknown or there is no such accelerator; lists what there is.
     """
     count = accelerator_count()
     if name == "cpu" or (name == "auto" and count == 0):
         return DeviceSpec.cpu()
     match = _ACCELERATOR.fullmatch("gpu" if name == "auto" else name)
     if match is None:
-        raise RequestError.of("device", 'device must be "auto", "cpu", "gpu" or "gpu:N", got {given!r}', given=name)
+        message = '{field} must be "auto", "cpu", "gpu" or "gpu:N", got {given!r}; here there is {devices}'
+        raise RequestError.of(field, message, given=name, devices=", ".join(device_names()))
     number = int(match[1] or 0)
     if number >= count:
         there = "no accelerator is" if count == 0 else f"only {count} accelerator{'s are' if count > 1 else ' is'}"
-        raise RequestError.of(
-            "device", "device {given!r} was asked for, and {there} available here; {say[cpu]}", given=name, there=there
-        )
+        message = "{field} {given!r} was asked for, and {there} available here; "
+        message += "{say[cpu]}" if field == "device" else "here there is {devices}"
+        raise RequestError.of(field, message, given=name, there=there, devices=", ".join(device_names()))
     return DeviceSpec.accelerator(number)
+
+
+def device_names() -> list[str]:
+    """The devices of this machine."""
+    return ["cpu", *(f"gpu:{number}" for number in range(accelerator_count()))]
+
+
+def device_name(device: Device | DeviceSpec) -> str:
+    """A device as people write it, "cpu" or "gpu:N"."""
+    if isinstance(device, DeviceSpec):
+        return "cpu" if device.device_type == "cpu" else f"gpu:{device.id}"
+    return "cpu" if device.is_host else f"gpu:{device.id}"
+
+
+def moved(buffer: Buffer, device: Device) -> Buffer:
+    """A buffer on a device: itself where it is there, or else a copy."""
+    return buffer if buffer.device == device else buffer.to(device)
 
 
 def device_kind(device: Device) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from max_zimage.device.devices import device_kind
 from max_zimage.images.texts import save_options
 from max_zimage.images.xmp import source_of
 from max_zimage.request.metadata import GenerationParameters
@@ -54,3 +55,17 @@ class Carried:
         found = self.parameters(picture) if kind in _KINDS else None
         text = found.to_json() if found else ""
         return save_options(kind, text, source_of(self.request.image)) if kind in _KINDS else {}
+
+
+def of_call(pipeline: Any, request: GenerationRequest, *, is_whole: bool) -> Carried:
+    """What the files of a call's pictures are to say; a method of pipelines.
+
+    Args:
+        pipeline: A `ZImagePipeline`, which draws them.
+        request: The call's.
+        is_whole: Whether it says all of the pictures.
+    """
+    model, weight_paths = pipeline.named
+    drawn_by = {"model": model, "weight_paths": weight_paths, "dtype": pipeline.sources.dtypes["transformer"]}
+    drawn_by |= {"device": device_kind(pipeline.devices[0]), "quantize": pipeline.sources.quantize}
+    return Carried(request, drawn_by, is_whole and bool(model))

@@ -16,9 +16,10 @@ from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage.components import NoTextEncoder, ZImageComponent
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
+from max_zimage.device.placement import Plan
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
-from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
+from max_zimage.pipeline.manifest import CheckpointManifest, check_device, find_sources
 from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
 from max_zimage.request.checks import whole_number
 
@@ -34,20 +35,22 @@ def sources_of(
     config: PipelineConfig,
     weight_paths: Sequence[Path],
     unprefixed: str,
-    device: Device,
+    devices: Mapping[str, Device],
     default_steps: int,
     without: Sequence[str] = (),
     quantize: Quantize = None,
 ) -> CheckpointManifest:
     """Find and check a checkpoint; see `find_sources` and `max_zimage.pipeline.storages`."""
-    storages = asked_storages(quantize, device)
-    found = find_sources(config, weight_paths, unprefixed, device, default_steps, without)
+    storages = asked_storages(quantize, devices)
+    for device in devices.values():
+        check_device(device)
+    found = find_sources(config, weight_paths, unprefixed, devices["transformer"], default_steps, without)
     return with_storages(found, storages)
 
 
-def asked_storages(quantize: Quantize, device: Device) -> dict[str, Storage]:
+def asked_storages(quantize: Quantize, devices: Device | Mapping[str, Device]) -> dict[str, Storage]:
     """What is to be quantized; see `storages_of`. None is what the variable says."""
-    return storages_of(os.environ.get(VARIABLE) if quantize is None else quantize, device)
+    return storages_of(os.environ.get(VARIABLE) if quantize is None else quantize, devices)
 
 
 def checked_cache_bytes(given: int | None) -> int:
@@ -93,26 +96,40 @@ def new_session(devices: list[Device]) -> InferenceSession:
 def load_components(
     make: Mapping[str, type[ZImageComponent]],
     sources: CheckpointManifest,
-    devices: list[Device],
+    plan: Plan,
+    devices: Mapping[str, Device],
     session: InferenceSession,
     cache_config: DenoisingCacheConfig | None,
 ) -> dict[str, ComponentModel]:
-    """Load the weights of all components, from what was found of them.
+    """Load the weights of all components that stay, from what was found of them; those that take turns come later.
+
+    Args:
+        make: Component -> its class.
+        sources: What was found.
+        plan: Where they run, and which of them stay.
+        devices: Component -> where it runs.
+        session: For the transformer's graphs.
+        cache_config: MAX's.
 
     Raises:
         NotEnoughMemoryError: If they do not fit; raised before anything is loaded.
     """
-    check_fits(sources, devices[0])
+    if plan.is_plain:
+        check_fits(sources, devices["transformer"])
     components: dict[str, ComponentModel] = {}
-    sizes = sources.nbytes
+    sizes, sessions = sources.nbytes, {devices["transformer"]: session}
     for name, component in make.items():
+        device = devices.get(name, devices["transformer"])
         if name not in sources.plans:
-            components[name] = NoTextEncoder(sources.specs.text_encoder, sources.dtypes[name], devices[0])
+            components[name] = NoTextEncoder(sources.specs.text_encoder, sources.dtypes[name], device)
             continue
+        if device not in sessions:
+            sessions[device] = InferenceSession(devices=[device])
         # Only the files' names: MAX would open them once more, as safetensors whatever they are.
         unread: dict[str, Any] = {"tensors": frozenset(), "tensors_to_file_idx": {}, "_st_file_handles": {}}
-        weights, plan = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
-        what = sources.configs[name], sources.dtypes[name], devices, weights
-        components[name] = made = component(*what, session=session, cache_config=cache_config, plan=plan)
-        made.nbytes_beside = sum(sizes.values()) - sizes[name]
+        weights, checked = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
+        what = sources.configs[name], sources.dtypes[name], [device], weights
+        how: dict[str, Any] = {"session": sessions[device], "cache_config": cache_config, "plan": checked}
+        components[name] = made = component(*what, **how, is_away=plan.residency == "sequential")
+        made.nbytes_beside = sum(sizes[other] for other in plan.beside(name) if other in sizes)
     return components

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from max.driver import Device, load_devices
+from max.driver import Device
 from max.pipelines.lib.config import PipelineConfig
 
 from max_zimage import embedded
 from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.locate import resolve_model
-from max_zimage.device.devices import device_spec
-from max_zimage.device.dtypes import model_dtype
+from max_zimage.device.placement import Plan, Wish
 from max_zimage.pipeline.bound_adapters import checked_loras, facts
 from max_zimage.pipeline.load_components import (
     DEFAULT_STEPS,
@@ -29,6 +28,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
+from max_zimage.pipeline.placing import Placing, devices_of, usual_cache_bytes
 from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.request.request import GenerationRequest
@@ -44,11 +44,13 @@ class CheckedModel:
     Attributes:
         directory: Where it lies.
         config: MAX's configuration of it.
-        devices: The first one will run all components.
+        devices: The first one will run the transformer, and all components that `wish` has nowhere else.
         weight_paths: Files in place of the checkpoint's own.
         sources: Shapes, files, defaults and limits.
         tokenizer: Its tokenizer.
-        embedding_cache_bytes: Of features that are kept in memory; 0 to keep none.
+        wish: Where components are to run, and what is to stay in memory.
+        embedding_cache_bytes: Of features that are kept in memory; 0 to keep none, None for what `plan` needs.
+        plan: What is done of that; None where it is still to be chosen.
         named: The checkpoint and those files, as they were named.
     """
 
@@ -58,7 +60,9 @@ class CheckedModel:
     weight_paths: list[Path]
     sources: CheckpointManifest
     tokenizer: PromptTokenizer
-    embedding_cache_bytes: int = 0
+    wish: Wish
+    embedding_cache_bytes: int | None = None
+    plan: Plan | None = None
     named: tuple[str, tuple[str, ...]] = ("", ())
 
     @property
@@ -68,7 +72,10 @@ class CheckedModel:
 
     def kept_features(self) -> KeptFeatures | None:
         """An empty cache of features, where there is to be one."""
-        return KeptFeatures(self.embedding_cache_bytes) if self.embedding_cache_bytes else None
+        kept = self.embedding_cache_bytes
+        if kept is None and self.plan is not None:
+            kept = usual_cache_bytes(self.plan)
+        return KeptFeatures(kept) if kept else None
 
     def facts_of(self, request: GenerationRequest) -> list[str]:
         """Check that the adapters of a request fit the checkpoint; what each changes, and what is odd, in words.
@@ -82,7 +89,6 @@ class CheckedModel:
 def check_model(
     model: PathName | None,
     *,
-    device: str,
     dtype: str,
     weight_path: PathName | Sequence[PathName],
     step_cache: StepCache | str | None,
@@ -91,24 +97,24 @@ def check_model(
     embedding_cache_bytes: int | None = None,
     generator_only: bool = False,
     loras: Sequence[Any] | None = None,
+    placing: Placing,
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
     Arguments and errors are those of `ZImagePipeline.from_pretrained`, memory apart; with `generator_only` the text
     encoder and the tokenizer are left alone, and their files need not be there.
     """
-    cache_bytes = checked_cache_bytes(embedding_cache_bytes)
+    cache_bytes = None if embedding_cache_bytes is None else checked_cache_bytes(embedding_cache_bytes)
     without = ("text_encoder", "tokenizer") if generator_only else ()
-    spec = device_spec(device)
-    devices = load_devices([spec])
-    model_dtype(dtype, devices[0])
+    wish = placing.read()
+    devices = devices_of(wish, dtype)
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
     directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=without)
-    described = (directory, spec, None if dtype == "auto" else dtype, flags_of(cache))
+    described = (directory, wish.devices["transformer"], None if dtype == "auto" else dtype, flags_of(cache))
     config = pipeline_config(*described)
     paths = [Path(path) for path in given]
-    found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices[0], DEFAULT_STEPS, without, quantize)
+    found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, without, quantize)
     if paths:
         config = pipeline_config(*described, {name: files for name, files in found.files.items() if files[0] in paths})
     sources = found.with_step_cache(cache)
@@ -123,5 +129,6 @@ def check_model(
             embeddings=sources.specs.text_encoder.vocab_size,
             positions=sources.limits.max_tokens,
         )
+    main = [devices["transformer"]]
     named = str(model or embedded.NAME), tuple(str(path) for path in paths)
-    return CheckedModel(directory, config, devices, paths, sources, tokenizer, cache_bytes, named)
+    return CheckedModel(directory, config, main, paths, sources, tokenizer, wish, cache_bytes, named=named)

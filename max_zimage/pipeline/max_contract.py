@@ -193,7 +193,7 @@ def prepare_img2img_latents(self: Parts, noise_latents: Tensor, image_tensor: Te
     image = _levels(_array(image_tensor))
     if len(image) == 1:
         image = np.repeat(image, len(noise), axis=0)
-    latents = self.vae.encode(upload(image, self.device), upload(np.zeros_like(noise), self.device))
+    latents = self.vae.encode(*(upload(each, self.vae.device) for each in (image, np.zeros_like(noise))))
     mixed = sigma * noise + (np.float32(1) - sigma) * download(latents)
     return upload(mixed.astype(np.float32), self.device)
 

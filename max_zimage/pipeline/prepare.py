@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from max.driver import Buffer
+from max.driver import Buffer, Device
 from max.dtype import DType
 
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
-from max_zimage.device.devices import download, joined, upload
+from max_zimage.device.devices import download, joined, moved, upload
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.items import make_items
 from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
@@ -99,7 +99,7 @@ def laid_out(
         seeds: Of each picture, where the sampler draws noise.
         asked: Says what all requests of the batch have in common: step cache and position extrapolation.
     """
-    latents = joined([each if isinstance(each, Buffer) else upload(each, transformer.device) for each in start])
+    latents = joined([_there(each, transformer.device) for each in start])
     batch, channels, height, width = map(int, latents.shape)
     rows, columns, device = height // 2, width // 2, transformer.device
     branches = [0, *([1] if guided.has_negative else []), *range(2, 2 + len(guided.others))]
@@ -121,6 +121,10 @@ def laid_out(
         seeds=seeds,
         dype=dype,
     )
+
+
+def _there(start: FloatArray | Buffer, device: Device) -> Buffer:
+    return moved(start, device) if isinstance(start, Buffer) else upload(start, device)
 
 
 def _rows(given: Sequence[int], batch: int, guided: Guidance) -> tuple[int, ...]:

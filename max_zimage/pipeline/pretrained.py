@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from max.driver import Device
-
-from max_zimage.device.devices import device_kind
-from max_zimage.pipeline import llm_dit
-from max_zimage.pipeline.carried import Carried
+from max_zimage.compile.compiler import CompiledGraph, wait_for
+from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.device.placement import Plan
+from max_zimage.pipeline import carried, llm_dit
 from max_zimage.pipeline.configured import (
     Config,
     configuration_of,
@@ -18,42 +19,105 @@ from max_zimage.pipeline.configured import (
     with_options,
     with_torch_dtype,
 )
-from max_zimage.pipeline.load_components import PathName, new_session
+from max_zimage.pipeline.load_components import (
+    DEFAULT_STEPS,
+    UNPREFIXED_COMPONENT,
+    PathName,
+    load_components,
+    new_session,
+    sources_of,
+)
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
+from max_zimage.pipeline.placing import Placing, device_of, placed_usually, plan_for_worker
+from max_zimage.pipeline.residency import Residency
 from max_zimage.pipeline.storages import Quantize
-from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     from typing import Self
 
+    from max.driver import Device
+    from max.engine import InferenceSession
+    from max.pipelines.diffusion.config import DenoisingCacheConfig
+    from max.pipelines.lib.config import PipelineConfig
+    from max.pipelines.modeling.base.component_model import ComponentModel
+
+__all__ = ["DEFAULT_STEPS", "UNPREFIXED_COMPONENT", "PretrainedMethods"]
+
 
 class PretrainedMethods:
-    """What a pipeline has for that, and calls under llm-dit's names."""
+    """What a pipeline has for that, and calls under llm-dit's names.
+
+    Attributes:
+        tokenizer: Of the checkpoint.
+        sources: What was found of it.
+        named: The checkpoint and the weight files in place of its own, as they were named; empty where MAX made it.
+        residency: Which components are in memory, and who comes and leaves.
+    """
 
     tokenizer: PromptTokenizer
-    named: tuple[str, tuple[str, ...]] = ("", ())
-    """The checkpoint and the weight files in place of its own, as they were named; empty if MAX made the pipeline."""
-
     sources: CheckpointManifest
-    devices: list[Device]
+    named: tuple[str, tuple[str, ...]] = ("", ())
+    residency: Residency
 
-    def carried(self, request: GenerationRequest, *, is_whole: bool) -> Carried:
-        """What the files of a call's pictures are to say.
-
-        Args:
-            request: The call's.
-            is_whole: Whether it says all of the pictures.
-        """
-        model, weight_paths = self.named
-        drawn_by = {"model": model, "weight_paths": weight_paths, "dtype": self.sources.dtypes["transformer"]}
-        drawn_by |= {"device": device_kind(self.devices[0]), "quantize": self.sources.quantize}
-        return Carried(request, drawn_by, is_whole and bool(model))
-
+    carried = carried.of_call
     img2img = llm_dit.img2img
     generate_multipass = llm_dit.generate_multipass
+
+    components: dict[str, type[ComponentModel]]
+    unprefixed_weight_component: str
+    default_num_inference_steps: int
+    text_encoder: ZImageTextEncoderModel
+    transformer: ZImageTransformerModel
+    vae: ZImageVaeModel
+    devices: list[Device]
+    session: InferenceSession
+    cache_config: DenoisingCacheConfig
+
+    def find(
+        self,
+        config: PipelineConfig,
+        weight_paths: list[Path],
+        devices: list[Device],
+        sources: CheckpointManifest | None = None,
+        plan: Plan | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        """Take over what was checked before, or else check it now.
+
+        Args:
+            config: MAX's configuration.
+            weight_paths: In place of the checkpoint's own files.
+            devices: The first one is the transformer's.
+            sources: The checkpoint, if it was checked.
+            plan: Where its components go; what the server of this process says, or else all to the one device.
+            max_memory: Bytes that may be taken of the transformer's device.
+        """
+        self._plan, self._max_memory = plan or plan_for_worker(devices), max_memory
+        names = self.unprefixed_weight_component, self._devices_of(devices), self.default_num_inference_steps
+        self.sources = sources or sources_of(config, weight_paths, *names)
+
+    def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
+        make = cast("dict[str, type[ZImageComponent]]", self.components)
+        where = self._devices_of(self.devices)
+        return load_components(make, self.sources, self._plan, where, self.session, self.cache_config)
+
+    def _devices_of(self, devices: list[Device]) -> dict[str, Device]:
+        there = self._plan.devices
+        return {name: devices[0] if each == there["transformer"] else device_of(each) for name, each in there.items()}
+
+    def compile_parts(self, *groups: list[CompiledGraph]) -> None:
+        """Compile graphs, those of components that stay on one CPU together; have components come and leave.
+
+        Args:
+            *groups: The graphs of each component.
+        """
+        parts = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        self.residency = Residency(parts, self.sources, self._plan, self._max_memory)
+        for group in [list(chain(*groups))] if self._plan.is_plain else groups:
+            wait_for(group)  # what is compiled together has its weights at one time
 
     @classmethod
     def from_pretrained(
@@ -68,6 +132,11 @@ class PretrainedMethods:
         quantize: Quantize = None,
         embedding_cache_bytes: int | None = None,
         loras: Sequence[Any] = (),
+        placement: str = "auto",
+        max_memory: int | str | None = None,
+        encoder_device: str | None = None,
+        dit_device: str | None = None,
+        vae_device: str | None = None,
         torch_dtype: object = None,
         config: Config = None,
         profile: str | None = None,
@@ -87,8 +156,16 @@ class PretrainedMethods:
             quantize: Component -> "int8" or "q4", for a CPU: {"transformer": "int8", "text_encoder": "q4"}, or the same
                 as "transformer=int8,text_encoder=q4". Their matrices are rounded when they are loaded. None is what the
                 variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
-            embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given.
+            embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given, or 64
+                MiB where the text encoder does not stay in memory.
             loras: Adapters of calls that name none; see `set_loras`.
+            placement: "resident" (all components stay in memory), "sequential" (text encoder and transformer take
+                turns), or "auto", the first that fits; where neither does, it has the text encoder run on the CPU.
+            max_memory: Of the transformer's device, how much may be taken by weights and, as estimated, by what is
+                computed: bytes, or a size such as "8GiB". All there is if not given.
+            encoder_device: Where the text encoder runs; `device` if not given.
+            dit_device: The same of the transformer, whose device decides on the dtype.
+            vae_device: The same of the autoencoder.
             torch_dtype: `dtype` as diffusers and llm-dit call it, such as torch.bfloat16 or "bfloat16".
             config: A configuration file, which says what these arguments leave at their defaults and what calls leave
                 out; see `max_zimage.request.configuration`. None, without a profile, reads none.
@@ -111,11 +188,13 @@ class PretrainedMethods:
         defaults = {"device": "auto", "dtype": "auto", "weight_path": (), "step_cache": None}
         given = with_torch_dtype(defaults | options)
         configuration = configuration_of(given.pop("config", None), given.pop("profile", None))
+        if configuration is not None:
+            rest = dict.fromkeys(("templates_dir", "quantize", "embedding_cache_bytes", "loras"))
+            model, given = with_options(model, rest | given, configuration)
+        placing = {each.name: given.pop(each.name) for each in fields(Placing) if each.name in given}
+        checked = check_model(model, **given, placing=Placing(**placing))
         if configuration is None:
-            return check_model(model, **given)
-        rest = dict.fromkeys(("templates_dir", "quantize", "embedding_cache_bytes", "loras"))
-        model, found = with_options(model, rest | given, configuration)
-        checked = check_model(model, **found)
+            return checked
         changed = configured_defaults(checked.sources.defaults, checked.sources.limits, configuration)
         return replace(checked, sources=checked.sources.with_defaults(**changed))
 
@@ -127,10 +206,13 @@ class PretrainedMethods:
             NotEnoughMemoryError: If the weights do not fit. Raised before anything is loaded.
             RuntimeError: If MAX cannot compile a graph, or cannot be used in this process because it is a fork.
         """
+        if prepared.plan is None:
+            prepared = replace(prepared, plan=placed_usually(prepared.sources, prepared.wish))
         session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
         where = (prepared.config, session, prepared.devices, prepared.weight_paths)
         make: Any = cls
-        pipeline = make(*where, cache_config=cache, sources=prepared.sources)
+        chosen = {"plan": prepared.plan, "max_memory": prepared.wish.max_memory}
+        pipeline = make(*where, cache_config=cache, sources=prepared.sources, **chosen)
         pipeline.named = prepared.named
         pipeline.tokenizer, pipeline.text_encoder.kept_features = prepared.tokenizer, prepared.kept_features()
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)

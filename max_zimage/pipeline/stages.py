@@ -13,7 +13,7 @@ from max.dtype import DType
 from PIL import Image
 
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.device.devices import download, upload_as
+from max_zimage.device.devices import download, moved, upload_as
 from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.batch import Captions, ZImageModelInputs, caption_arguments
 from max_zimage.pipeline.captions import changed_features
@@ -109,14 +109,15 @@ def caption_features(
         captions: The distinct captions of a request.
 
     Returns:
-        [captions, longest caption rounded up to a multiple of 32, caption_dim] in the model's dtype.
+        [captions, longest caption rounded up to a multiple of 32, caption_dim] in the model's dtype, on the
+        transformer's device.
     """
     given = captions.features
     if captions.are_changed or (captions.tokens and text_encoder.kept_features is not None):
         given = changed_features(text_encoder, captions)
     if given:
         return upload_as(padded_features(given), transformer.dtype_name, transformer.device)
-    return text_encoder(captions.tokens, captions.hidden_layer)
+    return moved(text_encoder(captions.tokens, captions.hidden_layer), transformer.device)
 
 
 def conditioned(transformer: ZImageTransformerModel, features: Buffer, captions: Captions) -> Buffer:
@@ -191,10 +192,11 @@ def decoded(
 def _decoded(
     vae: ZImageVaeModel, latents: Buffer, rows: int, columns: int, tiling: Tiling
 ) -> tuple[npt.NDArray[np.uint8], Flags]:
+    vae.enter()
     if tiling.is_needed(PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns):
         channels_last = np.ascontiguousarray(unpacked(latents, rows, columns).transpose(0, 2, 3, 1))
         return vae.decode_in_tiles(channels_last, tiling)
-    squares = token_squares(latents, rows, columns)
+    squares = token_squares(moved(latents, vae.device), rows, columns)
     batch = int(squares.shape[0])
     stride = pictures_at_once(batch, PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)
     parts = [squares[start : start + stride, :, :, :, :, :] for start in range(0, batch, stride)]

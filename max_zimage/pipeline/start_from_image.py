@@ -10,7 +10,7 @@ import numpy.typing as npt
 from max.driver import Buffer
 
 from max_zimage.components import ZImageTransformerModel, ZImageVaeModel
-from max_zimage.device.devices import upload
+from max_zimage.device.devices import moved, upload
 from max_zimage.images.tiles import Tiling
 from max_zimage.pipeline import inpainting
 from max_zimage.pipeline.inpainting import Masked, Paste
@@ -29,7 +29,7 @@ def starting_latents(
     sigma: np.float32,
     tiling: Tiling,
 ) -> Buffer:
-    """Mix an image with noise, on the device: sigma · noise + (1 - sigma) · image latents.
+    """Mix an image with noise, on the autoencoder's device: sigma · noise + (1 - sigma) · image latents.
 
     Args:
         vae: Encodes the image, once for all pictures.
@@ -76,7 +76,8 @@ def masked_start(
     Returns:
         float32 like `noise`, and what is kept.
     """
-    latents = starting_latents(vae, image, np.zeros_like(noise), source, np.float32(0), tiling)
+    given = starting_latents(vae, image, np.zeros_like(noise), source, np.float32(0), tiling)
+    latents = moved(given, transformer.device)
     shown = np.broadcast_to(inpainting.latent_mask(mask, vae.spec.downscale, soft=soft), noise.shape)
     masked = Masked(
         image=latents,

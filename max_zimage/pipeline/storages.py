@@ -20,18 +20,18 @@ STORAGES: tuple[Storage, ...] = get_args(Storage)
 Quantize = str | Mapping[str, str] | None
 
 
-def storages_of(quantize: Quantize, device: Device) -> dict[str, Storage]:
+def storages_of(quantize: Quantize, devices: Device | Mapping[str, Device]) -> dict[str, Storage]:
     """Read what is to be quantized.
 
     Args:
         quantize: Component -> storage, or the same in words; None, or nothing in it, for no component.
-        device: Where the components run.
+        devices: Component -> where it runs; or where all run.
 
     Returns:
         Component -> storage.
 
     Raises:
-        ValueError: If there is no such component or storage, one is named twice, or the device is not a CPU.
+        ValueError: If there is no such component or storage, one is named twice, or one that does not run on a CPU.
     """
     given = _pairs(quantize) if isinstance(quantize, str) else list((quantize or {}).items())
     found: dict[str, Storage] = {}
@@ -45,8 +45,14 @@ def storages_of(quantize: Quantize, device: Device) -> dict[str, Storage]:
         if component in found:
             raise ValueError(f"quantize names {component} twice; name it once")
         found[component] = storage
-    if found and not device.is_host:
-        raise ValueError(f"quantize is for a CPU, got device {device.label}; leave it out, or use device cpu")
+    for component in found:
+        device = devices[component] if isinstance(devices, Mapping) else devices
+        if not device.is_host:
+            place = {"text_encoder": "encoder_device", "transformer": "dit_device"}[component]
+            raise ValueError(
+                f"quantize is for a CPU, got device {device.label} for {component}={found[component]}; leave it out, "
+                f"or use device cpu, or {place} cpu"
+            )
     return found
 
 

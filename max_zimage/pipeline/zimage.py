@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,14 @@ from max.pipelines.diffusion.interface import DiffusionPipeline
 from max.pipelines.modeling.base.component_model import ComponentModel
 from PIL import Image
 
-from max_zimage.compile.compiler import CompiledGraph, wait_for
-from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
+from max_zimage.compile.compiler import CompiledGraph
+from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline import encoding, max_contract, stages
 from max_zimage.pipeline.adapters import AdapterMethods
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
 from max_zimage.pipeline.generator import request_of_call
-from max_zimage.pipeline.load_components import DEFAULT_STEPS, UNPREFIXED_COMPONENT, load_components, sources_of
-from max_zimage.pipeline.pretrained import PretrainedMethods
+from max_zimage.pipeline.pretrained import DEFAULT_STEPS, UNPREFIXED_COMPONENT, PretrainedMethods
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
 from max_zimage.pipeline.run import Run, sides_at
 from max_zimage.request.request import GenerationRequest
@@ -53,11 +52,12 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
     Args:
         pipeline_config: MAX's configuration of a diffusion checkpoint, one model entry for each component.
         session: Runs the graphs.
-        devices: The first one runs all components.
+        devices: The first one runs the transformer.
         weight_paths: Weight files in place of the checkpoint's own. One that stands in no component's folder goes to
             every component that it holds, or to the transformer.
         cache_config: Step caching of requests that say nothing of it; off if not given.
-        **kwargs: `sources`, if the checkpoint was checked before; others are refused by name.
+        **kwargs: `sources`, if the checkpoint was checked before, with `plan` and `max_memory`, where its components
+            go; others are refused by name.
 
     Raises:
         TypeError: If there is no such argument.
@@ -112,19 +112,14 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
         cache_config: DenoisingCacheConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        sources = kwargs.pop("sources", None)
+        checked = {name: kwargs.pop(name) for name in ("sources", "plan", "max_memory") if name in kwargs}
         if kwargs:  # the base class takes any argument and drops it
             raise TypeError(
                 f"ZImagePipeline has no use for {', '.join(kwargs)}; its arguments are pipeline_config, session, "
                 "devices, weight_paths and cache_config"
             )
-        names = self.unprefixed_weight_component, devices[0], self.default_num_inference_steps
-        self.sources = sources or sources_of(pipeline_config, weight_paths, *names)
+        self.find(pipeline_config, weight_paths, devices, **checked)
         super().__init__(pipeline_config, session, devices, weight_paths, cache_config)
-
-    def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
-        make = cast("dict[str, type[ZImageComponent]]", self.components)
-        return load_components(make, self.sources, self.devices, self.session, self.cache_config)
 
     @property
     def configured_cache(self) -> StepCache | None:
@@ -137,7 +132,7 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
         self.vae_scale_factor = self.vae.spec.downscale
         self.make_adapters()
         self.build_preprocess_latents()
-        wait_for([*self.transformer.graphs, *self.text_encoder.graphs, self.vae.model, self._pack])
+        self.compile_parts([*self.transformer.graphs], [*self.text_encoder.graphs], [self.vae.model], [self._pack])
         self.use_step_cache(self.configured_cache)
 
     def __call__(
@@ -195,7 +190,7 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
             NotApplied: If its adapters cannot be added to the weights.
         """
-        stages.check(self.sources, self.text_encoder, self.transformer, request)
+        self.residency.check(self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
         with self.adapters.using(request.loras), stages.blaming(request.latents):
             inputs = encoding.inputs_of_texts(request, self.sources, *parts)
@@ -221,7 +216,7 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
             NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
         """
         stages.check_output_type(output_type)
-        stages.check(self.sources, self.text_encoder, self.transformer, model_inputs)
+        self.residency.check(self.text_encoder, self.transformer, model_inputs)
         stages.expect(self.vae, model_inputs, output_type)
         run = self.denoising(model_inputs)
         run.run(on_step)

@@ -1,6 +1,6 @@
 """The fields of a request: one table, from which every front end takes what it needs.
 
-From here come the command line's flags, the bodies of the HTTP routes, what `GenerationRequest.create` takes and checks,
+From here come the command line's flags, the bodies of HTTP routes, what `GenerationRequest.create` takes and checks,
 pictures' parameters, the wire form that a worker gets, what requests must have in common to share a batch, and names in
 messages. A new field is one attribute, and the code that acts on it. Imports no numpy: the help reads the table.
 """

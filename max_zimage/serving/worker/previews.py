@@ -55,7 +55,7 @@ class Previewer:
         colours = np.random.default_rng(0).integers(0, 256, (_SQUARES, _SQUARES, 3), np.uint8)
         picture = colours.repeat(_SQUARE, 0).repeat(_SQUARE, 1)[None]
         channels, side = self._pipeline.transformer.spec.in_channels, picture.shape[1] // 8
-        device, noise = self._pipeline.device, np.zeros((1, channels, side, side), np.float32)
+        device, noise = self._pipeline.vae.device, np.zeros((1, channels, side, side), np.float32)
         latents = download(self._pipeline.vae.encode(upload(picture, device), upload(noise, device)))[0]
         if not np.isfinite(latents).all():
             _log.warning("no previews and no image-to-image: the autoencoder's encoder makes NaN or infinity")

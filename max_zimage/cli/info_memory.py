@@ -1,0 +1,51 @@
+"""The memory that a checkpoint and its pictures take, and where its components would go on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
+from max_zimage.pipeline.estimate import activation_bytes, large_decode_bytes
+from max_zimage.pipeline.loading import CheckedModel
+from max_zimage.pipeline.placing import Size, placed
+from max_zimage.request.checks import side
+
+
+def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) -> dict[str, Any]:
+    """What a picture takes and what is there, in bytes.
+
+    Raises:
+        ValueError: If the size is none that the checkpoint can draw.
+    """
+    sources = prepared.sources
+    defaults, limits = sources.defaults, sources.limits
+    height = side("height", defaults.height if height is None else height, limits.max_height)
+    width = side("width", defaults.width if width is None else width, limits.max_width)
+    dtype = sources.dtypes["transformer"]
+    guided = defaults.guidance_scale > 0
+    weights = sum(sources.nbytes.values())
+    activations = activation_bytes(sources.specs, height=height, width=width, branches=2 if guided else 1, dtype=dtype)
+    device = prepared.devices[0]
+    available = available_memory() if device.is_host else int(device.stats["free_memory"])
+    return {
+        "device": device.label + (f":{device.id}" if not device.is_host else ""),
+        "height": height,
+        "width": width,
+        "guided": guided,
+        "weights_bytes": weights,
+        "activations_bytes_about": activations,
+        "available_bytes": available,
+        "fits": weights + activations <= available,
+        "large_decode": large_decode_bytes(sources.specs.vae, sources.dtypes["vae"]),
+    }
+
+
+def placement_facts(prepared: CheckedModel, height: int, width: int) -> dict[str, Any]:
+    """What would be done on this machine with a checkpoint, for its usual picture of a size."""
+    sources = prepared.sources
+    size = Size(height=height, width=width, branches=2 if sources.defaults.guidance_scale > 0 else 1)
+    try:
+        plan = placed(sources, prepared.wish, size)
+    except NotEnoughMemoryError as error:
+        return {"fits": False, "words": str(error)}
+    return {"fits": True, "devices": dict(plan.devices), "residency": plan.residency, "words": plan.why}

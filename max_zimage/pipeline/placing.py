@@ -1,0 +1,269 @@
+"""Where a checkpoint's components go: what people write, read, and what `max_zimage.device.placement` makes of it.
+
+Reference: `reference/weights.md` section 4.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from max.driver import Device, load_devices
+
+from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.device.devices import device_name, device_spec
+from max_zimage.device.dtypes import ModelDtype, model_dtype
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
+from max_zimage.device.placement import HOST, PLACEMENTS, STAGES, Change, Need, Needs, Plan, Wish, place, usable
+from max_zimage.errors import RequestError
+from max_zimage.host.sizes import read_size
+from max_zimage.images.tiles import WHOLE, Tiling
+from max_zimage.pipeline.estimate import decode_bytes, map_bytes, step_bytes, text_bytes, tiling_of
+from max_zimage.pipeline.manifest import CheckpointManifest
+from max_zimage.pipeline.storages import with_storages
+from max_zimage.request.request import GenerationRequest
+from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
+
+VARIABLE = "MAX_ZIMAGE_PLAN"
+"""`Plan.to_json` of a server, for its worker, to which MAX hands no settings of ours."""
+
+_TEXTS = 512  # tokens of a prompt, at most unless more are asked for
+_CAPTION = 128  # tokens of a caption behind a picture's, as `estimate` has it
+_STORAGES = ({"text_encoder": "q4"}, {"transformer": "int8"}, {"transformer": "int8", "text_encoder": "q4"})
+_KEPT = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placing:
+    """What is asked for, as people write it; see `ZImagePipeline.from_pretrained`.
+
+    Attributes:
+        device: Where components run for which nothing else is said.
+        placement: "auto", "resident" or "sequential".
+        max_memory: Bytes, or a size such as "8GiB"; None for all there is.
+        encoder_device: Of the text encoder; None for `device`.
+        dit_device: Of the transformer.
+        vae_device: Of the autoencoder.
+        cpu_offload: llm-dit's word for "sequential" on an accelerator.
+    """
+
+    device: str = "auto"
+    placement: str = "auto"
+    max_memory: int | str | None = None
+    encoder_device: str | None = None
+    dit_device: str | None = None
+    vae_device: str | None = None
+    cpu_offload: bool = False
+
+    def read(self) -> Wish:
+        """Check all of it.
+
+        Raises:
+            RequestError: With everything that is wrong; nothing is read before.
+        """
+        problems: list[Any] = []
+        given = {"encoder_device": self.encoder_device, "dit_device": self.dit_device, "vae_device": self.vae_device}
+        named = {field: name for field, name in given.items() if name is not None}
+        found = {}
+        for field, name in {"device": self.device, **named}.items():
+            try:
+                found[field] = device_name(device_spec(name, field))
+            except RequestError as error:
+                problems += error.problems
+        if self.placement not in PLACEMENTS:
+            problems.append(f"placement must be {', '.join(PLACEMENTS)}, got {self.placement!r}")
+        limit = None
+        try:
+            limit = _bytes(self.max_memory)
+        except ValueError as error:
+            problems.append(f"max_memory {error}")
+        devices = [found.get(field, found.get("device", HOST)) for field in given]
+        if self.cpu_offload and not problems and {*devices} == {HOST}:
+            problems.append(
+                "cpu_offload has components wait in the CPU's memory until an accelerator needs them, and all run on "
+                'the CPU here; leave it out, or take placement="sequential" to have weights leave after their stage'
+            )
+        if self.cpu_offload and self.placement == "resident":
+            problems.append('cpu_offload and placement="resident" exclude each other; leave one out')
+        if problems:
+            raise RequestError(*problems)
+        kept = {"encoder_device": "text_encoder", "dit_device": "transformer", "vae_device": "vae"}
+        return Wish(
+            placement="sequential" if self.cpu_offload else next(each for each in PLACEMENTS if each == self.placement),
+            devices=dict(zip(STAGES, devices, strict=True)),
+            named=frozenset(kept[field] for field in named),
+            max_memory=limit,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Pictures that memory is counted for.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        branches: Ways in which each picture is seen.
+        pictures: That share a batch.
+        tiling: How they are decoded.
+    """
+
+    height: int
+    width: int
+    branches: int
+    pictures: int = 1
+    tiling: Tiling = WHOLE
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Size:
+        """Those of a request."""
+        return cls(
+            height=request.height,
+            width=request.width,
+            branches=request.num_branches,
+            pictures=request.num_images,
+            tiling=tiling_of(request),
+        )
+
+    @classmethod
+    def usual(cls, sources: CheckpointManifest) -> Size:
+        """The picture that a checkpoint draws where nothing is asked for."""
+        defaults = sources.defaults
+        return cls(height=defaults.height, width=defaults.width, branches=2 if defaults.guidance_scale > 0 else 1)
+
+
+def needs_of(sources: CheckpointManifest, size: Size, vae_on_host: bool = True) -> dict[str, Need]:
+    """What the components of a checkpoint take for pictures of a size; see `needs_by_shape`."""
+    return needs_by_shape(sources.specs, sources.dtypes, sources.nbytes, size, vae_on_host)
+
+
+def needs_by_shape(
+    specs: ModelSpecs, dtypes: Mapping[str, ModelDtype], weights: Mapping[str, int], size: Size, vae_on_host: bool
+) -> dict[str, Need]:
+    """What components take; of their work estimates, as in `max_zimage.pipeline.estimate`.
+
+    Args:
+        specs: Shapes of the model.
+        dtypes: Component -> dtype that it runs in.
+        weights: Component -> bytes of its weights; without those that are not loaded.
+        size: The pictures.
+        vae_on_host: Whether the autoencoder's device is the host, where exact tiles keep what layers make of a picture.
+    """
+    area = size.height, size.width
+    tokens = padded(size.height * size.width // PIXELS_PER_TOKEN**2) + _CAPTION
+    decoder = {"pictures": size.pictures, "height": size.height, "width": size.width}
+    work = {
+        "text_encoder": text_bytes(
+            specs.text_encoder, prompts=min(2, size.branches), tokens=_TEXTS, dtype=dtypes["text_encoder"]
+        ),
+        "transformer": step_bytes(
+            specs.transformer, items=size.pictures * size.branches, tokens=tokens, dtype=dtypes["transformer"]
+        ),
+        "vae": decode_bytes(specs.vae, **decoder, dtype=dtypes["vae"], tiling=size.tiling)
+        + (map_bytes(specs.vae, *area, dtypes["vae"], size.tiling) if vae_on_host else 0),
+    }
+    return {name: Need(weights=nbytes, work=work[name]) for name, nbytes in weights.items()}
+
+
+def placed(sources: CheckpointManifest, wish: Wish, size: Size) -> Plan:
+    """Choose for pictures of a size.
+
+    Raises:
+        NotEnoughMemoryError: If nothing fits; names the smallest change that would.
+    """
+    on_host = wish.devices["vae"] == HOST
+    needs = needs_of(sources, size, on_host)
+    return place(needs, memory_of(wish), wish, _changes(sources, wish, size, on_host))
+
+
+def placed_usually(sources: CheckpointManifest, wish: Wish) -> Plan:
+    """Choose before anything is drawn: for the usual picture, or where that does not fit, for the weights alone.
+
+    Raises:
+        NotEnoughMemoryError: If the weights do not fit.
+    """
+    size = Size.usual(sources)
+    try:
+        return placed(sources, wish, size)
+    except NotEnoughMemoryError as error:
+        weights = {name: replace(each, work=0) for name, each in needs_of(sources, size).items()}
+        try:
+            return place(weights, memory_of(wish), wish)
+        except NotEnoughMemoryError:
+            raise error from None
+
+
+def memory_of(wish: Wish) -> dict[str, int]:
+    """Device -> bytes that can be taken: what is free on the CPU, and of an accelerator all but a reserve."""
+    accelerators = {*wish.devices.values()} - {HOST}
+    return {HOST: available_memory()} | {
+        name: usable(int(device_of(name).stats["total_memory"])) for name in accelerators
+    }
+
+
+@lru_cache(maxsize=16)
+def device_of(name: str) -> Device:
+    """The device of a name such as "cpu" or "gpu:0"."""
+    return load_devices([device_spec(name)])[0]
+
+
+def devices_of(wish: Wish, dtype: str) -> dict[str, Device]:
+    """Component -> where it is to run.
+
+    Raises:
+        ValueError: If there is no such dtype.
+    """
+    devices = {name: device_of(each) for name, each in wish.devices.items()}
+    model_dtype(dtype, devices["transformer"])
+    return devices
+
+
+def plan_for_worker(devices: list[Device]) -> Plan:
+    """What the server of this process has chosen, or else everything on the one device."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        return Plan.from_json(given)
+    name = device_name(devices[0])
+    return Plan(devices=dict.fromkeys(STAGES, name))
+
+
+def usual_cache_bytes(plan: Plan) -> int:
+    """Features that are kept where nothing is said of it: where the text encoder leaves, it need not come back."""
+    return _KEPT if plan.residency == "sequential" else 0
+
+
+def _changes(sources: CheckpointManifest, wish: Wish, size: Size, on_host: bool) -> list[Change]:
+    """What else could be asked for, beginning with what changes least."""
+    changes = []
+    tiled = replace(size, tiling=Tiling("blend"))
+    if size.tiling.kind == "off" and tiled.tiling.is_needed(size.height, size.width):
+        changes.append(Change('vae_tiling="blend"', needs_of(sources, tiled, on_host)))
+    quarters = [(size.height * part // 4 // 16 * 16, size.width * part // 4 // 16 * 16) for part in (3, 2, 1)]
+    for height, width in quarters:
+        if min(height, width) > 0:
+            smaller = needs_of(sources, replace(size, height=height, width=width, pictures=1), on_host)
+            changes.append(Change(f"{width}x{height} pixels", smaller))
+    for storages in () if sources.quantize else _STORAGES:
+        if all(name in sources.plans and wish.devices[name] == HOST for name in storages):
+            words = ",".join(f"{name}={storage}" for name, storage in storages.items())
+            changes.append(Change(f'quantize="{words}"', _quantized(sources, storages, size, on_host)))
+    return changes
+
+
+def _quantized(sources: CheckpointManifest, storages: Mapping[str, Any], size: Size, on_host: bool) -> Needs:
+    return needs_of(with_storages(sources, storages), size, on_host)
+
+
+def _bytes(given: int | str | None) -> int | None:
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = read_size(given)
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise ValueError(f"must be a number of bytes or a size such as 8GiB, got {given!r}")
+    if given < 1:
+        raise ValueError(f"must be above 0, got {given}")
+    return given

@@ -1,0 +1,133 @@
+"""Components that take turns in memory: one leaves before another comes, and the ledger of it.
+
+A component comes when one of its graphs is called, `max_zimage.components.base`; here is who leaves for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel
+from max_zimage.device.memory import available_memory
+from max_zimage.device.placement import HOST, Plan, Wish, place
+from max_zimage.pipeline import stages
+from max_zimage.pipeline.batch import ZImageModelInputs
+from max_zimage.pipeline.manifest import CheckpointManifest
+from max_zimage.pipeline.placing import Size, memory_of, needs_of
+from max_zimage.request.request import GenerationRequest
+
+
+class Event(NamedTuple):
+    """A component that came or left.
+
+    Attributes:
+        component: Which one.
+        is_here: Whether its weights are in memory from here on.
+        nbytes: Of the weights of all components that are in memory then.
+    """
+
+    component: str
+    is_here: bool
+    nbytes: int
+
+
+class Residency:
+    """The components of a pipeline, and who makes room for whom.
+
+    Args:
+        components: All of them.
+        sources: What they were loaded from.
+        plan: What stays in memory.
+        max_memory: Bytes of the transformer's device that may be taken.
+
+    Attributes:
+        plan: The plan as the last request has it.
+        ledger: Who came and left, in order; the last thousand.
+    """
+
+    def __init__(
+        self,
+        components: Mapping[str, ZImageComponent],
+        sources: CheckpointManifest,
+        plan: Plan,
+        max_memory: int | None = None,
+    ) -> None:
+        self._components, self._sources, self._max_memory = components, sources, max_memory
+        self.plan = self._loaded = plan
+        self.ledger: list[Event] = []
+        for name, component in components.items():
+            if plan.residency == "sequential":
+                component.before_coming = partial(self._before_coming, name)
+        if plan.residency == "sequential":
+            components["vae"].before_work = self._before_decoding
+
+    def check(
+        self,
+        text_encoder: ZImageTextEncoderModel,
+        transformer: ZImageTransformerModel,
+        asked: GenerationRequest | ZImageModelInputs,
+    ) -> None:
+        """Compare what pictures take with the memory there is; where they fit otherwise, go over to that.
+
+        Raises:
+            NotEnoughMemoryError: If they do not fit; said before anything is computed.
+        """
+        if self.plan.is_plain and self._max_memory is None:
+            stages.check(self._sources, text_encoder, transformer, asked)
+            return
+        residency, devices = self.plan.residency, self.plan.devices
+        wish = Wish(placement=residency, devices=devices, named=frozenset(devices), max_memory=self._max_memory)
+        memory = memory_of(wish)
+        # What is there now is part of what is needed.
+        memory[HOST] = available_memory() + self._nbytes_on(HOST)
+        needs = [needs_of(self._sources, size, devices["vae"] == HOST) for size in _sizes(asked)]
+        found = [place(each, memory, wish) for each in needs]
+        alone = self._loaded.decodes_alone or any(each.decodes_alone for each in found)
+        self.plan = replace(self._loaded, decodes_alone=alone)
+
+    def _nbytes_on(self, device: str) -> int:
+        nbytes, devices = self._sources.nbytes, self.plan.devices
+        there = [name for name, each in self._components.items() if each.is_here and devices[name] == device]
+        return sum(nbytes[name] for name in there if name in nbytes)
+
+    def _before_coming(self, name: str) -> None:
+        for other in self.plan.others_of(name):
+            self._leave(other)
+        self._note(name, True)
+
+    def _before_decoding(self) -> None:
+        if self.plan.decodes_alone:
+            for name in ("text_encoder", "transformer"):
+                self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        component = self._components.get(name)
+        if component is not None and component.is_here:
+            component.leave()
+            self._note(name, False)
+
+    def _note(self, name: str, is_here: bool) -> None:
+        there = {other for other, each in self._components.items() if each.is_here} | ({name} if is_here else set())
+        nbytes = self._sources.nbytes
+        self.ledger = [*self.ledger[-999:], Event(name, is_here, sum(nbytes.get(each, 0) for each in there))]
+
+
+def _sizes(asked: GenerationRequest | ZImageModelInputs) -> list[Size]:
+    """The pictures of a request, of each of its legs."""
+    if isinstance(asked, GenerationRequest):
+        return [Size.of(asked)]
+    legs = [(asked.height, asked.width, asked.guidance)]
+    legs += [(each.leg.asked.height, each.leg.asked.width, each.guidance) for each in asked.later]
+    return [
+        Size(
+            height=height,
+            width=width,
+            branches=1 + guided.has_negative + len(guided.others),
+            pictures=asked.batch,
+            tiling=asked.tiling,
+        )
+        for height, width, guided in legs
+    ]
