@@ -40,14 +40,13 @@ def run(
     loaded: list[CheckedModel],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
+    embedded: Pair,
 ) -> Run:
     """The command line in an empty folder, drawing with the pipeline that tests share: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
     def from_prepared(prepared: CheckedModel) -> ZImagePipeline:
         loaded.append(prepared)
-        embedded: Pair = request.getfixturevalue("embedded")
         return embedded.ours
 
     monkeypatch.setattr(ZImagePipeline, "from_prepared", from_prepared)
@@ -261,7 +260,7 @@ def test_the_pipeline_takes_a_file(config: Path, embedded: Pair) -> None:
 
 def test_llm_dits_calls_are_ours(embedded: Pair) -> None:
     image = np.full((64, 96, 3), 120, np.uint8)
-    ours, quick = embedded.ours, {"num_inference_steps": 2, "seed": 3, "output_type": "np"}
+    ours, quick = embedded.ours, dict[str, Any](num_inference_steps=2, seed=3, output_type="np")
     aliased = ours.img2img("a red star", image, 0.5, **quick)
     assert np.array_equal(np.asarray(aliased), np.asarray(ours("a red star", image=image, strength=0.5, **quick)))
     passes = [{"scale": 0.5, "steps": 2}, {"scale": 1.0, "steps": 2, "strength": 0.5}]

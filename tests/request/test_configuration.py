@@ -118,7 +118,7 @@ def test_keys_without_a_meaning_are_answered(key: Key, read: Read) -> None:
         with pytest.raises(ConfigurationError) as caught:
             read(text_of(key.section, f"{key.name} = {on}"))
         assert f"[{key.section}] {key.name} asks for what there is not: {key.sentence}" in str(caught.value)
-        off = {False: "false", "": '""'}[key.off[0]]  # type: ignore[index]
+        off = {False: "false", "": '""'}[key.off[0]]
         assert read(text_of(key.section, f"{key.name} = {off}")).settled.notes == ()
         return
     (note,) = [each for each in read(text_of(key.section, f"{key.name} = {on}")).settled.notes if "waits" not in each]
