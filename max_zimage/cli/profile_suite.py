@@ -146,7 +146,7 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     common = [*([arguments.model] if arguments.model else []), *flags, "--batch", str(arguments.batch)]
     common += ["--tests", wanted, "--repeats", str(arguments.repeats), "--json"]
     common += ["--warmup", str(arguments.warmup)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         print(f"max-zimage: {name} ({len(rows) + 1} of {len(names)})", file=sys.stderr)
         rows.append({"configuration": name, "flags": list(CONFIGURATIONS[name])} | _child(common, CONFIGURATIONS[name]))

@@ -82,7 +82,7 @@ def test_a_sweep_compares(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> Non
             self.stdout = "" if "bfloat16" in command else json.dumps(facts)
             self.stderr = "max-zimage: error: it does not fit\n"
 
-    monkeypatch.setattr(profile_suite.subprocess, "run", Done)
+    monkeypatch.setattr("subprocess.run", Done)
     code, out, err = run("--sweep", "int8,bfloat16", *QUICK, "--prompt", "-5 stars", "--json")
     assert code == 1
     assert "error: bfloat16: it does not fit" in err
