@@ -26,7 +26,7 @@ from max_zimage.device.dtypes import model_dtype
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.profiling.attention_paths import AttentionShape, compare
 from max_zimage.profiling.peak_memory import meter
-from max_zimage.profiling.suite import ENCODE, GENERATE, run_tests, tests_of
+from max_zimage.profiling.suite import ENCODE, GENERATE, named_tests, run_tests
 from max_zimage.progress import shown_by
 
 BASELINE = "baseline"
@@ -74,7 +74,7 @@ def tests(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If anything is wrong with what is asked for.
     """
-    names = tests_of(arguments.tests or "encode,generate")
+    names = named_tests(arguments.tests or "encode,generate")
     prepared, request, conditions = checked_picture(arguments)
     held = meter(prepared.devices[0])
     with shown_by(display(quiet=arguments.json)):
@@ -135,7 +135,7 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
         ValueError: If anything is wrong with what is asked for.
     """
     names = configurations_of(arguments.sweep)
-    wanted = ",".join(tests_of(arguments.tests or f"{ENCODE},{GENERATE}"))
+    wanted = ",".join(named_tests(arguments.tests or f"{ENCODE},{GENERATE}"))
     given = {"--dtype": arguments.dtype, "--quantize": arguments.quantize, "--step-cache": arguments.step_cache}
     given["--embedding-cache"] = arguments.embedding_cache or None
     if taken := [flag for flag, value in given.items() if value is not None]:
@@ -146,7 +146,7 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     common = [*([arguments.model] if arguments.model else []), *flags, "--batch", str(arguments.batch)]
     common += ["--tests", wanted, "--repeats", str(arguments.repeats), "--json"]
     common += ["--warmup", str(arguments.warmup)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         print(f"max-zimage: {name} ({len(rows) + 1} of {len(names)})", file=sys.stderr)
         rows.append({"configuration": name, "flags": list(CONFIGURATIONS[name])} | _child(common, CONFIGURATIONS[name]))

@@ -39,6 +39,7 @@ _TEXT_KEY = "parameters"
 _XMP_KEY = "XML:com.adobe.xmp"
 # EXIF 2.3: a user comment begins with eight bytes that name its encoding.
 _ASCII, _UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
+_ENCODINGS = {_ASCII: "utf-8", _UNICODE: "utf-16-be"}
 MAX_JPEG_TEXT = 65_000
 """Bytes that a JPEG holds of other tools' text: a segment has a 16-bit length, of which headers take some."""
 _WRITTEN_BY = {"prompt": "ComfyUI", "workflow": "ComfyUI", "invokeai_metadata": "InvokeAI", "sd-metadata": "InvokeAI"}
@@ -136,9 +137,8 @@ def _other_text(picture: Image.Image) -> str | None:
     if OWN_PARAMETERS in found:
         return found[OWN_PARAMETERS]
     comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    encoding = {_ASCII: "utf-8", _UNICODE: "utf-16-be"}.get(comment[:8]) if isinstance(comment, bytes) else None
-    if encoding is not None:
-        return str(comment[8:].decode(encoding))
+    if isinstance(comment, bytes) and comment[:8] in _ENCODINGS:
+        return comment[8:].decode(_ENCODINGS[comment[:8]])
     note = picture.info.get("comment")  # a JPEG of stable-diffusion.cpp
     if isinstance(note, bytes) and note.startswith(b"parameters\0"):
         return note[len(b"parameters\0") :].rstrip(b"\0").decode()

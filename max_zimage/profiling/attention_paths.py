@@ -116,7 +116,8 @@ def compare(
     graphs = {name: _graph(name, make, dtype, shape, device, session) for name, make in paths(device, dtype).items()}
     wait_for(list(graphs.values()))
     flops = work.attention(1, shape.tokens, shape.heads, shape.head_dim, size=0).flops
-    found, results = [], {}
+    found: list[dict[str, Any]] = []
+    results: dict[str, Floats] = {}
     for name, graph in graphs.items():
         graph(qkv)
         seconds = median(_seconds(partial(graph, qkv), device) for _ in range(repeats))

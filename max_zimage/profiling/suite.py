@@ -38,7 +38,7 @@ _MEDIUM = "a red star on a blue background, painted with a broad brush, soft eve
 _TIMES = 5
 
 
-def tests_of(text: str) -> tuple[str, ...]:
+def named_tests(text: str) -> tuple[str, ...]:
     """Read a list of groups and tests.
 
     Args:
@@ -109,7 +109,7 @@ def run_tests(
     Args:
         pipeline: Loaded.
         request: What `full_generation` draws.
-        names: From `tests_of`.
+        names: From `named_tests`.
         warmups: Runs of each between the first, in which memory is measured, and those that count.
         repeats: Runs of each that count.
     """

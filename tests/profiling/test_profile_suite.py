@@ -13,7 +13,7 @@ import pytest
 from max_zimage import ZImagePipeline
 from max_zimage.cli import profile_suite
 from max_zimage.cli.profile_suite import CONFIGURATIONS, configurations_of
-from max_zimage.profiling.suite import GROUPS, tests_of
+from max_zimage.profiling.suite import GROUPS, named_tests
 from tests.profiling.test_profile import Profiled, loaded, run
 
 __all__ = ["loaded", "run"]
@@ -22,12 +22,12 @@ QUICK = ("--steps", "2", "--height", "64", "--width", "64", "--repeat", "2", "--
 
 def test_names() -> None:
     every = tuple(name for names in GROUPS.values() for name in names)
-    assert tests_of("encode,generate") == every
-    assert tests_of("generate, encode_short") == ("encode_short", "full_generation")
+    assert named_tests("encode,generate") == every
+    assert named_tests("generate, encode_short") == ("encode_short", "full_generation")
     with pytest.raises(ValueError, match=r"'encod_short' is no test; did you mean encode_short\? There are encode"):
-        tests_of("encod_short")
+        named_tests("encod_short")
     with pytest.raises(ValueError, match=r"generate_text is no test here: the text encoder's .*cuda_sync is no"):
-        tests_of("generate_text,cuda_sync")
+        named_tests("generate_text,cuda_sync")
     assert configurations_of("all") == tuple(CONFIGURATIONS)
     assert configurations_of("q4,int8") == ("baseline", "int8", "q4")
     with pytest.raises(ValueError, match="--sweep: 'fp8': there are all, baseline"):
@@ -40,7 +40,7 @@ def test_tests(run: Profiled, loaded: ZImagePipeline) -> None:
     facts = json.loads(out)
     assert json.loads(Path("found.json").read_text()) == facts
     found = {each["test"]: each for each in facts["tests"]}
-    assert list(found) == list(tests_of("encode,generate"))
+    assert list(found) == list(named_tests("encode,generate"))
     for each in found.values():
         assert each["success"]
         assert each["duration_ms"] == pytest.approx(median(each["runs_ms"]))
@@ -82,7 +82,7 @@ def test_a_sweep_compares(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> Non
             self.stdout = "" if "bfloat16" in command else json.dumps(facts)
             self.stderr = "max-zimage: error: it does not fit\n"
 
-    monkeypatch.setattr(profile_suite.subprocess, "run", Done)
+    monkeypatch.setattr("subprocess.run", Done)
     code, out, err = run("--sweep", "int8,bfloat16", *QUICK, "--prompt", "-5 stars", "--json")
     assert code == 1
     assert "error: bfloat16: it does not fit" in err

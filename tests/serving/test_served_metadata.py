@@ -56,7 +56,7 @@ def test_responses(server: Server) -> None:
         assert ({"parameters", "xmp"} <= set(Image.open(io.BytesIO(content)).info)) == expected
     answer = server.post("/v1/responses", provider_options=options, metadata={"metadata": "no"}, **body)
     assert answer.status_code == 400
-    assert 'metadata.metadata must be "true" or "false"' in answer.text
+    assert 'metadata.metadata must be "true" or "false"' in answer.json()["error"]["message"]
 
 
 def test_what_is_neither_true_nor_false_is_refused(server: Server) -> None:
