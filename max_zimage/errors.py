@@ -130,9 +130,10 @@ class RequestWarning(UserWarning):
         problem: What it is.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        super().__init__(problem.said())
+    def __init__(self, problem: Problem | str) -> None:
+        """Take a problem; a string is said as it stands, as when a warning comes from another process."""
+        self.problem = Problem(None, "{text}", {"text": problem}) if isinstance(problem, str) else problem
+        super().__init__(self.problem.said())
 
 
 class CheckpointError(ValueError):

@@ -31,6 +31,12 @@ _CANONICAL = {
     "dtype": ("pipeline", "torch_dtype"),
     "embedding_cache_bytes": ("pytorch", "embedding_cache"),
     "loras": ("lora", "paths"),
+    "placement": ("pipeline", "placement"),
+    "max_memory": ("pipeline", "max_memory"),
+    "cpu_offload": ("encoder", "cpu_offload"),
+    "encoder_device": ("encoder", "device"),
+    "dit_device": ("pipeline", "dit_device"),
+    "vae_device": ("pipeline", "vae_device"),
 }
 """Argument of loading -> the key under which it is shown."""
 

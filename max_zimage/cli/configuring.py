@@ -15,7 +15,7 @@ from max_zimage.cli.model_flags import DEFAULT_CACHE
 from max_zimage.cli.other_flags import answer
 from max_zimage.cli.server_keys import server_keys
 from max_zimage.request.configuration.configuration import Configuration, read_configuration
-from max_zimage.request.configuration.values import QUANTIZATIONS, TOKENS_KEPT
+from max_zimage.request.configuration.values import PLACES, QUANTIZATIONS, TOKENS_KEPT
 
 STARTS = {
     "model": "model",
@@ -25,6 +25,7 @@ STARTS = {
     "quantize": "quantize",
     "templates_dir": "templates_dir",
     "embedding_cache_bytes": "embedding_cache",
+    **{name: name for name in PLACES},
 }
 """Argument of loading -> where argparse leaves its flag."""
 _SPELLINGS = {"quantization": "quantize", "model_path": "model", "cache_size": "embedding_cache"}

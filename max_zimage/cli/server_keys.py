@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from max_zimage.request.configuration.key import Key, shown
+from max_zimage.request.configuration.values import PLACES
 
 ELSEWHERE = frozenset(
     {
         "help", "model", "model_path", "device", "dtype", "quantize", "quantization", "weight_path", "templates_dir",
-        "step_cache", "embedding_cache", "cache_size", "config", "chosen_profile", "debug",
+        "step_cache", "embedding_cache", "cache_size", "config", "chosen_profile", "debug", *PLACES,
     }
 )  # fmt: skip
 """What flags leave under names that have a key in another section, or none."""

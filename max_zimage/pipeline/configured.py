@@ -31,6 +31,8 @@ TEXT_FIELDS = ("template", *SETTINGS)
 _LEFT: dict[str, tuple[object, ...]] = {
     "device": ("auto", None), "dtype": ("auto", None), "weight_path": ((), [], None), "templates_dir": (None,),
     "quantize": (None,), "embedding_cache_bytes": (None,), "loras": ((), [], None), "step_cache": (None,),
+    "placement": ("auto", None), "max_memory": (None,), "cpu_offload": (False, None),
+    "encoder_device": (None,), "dit_device": (None,), "vae_device": (None,),
 }  # fmt: skip
 """Arguments of loading -> values by which they are left to what is configured."""
 

@@ -32,6 +32,7 @@ from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.placing import Placing, device_of, placed_usually, plan_for_worker
 from max_zimage.pipeline.residency import Residency
 from max_zimage.pipeline.storages import Quantize
+from max_zimage.request.configuration.values import PLACES
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
 
@@ -189,10 +190,11 @@ class PretrainedMethods:
         given = with_torch_dtype(defaults | options)
         configuration = configuration_of(given.pop("config", None), given.pop("profile", None))
         if configuration is not None:
-            rest = dict.fromkeys(("templates_dir", "quantize", "embedding_cache_bytes", "loras"))
+            rest = dict.fromkeys((*PLACES, "templates_dir", "quantize", "embedding_cache_bytes", "loras"))
             model, given = with_options(model, rest | given, configuration)
-        placing = {each.name: given.pop(each.name) for each in fields(Placing) if each.name in given}
-        checked = check_model(model, **given, placing=Placing(**placing))
+        placing = {each.name: given.pop(each.name, None) for each in fields(Placing)}
+        said = {name: value for name, value in placing.items() if value is not None}
+        checked = check_model(model, **given, placing=Placing(**said))
         if configuration is None:
             return checked
         changed = configured_defaults(checked.sources.defaults, checked.sources.limits, configuration)

@@ -15,7 +15,6 @@ from max_zimage.request.configuration import values
 from max_zimage.request.configuration.absent import ABSENT
 from max_zimage.request.configuration.idle import IDLE, said_of
 from max_zimage.request.configuration.key import Key
-from max_zimage.request.configuration.one_device import OFFLOADING, ONE_DEVICE
 from max_zimage.request.fields import ROWS
 from max_zimage.request.row import Of
 
@@ -60,7 +59,8 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
     ("", "templates_dir", "templates_dir", (str,), values.path_of, "", "templates of your own, before the shipped"),
     ("", "quantize", "quantize", (str,), None, "", "weights rounded on a CPU, as transformer=int8,text_encoder=q4"),
     ("", "weight_path", "weight_path", (str, list), values.paths_of, "[]", "files in place of the model's own"),
-    ("encoder", "device", "encoder_device", (str,), None, "auto", "that of the pipeline, or auto"),
+    ("encoder", "device", "encoder_device", (str,), None, "auto", "of the text encoder; auto is that of the pipeline"),
+    ("encoder", "cpu_offload", "offload", (bool,), None, "false", "placement sequential, where there is a GPU"),
     ("encoder", "torch_dtype", "encoder_dtype", (str,), values.dtype_of, "auto", "that of the pipeline"),
     ("encoder", "quantization", "encoder_storage", (str,), values.storage_of, "none",
      "of the text encoder on a CPU: none, 8bit, int8_dynamic or int8; 4bit or q4"),
@@ -68,6 +68,16 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
     ("encoder", "load_in_4bit", "encoder_storage_4", (bool,), lambda on: "q4" if on else "", "false", "4bit"),
     ("pipeline", "device", "device", (str,), None, "auto", "auto, cpu, gpu or gpu:N"),
     ("pipeline", "torch_dtype", "dtype", (str,), values.dtype_of, "auto", "auto is bfloat16 on a GPU, or float32"),
+    ("pipeline", "dit_device", "dit_device", (str,), None, "auto", "of the transformer; auto is that of the pipeline"),
+    ("pipeline", "vae_device", "vae_device", (str,), None, "auto", "of the autoencoder; auto is that of the pipeline"),
+    ("pipeline", "placement", "placement", (str,), None, "auto",
+     "resident (all components stay in memory), sequential (text encoder and transformer take turns) or auto"),
+    ("pipeline", "max_memory", "max_memory", (int, str), None, "",
+     "of the transformer's device, in bytes or as 8GiB; all there is if not given"),
+    ("pipeline", "enable_model_cpu_offload", "offload_2", (bool,), None, "false", "the same as [encoder] cpu_offload"),
+    ("pipeline", "enable_sequential_cpu_offload", "offload_3", (bool,), None, "false",
+     "the same as [encoder] cpu_offload"),
+    ("optimization", "cpu_offload", "offload_4", (bool,), None, "false", "the same as [encoder] cpu_offload"),
     ("pytorch", "embedding_cache", "embedding_cache", (bool, int, str), values.cache_of, "serve: 256MiB; else false",
      "whether features of prompts are kept, or how many bytes of them, as 512MiB"),
     ("pytorch", "cache_size", "cache_size", (int,), values.entries_of, "100",
@@ -111,10 +121,6 @@ def _all_keys() -> Iterator[Key]:
                 section=section, name=name, way="idle", types=(each.type,), off=(each.off,), sentence=line,
                 help=f"nothing: {each.line}",
             )  # fmt: skip
-    for section, name in OFFLOADING:
-        yield Key(
-            section=section, name=name, way="absent", types=(bool,), off=(False,), sentence=ONE_DEVICE, help=ONE_DEVICE
-        )
     for part in ABSENT:
         for name, off in part.asking if part.section else ():
             yield Key(

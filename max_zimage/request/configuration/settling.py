@@ -9,7 +9,6 @@ from typing import Any
 from max_zimage.errors import RequestError, Wording
 from max_zimage.request.configuration.key import Key
 from max_zimage.request.configuration.keys import SWITCHED
-from max_zimage.request.configuration.one_device import check_devices
 from max_zimage.request.configuration.profiles import Said
 from max_zimage.request.configuration.values import TOKENS_KEPT
 from max_zimage.request.dype_fields import DYPE_OFF, VISION_YARN
@@ -155,12 +154,7 @@ def started(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Sett
     """
     left = {name: value for name, value in given.items() if name in ("templates_dir", "model") and value.value}
     left |= {name: given[name] for name in ("device", "dtype", "weight_path") if name in given}
-    device, encoder = given.get("device"), given.get("encoder_device")
-    if encoder is not None:
-        try:
-            check_devices(device.value if device else "auto", encoder.value)
-        except ValueError as error:
-            problems.append(f"{encoder.name} {error}")
+    left |= _places(given)
     dtype, other = given.get("dtype"), given.get("encoder_dtype")
     if other is not None and dtype is not None and other.value != dtype.value:
         problems.append(
@@ -171,6 +165,16 @@ def started(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Sett
         left["dtype"] = other
     left |= _storages(given) | _cache(given) | _loras(given, problems)
     return left
+
+
+def _places(given: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Where components run, and which of them stay; a component's device that is auto says nothing."""
+    devices = ("encoder_device", "dit_device", "vae_device")
+    left = {name: given[name] for name in devices if name in given and given[name].value != "auto"}
+    left |= {name: given[name] for name in ("placement", "max_memory") if name in given}
+    spellings = ("offload", "offload_2", "offload_3", "offload_4")
+    asked = [given[name] for name in spellings if name in given and given[name].value]
+    return left | ({"cpu_offload": asked[0]} if asked else {})
 
 
 def _storages(given: Mapping[str, Setting]) -> dict[str, Setting]:

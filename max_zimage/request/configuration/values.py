@@ -5,21 +5,20 @@ Reference: reference/generation.md section 11.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from max_zimage.host.sizes import read_size
 from max_zimage.request.configuration.key import shown
 from max_zimage.request.tile_fields import VAE_TILINGS
 
 TOKENS_KEPT = 512 * 2560 * 2
 """Bytes that the features of a prompt of 512 tokens take in 16 bits: what an entry of llm-dit's cache stands for."""
 
+PLACES = ("placement", "max_memory", "cpu_offload", "encoder_device", "dit_device", "vae_device")
+"""Arguments of loading that say where components run."""
 DTYPES = ("auto", "bfloat16", "float32")
 QUANTIZATIONS = {"none": "", "4bit": "q4", "8bit": "int8", "int8_dynamic": "int8"}
 """llm-dit's names of quantized text encoders -> how weights are kept here."""
-
-_SIZE = re.compile(r"(\d{1,15}) ?(|[kmg]i?b)", re.IGNORECASE)
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def dtype_of(value: object) -> str:
@@ -73,10 +72,9 @@ def size_of(value: object) -> int:
     """
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**50:
         return value
-    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
+    if not isinstance(value, str):
         raise ValueError(f"must be a size such as 512MiB, 1GiB or 268435456, got {shown(value)}")
-    return int(found[1]) * _UNITS[found[2].lower()]
+    return read_size(value)
 
 
 def cache_of(value: object) -> object:
