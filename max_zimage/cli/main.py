@@ -27,7 +27,8 @@ from max_zimage.cli.command_flags import (
     add_saving,
     add_serve,
 )
-from max_zimage.cli.commands import run, show
+from max_zimage.cli.commands import run as _run
+from max_zimage.cli.commands import show
 from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from max_zimage.cli.configuring import configure
 
             configure(arguments, given_by(_parser(), words), command_of(parser, "serve"))
-        return run(arguments)
+        return _run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("max-zimage: interrupted\n")
         sys.stderr.flush()
