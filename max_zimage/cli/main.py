@@ -30,7 +30,8 @@ from max_zimage.cli.command_flags import (
     add_serve,
     add_verify,
 )
-from max_zimage.cli.commands import run, show
+from max_zimage.cli.commands import run as _run
+from max_zimage.cli.commands import show
 from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
 from max_zimage.cli.completion import script
 from max_zimage.cli.errors import BadInput, check_texts, error_line
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from max_zimage.cli.configuring import configure
 
             configure(arguments, given_by(_parser(), words), command_of(parser, "serve"))
-        return run(arguments)
+        return _run(arguments)
     except KeyboardInterrupt:
         sys.stderr.write("max-zimage: interrupted\n")
         sys.stderr.flush()

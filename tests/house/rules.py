@@ -134,7 +134,9 @@ def private_names_of_max(root: Path) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-_STANDARD = frozenset({*dir(argparse), *dir(os), *dir(collections.namedtuple("_", ""))})
+_STANDARD = frozenset(
+    {*dir(argparse), *dir(argparse.ArgumentParser()), *dir(os), *dir(collections.namedtuple("_", ""))}
+)
 """Names of the standard library that the project uses."""
 
 
