@@ -21,7 +21,7 @@ from max_zimage.images.infotext import Infotext, read_infotext
 from max_zimage.images.texts import embedded_text
 from max_zimage.request.metadata import GenerationParameters, is_own, parameters_of_text
 from max_zimage.sampling.names import SAMPLERS, SIGMA_SHAPES
-from max_zimage.sampling.other_names import AUTOMATIC, sampler_of, shape_of
+from max_zimage.sampling.other_names import AUTOMATIC, guidance_of, sampler_of, shape_of
 
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
 _LORA = re.compile(r"<lora:([^:<>]+)(?::(-?[0-9.]+))?(?::[^<>]*)?>")
@@ -179,8 +179,7 @@ def _guidance(text: str) -> dict[str, Any]:
     scale = _number(text)
     if not scale >= 1:
         raise ValueError("which is below 1; choose one with --guidance, which is CFG scale - 1")
-    # Two numbers that are written in decimals: their difference is one too.
-    return {"guidance_scale": round(scale - 1, 6)}
+    return {"guidance_scale": guidance_of(scale)}
 
 
 def _size(text: str) -> dict[str, Any]:

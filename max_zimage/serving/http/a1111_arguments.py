@@ -19,6 +19,7 @@ from max_zimage.request.a1111_names import sampler_of, shape_of
 from max_zimage.request.guidance_fields import MAX_GUIDANCE
 from max_zimage.request.limits import RequestDefaults
 from max_zimage.request.loras import SUFFIX
+from max_zimage.sampling.other_names import UPSCALER_LABELS, guidance_of
 from max_zimage.sampling.samplers import is_stochastic
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.a1111_body import (
@@ -30,7 +31,7 @@ from max_zimage.serving.http.a1111_body import (
     setting_problems,
 )
 
-UPSCALERS = {"Lanczos": "lanczos", "Latent (bicubic)": "bicubic"}
+UPSCALERS = {label: name for name, label in UPSCALER_LABELS.items()}
 """Upscaler of the second pass -> what it is here."""
 
 _STRENGTH = 0.75  # of both routes, where a request says nothing
@@ -104,7 +105,7 @@ def _guidance(reading: Reading, body: A1111Request) -> None:
     if not 1 <= scale <= MAX_GUIDANCE + 1:
         reading.wrong("cfg_scale", f"must be from 1, which is no guidance, to {MAX_GUIDANCE + 1:g}, got {scale!r}")
         return
-    reading.values["guidance_scale"] = scale - 1
+    reading.values["guidance_scale"] = guidance_of(scale)
 
 
 def _sampler(reading: Reading, body: A1111Request) -> None:
