@@ -21,7 +21,7 @@ from max_zimage.request.limits import RequestDefaults
 from max_zimage.request.loras import SUFFIX
 from max_zimage.sampling.other_names import UPSCALER_LABELS, guidance_of
 from max_zimage.sampling.samplers import is_stochastic
-from max_zimage.serving.errors import bad_request
+from max_zimage.serving.errors import bad_request, together
 from max_zimage.serving.http.a1111_body import (
     NAMED,
     A1111Request,
@@ -82,7 +82,7 @@ def arguments(body: A1111Request, model: str, defaults: RequestDefaults) -> dict
     if isinstance(body, Img2ImgRequest):
         _image_fields(reading, body)
     if reading.problems:
-        raise bad_request("; ".join(sentence for _, sentence in reading.problems), reading.problems[0][0])
+        raise bad_request(together([sentence for _, sentence in reading.problems]), reading.problems[0][0])
     return reading.values
 
 

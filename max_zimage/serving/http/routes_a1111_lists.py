@@ -25,7 +25,7 @@ from max_zimage.images.save import ImageFileError
 from max_zimage.request.a1111_names import AUTOMATIC, SAMPLER_LABELS, SHAPE_LABELS, key_of
 from max_zimage.request.loras import SUFFIX
 from max_zimage.request.metadata import read_parameters
-from max_zimage.serving.errors import bad_request
+from max_zimage.serving.errors import bad_request, together
 from max_zimage.serving.http.a1111_arguments import UPSCALERS
 from max_zimage.serving.http.a1111_body import NAMES, SETTINGS, setting_problems
 from max_zimage.serving.http.api_names import refused
@@ -149,7 +149,7 @@ async def set_options(request: Request) -> Response:
         raise bad_request(f"the body must be an object of settings, got {type(settings).__name__}")
     problems = setting_problems(settings, state_of(request).served.name, "options")
     if problems:
-        raise bad_request("; ".join(sentence for _, sentence in problems))
+        raise bad_request(together([sentence for _, sentence in problems]))
     return JSONResponse(None)
 
 
