@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 
 from max_zimage.errors import RequestError
-from max_zimage.images import texts
+from max_zimage.images.files import warnings_raised
 from max_zimage.images.save import ImageFileError, encode_image
 from max_zimage.images.texts import embedded_text
 from max_zimage.request.metadata import UNKNOWN_IMAGE
@@ -129,7 +129,7 @@ def test_nothing_waits_while_a_picture_is_decoded(monkeypatch: pytest.MonkeyPatc
     load = PngImagePlugin.PngImageFile.load
 
     def loaded(self: Any) -> Any:
-        with texts.warnings_raised():  # another thread's, which would wait for ever
+        with warnings_raised():  # another thread's, which would wait for ever
             return load(self)
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", loaded)

@@ -25,7 +25,7 @@ from max_zimage.request.loras import SUFFIX
 from max_zimage.request.metadata import GenerationParameters, is_own
 from max_zimage.serving.errors import bad_request, together
 from max_zimage.serving.http.a1111_arguments import UPSCALERS
-from max_zimage.serving.http.a1111_body import SETTINGS, setting_problems
+from max_zimage.serving.http.a1111_body import PNG_INFO, SETTINGS, setting_problems
 from max_zimage.serving.http.api_names import IMAGES, refused
 from max_zimage.serving.http.routes_a1111 import file_of_text
 from max_zimage.serving.http.routes_images import described, json_body, parsed
@@ -132,8 +132,9 @@ async def refresh() -> None:
 @router.get("/options")
 async def options(request: Request) -> dict[str, Any]:
     """The settings that clients look for."""
-    model = {"sd_model_checkpoint": state_of(request).served.name, "sd_checkpoint_hash": ""}
-    return model | {name: values[0] for name, values in SETTINGS.items()}
+    served = state_of(request).served
+    model = {"sd_model_checkpoint": served.name, "sd_checkpoint_hash": ""}
+    return model | {name: values[0] for name, values in SETTINGS.items()} | {PNG_INFO: served.metadata}
 
 
 @router.post("/options")

@@ -48,7 +48,8 @@ async function show() {
 
 $("doc-key").addEventListener("submit", (event) => {
   event.preventDefault();
-  setKey($("key").value.trim());
-  show();
+  const wrong = setKey($("key").value.trim());
+  if (wrong) $("doc-said").textContent = wrong;
+  else show();
 });
 await show();
