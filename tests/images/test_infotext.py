@@ -33,9 +33,9 @@ def values_of(**changed: Any) -> dict[str, Any]:
 def test_long_lines_are_read_at_once(letters: str, width: int) -> None:
     """In one line, and in many: a server reads what anybody sends."""
     lines = [letters[begin : begin + width] for begin in range(0, len(letters), width)]
-    begin = time.perf_counter()
+    begin = time.thread_time()
     read_infotext("\n".join([*lines, "Steps: 4, Sampler: Euler, Seed: 1", *lines]))
-    assert time.perf_counter() - begin < 1
+    assert time.thread_time() - begin < 1
 
 
 def test_a_pair_begins_where_one_may() -> None:

@@ -34,11 +34,11 @@ DEFAULTS = RequestDefaults(height=128, width=96, num_inference_steps=8, guidance
 
 
 def refusal(model: type[BaseModel], body: Any) -> str:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     with pytest.raises(ApiError) as caught:
         found = parsed(model, json.dumps(body).encode())
         arguments(cast(A1111Request, found), "m", DEFAULTS)
-    assert time.perf_counter() - begin < 1.5
+    assert time.thread_time() - begin < 1.5
     return str(caught.value)
 
 
