@@ -110,9 +110,14 @@ def _version(*, verbose: bool) -> int:
     return 0
 
 
+_SPELLINGS = re.compile(r"(?<=^argument )(-[^/:\s]+)(?:/-[^/:\s]+)+:")
+"""What argparse calls a flag that can be spelled in several ways: all of them."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse says which function did not take a value.
+        message = _SPELLINGS.sub(r"\1:", message)  # the first one says which
         message = _NOT_TAKEN.sub(lambda found: f"must be {_KINDS.get(found[1], 'another value')}, got ", message)
         self.exit(2, f"max-zimage: error: {message} (see {self.prog} --help)\n")
 

@@ -60,6 +60,8 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
         gone |= set(_NAG)
     if given.get("variation_strength") == 0:
         gone |= set(_VARIATION)
+    if {"num_inference_steps", "sigmas"} & set(given):  # of a single run
+        gone |= {"passes", "upscale"}
     if "passes" in given:
         gone |= {"num_inference_steps", "sigmas", "progressive", "upscale"}
     if given.get("progressive"):

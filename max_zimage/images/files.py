@@ -131,6 +131,13 @@ def check_size(name: str | Item, width: int, height: int, max_pixels: int) -> No
         )
 
 
+def check_picture(name: str | Item, content: bytes, max_pixels: int) -> None:
+    """Refuse what is no picture, or one that is too large to be decoded; arguments and errors are of `open_image`."""
+    picture, _ = open_image(name, content, max_pixels)
+    with picture:
+        check_size(name, *picture.size, max_pixels)
+
+
 def damaged(name: str | Item, kind: str | None, error: Exception) -> RequestError:
     """What is said of a file that a decoder gives up on; without a kind, of a picture that somebody else opened."""
     # Of the others, such as a struct.error or a SyntaxError made of it, only Pillow's authors could make anything.

@@ -17,14 +17,18 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from max_zimage.sampling.other_names import SAMPLER_LABELS, SHAPE_LABELS
+from max_zimage.images.hires import first_steps, hires_of
+from max_zimage.sampling.other_names import SAMPLER_LABELS, SHAPE_LABELS, cfg_scale_of
 from max_zimage.version import PROGRAM
 
 NEGATIVE = "Negative prompt:"
 _FEWEST_PAIRS = 3
 _HASH_DIGITS = 10
 """Of a file's SHA-256 that stand for it: what CivitAI calls AutoV2."""
-_PAIR = re.compile(r'([^\s,:"][^,:"]*):[ \t]*("(?:[^"\\]|\\.)*"|\[[^\]]*\]|\{[^}]*\}|[^,]*)(?=,|$)')
+_PAIR = re.compile(r'\s*([^\s,:"][^,:"]*):[ \t]*("(?:[^"\\]|\\.)*"|\[[^][]*\]|\{[^{}]*\}|[^,]*)(?:,|$)')
+"""A name and its value, at the place where one may begin. No part of a line is looked at twice."""
+_LONGEST = 1 << 16
+"""Characters of a line of pairs: other tools' have a few thousand."""
 _NEEDS_QUOTES = frozenset(',:\n"')
 
 
@@ -61,31 +65,35 @@ def write_infotext(values: Mapping[str, Any]) -> str:
 def read_infotext(text: str) -> Infotext | None:
     """Read what `write_infotext` or another tool wrote; None if it is no such text."""
     lines = text.strip().split("\n")
-    found = [_pairs_of(line) for line in lines]
-    last = next((at for at in reversed(range(len(lines))) if _is_last(found[at])), None)
-    if last is None:
+    while lines:
+        pairs = _pairs_of(lines.pop())
+        if _is_last(pairs):
+            break
+    else:
         return None
-    texts = [line.strip() for line in lines[:last]]
+    texts = [line.strip() for line in lines]
     begin = next((at for at, line in enumerate(texts) if line.startswith(NEGATIVE)), len(texts))
     negative = "\n".join(texts[begin:]).removeprefix(NEGATIVE).strip()
-    return Infotext(prompt="\n".join(texts[:begin]), negative_prompt=negative, pairs=found[last])
+    return Infotext(prompt="\n".join(texts[:begin]), negative_prompt=negative, pairs=pairs)
 
 
 def _pairs(values: Mapping[str, Any]) -> dict[str, str]:
     """The last line's names and values."""
-    guidance = values["guidance_scale"]
-    largest = max(guidance) if isinstance(guidance, (list, tuple)) else guidance
+    hires = hires_of(values)
+    width, height = (values["width"], values["height"]) if hires is None else hires.size
+    strength = values["strength"] if hires is None else hires.strength
     pairs: dict[str, str | None] = {
-        "Steps": str(values["num_inference_steps"]),
+        "Steps": str(first_steps(values)),
         "Sampler": SAMPLER_LABELS[values["sampler"]],
         "Schedule type": SHAPE_LABELS[values["sigma_shape"]] if values["sigmas"] is None else None,
-        "CFG scale": _number(largest + 1),
+        "CFG scale": _number(cfg_scale_of(values["guidance_scale"])),
         "Seed": str(values["seed"]),
-        "Size": f"{values['width']}x{values['height']}",
+        "Size": f"{width}x{height}",
         "Model": PurePath(values["model"]).name or values["model"],
         "Variation seed": None if values["variation_seed"] is None else str(values["variation_seed"]),
-        "Variation seed strength": _number(values["variation_strength"]) if values["variation_seed"] else None,
-        "Denoising strength": None if values["strength"] is None else _number(values["strength"]),
+        "Variation seed strength": None if values["variation_seed"] is None else _number(values["variation_strength"]),
+        "Denoising strength": None if strength is None else _number(strength),
+        **({} if hires is None else hires.pairs()),
         "Shift": None if values["shift"] is None else _number(values["shift"]),
         "RNG": "CPU" if values["noise"] == "torch" else None,
         "Sigmas": None if values["sigmas"] is None else ", ".join(map(_number, values["sigmas"])),
@@ -118,12 +126,23 @@ def _is_last(pairs: Mapping[str, str]) -> bool:
 
 
 def _pairs_of(line: str) -> dict[str, str]:
-    pairs = {name.strip(): value.strip() for name, value in _PAIR.findall(line)}
-    return {name: _unquoted(value) for name, value in pairs.items()}
+    """Names and values of a line; of the same name the last one counts."""
+    pairs: dict[str, str] = {}
+    place = 0
+    while len(line) <= _LONGEST and 0 <= place < len(line):
+        found = _PAIR.match(line, place)
+        if found:
+            pairs[found[1].strip()] = _unquoted(found[2].strip())
+            place = found.end()
+        else:  # no pair: the next one may begin behind a comma
+            place = line.find(",", place) + 1 or len(line)
+    return pairs
 
 
 def _unquoted(value: str) -> str:
     if value.startswith('"'):
         with suppress(ValueError):
-            return str(json.loads(value))
+            found = str(json.loads(value))
+            found.encode()  # half of a letter, which JSON can name, is none
+            return found
     return value

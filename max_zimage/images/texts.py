@@ -13,14 +13,15 @@ Reference: `reference/scale-and-ux.md` section 9; Exif 2.3, UserComment; PNG spe
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from max_zimage.images.errors import ImageFileError
+from max_zimage.images.errors import ImageFileError as ImageFileError
 from max_zimage.images.files import warnings_raised
 from max_zimage.images.infotext import write_infotext
 from max_zimage.images.xmp import (
@@ -42,6 +43,8 @@ _ASCII, _UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
 _ENCODINGS = {_ASCII: "utf-8", _UNICODE: "utf-16-be"}
 MAX_JPEG_TEXT = 65_000
 """Bytes that a JPEG holds of other tools' text: a segment has a 16-bit length, of which headers take some."""
+_FORMATS = ("PNG", "JPEG", "WEBP")
+"""Pillow's names of what is opened; it has plugins that run other programs, for EPS for one. JPEG is MPO too."""
 _WRITTEN_BY = {"prompt": "ComfyUI", "workflow": "ComfyUI", "invokeai_metadata": "InvokeAI", "sd-metadata": "InvokeAI"}
 """Text chunks of programs whose parameters are not read."""
 
@@ -87,23 +90,31 @@ def has_other_text(kind: str, parameters: str) -> bool:
     return kind != "JPEG" or "exif" in save_options(kind, parameters, Source.MODEL)
 
 
-def embedded_text(path: Path) -> str:
+def embedded_text(source: Path | bytes) -> str:
     """Return the parameters in a picture: the program's JSON, or else the text of another tool.
+
+    Args:
+        source: Its file, or what is in that.
 
     Raises:
         ImageFileError: If there is no such file, it is no picture, is damaged, or holds no such text.
     """
-    if not path.is_file():
-        raise ImageFileError(f"{path} is no file; name a picture that max_zimage saved")
+    if isinstance(source, Path) and not source.is_file():
+        raise ImageFileError(f"{source} is no file; name a picture that max_zimage saved")
+    path = called(source)
     try:
-        # Pillow only warns of damaged EXIF data and goes on without it.
-        with warnings_raised(), Image.open(path) as picture:
+        # Pillow only warns of damaged EXIF data and goes on without it. Decoding takes long, and warns of nothing.
+        with warnings_raised():
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+        with picture:
             picture.load()
-            text = _png_text(picture) if isinstance(picture, PngImagePlugin.PngImageFile) else _other_text(picture)
+            with warnings_raised():
+                is_png = isinstance(picture, PngImagePlugin.PngImageFile)
+                text = _png_text(picture) if is_png else _other_text(picture)
             others = sorted({name for key, name in _WRITTEN_BY.items() if key in picture.info})
     # Pillow's decoders raise nearly anything on damaged data: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
-        raise ImageFileError(f"{path} is not a picture, or a damaged one: {error}") from error
+        raise ImageFileError(f"{path} is not a picture, or a damaged one: {_about(error)}") from error
     if text is not None:
         return text
     if others:
@@ -117,7 +128,20 @@ def embedded_text(path: Path) -> str:
     )
 
 
-def _png_text(picture: PngImagePlugin.PngImageFile) -> str | None:
+def called(source: Path | bytes) -> str:
+    """What messages call a picture: its file's name, where it has one."""
+    return str(source) if isinstance(source, Path) else "the picture"
+
+
+def _about(error: Exception) -> str:
+    """Without the address of an object in memory, by which Pillow names what has no file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no PNG, JPEG or WebP file"
+    return str(error)
+
+
+def _png_text(picture: Image.Image) -> str | None:
+    assert isinstance(picture, PngImagePlugin.PngImageFile)
     for key in (_KEY, _TEXT_KEY):
         if key in picture.text:
             return str(picture.text[key])

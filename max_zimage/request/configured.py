@@ -75,6 +75,8 @@ def _replaced(said: Mapping[str, Any], configured: Mapping[str, Any]) -> set[str
         gone |= {"guidance_variant", "guidance_rescale", "zero_init", *_APG}
     if "guidance_variant" in said or "guidance_rescale" in said:
         gone |= {"cfg_normalization"}
+    if "sigmas" in said:
+        gone |= {"passes"}
     if "num_inference_steps" in said:
         gone |= {"passes"} | ({"guidance_scale"} if isinstance(configured.get("guidance_scale"), list) else set())
     if "passes" in said:
@@ -91,7 +93,7 @@ def _without_subject(said: Mapping[str, Any], configured: Mapping[str, Any]) -> 
     gone: set[str] = set()
     if "image" not in said:
         gone |= {"strength"}
-    if "passes" not in said and ("passes" not in configured or "num_inference_steps" in said):
+    if "passes" not in said and ("passes" not in configured or {"num_inference_steps", "sigmas"} & set(said)):
         gone |= {"upscale"}
     if "features" in said or "prompt_embeds" in said:
         gone |= {*_ENCODING, *_TEXTS}

@@ -12,7 +12,7 @@ from typing import Any
 from max_zimage.request.fields import RequestFields
 from max_zimage.request.kinds import Array, Cache, Choice, Kind, Number, Side, Switch, Whole
 from max_zimage.request.limits import Limits, RequestDefaults
-from max_zimage.request.list_kinds import Margins, NumberOrMany, Pair, Wholes
+from max_zimage.request.list_kinds import Levels, Margins, NumberOrMany, Pair, Wholes
 from max_zimage.request.lora_fields import Loras
 from max_zimage.request.row import Of, Row
 from max_zimage.sampling.step_cache import METHODS, OFF
@@ -45,6 +45,8 @@ def schema_of(kind: Kind, limits: Limits) -> dict[str, Any]:
         return {"type": "string", "words": [OFF, *METHODS]}
     if isinstance(kind, (Pair, Margins, Wholes)):
         return _several(kind, limits)
+    if isinstance(kind, Levels):
+        return {"type": "array", "items": {"type": "number"}}
     if isinstance(kind, Loras):
         parts = {"name": {"type": "string", "enum": list(limits.lora_files.names())}, "scale": {"type": "number"}}
         return {"type": "array", "items": {"type": "object", "properties": parts}}

@@ -75,7 +75,15 @@ class Kind:
         return self.encode(value)
 
     def is_kept(self, value: object) -> bool:
-        """Whether a JSON value of the right type is one that `keep` can have made."""
+        """Whether a JSON value of the right type, not None, is one that `keep` can have made."""
+        return True
+
+    def is_decoded(self, value: object) -> bool:
+        """Whether `decode` takes a value, its lists as tuples or not; for kinds of which that says all."""
+        try:
+            self.decode(list(value) if isinstance(value, tuple) else value)
+        except ValueError:
+            return False
         return True
 
     def decode(self, value: Any) -> Any:
@@ -189,6 +197,10 @@ class Choice(Kind):
 
         return one_of(name, value, self.words)
 
+    @override
+    def is_kept(self, value: object) -> bool:
+        return value in self.words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Kind):
@@ -239,6 +251,10 @@ class Cache(Kind):
         from max_zimage.sampling.step_cache import parse_step_cache
 
         return parse_step_cache(super().decode(value))
+
+    @override
+    def is_kept(self, value: object) -> bool:
+        return self.is_decoded(value)
 
 
 @dataclass(frozen=True, kw_only=True)

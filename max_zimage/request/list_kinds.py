@@ -47,6 +47,10 @@ class NumberOrMany(Number):
     def decode(self, value: Any) -> Any:
         return tuple(map(super().decode, value)) if isinstance(value, list) else super().decode(value)
 
+    @override
+    def is_kept(self, value: object) -> bool:
+        return value not in ([], ())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Levels(Kind):
@@ -74,6 +78,10 @@ class Levels(Kind):
         if not isinstance(value, list):
             raise ValueError(f"must be a list of numbers, got {value!r}")
         return tuple(Number().decode(level) for level in value)
+
+    @override
+    def is_kept(self, value: object) -> bool:
+        return value not in ([], ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +116,10 @@ class Pair(Kind):
             raise ValueError(f"must be a list of two numbers, got {value!r}")
         return tuple(Number().decode(each) for each in value)
 
+    @override
+    def is_kept(self, value: object) -> bool:
+        return self.is_decoded(value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Margins(Kind):
@@ -140,6 +152,10 @@ class Margins(Kind):
         if not isinstance(value, list) or len(value) != 4 or not all(type(each) is int for each in value):
             raise ValueError(f"must be a list of four whole numbers, got {value!r}")
         return tuple(value)
+
+    @override
+    def is_kept(self, value: object) -> bool:
+        return self.is_decoded(value)
 
 
 @dataclass(frozen=True, kw_only=True)

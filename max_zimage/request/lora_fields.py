@@ -6,8 +6,8 @@ Imports no numpy, as that one.
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
@@ -82,8 +82,8 @@ def _is_entry(value: object, named: str) -> bool:
     if not isinstance(value, Mapping) or set(value) != {named, "scale", "digest"}:
         return False
     scale = value["scale"]
-    is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
-    return isinstance(value[named], str) and is_number and math.isfinite(scale) and is_digest(value["digest"])
+    is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool) and abs(scale) <= sys.float_info.max
+    return isinstance(value[named], str) and is_number and is_digest(value["digest"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

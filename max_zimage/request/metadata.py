@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from max_zimage.images.errors import ImageFileError
-from max_zimage.images.texts import embedded_text
+from max_zimage.images.texts import called, embedded_text
 from max_zimage.request.fields import ROWS
+from max_zimage.request.json_values import is_kind, is_sound, is_text, short
 from max_zimage.sampling.noise import image_seed
 from max_zimage.version import PROGRAM, __version__
 
@@ -163,14 +164,14 @@ class GenerationParameters:
         problems = [f"{name} is missing" for name in expected if name not in values]
         problems += [f"{name} is unknown" for name in values if name not in expected]
         problems += [
-            f"{name} must be {kind}, got {values[name]!r}"
+            f"{name} must be {kind}, got {short(values[name])}"
             for name, kind in expected.items()
-            if name in values and not _is_kind(values[name], kind)
+            if name in values and not is_kind(values[name], kind)
         ]
         problems += [
-            f"{name} cannot be {values[name]!r}"
-            for name, row in _ROWS.items()
-            if not problems and not row.kind.is_kept(values[name])
+            f"{name} cannot be {short(values[name])}"
+            for name in expected
+            if not problems and not _is_held(name, values[name])
         ]
         image = [values.get(name) for name in ("strength", "image_height", "image_width")]
         if not problems and image.count(None) != (3 if values["image_digest"] in (None, UNKNOWN_IMAGE) else 0):
@@ -194,12 +195,12 @@ def read_parameters(path: Path) -> GenerationParameters:
     return parameters_of_text(path, embedded_text(path))
 
 
-def parameters_of_text(path: Path, text: str) -> GenerationParameters:
+def parameters_of_text(source: Path | bytes, text: str) -> GenerationParameters:
     """`GenerationParameters.from_json` of what a picture carries; errors name the picture."""
     try:
         return GenerationParameters.from_json(text)
     except ImageFileError as error:
-        raise ImageFileError(f"{path}: {error}") from error
+        raise ImageFileError(f"{called(source)}: {error}") from error
 
 
 def is_own(text: str) -> bool:
@@ -211,18 +212,27 @@ def _marked_object(text: str) -> dict[str, Any]:
     """The JSON object without its marks, once these name this program and this layout."""
     try:
         values = json.loads(text)
+        whole = is_text(values)
     except (ValueError, RecursionError):
-        values = None
+        values, whole = None, True
+    if not whole:
+        raise ImageFileError("the parameters are damaged: they hold halves of letters (surrogates)")
     if not isinstance(values, dict) or values.pop("program", None) != PROGRAM:
         raise ImageFileError("the parameters were written by another program; only those of max_zimage can be read")
     version = values.pop("format_version", None)
-    if not _is_kind(version, "int") or not 1 <= version <= _FORMAT_VERSION:
+    if not is_kind(version, "int") or not 1 <= version <= _FORMAT_VERSION:
         raise ImageFileError(
-            f"the parameters have format {version!r}, this max_zimage reads 1 to {_FORMAT_VERSION}; install a newer one"
+            f"the parameters have format {short(version)}, this max_zimage reads 1 to {_FORMAT_VERSION}; install a "
+            "newer one"
         )
     before = {name: value for added, names in _ADDED.items() if added > version for name, value in names.items()}
     before |= {name: row.kept.before for name, row in _ROWS.items() if row.kept and row.kept.since > version}
     return before | values
+
+
+def _is_held(name: str, value: object) -> bool:
+    """Whether a value of the right type is one that parameters can hold."""
+    return (value is None or name not in _ROWS or _ROWS[name].kind.is_kept(value)) and is_sound(value)
 
 
 def _numbered(seed: int | None, picture: int) -> int | None:
@@ -252,20 +262,3 @@ def _held(value: Any, *, is_float: bool = False) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_held(item, is_float=is_float) for item in value)
     return float(value) if is_float and value is not None else value
-
-
-def _is_kind(value: object, kind: str) -> bool:
-    """Whether a JSON value fits a field's annotation; true and false are no numbers."""
-    if " | " in kind:
-        return any(_is_kind(value, each) for each in kind.split(" | "))
-    if value is None or kind == "None":
-        return value is None and kind == "None"
-    base = kind
-    if base.startswith("tuple["):
-        item_kind = base.removeprefix("tuple[").removesuffix(", ...]")
-        # A tuple is what stands for pictures from before the field.
-        return isinstance(value, (list, tuple)) and all(_is_kind(item, item_kind) for item in value)
-    types: dict[str, tuple[type, ...]] = {
-        "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,)
-    }  # fmt: skip
-    return isinstance(value, types[base]) and isinstance(value, bool) == (base == "bool")

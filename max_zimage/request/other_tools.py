@@ -18,10 +18,10 @@ from typing import Any
 
 from max_zimage.errors import RequestError
 from max_zimage.images.infotext import Infotext, read_infotext
-from max_zimage.images.texts import embedded_text
+from max_zimage.images.texts import called, embedded_text
 from max_zimage.request.metadata import GenerationParameters, is_own, parameters_of_text
 from max_zimage.sampling.names import SAMPLERS, SIGMA_SHAPES
-from max_zimage.sampling.other_names import AUTOMATIC, sampler_of, shape_of
+from max_zimage.sampling.other_names import AUTOMATIC, guidance_of, sampler_of, shape_of
 
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
 _LORA = re.compile(r"<lora:([^:<>]+)(?::(-?[0-9.]+))?(?::[^<>]*)?>")
@@ -60,11 +60,11 @@ class OtherParameters:
     notes: tuple[str, ...] = ()
 
 
-def read_any(path: Path, given: Collection[str] = ()) -> GenerationParameters | OtherParameters:
+def read_any(source: Path | bytes, given: Collection[str] = ()) -> GenerationParameters | OtherParameters:
     """Return what a picture was drawn with, by this program or by another.
 
     Args:
-        path: The picture.
+        source: The picture's file, or what is in that.
         given: Arguments that take the place of what it says: what stands there need not be understood.
 
     Raises:
@@ -72,13 +72,13 @@ def read_any(path: Path, given: Collection[str] = ()) -> GenerationParameters | 
         RequestError: If something in them has no counterpart that the picture would need; all that is so is said
             together.
     """
-    text = embedded_text(path)
+    text = embedded_text(source)
     if is_own(text) or (found := read_infotext(text)) is None:
-        return parameters_of_text(path, text)
-    return _read(path, found, frozenset(given))
+        return parameters_of_text(source, text)
+    return _read(called(source), found, frozenset(given))
 
 
-def _read(path: Path, text: Infotext, given: frozenset[str]) -> OtherParameters:
+def _read(path: str, text: Infotext, given: frozenset[str]) -> OtherParameters:
     values: dict[str, Any] = {}
     problems: list[str] = []
     pairs = dict(text.pairs)
@@ -100,13 +100,15 @@ def _read(path: Path, text: Infotext, given: frozenset[str]) -> OtherParameters:
     is_from_image = "Denoising strength" in pairs and not is_hires
     if is_from_image and "image" not in given:
         problems.append("it was drawn from an image; name that one's file with --image")
+    try:
+        (prompt, loras), (negative, others) = map(_without_tags, (text.prompt, text.negative_prompt))
+    except ValueError as error:
+        problems.append(str(error))
     if problems:
         raise RequestError(f"{path}: the parameters of another tool cannot be used: {'; '.join(problems)}")
-    prompt, loras = _without_tags(text.prompt)
-    negative, others = _without_tags(text.negative_prompt)
     values |= {"prompt": prompt} | ({"negative_prompt": negative} if negative else {})
     notes = _notes(path, text, left)
-    if negative and values.get("guidance_scale") == 0 and "guidance_scale" not in given:
+    if negative and values.get("guidance_scale") == 0 and given.isdisjoint({"guidance_scale", "nag_scale"}):
         del values["negative_prompt"]
         notes += (f"{path}: CFG scale 1 is no guidance, and its negative prompt is left out, which had no effect",)
     return OtherParameters(values=values, loras=loras + others, is_from_image=is_from_image, notes=notes)
@@ -141,7 +143,7 @@ def _way(pairs: Mapping[str, str], given: frozenset[str]) -> dict[str, Any]:
     return values
 
 
-def _notes(path: Path, text: Infotext, left: list[str]) -> tuple[str, ...]:
+def _notes(path: str, text: Infotext, left: list[str]) -> tuple[str, ...]:
     notes = [
         f"{path} is by {text.pairs.get('Version', 'another tool')}, which draws other noise from a seed: the picture "
         "will show the same, and not be the same"
@@ -157,9 +159,20 @@ def _notes(path: Path, text: Infotext, left: list[str]) -> tuple[str, ...]:
 
 
 def _without_tags(text: str) -> tuple[str, tuple[OtherLora, ...]]:
-    """A prompt without the adapters that it names."""
-    loras = tuple(OtherLora(name, _number(scale) if scale else 1.0) for name, scale in _LORA.findall(text))
+    """A prompt without the adapters that it names.
+
+    Raises:
+        ValueError: If one's weight is no number.
+    """
+    loras = tuple(OtherLora(name, _weight(name, scale) if scale else 1.0) for name, scale in _LORA.findall(text))
     return (_LORA.sub("", text).strip() if loras else text), loras
+
+
+def _weight(name: str, scale: str) -> float:
+    try:
+        return _number(scale)
+    except ValueError as error:
+        raise ValueError(f"the weight of <lora:{name}> is {scale!r}, {error}") from None
 
 
 def _number(text: str) -> float:
@@ -179,8 +192,7 @@ def _guidance(text: str) -> dict[str, Any]:
     scale = _number(text)
     if not scale >= 1:
         raise ValueError("which is below 1; choose one with --guidance, which is CFG scale - 1")
-    # Two numbers that are written in decimals: their difference is one too.
-    return {"guidance_scale": round(scale - 1, 6)}
+    return {"guidance_scale": guidance_of(scale)}
 
 
 def _size(text: str) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Passes(Kind):
             raise ValueError(f"must be passes such as 0.5x9,1.0x9:0.5, got {value!r}")
         return found
 
+    @override
+    def is_kept(self, value: object) -> bool:
+        return self.is_decoded(value)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PassFields:

@@ -6,7 +6,8 @@ sd_schedulers.py; stable-diffusion.cpp examples/server/api.md; ComfyUI comfy/sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 SAMPLER_LABELS: Mapping[str, str] = {
     "euler": "Euler",
@@ -42,6 +43,9 @@ SHAPE_LABELS: Mapping[str, str] = {
     "bong_tangent": "Bong Tangent",
 }
 """Sigma shape -> the same."""
+
+UPSCALER_LABELS: Mapping[str, str] = {"lanczos": "Lanczos", "bicubic": "Latent (bicubic)"}
+"""What enlarges a picture between two passes -> the same."""
 
 AUTOMATIC = "automatic"
 """Other programs' word for the sigma shape that they choose themselves."""
@@ -109,6 +113,27 @@ def shape_of(label: str) -> str | None:
 def is_shape(label: str) -> bool:
     """Whether a name is that of a sigma shape, or of the choice among them."""
     return _bare(label) == AUTOMATIC or shape_of(label) is not None
+
+
+def guidance_of(cfg_scale: float) -> float:
+    """The guidance scale of another program's CFG scale, of which 1 is no guidance.
+
+    The scale is taken as the decimal number that it is written as.
+
+    >>> guidance_of(2.3)
+    1.3
+    """
+    return float(Decimal(repr(float(cfg_scale))) - 1)
+
+
+def cfg_scale_of(guidance: float | Sequence[float]) -> float:
+    """The other way; the largest of several.
+
+    >>> cfg_scale_of([0.0, 1.3])
+    2.3
+    """
+    largest = max(guidance) if isinstance(guidance, Sequence) else guidance
+    return float(Decimal(repr(float(largest))) + 1)
 
 
 def _bare(label: str) -> str:

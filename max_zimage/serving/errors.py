@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _TYPES = {
@@ -20,6 +20,10 @@ _TYPES = {
 
 _DETAILED = ("/api/", "/sdapi/")
 """Routes whose clients look for `detail`, as FastAPI's own errors have it."""
+
+
+MOST_SAID = 20
+"""Sentences of one answer: a body of some megabytes can be wrong in a hundred thousand ways."""
 
 
 class ApiError(Exception):
@@ -59,6 +63,17 @@ class ApiError(Exception):
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A request that can never be answered as it stands."""
     return ApiError(400, code, message, param=param)
+
+
+def together(sentences: Sequence[str], count: int | None = None) -> str:
+    """All that is wrong, in one message: the first sentences, and how many more there are.
+
+    Args:
+        sentences: What is wrong.
+        count: How many there are, where only the first ones were made.
+    """
+    more = (len(sentences) if count is None else count) - MOST_SAID
+    return "; ".join([*sentences[:MOST_SAID], *([f"and {more} more"] if more > 0 else [])])
 
 
 def over_limit(param: str, given: object, allowed: object, unit: str) -> ApiError:

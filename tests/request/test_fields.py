@@ -15,10 +15,11 @@ from max_zimage.cli.field_flags import add_flag, given_fields
 from max_zimage.cli.main import _parser
 from max_zimage.request.dype_fields import DYPE_METHODS
 from max_zimage.request.fields import ROWS, RequestFields
+from max_zimage.request.json_values import is_kind
 from max_zimage.request.kinds import Cache, Kind, Number, Switch, Texts, Whole
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.list_kinds import Levels, Margins, NumberOrMany, Pair, Wholes
-from max_zimage.request.metadata import GenerationParameters, _is_kind
+from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Of
 from max_zimage.serving.http.schema import EDIT, GENERATION, ImageRequest, given
@@ -63,8 +64,8 @@ def test_every_kept_field_is_among_the_parameters_of_a_picture() -> None:
     ],
 )
 def test_types_of_kept_values(kind: str, good: list[object], bad: list[object]) -> None:
-    assert all(_is_kind(value, kind) for value in good)
-    assert not any(_is_kind(value, kind) for value in bad)
+    assert all(is_kind(value, kind) for value in good)
+    assert not any(is_kind(value, kind) for value in bad)
 
 
 def test_every_flag_is_taken_and_lands_in_its_field() -> None:

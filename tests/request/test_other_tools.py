@@ -143,6 +143,13 @@ def test_all_that_cannot_be_used_is_said_together(tmp_path: Path) -> None:
     assert read(tmp_path / "b.png", text, *given).values == {"prompt": "a star", "strength": 0.5}
 
 
+def test_a_negative_prompt_that_another_flag_makes_count(tmp_path: Path) -> None:
+    text = "a star\nNegative prompt: blue\nSteps: 4, Sampler: Euler, Seed: 1, CFG scale: 1"
+    assert "negative_prompt" not in read(tmp_path / "a.png", text).values
+    for flag in ("nag_scale", "guidance_scale"):
+        assert read(tmp_path / "b.png", text, flag).values["negative_prompt"] == "blue"
+
+
 def test_adapters_in_the_prompt(tmp_path: Path) -> None:
     found = read(tmp_path / "a.png", "a <lora:my style:0.7> star <lora:b>\nSteps: 4, Seed: 1, Sampler: Euler")
     assert found.values["prompt"] == "a  star"

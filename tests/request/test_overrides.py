@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from max_zimage.cli.repeating import without_replaced
+from max_zimage.request.configured import with_configured
 from max_zimage.request.list_kinds import Wholes
 from max_zimage.request.metadata import read_parameters
 from max_zimage.request.templates import Templates
@@ -82,6 +83,10 @@ def test_levels_of_ones_own_come_and_go() -> None:
     kept |= {"num_inference_steps": 2, "sigma_shape": "linear"}
     assert "sigmas" not in without_replaced(kept, {"num_inference_steps": 4})
     assert "sigmas" not in without_replaced(kept, {"passes": "0.5x4,1.0x4"})
+    passed = {"passes": "0.5x4,1.0x4", "upscale": "bicubic", "seed": 1}
+    for single in ({"num_inference_steps": 4}, {"sigmas": [1.0]}):
+        assert without_replaced(passed, single) == {"seed": 1}
+        assert with_configured(single, passed) == single | {"seed": 1}, "as from a configuration"
     assert {"num_inference_steps", "sigma_shape"} & set(without_replaced(kept, {"sigmas": [1.0]})) == set()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -248,6 +249,12 @@ def test_png_info_reads_its_pictures(client: webuiapi.WebUIApi, server: Server) 
     assert said["info"].splitlines()[:2] == [PROMPT, "Negative prompt: dark"]
     assert (said["parameters"]["Seed"], said["parameters"]["Prompt"]) == ("5", PROMPT)
     assert server.post("/sdapi/v1/png-info", image=encoded(start())).json()["info"] == ""
+    bare = post(server, override_settings={"enable_pnginfo": False}).json()["images"][0]
+    assert server.post("/sdapi/v1/png-info", image=bare).json()["info"] == ""
+    larger = post(server, width=64, height=64, **LARGER).json()
+    told = server.post("/sdapi/v1/png-info", image=larger["images"][0]).json()["parameters"]
+    assert (told["Size"], told["Hires upscale"], told["Hires steps"]) == ("64x64", "2", "3")
+    assert json.loads(larger["info"])["denoising_strength"] == 0.5
     picture = Image.open(io.BytesIO(base64.b64decode(image)))
     assert client.png_info(picture).info.startswith(PROMPT)
     assert isinstance(said["parameters"], dict)

@@ -19,8 +19,9 @@ from max_zimage.request.a1111_names import sampler_of, shape_of
 from max_zimage.request.guidance_fields import MAX_GUIDANCE
 from max_zimage.request.limits import RequestDefaults
 from max_zimage.request.loras import SUFFIX
+from max_zimage.sampling.other_names import UPSCALER_LABELS, guidance_of
 from max_zimage.sampling.samplers import is_stochastic
-from max_zimage.serving.errors import bad_request
+from max_zimage.serving.errors import bad_request, together
 from max_zimage.serving.http.a1111_body import (
     NAMED,
     A1111Request,
@@ -30,7 +31,7 @@ from max_zimage.serving.http.a1111_body import (
     setting_problems,
 )
 
-UPSCALERS = {"Lanczos": "lanczos", "Latent (bicubic)": "bicubic"}
+UPSCALERS = {label: name for name, label in UPSCALER_LABELS.items()}
 """Upscaler of the second pass -> what it is here."""
 
 _STRENGTH = 0.75  # of both routes, where a request says nothing
@@ -81,7 +82,7 @@ def arguments(body: A1111Request, model: str, defaults: RequestDefaults) -> dict
     if isinstance(body, Img2ImgRequest):
         _image_fields(reading, body)
     if reading.problems:
-        raise bad_request("; ".join(sentence for _, sentence in reading.problems), reading.problems[0][0])
+        raise bad_request(together([sentence for _, sentence in reading.problems]), reading.problems[0][0])
     return reading.values
 
 
@@ -104,7 +105,7 @@ def _guidance(reading: Reading, body: A1111Request) -> None:
     if not 1 <= scale <= MAX_GUIDANCE + 1:
         reading.wrong("cfg_scale", f"must be from 1, which is no guidance, to {MAX_GUIDANCE + 1:g}, got {scale!r}")
         return
-    reading.values["guidance_scale"] = scale - 1
+    reading.values["guidance_scale"] = guidance_of(scale)
 
 
 def _sampler(reading: Reading, body: A1111Request) -> None:

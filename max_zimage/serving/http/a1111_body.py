@@ -81,11 +81,15 @@ INERT: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 )
 """Field -> the values at which it changes nothing; null is one of them."""
 
+PNG_INFO = "enable_pnginfo"
+"""The setting of whether pictures carry what they were drawn with; a request may have another one."""
+
 SETTINGS: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "sd_vae": ("Automatic", "None", "", None),
         "CLIP_stop_at_last_layers": (1, None),
         "samples_format": ("png",),
+        PNG_INFO: (True, None),
         "forge_additional_modules": ([], None),
     }
 )
@@ -232,6 +236,8 @@ def setting_problems(settings: Mapping[str, Any], model: str, field: str) -> lis
         if name not in known:
             has = ", ".join(known)
             found.append((field, f"{field}: no setting is called {name[:40]!r} here; there are {has}"))
+        elif name == PNG_INFO and field != "options" and isinstance(value, bool):
+            continue  # of this request's pictures alone
         elif not any(_is(value, each) for each in known[name]):
             may = " or ".join(repr(each) for each in known[name] if each is not None)
             found.append((field, f"{field}: {name} is {may} here, got {_short(value)}; leave it out"))

@@ -9,8 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from max_zimage.images.hires import first_steps, hires_of
 from max_zimage.images.infotext import write_infotext
 from max_zimage.request.a1111_names import SAMPLER_LABELS, SHAPE_LABELS
+from max_zimage.sampling.other_names import cfg_scale_of
 from max_zimage.version import PROGRAM
 
 
@@ -22,6 +24,7 @@ def info(pictures: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str
         given: The request's body.
     """
     first = pictures[0]
+    hires = hires_of(first)
     seconds = [-1 if each["variation_seed"] is None else each["variation_seed"] for each in pictures]
     shape = SHAPE_LABELS[first["sigma_shape"]]
     said = {
@@ -38,8 +41,8 @@ def info(pictures: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str
         "height": first["height"],
         "sampler_name": SAMPLER_LABELS[first["sampler"]],
         "scheduler": shape,
-        "cfg_scale": first["guidance_scale"] + 1,
-        "steps": first["num_inference_steps"],
+        "cfg_scale": cfg_scale_of(first["guidance_scale"]),
+        "steps": first_steps(first),
         "batch_size": given.get("batch_size") or 1,
         "restore_faces": False,
         "face_restoration_model": None,
@@ -49,8 +52,8 @@ def info(pictures: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": first["strength"],
-        "extra_generation_params": {"Schedule type": shape},
+        "denoising_strength": first["strength"] if hires is None else hires.strength,
+        "extra_generation_params": {"Schedule type": shape} | ({} if hires is None else hires.pairs()),
         "index_of_first_image": 0,
         "infotexts": [write_infotext(each) for each in pictures],
         "styles": given.get("styles") or [],

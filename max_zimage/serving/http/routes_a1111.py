@@ -26,7 +26,15 @@ from max_zimage.images.read import data_url_bytes, decode_image
 from max_zimage.serving.dispatcher import Job
 from max_zimage.serving.drawn_by import written_parameters
 from max_zimage.serving.http.a1111_arguments import arguments
-from max_zimage.serving.http.a1111_body import ELSEWHERE, IMG2IMG, NAMES, TXT2IMG, A1111Request, Img2ImgRequest
+from max_zimage.serving.http.a1111_body import (
+    ELSEWHERE,
+    IMG2IMG,
+    NAMES,
+    PNG_INFO,
+    TXT2IMG,
+    A1111Request,
+    Img2ImgRequest,
+)
 from max_zimage.serving.http.a1111_info import info
 from max_zimage.serving.http.answers import finished, picture_or_error
 from max_zimage.serving.http.api_names import refused
@@ -109,7 +117,8 @@ async def _answered(state: ServerState, request: Request, body: A1111Request, va
 
     def prepared() -> Any:
         asked = request_of(state.served, NAMES, **values)
-        context = make_context(state.served, asked, "png", NAMES, reports=True, previews=_PREVIEWS)
+        metadata = (body.override_settings or {}).get(PNG_INFO)
+        context = make_context(state.served, asked, "png", NAMES, metadata, reports=True, previews=_PREVIEWS)
         return context, [json.loads(text) for text in written_parameters(asked, state.served.drawn_by)]
 
     context, pictures = await asyncio.to_thread(prepared)

@@ -6,29 +6,27 @@ Reference: reference/scale-and-ux.md section 11; stable-diffusion-webui modules/
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
-import tempfile
-from pathlib import Path
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from max_zimage.device.memory import available_memory
 from max_zimage.errors import RequestError
+from max_zimage.images.files import check_picture
 from max_zimage.images.infotext import read_infotext, write_infotext
-from max_zimage.images.save import ImageFileError
+from max_zimage.images.texts import ImageFileError, embedded_text
 from max_zimage.request.a1111_names import AUTOMATIC, SAMPLER_LABELS, SHAPE_LABELS, key_of
 from max_zimage.request.loras import SUFFIX
-from max_zimage.request.metadata import read_parameters
-from max_zimage.serving.errors import bad_request
+from max_zimage.request.metadata import GenerationParameters, is_own
+from max_zimage.serving.errors import bad_request, together
 from max_zimage.serving.http.a1111_arguments import UPSCALERS
-from max_zimage.serving.http.a1111_body import NAMES, SETTINGS, setting_problems
-from max_zimage.serving.http.api_names import refused
+from max_zimage.serving.http.a1111_body import PNG_INFO, SETTINGS, setting_problems
+from max_zimage.serving.http.api_names import IMAGES, refused
 from max_zimage.serving.http.routes_a1111 import file_of_text
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import state_of
@@ -134,8 +132,9 @@ async def refresh() -> None:
 @router.get("/options")
 async def options(request: Request) -> dict[str, Any]:
     """The settings that clients look for."""
-    model = {"sd_model_checkpoint": state_of(request).served.name, "sd_checkpoint_hash": ""}
-    return model | {name: values[0] for name, values in SETTINGS.items()}
+    served = state_of(request).served
+    model = {"sd_model_checkpoint": served.name, "sd_checkpoint_hash": ""}
+    return model | {name: values[0] for name, values in SETTINGS.items()} | {PNG_INFO: served.metadata}
 
 
 @router.post("/options")
@@ -149,7 +148,7 @@ async def set_options(request: Request) -> Response:
         raise bad_request(f"the body must be an object of settings, got {type(settings).__name__}")
     problems = setting_problems(settings, state_of(request).served.name, "options")
     if problems:
-        raise bad_request("; ".join(sentence for _, sentence in problems))
+        raise bad_request(together([sentence for _, sentence in problems]))
     return JSONResponse(None)
 
 
@@ -165,33 +164,25 @@ class PngInfoRequest(BaseModel):
 async def png_info(request: Request) -> dict[str, Any]:
     """What a picture was drawn with, by this program or one that writes the same text; empty if it does not say."""
     body = parsed(PngInfoRequest, await json_body(request))
+    most = state_of(request).served.limits.input_pixels
     try:
-        content = await asyncio.to_thread(file_of_text, "image", body.image)
+        return await asyncio.to_thread(_said_by, body.image, most)
     except RequestError as error:
-        raise refused(error, NAMES) from error
-    return await asyncio.to_thread(_said_by, content)
+        raise refused(error, IMAGES) from error
 
 
-def _said_by(content: bytes) -> dict[str, Any]:
+def _said_by(image: str, most: int) -> dict[str, Any]:
+    """Arguments: a picture as `PngInfoRequest` has it, and how many pixels it may have."""
+    content = file_of_text("image", image)
+    check_picture("image", content, most)
     text = ""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture"
-        file.write_bytes(content)
-        try:
-            text = write_infotext(json.loads(read_parameters(file).to_json()))
-        except ImageFileError:
-            text = _text_of(content)
+    with suppress(ImageFileError):
+        text = embedded_text(content)
+    if is_own(text):
+        with suppress(ImageFileError):  # other JSON is told as it stands
+            text = write_infotext(json.loads(GenerationParameters.from_json(text).to_json()))
     found = read_infotext(text)
     if found is None:
         return {"info": text, "items": {}, "parameters": {}}
     said = {"Prompt": found.prompt, "Negative prompt": found.negative_prompt, **found.pairs}
     return {"info": text, "items": {"parameters": text}, "parameters": said}
-
-
-def _text_of(content: bytes) -> str:
-    """What another program has put into a PNG's text of this name; empty for none."""
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            return str(picture.info.get("parameters", ""))
-    except Exception:  # Pillow's decoders raise nearly anything on damaged data
-        return ""

@@ -116,8 +116,9 @@ def _fields(served: ServedModel) -> list[dict[str, Any]]:
     own = [_of_schema(name, each) for name, each in properties.items() if name not in rows]
     found = own + [_of_row(served, row, properties[name]) for name, row in rows.items()]
     defaults = served.tokenizer.defaults
-    # What stands for more than one field, or depends on another one.
-    usual = {"size": f"{defaults.width}x{defaults.height}", "strength": DEFAULT_STRENGTH, "output_format": "png"}
+    # What stands for more than one field, or depends on another one, or on the server.
+    usual: dict[str, Any] = {"size": f"{defaults.width}x{defaults.height}", "strength": DEFAULT_STRENGTH}
+    usual |= {"output_format": "png", "metadata": served.metadata}
     for each in found:
         each["default"] = usual.get(each["name"], each["default"])
     return [each for each in found if each["schema"].get("type") != "null"]

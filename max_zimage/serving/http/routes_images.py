@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.serving.errors import ApiError, bad_request
+from max_zimage.serving.errors import MOST_SAID, ApiError, bad_request, together
 from max_zimage.serving.http.answers import EventResponse, ResponseFormat, events, finished, images_answer
 from max_zimage.serving.http.requests import context_of_image_request
 from max_zimage.serving.http.schema import GENERATION, ImageRequest
@@ -23,13 +24,28 @@ from max_zimage.serving.http.state import ServerState, state_of
 router = APIRouter(prefix="/v1")
 _JSON = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json")
 _TYPE = re.compile(r"(str|int|float|bool|none|list|dict|tuple|union|literal|constrained-\w+)(\[.*\])?")
+_LONGEST_NAME = 64
+"""Characters of a field's name that are shown, and up to which the nearest one is looked for: each costs time."""
 _NOWHERE: Mapping[str, str] = MappingProxyType({})
 Body = TypeVar("Body", bound=BaseModel)
 
 
 def described(model: type[BaseModel]) -> dict[str, Any]:
     """What the API's description says of a body that the route reads by itself."""
-    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}}
+    schema = model.model_json_schema()
+    whole = _resolved(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"content": {"application/json": {"schema": whole}}, "required": True}}
+
+
+def _resolved(part: Any, named: Mapping[str, Any]) -> Any:
+    """A part of a schema with what it refers to in its place: as a part of a description it has no names of its own."""
+    if isinstance(part, list):
+        return [_resolved(each, named) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        part = named[part["$ref"].removeprefix("#/$defs/")] | {key: each for key, each in part.items() if key != "$ref"}
+    return {key: _resolved(each, named) for key, each in part.items()}
 
 
 @router.post("/images/generations", openapi_extra=described(GENERATION))
@@ -147,11 +163,11 @@ def invalid(error: ValidationError, known: Iterable[str] = (), elsewhere: Mappin
         place = [part for part in item["loc"] if not _TYPE.fullmatch(str(part))]
         problems.setdefault(".".join(map(str, place)), []).append(item)
     lines = [
-        f"{name or 'the body'}: {' or '.join(map(_wanted, items[:-1]))}{' or ' if items[1:] else ''}"
+        f"{name[:_LONGEST_NAME] or 'the body'}: {' or '.join(map(_wanted, items[:-1]))}{' or ' if items[1:] else ''}"
         f"{elsewhere.get(name) or _said(items[-1], name, known)}"
-        for name, items in problems.items()
+        for name, items in islice(problems.items(), MOST_SAID)
     ]
-    return bad_request("; ".join(lines), next(iter(problems)) or None)
+    return bad_request(together(lines, len(problems)), next(iter(problems)) or None)
 
 
 def _wanted(item: Any) -> str:
@@ -161,7 +177,7 @@ def _wanted(item: Any) -> str:
 
 def _said(item: Any, name: str, known: Iterable[str]) -> str:
     if item["type"] == "extra_forbidden":
-        near = get_close_matches(name, list(known), 1)
+        near = get_close_matches(name, list(known), 1) if len(name) <= _LONGEST_NAME else []
         return f"is no field of this route{f', the nearest is {near[0]}' if near else ''}; leave it out"
     if item["type"] == "none_required":
         return "is not supported; leave it out"

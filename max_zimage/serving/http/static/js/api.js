@@ -14,8 +14,11 @@ export function keyOf() {
   return sessionStorage.getItem(KEY) ?? "";
 }
 
+/** Keep a key; the words of what is wrong with it, or nothing. A browser sends no header with letters beyond Latin-1. */
 export function setKey(key) {
+  if (/[^\x20-\x7e\xa0-\xff]/.test(key)) return "A key has none of these letters. Was something else pasted?";
   sessionStorage.setItem(KEY, key);
+  return "";
 }
 
 async function call(path, { method = "GET", body, headers = {}, signal } = {}) {

@@ -10,6 +10,8 @@ import { Stage } from "./stage.js";
 const THEMES = { auto: "as the system", light: "light", dark: "dark" };
 const SIGNS = { auto: "◐", light: "☀", dark: "☾" };
 const LOOK = 2000;
+/** What the Esc key empties or closes by itself. */
+const OWN_ESCAPE = "input[type=search], input[list], select";
 
 let form = null;
 let model = "";
@@ -74,7 +76,7 @@ function state(kind, text) {
   if ($("state").textContent !== text) $("state").textContent = text;
 }
 
-function askForKey(problem) {
+async function askForKey(problem) {
   const dialog = $("key-dialog");
   Object.assign($("key-error"), { textContent: problem, hidden: !problem });
   $("key").value = "";
@@ -84,13 +86,14 @@ function askForKey(problem) {
   };
   dialog.addEventListener("cancel", leave);
   dialog.showModal();
-  return new Promise((resolve) => {
+  const closed = new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       dialog.removeEventListener("cancel", leave);
-      if (isGiven) setKey($("key").value.trim());
-      resolve();
+      resolve(isGiven ? setKey($("key").value.trim()) : "");
     }, { once: true });
   });
+  const wrong = await closed;
+  if (wrong) await askForKey(wrong);
 }
 
 async function draw() {
@@ -154,7 +157,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     draw();
-  } else if (event.key === "Escape") {
+  } else if (event.key === "Escape" && !event.isComposing && !event.target.matches?.(OWN_ESCAPE)) {
     const job = stage.shown instanceof Job && !stage.shown.isOver ? stage.shown : [...jobs].at(-1);
     if (job) job.cancel();
   }

@@ -4,7 +4,7 @@ import { keyOf, setKey } from "./api.js";
 import { $, el } from "./dom.js";
 
 function kindOf(schema, all) {
-  if (schema.$ref) return kindOf(all.components.schemas[schema.$ref.split("/").pop()], all);
+  if (schema.$ref) return kindOf(all.components?.schemas?.[schema.$ref.split("/").pop()] ?? {}, all);
   if (schema.anyOf) return schema.anyOf.map((each) => kindOf(each, all)).filter((each) => each !== "null").join(" or ") || "null";
   if (schema.enum) return schema.enum.map((each) => JSON.stringify(each)).join(" or ");
   if (schema.const !== undefined) return JSON.stringify(schema.const);
@@ -48,7 +48,8 @@ async function show() {
 
 $("doc-key").addEventListener("submit", (event) => {
   event.preventDefault();
-  setKey($("key").value.trim());
-  show();
+  const wrong = setKey($("key").value.trim());
+  if (wrong) $("doc-said").textContent = wrong;
+  else show();
 });
 await show();

@@ -43,7 +43,7 @@ export class Form {
     body.seed = this.#whole("seed");
     body.n = this.#whole("n");
     body.guidance_scale = this.#guidance();
-    if (body.passes === undefined) body.steps = this.#whole("steps");
+    if (body.passes === undefined && body.sigmas === undefined) body.steps = this.#whole("steps");
     const cache = $("step_cache").value.trim();
     if (cache && cache !== this.described.step_cache?.default) body.step_cache = cache;
     if ($("template").value) body.template = $("template").value;

@@ -14,6 +14,7 @@ export class Start {
     Object.assign(this, { capabilities, sizes, showError, onSettings: () => {} });
     this.usualStrength = capabilities.defaults.strength;
     this.isTouched = false;
+    this.applied = null;
     this.clear();
     this.editor = new MaskEditor();
     $("start-file").addEventListener("change", (event) => this.#chosen(event.target, (file) => this.use(file)));
@@ -54,14 +55,16 @@ export class Start {
       this.showError("image: this file is no picture that the browser can show; a PNG, JPEG or WebP file is wanted", "image");
       return;
     }
-    this.clear();
+    if (this.applied) this.#forget(); // what goes with the picture has been said
+    else this.clear();
     this.picture = file;
     this.bitmap = bitmap;
     this.url = URL.createObjectURL(file);
     $("start-image").src = this.url;
     $("started").hidden = false;
     this.#strength();
-    this.#fit();
+    if (this.applied?.size) this.note();
+    else this.#fit();
     announce("The picture is set as the start image.");
   }
 
@@ -69,12 +72,13 @@ export class Start {
   async read(file) {
     const said = $("read-said");
     try {
-      const { request, left_out: left, needs } = await parametersOf(await dataUrl(file));
+      const { request, left_out: left, needs, notes: told } = await parametersOf(await dataUrl(file));
       this.onSettings(request);
       const notes = [];
       if (needs.image_digest) notes.push("it was drawn from a start image, which no picture holds");
       if (needs.mask_digest) notes.push("and with a mask");
       if (Object.keys(left).length) notes.push(`left out, for the page has no field for it: ${Object.keys(left).join(", ")}`);
+      notes.push(...told);
       said.textContent = `Settings of ${file.name || "the picture"} are in the form${notes.length ? `; ${notes.join("; ")}` : ""}.`;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
@@ -84,12 +88,18 @@ export class Start {
   }
 
   clear() {
-    if (this.url) URL.revokeObjectURL(this.url);
-    Object.assign(this, { picture: null, bitmap: null, url: null });
+    this.applied = null;
     this.isTouched = false;
-    $("started").hidden = true;
     $("composite").checked = false;
     for (const side of SIDES) $(`out-${side}`).value = 0;
+    this.#forget();
+  }
+
+  /** Forget the picture and its mask, and nothing else. */
+  #forget() {
+    if (this.url) URL.revokeObjectURL(this.url);
+    Object.assign(this, { picture: null, bitmap: null, url: null });
+    $("started").hidden = true;
     this.#setMask(null);
   }
 
@@ -116,6 +126,8 @@ export class Start {
       $(`out-${side}`).value = body.outpaint?.[at] ?? 0;
     });
     $("composite").checked = Boolean(body.composite);
+    this.applied = body.strength === undefined ? null : body; // one that was drawn from a picture
+    if (body.size === undefined) this.#fit();
     this.note();
   }
 
