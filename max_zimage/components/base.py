@@ -120,6 +120,20 @@ class ZImageComponent(ComponentModel):
             graph.recall = self.come
         return graph
 
+    def compile(self, *graphs: CompiledGraph) -> None:
+        """Compile graphs that were not there from the beginning, or forget them if that fails or is interrupted.
+
+        What came back would be bound to a graph that is kept and was not compiled, and fail each time.
+
+        Raises:
+            RuntimeError: If MAX cannot compile one.
+        """
+        try:
+            wait_for(graphs)
+        except BaseException:
+            self._graphs = [each for each in self._graphs if each not in graphs]
+            raise
+
     def define(self, name: str, weights: Mapping[str, Buffer]) -> CompiledGraph:
         """The same of a graph whose weights `bind` leaves alone.
 
