@@ -24,6 +24,8 @@ def with_capacity(settings: ServerSettings, prepared: CheckedModel) -> CheckedMo
     Raises:
         NotEnoughMemoryError: If it does not fit; names limits that do.
     """
+    for note in prepared.wish.notes:
+        _log.info("%s", note)
     plan = placed_usually(prepared.sources, prepared.wish)
     if plan.residency == "resident":
         found = replace(prepared, plan=plan)
