@@ -63,6 +63,10 @@ class ZImageComponent(ComponentModel):
     spec: TextEncoderSpec | TransformerSpec | VaeSpec
     keeps_weights: ClassVar[bool] = False
     """Whether host memory is kept, too, for a graph that comes later."""
+    transforms: tuple[Transform, ...] = ()
+    """That the weights are taken through."""
+    gave_up = False
+    """Whether it came back, and some transforms could not be applied any more; until it is bound again."""
     nbytes_beside = 0
     """Memory of the other components' weights on the same device."""
 
@@ -169,9 +173,19 @@ class ZImageComponent(ComponentModel):
         """Read the weights and bind the graphs to them, where that is not so; nothing is compiled for it.
 
         Adapters and quantized storage are those that were asked for last.
+
+        Raises:
+            AdapterError: If an adapter's file is another one by now; the component then is without adapters.
         """
         if self.is_here:
             return
+        if self.transforms:
+            try:
+                self._plan = self.planned(self.transforms)
+            except ValueError:  # of an adapter
+                self.bind()
+                self.gave_up = True
+                raise
         if self.before_coming is not None:
             self.before_coming()
         wait_for([graph for graph in self._graphs if graph.pending])
@@ -237,6 +251,7 @@ class ZImageComponent(ComponentModel):
             except BaseException:  # a file that is gone, numbers that come out infinite
                 self._put_back(before, changed)
                 raise
+        self.transforms, self.gave_up = tuple(transforms), False
         return changed
 
     def planned(self, transforms: Sequence[Transform] = ()) -> LoadPlan:
