@@ -22,7 +22,7 @@ from max_zimage.device.placement import HOST, PLACEMENTS, STAGES, Change, Need, 
 from max_zimage.errors import RequestError
 from max_zimage.host.sizes import read_size
 from max_zimage.images.tiles import WHOLE, Tiling
-from max_zimage.pipeline.estimate import decode_bytes, map_bytes, step_bytes, text_bytes, tiling_of
+from max_zimage.pipeline.estimate import check_maps, decode_bytes, map_bytes, step_bytes, text_bytes, tiling_of
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.storages import with_storages
 from max_zimage.request.request import GenerationRequest
@@ -185,6 +185,8 @@ def placed(sources: CheckpointManifest, wish: Wish, size: Size) -> Plan:
         NotEnoughMemoryError: If nothing fits; names the smallest change that would.
     """
     on_host = wish.devices["vae"] == HOST
+    if not on_host:
+        check_maps(sources, size.height, size.width, size.tiling)
     needs = needs_of(sources, size, on_host)
     return place(needs, memory_of(wish), wish, _changes(sources, wish, size, on_host))
 
