@@ -64,9 +64,10 @@ OFFLOAD = '[encoder]\ncpu_offload = true\ndevice = "cpu"\n[pipeline]\nmax_memory
 
 def test_placement_and_offload_are_one_setting(config: Path) -> None:
     """A flag, or an argument, of either comes before the file's other."""
-    for flags in (("--placement", "resident"), ("--placement", "auto"), ("--cpu-offload",)):
-        found = configured(config, OFFLOAD, "generate", "x", *flags)
-        assert (found.placement, found.cpu_offload) == (flags[1] if flags[1:] else None, not flags[1:])
+    wanted = {"--placement resident": ("resident", False), "--placement auto": ("auto", False)}
+    for flags, held in (wanted | {"--cpu-offload": (None, True)}).items():
+        found = configured(config, OFFLOAD, "generate", "x", *flags.split())
+        assert (found.placement, found.cpu_offload) == held
         assert not {"placement", "cpu_offload"} & found.configuration.start.keys()
         assert found.max_memory == "8GiB"
     found = configured(config, '[pipeline]\nplacement = "resident"', "generate", "x", "--cpu-offload")
@@ -128,7 +129,12 @@ def test_values_of_a_file_are_not_refused_as_flags(config: Path) -> None:
 def test_a_sweep_hands_on_where_components_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[list[str]] = []
     monkeypatch.setattr(profile_suite, "checked_picture", lambda arguments: None)
-    monkeypatch.setattr(profile_suite, "_child", lambda common, flags: handed.append(list(common)) or {"tests": []})
+
+    def child(common: list[str], flags: object) -> dict[str, Any]:
+        handed.append(list(common))
+        return {"tests": []}
+
+    monkeypatch.setattr(profile_suite, "_child", child)
     flags = ("--encoder-device", "cpu", "--cpu-offload", "--profile", "default")
     profile_suite.sweep(configured(config, '[pipeline]\nmax_memory = "8GiB"', "profile", "--sweep", "float32", *flags))
     assert len(handed) == 2

@@ -14,6 +14,7 @@ import pytest
 
 from max_zimage.cli.completion import SHELLS, script
 from max_zimage.cli.examples import EXAMPLES
+from max_zimage.cli.given import split
 from max_zimage.cli.main import _parser, main
 from max_zimage.version import __version__
 
@@ -56,7 +57,9 @@ def test_every_help_ends_with_examples() -> None:
 def test_examples_can_be_parsed(line: str) -> None:
     words = shlex.split(line.partition(" > ")[0])
     assert words[0] == "max-zimage"
-    assert _parser().parse_args(words[1:]).command == words[1]
+    own, shown = split(words[1:])  # of `config show`, which has the words of another command behind it
+    assert _parser().parse_args(own).command == words[1]
+    assert not shown or _parser().parse_args(shown).command == shown[0]
 
 
 def completed(folder: Path, *words: str) -> list[str]:
