@@ -99,9 +99,18 @@ def find_component_files(model_dir: Path, component: str, *, flat: bool = False)
         return shards(index)
     if files := _gguf_files(folder):
         return files
+    fetched = "; GGUF files of a hub id are not fetched: download one, and name it by --weight-path"
     raise CheckpointError(
         f"{folder} holds neither {single.name} nor {index.name} nor a GGUF file; found {_listing(folder)}"
+        + (fetched if _is_of_hub(model_dir) else "")
     )
+
+
+def _is_of_hub(directory: Path) -> bool:
+    """Whether a directory lies in the cache of the hub, of whose repositories only some files are fetched."""
+    from huggingface_hub import constants
+
+    return directory.absolute().is_relative_to(Path(constants.HF_HUB_CACHE).absolute())
 
 
 def _gguf_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from max_zimage.request.configuration.key import Key
 from max_zimage.request.configuration.keys import keys_of
 from max_zimage.request.configuration.settling import Setting
 from max_zimage.request.fields import ROWS
-from max_zimage.request.metadata import GenerationParameters, read_parameters
+from max_zimage.request.other_tools import OtherParameters, read_any
 
 _CANONICAL = {
     "model": ("", "model_path"),
@@ -77,7 +77,7 @@ def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[
     """
     serve = command_of(parser(), "serve")
     flags: Mapping[str, Any] = {}
-    saved = None
+    saved: Mapping[str, Any] = {}
     if words:
         named = [*(["--config", arguments.config] if arguments.config else [])]
         named += ["--profile", arguments.chosen_profile] if arguments.chosen_profile else []
@@ -86,7 +86,7 @@ def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[
         configure(command, given, serve)  # tells what does not go together
         flags = {name: getattr(command, name) for name in given}
         arguments.config, arguments.chosen_profile = command.config, command.chosen_profile
-        saved = None if flags.get("source") is None else _parameters(flags["source"])
+        saved = {} if flags.get("source") is None else _parameters(flags["source"], flags)
     configuration = read(arguments, serve)
     lines = list(_lines(configuration, flags, saved))
     if arguments.json:
@@ -96,27 +96,37 @@ def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[
     return 0
 
 
-def _parameters(source: str) -> GenerationParameters:
+def _parameters(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What a picture says: of a request's fields, and of what a model is loaded with if this program drew it."""
+    said = {name for name, row in ROWS.items() if row.flag and row.flag.destination in flags}
     with checking():
-        return read_parameters(Path(source))
+        found = read_any(Path(source), said)
+    if isinstance(found, OtherParameters):
+        return found.values
+    kept = {name: getattr(found, name) for name, row in ROWS.items() if row.kept is not None}
+    return kept | {name: getattr(found, "weight_paths" if name == "weight_path" else name) for name in OF_PICTURE}
 
 
-def _lines(
-    configuration: Configuration, flags: Mapping[str, Any], saved: GenerationParameters | None
-) -> Iterator[Shown]:
+def _lines(configuration: Configuration, flags: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[Shown]:
     settled, source = configuration.settled, flags.get("source")
     for name, (section, key) in _CANONICAL.items():
         flag = STARTS.get(name, "lora")
-        attribute = "weight_paths" if flag == "weight_path" else flag
-        kept = None if saved is None or flag not in OF_PICTURE else getattr(saved, attribute)
+        known = saved.get(flag) if flag in OF_PICTURE else None
         usual = configuration.keys[section, key].default or None
-        yield _line(section, key, flags, flag, (kept, source), settled.start.get(name), usual)
+        yield _line(section, key, flags, flag, (known, source), settled.start.get(name), usual)
     for (section, key), each in configuration.keys.items():
         if each.way == "field" and section == "generation" and each.target == key:
             row = ROWS[key]
-            kept = None if saved is None or row.kept is None else getattr(saved, key)
             destination = row.flag.destination if row.flag else ""
-            yield _line(section, key, flags, destination, (kept, source), settled.fields.get(key), each.default or None)
+            yield _line(
+                section,
+                key,
+                flags,
+                destination,
+                (saved.get(key), source),
+                settled.fields.get(key),
+                each.default or None,
+            )
         elif each.way == "server":
             yield _line(section, key, flags, key, (None, None), settled.server.get(key), each.default or None)
 

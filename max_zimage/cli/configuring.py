@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.model_flags import DEFAULT_CACHE
 from max_zimage.cli.other_flags import answer
 from max_zimage.cli.server_keys import server_keys
+from max_zimage.errors import RequestError
 from max_zimage.request.configuration.configuration import Configuration, read_configuration
+from max_zimage.request.configuration.settling import Setting
 from max_zimage.request.configuration.values import PLACES, QUANTIZATIONS, TOKENS_KEPT
 
 STARTS = {
@@ -31,6 +34,21 @@ STARTS = {
 _SPELLINGS = {"quantization": "quantize", "model_path": "model", "cache_size": "embedding_cache"}
 OF_PICTURE = frozenset({"model", "dtype", "weight_path", "quantize"})
 """Those that a picture of --from says, too."""
+_ONE_SETTING = ("placement", "cpu_offload")
+"""Two ways to say which components stay in memory."""
+_ENCODING = frozenset(STARTS) - frozenset(PLACES) | {"encoder_device"}
+_TAKEN: tuple[tuple[str, frozenset[str]], ...] = (
+    ("component", frozenset({"device", "dtype"})),
+    ("memory", frozenset({"model", "dtype", "placement"})),
+    ("attention", frozenset({"model", "device", "dtype"})),
+    ("show_info", frozenset({"device", "dtype", "quantize"})),
+    ("sweep", frozenset(STARTS) - {"dtype", "quantize", "embedding_cache_bytes"}),
+    ("encoder_only", _ENCODING),
+)
+"""Flags under which a command does something else -> what of a configuration has a meaning then.
+
+What has none is no mistake in a file that other commands read, too, as it would be on the command line.
+"""
 
 
 def configure(arguments: argparse.Namespace, given: Collection[str], serve: argparse.ArgumentParser) -> None:
@@ -51,15 +69,15 @@ def configure(arguments: argparse.Namespace, given: Collection[str], serve: argp
     if not getattr(arguments, "quiet", False):
         for line in lines:
             print(f"max-zimage: {line}", file=sys.stderr)
-    repeats = getattr(arguments, "source", None) is not None
-    start = dict(configuration.settled.start)
-    if getattr(arguments, "component", None) is not None:  # which has neither weights of a checkpoint nor a request
-        start = {name: setting for name, setting in start.items() if name in ("device", "dtype")}
+    source = getattr(arguments, "source", None)
+    repeats = source is not None and not is_of_another_tool(source)
+    start = _taken(arguments, given, configuration.settled.start)
     taken = {*given} | {name for spelling, name in _SPELLINGS.items() if spelling in given}
     for name, destination in STARTS.items():
+        if name == "cpu_offload" or not hasattr(arguments, destination):
+            continue  # what is loaded takes it from the configuration
         setting = start.pop(name, None)
-        is_free = destination not in taken and not (repeats and destination in OF_PICTURE)
-        if setting is not None and is_free and hasattr(arguments, destination):
+        if setting is not None and destination not in taken and not (repeats and destination in OF_PICTURE):
             setattr(arguments, destination, setting.value)
     fields = {} if repeats else dict(configuration.settled.fields)
     if repeats or "lora" in given:
@@ -67,6 +85,38 @@ def configure(arguments: argparse.Namespace, given: Collection[str], serve: argp
     if arguments.command == "serve":
         _serve(arguments, given, configuration)
     arguments.configuration = replace(configuration, settled=replace(configuration.settled, start=start, fields=fields))
+
+
+def is_of_another_tool(source: str) -> bool:
+    """Whether a picture of --from names no model, dtype or weights, and so leaves them to what is configured.
+
+    One that cannot be read is none; that is told where it is used.
+    """
+    from max_zimage.images.errors import ImageFileError
+    from max_zimage.request.other_tools import OtherParameters, read_any
+
+    try:
+        return isinstance(read_any(Path(source)), OtherParameters)
+    except RequestError:  # of what has no counterpart, for which flags may stand
+        return True
+    except ImageFileError:
+        return False
+
+
+def _taken(
+    arguments: argparse.Namespace, given: Collection[str], configured: Mapping[str, Setting]
+) -> dict[str, Setting]:
+    """What is configured of loading, without what has no meaning under these flags, or is said by them."""
+    start = dict(configured)
+    for flag, names in _TAKEN:
+        if getattr(arguments, flag, None) not in (None, False):
+            start = {name: setting for name, setting in start.items() if name in names}
+    if any(name in given for name in _ONE_SETTING):
+        start = {name: setting for name, setting in start.items() if name not in _ONE_SETTING}
+    encodes = arguments.command == "encode" or getattr(arguments, "encoder_only", False)
+    if encodes and "device" in given:  # there is but one component, and a flag comes first
+        start.pop("encoder_device", None)
+    return start
 
 
 def read(arguments: argparse.Namespace, serve: argparse.ArgumentParser) -> Configuration:

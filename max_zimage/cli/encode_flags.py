@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from max_zimage.cli.common import add_encoder_device
 from max_zimage.cli.field_flags import add_flag
 from max_zimage.cli.model_flags import add_model
 from max_zimage.cli.other_flags import add_others
@@ -43,7 +44,8 @@ def add_encode(commands: argparse._SubParsersAction[Any], shared: argparse.Argum
     for name in TEXT_FIELDS:
         add_flag(texts, name)
     texts.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
-    add_model(parser)
+    model = add_model(parser, places=False)
+    add_encoder_device(model, "where the text encoder runs; --device if not given")
     add_others(parser)
 
 

@@ -12,6 +12,9 @@ from max_zimage.request.fields import FLAGS
 
 _DRAWING = ("output", "source", "embeddings", "latents_in", "latents_out", "image")
 
+_OTHERS = ("placement", "max_memory", "dit_device", "vae_device", "cpu_offload")
+"""Flags about where several components run."""
+
 
 def as_encode(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments as `encode` takes them.
@@ -25,6 +28,9 @@ def as_encode(arguments: argparse.Namespace) -> argparse.Namespace:
     if drawing:
         flag = "--from" if drawing[0] == "source" else f"--{drawing[0].replace('_', '-')}"
         raise BadInput(f"{flag} is about a picture, and --encoder-only draws none; leave one of them out")
+    others = [f"--{name.replace('_', '-')}" for name in _OTHERS if getattr(arguments, name)]
+    if others:
+        raise BadInput(f"{', '.join(others)}: --encoder-only loads the text encoder alone; leave one of the two out")
     texts = {*TEXT_FIELDS, "prompt", "negative_prompt"}
     idle = [FLAGS.names[name] for name in given_fields(arguments) if name not in texts]
     if idle:

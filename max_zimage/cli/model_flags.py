@@ -14,14 +14,27 @@ DEFAULT_CACHE = 256 * 2**20
 DTYPES = ("auto", "float32", "bfloat16")
 
 
-def add_model(parser: argparse.ArgumentParser, weights: str = "in place of its own weights") -> None:
-    """Add the flags of commands that load a model, and name it by a flag."""
+def add_model(
+    parser: argparse.ArgumentParser, weights: str = "in place of its own weights", *, places: bool = True
+) -> argparse._ArgumentGroup:
+    """Add the flags of commands that load a model, and name it by a flag.
+
+    Args:
+        parser: Of the command.
+        weights: The help of --weight-path.
+        places: Whether more than one component is loaded, each of which may have a place of its own.
+
+    Returns:
+        The group of the model's own flags.
+    """
     model = parser.add_argument_group("the model")
     add_model_name(model)
     model.add_argument("--weight-path", action="append", metavar="FILE", default=[], help=weights)
     add_running(model)
-    add_placement(parser)
+    if places:
+        add_placement(parser)
     add_configuration(parser)
+    return model
 
 
 def add_model_name(model: argparse._ArgumentGroup) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from max_zimage.cli import profile_suite as suite
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries
+from max_zimage.cli.placement_flags import wanted_places
 from max_zimage.cli.profile_component import component
 from max_zimage.cli.profile_info import info_facts, print_info
 from max_zimage.cli.profile_picture import picture
@@ -108,6 +109,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
     for alone in ("show_info", "attention"):
         if alone in instead and len(instead) > 1:
             raise ValueError(f"--{alone.replace('_', '-')} is alone; leave --{instead[-1]} out")
+    if (arguments.show_info or arguments.attention) and wanted_places(arguments):
+        raise ValueError(f"where components run has no meaning with --{instead[0].replace('_', '-')}; leave it out")
     others = {"--component": name, "--trace": arguments.trace, "--no-sync": arguments.no_sync}
     if idle_flags := [flag for flag, value in others.items() if instead and value]:
         raise ValueError(f"{' and '.join(idle_flags)}: no meaning with --{instead[0].replace('_', '-')}; leave it out")

@@ -14,10 +14,9 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.info import conditions
 from max_zimage.cli.options import model_path
-from max_zimage.cli.placement_flags import placement_options, wanted_places
+from max_zimage.cli.placement_flags import placement_options
 from max_zimage.cli.profile_info import check_backend
 from max_zimage.pipeline.captions import tokens_of_request
-from max_zimage.pipeline.estimate import check_weights_and_request
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.placed_requests import placed_for
 from max_zimage.pipeline.zimage import ZImagePipeline
@@ -59,10 +58,7 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
     tokens_of_request(request, prepared.tokenizer, sources.limits)
     dtype = sources.dtypes["transformer"]
     check_backend(arguments.attention_backend, device, dtype)
-    if wanted_places(arguments):
-        prepared = placed_for(prepared, request)
-    else:
-        check_weights_and_request(sources, device, request)
+    prepared = placed_for(prepared, request)
     said = {
         **conditions(arguments.model or embedded.NAME, None, device, dtype),
         "sizes": f"{arguments.batch} x {request.width}x{request.height} pixels",

@@ -53,7 +53,15 @@ _PASSED_ON = (
     ("guidance", "--guidance"),
     ("device", "--device"),
     ("attention_backend", "--attention-backend"),
+    ("placement", "--placement"),
+    ("max_memory", "--max-memory"),
+    ("encoder_device", "--encoder-device"),
+    ("dit_device", "--dit-device"),
+    ("vae_device", "--vae-device"),
+    ("config", "--config"),
+    ("chosen_profile", "--profile"),
 )
+"""What every configuration has in common; of a file each reads what its own flags do not say."""
 
 
 def configurations_of(text: str) -> tuple[str, ...]:
@@ -143,6 +151,7 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     checked_picture(arguments)
     flags = [word for name, flag in _PASSED_ON for word in _flag(flag, getattr(arguments, name))]
     flags += [word for file in arguments.weight_path for word in ("--weight-path", file)]
+    flags += ["--cpu-offload"] if arguments.cpu_offload else []
     common = [*([arguments.model] if arguments.model else []), *flags, "--batch", str(arguments.batch)]
     common += ["--tests", wanted, "--repeats", str(arguments.repeats), "--json"]
     common += ["--warmup", str(arguments.warmup)]

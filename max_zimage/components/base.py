@@ -63,6 +63,10 @@ class ZImageComponent(ComponentModel):
     spec: TextEncoderSpec | TransformerSpec | VaeSpec
     keeps_weights: ClassVar[bool] = False
     """Whether host memory is kept, too, for a graph that comes later."""
+    transforms: tuple[Transform, ...] = ()
+    """That the weights are taken through."""
+    gave_up = False
+    """Whether it came back, and some transforms could not be applied any more; until it is bound again."""
     nbytes_beside = 0
     """Memory of the other components' weights on the same device."""
 
@@ -120,6 +124,20 @@ class ZImageComponent(ComponentModel):
             graph.recall = self.come
         return graph
 
+    def compile(self, *graphs: CompiledGraph) -> None:
+        """Compile graphs that were not there from the beginning, or forget them if that fails or is interrupted.
+
+        What came back would be bound to a graph that is kept and was not compiled, and fail each time.
+
+        Raises:
+            RuntimeError: If MAX cannot compile one.
+        """
+        try:
+            wait_for(graphs)
+        except BaseException:
+            self._graphs = [each for each in self._graphs if each not in graphs]
+            raise
+
     def define(self, name: str, weights: Mapping[str, Buffer]) -> CompiledGraph:
         """The same of a graph whose weights `bind` leaves alone.
 
@@ -155,9 +173,19 @@ class ZImageComponent(ComponentModel):
         """Read the weights and bind the graphs to them, where that is not so; nothing is compiled for it.
 
         Adapters and quantized storage are those that were asked for last.
+
+        Raises:
+            AdapterError: If an adapter's file is another one by now; the component then is without adapters.
         """
         if self.is_here:
             return
+        if self.transforms:
+            try:
+                self._plan = self.planned(self.transforms)
+            except ValueError:  # of an adapter
+                self.bind()
+                self.gave_up = True
+                raise
         if self.before_coming is not None:
             self.before_coming()
         wait_for([graph for graph in self._graphs if graph.pending])
@@ -223,6 +251,7 @@ class ZImageComponent(ComponentModel):
             except BaseException:  # a file that is gone, numbers that come out infinite
                 self._put_back(before, changed)
                 raise
+        self.transforms, self.gave_up = tuple(transforms), False
         return changed
 
     def planned(self, transforms: Sequence[Transform] = ()) -> LoadPlan:

@@ -79,8 +79,9 @@ class ZImageTransformerModel(ZImageComponent):
             NotEnoughMemoryError: If that does not fit.
         """
         if block not in self._first_block_graphs:
-            self._first_block_graphs[block] = self._once_more(f"first_block_{block}"), self.graph("guidance")
-            wait_for(self._first_block_graphs[block])
+            # One after the other: while the weights are away, a graph that has none cannot share a module with one
+            # that waits for them.
+            self._first_block_graphs[block] = self._once_more(f"first_block_{block}"), _compiled(self.graph("guidance"))
         return self._first_block_graphs[block]
 
     @cached_property
@@ -92,19 +93,21 @@ class ZImageTransformerModel(ZImageComponent):
         Raises:
             NotEnoughMemoryError: If that does not fit.
         """
-        return _compiled(self._once_more("denoise_nag"))
+        return self._once_more("denoise_nag")
 
     def _once_more(self, name: str) -> CompiledGraph:
-        """Another graph with the transformer in it: on an accelerator its weights take their memory again.
+        """Another graph with the transformer in it, compiled: on an accelerator its weights take their memory again.
 
         Not where graphs share them; see `again_bytes`.
 
         Raises:
             NotEnoughMemoryError: If that does not fit.
+            RuntimeError: If MAX cannot compile it; the component then is as if it had not been asked for.
         """
         if self._weights is None and self.is_here:
             check_device_memory(self.nbytes_beside + self.again_bytes + 2 * self._nbytes, self.device)
         graph = self.graph(name, self.provide())
+        self.compile(graph)
         self._copies += 1
         return graph
 

@@ -61,12 +61,14 @@ class Wish:
         devices: Component -> where it runs, such as "cpu" or "gpu:0".
         named: Components that are to run there and nowhere else.
         max_memory: Bytes of the transformer's device that may be taken; None for all there is.
+        notes: What of it has no effect here, in sentences.
     """
 
     placement: Placement = "auto"
     devices: Mapping[str, str]
     named: frozenset[str] = frozenset()
     max_memory: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def asks(self) -> bool:

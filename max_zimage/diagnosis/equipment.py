@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from max.driver import accelerator_api, accelerator_architecture_name, accelerator_count, load_devices
+from max.driver import accelerator_api, accelerator_architecture_name, accelerator_count
 
 from max_zimage import embedded
 from max_zimage.checkpoint.model_index import INDEX
-from max_zimage.device.devices import device_spec
 from max_zimage.device.libraries import LIBRARIES, loaded
-from max_zimage.device.memory import available_memory
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.diagnosis.findings import Finding, fault, ok, size, warning
 from max_zimage.diagnosis.system import processor
+from max_zimage.pipeline.placing import placed_usually
 from max_zimage.pipeline.zimage import ZImagePipeline
 
 _LITTLE = 2 * 2**30
@@ -71,15 +71,16 @@ def checkpoint(model: str | None, device: str) -> Iterator[Finding]:
     except ValueError as error:
         yield fault("checkpoint", str(error), "do what it says; `max-zimage info --model` says it, too")
         return
-    sources, here = prepared.sources, load_devices([device_spec(device)])[0]
-    needed = sum(sources.nbytes.values())
-    free = available_memory() if here.is_host else int(here.stats["free_memory"])
-    found = f"{model or embedded.NAME} is whole; its weights take {size(needed)} in {sources.dtypes['transformer']}"
-    if needed > free:
+    sources = prepared.sources
+    needed = size(sum(sources.nbytes.values()))
+    found = f"{model or embedded.NAME} is whole; its weights take {needed} in {sources.dtypes['transformer']}"
+    try:
+        plan = placed_usually(sources, prepared.wish)
+    except NotEnoughMemoryError as error:
         remedy = "free memory, or use bfloat16, --quantize, or a device with more; `max-zimage info` has the parts"
-        yield fault("checkpoint", f"{found}, and {size(free)} are free on {here.label}", remedy)
+        yield fault("checkpoint", f"{found}; {str(error).splitlines()[0]}", remedy)
     else:
-        yield ok("checkpoint", f"{found}; {size(free)} are free on {here.label}")
+        yield ok("checkpoint", f"{found}; {plan.why}")
 
 
 def _on_the_hub(model: str, device: str) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 from max_zimage.checkpoint.adapters import Adapter, added, open_adapter
 from max_zimage.checkpoint.config import ModelSpecs
@@ -98,13 +99,17 @@ class BoundAdapters:
         """Be bound to some adapters; what began under others, and calls this from a callback, goes on under those.
 
         Raises:
-            NotApplied: As `bind`.
+            NotApplied: As `bind`; also later, of a component that comes back into memory.
         """
         before = self.loras
         self.bind(loras)
         self._users += 1
         try:
             yield
+        except NotApplied:
+            raise
+        except AdapterError as error:
+            self._give_up(loras, error)
         finally:
             self._users -= 1
             if self._users:
@@ -125,16 +130,28 @@ class BoundAdapters:
             NotApplied: If a file is not there, does not fit or is another one, or if memory does not suffice. The
                 weights are then those of the checkpoint, without any adapter.
         """
-        if loras == self.loras:
+        if loras == self.loras and self._holds():
             return
         try:
             self._bind(self._transforms_of(loras))
         except Exception as error:
-            self.loras = ()
-            self._bind({}, again=True)
-            names = ", ".join(each.name for each in loras)
-            raise NotApplied(f"adapters {names or 'cannot be taken away'}: {error}") from error
+            self._give_up(loras, error)
         self.loras = loras
+
+    def _give_up(self, loras: Sequence[Lora], error: Exception) -> NoReturn:
+        """Have the checkpoint's weights, and say why.
+
+        Raises:
+            NotApplied: In any case.
+        """
+        self.loras = ()
+        self._bind({}, again=True)
+        names = ", ".join(each.name for each in loras)
+        raise NotApplied(f"adapters {names or 'cannot be taken away'}: {error}") from error
+
+    def _holds(self) -> bool:
+        """Whether no component has given its adapters up, as one does that comes back and finds another file."""
+        return not any(self._component(name).gave_up for name in COMPONENTS)
 
     def _transforms_of(self, loras: Sequence[Lora]) -> Transforms:
         """What happens to the tensors of each component; none of it where no adapter has anything for it."""
@@ -154,6 +171,7 @@ class BoundAdapters:
         """
         wanted = {name: transforms.get(name, ()) for name in COMPONENTS}
         # Also where nothing changes that is loaded now: some layers of the text encoder are read when they are wanted.
+        again = again or not self._holds()
         changed = [name for name in COMPONENTS if again or wanted[name] != self._transforms.get(name, ())]
         for name in changed:
             check_rebinding(self._component(name), wanted[name], self._parts.sources)

@@ -37,6 +37,9 @@ _LEFT: dict[str, tuple[object, ...]] = {
 """Arguments of loading -> values by which they are left to what is configured."""
 
 
+_ONE_SETTING = ("placement", "cpu_offload")
+
+
 def configuration_of(config: Config, profile: str | None) -> Configuration | None:
     """The configuration that arguments of `from_pretrained` name; None if they name none.
 
@@ -69,6 +72,11 @@ def with_torch_dtype(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"torch_dtype {error}") from error
 
 
+def is_left(name: str, value: object) -> bool:
+    """Whether an argument of loading has a value by which it is left to what is configured."""
+    return any(value is each or value == each for each in _LEFT[name])
+
+
 def with_options(model: Any, options: Mapping[str, Any], configuration: Configuration) -> tuple[Any, dict[str, Any]]:
     """The model and the arguments of loading, with what is configured of those that are left at their defaults.
 
@@ -79,9 +87,12 @@ def with_options(model: Any, options: Mapping[str, Any], configuration: Configur
     """
     start = configuration.start | {name: value for name, value in configuration.fields.items() if name == "step_cache"}
     found = dict(options)
-    for name, left in _LEFT.items():
-        if name in start and name in found and any(found[name] is each or found[name] == each for each in left):
-            found[name] = start[name]
+    free = [name for name in _LEFT if name in found and is_left(name, found[name])]
+    if not {*_ONE_SETTING} & found.keys() <= {*free}:  # two ways to say one thing, of which an argument comes first
+        free = [name for name in free if name not in _ONE_SETTING]
+    found |= {name: start[name] for name in free if name in start}
+    if "cpu_offload" in free and "cpu_offload" in start:
+        found["is_offload_configured"] = True
     return start.get("model") if model is None else model, found
 
 

@@ -30,6 +30,7 @@ from max_zimage.pipeline.configured import (
     configuration_of,
     configured_defaults,
     encoder_defaults,
+    is_left,
     with_options,
     with_torch_dtype,
 )
@@ -119,7 +120,11 @@ class ZImageTextEncoder:
         configuration = configuration_of(config, profile)
         if configuration is None:
             return check_encoder(model, **options)
-        model, found = with_options(model, dict.fromkeys(START) | options, configuration)
+        options = dict.fromkeys(START) | options
+        own_device = configuration.start.get("encoder_device")
+        if own_device is not None and is_left("device", options["device"]):  # before the device of a whole model
+            options["device"] = own_device
+        model, found = with_options(model, options, configuration)
         checked = check_encoder(model, **{name: value for name, value in found.items() if value is not None})
         own = configuration.only(TEXT_FIELDS)
         changed = configured_defaults(checked.defaults, checked.limits, own)

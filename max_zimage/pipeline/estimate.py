@@ -99,7 +99,7 @@ def check_picture(
         return weights + activation_bytes(sources.specs, **size)
 
     if not device.is_host:
-        _check_maps(sources, height, width, tiling)
+        check_maps(sources, height, width, tiling)
 
     if needed(height, width, pictures) <= available:
         return
@@ -118,8 +118,12 @@ def check_picture(
     )
 
 
-def _check_maps(sources: CheckpointManifest, height: int, width: int, tiling: Tiling) -> None:
-    """Refuse exact tiles of a picture whose maps the host cannot hold beside an accelerator."""
+def check_maps(sources: CheckpointManifest, height: int, width: int, tiling: Tiling) -> None:
+    """Refuse exact tiles of a picture whose maps the host cannot hold beside an accelerator.
+
+    Raises:
+        NotEnoughMemoryError: If it cannot; names what takes less.
+    """
     kept, available = map_bytes(sources.specs.vae, height, width, sources.dtypes["vae"], tiling), available_memory()
     if kept > available:
         raise NotEnoughMemoryError(
@@ -205,28 +209,3 @@ def large_decode_bytes(spec: VaeSpec, dtype: ModelDtype) -> dict[str, int]:
 def pictures_at_once(pictures: int, height: int, width: int) -> int:
     """How many pictures are decoded in one call: the decoder works at full size, and its memory adds up."""
     return max(1, min(pictures, _DECODED_PIXELS // (height * width)))
-
-
-def check_weights_and_request(sources: CheckpointManifest, device: Device, request: GenerationRequest) -> None:
-    """Compare the memory of weights and pictures together with what a device has, before either is there.
-
-    Raises:
-        NotEnoughMemoryError: If they do not fit; names what would make them smaller.
-    """
-    weights = sum(sources.nbytes.values())
-    activations = activation_bytes(
-        sources.specs,
-        height=request.height,
-        width=request.width,
-        branches=request.num_branches,
-        dtype=sources.dtypes["transformer"],
-        pictures=request.num_images,
-        tiling=tiling_of(request),
-    )
-    available = available_memory() if device.is_host else int(device.stats["total_memory"])
-    if weights + activations > available:
-        raise NotEnoughMemoryError(
-            f"the picture needs {gib(weights)} of weights and about {gib(activations)} more, {gib(available)} are "
-            "available; ask for a smaller --height and --width or a smaller --batch, or profile one component with "
-            "--component and --layers"
-        )

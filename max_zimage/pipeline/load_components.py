@@ -16,7 +16,7 @@ from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage.components import NoTextEncoder, ZImageComponent
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
-from max_zimage.device.placement import Plan
+from max_zimage.device.placement import HOST, Plan
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.manifest import CheckpointManifest, check_device, find_sources
@@ -116,6 +116,8 @@ def load_components(
     """
     if plan.is_plain:
         check_fits(sources, devices["transformer"])
+    elif {*plan.devices.values()} != {HOST}:  # on the way to an accelerator weights pass through the host's memory
+        check_memory(max(sources.nbytes.values()), available_memory())
     components: dict[str, ComponentModel] = {}
     sizes, sessions = sources.nbytes, {devices["transformer"]: session}
     for name, component in make.items():

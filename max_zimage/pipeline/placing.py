@@ -13,6 +13,7 @@ from typing import Any
 
 from max.driver import Device, load_devices
 
+from max_zimage import progress
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
@@ -21,7 +22,7 @@ from max_zimage.device.placement import HOST, PLACEMENTS, STAGES, Change, Need, 
 from max_zimage.errors import RequestError
 from max_zimage.host.sizes import read_size
 from max_zimage.images.tiles import WHOLE, Tiling
-from max_zimage.pipeline.estimate import decode_bytes, map_bytes, step_bytes, text_bytes, tiling_of
+from max_zimage.pipeline.estimate import check_maps, decode_bytes, map_bytes, step_bytes, text_bytes, tiling_of
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.storages import with_storages
 from max_zimage.request.request import GenerationRequest
@@ -34,6 +35,7 @@ _TEXTS = 512  # tokens of a prompt, at most unless more are asked for
 _CAPTION = 128  # tokens of a caption behind a picture's, as `estimate` has it
 _STORAGES = ({"text_encoder": "q4"}, {"transformer": "int8"}, {"transformer": "int8", "text_encoder": "q4"})
 _KEPT = 64 * 2**20
+_IDLE_OFFLOAD = "cpu_offload is configured and has no effect here, where all components run on the CPU"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Placing:
         dit_device: Of the transformer.
         vae_device: Of the autoencoder.
         cpu_offload: llm-dit's word for "sequential" on an accelerator.
+        is_offload_configured: Whether a configuration says that, which may be one for several machines: where all
+            components run on the CPU it then has no effect, and is no mistake.
     """
 
     device: str = "auto"
@@ -57,6 +61,7 @@ class Placing:
     dit_device: str | None = None
     vae_device: str | None = None
     cpu_offload: bool = False
+    is_offload_configured: bool = False
 
     def read(self) -> Wish:
         """Check all of it.
@@ -81,21 +86,26 @@ class Placing:
         except ValueError as error:
             problems.append(f"max_memory {error}")
         devices = [found.get(field, found.get("device", HOST)) for field in given]
-        if self.cpu_offload and not problems and {*devices} == {HOST}:
+        on_host = {*devices} == {HOST}
+        is_idle = self.cpu_offload and self.is_offload_configured and on_host
+        offloads = self.cpu_offload and not is_idle
+        if offloads and on_host and not problems:
             problems.append(
                 "cpu_offload has components wait in the CPU's memory until an accelerator needs them, and all run on "
                 'the CPU here; leave it out, or take placement="sequential" to have weights leave after their stage'
             )
-        if self.cpu_offload and self.placement == "resident":
+        if offloads and self.placement == "resident":
             problems.append('cpu_offload and placement="resident" exclude each other; leave one out')
         if problems:
             raise RequestError(*problems)
         kept = {"encoder_device": "text_encoder", "dit_device": "transformer", "vae_device": "vae"}
+        asked = next(each for each in PLACEMENTS if each == self.placement)
         return Wish(
-            placement="sequential" if self.cpu_offload else next(each for each in PLACEMENTS if each == self.placement),
+            placement="sequential" if offloads else asked,
             devices=dict(zip(STAGES, devices, strict=True)),
             named=frozenset(kept[field] for field in named),
             max_memory=limit,
+            notes=(_IDLE_OFFLOAD,) if is_idle else (),
         )
 
 
@@ -175,6 +185,8 @@ def placed(sources: CheckpointManifest, wish: Wish, size: Size) -> Plan:
         NotEnoughMemoryError: If nothing fits; names the smallest change that would.
     """
     on_host = wish.devices["vae"] == HOST
+    if not on_host:
+        check_maps(sources, size.height, size.width, size.tiling)
     needs = needs_of(sources, size, on_host)
     return place(needs, memory_of(wish), wish, _changes(sources, wish, size, on_host))
 
@@ -202,6 +214,12 @@ def memory_of(wish: Wish) -> dict[str, int]:
     return {HOST: available_memory()} | {
         name: usable(int(device_of(name).stats["total_memory"])) for name in accelerators
     }
+
+
+def tell(wish: Wish) -> None:
+    """Say what has no effect."""
+    for note in wish.notes:
+        progress.note(note)
 
 
 @lru_cache(maxsize=16)

@@ -29,7 +29,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.placing import Placing, device_of, placed_usually, plan_for_worker
+from max_zimage.pipeline.placing import Placing, device_of, placed_usually, plan_for_worker, tell
 from max_zimage.pipeline.residency import Residency
 from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.configuration.values import PLACES
@@ -210,6 +210,7 @@ class PretrainedMethods:
         """
         if prepared.plan is None:
             prepared = replace(prepared, plan=placed_usually(prepared.sources, prepared.wish))
+        tell(prepared.wish)
         session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
         where = (prepared.config, session, prepared.devices, prepared.weight_paths)
         make: Any = cls

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel
 from max_zimage.device.memory import available_memory
-from max_zimage.device.placement import HOST, Plan, Wish, place
+from max_zimage.device.placement import HOST, Needs, Plan, Wish, place
 from max_zimage.pipeline import stages
 from max_zimage.pipeline.batch import ZImageModelInputs
+from max_zimage.pipeline.estimate import check_maps
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.placing import Size, memory_of, needs_of
 from max_zimage.request.request import GenerationRequest
@@ -83,7 +84,11 @@ class Residency:
         memory = memory_of(wish)
         # What is there now is part of what is needed.
         memory[HOST] = available_memory() + self._nbytes_on(HOST)
-        needs = [needs_of(self._sources, size, devices["vae"] == HOST) for size in _sizes(asked)]
+        on_host, sizes = devices["vae"] == HOST, _sizes(asked)
+        for each in () if on_host else sizes:
+            check_maps(self._sources, each.height, each.width, each.tiling)
+        copies = {"transformer": transformer.again_bytes, "text_encoder": text_encoder.layers.nbytes}
+        needs = [_with_copies(needs_of(self._sources, size, on_host), copies) for size in sizes]
         found = [place(each, memory, wish) for each in needs]
         alone = self._loaded.decodes_alone or any(each.decodes_alone for each in found)
         self.plan = replace(self._loaded, decodes_alone=alone)
@@ -113,6 +118,11 @@ class Residency:
         there = {other for other, each in self._components.items() if each.is_here} | ({name} if is_here else set())
         nbytes = self._sources.nbytes
         self.ledger = [*self.ledger[-999:], Event(name, is_here, sum(nbytes.get(each, 0) for each in there))]
+
+
+def _with_copies(needs: Needs, copies: Mapping[str, int]) -> Needs:
+    """The same with weights that lie on an accelerator a second time, or for some requests alone."""
+    return {name: replace(each, weights=each.weights + copies.get(name, 0)) for name, each in needs.items()}
 
 
 def _sizes(asked: GenerationRequest | ZImageModelInputs) -> list[Size]:

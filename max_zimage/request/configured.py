@@ -75,8 +75,11 @@ def _replaced(said: Mapping[str, Any], configured: Mapping[str, Any]) -> set[str
         gone |= {"guidance_variant", "guidance_rescale", "zero_init", *_APG}
     if "guidance_variant" in said or "guidance_rescale" in said:
         gone |= {"cfg_normalization"}
+    if said.keys() & {"num_inference_steps", "sigma_shape", "passes"}:  # each says which levels there are
+        gone |= {"sigmas"}
     if "sigmas" in said:
-        gone |= {"passes"}
+        gone |= {"passes", "num_inference_steps", "sigma_shape"}
+        gone |= {"guidance_scale"} if isinstance(configured.get("guidance_scale"), list) else set()
     if "num_inference_steps" in said:
         gone |= {"passes"} | ({"guidance_scale"} if isinstance(configured.get("guidance_scale"), list) else set())
     if "passes" in said:

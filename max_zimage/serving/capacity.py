@@ -9,7 +9,7 @@ from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
 from max_zimage.device.placement import HOST, with_peaks
 from max_zimage.pipeline.estimate import activation_bytes
 from max_zimage.pipeline.loading import CheckedModel
-from max_zimage.pipeline.placing import Size, needs_of, placed_usually
+from max_zimage.pipeline.placing import Size, memory_of, needs_of, placed_usually
 from max_zimage.serving.settings import ServerSettings
 
 _log = logging.getLogger("max_zimage.serving")
@@ -24,6 +24,8 @@ def with_capacity(settings: ServerSettings, prepared: CheckedModel) -> CheckedMo
     Raises:
         NotEnoughMemoryError: If it does not fit; names limits that do.
     """
+    for note in prepared.wish.notes:
+        _log.info("%s", note)
     plan = placed_usually(prepared.sources, prepared.wish)
     if plan.residency == "resident":
         found = replace(prepared, plan=plan)
@@ -46,25 +48,29 @@ def check_capacity(settings: ServerSettings, prepared: CheckedModel, available: 
     Args:
         settings: The server's; the estimate is for its limits.
         prepared: The checkpoint.
-        available: Bytes; the device's memory by default, or what is free on a CPU.
+        available: Bytes of the transformer's device; its memory by default, or what is free on a CPU.
 
     Returns:
-        The estimate in bytes, weights included.
+        The estimate for the transformer's device in bytes, weights included.
 
     Raises:
         NotEnoughMemoryError: If it does not fit; names limits that do.
     """
     device, limits = prepared.devices[0], settings.limits
-    if available is None:
-        available = available_memory() if device.is_host else int(device.stats["total_memory"])
-    available = min(available, prepared.wish.max_memory or available)
+    allowed = _allowed(prepared, available)
     pictures = max(limits.images, settings.pictures_together(on_host=device.is_host))
-    needed = _needed(prepared, limits.pixels, pictures)
-    if needed <= available:
-        return needed
+
+    def lacking(pixels: int, count: int) -> list[str]:
+        """The devices whose memory does not do."""
+        return [name for name, peak in _needed(prepared, pixels, count).items() if peak > allowed[name]]
+
+    needed, main = _needed(prepared, limits.pixels, pictures), prepared.wish.devices["transformer"]
+    short = lacking(limits.pixels, pictures)
+    if not short:
+        return needed[main]
     smaller = [side * side for side in _SIDES if side * side < limits.pixels]
-    fitting = [pixels for pixels in smaller if _needed(prepared, pixels, pictures) <= available]
-    alone = [pixels for pixels in (limits.pixels, *smaller) if _needed(prepared, pixels, 1) <= available]
+    fitting = [pixels for pixels in smaller if not lacking(pixels, pictures)]
+    alone = [pixels for pixels in (limits.pixels, *smaller) if not lacking(pixels, 1)]
     if fitting:
         way = f"--max-pixels {fitting[0]} would fit"
     elif alone:
@@ -72,21 +78,30 @@ def check_capacity(settings: ServerSettings, prepared: CheckedModel, available: 
     else:
         way = "not even one small picture fits beside the weights; take a larger device"
     raise NotEnoughMemoryError(
-        f"{pictures} pictures of {limits.pixels} pixels at a time, which the limits allow, need about {gib(needed)} "
-        f"with the weights, {gib(available)} are there on {device.label}:{device.id}; {way}"
+        f"{pictures} pictures of {limits.pixels} pixels at a time, which the limits allow, need about "
+        f"{gib(needed[short[0]])} with the weights, {gib(allowed[short[0]])} are there on {short[0]}; {way}"
     )
 
 
-def _needed(prepared: CheckedModel, pixels: int, pictures: int) -> int:
-    """Bytes of weights and of a square batch with guidance."""
+def _allowed(prepared: CheckedModel, available: int | None) -> dict[str, int]:
+    """Device -> bytes that may be taken; of an accelerator that has everything all of it, as MAX gives from it."""
+    device, wish = prepared.devices[0], prepared.wish
+    main = wish.devices["transformer"]
+    if available is None and (prepared.plan is None or prepared.plan.is_plain):
+        available = available_memory() if device.is_host else int(device.stats["total_memory"])
+    allowed = memory_of(wish) | ({} if available is None else {main: available})
+    return allowed | {main: min(allowed[main], wish.max_memory or allowed[main])}
+
+
+def _needed(prepared: CheckedModel, pixels: int, pictures: int) -> dict[str, int]:
+    """Device -> bytes of weights and of a square batch with guidance."""
     sources = prepared.sources
     side = max(16, round(pixels**0.5 / 16) * 16)
     plan = prepared.plan
     if plan is not None and not plan.is_plain:
         size = Size(height=side, width=side, branches=3, pictures=pictures)
-        peaks = with_peaks(plan, needs_of(sources, size, plan.devices["vae"] == HOST)).peaks
-        return peaks[plan.devices["transformer"]]
+        return dict(with_peaks(plan, needs_of(sources, size, plan.devices["vae"] == HOST)).peaks)
     activations = activation_bytes(
         sources.specs, height=side, width=side, branches=3, dtype=sources.dtypes["transformer"], pictures=pictures
     )
-    return sum(sources.nbytes.values()) + activations
+    return {prepared.wish.devices["transformer"]: sum(sources.nbytes.values()) + activations}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, quants
+from huggingface_hub import constants
 
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.load import load
@@ -240,3 +241,12 @@ class TestGgufInAFolder:
         (tmp_path / "z-Q4_0.gguf").touch()
         with pytest.raises(CheckpointError, match=r"several GGUF files: .*z-Q4_0\.gguf; leave one, or name it"):
             find_component_files(tmp_path, "transformer", flat=True)
+
+    def test_those_of_a_hub_id_are_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A repository may hold a dozen of one model, and none of them is fetched."""
+        (tmp_path / "transformer").mkdir()
+        with pytest.raises(CheckpointError, match=r"nor a GGUF file; found [^;]*$"):
+            find_component_files(tmp_path, "transformer")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path.parent))
+        with pytest.raises(CheckpointError, match=r"hub id are not fetched: .* by --weight-path"):
+            find_component_files(tmp_path, "transformer")

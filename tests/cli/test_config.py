@@ -105,11 +105,7 @@ def test_what_a_model_starts_with(run: Run, config: Path, loaded: list[CheckedMo
     assert run(*draw, "b.png", "--quantize", "transformer=q4")[0] == 0
     assert run(*draw, "c.png", "--quantization", "none", "--embedding-cache")[0] == 0
     assert [each.sources.quantize for each in loaded] == ["text_encoder=int8", "transformer=q4", ""]
-    assert [each.embedding_cache_bytes for each in loaded] == [
-        None,
-        None,
-        256 * 2**20,
-    ]  # None: as placed
+    assert [each.embedding_cache_bytes for each in loaded] == [None, None, 256 * 2**20]  # None: as placed
     assert {type(each.sources.defaults.step_cache).__name__ for each in loaded} == {"TaylorSeer"}
 
 

@@ -57,10 +57,9 @@ def test_every_help_ends_with_examples() -> None:
 def test_examples_can_be_parsed(line: str) -> None:
     words = shlex.split(line.partition(" > ")[0])
     assert words[0] == "max-zimage"
-    own, shown = split(words[1:])  # behind `config show` stands another command
+    own, shown = split(words[1:])  # of `config show`, which has the words of another command behind it
     assert _parser().parse_args(own).command == words[1]
-    if shown:
-        assert _parser().parse_args(shown).command == shown[0]
+    assert not shown or _parser().parse_args(shown).command == shown[0]
 
 
 def completed(folder: Path, *words: str) -> list[str]:

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.diagnosis import equipment, installation, places, system
 from max_zimage.embedded import PATH as EMBEDDED
+from max_zimage.pipeline import placing
 
 Told = dict[str, Any]
 Run = Callable[..., tuple[int, Told]]
@@ -141,10 +143,15 @@ def test_a_checkpoint_with_missing_files(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged as it would be loaded: where it fits in turns alone, it is no fault, and that is said."""
+    nbytes = ZImagePipeline.prepare(device="cpu").sources.nbytes
     monkeypatch.setattr(equipment, "available_memory", lambda: 10 * 2**20)
+    monkeypatch.setattr(placing, "available_memory", lambda: sum(nbytes.values()) - 1)
+    assert "text encoder and transformer take turns" in found(run()[1], "checkpoint")["found"]
+    monkeypatch.setattr(placing, "available_memory", lambda: 10 * 2**20)
     code, told = run()
     assert code == 1
-    assert "10 MiB are free on cpu" in found(told, "checkpoint")["found"]
+    assert "the model does not fit (placement auto): cpu has 0.0 GiB for them" in found(told, "checkpoint")["found"]
     assert found(told, "memory")["state"] == "warning"
 
 

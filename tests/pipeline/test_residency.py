@@ -28,7 +28,6 @@ from max_zimage.pipeline import placing
 from tests.paths import ROOT
 from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Pair
-from tests.references.loras import STYLE, TEXT, write_adapter
 from tests.serving.test_step_scheduler import Worker, alone, assert_same
 
 RED, BLUE = "a red star on a blue background", "a blue circle"
@@ -130,15 +129,33 @@ def test_images_hidden_layers_and_graphs_that_come_later(turns: ZImagePipeline, 
     assert here(turns) == (False, True)
 
 
-def test_adapters_are_kept_by_components_that_are_away(turns: ZImagePipeline, embedded: Pair, tmp_path: Path) -> None:
-    adapter = write_adapter(tmp_path / "style.safetensors", STYLE, TEXT)
-    with_adapter = draw(turns, "adapted", loras=[(adapter.path, 1.0)])
-    try:
-        np.testing.assert_array_equal(with_adapter, draw(embedded.ours, "adapted", loras=[(adapter.path, 1.0)]))
-    finally:
-        without = draw(embedded.ours, "adapted")
-    assert (with_adapter != without).any()
-    np.testing.assert_array_equal(draw(turns, "adapted"), without)
+def test_first_block_caching_is_compiled_while_the_transformer_is_away(embedded: Pair) -> None:
+    """At the load, when no weight is in memory; its graphs are bound when the transformer comes."""
+    asked: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 2.0}
+    words = "first_block:threshold=0.1"
+    away = ZImagePipeline.from_pretrained(device="cpu", dtype="float32", placement="sequential", step_cache=words)
+    assert here(away) == (False, False)
+    np.testing.assert_array_equal(draw(away, **asked), draw(embedded.ours, step_cache=words, **asked))
+
+
+def test_a_graph_that_was_not_compiled_is_forgotten(
+    turns: ZImagePipeline, embedded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where Ctrl-C ends it: neither the weights' return nor another attempt finds half a graph."""
+    transformer = turns.transformer
+    transformer.leave()
+    known = [each.name for each in transformer._graphs]
+    for error in (RuntimeError("no"), KeyboardInterrupt()):
+
+        def fails(graphs: Any, error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr("max_zimage.components.base.wait_for", fails)
+            with pytest.raises(type(error)):
+                transformer.first_block_graphs("noise_refiner")
+        assert [each.name for each in transformer._graphs] == known
+    np.testing.assert_array_equal(draw(turns), draw(embedded.ours))
 
 
 def test_weights_that_cannot_be_read_any_more_are_asked_for_again(

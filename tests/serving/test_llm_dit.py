@@ -50,7 +50,7 @@ def test_a_picture_with_its_headers(server: Server, pipeline: ZImagePipeline) ->
         long_prompt_mode="interpolate", output_type="np",
     )  # fmt: skip
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected)[0])
-    kept = GenerationParameters.from_json(picture.text["parameters"])  # type: ignore[attr-defined]
+    kept = GenerationParameters.from_json(picture.text["max_zimage"])  # type: ignore[attr-defined]
     assert (kept.shift, kept.guidance_scale, kept.long_prompt_mode) == (3.0, 0.0, "interpolate")
 
 
