@@ -26,7 +26,7 @@ def files(answer: Any) -> list[bytes]:
 
 def steps(content: bytes) -> int:
     picture = Image.open(io.BytesIO(content))
-    return GenerationParameters.from_json(picture.text["parameters"]).num_inference_steps  # type: ignore[attr-defined]
+    return GenerationParameters.from_json(picture.text["max_zimage"]).num_inference_steps  # type: ignore[attr-defined]
 
 
 def png() -> bytes:

@@ -89,10 +89,10 @@ def test_what_is_not_said_is_the_checkpoints(server: Server) -> None:
     assert answer.status_code == 200
     body = answer.json()
     assert (body["size"], body["quality"], body["output_format"]) == ("128x128", "auto", "png")
-    parameters = opened(body["data"][0]["b64_json"]).text["parameters"]  # type: ignore[attr-defined]
+    parameters = opened(body["data"][0]["b64_json"]).text["max_zimage"]  # type: ignore[attr-defined]
     assert '"num_inference_steps": 8' in parameters
     assert '"guidance_scale": 2.0' in parameters
-    low = opened(server.draw(quality="low").json()["data"][0]["b64_json"]).text["parameters"]  # type: ignore[attr-defined]
+    low = opened(server.draw(quality="low").json()["data"][0]["b64_json"]).text["max_zimage"]  # type: ignore[attr-defined]
     assert '"num_inference_steps": 4' in low
 
 
