@@ -130,7 +130,7 @@ def test_what_cannot_be(asked: Any, message: str, capsys: pytest.CaptureFixture[
 
 def test_a_gpu_is_refused_and_the_variable_asked_last(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = cast(Device, SimpleNamespace(is_host=False, label="gpu"))
-    with pytest.raises(ValueError, match=r"quantize is for a CPU, got device gpu for \w+=\w+; leave it out, or use device cpu"):
+    with pytest.raises(ValueError, match=r"quantize is for a CPU, got device gpu for \w+=\w+; leave it out, or"):
         storages_of(WORDS, gpu)
     assert storages_of("", gpu) == storages_of(None, gpu) == {}
     monkeypatch.setenv(VARIABLE, "transformer=q4")

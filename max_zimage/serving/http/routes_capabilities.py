@@ -113,7 +113,8 @@ def _fields(served: ServedModel) -> list[dict[str, Any]]:
     """Each field of the image routes: OpenAI's own first, as their schema has them, then those of the table."""
     rows = {row.images.name: row for row in ROWS.values() if row.images and row.images.name in EDIT.model_fields}
     properties: dict[str, Any] = EDIT.model_json_schema()["properties"]
-    own = [_of_schema(name, each) for name, each in properties.items() if name not in rows]
+    again = {other for row in rows.values() if row.images for other in row.images.others}  # a field by another name
+    own = [_of_schema(name, each) for name, each in properties.items() if name not in rows and name not in again]
     found = own + [_of_row(served, row, properties[name]) for name, row in rows.items()]
     defaults = served.tokenizer.defaults
     # What stands for more than one field, or depends on another one, or on the server.
