@@ -80,6 +80,19 @@ def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return load_random(tmp_path_factory.mktemp("tiny128"), head_dim=128, refiner_layers=2, shift=6.0)
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What a command sets for its own processes is gone after a test: the next may run in this one."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        if name.startswith("MAX_ZIMAGE_"):
+            del os.environ[name]
+    for name, value in before.items():
+        if name.startswith("MAX_ZIMAGE_"):
+            os.environ[name] = value
+
+
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
     """What is noted for the user while a test runs."""

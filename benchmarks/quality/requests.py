@@ -9,11 +9,13 @@ noise of a smaller picture.
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import RESULTS, Conditions, write_csv
+from benchmarks.measure import COLUMNS, RESULTS, Conditions, Row, record
 from benchmarks.quality.cases import Prompt, scene_prompts
 from benchmarks.quality.draws import Drawn
 from benchmarks.quality.scores import Sample, Scorer, rows
@@ -93,19 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests", description=__doc__)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"pictures of each row; {PROMPTS} if not given")
-    parser.add_argument("--only", choices=PARTS, action="append", help="a part alone; may be given several times")
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="a part alone, the others' rows stay; may be given several times"
+    )
+    parser.add_argument("--untimed", action="store_true", help="leave out seconds, where other work runs beside")
     options = parser.parse_args(arguments)
     pipeline, conditions = ZImagePipeline.from_pretrained(device="cpu"), Conditions.now()
     samples: list[Sample] = []
+    file, begin = RESULTS / "quality-requests.csv", time.perf_counter()
     for name in options.only or PARTS:
-        part = PARTS[name]
-        for steps in part.steps:
-            case = f"{name}, {steps} steps"
-            samples += _measured(pipeline, case, part, steps, scene_prompts(options.prompts))
-            print(f"{case}: {len(part.ways)} rows of {options.prompts} pictures", flush=True)
-    measured = rows(samples, pipeline.sources.dtypes["transformer"])
-    file = RESULTS / "quality-requests.csv"
-    write_csv(file, measured, conditions)
+        for prompt in scene_prompts(options.prompts):
+            samples += _measured(pipeline, name, PARTS[name], prompt)
+        seconds = time.perf_counter() - begin
+        print(f"{name}: {len(PARTS[name].ways)} ways, {options.prompts} pictures each, {seconds:.0f} s", flush=True)
+        measured = rows(samples, pipeline.sources.dtypes["transformer"])
+        _write(file, measured, conditions, untimed=options.untimed)
     for row in measured:
         assert row.quality is not None
         assert row.timing is not None
@@ -116,21 +120,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measured(pipeline: ZImagePipeline, case: str, part: Part, steps: int, prompts: list[Prompt]) -> list[Sample]:
-    """Each way's picture of every prompt, the ways one after the other, beside where its guidance leads."""
+def _measured(pipeline: ZImagePipeline, part_name: str, part: Part, prompt: Prompt) -> list[Sample]:
+    """Each way's pictures of a prompt, the ways one after the other, beside where its guidance leads."""
 
     @cache
-    def leads_to(prompt: Prompt, guided: float) -> npt.NDArray[np.uint8]:
+    def leads_to(guided: float) -> npt.NDArray[np.uint8]:
         return _draw(pipeline, prompt, part.side, part.leads_to, {"guidance_scale": guided}).pixels
 
     found, scorer = [], Scorer()
-    for prompt in prompts:
+    for steps in part.steps:
         for name, fields in part.ways.items():
             asked = {"guidance_scale": part.guidance, **fields}
             drawn = _draw(pipeline, prompt, part.side, steps, asked)
-            expected = leads_to(prompt, asked["guidance_scale"])
+            expected = leads_to(asked["guidance_scale"])
+            case = _case(part_name, steps)
             found.append(scorer.sample(case, name, f"{part.side}x{part.side}", prompt, drawn, expected))
     return found
+
+
+def _case(part: str, steps: int) -> str:
+    return f"{part}, {steps} steps"
+
+
+def _write(file: Path, measured: Sequence[Row], conditions: Conditions, *, untimed: bool) -> None:
+    """Write rows in the order of the parts; those of parts that were not drawn stay as they are."""
+    found = {(row.case, row.variant): record(row, measured, conditions) for row in measured}
+    if untimed:
+        for row in found.values():
+            row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "speedup"), "")
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as before:
+            drawn = {case for case, _ in found}
+            old = {(row["case"], row["variant"]): row for row in csv.DictReader(before) if row["case"] not in drawn}
+        found |= old
+    places = [(_case(name, steps), way) for name, part in PARTS.items() for steps in part.steps for way in part.ways]
+    with file.open("w", newline="", encoding="utf-8") as written:
+        writer = csv.DictWriter(written, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found[place] for place in places if place in found)
 
 
 def _draw(pipeline: ZImagePipeline, prompt: Prompt, side: int, steps: int, fields: Fields) -> Drawn:
