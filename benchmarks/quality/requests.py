@@ -104,10 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     samples: list[Sample] = []
     file, begin = RESULTS / "quality-requests.csv", time.perf_counter()
     for name in options.only or PARTS:
-        for prompt in scene_prompts(options.prompts):
+        for number, prompt in enumerate(scene_prompts(options.prompts), 1):
             samples += _measured(pipeline, name, PARTS[name], prompt)
-        seconds = time.perf_counter() - begin
-        print(f"{name}: {len(PARTS[name].ways)} ways, {options.prompts} pictures each, {seconds:.0f} s", flush=True)
+            seconds = time.perf_counter() - begin
+            print(f"{name}: prompt {number} of {options.prompts}, {seconds:.0f} s since the start", flush=True)
         measured = rows(samples, pipeline.sources.dtypes["transformer"])
         _write(file, measured, conditions, untimed=options.untimed)
     for row in measured:
