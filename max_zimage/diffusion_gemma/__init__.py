@@ -1,0 +1,1 @@
+"""DiffusionGemma: text by block diffusion, as compiled graphs."""
