@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from max_zimage.checkpoint.config_reader import MAX_LAYERS, Config, ConfigError, Reader
 from max_zimage.checkpoint.schedule_config import schedule_spec
+from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
@@ -55,6 +56,14 @@ USUAL_SIDE = 1024
 class ModelSpecs:
     """Everything that the configuration files of one checkpoint decide.
 
+    Attributes:
+        text_encoder: Shape of the text encoder.
+        transformer: Shape of the transformer.
+        vae: Shape of the autoencoder.
+        schedule: Of the noise levels.
+        diffusion_gemma: Shape of a model that writes text, where graphs of one are compiled besides; no checkpoint of
+            Z-Image holds one.
+
     Raises:
         ConfigError: If two components do not fit together.
     """
@@ -63,6 +72,7 @@ class ModelSpecs:
     transformer: TransformerSpec
     vae: VaeSpec
     schedule: ScheduleSpec
+    diffusion_gemma: DiffusionGemmaSpec | None = None
 
     def __post_init__(self) -> None:
         problems = []

@@ -160,9 +160,9 @@ ONLY: Mapping[str, Mapping[str, Only]] = {
 class Reader:
     """Reads one component's keys, keeping every problem instead of stopping at the first."""
 
-    def __init__(self, component: str, config: Config, inside: str = "") -> None:
+    def __init__(self, component: str, config: Config, inside: str = "", *, file: str | None = None) -> None:
         self.component, self.config = component, config
-        self.place = f"{component}/{CONFIG_FILES[component]}: {inside}"
+        self.place = f"{file or f'{component}/{CONFIG_FILES[component]}'}: {inside}"
         self.known: set[str] = set()
         self.problems: list[str] = []
 

@@ -51,7 +51,6 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
     """
     with checking():
         target = check_target(arguments.target)
-        graphs = check_graphs(arguments.graphs)
         if arguments.keep:
             check_keep(target)
         if arguments.list_kernels:
@@ -59,6 +58,7 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         if arguments.symbols:
             check_symbols(target, arguments.list_kernels)
         specs = specs_of(arguments.model)
+        graphs = check_graphs(arguments.graphs, specs)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"

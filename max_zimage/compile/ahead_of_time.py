@@ -14,8 +14,9 @@ from dataclasses import replace
 from max_zimage.checkpoint.config import QWEN3_4B, ModelSpecs
 from max_zimage.compile.artifacts import check_writable
 from max_zimage.compile.jobs import Job, Report, done
-from max_zimage.compile.registry import AHEAD
+from max_zimage.compile.registry import AHEAD, GRAPHS
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.schedule import ScheduleSpec
@@ -27,6 +28,25 @@ TARGETS: dict[str, tuple[str, str] | None] = {
     "hip:gfx942": ("hip", "gfx942"),
 }
 """Target -> API and architecture of the virtual device; None is this machine's CPU."""
+
+DIFFUSION_GEMMA = DiffusionGemmaSpec(
+    vocab_size=262144,
+    hidden_size=2816,
+    intermediate_size=2112,
+    expert_size=704,
+    num_experts=128,
+    experts_per_token=8,
+    num_heads=16,
+    sliding=LayerShape(key_heads=8, head_dim=256, has_values=True, rope_theta=1e4, rotated=128),
+    full=LayerShape(key_heads=2, head_dim=512, has_values=False, rope_theta=1e6, rotated=64),
+    layer_types=(*(["sliding_attention"] * 5), "full_attention") * 5,
+    sliding_window=1024,
+    norm_eps=1e-6,
+    softcap=30.0,
+    canvas_length=256,
+    max_positions=262144,
+)
+"""The published DiffusionGemma, google/diffusiongemma-26B-A4B-it."""
 
 FULL_MODEL = ModelSpecs(
     text_encoder=QWEN3_4B,
@@ -52,8 +72,9 @@ FULL_MODEL = ModelSpecs(
         shift_factor=0.1159,
     ),
     schedule=ScheduleSpec(shift=3.0, num_train_timesteps=1000),
+    diffusion_gemma=DIFFUSION_GEMMA,
 )
-"""The published Z-Image models, whose shapes are the same."""
+"""The published Z-Image models, whose shapes are the same, and the model that writes text."""
 
 
 def check_target(name: str) -> str:
@@ -67,16 +88,21 @@ def check_target(name: str) -> str:
     return name
 
 
-def check_graphs(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names of graphs in the order they are compiled; all of them if none is named.
+def check_graphs(names: Sequence[str], specs: ModelSpecs = FULL_MODEL) -> tuple[str, ...]:
+    """Return names of graphs in the order they are compiled; all of a model's if none is named.
+
+    Args:
+        names: Of graphs.
+        specs: Of the model: without a DiffusionGemma it has none of the graphs of that.
 
     Raises:
         ValueError: If there is no such graph; names those there are.
     """
-    unknown = [name for name in names if name not in AHEAD]
+    there = [name for name in AHEAD if GRAPHS[name].component != "diffusion_gemma" or specs.diffusion_gemma is not None]
+    unknown = [name for name in names if name not in there]
     if unknown:
-        raise ValueError(f"graphs must be among {', '.join(AHEAD)}, got {', '.join(map(repr, unknown))}")
-    return tuple(name for name in AHEAD if not names or name in names)
+        raise ValueError(f"graphs must be among {', '.join(there)}, got {', '.join(map(repr, unknown))}")
+    return tuple(name for name in there if not names or name in names)
 
 
 def check_keep(target: str) -> None:
@@ -125,10 +151,14 @@ def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:
 
     Args:
         specs: Shapes of a model.
-        layers: Layers of the text encoder that run, main blocks and refiner blocks.
+        layers: Layers of the text encoder that run, main blocks and refiner blocks; of a DiffusionGemma there are two
+            at least, one of each type.
     """
+    gemma = specs.diffusion_gemma
+    types = (*["sliding_attention"] * max(layers - 1, 1), "full_attention")
     return replace(
         specs,
+        diffusion_gemma=gemma and replace(gemma, layer_types=types),
         text_encoder=replace(specs.text_encoder, num_layers=layers + 1),
         transformer=replace(specs.transformer, num_layers=layers, num_refiner_layers=layers),
     )

@@ -17,7 +17,7 @@ from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.linear import Storage, stored_as
 
-ComponentName = Literal["text_encoder", "transformer", "vae"]
+ComponentName = Literal["text_encoder", "transformer", "vae", "diffusion_gemma"]
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
 
 

@@ -18,6 +18,7 @@ from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile import counting
 from max_zimage.compile.counting import Counter
 from max_zimage.compile.entry import Entry, Made
+from max_zimage.compile.gemma_entries import GEMMA
 from max_zimage.compile.step_entries import STEPS
 from max_zimage.compile.tile_entries import TILES
 from max_zimage.compile.work import Work
@@ -125,6 +126,7 @@ GRAPHS: dict[str, Entry] = {
             runs="once per request of image-to-image",
         ),
         *TILES,
+        *GEMMA,
     )
 }
 """Name -> graph, the quick ones first."""

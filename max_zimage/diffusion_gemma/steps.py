@@ -23,12 +23,12 @@ class CanvasLook(NamedTuple):
     """What one denoising step says of a canvas."""
 
     logits: DeviceLogits
-    """z: softcapped logits divided by the temperature; they stay on the device, for the next step's self-conditioning."""
+    """z: softcapped logits divided by the temperature; on the device, for the next step's self-conditioning."""
     argmax: Ids
     """The likeliest token of each position, int64 [rows, canvas]."""
     top_probabilities: NDArray[np.float32]
-    """Probabilities of the likeliest tokens over the whole vocabulary, falling; float32 [rows, canvas, top], where top is
-    the smaller of 64 and the vocabulary's size. They sum to one only where the rest of the vocabulary has none."""
+    """Probabilities of the likeliest tokens over the whole vocabulary, falling; float32 [rows, canvas, top], where top
+    is the smaller of 64 and the vocabulary's size. They sum to one only where the rest of the vocabulary has none."""
     top_tokens: Ids
     """Their tokens, int64 [rows, canvas, top]."""
     entropy: NDArray[np.float32]
@@ -76,6 +76,7 @@ class DiffusionSteps(Protocol):
             sc_logits: The last step's `CanvasLook.logits`; None in a canvas's first step.
             sc_enabled: bool [rows]: which rows see them. Without logits no row does, whatever stands here.
             temperature: What the softcapped logits are divided by, above 0.
+            cache: What was read.
 
         Raises:
             ValueError: If shapes do not fit the cache, an id or the temperature is out of range, or positions run out.
@@ -85,6 +86,7 @@ class DiffusionSteps(Protocol):
         """Read a finished canvas: the cache that holds it, too.
 
         Args:
+            cache: What was read before.
             ids: int64 [rows, canvas_length].
 
         Raises:

@@ -1,0 +1,233 @@
+"""The three graphs of DiffusionGemma, over one stack of layers.
+
+    encode:  ids -> embedding -> [layer, causal] x layers -> keys and values of every layer
+    commit:  the same for a finished canvas, behind keys and values that are there
+    denoise: canvas -> embedding + self-conditioning -> [layer, both ways] x layers -> norm -> head -> what is known
+
+Keys and values of all layers of a type lie in one tensor, [layers, 2, rows, key_heads, cached, head_dim]. Rows of
+different lengths end together: what stands before a shorter one is hidden by masks. Positions count from the longest
+row's beginning, which is all the same, because rotary positions know differences alone. Masks and rotary tables are the
+same for every step of a canvas, and come from the host.
+
+Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py, DiffusionGemmaEncoderTextModel,
+DiffusionGemmaDecoderModel and DiffusionGemmaForBlockDiffusion.
+"""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.experimental import functional as F
+from max.experimental.compilation import as_subgraph
+from max.experimental.nn import Module
+from max.experimental.nn.sequential import ModuleList
+from max.experimental.tensor import Tensor
+from max.graph import DeviceRef, Dim, TensorType
+
+from max_zimage.graphs.diffusion_gemma.attention import Norm
+from max_zimage.graphs.diffusion_gemma.layer import Layer, ScaledEmbedding, SelfConditioning
+from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerType
+from max_zimage.graphs.dims import CACHED_TOKENS, PROMPT_TOKENS, ROWS, SEEN_TOKENS
+
+TYPES: tuple[LayerType, ...] = ("sliding_attention", "full_attention")
+
+Caches = dict[LayerType, Tensor]
+
+
+class Reader(Module[[Tensor], Tensor]):
+    """What reads: embedding and layers, under the checkpoint's names."""
+
+    def __init__(self, spec: DiffusionGemmaSpec) -> None:
+        self.spec = spec
+        self.embed_tokens = ScaledEmbedding(spec)
+        self.layers = ModuleList(Layer(spec, kind) for kind in spec.layer_types)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Int64 [rows, length] -> [rows, length, hidden_size]."""
+        return self.embed_tokens(tokens)
+
+    def through(
+        self, x: Tensor, scalars: Tensor, ropes: Caches, masks: Caches, past: Caches | None, *, is_read: bool
+    ) -> tuple[Tensor, Caches]:
+        """Take states through the layers.
+
+        Args:
+            x: [rows, length, hidden_size].
+            scalars: Of each layer, [layers].
+            ropes: Layer type -> float32 [length, head_dim/2, 2].
+            masks: Layer type -> float32 [rows, length or 1, keys].
+            past: Layer type -> [layers, 2, rows, key_heads, cached, head_dim]; None where nothing was read.
+            is_read: Whether keys and values are all that is wanted: the last layer then makes nothing else.
+
+        Returns:
+            States behind the last layer (or before it), and past keys and values with the new ones behind them.
+        """
+        found: dict[LayerType, list[Tensor]] = {kind: [] for kind in TYPES}
+        last = len(self.spec.layer_types) - 1
+        for index, (kind, place) in enumerate(zip(self.spec.layer_types, self.spec.places(), strict=True)):
+            before = () if past is None else (past[kind][place, 0], past[kind][place, 1])
+            if is_read and index == last:
+                both = self.layers[index].keys_and_values(x, ropes[kind], *before)
+            else:
+                run = as_subgraph(self.layers[index], name=kind)
+                x, *both = run(x, scalars[index : index + 1], ropes[kind], masks[kind], *before)
+            if is_read:
+                found[kind].append(F.stack(both, axis=0))
+        return x, {kind: F.stack(each, axis=0) for kind, each in found.items() if each}
+
+
+class Decoder(Reader):
+    """What also writes: the reader's stack with self-conditioning before and the norm behind it."""
+
+    def __init__(self, spec: DiffusionGemmaSpec) -> None:
+        super().__init__(spec)
+        self.self_conditioning = SelfConditioning(spec)
+        self.norm = Norm(spec.hidden_size, eps=spec.norm_eps)
+
+
+class Encode(Module[..., tuple[Tensor, ...]]):
+    """Prompts to keys and values."""
+
+    def __init__(self, spec: DiffusionGemmaSpec) -> None:
+        self.spec = spec
+        self.decoder = Reader(spec)
+        self.encoder_scalars = Tensor.zeros([len(spec.layer_types)])
+
+    def forward(self, tokens: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        """Read.
+
+        Args:
+            tokens: int64 [rows, prompt_tokens]; a shorter row has anything before it.
+            *tables: See `table_types`.
+
+        Returns:
+            Keys and values of each type of layer, [layers, 2, rows, key_heads, prompt_tokens, head_dim].
+        """
+        ropes, masks, _ = sorted_by_type(self.spec, tables)
+        x = self.decoder(tokens)
+        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, None, is_read=True)
+        return tuple(found[kind] for kind in kinds(self.spec))
+
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        tokens = TensorType(DType.int64, [ROWS, PROMPT_TOKENS], device)
+        return (tokens, *table_types(self.spec, PROMPT_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS, device))
+
+
+class Commit(Module[..., tuple[Tensor, ...]]):
+    """A finished canvas behind what was read."""
+
+    def __init__(self, spec: DiffusionGemmaSpec) -> None:
+        self.spec = spec
+        self.decoder = Reader(spec)
+        self.encoder_scalars = Tensor.zeros([len(spec.layer_types)])
+
+    def forward(self, tokens: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        """Read on.
+
+        Args:
+            tokens: int64 [rows, canvas_length].
+            *tables: See `table_types` and `cache_types`.
+
+        Returns:
+            Keys and values of each type of layer, [layers, 2, rows, key_heads, cached + canvas_length, head_dim].
+        """
+        ropes, masks, past = sorted_by_type(self.spec, tables)
+        x = self.decoder(tokens)
+        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, past, is_read=True)
+        return tuple(found[kind] for kind in kinds(self.spec))
+
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        length = self.spec.canvas_length
+        tokens = TensorType(DType.int64, [ROWS, length], device)
+        tables = table_types(self.spec, length, length, SEEN_TOKENS, device)
+        return (tokens, *tables, *cache_types(self.spec, dtype, device))
+
+
+class Denoise(Module[..., tuple[Tensor, ...]]):
+    """A look at a canvas, behind what was read."""
+
+    def __init__(self, spec: DiffusionGemmaSpec) -> None:
+        self.spec = spec
+        self.decoder = Decoder(spec)
+        self.decoder_scalars = Tensor.zeros([len(spec.layer_types)])
+
+    def forward(
+        self, canvas: Tensor, sc_logits: Tensor, sc_enabled: Tensor, temperature: Tensor, *tables: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Look.
+
+        Args:
+            canvas: int64 [rows, canvas_length].
+            sc_logits: The last step's processed logits, [rows, canvas_length, vocab_size] in the model's dtype.
+            sc_enabled: float32 [rows]: 1 where a row sees them, 0 where it does not.
+            temperature: float32 [1].
+            *tables: See `table_types` and `cache_types`.
+
+        Returns:
+            Processed logits like `sc_logits`; int64 likeliest tokens and float32 entropies [rows, canvas_length] as
+            second and last; between them float32 chances and int64 tokens of the top, [rows, canvas_length, top].
+        """
+        ropes, masks, past = sorted_by_type(self.spec, tables)
+        chances = F.softmax(sc_logits.cast(DType.float32)).cast(sc_logits.dtype)
+        enabled = F.unsqueeze(F.unsqueeze(sc_enabled, -1), -1).cast(sc_logits.dtype)
+        signal = self.decoder.embed_tokens.mixed(chances) * enabled
+        x = self.decoder.self_conditioning(self.decoder(canvas), signal)
+        x, _ = self.decoder.through(x, self.decoder_scalars, ropes, masks, past, is_read=False)
+        logits = self.decoder.embed_tokens.logits(self.decoder.norm(x))
+        return looked(F.tanh(logits / self.spec.softcap) * self.spec.softcap / temperature, self.spec.top, x.dtype)
+
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        length = self.spec.canvas_length
+        return (
+            TensorType(DType.int64, [ROWS, length], device),
+            TensorType(dtype, [ROWS, length, self.spec.vocab_size], device),
+            TensorType(DType.float32, [ROWS], device),
+            TensorType(DType.float32, [1], device),
+            *table_types(self.spec, length, 1, SEEN_TOKENS, device),
+            *cache_types(self.spec, dtype, device),
+        )
+
+
+def looked(z: Tensor, top: int, dtype: DType) -> tuple[Tensor, ...]:
+    """What is told of processed logits, float32 [rows, canvas_length, vocab_size]; see `Denoise.forward`."""
+    above = z - F.max(z, axis=-1)
+    shares = F.exp(above)
+    total = F.sum(shares, axis=-1)
+    entropy = F.log(total) - F.sum(shares * above, axis=-1) / total
+    values, tokens = F.top_k(above, top, axis=-1)
+    likeliest = F.squeeze(F.argmax(z, axis=-1), -1)
+    return z.cast(dtype), likeliest, F.exp(values) / total, tokens, F.squeeze(entropy, -1)
+
+
+def kinds(spec: DiffusionGemmaSpec) -> tuple[LayerType, ...]:
+    """The types of layers that there are, in the order that their tensors have among arguments and results."""
+    return tuple(kind for kind in TYPES if spec.count(kind))
+
+
+def sorted_by_type(spec: DiffusionGemmaSpec, tables: tuple[Tensor, ...]) -> tuple[Caches, Caches, Caches]:
+    """Rotary tables, masks, and past keys and values if there are any, by type of layer."""
+    names = kinds(spec)
+    count = len(names)
+    ropes, masks, past = (tables[begin : begin + count] for begin in (0, count, 2 * count))
+    kept = dict(zip(names, past, strict=True)) if past else {}
+    return dict(zip(names, ropes, strict=True)), dict(zip(names, masks, strict=True)), kept
+
+
+def table_types(
+    spec: DiffusionGemmaSpec, length: Dim | int | str, queries: Dim | int | str, keys: str, device: DeviceRef
+) -> tuple[TensorType, ...]:
+    """Rotary tables of each type of layer, then masks of each: float32, zero where a position is seen."""
+    halves = [spec.shape(kind).head_dim // 2 for kind in kinds(spec)]
+    ropes = [TensorType(DType.float32, [length, half, 2], device) for half in halves]
+    return (*ropes, *[TensorType(DType.float32, [ROWS, queries, keys], device)] * len(halves))
+
+
+def cache_types(spec: DiffusionGemmaSpec, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
+    """Keys and values of each type of layer."""
+    shapes = [(spec.count(kind), spec.shape(kind)) for kind in kinds(spec)]
+    return tuple(
+        TensorType(dtype, [count, 2, ROWS, shape.key_heads, CACHED_TOKENS, shape.head_dim], device)
+        for count, shape in shapes
+    )

@@ -1,0 +1,62 @@
+"""The files of a DiffusionGemma: found, checked by the one table of names, and loaded for its graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from max.driver import Buffer, Device
+from max.dtype import DType
+
+from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.load import load
+from max_zimage.checkpoint.locate import find_component_files
+from max_zimage.checkpoint.plan import LoadPlan, plan
+from max_zimage.compile.device_weights import OnDevice, shared
+from max_zimage.device.dtypes import ModelDtype, model_dtype
+from max_zimage.diffusion_gemma.names import names
+from max_zimage.diffusion_gemma.tied import arranged
+from max_zimage.errors import CheckpointError
+from max_zimage.graphs.diffusion_gemma.feed_forward import has_grouped_products
+from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
+from max_zimage.graphs.kernel_library import uses_cpu_kernels
+
+
+def find_files(directory: Path) -> list[Path]:
+    """The weight files of a checkpoint: `model.safetensors`, or the shards that its index names.
+
+    Raises:
+        CheckpointError: If there is no such folder, or none of these in it.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"no DiffusionGemma at {directory}: there is no such directory; fetch a checkpoint first, such as with "
+            "`hf download google/diffusiongemma-26B-A4B-it --local-dir DIR`"
+        )
+    return find_component_files(directory, "text_encoder", flat=True)
+
+
+def plan_weights(spec: DiffusionGemmaSpec, files: Sequence[Path], device: Device) -> LoadPlan:
+    """Check files against what the graphs need; no numbers are read but those of tied copies.
+
+    Args:
+        spec: Shape of the model.
+        files: One file, or all shards.
+        device: Where the graphs run, which decides the form of the experts.
+
+    Raises:
+        CheckpointError: With all that is missing, unexpected, or of the wrong shape or dtype; if the files are those of
+            another model; if copies of a tied tensor differ.
+    """
+    source = open_source(files)
+    is_grouped = has_grouped_products(device)
+    return plan(names(spec, source.tensors, is_grouped=is_grouped), source, [arranged(spec, is_grouped=is_grouped)])
+
+
+def load_weights(checked: LoadPlan, dtype: ModelDtype, device: Device) -> Mapping[str, Buffer]:
+    """Load what was checked, rounded to the dtype: in host memory, or on the device where graphs share it."""
+    found = load(checked, dtype, to_pack=uses_cpu_kernels(DType[dtype], device))
+    return OnDevice(found, device) if shared(device) else found
+
+
+__all__ = ["find_files", "load_weights", "model_dtype", "plan_weights"]
