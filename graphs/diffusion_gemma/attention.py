@@ -18,6 +18,7 @@ from max.experimental.nn import Module
 from max.experimental.nn.norm import RMSNorm
 from max.experimental.nn.norm.rms_norm import rms_norm
 from max.experimental.tensor import Tensor
+from max.graph import Dim
 from typing_extensions import override
 
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape
@@ -46,13 +47,12 @@ class Attention(Module[..., tuple[Tensor, Tensor, Tensor]]):
             *past: Keys and values that were read before, [rows, key_heads, cached, head_dim] each; or none.
 
         Returns:
-            Like `x`; keys and values of the past and of `x`, [rows, key_heads, keys, head_dim] each.
+            Like `x`; its own keys and values, [rows, key_heads, length, head_dim] each.
         """
         rows, length, _ = x.shape
         query, key, value = self.projected(x, rope)
-        if past:
-            key, value = (F.concat([old, new], axis=2) for old, new in zip(past, (key, value), strict=True))
-        mixed = mixed_by_groups(query, key, value, mask)
+        keys, values = behind(past, (key, value), mask.shape[2])
+        mixed = mixed_by_groups(query, keys, values, mask)
         return self.o_proj(F.reshape(mixed, [rows, length, self.heads * self.shape.head_dim])), key, value
 
     def projected(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,6 +66,15 @@ class Attention(Module[..., tuple[Tensor, Tensor, Tensor]]):
         table = F.unsqueeze(rope, 0)
         query, key = rotate(self.q_norm(query), table), rotate(self.k_norm(key), table)
         return query, F.permute(key, [0, 2, 1, 3]), F.permute(value, [0, 2, 1, 3])
+
+
+def behind(past: tuple[Tensor, ...], new: tuple[Tensor, Tensor], keys: Dim) -> tuple[Tensor, ...]:
+    """New keys and values behind those of the past, if there are any; `keys` is the name of how many there are then."""
+    if not past:
+        return new
+    rows, heads, _, head_dim = new[0].shape
+    both = (F.concat([old, each], axis=2) for old, each in zip(past, new, strict=True))
+    return tuple(F.rebind(each, [rows, heads, keys, head_dim]) for each in both)
 
 
 def mixed_by_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -86,7 +95,7 @@ def mixed_by_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> 
     query = F.permute(F.reshape(query, [rows, length, shared, group, head_dim]), [0, 2, 3, 1, 4])
     scores = F.reshape(query, [rows, shared, group * length, head_dim]) @ F.permute(key, [0, 1, 3, 2])
     scores = F.reshape(scores.cast(DType.float32), [rows, shared, group, length, keys])
-    hidden = F.unsqueeze(F.unsqueeze(F.rebind(mask, [rows, mask.shape[1], keys]), 1), 1)
+    hidden = F.unsqueeze(F.unsqueeze(mask, 1), 1)
     weights = F.softmax(F.reshape(scores + hidden, [rows, shared, group * length, keys])).cast(value.dtype)
     mixed = F.reshape(weights @ value, [rows, shared, group, length, head_dim])
     return F.reshape(F.permute(mixed, [0, 3, 1, 2, 4]), [rows, length, heads, head_dim])

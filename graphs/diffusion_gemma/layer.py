@@ -52,11 +52,9 @@ class Layer(Module[..., tuple[Tensor, Tensor, Tensor]]):
         both = dense + self.post_feedforward_layernorm_2(chosen)
         return (x + self.post_feedforward_layernorm(both)) * scalar, key, value
 
-    def keys_and_values(self, x: Tensor, rope: Tensor, *past: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values alone: all that is wanted of the encoder's last layer."""
         _, key, value = self.self_attn.projected(self.input_layernorm(x), rope)
-        if past:
-            key, value = (F.concat([old, new], axis=2) for old, new in zip(past, (key, value), strict=True))
         return key, value
 
 

@@ -46,7 +46,7 @@ class Reader(Module[[Tensor], Tensor]):
         return self.embed_tokens(tokens)
 
     def through(
-        self, x: Tensor, scalars: Tensor, ropes: Caches, masks: Caches, past: Caches | None, *, is_read: bool
+        self, x: Tensor, scalars: Tensor, ropes: Caches, masks: Caches, past: Caches | None, *, name: str, is_read: bool
     ) -> tuple[Tensor, Caches]:
         """Take states through the layers.
 
@@ -56,19 +56,20 @@ class Reader(Module[[Tensor], Tensor]):
             ropes: Layer type -> float32 [length, head_dim/2, 2].
             masks: Layer type -> float32 [rows, length or 1, keys].
             past: Layer type -> [layers, 2, rows, key_heads, cached, head_dim]; None where nothing was read.
+            name: Of the graph: graphs that are compiled together share no layers, which take other arguments in each.
             is_read: Whether keys and values are all that is wanted: the last layer then makes nothing else.
 
         Returns:
-            States behind the last layer (or before it), and past keys and values with the new ones behind them.
+            States behind the last layer (or before it), and new keys and values by type of layer.
         """
         found: dict[LayerType, list[Tensor]] = {kind: [] for kind in TYPES}
         last = len(self.spec.layer_types) - 1
         for index, (kind, place) in enumerate(zip(self.spec.layer_types, self.spec.places(), strict=True)):
             before = () if past is None else (past[kind][place, 0], past[kind][place, 1])
             if is_read and index == last:
-                both = self.layers[index].keys_and_values(x, ropes[kind], *before)
+                both = [*self.layers[index].keys_and_values(x, ropes[kind])]
             else:
-                run = as_subgraph(self.layers[index], name=kind)
+                run = as_subgraph(self.layers[index], name=f"{name}_{kind}")
                 x, *both = run(x, scalars[index : index + 1], ropes[kind], masks[kind], *before)
             if is_read:
                 found[kind].append(F.stack(both, axis=0))
@@ -104,7 +105,7 @@ class Encode(Module[..., tuple[Tensor, ...]]):
         """
         ropes, masks, _ = sorted_by_type(self.spec, tables)
         x = self.decoder(tokens)
-        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, None, is_read=True)
+        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, None, name="read", is_read=True)
         return tuple(found[kind] for kind in kinds(self.spec))
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
@@ -129,12 +130,12 @@ class Commit(Module[..., tuple[Tensor, ...]]):
             *tables: See `table_types` and `cache_types`.
 
         Returns:
-            Keys and values of each type of layer, [layers, 2, rows, key_heads, cached + canvas_length, head_dim].
+            Keys and values of each type of layer, [layers, 2, rows, key_heads, seen_tokens, head_dim].
         """
         ropes, masks, past = sorted_by_type(self.spec, tables)
         x = self.decoder(tokens)
-        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, past, is_read=True)
-        return tuple(found[kind] for kind in kinds(self.spec))
+        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, past, name="commit", is_read=True)
+        return tuple(behind_all(past[kind], found[kind]) for kind in kinds(self.spec))
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -173,7 +174,7 @@ class Denoise(Module[..., tuple[Tensor, ...]]):
         enabled = F.unsqueeze(F.unsqueeze(sc_enabled, -1), -1).cast(sc_logits.dtype)
         signal = self.decoder.embed_tokens.mixed(chances) * enabled
         x = self.decoder.self_conditioning(self.decoder(canvas), signal)
-        x, _ = self.decoder.through(x, self.decoder_scalars, ropes, masks, past, is_read=False)
+        x, _ = self.decoder.through(x, self.decoder_scalars, ropes, masks, past, name="denoise", is_read=False)
         logits = self.decoder.embed_tokens.logits(self.decoder.norm(x))
         return looked(F.tanh(logits / self.spec.softcap) * self.spec.softcap / temperature, self.spec.top, x.dtype)
 
@@ -188,6 +189,12 @@ class Denoise(Module[..., tuple[Tensor, ...]]):
             *table_types(self.spec, length, 1, SEEN_TOKENS, device),
             *cache_types(self.spec, dtype, device),
         )
+
+
+def behind_all(past: Tensor, new: Tensor) -> Tensor:
+    """New keys and values of all layers of a type behind those of the past."""
+    layers, both, rows, heads, _, head_dim = new.shape
+    return F.rebind(F.concat([past, new], axis=4), [layers, both, rows, heads, SEEN_TOKENS, head_dim])
 
 
 def looked(z: Tensor, top: int, dtype: DType) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""A DiffusionGemma's `config.json`, read strictly: every key is a size, has the one value implemented, or plays no part.
+"""A DiffusionGemma's `config.json`, read strictly: a key is a size, has the one value implemented, or plays no part.
 
 What other readers take in silence is said: ties that are undone, another kind of rotary positions, a plain Gemma.
 Reference: transformers models/diffusion_gemma/configuration_diffusion_gemma.py; what it fills in where a key is absent
@@ -135,8 +135,8 @@ class _Reader(Reader):
         self.known.add("tie_word_embeddings")
         if self.config.get("tie_word_embeddings", True) is not True:
             self.problem(
-                f"tie_word_embeddings must be true, got {shown(self.config['tie_word_embeddings'])}: false undoes the ties "
-                "of encoder and decoder too, and this engine has one stack for both"
+                f"tie_word_embeddings must be true, got {shown(self.config['tie_word_embeddings'])}: false undoes the "
+                "ties of encoder and decoder too, and this engine has one stack for both"
             )
 
     def token(self, key: str) -> int | None:
@@ -160,8 +160,8 @@ def _check_type(read: Reader, file: str) -> None:
         what = _OTHERS.get(given, "another model") if isinstance(given, str) else "no configuration of a text model"
         raise ConfigError(
             [
-                f"{file}: model_type must be {shown(MODEL_TYPE)}, got {shown(given)}: this is {what}; use a DiffusionGemma, "
-                "such as google/diffusiongemma-26B-A4B-it"
+                f"{file}: model_type must be {shown(MODEL_TYPE)}, got {shown(given)}: this is {what}; use a "
+                "DiffusionGemma, such as google/diffusiongemma-26B-A4B-it"
             ]
         )
 
@@ -228,8 +228,8 @@ def _check_attention(read: Reader) -> None:
     given = read.config.get("use_bidirectional_attention")
     if given not in (None, "vision"):
         read.problem(
-            f'use_bidirectional_attention must be null or "vision", got {shown(given)}: prompts are read from left to right, '
-            "and what was read is kept"
+            f'use_bidirectional_attention must be null or "vision", got {shown(given)}: prompts are read from left to '
+            "right, and what was read is kept"
         )
 
 

@@ -157,7 +157,8 @@ class CompiledDiffusionGemma:
         self._check_canvas(canvas, cache)
         if sc_enabled.shape != (cache.rows,):
             raise ValueError(
-                f"sc_enabled must say yes or no for each of the {cache.rows} rows, got the shape {list(sc_enabled.shape)}"
+                f"sc_enabled must say yes or no for each of the {cache.rows} rows, got the shape "
+                f"{list(sc_enabled.shape)}"
             )
         if not (np.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
@@ -215,8 +216,8 @@ class CompiledDiffusionGemma:
         images = self.file.image_tokens.intersection(ids.tolist())
         if images:
             raise ValueError(
-                f"token {min(images)} stands for an image, and this engine reads text only; DiffusionGemma's vision tower "
-                "is not built: send text, or use transformers"
+                f"token {min(images)} stands for an image, and this engine reads text only; DiffusionGemma's vision "
+                "tower is not built: send text, or use transformers"
             )
 
     def _check_range(self, ids: Ids) -> None:
@@ -229,8 +230,8 @@ class CompiledDiffusionGemma:
     def _check_room(self, begin: int, length: int, what: str) -> None:
         if begin + length > self.spec.max_positions:
             raise ValueError(
-                f"{what} would end at position {begin + length}, and the model has {self.spec.max_positions}; shorten the "
-                "prompt, or ask for fewer tokens"
+                f"{what} would end at position {begin + length}, and the model has {self.spec.max_positions}; shorten "
+                "the prompt, or ask for fewer tokens"
             )
 
 

@@ -146,8 +146,8 @@ def _check_equal(copy: Tensor, kept: Tensor) -> None:
         ):
             return
     raise CheckpointError(
-        f"{copy.file}: {copy.name} differs from {kept.name}, which it is tied to: this engine has one stack for encoder "
-        "and decoder, and one table for embedding and head; use a file whose ties were kept"
+        f"{copy.file}: {copy.name} differs from {kept.name}, which it is tied to: this engine has one stack for "
+        "encoder and decoder, and one table for embedding and head; use a file whose ties were kept"
     )
 
 
