@@ -12,6 +12,8 @@ from max_zimage.diagnosis.tolerances import (
 
 __all__ = [
     "BFLOAT16_RATIO",
+    "DIFFUSION_GEMMA_CACHE_L2",
+    "DIFFUSION_GEMMA_LOGITS_L2",
     "ENCODER_L2",
     "EXACT_TILES_SHARE",
     "FEATURES_L2",
@@ -22,6 +24,12 @@ __all__ = [
     "STAGES_L2",
     "TRANSFORMER_L2",
 ]
+
+DIFFUSION_GEMMA_CACHE_L2 = 5e-5
+"""Relative L2 of keys and values of each layer of random weights, whose scalars and scales let differences grow."""
+
+DIFFUSION_GEMMA_LOGITS_L2 = 1e-4
+"""Relative L2 of processed logits: behind all layers, and over keys and values that are as far off as above."""
 
 ENCODER_L2 = 1e-5
 """Relative L2 of the autoencoder's float32 latents: its group norms and 3x3 convolutions sum far more products."""

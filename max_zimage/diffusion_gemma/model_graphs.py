@@ -154,7 +154,7 @@ class CompiledDiffusionGemma:
         cache: GemmaCache,
     ) -> CanvasLook:
         """Look at a canvas once; see `DiffusionSteps.denoise`, also for errors."""
-        self._check_canvas(canvas, cache)
+        self.check_canvas(canvas, cache)
         if sc_enabled.shape != (cache.rows,):
             raise ValueError(
                 f"sc_enabled must say yes or no for each of the {cache.rows} rows, got the shape "
@@ -183,7 +183,7 @@ class CompiledDiffusionGemma:
 
     def commit(self, cache: GemmaCache, ids: Ids) -> GemmaCache:
         """Read a finished canvas; see `DiffusionSteps.commit`, also for errors."""
-        self._check_canvas(ids, cache)
+        self.check_canvas(ids, cache)
         length = self.spec.canvas_length
         tables = self._reading(cache.starts, cache.length, length)
         found = self.graphs["gemma_commit"](upload(ids, self.device), *tables, *cache.tensors)
@@ -203,7 +203,8 @@ class CompiledDiffusionGemma:
         tables = tuple(upload(each, self.device) for each in (*ropes, *masks))
         return GemmaCache(tuple(tensors), starts, length, tables)
 
-    def _check_canvas(self, ids: Ids, cache: GemmaCache) -> None:
+    def check_canvas(self, ids: Ids, cache: GemmaCache) -> None:
+        """Check tokens of a canvas behind what was read; see `DiffusionSteps.denoise` for errors."""
         wanted = (cache.rows, self.spec.canvas_length)
         if _shape(ids, "a canvas", "[rows, canvas_length]") != wanted:
             raise ValueError(f"a canvas must be {list(wanted)}, as many rows as were read, got {list(ids.shape)}")
