@@ -17,6 +17,7 @@ ROOMS = (
     "profiling",
     "diagnosis",
     "pipeline",
+    "diffusion_gemma",
     "components",
     "compile",
     "checkpoint",

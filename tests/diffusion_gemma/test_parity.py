@@ -159,7 +159,7 @@ def run(both: Both, lengths: list[int], seed: int) -> Iterator[str]:
 
 
 def test_keys_values_and_logits(both: Both) -> None:
-    """Around the window and beyond it, alone and together, in two blocks; without, with and with partly hidden logits."""
+    """Around the window and beyond it, alone and together, in two blocks; without, with and with half-hidden logits."""
     window = both.ours.spec.sliding_window
     lengths = [[window - 1], [window], [window + 1], [3 * window], [1, window, 2 * window], [3 * window, window // 2]]
     done = [list(run(both, each, seed)) for each in lengths for seed in range(2)]

@@ -106,10 +106,7 @@ class Routing:
                 module.register_forward_hook(self._note)
 
     def _note(self, module: Any, given: Any, result: Any) -> None:
-        chances = next(
-            each for each in result if each.is_floating_point() and each.shape[-1] == module.proj.out_features
-        )
-        ordered = chances.float().sort(dim=-1, descending=True).values
+        ordered = result[0].float().sort(dim=-1, descending=True).values
         count = module.config.top_k_experts
         self.gaps.append((ordered[..., count - 1] - ordered[..., count]).detach().numpy())
 
