@@ -13,6 +13,7 @@ DiffusionGemmaTextRouter and DiffusionGemmaTextExperts.
 
 from __future__ import annotations
 
+from max.driver import Device
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Module
@@ -22,6 +23,7 @@ from max.experimental.nn.common_layers.functional_kernels import (
     moe_finalize,
 )
 from max.experimental.tensor import Tensor, defaults
+from max.graph import DeviceRef
 
 from max_zimage.graphs.diffusion_gemma.attention import unit_norm
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
@@ -128,7 +130,7 @@ class GroupedExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
         return F.reshape(mixed, [rows, length, width])
 
 
-def has_grouped_products(device: object) -> bool:
+def has_grouped_products(device: Device | DeviceRef) -> bool:
     """Whether experts are computed by grouped products on a device, and their weights have that form."""
     return is_nvidia(device)
 

@@ -143,6 +143,10 @@ class DiffusionGemmaForBlockDiffusionModel:
         for name, (given, shape) in wanted.items():
             if tuple(given.shape) != shape:
                 raise ValueError(f"{name} must be {list(shape)}, got {list(given.shape)}")
+        if tuple(sc_enabled.shape) not in ((1,), (rows,)):
+            raise ValueError(f"sc_enabled must be float32 [1] or [{rows}], got {list(sc_enabled.shape)}")
+        if tuple(temperature.shape) != (1,):
+            raise ValueError(f"temperature must be float32 [1], got {list(temperature.shape)}")
         self.steps.check_canvas(download(canvas_tokens).reshape(rows, length), cache)
         enabled = np.broadcast_to(download(sc_enabled), (rows,)).astype(np.float32)
         found = self.steps.look(

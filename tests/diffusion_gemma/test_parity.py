@@ -7,43 +7,20 @@ itself was so near a tie are left out, and there must be few of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma, GemmaCache
+from max_zimage.diffusion_gemma.model_graphs import GemmaCache
 from max_zimage.diffusion_gemma.steps import CanvasLook, Ids
 from max_zimage.graphs.diffusion_gemma.stack import kinds
-from tests.references.diffusion_gemmas import ODD, USUAL, Routing, load, write
+from tests.references.diffusion_gemmas import Both
 from tests.tolerances import DIFFUSION_GEMMA_CACHE_L2, DIFFUSION_GEMMA_LOGITS_L2
 
 TIE = 2e-5
 """Of two experts' chances: float32 decides nothing below."""
-
-
-class Both(NamedTuple):
-    """The engine, and the reference."""
-
-    ours: CompiledDiffusionGemma
-    theirs: torch.nn.Module
-    routing: Routing
-
-
-def pair(directory: Path, text: dict[str, object], canvas_length: int, seed: int) -> Both:
-    write(directory, text, canvas_length, seed)
-    theirs = load(directory)
-    return Both(CompiledDiffusionGemma.from_pretrained(directory, device="cpu"), theirs, Routing(theirs))
-
-
-@pytest.fixture(scope="module", params=["usual", "odd"])
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    text, canvas = {"usual": (USUAL, 32), "odd": (ODD, 5)}[request.param]
-    return pair(tmp_path_factory.mktemp(request.param), dict(text), canvas, seed=len(request.param))
 
 
 class Reference:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (
     DiffusionGemmaForBlockDiffusion,
     DiffusionGemmaTextRouter,
 )
+
+from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma
 
 VISION: Mapping[str, object] = {
     "model_type": "gemma4_vision",
@@ -115,3 +117,26 @@ class Routing:
         least = min(float(each.min()) for each in self.gaps)
         self.gaps.clear()
         return least
+
+
+class Both(NamedTuple):
+    """The engine and the reference, of one checkpoint.
+
+    Attributes:
+        directory: The checkpoint.
+        ours: The engine, on a CPU in float32.
+        theirs: transformers' model.
+        routing: Of the reference.
+    """
+
+    directory: Path
+    ours: CompiledDiffusionGemma
+    theirs: DiffusionGemmaForBlockDiffusion
+    routing: Routing
+
+
+def pair(directory: Path, text: Mapping[str, object], canvas_length: int, seed: int) -> Both:
+    """Write a checkpoint, and load it on both sides."""
+    write(directory, text, canvas_length, seed)
+    theirs = load(directory)
+    return Both(directory, CompiledDiffusionGemma.from_pretrained(directory, device="cpu"), theirs, Routing(theirs))

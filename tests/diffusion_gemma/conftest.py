@@ -1,0 +1,33 @@
+"""The two random models that tests of this room share, so that each is compiled once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.references.diffusion_gemmas import Both
+
+
+@pytest.fixture(scope="session")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """Sizes that kernels like, six layers in the default pattern, canvases of 32 tokens."""
+    from tests.references.diffusion_gemmas import USUAL, pair
+
+    return pair(tmp_path_factory.mktemp("usual"), USUAL, 32, seed=1)
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """Sizes that fill no vector, a small vocabulary, canvases of 5 tokens."""
+    from tests.references.diffusion_gemmas import ODD, pair
+
+    return pair(tmp_path_factory.mktemp("odd"), ODD, 5, seed=2)
+
+
+@pytest.fixture(params=["usual", "odd"])
+def both(request: pytest.FixtureRequest) -> Both:
+    """Each of them."""
+    found: Both = request.getfixturevalue(request.param)
+    return found
