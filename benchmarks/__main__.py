@@ -30,6 +30,7 @@ PARTS = {
     "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
     "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
+    "text_diffusion": "a denoising step of DiffusionGemma beside transformers, and its first compilation",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
 
@@ -131,7 +132,7 @@ def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -
         from benchmarks import published_size
 
         return published_size.rows(quick=quick)
-    if part in ("storages", "additions", "tiles", "adapters", "serving"):
+    if part in ("storages", "additions", "tiles", "adapters", "serving", "text_diffusion"):
         module = import_module(f"benchmarks.{part}")
         found: list[Row] = module.rows(module.QUICK if quick else module.FULL, repeats)
         return found

@@ -285,6 +285,7 @@ def test_headers_are_sound(random: Path, tmp_path: Path, layout: str) -> None:
 
 
 def test_the_published_configurations_are_those_of_the_graphs() -> None:
-    assert model_specs(**published_configs(TURBO_SHIFT)) == FULL_MODEL
-    base = replace(FULL_MODEL, schedule=replace(FULL_MODEL.schedule, shift=BASE_SHIFT))
+    turbo = replace(FULL_MODEL, diffusion_gemma=None)
+    assert model_specs(**published_configs(TURBO_SHIFT)) == turbo
+    base = replace(turbo, schedule=replace(turbo.schedule, shift=BASE_SHIFT))
     assert model_specs(**published_configs(BASE_SHIFT)) == base

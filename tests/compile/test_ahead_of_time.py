@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -49,6 +50,17 @@ def test_fewer_layers_of_the_same_widths() -> None:
     assert few.text_encoder.layers_used(-2) == 2
     assert (few.transformer.num_layers, few.transformer.num_refiner_layers) == (2, 2)
     assert few.transformer.dim == FULL_MODEL.transformer.dim
+    assert few.diffusion_gemma is not None
+    assert few.diffusion_gemma.layer_types == ("sliding_attention", "full_attention")
+    assert few.diffusion_gemma.num_experts == 128
+
+
+def test_a_model_has_the_graphs_of_its_own_parts() -> None:
+    alone = replace(FULL_MODEL, diffusion_gemma=None)
+    text = ("gemma_encode", "gemma_denoise", "gemma_commit")
+    assert check_graphs((), alone) == tuple(name for name in AHEAD if name not in text)
+    with pytest.raises(ValueError, match=r"graphs must be among pack, .*, got 'gemma_denoise'"):
+        check_graphs(("gemma_denoise",), alone)
 
 
 def test_targets_and_graphs_are_checked() -> None:
@@ -199,6 +211,7 @@ def test_the_embedded_model_compiles_for_sm_90a() -> None:
 
 KEYS = """
 import json, os, sys
+from dataclasses import replace
 from types import SimpleNamespace
 from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 set_virtual_device_api("cuda")
@@ -211,6 +224,9 @@ from max_zimage.device import libraries
 from max_zimage.compile.artifacts import artifact_key
 from max_zimage.compile.registry import AHEAD, made, spec_of
 from max_zimage.compile import registry
+from max_zimage.compile.ahead_of_time import DIFFUSION_GEMMA
+from max_zimage.diffusion_gemma.config_file import DiffusionGemmaFile
+from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma
 
 pipelines = {}
 def not_compiled(definitions):
@@ -232,7 +248,11 @@ vae = pipeline.vae
 compiler.compile_together([vae.decode_tile, vae.encode_tile, vae.start_from_moments])
 exact = ("exact_middle", "exact_upsample", "exact_first", "exact_second", "exact_pixels")
 compiler.compile_together([vae.graph(name, vae.provide()) for name in exact])
-device, specs = Accelerator(), pipeline.sources.specs
+file = DiffusionGemmaFile(
+    spec=DIFFUSION_GEMMA, image_token_id=None, boi_token_id=None, eoi_token_id=None, has_vision=False
+)
+CompiledDiffusionGemma(file, None, device=Accelerator(), dtype=sys.argv[1]).compile()
+device, specs = Accelerator(), replace(pipeline.sources.specs, diffusion_gemma=DIFFUSION_GEMMA)
 workers = {}
 for name in pipelines:
     module, types = made(name, specs, sys.argv[1], DeviceRef.from_device(device))
