@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import cast
 
 from rich import box
@@ -28,13 +30,15 @@ from max_zimage.compile.ahead_of_time import (
     default_dtype,
 )
 from max_zimage.compile.cubins import symbol_lines
+from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
 from max_zimage.compile.jobs import Report
 from max_zimage.compile.launches import lines
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.diffusion_gemma.config_file import is_diffusion_gemma, read_file
 from max_zimage.progress import shown_by, stage
 from max_zimage.version import __version__
 
-PUBLISHED = "the published Z-Image models"
+PUBLISHED = "the published models"
 
 
 def compile_graphs(arguments: argparse.Namespace) -> int:
@@ -57,8 +61,8 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
             check_listable(target)
         if arguments.symbols:
             check_symbols(target, arguments.list_kernels)
-        specs = specs_of(arguments.model)
-        graphs = check_graphs(arguments.graphs, specs)
+        specs, components = what_to_compile(arguments.model)
+        graphs = check_graphs(arguments.graphs, components)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"
@@ -74,6 +78,18 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
     else:
         _print_table(reports, f"{arguments.model or PUBLISHED} in {dtype} for {target}, MAX {version('modular')}")
     return 1 if any(report.error is not None for report in reports) else 0
+
+
+def what_to_compile(model: str | None) -> tuple[ModelSpecs, Sequence[ComponentName]]:
+    """Shapes of a checkpoint and the components that it has; a DiffusionGemma has but one, and Z-Image the others.
+
+    Raises:
+        ValueError: See `specs_of`.
+    """
+    if model is not None and is_diffusion_gemma(Path(model)):
+        return replace(FULL_MODEL, diffusion_gemma=read_file(Path(model)).spec), ("diffusion_gemma",)
+    pictures = [each for each in EVERY_COMPONENT if each != "diffusion_gemma"]
+    return specs_of(model), EVERY_COMPONENT if model is None else pictures
 
 
 def specs_of(model: str | None) -> ModelSpecs:

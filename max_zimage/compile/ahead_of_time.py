@@ -8,11 +8,12 @@ only the end of a process gives back: hence the children, one a compiled graph; 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 
 from max_zimage.checkpoint.config import QWEN3_4B, ModelSpecs
 from max_zimage.compile.artifacts import check_writable
+from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
 from max_zimage.compile.jobs import Job, Report, done
 from max_zimage.compile.registry import AHEAD, GRAPHS
 from max_zimage.device.dtypes import ModelDtype
@@ -88,17 +89,17 @@ def check_target(name: str) -> str:
     return name
 
 
-def check_graphs(names: Sequence[str], specs: ModelSpecs = FULL_MODEL) -> tuple[str, ...]:
+def check_graphs(names: Sequence[str], components: Collection[ComponentName] = EVERY_COMPONENT) -> tuple[str, ...]:
     """Return names of graphs in the order they are compiled; all of a model's if none is named.
 
     Args:
         names: Of graphs.
-        specs: Of the model: without a DiffusionGemma it has none of the graphs of that.
+        components: That the model has.
 
     Raises:
         ValueError: If there is no such graph; names those there are.
     """
-    there = [name for name in AHEAD if GRAPHS[name].component != "diffusion_gemma" or specs.diffusion_gemma is not None]
+    there = [name for name in AHEAD if GRAPHS[name].component in components]
     unknown = [name for name in names if name not in there]
     if unknown:
         raise ValueError(f"graphs must be among {', '.join(there)}, got {', '.join(map(repr, unknown))}")

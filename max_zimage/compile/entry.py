@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from max.dtype import DType
 from max.experimental.nn import Module
@@ -18,6 +18,8 @@ from max_zimage.graphs.layers import build
 from max_zimage.graphs.linear import Storage, stored_as
 
 ComponentName = Literal["text_encoder", "transformer", "vae", "diffusion_gemma"]
+EVERY_COMPONENT: tuple[ComponentName, ...] = get_args(ComponentName)
+"""Of Z-Image, and the model that writes text."""
 Made = tuple[Module[..., Any], tuple[TensorType, ...]]
 
 

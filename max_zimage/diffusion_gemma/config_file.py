@@ -76,6 +76,16 @@ class DiffusionGemmaFile:
         return frozenset(each for each in ids if each is not None and 0 <= each < self.spec.vocab_size)
 
 
+def is_diffusion_gemma(directory: Path) -> bool:
+    """Whether a folder holds the configuration of a DiffusionGemma, sound or not.
+
+    Raises:
+        CheckpointError: If its `config.json` cannot be read.
+    """
+    file = directory.expanduser() / FILE
+    return file.is_file() and read_object(file).get("model_type") == MODEL_TYPE
+
+
 def read_file(directory: Path) -> DiffusionGemmaFile:
     """Read the configuration of a checkpoint.
 
