@@ -19,10 +19,8 @@ from max.pipelines.modeling.types import PipelineTask
 
 from max_zimage.checkpoint.config import model_specs, text_encoder_spec, transformer_spec, vae_spec
 from max_zimage.checkpoint.locate import COMPONENTS, CONFIG_FILES, read_config
-from max_zimage.cli.compile import what_to_compile
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import (
-    DIFFUSION_GEMMA,
     FULL_MODEL,
     TARGETS,
     check_graphs,
@@ -32,13 +30,11 @@ from max_zimage.compile.ahead_of_time import (
     with_layers,
 )
 from max_zimage.compile.cubins import symbols_in
-from max_zimage.compile.entry import EVERY_COMPONENT
 from max_zimage.compile.jobs import _report
 from max_zimage.compile.registry import AHEAD
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.embedded import PATH as EMBEDDED
 from tests.checkpoint.test_config import TEXT_ENCODER, TRANSFORMER, VAE
-from tests.diffusion_gemma.test_config import PUBLISHED
 from tests.paths import ROOT
 
 
@@ -56,22 +52,6 @@ def test_fewer_layers_of_the_same_widths() -> None:
     assert few.diffusion_gemma is not None
     assert few.diffusion_gemma.layer_types == ("sliding_attention", "full_attention")
     assert few.diffusion_gemma.num_experts == 128
-
-
-def test_a_model_has_the_graphs_of_its_own_parts(tmp_path: Path) -> None:
-    text = ("gemma_encode", "gemma_denoise", "gemma_commit")
-    specs, components = what_to_compile("tiny-zimage")
-    assert specs.diffusion_gemma is None
-    assert check_graphs((), components) == tuple(name for name in AHEAD if name not in text)
-    with pytest.raises(ValueError, match=r"graphs must be among pack, .*, got 'gemma_denoise'"):
-        check_graphs(("gemma_denoise",), components)
-    assert what_to_compile(None) == (FULL_MODEL, EVERY_COMPONENT)
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
-    specs, components = what_to_compile(str(tmp_path))
-    assert specs.diffusion_gemma == DIFFUSION_GEMMA
-    assert check_graphs((), components) == text
-    with pytest.raises(ValueError, match="graphs must be among gemma_encode, gemma_denoise, gemma_commit, got 'pack'"):
-        check_graphs(("pack",), components)
 
 
 def test_targets_and_graphs_are_checked() -> None:
