@@ -23,6 +23,7 @@ OTHERS = "others"  # branches beside the positive and the negative one
 SLOTS = "slots"  # of what a sampler remembers
 ROWS = "rows"  # of a batch of texts
 PROMPT_TOKENS = "prompt_tokens"  # of the longest prompt among them
+CANVAS_TOKENS = "canvas_tokens"
 CACHED_TOKENS = "cached_tokens"  # read before, with what stands before shorter rows
 SEEN_TOKENS = "seen_tokens"  # those, and the canvas
 OFFSETS = "offsets"  # one more than there are sequences, see `max_zimage.sampling.positions.sequence_offsets`

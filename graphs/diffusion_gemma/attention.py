@@ -21,6 +21,7 @@ from max.experimental.tensor import Tensor
 from max.graph import Dim
 from typing_extensions import override
 
+from max_zimage.graphs import ops
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape
 from max_zimage.graphs.linear import linear
 from max_zimage.graphs.model.rope import rotate
@@ -43,20 +44,20 @@ class Attention(Module[..., tuple[Tensor, Tensor, Tensor]]):
         Args:
             x: [rows, length, hidden_size].
             rope: float32 [length, head_dim/2, 2].
-            mask: float32 [rows, length or 1, keys], added to the scores; keys are those of the past and then the new.
-            *past: Keys and values that were read before, [rows, key_heads, cached, head_dim] each; or none.
+            mask: float32 [rows, length, keys], added to the scores; keys are those of the past and then the new.
+            *past: Keys and values that were read before, [rows, cached, key_heads, head_dim] each; or none.
 
         Returns:
-            Like `x`; its own keys and values, [rows, key_heads, length, head_dim] each.
+            Like `x`; its own keys and values, [rows, length, key_heads, head_dim] each.
         """
         rows, length, _ = x.shape
         query, key, value = self.projected(x, rope)
         keys, values = behind(past, (key, value), mask.shape[2])
-        mixed = mixed_by_groups(query, keys, values, mask)
+        mixed = mixed_by_heads(query, keys, values, mask)
         return self.o_proj(F.reshape(mixed, [rows, length, self.heads * self.shape.head_dim])), key, value
 
     def projected(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [rows, length, heads, head_dim], and keys and values [rows, key_heads, length, head_dim]."""
+        """Queries [rows, length, heads, head_dim], and keys and values [rows, length, key_heads, head_dim]."""
         shape = self.shape
         rows, length, _ = x.shape
         parts = [self.heads, *[shape.key_heads] * (2 if shape.has_values else 1)]
@@ -64,31 +65,38 @@ class Attention(Module[..., tuple[Tensor, Tensor, Tensor]]):
         query, key, *values = F.split(qkv, parts, axis=2)
         value = unit_norm(values[0] if values else key, self.epsilon)
         table = F.unsqueeze(rope, 0)
-        query, key = rotate(self.q_norm(query), table), rotate(self.k_norm(key), table)
-        return query, F.permute(key, [0, 2, 1, 3]), F.permute(value, [0, 2, 1, 3])
+        return rotate(self.q_norm(query), table), rotate(self.k_norm(key), table), value
 
 
 def behind(past: tuple[Tensor, ...], new: tuple[Tensor, Tensor], keys: Dim) -> tuple[Tensor, ...]:
     """New keys and values behind those of the past, if there are any; `keys` is the name of how many there are then."""
     if not past:
         return new
-    rows, heads, _, head_dim = new[0].shape
-    both = (F.concat([old, each], axis=2) for old, each in zip(past, new, strict=True))
-    return tuple(F.rebind(each, [rows, heads, keys, head_dim]) for each in both)
+    rows, _, heads, head_dim = new[0].shape
+    both = (F.concat([old, each], axis=1) for old, each in zip(past, new, strict=True))
+    return tuple(F.rebind(each, [rows, keys, heads, head_dim]) for each in both)
 
 
-def mixed_by_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def mixed_by_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """softmax(query keyᵀ + mask) value.
 
     Args:
         query: [rows, length, heads, head_dim].
-        key: [rows, key_heads, keys, head_dim]; as many query heads in a row share one as come out even.
+        key: [rows, keys, key_heads, head_dim]; as many query heads in a row share one as come out even.
         value: Like `key`.
-        mask: float32 [rows, length or 1, keys].
+        mask: float32 [rows, length, keys].
 
     Returns:
         Like `query`.
     """
+    if query.device.is_host:
+        wide = (each.cast(DType.float32) for each in (query, key, value))
+        return ops.flash_attention_cpu(*wide, mask, 1.0).cast(query.dtype)
+    return mixed_by_groups(query, F.permute(key, [0, 2, 1, 3]), F.permute(value, [0, 2, 1, 3]), mask)
+
+
+def mixed_by_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """The same as products of matrices, of keys and values [rows, key_heads, keys, head_dim]."""
     rows, length, heads, head_dim = query.shape
     shared, keys = key.shape[1], key.shape[2]
     group = int(heads) // int(shared)

@@ -4,7 +4,7 @@
     commit:  the same for a finished canvas, behind keys and values that are there
     denoise: canvas -> embedding + self-conditioning -> [layer, both ways] x layers -> norm -> head -> what is known
 
-Keys and values of all layers of a type lie in one tensor, [layers, 2, rows, key_heads, cached, head_dim]. Rows of
+Keys and values of all layers of a type lie in one tensor, [layers, 2, rows, cached, key_heads, head_dim]. Rows of
 different lengths end together: what stands before a shorter one is hidden by masks. Positions count from the longest
 row's beginning, which is all the same, because rotary positions know differences alone. Masks and rotary tables are the
 same for every step of a canvas, and come from the host.
@@ -21,12 +21,12 @@ from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, Dim, TensorType
+from max.graph import DeviceRef, TensorType
 
 from max_zimage.graphs.diffusion_gemma.attention import Norm
 from max_zimage.graphs.diffusion_gemma.layer import Layer, ScaledEmbedding, SelfConditioning
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerType
-from max_zimage.graphs.dims import CACHED_TOKENS, PROMPT_TOKENS, ROWS, SEEN_TOKENS
+from max_zimage.graphs.dims import CACHED_TOKENS, CANVAS_TOKENS, PROMPT_TOKENS, ROWS, SEEN_TOKENS
 
 TYPES: tuple[LayerType, ...] = ("sliding_attention", "full_attention")
 
@@ -54,8 +54,8 @@ class Reader(Module[[Tensor], Tensor]):
             x: [rows, length, hidden_size].
             scalars: Of each layer, [layers].
             ropes: Layer type -> float32 [length, head_dim/2, 2].
-            masks: Layer type -> float32 [rows, length or 1, keys].
-            past: Layer type -> [layers, 2, rows, key_heads, cached, head_dim]; None where nothing was read.
+            masks: Layer type -> float32 [rows, length, keys].
+            past: Layer type -> [layers, 2, rows, cached, key_heads, head_dim]; None where nothing was read.
             name: Of the graph: graphs that are compiled together share no layers, which take other arguments in each.
             is_read: Whether keys and values are all that is wanted: the last layer then makes nothing else.
 
@@ -101,7 +101,7 @@ class Encode(Module[..., tuple[Tensor, ...]]):
             *tables: See `table_types`.
 
         Returns:
-            Keys and values of each type of layer, [layers, 2, rows, key_heads, prompt_tokens, head_dim].
+            Keys and values of each type of layer, [layers, 2, rows, prompt_tokens, key_heads, head_dim].
         """
         ropes, masks, _ = sorted_by_type(self.spec, tables)
         x = self.decoder(tokens)
@@ -111,7 +111,7 @@ class Encode(Module[..., tuple[Tensor, ...]]):
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         tokens = TensorType(DType.int64, [ROWS, PROMPT_TOKENS], device)
-        return (tokens, *table_types(self.spec, PROMPT_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS, device))
+        return (tokens, *table_types(self.spec, PROMPT_TOKENS, PROMPT_TOKENS, device))
 
 
 class Commit(Module[..., tuple[Tensor, ...]]):
@@ -126,11 +126,11 @@ class Commit(Module[..., tuple[Tensor, ...]]):
         """Read on.
 
         Args:
-            tokens: int64 [rows, canvas_length].
+            tokens: int64 [rows, canvas_tokens].
             *tables: See `table_types` and `cache_types`.
 
         Returns:
-            Keys and values of each type of layer, [layers, 2, rows, key_heads, seen_tokens, head_dim].
+            Keys and values of each type of layer, [layers, 2, rows, seen_tokens, key_heads, head_dim].
         """
         ropes, masks, past = sorted_by_type(self.spec, tables)
         x = self.decoder(tokens)
@@ -139,9 +139,8 @@ class Commit(Module[..., tuple[Tensor, ...]]):
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        length = self.spec.canvas_length
-        tokens = TensorType(DType.int64, [ROWS, length], device)
-        tables = table_types(self.spec, length, length, SEEN_TOKENS, device)
+        tokens = TensorType(DType.int64, [ROWS, CANVAS_TOKENS], device)
+        tables = table_types(self.spec, CANVAS_TOKENS, SEEN_TOKENS, device)
         return (tokens, *tables, *cache_types(self.spec, dtype, device))
 
 
@@ -159,15 +158,15 @@ class Denoise(Module[..., tuple[Tensor, ...]]):
         """Look.
 
         Args:
-            canvas: int64 [rows, canvas_length].
-            sc_logits: The last step's processed logits, [rows, canvas_length, vocab_size] in the model's dtype.
+            canvas: int64 [rows, canvas_tokens].
+            sc_logits: The last step's processed logits, [rows, canvas_tokens, vocab_size] in the model's dtype.
             sc_enabled: float32 [rows]: 1 where a row sees them, 0 where it does not.
             temperature: float32 [1].
             *tables: See `table_types` and `cache_types`.
 
         Returns:
-            Processed logits like `sc_logits`; int64 likeliest tokens and float32 entropies [rows, canvas_length] as
-            second and last; between them float32 chances and int64 tokens of the top, [rows, canvas_length, top].
+            Processed logits like `sc_logits`; int64 likeliest tokens and float32 entropies [rows, canvas_tokens] as
+            second and last; between them float32 chances and int64 tokens of the top, [rows, canvas_tokens, top].
         """
         ropes, masks, past = sorted_by_type(self.spec, tables)
         chances = F.softmax(sc_logits.cast(DType.float32)).cast(sc_logits.dtype)
@@ -180,25 +179,24 @@ class Denoise(Module[..., tuple[Tensor, ...]]):
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        length = self.spec.canvas_length
         return (
-            TensorType(DType.int64, [ROWS, length], device),
-            TensorType(dtype, [ROWS, length, self.spec.vocab_size], device),
+            TensorType(DType.int64, [ROWS, CANVAS_TOKENS], device),
+            TensorType(dtype, [ROWS, CANVAS_TOKENS, self.spec.vocab_size], device),
             TensorType(DType.float32, [ROWS], device),
             TensorType(DType.float32, [1], device),
-            *table_types(self.spec, length, 1, SEEN_TOKENS, device),
+            *table_types(self.spec, CANVAS_TOKENS, SEEN_TOKENS, device),
             *cache_types(self.spec, dtype, device),
         )
 
 
 def behind_all(past: Tensor, new: Tensor) -> Tensor:
     """New keys and values of all layers of a type behind those of the past."""
-    layers, both, rows, heads, _, head_dim = new.shape
-    return F.rebind(F.concat([past, new], axis=4), [layers, both, rows, heads, SEEN_TOKENS, head_dim])
+    layers, both, rows, _, heads, head_dim = new.shape
+    return F.rebind(F.concat([past, new], axis=3), [layers, both, rows, SEEN_TOKENS, heads, head_dim])
 
 
 def looked(z: Tensor, top: int, dtype: DType) -> tuple[Tensor, ...]:
-    """What is told of processed logits, float32 [rows, canvas_length, vocab_size]; see `Denoise.forward`."""
+    """What is told of processed logits, float32 [rows, canvas_tokens, vocab_size]; see `Denoise.forward`."""
     above = z - F.max(z, axis=-1)
     shares = F.exp(above)
     total = F.sum(shares, axis=-1)
@@ -222,19 +220,17 @@ def sorted_by_type(spec: DiffusionGemmaSpec, tables: tuple[Tensor, ...]) -> tupl
     return dict(zip(names, ropes, strict=True)), dict(zip(names, masks, strict=True)), kept
 
 
-def table_types(
-    spec: DiffusionGemmaSpec, length: Dim | int | str, queries: Dim | int | str, keys: str, device: DeviceRef
-) -> tuple[TensorType, ...]:
+def table_types(spec: DiffusionGemmaSpec, length: str, keys: str, device: DeviceRef) -> tuple[TensorType, ...]:
     """Rotary tables of each type of layer, then masks of each: float32, zero where a position is seen."""
     halves = [spec.shape(kind).head_dim // 2 for kind in kinds(spec)]
     ropes = [TensorType(DType.float32, [length, half, 2], device) for half in halves]
-    return (*ropes, *[TensorType(DType.float32, [ROWS, queries, keys], device)] * len(halves))
+    return (*ropes, *[TensorType(DType.float32, [ROWS, length, keys], device)] * len(halves))
 
 
 def cache_types(spec: DiffusionGemmaSpec, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
     """Keys and values of each type of layer."""
     shapes = [(spec.count(kind), spec.shape(kind)) for kind in kinds(spec)]
     return tuple(
-        TensorType(dtype, [count, 2, ROWS, shape.key_heads, CACHED_TOKENS, shape.head_dim], device)
+        TensorType(dtype, [count, 2, ROWS, CACHED_TOKENS, shape.key_heads, shape.head_dim], device)
         for count, shape in shapes
     )

@@ -37,7 +37,7 @@ class GemmaCache:
     """What was read.
 
     Attributes:
-        tensors: Keys and values of each type of layer, [layers, 2, rows, key_heads, length, head_dim] on the device.
+        tensors: Keys and values of each type of layer, [layers, 2, rows, length, key_heads, head_dim] on the device.
         starts: int64 [rows]: where each row begins; all end together.
         length: Positions there are, those before shorter rows included.
         tables: Rotary tables and masks of the next canvas, on the device.

@@ -79,10 +79,11 @@ def canvas_mask(spec: DiffusionGemmaSpec, kind: LayerType, starts: NDArray[np.in
         cached: Positions that were read.
 
     Returns:
-        float32 [rows, 1, cached + canvas_length], zero where seen.
+        float32 [rows, canvas_length, cached + canvas_length], zero where seen; every position sees the same.
     """
     first = np.maximum(starts, cached - (spec.sliding_window - 1)) if kind == "sliding_attention" else starts
-    return _mask(np.arange(cached + spec.canvas_length)[None, None] >= first[:, None, None])
+    seen = np.arange(cached + spec.canvas_length)[None, None] >= first[:, None, None]
+    return _mask(np.repeat(seen, spec.canvas_length, axis=1))
 
 
 def _mask(seen: NDArray[np.bool_]) -> Floats:
