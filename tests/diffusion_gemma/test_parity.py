@@ -19,8 +19,8 @@ from max_zimage.graphs.diffusion_gemma.stack import kinds
 from tests.references.diffusion_gemmas import Both
 from tests.tolerances import DIFFUSION_GEMMA_CACHE_L2, DIFFUSION_GEMMA_LOGITS_L2
 
-TIE = 2e-5
-"""Of two experts' chances: float32 decides nothing below."""
+TIE = 2e-4
+"""Of the scores of two experts, which are of size 1: float32 behind six layers decides nothing below."""
 
 
 class Reference:

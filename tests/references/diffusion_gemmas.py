@@ -86,9 +86,8 @@ def write(directory: Path, text: Mapping[str, object], canvas_length: int, seed:
                 continue
             if name.endswith(("norm.weight", "_1.weight", "_2.weight", ".scale", "per_expert_scale", "layer_scalar")):
                 values.copy_(0.75 + 0.5 * torch.rand_like(values))
-        for module in model.modules():
-            if isinstance(module, DiffusionGemmaTextRouter):
-                module.proj.weight.mul_(40)
+            elif name.endswith("router.proj.weight"):  # once: encoder and decoder have the same
+                values.mul_(40)
     model.save_pretrained(directory)
 
 
@@ -99,7 +98,7 @@ def load(directory: Path) -> DiffusionGemmaForBlockDiffusion:
 
 
 class Routing:
-    """How far each choice of experts was from another one, while transformers ran."""
+    """How far each choice of experts was from another one, while transformers ran: a difference of router scores."""
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         self.gaps: list[NDArray[np.float32]] = []
@@ -108,7 +107,7 @@ class Routing:
                 module.register_forward_hook(self._note)
 
     def _note(self, module: Any, given: Any, result: Any) -> None:
-        ordered = result[0].float().sort(dim=-1, descending=True).values
+        ordered = result[0].log().sort(dim=-1, descending=True).values
         count = module.config.top_k_experts
         self.gaps.append((ordered[..., count - 1] - ordered[..., count]).detach().numpy())
 
