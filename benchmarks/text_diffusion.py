@@ -1,7 +1,7 @@
 """A denoising step of DiffusionGemma beside transformers, on this CPU in float32, with random weights.
 
 Both look at the same canvas behind the same prompt, with self-conditioning, in turn. transformers runs its experts in
-each of its own ways, of which some suit a CPU better than the default one. The first compilation of the three graphs is
+each of its own ways, of which some suit a CPU better than the default one. The first compilation of the graphs is
 timed in a process of its own, with folders that hold nothing of one before.
 """
 
@@ -120,7 +120,7 @@ def _steps(
 
 
 def _cold_seconds(directory: Path) -> float:
-    """Seconds of the first load, in which all three graphs are compiled.
+    """Seconds of the first load, in which the graphs are compiled.
 
     Raises:
         RuntimeError: If it fails.

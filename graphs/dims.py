@@ -22,10 +22,9 @@ VARIANTS = "variants"  # of the modulation: all blocks, or some of them left out
 OTHERS = "others"  # branches beside the positive and the negative one
 SLOTS = "slots"  # of what a sampler remembers
 ROWS = "rows"  # of a batch of texts
-PROMPT_TOKENS = "prompt_tokens"  # of the longest prompt among them
-CANVAS_TOKENS = "canvas_tokens"
+NEW_TOKENS = "new_tokens"  # of the longest prompt among them, or of a canvas
 CACHED_TOKENS = "cached_tokens"  # read before, with what stands before shorter rows
-SEEN_TOKENS = "seen_tokens"  # those, and the canvas
+SEEN_TOKENS = "seen_tokens"  # those, and the new ones
 OFFSETS = "offsets"  # one more than there are sequences, see `max_zimage.sampling.positions.sequence_offsets`
 
 TOKEN_MULTIPLE = 32

@@ -45,7 +45,7 @@ class Attention(Module[..., tuple[Tensor, Tensor, Tensor]]):
             x: [rows, length, hidden_size].
             rope: float32 [length, head_dim/2, 2].
             mask: float32 [rows, length, keys], added to the scores; keys are those of the past and then the new.
-            *past: Keys and values that were read before, [rows, cached, key_heads, head_dim] each; or none.
+            *past: Keys and values that were read before, [rows, cached, key_heads, head_dim] each.
 
         Returns:
             Like `x`; its own keys and values, [rows, length, key_heads, head_dim] each.
@@ -69,9 +69,7 @@ class Attention(Module[..., tuple[Tensor, Tensor, Tensor]]):
 
 
 def behind(past: tuple[Tensor, ...], new: tuple[Tensor, Tensor], keys: Dim) -> tuple[Tensor, ...]:
-    """New keys and values behind those of the past, if there are any; `keys` is the name of how many there are then."""
-    if not past:
-        return new
+    """New keys and values behind those of the past; `keys` is the name of how many there are then."""
     rows, _, heads, head_dim = new[0].shape
     both = (F.concat([old, each], axis=1) for old, each in zip(past, new, strict=True))
     return tuple(F.rebind(each, [rows, keys, heads, head_dim]) for each in both)

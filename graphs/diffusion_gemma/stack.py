@@ -1,7 +1,6 @@
-"""The three graphs of DiffusionGemma, over one stack of layers.
+"""The two graphs of DiffusionGemma, over one stack of layers.
 
-    encode:  ids -> embedding -> [layer, causal] x layers -> keys and values of every layer
-    commit:  the same for a finished canvas, behind keys and values that are there
+    read:    ids -> embedding -> [layer, causal] x layers -> keys and values of every layer, behind those that are there
     denoise: canvas -> embedding + self-conditioning -> [layer, both ways] x layers -> norm -> head -> what is known
 
 Keys and values of all layers of a type lie in one tensor, [layers, 2, rows, cached, key_heads, head_dim]. Rows of
@@ -26,7 +25,7 @@ from max.graph import DeviceRef, TensorType
 from max_zimage.graphs.diffusion_gemma.attention import Norm
 from max_zimage.graphs.diffusion_gemma.layer import Layer, ScaledEmbedding, SelfConditioning
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerType
-from max_zimage.graphs.dims import CACHED_TOKENS, CANVAS_TOKENS, PROMPT_TOKENS, ROWS, SEEN_TOKENS
+from max_zimage.graphs.dims import CACHED_TOKENS, NEW_TOKENS, ROWS, SEEN_TOKENS
 
 TYPES: tuple[LayerType, ...] = ("sliding_attention", "full_attention")
 
@@ -46,7 +45,7 @@ class Reader(Module[[Tensor], Tensor]):
         return self.embed_tokens(tokens)
 
     def through(
-        self, x: Tensor, scalars: Tensor, ropes: Caches, masks: Caches, past: Caches | None, *, name: str, is_read: bool
+        self, x: Tensor, scalars: Tensor, ropes: Caches, masks: Caches, past: Caches, *, name: str, is_read: bool
     ) -> tuple[Tensor, Caches]:
         """Take states through the layers.
 
@@ -55,7 +54,7 @@ class Reader(Module[[Tensor], Tensor]):
             scalars: Of each layer, [layers].
             ropes: Layer type -> float32 [length, head_dim/2, 2].
             masks: Layer type -> float32 [rows, length, keys].
-            past: Layer type -> [layers, 2, rows, cached, key_heads, head_dim]; None where nothing was read.
+            past: Layer type -> [layers, 2, rows, cached, key_heads, head_dim].
             name: Of the graph: graphs that are compiled together share no layers, which take other arguments in each.
             is_read: Whether keys and values are all that is wanted: the last layer then makes nothing else.
 
@@ -65,7 +64,7 @@ class Reader(Module[[Tensor], Tensor]):
         found: dict[LayerType, list[Tensor]] = {kind: [] for kind in TYPES}
         last = len(self.spec.layer_types) - 1
         for index, (kind, place) in enumerate(zip(self.spec.layer_types, self.spec.places(), strict=True)):
-            before = () if past is None else (past[kind][place, 0], past[kind][place, 1])
+            before = past[kind][place, 0], past[kind][place, 1]
             if is_read and index == last:
                 both = [*self.layers[index].keys_and_values(x, ropes[kind])]
             else:
@@ -85,37 +84,8 @@ class Decoder(Reader):
         self.norm = Norm(spec.hidden_size, eps=spec.norm_eps)
 
 
-class Encode(Module[..., tuple[Tensor, ...]]):
-    """Prompts to keys and values."""
-
-    def __init__(self, spec: DiffusionGemmaSpec) -> None:
-        self.spec = spec
-        self.decoder = Reader(spec)
-        self.encoder_scalars = Tensor.zeros([len(spec.layer_types)])
-
-    def forward(self, tokens: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
-        """Read.
-
-        Args:
-            tokens: int64 [rows, prompt_tokens]; a shorter row has anything before it.
-            *tables: See `table_types`.
-
-        Returns:
-            Keys and values of each type of layer, [layers, 2, rows, prompt_tokens, key_heads, head_dim].
-        """
-        ropes, masks, _ = sorted_by_type(self.spec, tables)
-        x = self.decoder(tokens)
-        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, None, name="read", is_read=True)
-        return tuple(found[kind] for kind in kinds(self.spec))
-
-    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
-        """Types of `forward`'s arguments."""
-        tokens = TensorType(DType.int64, [ROWS, PROMPT_TOKENS], device)
-        return (tokens, *table_types(self.spec, PROMPT_TOKENS, PROMPT_TOKENS, device))
-
-
-class Commit(Module[..., tuple[Tensor, ...]]):
-    """A finished canvas behind what was read."""
+class Read(Module[..., tuple[Tensor, ...]]):
+    """A prompt, or a finished canvas, behind what was read; before a prompt that is nothing at all."""
 
     def __init__(self, spec: DiffusionGemmaSpec) -> None:
         self.spec = spec
@@ -126,7 +96,7 @@ class Commit(Module[..., tuple[Tensor, ...]]):
         """Read on.
 
         Args:
-            tokens: int64 [rows, canvas_tokens].
+            tokens: int64 [rows, new_tokens]; a shorter row has anything before it.
             *tables: See `table_types` and `cache_types`.
 
         Returns:
@@ -134,14 +104,13 @@ class Commit(Module[..., tuple[Tensor, ...]]):
         """
         ropes, masks, past = sorted_by_type(self.spec, tables)
         x = self.decoder(tokens)
-        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, past, name="commit", is_read=True)
+        _, found = self.decoder.through(x, self.encoder_scalars, ropes, masks, past, name="read", is_read=True)
         return tuple(behind_all(past[kind], found[kind]) for kind in kinds(self.spec))
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        tokens = TensorType(DType.int64, [ROWS, CANVAS_TOKENS], device)
-        tables = table_types(self.spec, CANVAS_TOKENS, SEEN_TOKENS, device)
-        return (tokens, *tables, *cache_types(self.spec, dtype, device))
+        tokens = TensorType(DType.int64, [ROWS, NEW_TOKENS], device)
+        return (tokens, *table_types(self.spec, device), *cache_types(self.spec, dtype, device))
 
 
 class Denoise(Module[..., tuple[Tensor, ...]]):
@@ -158,15 +127,15 @@ class Denoise(Module[..., tuple[Tensor, ...]]):
         """Look.
 
         Args:
-            canvas: int64 [rows, canvas_tokens].
-            sc_logits: The last step's processed logits, [rows, canvas_tokens, vocab_size] in the model's dtype.
+            canvas: int64 [rows, new_tokens].
+            sc_logits: The last step's processed logits, [rows, new_tokens, vocab_size] in the model's dtype.
             sc_enabled: float32 [rows]: 1 where a row sees them, 0 where it does not.
             temperature: float32 [1].
             *tables: See `table_types` and `cache_types`.
 
         Returns:
-            Processed logits like `sc_logits`; int64 likeliest tokens and float32 entropies [rows, canvas_tokens] as
-            second and last; between them float32 chances and int64 tokens of the top, [rows, canvas_tokens, top].
+            Processed logits like `sc_logits`; int64 likeliest tokens and float32 entropies [rows, new_tokens] as
+            second and last; between them float32 chances and int64 tokens of the top, [rows, new_tokens, top].
         """
         ropes, masks, past = sorted_by_type(self.spec, tables)
         chances = F.softmax(sc_logits.cast(DType.float32)).cast(sc_logits.dtype)
@@ -180,11 +149,11 @@ class Denoise(Module[..., tuple[Tensor, ...]]):
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         return (
-            TensorType(DType.int64, [ROWS, CANVAS_TOKENS], device),
-            TensorType(dtype, [ROWS, CANVAS_TOKENS, self.spec.vocab_size], device),
+            TensorType(DType.int64, [ROWS, NEW_TOKENS], device),
+            TensorType(dtype, [ROWS, NEW_TOKENS, self.spec.vocab_size], device),
             TensorType(DType.float32, [ROWS], device),
             TensorType(DType.float32, [1], device),
-            *table_types(self.spec, CANVAS_TOKENS, SEEN_TOKENS, device),
+            *table_types(self.spec, device),
             *cache_types(self.spec, dtype, device),
         )
 
@@ -196,7 +165,7 @@ def behind_all(past: Tensor, new: Tensor) -> Tensor:
 
 
 def looked(z: Tensor, top: int, dtype: DType) -> tuple[Tensor, ...]:
-    """What is told of processed logits, float32 [rows, canvas_tokens, vocab_size]; see `Denoise.forward`."""
+    """What is told of processed logits, float32 [rows, new_tokens, vocab_size]; see `Denoise.forward`."""
     above = z - F.max(z, axis=-1)
     shares = F.exp(above)
     total = F.sum(shares, axis=-1)
@@ -212,19 +181,19 @@ def kinds(spec: DiffusionGemmaSpec) -> tuple[LayerType, ...]:
 
 
 def sorted_by_type(spec: DiffusionGemmaSpec, tables: tuple[Tensor, ...]) -> tuple[Caches, Caches, Caches]:
-    """Rotary tables, masks, and past keys and values if there are any, by type of layer."""
+    """Rotary tables, masks, and past keys and values, by type of layer."""
     names = kinds(spec)
     count = len(names)
-    ropes, masks, past = (tables[begin : begin + count] for begin in (0, count, 2 * count))
-    kept = dict(zip(names, past, strict=True)) if past else {}
-    return dict(zip(names, ropes, strict=True)), dict(zip(names, masks, strict=True)), kept
+    parts = (dict(zip(names, tables[begin : begin + count], strict=True)) for begin in (0, count, 2 * count))
+    ropes, masks, past = parts
+    return ropes, masks, past
 
 
-def table_types(spec: DiffusionGemmaSpec, length: str, keys: str, device: DeviceRef) -> tuple[TensorType, ...]:
+def table_types(spec: DiffusionGemmaSpec, device: DeviceRef) -> tuple[TensorType, ...]:
     """Rotary tables of each type of layer, then masks of each: float32, zero where a position is seen."""
     halves = [spec.shape(kind).head_dim // 2 for kind in kinds(spec)]
-    ropes = [TensorType(DType.float32, [length, half, 2], device) for half in halves]
-    return (*ropes, *[TensorType(DType.float32, [ROWS, length, keys], device)] * len(halves))
+    ropes = [TensorType(DType.float32, [NEW_TOKENS, half, 2], device) for half in halves]
+    return (*ropes, *[TensorType(DType.float32, [ROWS, NEW_TOKENS, SEEN_TOKENS], device)] * len(halves))
 
 
 def cache_types(spec: DiffusionGemmaSpec, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:

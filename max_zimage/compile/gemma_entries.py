@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from max_zimage.compile.entry import Entry
-from max_zimage.graphs.diffusion_gemma.stack import Commit, Denoise, Encode
+from max_zimage.graphs.diffusion_gemma.stack import Denoise, Read
 
 GEMMA: tuple[Entry, ...] = (
     Entry(
-        name="gemma_encode",
+        name="gemma_read",
         component="diffusion_gemma",
-        make=Encode,
-        label="DiffusionGemma, prompt",
-        runs="when text is written: once per prompt",
+        make=Read,
+        label="DiffusionGemma, reading",
+        runs="when text is written: once per prompt, and between two canvases",
     ),
     Entry(
         name="gemma_denoise",
@@ -19,13 +19,6 @@ GEMMA: tuple[Entry, ...] = (
         make=Denoise,
         label="DiffusionGemma, denoising steps",
         runs="when text is written: once per denoising step of a canvas",
-    ),
-    Entry(
-        name="gemma_commit",
-        component="diffusion_gemma",
-        make=Commit,
-        label="DiffusionGemma, finished canvas",
-        runs="when text is written: between two canvases",
     ),
 )
 """Of `max_zimage.compile.registry.GRAPHS`."""

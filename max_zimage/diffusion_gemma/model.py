@@ -27,7 +27,7 @@ from max_zimage.diffusion_gemma.weights import load_weights, plan_weights
 
 
 class DiffusionGemmaForBlockDiffusionModel:
-    """A DiffusionGemma with its three graphs, compiled.
+    """A DiffusionGemma with its graphs, compiled.
 
     Args:
         pipeline_config: MAX's; its model names checkpoint, device and encoding.
@@ -41,9 +41,9 @@ class DiffusionGemmaForBlockDiffusionModel:
     Attributes:
         config: What was read.
         vision_model: None: the vision tower is not built.
-        language_model: The graph that reads prompts, `graphs.diffusion_gemma.stack.Encode`.
+        language_model: The graph that reads prompts, `graphs.diffusion_gemma.stack.Read`.
         decoder_model: The graph that looks at a canvas, `graphs.diffusion_gemma.stack.Denoise`.
-        steps: All three graphs with what goes between them.
+        steps: The graphs with what goes between them.
 
     Raises:
         ValueError: If an adapter, several devices, a cache of prefixes or other logits are asked for.
@@ -93,7 +93,7 @@ class DiffusionGemmaForBlockDiffusionModel:
         self.steps = CompiledDiffusionGemma(file, load_weights(checked, dtype, self.device), dtype=dtype, **told)
         self.steps.compile()
         self.decoder_model = self.steps.graphs["gemma_denoise"]
-        return None, self.steps.graphs["gemma_encode"]
+        return None, self.steps.graphs["gemma_read"]
 
     def encode(self, ids: Ids, lengths: Ids) -> GemmaCache:
         """Read prompts; see `max_zimage.diffusion_gemma.steps.DiffusionSteps.encode`."""

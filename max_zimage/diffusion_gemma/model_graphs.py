@@ -7,7 +7,7 @@ commit:  cache, finished canvas -> cache
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -29,7 +29,7 @@ from max_zimage.diffusion_gemma.tables import canvas_mask, reading_mask, rotary_
 from max_zimage.diffusion_gemma.weights import find_files, load_weights, plan_weights
 from max_zimage.graphs.diffusion_gemma.stack import kinds
 
-NAMES = ("gemma_encode", "gemma_denoise", "gemma_commit")
+NAMES = ("gemma_read", "gemma_denoise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +142,7 @@ class CompiledDiffusionGemma:
             self._check_text(given[:count])
             tokens[row, length - count :] = given[:count]
         starts = length - lengths.astype(np.int64)
-        found = self.graphs["gemma_encode"](upload(tokens, self.device), *self._reading(starts, 0, length))
-        return self._cache(found, starts, length)
+        return self._read(tokens, starts, 0, self._nothing(rows))
 
     def denoise(
         self,
@@ -184,24 +183,27 @@ class CompiledDiffusionGemma:
     def commit(self, cache: GemmaCache, ids: Ids) -> GemmaCache:
         """Read a finished canvas; see `DiffusionSteps.commit`, also for errors."""
         self.check_canvas(ids, cache)
-        length = self.spec.canvas_length
-        tables = self._reading(cache.starts, cache.length, length)
-        found = self.graphs["gemma_commit"](upload(ids, self.device), *tables, *cache.tensors)
-        return self._cache(found, cache.starts, cache.length + length)
+        return self._read(ids, cache.starts, cache.length, cache.tensors)
 
-    def _reading(self, starts: Ids, begin: int, length: int) -> list[Buffer]:
-        """Rotary tables and masks of positions that are read."""
-        names = kinds(self.spec)
-        ropes = [rotary_table(self.spec.shape(kind), begin, length) for kind in names]
-        masks = [reading_mask(self.spec, kind, starts, begin, length) for kind in names]
-        return [upload(each, self.device) for each in (*ropes, *masks)]
-
-    def _cache(self, tensors: list[Buffer], starts: Ids, length: int) -> GemmaCache:
-        names = kinds(self.spec)
+    def _read(self, tokens: Ids, starts: Ids, begin: int, past: Sequence[Buffer]) -> GemmaCache:
+        """Read tokens from a position on, behind what stands before it."""
+        names, count = kinds(self.spec), tokens.shape[1]
+        ropes = [rotary_table(self.spec.shape(kind), begin, count) for kind in names]
+        masks = [reading_mask(self.spec, kind, starts, begin, count) for kind in names]
+        given = [upload(each, self.device) for each in (tokens, *ropes, *masks)]
+        tensors, length = self.graphs["gemma_read"](*given, *past), begin + count
         ropes = [rotary_table(self.spec.shape(kind), length, self.spec.canvas_length) for kind in names]
         masks = [canvas_mask(self.spec, kind, starts, length) for kind in names]
         tables = tuple(upload(each, self.device) for each in (*ropes, *masks))
         return GemmaCache(tuple(tensors), starts, length, tables)
+
+    def _nothing(self, rows: int) -> list[Buffer]:
+        """Keys and values of nothing."""
+        shapes = [(self.spec.count(kind), self.spec.shape(kind)) for kind in kinds(self.spec)]
+        return [
+            Buffer.zeros((count, 2, rows, 0, shape.key_heads, shape.head_dim), DType[self.dtype], self.device)
+            for count, shape in shapes
+        ]
 
     def check_canvas(self, ids: Ids, cache: GemmaCache) -> None:
         """Check tokens of a canvas behind what was read; see `DiffusionSteps.denoise` for errors."""

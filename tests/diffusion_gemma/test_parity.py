@@ -1,4 +1,4 @@
-"""The three graphs beside transformers, in float32: keys and values, logits, and what is told of them.
+"""The graphs beside transformers, in float32: keys and values, logits, and what is told of them.
 
 Random weights route some token almost evenly to two experts, and rounding then decides which: cases where transformers
 itself was so near a tie are left out, and there must be few of them.
