@@ -21,6 +21,7 @@ STEPS = "steps"
 VARIANTS = "variants"  # of the modulation: all blocks, or some of them left out
 OTHERS = "others"  # branches beside the positive and the negative one
 SLOTS = "slots"  # of what a sampler remembers
+ROWS = "rows"  # of a table that a kernel takes some rows of
 OFFSETS = "offsets"  # one more than there are sequences, see `max_zimage.sampling.positions.sequence_offsets`
 
 TOKEN_MULTIPLE = 32

@@ -108,13 +108,14 @@ class LoadPlan:
 
     def nbytes(self, dtype: ModelDtype) -> int:
         """Memory that the loaded weights take in a dtype."""
-        total = 0.0
-        for recipe in self.recipes:
-            codes = self.codes(recipe)
-            # A scale is a float32 number.
-            each = BYTES[self.dtype_of(recipe, dtype)] if codes is None else codes.bits / 8 + 4 / codes.group
-            total += prod(recipe.shape) * each
-        return round(total)
+        return sum(self.nbytes_of(recipe, dtype) for recipe in self.recipes)
+
+    def nbytes_of(self, recipe: ParameterRecipe, dtype: ModelDtype) -> int:
+        """The same of one parameter."""
+        codes = self.codes(recipe)
+        # A scale is a float32 number.
+        each = BYTES[self.dtype_of(recipe, dtype)] if codes is None else codes.bits / 8 + 4 / codes.group
+        return round(prod(recipe.shape) * each)
 
 
 def plan(names: ParameterTable, source: Source, transforms: Sequence[Transform] = ()) -> LoadPlan:

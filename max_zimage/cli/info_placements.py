@@ -19,7 +19,8 @@ from max_zimage.cli.errors import checking
 from max_zimage.compile.registry import made
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
-from max_zimage.device.placement import HOST, PLACEMENTS, STAGES, Needs, Wish, place, usable
+from max_zimage.device.placement import place
+from max_zimage.device.plans import HOST, PLACEMENTS, STAGES, Needs, Wish, usable
 from max_zimage.host.sizes import read_size
 from max_zimage.pipeline.placing import Size, needs_by_shape
 

@@ -194,7 +194,7 @@ def check_rebinding(component: ZImageComponent, transforms: Sequence[Transform],
         NotEnoughMemoryError: If it does not fit into memory.
     """
     recipes = {*component.planned(transforms).recipes} - {*component.plan().recipes}
-    if not component.is_here:  # they are read when they are wanted, and nothing lies beside them
+    if not component.is_here or component.leaves_to_bind:  # they are read when wanted, and nothing lies beside them
         return
     changed = sum(prod(each.shape) for each in recipes) * BYTES[component.dtype_name]
     whole, available = component.plan().nbytes(component.dtype_name), available_memory()

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from max_zimage.device.memory import NotEnoughMemoryError
-from max_zimage.device.placement import HOST, RESERVED, STAGES, Change, Need, Plan, Wish, place, usable, with_peaks
+from max_zimage.device.placement import place, with_peaks
+from max_zimage.device.plans import HOST, RESERVED, STAGES, Change, Need, Plan, Wish, usable
 
 CARD = "gpu:0"
 GB, GIB = 10**9, 2**30

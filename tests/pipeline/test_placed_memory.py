@@ -10,7 +10,7 @@ import pytest
 
 from max_zimage import ZImagePipeline
 from max_zimage.device.memory import NotEnoughMemoryError
-from max_zimage.device.placement import HOST, STAGES, Plan, Wish
+from max_zimage.device.plans import HOST, STAGES, Plan, Wish
 from max_zimage.images.tiles import Tiling
 from max_zimage.pipeline import estimate, load_components, residency
 from max_zimage.pipeline.loading import CheckedModel

@@ -16,12 +16,14 @@ from max_zimage.cli.info_placements import weight_bytes
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device import devices
-from max_zimage.device.placement import HOST, STAGES, Plan, Wish, place
+from max_zimage.device.placement import place
+from max_zimage.device.plans import HOST, STAGES, Plan, Wish
 from max_zimage.errors import RequestError
 from max_zimage.pipeline import load_components, loading, placing, stages
-from max_zimage.pipeline.placing import Placing, Size, needs_of, plan_for_worker
+from max_zimage.pipeline.placing import Size, needs_of, plan_for_worker
 from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
 from max_zimage.pipeline.storages import storages_of
+from max_zimage.pipeline.wishes import Placing
 from tests.references.diffusers_runs import Pair
 
 CARD = "gpu:0"
