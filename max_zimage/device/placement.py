@@ -21,9 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from max_zimage.device.memory import NotEnoughMemoryError, gib
+from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.device.offload import PLACES
 from max_zimage.device.plans import HOST, IN_TURNS, STAGES, Change, Needs, Plan, Wish, weights_on
+from max_zimage.host.sizes import sized
 
 
 def place(needs: Needs, memory: Mapping[str, int], wish: Wish, changes: Sequence[Change] = ()) -> Plan:
@@ -125,20 +126,20 @@ def _reason(plan: Plan, needs: Needs, tried: Sequence[Plan], allowed: Mapping[st
     """What is done, and why nothing that comes before it."""
     where = {device: [name for name in STAGES if plan.devices.get(name) == device] for device in plan.peaks}
     said = "; ".join(
-        f"{_listed(names) or 'waiting blocks'} on {device}, about {gib(plan.peaks[device])} of {gib(allowed[device])}"
-        for device, names in where.items()
+        f"{_listed(names) or 'waiting blocks'} on {device}, about {sized(peak)} of {sized(allowed[device])}"
+        for (device, names), peak in zip(where.items(), plan.peaks.values(), strict=True)
     )
     steps = ["text encoder and transformer take turns"] if {*IN_TURNS} <= plan.devices.keys() else []
     if plan.residency == "streamed" and (streams := needs["transformer"].streams) is not None:
-        few = f"{plan.stay} of the transformer's {streams.count} blocks stay and the others are streamed"
-        steps.append(few if plan.stay < streams.count else f"all of the transformer's {streams.count} blocks stay")
+        few = f"{streams.count - plan.stay} of the transformer's {streams.count} blocks are streamed"
+        steps.append(few if plan.stay < streams.count else f"all of the transformer's {streams.count} blocks have room")
     steps += ["the transformer leaves before decoding"] if plan.decodes_alone else []
     how = "all stay in memory" if plan.residency == "resident" or not steps else ", and ".join(steps)
     if wish.placement != "auto" or not tried:
         return f"{how}: {said}"
     main = wish.devices["transformer"]
     needed = tried[0].peaks[main]
-    return f"{how}: {said} (with all of them there it would be {gib(needed)})"
+    return f"{how}: {said} (with all of them there it would be {sized(needed)})"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -180,11 +181,12 @@ def _rounded_up(count: int) -> str:
 def _refusal(needs: Needs, memory: Mapping[str, int], wish: Wish, wanted: Plan, ways: Sequence[str]) -> str:
     allowed = _allowed(memory, wish)
     rows = [
-        f"  {name:<12} on {wanted.devices[name]:<6} weights {gib(each.weights):>9}, work {gib(each.work):>9}"
+        f"  {name:<12} on {wanted.devices[name]:<6} weights {sized(each.weights):>9}, work {sized(each.work):>9}"
         for name, each in needs.items()
     ]
     there = "; ".join(
-        f"{device} has {gib(allowed[device])} for them, {gib(peak)} are needed" for device, peak in wanted.peaks.items()
+        f"{device} has {sized(allowed[device])} for them, {sized(peak)} are needed"
+        for device, peak in wanted.peaks.items()
     )
     out = f"{' or '.join(ways)} would fit" if ways else "nothing that could be changed would fit: take a larger device"
     return "\n".join([f"the model does not fit (placement {wish.placement}): {there}; {out}", *rows])

@@ -20,8 +20,9 @@ from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.device_weights import shared
 from max_zimage.components import ZImageComponent
 from max_zimage.device.dtypes import BYTES
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, check_device_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory, check_device_memory
 from max_zimage.errors import AdapterError
+from max_zimage.host.sizes import sized
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.parts import Parts
 from max_zimage.request.fields import ROWS
@@ -201,7 +202,8 @@ def check_rebinding(component: ZImageComponent, transforms: Sequence[Transform],
     needed = changed if component.device.is_host else whole
     if changed and needed > available:
         raise NotEnoughMemoryError(
-            f"other weights need {gib(needed)} beside those that are there, {gib(available)} are available; free memory"
+            f"other weights need {sized(needed)} beside those that are there, {sized(available)} are available; free "
+            "memory"
         )
     if changed and shared(component.device):
         check_device_memory(sum(sources.nbytes.values()) + whole, component.device)

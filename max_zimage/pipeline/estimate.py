@@ -8,10 +8,11 @@ from max.driver import Device
 
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.dtypes import BYTES, ModelDtype
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
+from max_zimage.host.sizes import sized
 from max_zimage.images.tiles import WHOLE, Tiling, TilingKind
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
@@ -112,8 +113,8 @@ def check_picture(
     ways += [f"{sizes[0][1]}x{sizes[0][0]} pixels would fit"] if sizes else []
     asked, need = (f"{pictures} pictures", "need") if pictures > 1 else ("a picture", "needs")
     raise NotEnoughMemoryError(
-        f"{asked} of {width}x{height} pixels {need} about {gib(needed(height, width, pictures))} "
-        f"{'with' if weights else 'beside'} the weights, {gib(available)} are available on "
+        f"{asked} of {width}x{height} pixels {need} about {sized(needed(height, width, pictures))} "
+        f"{'with' if weights else 'beside'} the weights, {sized(available)} are available on "
         f"{device.label}:{device.id}; {' or '.join(ways) or 'not even a small one would fit: free memory'}"
     )
 
@@ -127,8 +128,8 @@ def check_maps(sources: CheckpointManifest, height: int, width: int, tiling: Til
     kept, available = map_bytes(sources.specs.vae, height, width, sources.dtypes["vae"], tiling), available_memory()
     if kept > available:
         raise NotEnoughMemoryError(
-            f"exact tiles keep about {gib(kept)} of a picture of {width}x{height} pixels in the host's memory, "
-            f'{gib(available)} are available; take vae_tiling="blend", or --tiled-vae blend'
+            f"exact tiles keep about {sized(kept)} of a picture of {width}x{height} pixels in the host's memory, "
+            f'{sized(available)} are available; take vae_tiling="blend", or --tiled-vae blend'
         )
 
 

@@ -28,9 +28,8 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
-from max_zimage.pipeline.placing import devices_of, usual_cache_bytes
+from max_zimage.pipeline.placing import devices_of, usual_cache_bytes, wish_of
 from max_zimage.pipeline.storages import Quantize
-from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import StepCache, flags_of
@@ -107,7 +106,7 @@ def check_model(
     """
     cache_bytes = None if embedding_cache_bytes is None else checked_cache_bytes(embedding_cache_bytes)
     without = ("text_encoder", "tokenizer") if generator_only else ()
-    wish = Placing(**placing).read()
+    wish = wish_of(placing)
     devices = devices_of(wish, dtype)
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path

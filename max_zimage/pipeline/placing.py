@@ -25,6 +25,7 @@ from max_zimage.pipeline.estimate import check_maps, decode_bytes, map_bytes, st
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.storages import with_storages
 from max_zimage.pipeline.streams import can_stream, streams_of
+from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
@@ -158,6 +159,11 @@ def memory_of(wish: Wish) -> dict[str, int]:
     return {HOST: available_memory()} | {
         name: usable(int(device_of(name).stats["total_memory"])) for name in accelerators
     }
+
+
+def wish_of(placing: Mapping[str, Any]) -> Wish:
+    """Read what people write, by the names of `Placing`; errors are those of `Placing.read`."""
+    return Placing(**placing).read()
 
 
 def tell(wish: Wish) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.device.placement import with_peaks
 from max_zimage.device.plans import HOST, Plan
+from max_zimage.host.sizes import sized
 from max_zimage.pipeline.estimate import activation_bytes
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.placing import Size, memory_of, needs_of, placed_usually
@@ -94,7 +95,7 @@ def check_capacity(settings: ServerSettings, prepared: CheckedModel, available: 
         way = "not even one small picture fits beside the weights; take a larger device"
     raise NotEnoughMemoryError(
         f"{pictures} pictures of {limits.pixels} pixels at a time, which the limits allow, need about "
-        f"{gib(needed[short[0]])} with the weights, {gib(allowed[short[0]])} are there on {short[0]}; {way}"
+        f"{sized(needed[short[0]])} with the weights, {sized(allowed[short[0]])} are there on {short[0]}; {way}"
     )
 
 
