@@ -1,7 +1,7 @@
-"""How far copies of streamed blocks hide behind what is computed, for docs/memory.md: `python -m benchmarks.docs.overlap`.
+"""How far copies of streamed blocks hide behind what is computed: `python -m benchmarks.docs.overlap`, for memory.md.
 
 Derived, of no measurement: two queues go through a forward in the order of `max_zimage.device.offload.Blocks`, with the
-bytes of a block, the rate of the bus, and a block's FLOP at the rate of the GPU. Page and model are held equal by a test.
+bytes of a block, the rate of the bus, and a block's FLOP at the rate of the GPU. A test holds page and model equal.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.measure import ROOT
+from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.derived import derived_plans
 from max_zimage.compile import work
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.components.streamed import spread
 from max_zimage.device.offload import PLACES
-from max_zimage.pipeline.streams import streams_of
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 PAGE = ROOT / "docs" / "memory.md"
@@ -100,9 +100,10 @@ def rendered(text: str) -> str:
 def _table() -> str:
     nbytes = block_bytes()
     copy = nbytes / PCIE_4
+    cards = " | ".join(f"{card}, forward in ms" for card in _CARDS)
     lines = [
         f"A block has {nbytes / 1e6:.1f} MB in bfloat16 and is copied in {1000 * copy:.1f} ms; {PLACES} have places.\n",
-        f"| GPU | pixels | a block computed, ms | {' | '.join(f'{card}, forward in ms' for card in _CARDS)} | resident |",
+        f"| GPU | pixels | a block computed, ms | {cards} | resident |",
         f"|---|---|---:|{'---:|' * len(_CARDS)}---:|",
     ]
     for name, rate in _RATES.items():

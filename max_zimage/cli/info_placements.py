@@ -12,6 +12,7 @@ from max.driver import CPU
 from rich import box
 from rich.table import Table
 
+from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.checkpoint.derived import derived_plans
 from max_zimage.checkpoint.plan import LoadPlan
@@ -26,7 +27,6 @@ from max_zimage.device.plans import HOST, PLACEMENTS, STAGES, Need, Needs, Wish,
 from max_zimage.host.sizes import read_size, sized
 from max_zimage.pipeline.placing import Size, needs_by_shape
 from max_zimage.pipeline.storages import storages_of
-from max_zimage.pipeline.streams import streams_of
 
 COMMON = ("24GiB", "16GiB", "12GiB", "8GiB", "4GiB")
 """Sizes of GPUs."""

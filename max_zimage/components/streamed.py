@@ -14,6 +14,7 @@ from typing import ClassVar, cast
 
 from max.driver import Buffer, Usage
 
+from max_zimage.checkpoint.blocks import LAYERS, is_modulated_norm, streams_of
 from max_zimage.checkpoint.config import transformer_spec
 from max_zimage.checkpoint.layout import apart, modulated_norms
 from max_zimage.checkpoint.plan import LoadPlan
@@ -25,9 +26,6 @@ from max_zimage.device.offload import Blocks, QueuedCopies, ReadCopies, Weights
 from max_zimage.graphs.dims import FirstBlock
 from max_zimage.graphs.step.streamed import StreamedBlock
 
-LAYERS = "layers."
-"""What the graphs' names of the main layers' parameters begin with."""
-_NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
 _REFUSED = "cannot be computed with streamed blocks, which come one at a time and once an evaluation; "
 
 
@@ -118,7 +116,8 @@ class ZImageStreamedTransformer(ZImageTransformerModel):
         streamed = spread(count, min(self.stay, count))
         stay = {layer: self._there(layer) for layer in range(count) if layer not in streamed}
         if self.device.is_host:
-            return Blocks(count, stay, ReadCopies(self._read, self.device, self._layer_nbytes()))
+            nbytes = streams_of(self.plan(), self.dtype_name, self.spec).block
+            return Blocks(count, stay, ReadCopies(self._read, self.device, nbytes))
         return Blocks(count, stay, QueuedCopies({layer: self._waiting(layer) for layer in streamed}, self.device))
 
     def _read(self, layer: int) -> Weights:
@@ -147,17 +146,8 @@ class ZImageStreamedTransformer(ZImageTransformerModel):
             self.device.synchronize()
         return waiting
 
-    def _layer_nbytes(self) -> int:
-        plan, prefix = self.plan(), f"{LAYERS}0."
-        return sum(plan.nbytes_of(each, self.dtype_name) for each in plan.recipes if each.engine.startswith(prefix))
-
 
 def spread(count: int, stay: int) -> frozenset[int]:
     """Which of so many blocks are streamed where some stay: as far from each other as can be, the first one of all."""
     streamed = count - stay
     return frozenset(number * count // streamed for number in range(streamed))
-
-
-def is_modulated_norm(name: str) -> bool:
-    """Whether a parameter is one that the modulation holds where blocks are fused; see `modulated_norms`."""
-    return any(name.endswith(f".{norm}.weight") for norm in _NORMS)

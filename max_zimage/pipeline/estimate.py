@@ -15,6 +15,7 @@ from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.host.sizes import sized
 from max_zimage.images.tiles import WHOLE, Tiling, TilingKind
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache
 
 if TYPE_CHECKING:
     from max_zimage.pipeline.manifest import CheckpointManifest
@@ -153,6 +154,15 @@ def check_request(
 def tiling_of(request: GenerationRequest) -> Tiling:
     """What memory goes by: an image to begin with is encoded as a whole, but under "blend"."""
     return WHOLE if request.image is not None and request.tiling.kind == "exact" else request.tiling
+
+
+def can_stream(cache: StepCache | None, nag_scale: float) -> bool:
+    """Whether a request can be drawn with streamed blocks.
+
+    First-block caching decides within one graph whether the other blocks run, and normalized attention guidance has
+    blocks of its own.
+    """
+    return not isinstance(cache, FirstBlockCache) and not nag_scale
 
 
 def step_bytes(spec: TransformerSpec, *, items: int, tokens: int, dtype: ModelDtype) -> int:

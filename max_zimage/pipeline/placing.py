@@ -14,6 +14,7 @@ from typing import Any
 from max.driver import Device, load_devices
 
 from max_zimage import progress
+from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
@@ -21,10 +22,17 @@ from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.device.placement import place
 from max_zimage.device.plans import HOST, STAGES, Change, Need, Needs, Plan, Streams, Wish, usable
 from max_zimage.images.tiles import WHOLE, Tiling
-from max_zimage.pipeline.estimate import check_maps, decode_bytes, map_bytes, step_bytes, text_bytes, tiling_of
+from max_zimage.pipeline.estimate import (
+    can_stream,
+    check_maps,
+    decode_bytes,
+    map_bytes,
+    step_bytes,
+    text_bytes,
+    tiling_of,
+)
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.storages import with_storages
-from max_zimage.pipeline.streams import can_stream, streams_of
 from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded

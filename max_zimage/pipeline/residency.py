@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.components import (
     ZImageComponent,
     ZImageStreamedTransformer,
@@ -24,7 +25,6 @@ from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.estimate import check_maps
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.placing import Size, memory_of, needs_of
-from max_zimage.pipeline.streams import streams_of
 from max_zimage.request.request import GenerationRequest
 
 

@@ -102,5 +102,5 @@ def test_a_server_looks_at_every_device(prepared: CheckedModel, monkeypatch: pyt
     with pytest.raises(NotEnoughMemoryError, match=r"are there on gpu:0; --max-pixels \d+ would fit"):
         check_capacity(settings, apart)
     memory |= {HOST: 2**27, CARD: 2**40}
-    with pytest.raises(NotEnoughMemoryError, match=r"0\.1 GiB are there on cpu; --max-pixels \d+ .*would fit"):
+    with pytest.raises(NotEnoughMemoryError, match=r"128 MiB are there on cpu; --max-pixels \d+ .*would fit"):
         check_capacity(settings, apart)
