@@ -139,6 +139,20 @@ class BoundAdapters:
             self._give_up(loras, error)
         self.loras = loras
 
+    def refusal(self, error: AdapterError) -> NotApplied:
+        """Have the checkpoint's weights, after a component that came back has found an adapter changed.
+
+        Args:
+            error: What it found.
+
+        Returns:
+            What to say of it.
+        """
+        try:
+            self._give_up(self.loras, error)
+        except NotApplied as found:
+            return found
+
     def _give_up(self, loras: Sequence[Lora], error: Exception) -> NoReturn:
         """Have the checkpoint's weights, and say why.
 
