@@ -64,7 +64,7 @@ def test_pictures_are_those_of_the_resident_run_to_the_bit(streamed: ZImagePipel
         {},
         {"guidance_scale": 0.0, "height": 64, "width": 96},
         {"num_images_per_prompt": 2, "height": 64, "width": 64},
-        {"guidance_scale": 3.0, "slg_scale": 2.0, "slg_layers": (2, 3), "height": 64, "width": 64},
+        {"guidance_scale": 3.0, "slg_scale": 2.0, "slg_layers": (2, 3), "slg_start": 0.0, "slg_stop": 1.0, "width": 64},
         {"step_cache": "taylorseer:cache_interval=2,warmup_steps=2", "num_inference_steps": 6},
         {"image": image, "strength": 0.6, "sampler": "heun"},
     )
