@@ -108,16 +108,92 @@ class BlockContext(NamedTuple):
 MakeBlock = Callable[[TransformerSpec], Module[..., Any]]
 
 
-class Transformer(Module[..., Tensor]):
-    """The part of Z-Image that runs once a step."""
+def block_kind(spec: TransformerSpec) -> MakeBlock:
+    """What makes a modulated block, for the dtype and device that parameters are declared in."""
+    return FusedBlock if fuses(spec) else ModulatedBlock
 
-    def __init__(self, spec: TransformerSpec, main: MakeBlock | None = None) -> None:
+
+class Trunk(Module[..., Tensor]):
+    """What stands before the final layer; a part of the main layers may do.
+
+    Args:
+        spec: Shape of the whole transformer.
+        num_layers: Main layers that it has.
+        main: Makes one of them; those of every step if not given.
+    """
+
+    def __init__(self, spec: TransformerSpec, num_layers: int, main: MakeBlock | None = None) -> None:
         self.spec, self.fused, self.ragged = spec, fuses(spec), attends_ragged(spec)
-        block: MakeBlock = FusedBlock if self.fused else ModulatedBlock
+        block = block_kind(spec)
         self.x_embedder = linear(spec.patch_dim, spec.dim, bias=True)
         self.x_pad_token = Tensor.zeros([1, spec.dim])
         self.noise_refiner = ModuleList(block(spec) for _ in range(spec.num_refiner_layers))
-        self.layers = ModuleList((main or block)(spec) for _ in range(spec.num_layers))
+        self.layers = ModuleList((main or block)(spec) for _ in range(num_layers))
+
+    def run(self, tokens: Tensor, blocks: range, around: BlockContext) -> Tensor:
+        """Some of the blocks, counted from the noise refiner's first one; captions join before the first main layer.
+
+        Args:
+            tokens: [items, image_padded, dim], or with captions behind them [items, tokens, dim].
+            blocks: Which blocks.
+            around: What they see besides.
+
+        Returns:
+            Like `tokens`, with captions behind them if a main layer was among the blocks.
+        """
+        if self.fused:
+            return self._run_fused(tokens, blocks, around)
+        refiners = self.spec.num_refiner_layers
+        extent = around.offsets if self.ragged else around.valid_length
+        for index in blocks:
+            modulation = around.modulation[index]
+            if index < refiners:
+                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
+                tokens = block(tokens, around.image_rope, None, modulation)
+                continue
+            tokens = self.join(tokens, around) if index == refiners else tokens
+            block = as_subgraph(self.layers[index - refiners], name="main_block")
+            tokens = block(tokens, around.rope, extent, modulation)
+        return tokens
+
+    def _run_fused(self, tokens: Tensor, blocks: range, around: BlockContext) -> Tensor:
+        """`run` with blocks that hand the next one its first norm; what stands first among tokens is made here."""
+        refiners, normed, rows = self.spec.num_refiner_layers, None, self.rows(around.modulation)
+        for index in blocks:
+            if index == refiners:
+                tokens, normed = self.join(tokens, around), None
+            first = gpu_ops.host_row(4 * index)
+            if normed is None:
+                normed = gpu_ops.scaled_norm(tokens, rows, first, scale=0, epsilon=self.spec.norm_eps)
+            if index < refiners:
+                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
+                tokens, normed = block(tokens, normed, around.image_rope, None, rows, first)
+            else:
+                block = as_subgraph(self.layers[index - refiners], name="main_block")
+                tokens, normed = block(tokens, normed, around.rope, around.offsets, rows, first)
+        return tokens
+
+    def rows(self, modulation: Tensor) -> Tensor:
+        """[num_blocks, 4, items, dim] -> [4 num_blocks, items, dim]."""
+        return F.reshape(modulation, [4 * self.spec.num_blocks, modulation.shape[2], self.spec.dim])
+
+    def join(self, image: Tensor, around: BlockContext) -> Tensor:
+        """Image tokens with the caption's behind: [items, tokens, dim]."""
+        items, length = around.rope.shape[0], around.rope.shape[1]
+        return F.rebind(F.concat([image, around.caption_tokens], axis=1), [items, length, self.spec.dim])
+
+    def embed(self, latents: Tensor, image_padded: Dim) -> Tensor:
+        """Project to the model's width and append pad tokens up to the padded length."""
+        items, image_tokens = latents.shape[0], latents.shape[1]
+        pads = F.broadcast_to(F.unsqueeze(self.x_pad_token, 0), [items, image_padded - image_tokens, self.spec.dim])
+        return F.rebind(F.concat([self.x_embedder(latents), pads], axis=1), [items, image_padded, self.spec.dim])
+
+
+class Transformer(Trunk):
+    """The part of Z-Image that runs once a step."""
+
+    def __init__(self, spec: TransformerSpec, main: MakeBlock | None = None) -> None:
+        super().__init__(spec, spec.num_layers, main)
         self.final_layer = FinalLayer(spec)
 
     def forward(
@@ -153,65 +229,9 @@ class Transformer(Module[..., Tensor]):
         tokens = self.run(image, range(self.spec.num_blocks), surroundings)
         return self.project(tokens[:, : latents.shape[1]], final_scale)
 
-    def run(self, tokens: Tensor, blocks: range, around: BlockContext) -> Tensor:
-        """Some of the blocks, counted from the noise refiner's first one; captions join before the first main layer.
-
-        Args:
-            tokens: [items, image_padded, dim], or with captions behind them [items, tokens, dim].
-            blocks: Which blocks.
-            around: What they see besides.
-
-        Returns:
-            Like `tokens`, with captions behind them if a main layer was among the blocks.
-        """
-        if self.fused:
-            return self._run_fused(tokens, blocks, around)
-        refiners = self.spec.num_refiner_layers
-        extent = around.offsets if self.ragged else around.valid_length
-        for index in blocks:
-            modulation = around.modulation[index]
-            if index < refiners:
-                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
-                tokens = block(tokens, around.image_rope, None, modulation)
-                continue
-            tokens = self.join(tokens, around) if index == refiners else tokens
-            block = as_subgraph(self.layers[index - refiners], name="main_block")
-            tokens = block(tokens, around.rope, extent, modulation)
-        return tokens
-
-    def _run_fused(self, tokens: Tensor, blocks: range, around: BlockContext) -> Tensor:
-        """`run` with blocks that hand the next one its first norm; what stands first among tokens is made here."""
-        refiners, normed = self.spec.num_refiner_layers, None
-        items = around.modulation.shape[2]
-        rows = F.reshape(around.modulation, [4 * self.spec.num_blocks, items, self.spec.dim])
-        for index in blocks:
-            if index == refiners:
-                tokens, normed = self.join(tokens, around), None
-            first = gpu_ops.host_row(4 * index)
-            if normed is None:
-                normed = gpu_ops.scaled_norm(tokens, rows, first, scale=0, epsilon=self.spec.norm_eps)
-            if index < refiners:
-                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
-                tokens, normed = block(tokens, normed, around.image_rope, None, rows, first)
-            else:
-                block = as_subgraph(self.layers[index - refiners], name="main_block")
-                tokens, normed = block(tokens, normed, around.rope, around.offsets, rows, first)
-        return tokens
-
-    def join(self, image: Tensor, around: BlockContext) -> Tensor:
-        """Image tokens with the caption's behind: [items, tokens, dim]."""
-        items, length = around.rope.shape[0], around.rope.shape[1]
-        return F.rebind(F.concat([image, around.caption_tokens], axis=1), [items, length, self.spec.dim])
-
     def project(self, hidden: Tensor, final_scale: Tensor) -> Tensor:
         """Final layer: [items, image_tokens, dim] -> velocity, float32 [items, image_tokens, patch_dim]."""
         return self.final_layer(hidden, final_scale).cast(DType.float32)
-
-    def embed(self, latents: Tensor, image_padded: Dim) -> Tensor:
-        """Project to the model's width and append pad tokens up to the padded length."""
-        items, image_tokens = latents.shape[0], latents.shape[1]
-        pads = F.broadcast_to(F.unsqueeze(self.x_pad_token, 0), [items, image_padded - image_tokens, self.spec.dim])
-        return F.rebind(F.concat([self.x_embedder(latents), pads], axis=1), [items, image_padded, self.spec.dim])
 
 
 class FinalLayer(Module[[Tensor, Tensor], Tensor]):

@@ -37,6 +37,7 @@ from max_zimage.checkpoint.writers.stream import write_weights
 from max_zimage.checkpoint.writers.target import appearing, check_room, sync_tree, target_problems
 from max_zimage.checkpoint.writers.wishes import SHARD_GB, Wish
 from max_zimage.errors import CheckpointError
+from max_zimage.host.words import counted
 
 PathName = str | os.PathLike[str]
 
@@ -241,7 +242,8 @@ def _note(wish: Wish, opened: Opened, chosen: Sequence[str], parts: Mapping[str,
                 f"storing them as {wish.type or 'bfloat16'}"
             )
         if left := parts[name].left:
-            progress.note(f"{len(left)} matrices stay float32, for their rows are no multiples of 32: {left[0]} ...")
+            which = counted(len(left), "matrix stays", "matrices stay")
+            progress.note(f"{which} float32, whose rows are no multiples of 32: {left[0]} ...")
     whole = wish.layout == "diffusers" and set(chosen) == set(COMPONENTS)
     if whole and (opened.directory is None or not (opened.directory / "tokenizer").is_dir()):
         progress.note(

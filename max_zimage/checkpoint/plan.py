@@ -14,7 +14,7 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
-from max_zimage.checkpoint.expand import ParameterSource, ParameterTable, weights
+from max_zimage.checkpoint.expand import Expected, ParameterSource, ParameterTable, weights
 from max_zimage.checkpoint.names import TEXT_ENCODER_NORM, Layout, Naming, Packing
 from max_zimage.checkpoint.numbers import STORED
 from max_zimage.checkpoint.parts import own_part
@@ -25,6 +25,7 @@ from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.device.dtypes import BYTES, ModelDtype
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.linear import Codes, Storage, codes_of
+from max_zimage.host.words import counted
 
 EMBEDDING = "embed_tokens.weight"
 
@@ -108,13 +109,14 @@ class LoadPlan:
 
     def nbytes(self, dtype: ModelDtype) -> int:
         """Memory that the loaded weights take in a dtype."""
-        total = 0.0
-        for recipe in self.recipes:
-            codes = self.codes(recipe)
-            # A scale is a float32 number.
-            each = BYTES[self.dtype_of(recipe, dtype)] if codes is None else codes.bits / 8 + 4 / codes.group
-            total += prod(recipe.shape) * each
-        return round(total)
+        return sum(self.nbytes_of(recipe, dtype) for recipe in self.recipes)
+
+    def nbytes_of(self, recipe: ParameterRecipe, dtype: ModelDtype) -> int:
+        """The same of one parameter."""
+        codes = self.codes(recipe)
+        # A scale is a float32 number.
+        each = BYTES[self.dtype_of(recipe, dtype)] if codes is None else codes.bits / 8 + 4 / codes.group
+        return round(prod(recipe.shape) * each)
 
 
 def plan(names: ParameterTable, source: Source, transforms: Sequence[Transform] = ()) -> LoadPlan:
@@ -151,7 +153,7 @@ def plan(names: ParameterTable, source: Source, transforms: Sequence[Transform] 
     for weight in written:
         parts = tuple(source.tensors[part.name] for part in weight.parts)
         if weight.unused is None:
-            shape = _result_shape(parts, weight.layout)
+            shape = result_shape(parts, weight.layout)
             heads = weight.rotary_heads, weight.head_dim
             recipes.append(ParameterRecipe(weight.engine, parts, weight.layout, shape, *heads, weight.packing))
         else:
@@ -243,7 +245,8 @@ def _check(
     raise CheckpointError("\n".join(lines))
 
 
-def _result_shape(parts: Sequence[Tensor], layout: Layout) -> tuple[int, ...]:
+def result_shape(parts: Sequence[Tensor] | Sequence[Expected], layout: Layout) -> tuple[int, ...]:
+    """Shape of what parts are stacked to."""
     rows, rest = sum(part.shape[0] for part in parts), parts[0].shape[1:]
     if layout == "conv":
         return (*rest[1:], rest[0], rows)
@@ -252,7 +255,7 @@ def _result_shape(parts: Sequence[Tensor], layout: Layout) -> tuple[int, ...]:
 
 def _files(source: Source) -> str:
     first = source.files[0]
-    return str(first) if len(source.files) == 1 else f"{first} with {len(source.files) - 1} more shards"
+    return str(first) if len(source.files) == 1 else f"{first} with {counted(len(source.files) - 1, 'more shard')}"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ _ONE_SETTING = ("placement", "cpu_offload")
 _ENCODING = frozenset(STARTS) - frozenset(PLACES) | {"encoder_device"}
 _TAKEN: tuple[tuple[str, frozenset[str]], ...] = (
     ("component", frozenset({"device", "dtype"})),
-    ("memory", frozenset({"model", "dtype", "placement"})),
+    ("memory", frozenset({"model", "dtype", "placement", "quantize"})),
     ("attention", frozenset({"model", "device", "dtype"})),
     ("show_info", frozenset({"device", "dtype", "quantize"})),
     ("sweep", frozenset(STARTS) - {"dtype", "quantize", "embedding_cache_bytes"}),

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from max_zimage import embedded
 from max_zimage.checkpoint.convert import Conversion, convert
-from max_zimage.checkpoint.writers.target import gigabytes
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries
 from max_zimage.cli.options import model_path
 from max_zimage.errors import CheckpointError
+from max_zimage.host.sizes import gigabytes
+from max_zimage.host.words import counted
 from max_zimage.progress import shown_by
 
 
@@ -59,7 +60,7 @@ def convert_checkpoint(arguments: argparse.Namespace) -> int:
 
 def _said(done: Conversion) -> str:
     stored = ", ".join(f"{count} {word}" for word, count in sorted(done.stored.items(), key=lambda each: -each[1]))
-    files = f" in {len(done.files)} files" if done.files else ""
+    files = f" in {counted(len(done.files), 'file')}" if done.files else ""
     return f"{done.path}: {', '.join(done.components)}; {gigabytes(done.nbytes)}{files}, tensors: {stored}"
 
 

@@ -13,6 +13,7 @@ from max_zimage.cli.options import model_path
 from max_zimage.diagnosis.doctor import examine
 from max_zimage.diagnosis.findings import Finding
 from max_zimage.diagnosis.system import REFERENCE, machine, versions
+from max_zimage.host.words import counted
 
 _STATES = ("ok", "warning", "fault")
 
@@ -32,12 +33,12 @@ def doctor(arguments: argparse.Namespace) -> int:
             found.append(each)
             if not arguments.json:
                 print("\n".join(_lines(each)), file=stdout, flush=True)
-    counted = Counter(each.state for each in found)
+    states = Counter(each.state for each in found)
     if arguments.json:
         print(json.dumps(_facts(found)))
     else:
-        print(f"{counted['fault']} faults, {counted['warning']} warnings, {counted['ok']} ok")
-    return 1 if counted["fault"] else 0
+        print(f"{counted(states['fault'], 'fault')}, {counted(states['warning'], 'warning')}, {states['ok']} ok")
+    return 1 if states["fault"] else 0
 
 
 def _lines(finding: Finding) -> list[str]:

@@ -48,4 +48,10 @@ def placement_facts(prepared: CheckedModel, height: int, width: int) -> dict[str
         plan = placed(sources, prepared.wish, size)
     except NotEnoughMemoryError as error:
         return {"fits": False, "words": str(error)}
-    return {"fits": True, "devices": dict(plan.devices), "residency": plan.residency, "words": plan.why}
+    return {
+        "fits": True,
+        "devices": dict(plan.devices),
+        "residency": plan.residency,
+        "stay": plan.stay,
+        "words": plan.why,
+    }

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from max.driver import CPU
-from max.graph import DeviceRef
 from rich import box
 from rich.table import Table
 
+from max_zimage.checkpoint.blocks import streams_of
+from max_zimage.checkpoint.config import ModelSpecs
+from max_zimage.checkpoint.derived import derived_plans
+from max_zimage.checkpoint.plan import LoadPlan
 from max_zimage.cli.compile import PUBLISHED, specs_of
 from max_zimage.cli.console import table_console
 from max_zimage.cli.errors import checking
-from max_zimage.compile.registry import made
+from max_zimage.cli.info_storages import print_storages, storage_facts
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
-from max_zimage.device.placement import HOST, PLACEMENTS, STAGES, Needs, Wish, place, usable
-from max_zimage.host.sizes import read_size
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
+from max_zimage.device.placement import place
+from max_zimage.device.plans import HOST, PLACEMENTS, STAGES, Need, Needs, Wish, usable
+from max_zimage.host.sizes import read_size, sized
 from max_zimage.pipeline.placing import Size, needs_by_shape
+from max_zimage.pipeline.storages import storages_of
 
 COMMON = ("24GiB", "16GiB", "12GiB", "8GiB", "4GiB")
 """Sizes of GPUs."""
-_GRAPHS = {
-    "text_encoder": ("text_encoder",),
-    "transformer": ("denoise", "conditioning", "modulation"),
-    "vae": ("decode", "encode"),
-}
-"""Component -> graphs that have all of its weights."""
 _SIDE = 1024
 _CARD = "gpu:0"
 
@@ -53,31 +52,56 @@ def list_placements(arguments: argparse.Namespace) -> int:
         specs = specs_of(arguments.model)
         dtype: ModelDtype = "float32" if arguments.dtype == "float32" else "bfloat16"
         height, width = (_SIDE if side is None else side for side in (arguments.height, arguments.width))
-        weights = weight_bytes(specs, dtype)
-        dtypes: dict[str, ModelDtype] = dict.fromkeys(STAGES, dtype)
-        needs = needs_by_shape(specs, dtypes, weights, Size(height=height, width=width, branches=2), False)
-        found = [chosen(needs, size, arguments.placement or "auto") for size in sizes]
+        storages = storages_of(arguments.quantize, CPU())
+        plans = {name: replace(each, kept_as=storages.get(name)) for name, each in derived_plans(specs).items()}
+        needs = card_needs(specs, plans, dtype, height=height, width=width)
+        found = [chosen(needs, size, arguments.placement or "auto", storages) for size in sizes]
     facts = {
         "model": arguments.model or PUBLISHED,
         "dtype": dtype,
         "height": height,
         "width": width,
-        "components": {name: vars(each) for name, each in needs.items()},
+        "derived": True,
+        "components": {name: asdict(each) for name, each in needs.items()},
+        "quantize": storages,
+        "storages": storage_facts(plans),
         "placements": found,
     }
     print(json.dumps(facts)) if arguments.json else _print(facts)
     return 0
 
 
-def chosen(needs: Needs, memory: int, placement: str = "auto") -> dict[str, Any]:
+def card_needs(
+    specs: ModelSpecs, plans: Mapping[str, LoadPlan], dtype: ModelDtype, *, height: int, width: int
+) -> dict[str, Need]:
+    """What the components take for one guided picture, decoded on a GPU.
+
+    Args:
+        specs: Shapes of the model.
+        plans: From `derived_plans`.
+        dtype: Of computation.
+        height: Pixels.
+        width: Pixels.
+    """
+    weights = {name: each.nbytes(dtype) for name, each in plans.items()}
+    dtypes: dict[str, ModelDtype] = dict.fromkeys(STAGES, dtype)
+    streams = streams_of(plans["transformer"], dtype, specs.transformer)
+    return needs_by_shape(specs, dtypes, weights, Size(height=height, width=width, branches=2), False, streams)
+
+
+def chosen(needs: Needs, memory: int, placement: str = "auto", on_host: Collection[str] = ()) -> dict[str, Any]:
     """What would be done with a GPU.
 
     Args:
         needs: What the components take.
         memory: Bytes of the GPU.
         placement: As it is asked for.
+        on_host: Components that run on the CPU: those that are quantized.
     """
-    wish = Wish(placement=next(each for each in PLACEMENTS if each == placement), devices=dict.fromkeys(STAGES, _CARD))
+    devices = {name: HOST if name in on_host else _CARD for name in STAGES}
+    wish = Wish(
+        placement=next(each for each in PLACEMENTS if each == placement), devices=devices, named=frozenset(on_host)
+    )
     facts: dict[str, Any] = {"memory_bytes": memory}
     try:
         plan = place(needs, {_CARD: usable(memory), HOST: available_memory()}, wish)
@@ -89,24 +113,10 @@ def chosen(needs: Needs, memory: int, placement: str = "auto") -> dict[str, Any]
         "devices": dict(plan.devices),
         "residency": plan.residency,
         "decodes_alone": plan.decodes_alone,
+        "stay": plan.stay,
         "peaks": dict(plan.peaks),
         "words": plan.why,
     }
-
-
-def weight_bytes(specs: Any, dtype: ModelDtype) -> dict[str, int]:
-    """Component -> bytes of its weights, from the graphs that read them; of no file."""
-    device = DeviceRef.from_device(CPU())
-    found = {}
-    for component, graphs in _GRAPHS.items():
-        parameters: dict[str, int] = {}
-        for name in graphs:
-            module, _ = made(name, specs, dtype, device)
-            for parameter, each in module.parameters:
-                key = parameter.removeprefix("predict.").removeprefix("transformer.")
-                parameters[key] = prod(map(int, each.shape)) * each.dtype.size_in_bytes
-        found[component] = sum(parameters.values())
-    return found
 
 
 def _sizes(arguments: argparse.Namespace) -> list[int]:
@@ -123,7 +133,7 @@ def _sizes(arguments: argparse.Namespace) -> list[int]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what would have no effect."""
-    idle = ("max_memory", "encoder_device", "dit_device", "vae_device", "cpu_offload", "quantize", "check_weights")
+    idle = ("max_memory", "encoder_device", "dit_device", "vae_device", "cpu_offload", "check_weights")
     given = [f"--{name.replace('_', '-')}" for name in idle if getattr(arguments, name)]
     given += ["--weight-path"] if arguments.weight_path else []
     given += ["--device"] if arguments.device != "auto" else []
@@ -140,11 +150,14 @@ def _check(arguments: argparse.Namespace) -> None:
 def _print(facts: Mapping[str, Any]) -> None:
     console = table_console()
     title = f"{facts['model']} in {facts['dtype']}, a guided picture of {facts['width']}x{facts['height']} pixels"
+    if facts["quantize"]:
+        title += "; on the CPU " + ", ".join(f"{name} in {storage}" for name, storage in facts["quantize"].items())
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("component", "weights", "work, about"):
         table.add_column(heading, justify="left" if heading == "component" else "right")
     for name, each in facts["components"].items():
-        table.add_row(name, gib(each["weights"]), gib(each["work"]))
+        table.add_row(name, sized(each["weights"]), sized(each["work"]))
     console.print(table)
+    print_storages(facts["storages"], console)
     for each in facts["placements"]:
-        console.print(f"{gib(each['memory_bytes'])}: {each['words']}")
+        console.print(f"{sized(each['memory_bytes'])}: {each['words']}")

@@ -194,7 +194,7 @@ def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) ->
         nargs="*",
         metavar="SIZE",
         help="where components would go on GPUs of these sizes, such as 16GiB; of 24 to 4 GiB if none is named. Of the "
-        "published models if --model is not given",
+        "published models if --model is not given, with what --quantize names on the CPU",
     )
     parser.add_argument("--templates", action="store_true", help="list the prompt templates, and nothing else")
     parser.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")

@@ -25,8 +25,9 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--placement",
         metavar="HOW",
-        help="resident (all stay in memory), sequential (text encoder and transformer take turns), or auto, the first "
-        "that fits, which is the default",
+        help="resident (all stay in memory), sequential (text encoder and transformer take turns), streamed (and the "
+        "transformer's blocks come one after another, but for those that have room), or auto, the first that fits, "
+        "which is the default",
     )
     group.add_argument(
         "--max-memory", metavar="SIZE", help="of the transformer's device, such as 8GiB; all there is if not given"

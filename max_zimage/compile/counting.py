@@ -79,6 +79,26 @@ def count_denoise(counter: Counter, shapes: Shapes, *, is_paired: bool = False) 
     )
 
 
+def count_streamed_start(counter: Counter, shapes: Shapes) -> Work:
+    """Inputs of the transformer come first, by their names."""
+    given, spec = PredictInputs(*shapes), counter.transformer
+    (items, padded), image_tokens = given.image_rope[:2], given.latents[1]
+    embedded = work.linear(items * image_tokens, spec.patch_dim, spec.dim, counter.size)
+    return embedded + work.block(spec, items, padded, counter.size) * spec.num_refiner_layers
+
+
+def count_streamed_block(counter: Counter, shapes: Shapes) -> Work:
+    """Tokens come first, [items, tokens, dim]."""
+    items, tokens, _ = shapes[0]
+    return work.block(counter.transformer, items, tokens, counter.size)
+
+
+def count_streamed_end(counter: Counter, shapes: Shapes) -> Work:
+    """Latents come first, [batch, image_tokens, patch_dim], then tokens, [items, tokens, dim]."""
+    spec, image_tokens, items = counter.transformer, shapes[0][1], shapes[1][0]
+    return work.linear(items * image_tokens, spec.dim, spec.patch_dim, counter.size)
+
+
 def count_decode(counter: Counter, shapes: Shapes) -> Work:
     """Latents come first, [pictures, rows, columns, 2, 2, channels]."""
     pictures, rows, columns = shapes[0][:3]

@@ -13,6 +13,7 @@ from max_zimage.graphs.step.guided import GuidedUpdate
 from max_zimage.graphs.step.masked import KeepUnmasked
 from max_zimage.graphs.step.paired import denoise_nag
 from max_zimage.graphs.step.positions import Positions
+from max_zimage.graphs.step.streamed import StreamedBlock, StreamedStart, streamed_end
 
 _STEP = "transformer."
 
@@ -36,6 +37,32 @@ STEPS: tuple[Entry, ...] = (
         count=partial(counting.count_denoise, is_paired=True),
         prefix=f"predict.{_STEP}",
         is_replayed=True,
+    ),
+    Entry(
+        name="streamed_start",
+        component="transformer",
+        make=StreamedStart,
+        label="steps, before streamed blocks",
+        runs="with streamed blocks: once per evaluation",
+        count=counting.count_streamed_start,
+        prefix="trunk.",
+    ),
+    Entry(
+        name="streamed_block",
+        component="transformer",
+        make=StreamedBlock,
+        label="steps, streamed blocks",
+        runs="with streamed blocks: once per evaluation and main layer",
+        count=counting.count_streamed_block,
+    ),
+    Entry(
+        name="streamed_end",
+        component="transformer",
+        make=streamed_end,
+        label="steps, behind streamed blocks",
+        runs="with streamed blocks: once per evaluation",
+        count=counting.count_streamed_end,
+        prefix="predict.",
     ),
     *(
         Entry(

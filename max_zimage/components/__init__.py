@@ -1,6 +1,7 @@
 """The parts of the pipeline that own weights, one ComponentModel a file; each compiles its own graphs."""
 
 from max_zimage.components.base import ZImageComponent
+from max_zimage.components.streamed import ZImageStreamedTransformer
 from max_zimage.components.text_encoder import NoTextEncoder, ZImageTextEncoderModel
 from max_zimage.components.transformer import ZImageTransformerModel
 from max_zimage.components.vae import ZImageVaeModel
@@ -15,6 +16,7 @@ __all__ = [
     "NoTextEncoder",
     "Qwen3TextEncoderZImageModel",
     "ZImageComponent",
+    "ZImageStreamedTransformer",
     "ZImageTextEncoderModel",
     "ZImageTransformerModel",
     "ZImageVaeModel",

@@ -67,6 +67,8 @@ class ZImageComponent(ComponentModel):
     """That the weights are taken through."""
     gave_up = False
     """Whether it came back, and some transforms could not be applied any more; until it is bound again."""
+    leaves_to_bind: ClassVar[bool] = False
+    """Whether its weights leave before others are bound: nothing then lies beside them."""
     nbytes_beside = 0
     """Memory of the other components' weights on the same device."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -33,15 +34,17 @@ class ZImageTransformerModel(ZImageComponent):
 
     model: CompiledGraph
     spec: TransformerSpec
+    _copies = 0
+    """Of weights, beside the first one, where graphs do not share them."""
+    _nbytes = 0
+    """What another graph of a step takes again where they do not."""
 
     def load_model(self) -> CompiledGraph:
         """Load the weights and define the three graphs."""
         self.spec = transformer_spec(self.config)
         weights = self.provide()
         self._first_block_graphs: dict[FirstBlock, tuple[CompiledGraph, CompiledGraph]] = {}
-        self._copies = 0  # of weights, beside the first one, where graphs do not share them
         self.model = self.graph("denoise", weights)
-        # What another graph of a step takes again where weights are not shared.
         self._nbytes = self.model.weight_bytes
         self.conditioning = self.graph("conditioning", weights)
         self.modulation = self.graph("modulation", weights)
@@ -59,6 +62,11 @@ class ZImageTransformerModel(ZImageComponent):
         if self.device.is_host:
             return weights
         return {**weights, **apart(weights), "norms": modulated_norms(weights, self.spec)}
+
+    @property
+    def step(self) -> Callable[..., list[Buffer]]:
+        """One evaluation and its update, with the arguments and results of `graphs.step.compose.denoise_step`."""
+        return self.model
 
     @property
     def graphs(self) -> tuple[CompiledGraph, ...]:

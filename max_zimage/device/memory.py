@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 from max.driver import Device
 
+from max_zimage.host.sizes import sized
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -63,8 +65,8 @@ def check_memory(required: int, available: int, where: str = "") -> None:
     """
     if required > available:
         raise NotEnoughMemoryError(
-            f"the checkpoint's weights need {gib(required)}, {gib(available)} are available{where}; free memory, use "
-            "bfloat16 where float32 was asked for, or a machine with more"
+            f"the checkpoint's weights need {sized(required)}, {sized(available)} are available{where}; free memory, "
+            "use bfloat16 where float32 was asked for, or a machine with more"
         )
 
 
@@ -84,8 +86,3 @@ def _trim() -> Any:
         return ctypes.CDLL(None).malloc_trim if sys.platform.startswith("linux") else None
     except (OSError, AttributeError):  # another C library
         return None
-
-
-def gib(count: int) -> str:
-    """Bytes for a message."""
-    return f"{count / 2**30:.1f} GiB"

@@ -12,8 +12,9 @@ from max_zimage import embedded
 from max_zimage.checkpoint.model_index import INDEX
 from max_zimage.device.libraries import LIBRARIES, loaded
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
-from max_zimage.diagnosis.findings import Finding, fault, ok, size, warning
+from max_zimage.diagnosis.findings import Finding, fault, ok, warning
 from max_zimage.diagnosis.system import processor
+from max_zimage.host.sizes import sized
 from max_zimage.pipeline.placing import placed_usually
 from max_zimage.pipeline.zimage import ZImagePipeline
 
@@ -52,8 +53,8 @@ def memory() -> Finding:
     free = available_memory()
     if free < _LITTLE:
         remedy = "end other programs, or raise the container's limit: compiling wants about 2 GiB"
-        return warning("memory", f"{size(free)} are free", remedy)
-    return ok("memory", f"{size(free)} are free")
+        return warning("memory", f"{sized(free)} are free", remedy)
+    return ok("memory", f"{sized(free)} are free")
 
 
 def checkpoint(model: str | None, device: str) -> Iterator[Finding]:
@@ -72,7 +73,7 @@ def checkpoint(model: str | None, device: str) -> Iterator[Finding]:
         yield fault("checkpoint", str(error), "do what it says; `max-zimage info --model` says it, too")
         return
     sources = prepared.sources
-    needed = size(sum(sources.nbytes.values()))
+    needed = sized(sum(sources.nbytes.values()))
     found = f"{model or embedded.NAME} is whole; its weights take {needed} in {sources.dtypes['transformer']}"
     try:
         plan = placed_usually(sources, prepared.wish)

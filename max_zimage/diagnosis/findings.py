@@ -39,8 +39,3 @@ def warning(name: str, found: str, remedy: str) -> Finding:
 def fault(name: str, found: str, remedy: str) -> Finding:
     """Pictures fail, or every start compiles for minutes."""
     return Finding(name=name, state="fault", found=found, remedy=remedy)
-
-
-def size(count: float) -> str:
-    """Bytes for a line."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

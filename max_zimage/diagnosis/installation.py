@@ -15,6 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from max_zimage.diagnosis.findings import Finding, fault, ok, warning
 from max_zimage.diagnosis.system import installed
+from max_zimage.host.words import counted
 from max_zimage.version import __version__
 
 PACKAGE = "max-zimage"
@@ -55,7 +56,7 @@ def packages() -> Iterator[Finding]:
     wrong = list(_wrong(needed))
     yield from wrong
     if not wrong:
-        yield ok("packages", f"{PACKAGE} {__version__} and the {len(needed)} packages it needs")
+        yield ok("packages", f"{PACKAGE} {__version__} and the {counted(len(needed), 'package')} it needs")
 
 
 def _wrong(needed: list[Requirement]) -> Iterator[Finding]:

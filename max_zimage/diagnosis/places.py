@@ -12,8 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from max_zimage.diagnosis.findings import Finding, fault, ok, size, warning
+from max_zimage.diagnosis.findings import Finding, fault, ok, warning
 from max_zimage.host.folders import artifact_folder, max_cache_problem, problem
+from max_zimage.host.sizes import sized
+from max_zimage.host.words import counted
 
 _ROOM = 256 * 2**20
 """Bytes that compiled graphs of one checkpoint want at least."""
@@ -36,7 +38,8 @@ def graph_cache() -> Finding:
         return fault(name, f"{folder}: {why}", remedy)
     free = shutil.disk_usage(folder).free
     files = [path for path in folder.rglob("*") if path.is_file()]
-    found = f"{folder}: {len(files)} files, {size(sum(_bytes(path) for path in files))}; {size(free)} are free"
+    taken = sized(sum(_bytes(path) for path in files))
+    found = f"{folder}: {counted(len(files), 'file')}, {taken}; {sized(free)} are free"
     if free < _COMFORT:
         return warning(name, found, "make room, or set MAX_ZIMAGE_CACHE to a folder on another disk")
     return ok(name, found)
@@ -62,7 +65,7 @@ def temporary_folder() -> Finding:
         return fault(name, f"{folder}: {why}; kernels are compiled there", remedy)
     if named and not Path(named).is_dir():
         return warning(name, f"TMPDIR is {named}, which is no folder; {folder} is used in its place", remedy)
-    return ok(name, f"{folder}: {size(shutil.disk_usage(folder).free)} are free")
+    return ok(name, f"{folder}: {sized(shutil.disk_usage(folder).free)} are free")
 
 
 def hub() -> Iterator[Finding]:
@@ -75,8 +78,8 @@ def hub() -> Iterator[Finding]:
         yield warning("hub cache", f"{folder}: {why}", remedy)
     else:
         free = shutil.disk_usage(folder).free
-        found = f"{folder}: {size(free)} are free"
-        remedy = f"a published checkpoint takes {size(PUBLISHED_BYTES)}; make room, or set HF_HOME to a larger disk"
+        found = f"{folder}: {sized(free)} are free"
+        remedy = f"a published checkpoint takes {sized(PUBLISHED_BYTES)}; make room, or set HF_HOME to a larger disk"
         yield ok("hub cache", found) if free > PUBLISHED_BYTES else warning("hub cache", found, remedy)
     if constants.HF_HUB_OFFLINE:
         remedy = "unset HF_HUB_OFFLINE to fetch models that are not in the cache"

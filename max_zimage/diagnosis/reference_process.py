@@ -11,10 +11,10 @@ from pathlib import Path
 
 from max_zimage import progress
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.device.memory import gib
 from max_zimage.diagnosis.asked import Asked, read_values, write_job
 from max_zimage.diagnosis.stages import Values
 from max_zimage.errors import RequestError
+from max_zimage.host.sizes import sized
 
 INSTALL = 'pip install "max-zimage[verify]"'
 _NEEDED = ("diffusers", "torch", "transformers")
@@ -63,8 +63,8 @@ def fitting(sizes: Mapping[ModelDtype, Mapping[str, int]], available: int) -> tu
             fits.append(dtype)
         else:
             said.append(
-                f"diffusers in {dtype} was left out: its {name} needs about {gib(needed)} of memory, {gib(available)} "
-                "are free"
+                f"diffusers in {dtype} was left out: its {name} needs about {sized(needed)} of memory, "
+                f"{sized(available)} are free"
             )
     return fits, said
 

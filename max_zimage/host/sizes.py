@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Sizes of memory as people read and write them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,16 @@ def read_size(text: str) -> int:
     if rest:
         raise ValueError(f"must be a whole number of bytes, got {text!r}")
     return count
+
+
+def sized(count: float) -> str:
+    """Bytes for people, in the largest unit of which there is one: what is there is never 0 of it."""
+    for unit, digits in (("GiB", 1), ("MiB", 0), ("KiB", 0)):
+        if count >= _UNITS[unit.lower()]:
+            return f"{count / _UNITS[unit.lower()]:.{digits}f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def gigabytes(count: int) -> str:
+    """Bytes of files, which are counted in powers of ten."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

@@ -20,8 +20,9 @@ from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.device_weights import shared
 from max_zimage.components import ZImageComponent
 from max_zimage.device.dtypes import BYTES
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, check_device_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory, check_device_memory
 from max_zimage.errors import AdapterError
+from max_zimage.host.sizes import sized
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.parts import Parts
 from max_zimage.request.fields import ROWS
@@ -138,6 +139,20 @@ class BoundAdapters:
             self._give_up(loras, error)
         self.loras = loras
 
+    def refusal(self, error: AdapterError) -> NotApplied:
+        """Have the checkpoint's weights, after a component that came back has found an adapter changed.
+
+        Args:
+            error: What it found.
+
+        Returns:
+            What to say of it.
+        """
+        try:
+            self._give_up(self.loras, error)
+        except NotApplied as found:
+            return found
+
     def _give_up(self, loras: Sequence[Lora], error: Exception) -> NoReturn:
         """Have the checkpoint's weights, and say why.
 
@@ -194,14 +209,15 @@ def check_rebinding(component: ZImageComponent, transforms: Sequence[Transform],
         NotEnoughMemoryError: If it does not fit into memory.
     """
     recipes = {*component.planned(transforms).recipes} - {*component.plan().recipes}
-    if not component.is_here:  # they are read when they are wanted, and nothing lies beside them
+    if not component.is_here or component.leaves_to_bind:  # they are read when wanted, and nothing lies beside them
         return
     changed = sum(prod(each.shape) for each in recipes) * BYTES[component.dtype_name]
     whole, available = component.plan().nbytes(component.dtype_name), available_memory()
     needed = changed if component.device.is_host else whole
     if changed and needed > available:
         raise NotEnoughMemoryError(
-            f"other weights need {gib(needed)} beside those that are there, {gib(available)} are available; free memory"
+            f"other weights need {sized(needed)} beside those that are there, {sized(available)} are available; free "
+            "memory"
         )
     if changed and shared(component.device):
         check_device_memory(sum(sources.nbytes.values()) + whole, component.device)

@@ -8,12 +8,14 @@ from max.driver import Device
 
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.dtypes import BYTES, ModelDtype
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
+from max_zimage.host.sizes import sized
 from max_zimage.images.tiles import WHOLE, Tiling, TilingKind
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache
 
 if TYPE_CHECKING:
     from max_zimage.pipeline.manifest import CheckpointManifest
@@ -112,8 +114,8 @@ def check_picture(
     ways += [f"{sizes[0][1]}x{sizes[0][0]} pixels would fit"] if sizes else []
     asked, need = (f"{pictures} pictures", "need") if pictures > 1 else ("a picture", "needs")
     raise NotEnoughMemoryError(
-        f"{asked} of {width}x{height} pixels {need} about {gib(needed(height, width, pictures))} "
-        f"{'with' if weights else 'beside'} the weights, {gib(available)} are available on "
+        f"{asked} of {width}x{height} pixels {need} about {sized(needed(height, width, pictures))} "
+        f"{'with' if weights else 'beside'} the weights, {sized(available)} are available on "
         f"{device.label}:{device.id}; {' or '.join(ways) or 'not even a small one would fit: free memory'}"
     )
 
@@ -127,8 +129,8 @@ def check_maps(sources: CheckpointManifest, height: int, width: int, tiling: Til
     kept, available = map_bytes(sources.specs.vae, height, width, sources.dtypes["vae"], tiling), available_memory()
     if kept > available:
         raise NotEnoughMemoryError(
-            f"exact tiles keep about {gib(kept)} of a picture of {width}x{height} pixels in the host's memory, "
-            f'{gib(available)} are available; take vae_tiling="blend", or --tiled-vae blend'
+            f"exact tiles keep about {sized(kept)} of a picture of {width}x{height} pixels in the host's memory, "
+            f'{sized(available)} are available; take vae_tiling="blend", or --tiled-vae blend'
         )
 
 
@@ -152,6 +154,15 @@ def check_request(
 def tiling_of(request: GenerationRequest) -> Tiling:
     """What memory goes by: an image to begin with is encoded as a whole, but under "blend"."""
     return WHOLE if request.image is not None and request.tiling.kind == "exact" else request.tiling
+
+
+def can_stream(cache: StepCache | None, nag_scale: float) -> bool:
+    """Whether a request can be drawn with streamed blocks.
+
+    First-block caching decides within one graph whether the other blocks run, and normalized attention guidance has
+    blocks of its own.
+    """
+    return not isinstance(cache, FirstBlockCache) and not nag_scale
 
 
 def step_bytes(spec: TransformerSpec, *, items: int, tokens: int, dtype: ModelDtype) -> int:

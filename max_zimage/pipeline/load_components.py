@@ -14,9 +14,9 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 
-from max_zimage.components import NoTextEncoder, ZImageComponent
+from max_zimage.components import NoTextEncoder, ZImageComponent, ZImageStreamedTransformer
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
-from max_zimage.device.placement import HOST, Plan
+from max_zimage.device.plans import HOST, Plan
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.manifest import CheckpointManifest, check_device, find_sources
@@ -117,7 +117,8 @@ def load_components(
     if plan.is_plain:
         check_fits(sources, devices["transformer"])
     elif {*plan.devices.values()} != {HOST}:  # on the way to an accelerator weights pass through the host's memory
-        check_memory(max(sources.nbytes.values()), available_memory())
+        whole = [size for name, size in sources.nbytes.items() if name != "transformer" or plan.residency != "streamed"]
+        check_memory(max(whole), available_memory())
     components: dict[str, ComponentModel] = {}
     sizes, sessions = sources.nbytes, {devices["transformer"]: session}
     for name, component in make.items():
@@ -132,6 +133,8 @@ def load_components(
         weights, checked = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
         what = sources.configs[name], sources.dtypes[name], [device], weights
         how: dict[str, Any] = {"session": sessions[device], "cache_config": cache_config, "plan": checked}
-        components[name] = made = component(*what, **how, is_away=plan.residency == "sequential")
+        if name == "transformer" and plan.residency == "streamed":
+            component = ZImageStreamedTransformer
+        components[name] = made = component(*what, **how, is_away=plan.residency != "resident")
         made.nbytes_beside = sum(sizes[other] for other in plan.beside(name) if other in sizes)
     return components

@@ -6,7 +6,7 @@ A checked model is read once: the pipeline and its components take over what was
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from max.pipelines.lib.config import PipelineConfig
 from max_zimage import embedded
 from max_zimage.checkpoint.digest import digest_of_weights
 from max_zimage.checkpoint.locate import resolve_model
-from max_zimage.device.placement import Plan, Wish
+from max_zimage.device.plans import Plan, Wish
 from max_zimage.pipeline.bound_adapters import checked_loras, facts
 from max_zimage.pipeline.load_components import (
     DEFAULT_STEPS,
@@ -28,7 +28,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
-from max_zimage.pipeline.placing import Placing, devices_of, usual_cache_bytes
+from max_zimage.pipeline.placing import devices_of, usual_cache_bytes, wish_of
 from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.request.request import GenerationRequest
@@ -97,16 +97,16 @@ def check_model(
     embedding_cache_bytes: int | None = None,
     generator_only: bool = False,
     loras: Sequence[Any] | None = None,
-    placing: Placing,
+    placing: Mapping[str, Any],
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
     Arguments and errors are those of `ZImagePipeline.from_pretrained`, memory apart; with `generator_only` the text
-    encoder and the tokenizer are left alone, and their files need not be there.
+    encoder and the tokenizer are left alone, and their files need not be there. What `Placing` has is in `placing`.
     """
     cache_bytes = None if embedding_cache_bytes is None else checked_cache_bytes(embedding_cache_bytes)
     without = ("text_encoder", "tokenizer") if generator_only else ()
-    wish = placing.read()
+    wish = wish_of(placing)
     devices = devices_of(wish, dtype)
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
@@ -117,7 +117,7 @@ def check_model(
     found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, without, quantize)
     if paths:
         config = pipeline_config(*described, {name: files for name, files in found.files.items() if files[0] in paths})
-    sources = found.with_step_cache(cache)
+    sources = found.with_step_cache(cache).with_streams(wish.placement == "streamed")
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
     if loras is not None:

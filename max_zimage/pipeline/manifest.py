@@ -19,11 +19,11 @@ from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
 from max_zimage.compile import device_graphs, device_weights
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
-from max_zimage.errors import CheckpointError
+from max_zimage.errors import CheckpointError, RequestError
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
-from max_zimage.sampling.step_cache import StepCache
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,18 @@ class CheckpointManifest:
         templates = Templates(folder)
         _ = templates.all
         return self.with_defaults(templates=templates)
+
+    def with_streams(self, streams_blocks: bool) -> CheckpointManifest:
+        """The same, whose requests are those that can be drawn with streamed blocks, or all.
+
+        Raises:
+            RequestError: If the step cache of those that say nothing cannot.
+        """
+        cache = self.defaults.step_cache
+        if streams_blocks and isinstance(cache, FirstBlockCache):
+            message = "{field} {cache} and streamed blocks do not go together; take taylorseer, or another placement"
+            raise RequestError.of("step_cache", message, cache=cache)
+        return replace(self, limits=replace(self.limits, streams_blocks=streams_blocks))
 
     @property
     def quantize(self) -> str:

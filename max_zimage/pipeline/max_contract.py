@@ -117,8 +117,8 @@ def configured_cache(self: Parts) -> StepCache | None:
 
 def use_step_cache(self: Parts, cache: StepCache | None) -> None:
     """Let requests that say nothing use a step cache, and compile what it runs."""
-    self.sources = self.sources.with_step_cache(cache)
     compile_step_cache(self, cache)
+    self.sources = self.sources.with_step_cache(cache)
 
 
 def compile_step_cache(self: Parts, cache: StepCache | None) -> None:

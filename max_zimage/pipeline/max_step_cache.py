@@ -93,7 +93,7 @@ def run_transformer(self: Parts, cache_state: DenoisingCacheState, **kwargs: Any
     """
     transformer, cache, inputs = self.transformer, self.configured_cache, _inputs(kwargs)
     if not isinstance(cache, FirstBlockCache):
-        return (transformer.model(*inputs.arguments)[3],)
+        return (transformer.step(*inputs.arguments)[3],)
     state = cast(ZImageCacheState, cache_state)
     threshold = upload(np.asarray([cache.threshold], np.float32), transformer.device)
     known = cast("tuple[Buffer, Buffer]", (state.prev_residual, state.tail_residual))

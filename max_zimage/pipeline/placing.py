@@ -14,17 +14,26 @@ from typing import Any
 from max.driver import Device, load_devices
 
 from max_zimage import progress
+from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
-from max_zimage.device.placement import HOST, PLACEMENTS, STAGES, Change, Need, Needs, Plan, Wish, place, usable
-from max_zimage.errors import RequestError
-from max_zimage.host.sizes import read_size
+from max_zimage.device.placement import place
+from max_zimage.device.plans import HOST, STAGES, Change, Need, Needs, Plan, Streams, Wish, usable
 from max_zimage.images.tiles import WHOLE, Tiling
-from max_zimage.pipeline.estimate import check_maps, decode_bytes, map_bytes, step_bytes, text_bytes, tiling_of
+from max_zimage.pipeline.estimate import (
+    can_stream,
+    check_maps,
+    decode_bytes,
+    map_bytes,
+    step_bytes,
+    text_bytes,
+    tiling_of,
+)
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.storages import with_storages
+from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
@@ -35,78 +44,6 @@ _TEXTS = 512  # tokens of a prompt, at most unless more are asked for
 _CAPTION = 128  # tokens of a caption behind a picture's, as `estimate` has it
 _STORAGES = ({"text_encoder": "q4"}, {"transformer": "int8"}, {"transformer": "int8", "text_encoder": "q4"})
 _KEPT = 64 * 2**20
-_IDLE_OFFLOAD = "cpu_offload is configured and has no effect here, where all components run on the CPU"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placing:
-    """What is asked for, as people write it; see `ZImagePipeline.from_pretrained`.
-
-    Attributes:
-        device: Where components run for which nothing else is said.
-        placement: "auto", "resident" or "sequential".
-        max_memory: Bytes, or a size such as "8GiB"; None for all there is.
-        encoder_device: Of the text encoder; None for `device`.
-        dit_device: Of the transformer.
-        vae_device: Of the autoencoder.
-        cpu_offload: llm-dit's word for "sequential" on an accelerator.
-        is_offload_configured: Whether a configuration says that, which may be one for several machines: where all
-            components run on the CPU it then has no effect, and is no mistake.
-    """
-
-    device: str = "auto"
-    placement: str = "auto"
-    max_memory: int | str | None = None
-    encoder_device: str | None = None
-    dit_device: str | None = None
-    vae_device: str | None = None
-    cpu_offload: bool = False
-    is_offload_configured: bool = False
-
-    def read(self) -> Wish:
-        """Check all of it.
-
-        Raises:
-            RequestError: With everything that is wrong; nothing is read before.
-        """
-        problems: list[Any] = []
-        given = {"encoder_device": self.encoder_device, "dit_device": self.dit_device, "vae_device": self.vae_device}
-        named = {field: name for field, name in given.items() if name is not None}
-        found = {}
-        for field, name in {"device": self.device, **named}.items():
-            try:
-                found[field] = device_name(device_spec(name, field))
-            except RequestError as error:
-                problems += error.problems
-        if self.placement not in PLACEMENTS:
-            problems.append(f"placement must be {', '.join(PLACEMENTS)}, got {self.placement!r}")
-        limit = None
-        try:
-            limit = _bytes(self.max_memory)
-        except ValueError as error:
-            problems.append(f"max_memory {error}")
-        devices = [found.get(field, found.get("device", HOST)) for field in given]
-        on_host = {*devices} == {HOST}
-        is_idle = self.cpu_offload and self.is_offload_configured and on_host
-        offloads = self.cpu_offload and not is_idle
-        if offloads and on_host and not problems:
-            problems.append(
-                "cpu_offload has components wait in the CPU's memory until an accelerator needs them, and all run on "
-                'the CPU here; leave it out, or take placement="sequential" to have weights leave after their stage'
-            )
-        if offloads and self.placement == "resident":
-            problems.append('cpu_offload and placement="resident" exclude each other; leave one out')
-        if problems:
-            raise RequestError(*problems)
-        kept = {"encoder_device": "text_encoder", "dit_device": "transformer", "vae_device": "vae"}
-        asked = next(each for each in PLACEMENTS if each == self.placement)
-        return Wish(
-            placement="sequential" if offloads else asked,
-            devices=dict(zip(STAGES, devices, strict=True)),
-            named=frozenset(kept[field] for field in named),
-            max_memory=limit,
-            notes=(_IDLE_OFFLOAD,) if is_idle else (),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +56,7 @@ class Size:
         branches: Ways in which each picture is seen.
         pictures: That share a batch.
         tiling: How they are decoded.
+        streams: Whether they can be drawn with streamed blocks.
     """
 
     height: int
@@ -126,6 +64,7 @@ class Size:
     branches: int
     pictures: int = 1
     tiling: Tiling = WHOLE
+    streams: bool = True
 
     @classmethod
     def of(cls, request: GenerationRequest) -> Size:
@@ -136,22 +75,34 @@ class Size:
             branches=request.num_branches,
             pictures=request.num_images,
             tiling=tiling_of(request),
+            streams=can_stream(request.step_cache, request.nag_scale),
         )
 
     @classmethod
     def usual(cls, sources: CheckpointManifest) -> Size:
         """The picture that a checkpoint draws where nothing is asked for."""
         defaults = sources.defaults
-        return cls(height=defaults.height, width=defaults.width, branches=2 if defaults.guidance_scale > 0 else 1)
+        return cls(
+            height=defaults.height,
+            width=defaults.width,
+            branches=2 if defaults.guidance_scale > 0 else 1,
+            streams=can_stream(defaults.step_cache, defaults.configured.get("nag_scale", 0)),
+        )
 
 
 def needs_of(sources: CheckpointManifest, size: Size, vae_on_host: bool = True) -> dict[str, Need]:
     """What the components of a checkpoint take for pictures of a size; see `needs_by_shape`."""
-    return needs_by_shape(sources.specs, sources.dtypes, sources.nbytes, size, vae_on_host)
+    streams = streams_of(sources.plans["transformer"], sources.dtypes["transformer"], sources.specs.transformer)
+    return needs_by_shape(sources.specs, sources.dtypes, sources.nbytes, size, vae_on_host, streams)
 
 
 def needs_by_shape(
-    specs: ModelSpecs, dtypes: Mapping[str, ModelDtype], weights: Mapping[str, int], size: Size, vae_on_host: bool
+    specs: ModelSpecs,
+    dtypes: Mapping[str, ModelDtype],
+    weights: Mapping[str, int],
+    size: Size,
+    vae_on_host: bool,
+    streams: Streams,
 ) -> dict[str, Need]:
     """What components take; of their work estimates, as in `max_zimage.pipeline.estimate`.
 
@@ -161,6 +112,7 @@ def needs_by_shape(
         weights: Component -> bytes of its weights; without those that are not loaded.
         size: The pictures.
         vae_on_host: Whether the autoencoder's device is the host, where exact tiles keep what layers make of a picture.
+        streams: How the transformer's weights fall into blocks.
     """
     area = size.height, size.width
     tokens = padded(size.height * size.width // PIXELS_PER_TOKEN**2) + _CAPTION
@@ -175,7 +127,8 @@ def needs_by_shape(
         "vae": decode_bytes(specs.vae, **decoder, dtype=dtypes["vae"], tiling=size.tiling)
         + (map_bytes(specs.vae, *area, dtypes["vae"], size.tiling) if vae_on_host else 0),
     }
-    return {name: Need(weights=nbytes, work=work[name]) for name, nbytes in weights.items()}
+    blocks = {"transformer": streams} if size.streams else {}
+    return {name: Need(weights=nbytes, work=work[name], streams=blocks.get(name)) for name, nbytes in weights.items()}
 
 
 def placed(sources: CheckpointManifest, wish: Wish, size: Size) -> Plan:
@@ -216,6 +169,11 @@ def memory_of(wish: Wish) -> dict[str, int]:
     }
 
 
+def wish_of(placing: Mapping[str, Any]) -> Wish:
+    """Read what people write, by the names of `Placing`; errors are those of `Placing.read`."""
+    return Placing(**placing).read()
+
+
 def tell(wish: Wish) -> None:
     """Say what has no effect."""
     for note in wish.notes:
@@ -250,7 +208,7 @@ def plan_for_worker(devices: list[Device]) -> Plan:
 
 def usual_cache_bytes(plan: Plan) -> int:
     """Features that are kept where nothing is said of it: where the text encoder leaves, it need not come back."""
-    return _KEPT if plan.residency == "sequential" else 0
+    return 0 if plan.residency == "resident" else _KEPT
 
 
 def _changes(sources: CheckpointManifest, wish: Wish, size: Size, on_host: bool) -> list[Change]:
@@ -273,15 +231,3 @@ def _changes(sources: CheckpointManifest, wish: Wish, size: Size, on_host: bool)
 
 def _quantized(sources: CheckpointManifest, storages: Mapping[str, Any], size: Size, on_host: bool) -> Needs:
     return needs_of(with_storages(sources, storages), size, on_host)
-
-
-def _bytes(given: int | str | None) -> int | None:
-    if given is None:
-        return None
-    if isinstance(given, str):
-        given = read_size(given)
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise ValueError(f"must be a number of bytes or a size such as 8GiB, got {given!r}")
-    if given < 1:
-        raise ValueError(f"must be above 0, got {given}")
-    return given

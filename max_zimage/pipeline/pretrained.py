@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
-from max_zimage.device.placement import Plan
+from max_zimage.device.plans import Plan
 from max_zimage.pipeline import carried, llm_dit
 from max_zimage.pipeline.configured import (
     Config,
@@ -29,7 +29,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.placing import Placing, device_of, placed_usually, plan_for_worker, tell
+from max_zimage.pipeline.placing import device_of, placed_usually, plan_for_worker, tell
 from max_zimage.pipeline.residency import Residency
 from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.configuration.values import PLACES
@@ -98,7 +98,8 @@ class PretrainedMethods:
         """
         self._plan, self._max_memory = plan or plan_for_worker(devices), max_memory
         names = self.unprefixed_weight_component, self._devices_of(devices), self.default_num_inference_steps
-        self.sources = sources or sources_of(config, weight_paths, *names)
+        found = sources or sources_of(config, weight_paths, *names)
+        self.sources = found.with_streams(self._plan.residency == "streamed")
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
         make = cast("dict[str, type[ZImageComponent]]", self.components)
@@ -161,7 +162,8 @@ class PretrainedMethods:
                 MiB where the text encoder does not stay in memory.
             loras: Adapters of calls that name none; see `set_loras`.
             placement: "resident" (all components stay in memory), "sequential" (text encoder and transformer take
-                turns), or "auto", the first that fits; where neither does, it has the text encoder run on the CPU.
+                turns), "streamed" (and as many of the transformer's blocks stay as have room), or "auto", the first
+                that fits; where none does, it has the text encoder run on the CPU.
             max_memory: Of the transformer's device, how much may be taken by weights and, as estimated, by what is
                 computed: bytes, or a size such as "8GiB". All there is if not given.
             encoder_device: Where the text encoder runs; `device` if not given.
@@ -192,9 +194,9 @@ class PretrainedMethods:
         if configuration is not None:
             rest = dict.fromkeys((*PLACES, "templates_dir", "quantize", "embedding_cache_bytes", "loras"))
             model, given = with_options(model, rest | given, configuration)
-        placing = {each.name: given.pop(each.name, None) for each in fields(Placing)}
+        placing = {name: given.pop(name, None) for name in ("device", *PLACES, "is_offload_configured")}
         said = {name: value for name, value in placing.items() if value is not None}
-        checked = check_model(model, **given, placing=Placing(**said))
+        checked = check_model(model, **given, placing=said)
         if configuration is None:
             return checked
         changed = configured_defaults(checked.sources.defaults, checked.sources.limits, configuration)

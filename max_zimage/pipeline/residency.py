@@ -10,9 +10,16 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImageTransformerModel
+from max_zimage.checkpoint.blocks import streams_of
+from max_zimage.components import (
+    ZImageComponent,
+    ZImageStreamedTransformer,
+    ZImageTextEncoderModel,
+    ZImageTransformerModel,
+)
 from max_zimage.device.memory import available_memory
-from max_zimage.device.placement import HOST, Needs, Plan, Wish, place
+from max_zimage.device.placement import place
+from max_zimage.device.plans import HOST, Need, Needs, Plan, Wish, weights_on
 from max_zimage.pipeline import stages
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.estimate import check_maps
@@ -27,7 +34,8 @@ class Event(NamedTuple):
     Attributes:
         component: Which one.
         is_here: Whether its weights are in memory from here on.
-        nbytes: Of the weights of all components that are in memory then.
+        nbytes: Of the weights of all components that are in memory then, those that wait in the host's memory for an
+            accelerator left aside; of streamed blocks those that have a place.
     """
 
     component: str
@@ -60,10 +68,11 @@ class Residency:
         self.plan = self._loaded = plan
         self.ledger: list[Event] = []
         for name, component in components.items():
-            if plan.residency == "sequential":
+            if plan.residency != "resident":
                 component.before_coming = partial(self._before_coming, name)
-        if plan.residency == "sequential":
+        if plan.residency != "resident":
             components["vae"].before_work = self._before_decoding
+        self._go_over(plan)
 
     def check(
         self,
@@ -91,12 +100,30 @@ class Residency:
         needs = [_with_copies(needs_of(self._sources, size, on_host), copies) for size in sizes]
         found = [place(each, memory, wish) for each in needs]
         alone = self._loaded.decodes_alone or any(each.decodes_alone for each in found)
-        self.plan = replace(self._loaded, decodes_alone=alone)
+        stay = min([self._loaded.stay, *(each.stay for each in found)])
+        self._go_over(replace(self._loaded, decodes_alone=alone, stay=stay))
+
+    def _go_over(self, plan: Plan) -> None:
+        """Have another plan from here on; where fewer blocks stay than before, all leave, and come back so."""
+        transformer = self._components["transformer"]
+        if isinstance(transformer, ZImageStreamedTransformer) and transformer.stay != plan.stay:
+            self._leave("transformer")
+            transformer.stay = plan.stay
+        self.plan = plan
 
     def _nbytes_on(self, device: str) -> int:
-        nbytes, devices = self._sources.nbytes, self.plan.devices
-        there = [name for name, each in self._components.items() if each.is_here and devices[name] == device]
-        return sum(nbytes[name] for name in there if name in nbytes)
+        """Of the weights that are there."""
+        return sum(self._held(device, name) for name, each in self._components.items() if each.is_here)
+
+    def _held(self, device: str, name: str) -> int:
+        """Bytes of a component's weights on a device, while they are in memory."""
+        sources = self._sources
+        if name not in sources.nbytes:
+            return 0
+        streams = None
+        if name == "transformer":
+            streams = streams_of(sources.plans[name], sources.dtypes[name], sources.specs.transformer)
+        return weights_on(device, self.plan, name, Need(weights=sources.nbytes[name], work=0, streams=streams))
 
     def _before_coming(self, name: str) -> None:
         for other in self.plan.others_of(name):
@@ -116,8 +143,8 @@ class Residency:
 
     def _note(self, name: str, is_here: bool) -> None:
         there = {other for other, each in self._components.items() if each.is_here} | ({name} if is_here else set())
-        nbytes = self._sources.nbytes
-        self.ledger = [*self.ledger[-999:], Event(name, is_here, sum(nbytes.get(each, 0) for each in there))]
+        nbytes = sum(self._held(self.plan.devices[each], each) for each in there if each in self.plan.devices)
+        self.ledger = [*self.ledger[-999:], Event(name, is_here, nbytes)]
 
 
 def _with_copies(needs: Needs, copies: Mapping[str, int]) -> Needs:

@@ -21,8 +21,9 @@ from max_zimage.compile.compiler import CompiledGraph, compile_graph
 from max_zimage.compile.registry import GRAPHS, made, spec_of
 from max_zimage.device.devices import upload, upload_as
 from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.graphs.ops import PANEL
+from max_zimage.host.sizes import sized
 from max_zimage.pipeline.estimate import decode_bytes, step_bytes, text_bytes
 from max_zimage.pipeline.items import make_items
 from max_zimage.pipeline.step_inputs import euler_step_inputs
@@ -183,9 +184,9 @@ class Prepared:
             return
         smaller = "--height and --width" if component.name == "vae" else "--layers N to cut its depth, fewer --tokens"
         raise NotEnoughMemoryError(
-            f"the {component.name} over {component.sizes} in {component.dtype} needs {gib(weights)} of weights and "
-            f"about {gib(more)} to compile and run, {gib(available)} are available {where}; use {smaller} or a smaller "
-            "--batch"
+            f"the {component.name} over {component.sizes} in {component.dtype} needs {sized(weights)} of weights and "
+            f"about {sized(more)} to compile and run, {sized(available)} are available {where}; use {smaller} or a "
+            "smaller --batch"
         )
 
     def load(self, session: InferenceSession) -> CompiledGraph:

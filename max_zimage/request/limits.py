@@ -35,6 +35,7 @@ class Limits:
         text_layers: Its layers.
         has_final_norm: Whether its files hold the norm behind them.
         lora_files: Where adapters may come from.
+        streams_blocks: Whether the transformer's blocks come one at a time.
     """
 
     max_height: int
@@ -49,6 +50,7 @@ class Limits:
     text_layers: int = 36
     has_final_norm: bool = True
     lora_files: LoraFiles = field(default_factory=LoraFiles)
+    streams_blocks: bool = False
 
     @property
     def default_tokens(self) -> int:

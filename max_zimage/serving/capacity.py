@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from max_zimage.device.memory import NotEnoughMemoryError, available_memory, gib
-from max_zimage.device.placement import HOST, with_peaks
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
+from max_zimage.device.placement import with_peaks
+from max_zimage.device.plans import HOST, Plan
+from max_zimage.host.sizes import sized
 from max_zimage.pipeline.estimate import activation_bytes
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.placing import Size, memory_of, needs_of, placed_usually
@@ -27,19 +29,33 @@ def with_capacity(settings: ServerSettings, prepared: CheckedModel) -> CheckedMo
     for note in prepared.wish.notes:
         _log.info("%s", note)
     plan = placed_usually(prepared.sources, prepared.wish)
-    if plan.residency == "resident":
-        found = replace(prepared, plan=plan)
-        check_capacity(settings, found)
-    else:
-        try:
-            found = replace(prepared, plan=plan)
-            check_capacity(settings, found)
-        except NotEnoughMemoryError:
-            found = replace(prepared, plan=replace(plan, decodes_alone=True))
-            check_capacity(settings, found)
+    sources = prepared.sources.with_streams(plan.residency == "streamed")
+    found = _fitting(settings, replace(prepared, sources=sources), plan)
     if not plan.is_plain:
         _log.info("placement: %s", plan.why)
+    if found.plan is not None and found.plan.stay < plan.stay:
+        _log.info("placement: %d blocks stay, for the largest request takes more", found.plan.stay)
     return found
+
+
+def _fitting(settings: ServerSettings, prepared: CheckedModel, plan: Plan) -> CheckedModel:
+    """The plan as the largest request has room with it: with fewer blocks that stay, or the transformer gone before.
+
+    Raises:
+        NotEnoughMemoryError: If it has none.
+    """
+    alones = (plan.decodes_alone,) if plan.residency == "resident" or plan.decodes_alone else (False, True)
+    tried = [replace(plan, decodes_alone=alone, stay=stay) for alone in alones for stay in range(plan.stay, -1, -1)]
+    for each in tried:
+        found = replace(prepared, plan=each)
+        try:
+            check_capacity(settings, found)
+        except NotEnoughMemoryError:
+            if each is tried[-1]:
+                raise
+        else:
+            return found
+    raise AssertionError("there is always a plan to be tried")
 
 
 def check_capacity(settings: ServerSettings, prepared: CheckedModel, available: int | None = None) -> int:
@@ -79,7 +95,7 @@ def check_capacity(settings: ServerSettings, prepared: CheckedModel, available: 
         way = "not even one small picture fits beside the weights; take a larger device"
     raise NotEnoughMemoryError(
         f"{pictures} pictures of {limits.pixels} pixels at a time, which the limits allow, need about "
-        f"{gib(needed[short[0]])} with the weights, {gib(allowed[short[0]])} are there on {short[0]}; {way}"
+        f"{sized(needed[short[0]])} with the weights, {sized(allowed[short[0]])} are there on {short[0]}; {way}"
     )
 
 

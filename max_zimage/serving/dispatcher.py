@@ -18,6 +18,7 @@ from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.request.open_responses import OutputImageContent
 from max.serve.worker_interface import ModelWorkerProxy, RequestQueueFull
 
+from max_zimage.host.words import counted
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.metrics import Metrics
@@ -100,10 +101,11 @@ class Dispatcher:
         if self._closing:
             raise ApiError(503, "shutting_down", "the server is being shut down; ask another one")
         if len(self._waiting) >= self._limit:
+            waiting = counted(len(self._waiting), "request is waiting", "requests are waiting")
             raise ApiError(
                 429,
                 "queue_full",
-                f"{len(self._waiting)} requests are waiting, as many as this server allows; try again later",
+                f"{waiting}, as many as this server allows; try again later",
                 headers={"Retry-After": "1"},
             )
 

@@ -217,7 +217,7 @@ def test_quantized_files_are_decoded(tmp_path: Path, notes: list[str]) -> None:
         for name, tensor in stored.items()
         if not name.endswith(("_scale", "comfy_quant"))
     }
-    assert notes[0].startswith("8 matrices stay float32, for their rows are no multiples of 32: ")
+    assert notes[0].startswith("8 matrices stay float32, whose rows are no multiples of 32: ")
     for file, decoded in (("q8.gguf", blocks), ("fp8.safetensors", scaled)):
         notes.clear()
         convert(

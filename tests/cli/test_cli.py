@@ -229,7 +229,7 @@ def test_too_little_memory_is_said_before_loading(run: Run, monkeypatch: pytest.
     monkeypatch.setattr("max_zimage.pipeline.load_components.available_memory", lambda: 2**20)
     code, _, err = run("generate", "a star")
     assert code == 2
-    assert "the checkpoint's weights need 0.0 GiB, 0.0 GiB are available" in err
+    assert "the checkpoint's weights need 43 MiB, 1 MiB are available" in err
 
 
 def test_a_failure_is_one_line_and_a_traceback_only_if_asked_for(

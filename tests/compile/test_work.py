@@ -134,6 +134,13 @@ def test_calls_are_counted_from_their_shapes() -> None:
     assert count(COUNTER, "denoise", shapes) == step
     paired = work.denoise(spec, items=2, image_tokens=64, image_padded=64, tokens=96, size=4, is_paired=True)
     assert count(COUNTER, "denoise_nag", shapes) == paired
+    start = count(COUNTER, "streamed_start", shapes)
+    block = count(COUNTER, "streamed_block", [(2, 96, spec.dim)])
+    end = count(COUNTER, "streamed_end", [(1, 64, 64), (2, 96, spec.dim)])
+    assert start is not None
+    assert block is not None
+    assert end is not None
+    assert start + block * spec.num_layers + end == step
     assert count(COUNTER, "conditioning", [(2, 32, 128)]) == work.conditioning(spec, prompts=2, length=32, size=4)
     assert count(COUNTER, "modulation", [(8,)]) == work.modulation(spec, steps=8, size=4)
     text = work.text_encoder(TINY.text_encoder, layers=3, prompts=2, length=32, size=4)

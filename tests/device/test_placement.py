@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from max_zimage.device.memory import NotEnoughMemoryError
-from max_zimage.device.placement import HOST, RESERVED, STAGES, Change, Need, Plan, Wish, place, usable, with_peaks
+from max_zimage.device.placement import place, with_peaks
+from max_zimage.device.plans import HOST, RESERVED, STAGES, Change, Need, Plan, Streams, Wish, usable
 
 CARD = "gpu:0"
 GB, GIB = 10**9, 2**30
@@ -49,7 +50,7 @@ def card(gib: float, host: float = 64) -> dict[str, int]:
         (8, {**FP8, **TILED}, "sequential", False, HOST, 7.31),
         (8, Q4, "sequential", False, HOST, 5.48),
         (4, {**Q4, **TILED}, None, False, "", 0),
-        # bfloat16 in 12 GiB and less takes streamed blocks.
+        # bfloat16 that cannot be streamed fits no card of 12 GiB and less.
         (12, BF16, None, False, "", 0),
         (8, BF16, None, False, "", 0),
     ],
@@ -70,6 +71,67 @@ def test_the_published_model_on_cards(
         assert plan.residency == residency
     assert plan.peaks[CARD] == pytest.approx(gb(peak), rel=0.002)
     assert plan.peaks[CARD] <= gib * GIB - RESERVED
+
+
+BLOCK, AROUND = gb(0.354), gb(12.31) - 30 * gb(0.354)
+STREAMED = {**BF16, "transformer": replace(BF16["transformer"], streams=Streams(count=30, block=BLOCK, around=AROUND))}
+
+
+@pytest.mark.parametrize(
+    ("gib", "needs", "streamed", "alone", "encoder", "peak"),
+    [
+        # Eight streamed blocks, as `reference/weights.md` section 4.2 has it; five where decoding is tiled.
+        (12, STREAMED, 8, False, CARD, 1.69 + 24 * 0.354 + 0.17 + 1.61),
+        (12, {**STREAMED, **TILED}, 5, False, CARD, 1.69 + 27 * 0.354 + 0.17 + 0.84),
+        # The text encoder has no room at all, with the autoencoder beside it.
+        (8, STREAMED, 20, False, HOST, 1.69 + 12 * 0.354 + 0.17 + 1.61),
+        # Two blocks at a time, and decoding when they are gone.
+        (4, STREAMED, 30, True, HOST, 1.69 + 2 * 0.354 + 0.17 + 0.84),
+        # Where everything fits otherwise, nothing is streamed.
+        (16, STREAMED, 0, False, CARD, 14.09),
+    ],
+)
+def test_blocks_are_streamed_where_the_transformer_does_not_fit(
+    gib: float, needs: dict[str, Need], streamed: int, alone: bool, encoder: str, peak: float
+) -> None:
+    plan = place(needs, card(gib), ON_CARD)
+    assert plan.residency == ("streamed" if streamed else "sequential")
+    assert (plan.stay, plan.decodes_alone) == (30 - streamed if streamed else 0, alone)
+    assert plan.devices["text_encoder"] == encoder
+    assert plan.peaks[CARD] == pytest.approx(gb(peak), rel=0.002)
+    assert plan.peaks[CARD] <= gib * GIB - RESERVED
+    if streamed:
+        assert f"{streamed} of the transformer's 30 blocks are streamed" in plan.why
+        # What comes in turn waits in the host's memory, and one more is read there.
+        alone_there = gb(7.84) + gb(0.04) if encoder == HOST else 0
+        assert plan.peaks[HOST] == max((streamed + 1) * BLOCK, alone_there)
+
+
+def test_a_budget_of_streamed_blocks_is_kept_to_the_byte() -> None:
+    """By hand: around 20, blocks of 10, of which two have places that are not among those that stay."""
+    streams = Streams(count=8, block=10, around=20, passing=3)
+    needs = {
+        "text_encoder": Need(weights=30, work=1),
+        "transformer": Need(weights=100, work=7, streams=streams),
+        "vae": Need(weights=5, work=6),
+    }
+    asked = Wish(placement="streamed", devices=dict.fromkeys(STAGES, HOST))
+
+    def stay(budget: int) -> int:
+        plan = place(needs, {HOST: 2**40}, replace(asked, max_memory=budget))
+        assert plan.peaks[HOST] <= budget
+        return plan.stay
+
+    # A CPU reads a part of a block beside the two places.
+    whole = 20 + 80 + 7 + 5 + 3
+    assert stay(whole) == 8
+    assert stay(whole - 1) == 5
+    assert stay(20 + 20 + 7 + 5 + 3 + 10) == 1
+    assert stay(20 + 20 + 7 + 5 + 3 + 9) == 0
+    assert stay(20 + 20 + 7 + 5 + 3) == 0
+    with pytest.raises(NotEnoughMemoryError, match=r"cpu has 54 bytes for them, 55 bytes are needed; max_memory="):
+        stay(20 + 20 + 7 + 5 + 3 - 1)
+    assert with_peaks(Plan(devices=asked.devices, residency="streamed", stay=2), needs).peaks == {HOST: 75}
 
 
 def test_what_a_stage_needs_is_what_is_there_and_its_work() -> None:
@@ -134,7 +196,7 @@ def test_a_refusal_has_a_table_and_the_smallest_change_that_fits() -> None:
     assert first.startswith("the model does not fit (placement resident): gpu:0 has 12.5 GiB for them, 20.4 GiB are")
     assert first.endswith('; placement="sequential" would fit')
     assert [row.split()[0] for row in rows] == list(STAGES)
-    assert "weights  11.5 GiB, work   0.8 GiB" in rows[1]
+    assert "weights  11.5 GiB, work   801 MiB" in rows[1]
     large = {**BF16, "vae": Need(weights=gb(0.17), work=gb(20))}
     with pytest.raises(NotEnoughMemoryError, match=r'; vae_tiling="blend" would fit'):
         place(large, tight, ON_CARD, [tiles, small])
@@ -152,7 +214,7 @@ def test_a_budget_is_kept_to_the_byte_and_a_refusal_names_one_that_would_do() ->
     assert place(needs, there, replace(exact, max_memory=310 * 2**20 - 1)).residency == "sequential"
     with pytest.raises(NotEnoughMemoryError, match=r'max_memory="210MiB" would fit') as caught:
         place(needs, there, replace(exact, max_memory=210 * 2**20 - 1))
-    assert "gpu:0 has 0.2 GiB for them" in str(caught.value)
+    assert "gpu:0 has 210 MiB for them, 310 MiB are needed" in str(caught.value)
     # It bounds the transformer's device, not the others.
     apart = replace(exact, devices={**exact.devices, "text_encoder": HOST}, max_memory=210 * 2**20)
     assert place(needs, {CARD: 2**40, HOST: 2**40}, apart).residency == "resident"

@@ -151,7 +151,7 @@ def test_a_checkpoint_that_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(placing, "available_memory", lambda: 10 * 2**20)
     code, told = run()
     assert code == 1
-    assert "the model does not fit (placement auto): cpu has 0.0 GiB for them" in found(told, "checkpoint")["found"]
+    assert "the model does not fit (placement auto): cpu has 10 MiB for them" in found(told, "checkpoint")["found"]
     assert found(told, "memory")["state"] == "warning"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 from max.driver import accelerator_count
 
 from max_zimage import ZImagePipeline
+from max_zimage.components import ZImageStreamedTransformer
+from max_zimage.device.plans import Plan
+from max_zimage.pipeline.placing import Size, needs_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,6 +37,23 @@ def test_turns_draw_the_same(kept: ZImagePipeline) -> None:
     for prompt in ("a red star", "a blue ring", "a red star"):
         np.testing.assert_array_equal(draw(turns, prompt), draw(kept, prompt))
     assert (turns.text_encoder.is_here, turns.transformer.is_here) == (False, True)
+
+
+def test_streamed_blocks_draw_the_same(kept: ZImagePipeline) -> None:
+    """In two sets of buffers that a queue of its own fills again and again, each while the other is read."""
+    prepared = ZImagePipeline.prepare(device="gpu", dtype="float32", placement="streamed")
+    streams = needs_of(prepared.sources, Size.usual(prepared.sources), False)["transformer"].streams
+    assert streams is not None
+    for stay in (0, 2):
+        plan = Plan(devices=dict(prepared.wish.devices), residency="streamed", stay=stay)
+        streamed = ZImagePipeline.from_prepared(replace(prepared, plan=plan))
+        for prompt in ("a red star", "a blue ring"):
+            np.testing.assert_array_equal(draw(streamed, prompt), draw(kept, prompt))
+        transformer = streamed.transformer
+        assert isinstance(transformer, ZImageStreamedTransformer)
+        assert transformer.blocks is not None
+        most = max(event.nbytes for event in transformer.blocks.ledger)
+        assert most <= (stay + 2) * streams.block
 
 
 @pytest.mark.parametrize("where", [{"encoder_device": "cpu"}, {"vae_device": "cpu"}, {"dit_device": "cpu"}], ids=str)

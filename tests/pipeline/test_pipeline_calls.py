@@ -144,5 +144,5 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: p
     monkeypatch.setattr("max_zimage.pipeline.load_components.available_memory", lambda: 2**20)
     monkeypatch.setattr("max_zimage.components.base.load", loaded)
     monkeypatch.setattr(Module, "trace", loaded)
-    with pytest.raises(NotEnoughMemoryError, match=r"weights need 0\.0 GiB, 0\.0 GiB are available; free"):
+    with pytest.raises(NotEnoughMemoryError, match=r"weights need 43 MiB, 1 MiB are available; free"):
         ZImagePipeline.from_pretrained(device="cpu", dtype="float32")

@@ -10,7 +10,7 @@ import pytest
 
 from max_zimage import ZImagePipeline
 from max_zimage.device.memory import NotEnoughMemoryError
-from max_zimage.device.placement import HOST, STAGES, Plan, Wish
+from max_zimage.device.plans import HOST, STAGES, Plan, Wish
 from max_zimage.images.tiles import Tiling
 from max_zimage.pipeline import estimate, load_components, residency
 from max_zimage.pipeline.loading import CheckedModel
@@ -18,7 +18,7 @@ from max_zimage.pipeline.placing import Size, needs_of, placed
 from max_zimage.pipeline.residency import Residency
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving import capacity
-from max_zimage.serving.capacity import check_capacity
+from max_zimage.serving.capacity import check_capacity, with_capacity
 from max_zimage.serving.settings import ServerLimits, ServerSettings
 
 CARD = "gpu:0"
@@ -102,5 +102,31 @@ def test_a_server_looks_at_every_device(prepared: CheckedModel, monkeypatch: pyt
     with pytest.raises(NotEnoughMemoryError, match=r"are there on gpu:0; --max-pixels \d+ would fit"):
         check_capacity(settings, apart)
     memory |= {HOST: 2**27, CARD: 2**40}
-    with pytest.raises(NotEnoughMemoryError, match=r"0\.1 GiB are there on cpu; --max-pixels \d+ .*would fit"):
+    with pytest.raises(NotEnoughMemoryError, match=r"128 MiB are there on cpu; --max-pixels \d+ .*would fit"):
         check_capacity(settings, apart)
+
+
+def test_a_server_has_as_many_blocks_stay_as_its_largest_request_allows(prepared: CheckedModel) -> None:
+    """Its worker keeps to one plan, so the largest request decides; what fits with no block is refused."""
+    settings = ServerSettings(name="x", limits=ServerLimits(pixels=160 * 160, images=1), batch_pictures=1)
+    size = Size(height=160, width=160, branches=3)
+    needs = needs_of(prepared.sources, size)
+    streams = needs["transformer"].streams
+    assert streams is not None
+    work = max(needs["transformer"].work, needs["vae"].work)
+    least = needs["vae"].weights + streams.there(0) + streams.passing + work
+
+    def served(budget: int) -> CheckedModel:
+        wish = replace(prepared.wish, placement="streamed", max_memory=budget)
+        return with_capacity(settings, replace(prepared, wish=wish))
+
+    found = served(least + 2 * streams.block)
+    assert found.plan is not None
+    assert (found.plan.residency, found.plan.stay, found.plan.decodes_alone) == ("streamed", 2, False)
+    assert found.sources.limits.streams_blocks
+    assert (served(least).plan or found.plan).stay == 0
+    alone = served(least - 1).plan
+    assert alone is not None
+    assert alone.decodes_alone
+    with pytest.raises(NotEnoughMemoryError, match="the model does not fit"):
+        served(needs["vae"].weights + needs["vae"].work // 8)

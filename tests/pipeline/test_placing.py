@@ -12,16 +12,17 @@ from max.driver import CPU, Buffer, Device
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli import generate as cli_generate
-from max_zimage.cli.info_placements import weight_bytes
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device import devices
-from max_zimage.device.placement import HOST, STAGES, Plan, Wish, place
+from max_zimage.device.placement import place
+from max_zimage.device.plans import HOST, STAGES, Plan, Streams, Wish
 from max_zimage.errors import RequestError
 from max_zimage.pipeline import load_components, loading, placing, stages
-from max_zimage.pipeline.placing import Placing, Size, needs_of, plan_for_worker
+from max_zimage.pipeline.placing import Size, needs_of, plan_for_worker
 from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
 from max_zimage.pipeline.storages import storages_of
+from max_zimage.pipeline.wishes import Placing
 from tests.references.diffusers_runs import Pair
 
 CARD = "gpu:0"
@@ -43,13 +44,14 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"encoder_device": "tpu"}, 'encoder_device must be "auto", "cpu", "gpu" or "gpu:N", got \'tpu\'; here there'),
         ({"dit_device": "gpu:7"}, "dit_device 'gpu:7' was asked for, and no accelerator is available here; here there"),
         ({"vae_device": ""}, "vae_device must be"),
-        ({"placement": "fast"}, "placement must be auto, resident, sequential, got 'fast'"),
+        ({"placement": "fast"}, "placement must be auto, resident, sequential, streamed, got 'fast'"),
         ({"max_memory": "8G"}, "max_memory must be a size such as 512MiB, 1GiB or 268435456, got '8G'"),
         ({"max_memory": 0}, "max_memory must be above 0, got 0"),
         ({"max_memory": 1.5}, "max_memory must be a number of bytes or a size such as 8GiB, got 1.5"),
         ({"max_memory": True}, "max_memory must be a number of bytes"),
         ({"cpu_offload": True}, 'all run on the CPU here; leave it out, or take placement="sequential"'),
         ({"cpu_offload": True, "placement": "resident"}, "exclude each other; leave one out"),
+        ({"cpu_offload": True, "placement": "streamed"}, 'placement="streamed" exclude each other; leave one out'),
     ],
 )
 @pytest.mark.usefixtures("no_files")
@@ -101,31 +103,30 @@ def test_needs_of_the_published_model_are_those_of_the_reference() -> None:
     for side, (step, guided, decode) in rows.items():
         for branches, expected in ((1, step), (2, guided)):
             size = Size(height=side, width=side, branches=branches)
-            needs = placing.needs_by_shape(FULL_MODEL, dtypes, dict.fromkeys(STAGES, 0), size, False)
+            streams = Streams(count=30, block=0, around=0)
+            needs = placing.needs_by_shape(FULL_MODEL, dtypes, dict.fromkeys(STAGES, 0), size, False, streams)
             assert needs["transformer"].work / 1e9 == pytest.approx(expected, abs=0.006)
             assert needs["vae"].work / 1e9 == pytest.approx(decode, abs=0.006)
             assert needs["text_encoder"].work / 1e9 == pytest.approx(0.035 * branches, abs=0.001)
-
-
-def test_weights_of_the_published_model_are_those_of_the_reference() -> None:
-    """12.31, 7.84 and 0.17 GB of bfloat16, from the graphs that read them."""
-    found = weight_bytes(FULL_MODEL, "bfloat16")
-    expected = {"text_encoder": 7.84, "transformer": 12.31, "vae": 0.17}
-    assert {name: count / 1e9 for name, count in found.items()} == pytest.approx(expected, abs=0.006)
 
 
 def test_info_lists_cards_without_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--memory", "24GiB", "16GiB", "12GiB", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     found = [(each["fits"], each.get("residency")) for each in facts["placements"]]
-    assert found == [(True, "resident"), (True, "sequential"), (False, None)]
+    assert found == [(True, "resident"), (True, "sequential"), (True, "streamed")]
     assert facts["placements"][1]["peaks"]["gpu:0"] / 1e9 == pytest.approx(14.1, abs=0.1)
+    assert facts["placements"][2]["stay"] == 22
+    assert facts["derived"]
+    storages = {each["name"]: each["bytes"] for each in facts["storages"]}
+    assert storages["fp8"]["transformer"] / 1e9 == pytest.approx(6.29, abs=0.006)
     for flags, message in (
         (["--memory", "16"], None),
         (["--memory", "much", "more"], "--memory must be a size such as 512MiB, 1GiB or 268435456, got 'more'"),
         (["--memory", "--encoder-device", "cpu", "--device", "cpu"], "--encoder-device, --device has no meaning with"),
         (["--memory", "--height", "1000"], "height must be a multiple of 16 and at least 16, got 1000"),
-        (["--memory", "--placement", "x"], "placement must be auto, resident, sequential, got 'x'"),
+        (["--memory", "--quantize", "vae=int8"], "quantize takes COMPONENT=STORAGE with a component of"),
+        (["--memory", "--placement", "x"], "placement must be auto, resident, sequential, streamed, got 'x'"),
     ):
         assert main(["info", *flags]) == (0 if message is None else 2)
         assert message is None or message in capsys.readouterr().err
@@ -151,8 +152,10 @@ def test_info_and_generate_say_what_is_chosen(
     assert "would load sequential" in said
     assert main(["generate", "x", "--max-memory", "1MiB", "--device", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert "the model does not fit (placement auto): cpu has 0.0 GiB for them" in said
+    assert "the model does not fit (placement auto): cpu has 1 MiB for them, 46 MiB are needed" in said
     assert 'max_memory="' in said
+    assert main(["generate", "x", "--placement", "streamed", "--device", "cpu", "--step-cache", "first_block"]) == 2
+    assert "and streamed blocks do not go together" in capsys.readouterr().err
 
 
 def test_what_a_server_has_chosen_reaches_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:

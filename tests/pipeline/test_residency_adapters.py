@@ -10,10 +10,13 @@ import pytest
 
 from max_zimage import ZImagePipeline
 from max_zimage.pipeline.bound_adapters import NotApplied
+from max_zimage.serving.worker.messages import read_failure
 from tests.pipeline.test_residency import draw
 from tests.pipeline.test_residency import turns as turns
 from tests.references.diffusers_runs import Pair
 from tests.references.loras import STYLE, TEXT, write_adapter
+from tests.serving import test_context_tokenizer as contexts
+from tests.serving.test_step_scheduler import Worker, alone, assert_same
 
 
 def test_adapters_are_kept_by_components_that_are_away(turns: ZImagePipeline, embedded: Pair, tmp_path: Path) -> None:
@@ -47,3 +50,26 @@ def test_an_adapter_that_changed_meanwhile_is_not_read(turns: ZImagePipeline, em
         without = draw(embedded.ours, "after it changed")
     np.testing.assert_array_equal(again, expected)
     np.testing.assert_array_equal(draw(turns, "after it changed"), without)
+
+
+def test_a_server_says_of_which_adapter_it_is_true(
+    turns: ZImagePipeline, embedded: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text encoder comes back for a new prompt and finds the file changed; whoever asked for it is told."""
+    adapter = write_adapter(tmp_path / "style.safetensors", STYLE, TEXT)
+    tokenizer = contexts.embedded()
+    monkeypatch.setattr(tokenizer, "limits", tokenizer.limits.with_lora_folder(tmp_path))
+    worker = Worker(turns)
+    first = worker.ask("served before it changed", loras=adapter.path.name)
+    worker.finish()
+    assert not worker.is_cancelled(first)
+    os.utime(adapter.path, ns=(1, 1))
+    lost, after = worker.ask("served after it changed", loras=adapter.path.name), worker.ask("served without", seed=6)
+    worker.finish()
+    assert worker.is_cancelled(lost)
+    failure = read_failure(worker.told[lost.request_id][-2].result)
+    assert failure is not None
+    assert failure.code == "lora_not_applied"
+    assert failure.message.startswith("adapters style.safetensors: style.safetensors was changed after it was opened")
+    assert turns.adapters.loras == ()
+    assert_same(worker.pictures(after), alone(embedded.ours, "served without", 6))

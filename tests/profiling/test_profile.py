@@ -228,4 +228,4 @@ def test_what_does_not_fit_names_what_would(run: Profiled, monkeypatch: pytest.M
     assert "8.0 GiB are available on cpu; use --layers N to cut its depth" in err
     assert "--height and --width" in run("--component", "vae", "--batch", "64")[2]
     monkeypatch.setattr("max_zimage.pipeline.placing.available_memory", lambda: 2**20)
-    assert "the model does not fit (placement auto): cpu has 0.0 GiB for them" in run()[2]
+    assert "the model does not fit (placement auto): cpu has 1 MiB for them" in run()[2]

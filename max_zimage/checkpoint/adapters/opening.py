@@ -24,6 +24,7 @@ from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.tensors import Files, StoredTensor
 from max_zimage.errors import AdapterError
+from max_zimage.host.words import counted
 from max_zimage.strict_json import read_object
 
 _SHOWN = 5  # names shown of each kind of problem
@@ -174,18 +175,19 @@ class _Reading:
                 parts[part] = tensors[name]
         self.problems += [f"{listed(names)}: {reason}" for reason, names in refused.items()]
         if unknown:
-            self.problems.append(f"{len(unknown)} tensors of no known kind: {listed(unknown)}")
+            self.problems.append(f"{counted(len(unknown), 'tensor')} of no known kind: {listed(unknown)}")
         if foreign:
             self.problems.append(
-                f"{len(foreign)} of {len(tensors)} tensors belong to no module of this model: {listed(foreign)}; "
-                + what_else(foreign, self.specs)
+                f"{len(foreign)} of {counted(len(tensors), 'tensor')} belong to no module of this model: "
+                f"{listed(foreign)}; " + what_else(foreign, self.specs)
             )
         return spelled
 
     def _check_numbers(self, tensors: Mapping[str, StoredTensor]) -> None:
         damaged = [name for name, tensor in tensors.items() if not finite(tensor, self.files)]
         if damaged:
-            self.problems.append(f"{len(damaged)} tensors hold NaN or infinity: {listed(damaged)}")
+            which = counted(len(damaged), "tensor holds", "tensors hold")
+            self.problems.append(f"{which} NaN or infinity: {listed(damaged)}")
 
     def _once(self, found: Mapping[str, tuple[Change, ...]]) -> dict[str, tuple[Change, ...]]:
         """The same with every tensor of the model changed by one module: files may hold a change in both namings."""

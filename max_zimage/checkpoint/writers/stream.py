@@ -15,8 +15,8 @@ from max_zimage import progress
 from max_zimage.checkpoint.tensors import Files
 from max_zimage.checkpoint.writers import gguf, safetensors
 from max_zimage.checkpoint.writers.items import Item
-from max_zimage.checkpoint.writers.target import gigabytes
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
+from max_zimage.host.sizes import gigabytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from max_zimage import progress
 from max_zimage.checkpoint.locate import COMPONENTS, CONFIG_FILES
 from max_zimage.checkpoint.model_index import INDEX
 from max_zimage.errors import CheckpointError
+from max_zimage.host.sizes import gigabytes
 
 UNFINISHED = ".unfinished-"
 _REPLACED = ".replaced-"
@@ -138,8 +139,3 @@ def _sync(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def gigabytes(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

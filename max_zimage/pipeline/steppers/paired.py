@@ -20,7 +20,7 @@ class PairedStepper:
     """One compiled call for each evaluation."""
 
     def __init__(self, transformer: ZImageTransformerModel, guidance: Guidance, nag: Nag) -> None:
-        self._plain, self._paired, self._guidance = transformer.model, transformer.nag, guidance
+        self._plain, self._paired, self._guidance = transformer.step, transformer.nag, guidance
         self._counted = Counted()
 
         def number(value: float) -> Buffer:

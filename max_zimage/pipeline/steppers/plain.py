@@ -16,7 +16,7 @@ class PlainStepper:
     """One compiled call for each evaluation."""
 
     def __init__(self, transformer: ZImageTransformerModel) -> None:
-        self._model = transformer.model
+        self._model = transformer.step
         self._counted = Counted()
 
     def __call__(self, index: int, inputs: StepInputs) -> StepResult:

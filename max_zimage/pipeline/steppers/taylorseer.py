@@ -34,7 +34,7 @@ class TaylorStepper:
 
     def __init__(self, transformer: ZImageTransformerModel, inputs: ZImageModelInputs, cache: TaylorSeer) -> None:
         count, device = inputs.evaluations.count, transformer.device
-        self._model, (self._update, self._extrapolate) = transformer.model, transformer.taylor_graphs
+        self._model, (self._update, self._extrapolate) = transformer.step, transformer.taylor_graphs
         self._computes = cache.computes(count)
         self._coefficients = rows_of_table(cache.coefficients(count), device)
         self._gaps = rows_of_table(cache.gaps(count).reshape(-1, 1), device)

@@ -71,7 +71,8 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
     ("pipeline", "dit_device", "dit_device", (str,), None, "auto", "of the transformer; auto is that of the pipeline"),
     ("pipeline", "vae_device", "vae_device", (str,), None, "auto", "of the autoencoder; auto is that of the pipeline"),
     ("pipeline", "placement", "placement", (str,), None, "auto",
-     "resident (all components stay in memory), sequential (text encoder and transformer take turns) or auto"),
+     "resident (all components stay in memory), sequential (text encoder and transformer take turns), streamed (and "
+     "the transformer's blocks come one after another) or auto"),
     ("pipeline", "max_memory", "max_memory", (int, str), None, "",
      "of the transformer's device, in bytes or as 8GiB; all there is if not given"),
     ("pipeline", "enable_model_cpu_offload", "offload_2", (bool,), None, "false", "the same as [encoder] cpu_offload"),

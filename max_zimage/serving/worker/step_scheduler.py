@@ -25,6 +25,7 @@ from max.serve.scheduler.one_shot_scheduler import OneShotScheduler
 from max.serve.scheduler_result import SchedulerResult
 
 from max_zimage.compile.modules import counts
+from max_zimage.errors import AdapterError
 from max_zimage.pipeline.bound_adapters import NotApplied
 from max_zimage.pipeline.context import ZImageContext, asked_of, step_cache_of
 from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
@@ -75,7 +76,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         if self._running or self._waiting:
             try:
                 self._work()
-            except NotApplied as error:
+            except AdapterError as error:
                 self._refuse(error)
             except Exception:
                 self._fail()
@@ -197,9 +198,12 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
                     _log.exception("request %s: its pictures cannot be encoded", request)
                     self._cancel([request])
 
-    def _refuse(self, error: NotApplied) -> None:
-        """Say of a batch why its adapters cannot be had; others are served with theirs."""
-        for context in self._starting:
+    def _refuse(self, error: AdapterError) -> None:
+        """Say of a batch why its adapters cannot be had, or no longer; others are served with theirs."""
+        if not isinstance(error, NotApplied):  # of a component that came back among the steps
+            error = cast(ZImagePipeline, self._model).adapters.refusal(error)
+        contexts, self._running = self._running.contexts if self._running else self._starting, None
+        for context in contexts:
             _log.error("request %s: %s", context.request_id, error)
             message = without_folders(str(error), asked_of(context).loras)
             self._end(context, Failure(code=NOT_APPLIED, message=message))

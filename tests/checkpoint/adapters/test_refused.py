@@ -46,7 +46,7 @@ BAD: dict[str, tuple[StateDict, str]] = {
     "nothing known": (at("some.thing", (4, 8), (8, 4)), "expected are names such as transformer.layers.0.attention"),
     "some unknown": (
         {**GOOD, **at("layers.0.attention.to_r", (4, 256), (256, 4)), "extra": random(3)},
-        "1 tensors of no known kind: extra\n.*2 of 5 tensors belong to no module .*: layers.0.attention.to_r",
+        "1 tensor of no known kind: extra\n.*2 of 5 tensors belong to no module .*: layers.0.attention.to_r",
     ),
     "one layer too many": (
         at("transformer.layers.30.attention.to_q", (4, 256), (256, 4)),
@@ -87,7 +87,7 @@ BAD: dict[str, tuple[StateDict, str]] = {
     ),
     "NaN": (
         {**GOOD, f"{QUERY}.lora_A.weight": torch.full((4, 256), float("nan"), dtype=torch.bfloat16)},
-        r"1 tensors hold NaN or infinity: .*lora_A\.weight",
+        r"1 tensor holds NaN or infinity: .*lora_A\.weight",
     ),
     "infinity": ({**GOOD, f"{QUERY}.lora_B.weight": random(256, 4) / 0}, r"hold NaN or infinity: .*lora_B\.weight"),
     "LoKr": (

@@ -1,0 +1,167 @@
+"""What is said of where components go: what they take, what somebody asks for, and what is done.
+
+Reference: `reference/weights.md` section 4.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
+
+from max_zimage.device.offload import PLACES
+
+Residency = Literal["resident", "sequential", "streamed"]
+Placement = Literal["auto", "resident", "sequential", "streamed"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+
+STAGES = ("text_encoder", "transformer", "vae")
+"""The components, in the order in which they work."""
+IN_TURNS = ("text_encoder", "transformer")
+"""Those of them that are large."""
+HOST = "cpu"
+RESERVED = 600_000_000
+"""Bytes of an accelerator that its driver and the allocator's rounding take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """How a component's weights fall into equal blocks that can come one after another, in bytes.
+
+    Attributes:
+        count: How many blocks.
+        block: Of one.
+        around: Of all other weights, which stay.
+        passing: What is in the host's memory for a moment, beside a block that is being read.
+    """
+
+    count: int
+    block: int
+    around: int
+    passing: int = 0
+
+    def there(self, stay: int) -> int:
+        """On the device, where so many blocks stay: each has a place, and of the others two have one at a time."""
+        return self.around + min(stay + PLACES, self.count) * self.block
+
+    def waiting(self, stay: int) -> int:
+        """In the host's memory, where that is not the device: the blocks that come from there, and one being read."""
+        return (self.count - stay + 1) * self.block + self.passing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a component takes, in bytes.
+
+    Attributes:
+        weights: As they are in memory.
+        work: Beside them, at most, while its stage lasts.
+        streams: How its weights can come in blocks; None where they cannot.
+    """
+
+    weights: int
+    work: int
+    streams: Streams | None = None
+
+
+Needs = Mapping[str, Need]
+"""Component -> what it takes; without those that are not loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What somebody asks for.
+
+    Attributes:
+        placement: What stays in memory; "auto" for the first that fits.
+        devices: Component -> where it runs, such as "cpu" or "gpu:0".
+        named: Components that are to run there and nowhere else.
+        max_memory: Bytes of the transformer's device that may be taken; None for all there is.
+        notes: What of it has no effect here, in sentences.
+    """
+
+    placement: Placement = "auto"
+    devices: Mapping[str, str]
+    named: frozenset[str] = frozenset()
+    max_memory: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything was said of it."""
+        return self.placement != "auto" or bool(self.named) or self.max_memory is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is done.
+
+    Attributes:
+        devices: Component -> where it runs.
+        residency: What stays in memory.
+        decodes_alone: Whether the transformer leaves before the autoencoder works.
+        stay: Blocks of the transformer that stay, where they are streamed.
+        peaks: Device -> bytes that are taken at most, about.
+        why: In words.
+    """
+
+    devices: Mapping[str, str]
+    residency: Residency = "resident"
+    decodes_alone: bool = False
+    stay: int = 0
+    peaks: Mapping[str, int] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all components stay on one device."""
+        return self.residency == "resident" and len({*self.devices.values()}) == 1
+
+    def others_of(self, component: str) -> tuple[str, ...]:
+        """The components that leave before this one comes."""
+        if self.residency == "resident" or component not in IN_TURNS:
+            return ()
+        return tuple(name for name in IN_TURNS if name != component)
+
+    def beside(self, component: str) -> list[str]:
+        """The components whose weights are on its device while its own are."""
+        gone = {component, *self.others_of(component)}
+        return [name for name, device in self.devices.items() if name not in gone and device == self.devices[component]]
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """What `to_json` gave."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something else that could be asked for.
+
+    Attributes:
+        words: How.
+        needs: What the components take then.
+    """
+
+    words: str
+    needs: Needs
+
+
+def weights_on(device: str, plan: Plan, name: str, need: Need) -> int:
+    """Bytes of a component's weights on a device, while they are in memory."""
+    own = plan.devices[name] == device
+    if plan.residency != "streamed" or need.streams is None:
+        return need.weights if own else 0
+    if own:
+        return need.streams.there(plan.stay) + (need.streams.passing if device == HOST else 0)
+    return need.streams.waiting(plan.stay) if device == HOST else 0
+
+
+def usable(total: int) -> int:
+    """What of an accelerator's memory can be taken."""
+    return max(0, total - RESERVED)
