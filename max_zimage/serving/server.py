@@ -16,15 +16,14 @@ from typing import Any
 import uvicorn
 
 from max_zimage.pipeline.loading import CheckedModel
+from max_zimage.serving.assembled import assembled, put_down
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
-from max_zimage.serving.http.media import MediaStore
 from max_zimage.serving.http.state import ServerState
-from max_zimage.serving.metrics import Metrics
-from max_zimage.serving.served_model import served_model
 from max_zimage.serving.settings import ServerSettings
+from max_zimage.serving.store.state_store import StateStore
 from max_zimage.serving.supervisor import Worker, WorkerFailed
 
 _log = logging.getLogger("max_zimage.serving")
@@ -33,50 +32,39 @@ _ONE_SIGNAL = 0.5  # seconds: a terminal and a supervisor may both pass on the s
 _RESTORE = 600.0  # seconds between two looks after the folder
 
 
-def run(settings: ServerSettings, prepared: CheckedModel) -> int:
+def run(settings: ServerSettings, prepared: CheckedModel, store: StateStore) -> int:
     """Serve until a signal ends it or the worker fails for good.
 
     Args:
         settings: Of the server.
         prepared: The checkpoint, from `ZImagePipeline.prepare`.
+        store: For requests and pictures by URL.
 
     Returns:
         The exit code.
     """
     with ServerFolder() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder.path)
-        return asyncio.run(_serve(settings, prepared, folder))
+        return asyncio.run(_serve(settings, prepared, store, folder))
 
 
-async def _serve(settings: ServerSettings, prepared: CheckedModel, folder: ServerFolder) -> int:
-    metrics = Metrics()
+async def _serve(settings: ServerSettings, prepared: CheckedModel, store: StateStore, folder: ServerFolder) -> int:
     together = settings.pictures_together(on_host=prepared.devices[0].is_host)
-    dispatcher = Dispatcher(
-        queue=settings.limits.queue,
-        in_worker=2 * together,
-        seconds=settings.limits.seconds,
-        metrics=metrics,
-    )
-    served = served_model(settings, prepared)
-    state = ServerState(
-        settings=settings,
-        served=served,
-        dispatcher=dispatcher,
-        media=MediaStore(settings.media_bytes),
-        metrics=metrics,
-    )
+    state = assembled(settings, prepared, store)
     server = _Server(_uvicorn_config(settings, state))
     end = Ending()
     keeper = Worker(prepared.config, state, together, folder)
     worker = asyncio.create_task(keeper.keep_running())
     http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wished.wait())
-    others = [asyncio.create_task(watch(server.server_state.connections)), asyncio.create_task(_look_after(folder))]
+    kept = watch(server.server_state.connections), _look_after(folder), state.records.keep()
+    others = [asyncio.create_task(each) for each in kept]
     await asyncio.wait((worker, http, ended), return_when=asyncio.FIRST_COMPLETED)
-    await _shut_down(settings, dispatcher, server, http, end)
+    await _shut_down(settings, state.dispatcher, server, http, end)
     failed = worker.done()  # it never ends by itself but by a failure
     if failed:
         error = worker.exception()
         _log.error("%s", error, exc_info=None if isinstance(error, WorkerFailed) else error)
+    await put_down(state, store)
     keeper.end()
     for task in (worker, ended, *others):
         task.cancel()
@@ -145,6 +133,7 @@ def _uvicorn_config(settings: ServerSettings, state: ServerState) -> uvicorn.Con
         backlog=BACKLOG,
         lifespan="off",
         log_config=None,
+        proxy_headers=False,  # whom to believe is a flag: `ForwardedMiddleware`
         access_log=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(_LAST_WORDS),
