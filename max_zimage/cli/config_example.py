@@ -28,6 +28,8 @@ EXAMPLES: Mapping[str, str] = {
     "encoder_storage_4": "true",
     "embedding_cache": "true",
     "cache_size": "100",
+    "no_metadata": "true",
+    "attention_backend": '"plain"',
     "lora_paths": '["style.safetensors"]',
     "lora_scales": "[0.8]",
     "negative_prompt": '"blurred"',

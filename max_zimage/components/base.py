@@ -28,6 +28,7 @@ from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import entry_of
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
+from max_zimage.graphs.model.attention_backends import Backend
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
@@ -50,6 +51,7 @@ class ZImageComponent(ComponentModel):
         cache_config: Taken for MAX's sake; no component depends on it.
         plan: What is loaded from the files, where they were checked before.
         is_away: Whether no weights are read before a graph is called.
+        attention: How its graphs compute attention; None for what dtype and device choose.
 
     Attributes:
         is_here: Whether the weights are in memory.
@@ -81,8 +83,9 @@ class ZImageComponent(ComponentModel):
         cache_config: DenoisingCacheConfig | None = None,
         plan: LoadPlan | None = None,
         is_away: bool = False,
+        attention: Backend | None = None,
     ) -> None:
-        self._plan, self.is_here = plan, not is_away
+        self._plan, self.is_here, self.attention = plan, not is_away, attention
         self.before_coming: Callable[[], None] | None = None
         self.before_work: Callable[[], None] | None = None
         self._graphs: list[CompiledGraph] = []  # those that have weights
@@ -145,9 +148,9 @@ class ZImageComponent(ComponentModel):
             name: Which one.
             weights: Under the graph's own names.
         """
-        session, device = self.session, self.device
         what = entry_of(name), self.spec, self.dtype_name, None if weights is _AWAY else weights
-        return define(*what, session=session, device=device, storage=self.plan().kept_as)
+        how = {"storage": self.plan().kept_as, "attention": self.attention}
+        return define(*what, session=self.session, device=self.device, **how)
 
     @property
     def kept_weights(self) -> Mapping[str, Buffer]:

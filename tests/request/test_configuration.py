@@ -75,6 +75,7 @@ STARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("pipeline", "torch_dtype"): {"dtype": "float32"},
     ("pytorch", "embedding_cache"): {"embedding_cache_bytes": 100 * TOKENS_KEPT},
     ("pytorch", "cache_size"): {"embedding_cache_bytes": 100 * TOKENS_KEPT},
+    ("generation", "no_metadata"): {"no_metadata": True},
     ("lora", "paths"): {"loras": [("style.safetensors", 1.0)]},
     ("lora", "scales"): {"loras": [("a.safetensors", 0.8)]},
 }
