@@ -28,7 +28,7 @@ EXAMPLES: Mapping[str, str] = {
     "encoder_storage_4": "true",
     "embedding_cache": "true",
     "cache_size": "100",
-    "no_metadata": "true",
+    "no_metadata_at_all": "true",
     "attention_backend": '"plain"',
     "lora_paths": '["style.safetensors"]',
     "lora_scales": "[0.8]",

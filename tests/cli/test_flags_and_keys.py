@@ -67,6 +67,7 @@ def test_every_flag_is_a_key_or_has_a_reason() -> None:
     assert {*flags_without_key(_parser())} == WITHOUT_KEY.keys()
     starts = {key.target for key in all_keys(_parser()).values() if key.way == "start"}
     loaded_with = {"embedding_cache_bytes": "embedding_cache", "cpu_offload": "offload"}
+    loaded_with["no_metadata"] = "no_metadata_at_all"
     assert {loaded_with.get(name, name) for name in STARTS} <= starts
 
 

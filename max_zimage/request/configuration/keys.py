@@ -84,7 +84,7 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
      "whether features of prompts are kept, or how many bytes of them, as 512MiB"),
     ("pytorch", "cache_size", "cache_size", (int,), values.entries_of, "100",
      f"prompts, {values.TOKENS_KEPT / 2**20:g} MiB each, if embedding_cache is true"),
-    ("generation", "no_metadata", "no_metadata", (bool,), None, "false",
+    ("generation", "no_metadata", "no_metadata_at_all", (bool,), None, "false",
      "pictures carry pixels alone; [server] no_metadata says it of a server alone"),
     ("lora", "paths", "lora_paths", (list,), values.paths_of, "[]", "adapters of pictures that name none"),
     ("lora", "scales", "lora_scales", (list,), values.scales_of, "1.0 each", "of them, in their order"),

@@ -155,11 +155,8 @@ def started(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Sett
         problems: Gets what does not go together.
     """
     left = {name: value for name, value in given.items() if name in ("templates_dir", "model") and value.value}
-    left |= {
-        name: given[name]
-        for name in ("device", "dtype", "weight_path", "no_metadata", "attention_backend")
-        if name in given
-    }
+    left |= {name: given[name] for name in ("device", "dtype", "weight_path", "attention_backend") if name in given}
+    left |= {"no_metadata": given["no_metadata_at_all"]} if "no_metadata_at_all" in given else {}
     left |= _places(given)
     dtype, other = given.get("dtype"), given.get("encoder_dtype")
     if other is not None and dtype is not None and other.value != dtype.value:

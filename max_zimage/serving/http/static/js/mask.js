@@ -63,7 +63,10 @@ export class MaskEditor {
       };
       dialog.addEventListener("cancel", given);
       $("mask-cancel").onclick = given;
-      $("mask-done").onclick = () => close(this.#greys());
+      $("mask-done").onclick = () => {
+        this.#replay(); // edges that were painted in pieces are smooth in another way than in one
+        close(this.#greys());
+      };
     });
   }
 
