@@ -29,11 +29,7 @@ from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from max.driver import Device
-
-    from max_zimage.device.dtypes import ModelDtype
     from max_zimage.pipeline.loading import CheckedModel
-    from max_zimage.pipeline.manifest import CheckpointManifest
     from max_zimage.pipeline.zimage import ZImagePipeline
 
 _PATIENCE = "The first run of a model compiles its graphs, which takes minutes; later runs take them from disk."
@@ -165,8 +161,8 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     return prepared, request
 
 
-def _ran(sources: CheckpointManifest, device: Device) -> tuple[ModelDtype, str, str, str]:
-    """How pictures are drawn, as `parameters_of` takes it."""
+def _ran(sources: Any, device: Any) -> Any:
+    """How pictures of a manifest are drawn on a device: the last arguments of `parameters_of`."""
     return sources.dtypes["transformer"], device_kind(device), sources.quantize, sources.attention_backend
 
 

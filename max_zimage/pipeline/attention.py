@@ -14,7 +14,8 @@ from max.dtype import DType
 
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.graphs.model.attention_backends import Backend, available
+from max_zimage.graphs.model.attention_backends import Backend as Backend
+from max_zimage.graphs.model.attention_backends import available
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.pipeline.manifest import CheckpointManifest
@@ -37,9 +38,8 @@ def with_attention(sources: CheckpointManifest, wish: str | None, devices: Mappi
     Raises:
         ValueError: If there is no such way on a component's device; names those there are.
     """
-    name = os.environ.get(VARIABLE) if wish is None else wish
     found = {
-        each: backend_of(name, spec_of(each, sources.specs), sources.dtypes[each], devices[each])
+        each: backend_of(wish, spec_of(each, sources.specs), sources.dtypes[each], devices[each])
         for each in COMPONENTS
         if each in sources.plans
     }
@@ -51,11 +51,17 @@ def backend_of(
 ) -> Backend | None:
     """The attention of a component, as its graphs take it; None for the one that they have anyway.
 
+    Args:
+        name: As of `with_attention`.
+        spec: The component's.
+        dtype: That it runs in.
+        device: Where it runs.
+
     Raises:
         ValueError: If there is none of this name here.
     """
     there = available(DType[dtype], device, (spec.head_dim,))
-    known = attention_of(name or "auto")
+    known = attention_of((os.environ.get(VARIABLE) if name is None else name) or "auto")
     if known in ("auto", there[0]):
         return None
     for each in there:

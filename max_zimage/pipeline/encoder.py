@@ -22,9 +22,7 @@ from max_zimage.compile.compiler import wait_for
 from max_zimage.components import ZImageTextEncoderModel
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
-from max_zimage.graphs.model.attention_backends import Backend
 from max_zimage.pipeline import encoding
-from max_zimage.pipeline.attention import VARIABLE, backend_of
 from max_zimage.pipeline.configured import (
     START,
     TEXT_FIELDS,
@@ -36,7 +34,15 @@ from max_zimage.pipeline.configured import (
     with_options,
     with_torch_dtype,
 )
-from max_zimage.pipeline.load_components import PathName, asked_storages, check_fit, checked_cache_bytes, new_session
+from max_zimage.pipeline.load_components import (
+    Backend,
+    PathName,
+    asked_storages,
+    backend_of,
+    check_fit,
+    checked_cache_bytes,
+    new_session,
+)
 from max_zimage.pipeline.manifest import check_device, text_encoder_plan
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.text.kept_features import KeptFeatures
@@ -175,8 +181,7 @@ def check_encoder(
         spec, limits = text_encoder_spec(config), _limits(directory, config)
     except ConfigError as error:
         raise error.located({name: directory / name for name in ("text_encoder", "transformer")}, directory) from error
-    named = os.environ.get(VARIABLE) if attention_backend is None else attention_backend
-    attention = backend_of(named, spec, chosen, devices[0])
+    attention = backend_of(attention_backend, spec, chosen, devices[0])
     checked = text_encoder_plan(spec, [Path(path) for path in given] or find_component_files(directory, "text_encoder"))
     checked = replace(checked, kept_as=storages.get("text_encoder"))
     tokenizer = PromptTokenizer(directory / "tokenizer", embeddings=spec.vocab_size, positions=limits.max_tokens)

@@ -19,6 +19,8 @@ from max_zimage.device.memory import available_memory, check_device_memory, chec
 from max_zimage.device.placement import HOST, Plan
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
+from max_zimage.pipeline.attention import Backend as Backend
+from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, check_device, find_sources
 from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages

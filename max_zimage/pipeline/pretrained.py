@@ -160,10 +160,8 @@ class PretrainedMethods:
             quantize: Component -> "int8" or "q4", for a CPU: {"transformer": "int8", "text_encoder": "q4"}, or the same
                 as "transformer=int8,text_encoder=q4". Their matrices are rounded when they are loaded. None is what the
                 variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
-            attention_backend: How text encoder and transformer compute attention: "max_zimage" (the project's kernel
-                for a CPU), "max" (MAX's flash attention) or "plain" (scores, softmax and sums, with memory for every
-                pair of tokens); "auto" is the first that the device has. None is what the variable
-                MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says, or else auto.
+            attention_backend: How attention is computed, "max_zimage", "max", "plain" or "auto"; None is what the
+                variable MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says. See `graphs.model.attention_backends`.
             embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given, or 64
                 MiB where the text encoder does not stay in memory.
             loras: Adapters of calls that name none; see `set_loras`.
