@@ -168,9 +168,7 @@ def attention(
         [batch, length, heads, head_dim] in the query's dtype. Rows beyond `valid_length` are unspecified.
     """
     if backend == "plain":
-        is_masked = causal or valid_length is not None
-        mask = _additive_mask(query, valid_length, causal) if is_masked else None
-        return plain_attention(query, key, value, scale, mask)
+        return plain_attention(query, key, value, scale, _plain_mask(query, valid_length, causal))
     if query.device.is_host:
         dtype = query.dtype
         query, key, value = (tensor.cast(DType.float32) for tensor in (query, key, value))
@@ -185,7 +183,7 @@ def has_own(dtype: DType, device: Device | DeviceRef, head_dim: int) -> bool:
 
 
 def sequence_mask(offsets: Tensor, like: Tensor) -> Tensor:
-    """float32 [items, length, length]: zero where two tokens of a row are of one sequence, very negative elsewhere.
+    """float32 [items, 1, length, length]: zero where two tokens of a row are of one sequence, else very negative.
 
     Args:
         offsets: See `ragged_rotary_attention`.
@@ -195,7 +193,7 @@ def sequence_mask(offsets: Tensor, like: Tensor) -> Tensor:
     position = F.range(0, items * length, 1, out_dim=items * length, dtype=DType.int32, device=like.device)
     begun = F.unsqueeze(position, 1) >= F.unsqueeze(offsets.cast(DType.int32), 0)
     number = F.reshape(F.sum(begun.cast(DType.float32), axis=1), [items, length])
-    other = F.unsqueeze(number, 2) != F.unsqueeze(number, 1)
+    other = F.reshape(number, [items, 1, length, 1]) != F.reshape(number, [items, 1, 1, length])
     return other.cast(DType.float32) * _MASKED
 
 
@@ -204,11 +202,28 @@ def _every(qkv: Tensor) -> Tensor:
     return F.broadcast_to(F.constant(_EVERY, DType.uint32, device=qkv.device), [qkv.shape[0]])
 
 
+def _plain_mask(query: Tensor, valid_length: Tensor | None, causal: bool) -> Tensor | None:
+    """float32 [batch or 1, 1, length or 1, length]: zero where attended, very negative elsewhere; None for no mask.
+
+    In the rank of the scores: MAX 26.7 loses a comparison of [length, length] that is added to four dimensions.
+    """
+    batch, length = query.shape[0], query.shape[1]
+    position = F.range(0, length, 1, out_dim=length, dtype=DType.int32, device=query.device)
+    keys, mask = F.reshape(position, [1, 1, 1, length]), None
+    if causal:
+        mask = (keys > F.reshape(position, [1, 1, length, 1])).cast(DType.float32) * _MASKED
+    if valid_length is not None:
+        beyond = keys >= F.reshape(valid_length.cast(DType.int32), [batch, 1, 1, 1])
+        beyond = beyond.cast(DType.float32) * _MASKED
+        mask = beyond if mask is None else mask + beyond
+    return mask
+
+
 def _additive_mask(query: Tensor, valid_length: Tensor | None, causal: bool) -> Tensor:
     """float32 [length, length] or [batch, length, length]: zero where attended, very negative elsewhere."""
     batch, length = query.shape[0], query.shape[1]
-    position = F.range(0, length, 1, out_dim=length, dtype=DType.int32, device=query.device)
-    hidden = F.broadcast_to(F.constant(0.0, DType.float32, device=query.device), [length, length])
+    position = F.range(0, length, 1, out_dim=length, dtype=DType.int32, device=DeviceRef.CPU())
+    hidden = F.broadcast_to(F.constant(0.0, DType.float32, device=DeviceRef.CPU()), [length, length])
     if causal:
         hidden = (F.unsqueeze(position, 0) > F.unsqueeze(position, 1)).cast(DType.float32) * _MASKED
     if valid_length is not None:

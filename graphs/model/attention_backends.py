@@ -66,7 +66,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mas
         key: [batch, length, key_value_heads, head_dim]; fewer heads than the query's are shared by groups.
         value: Like `key`.
         scale: Factor of the scores.
-        mask: float32 [length, length] or [batch, length, length], added to the scores; None for none.
+        mask: float32 [batch or 1, 1, length or 1, length], added to the scores; None for none.
 
     Returns:
         Like `query`, computed in float32.
@@ -76,7 +76,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mas
     keys, values = (_per_head(each.cast(DType.float32), heads) for each in (key, value))
     scores = turned @ F.permute(keys, [0, 1, 3, 2]) * scale
     if mask is not None:
-        scores = scores + (F.unsqueeze(mask, 1) if len(mask.shape) == 3 else mask)
+        scores = scores + mask
     return F.permute(F.softmax(scores) @ values, [0, 2, 1, 3]).cast(query.dtype)
 
 

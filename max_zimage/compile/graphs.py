@@ -14,7 +14,7 @@ from max_zimage.compile.entry import Entry
 from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.linear import Storage
-from max_zimage.graphs.model.attention_backends import Backend
+from max_zimage.graphs.model.attention_backends import Backend as Backend
 
 
 def define(

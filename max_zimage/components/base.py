@@ -24,11 +24,10 @@ from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph, bind, unbind, wait_for
 from max_zimage.compile.device_weights import OnDevice, shared
-from max_zimage.compile.graphs import define
+from max_zimage.compile.graphs import Backend, define
 from max_zimage.compile.registry import entry_of
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
-from max_zimage.graphs.model.attention_backends import Backend
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec

@@ -20,7 +20,6 @@ from max_zimage.compile import device_graphs, device_weights
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.libraries import check_libraries
 from max_zimage.errors import CheckpointError
-from max_zimage.graphs.model.attention_backends import Backend
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
@@ -50,7 +49,7 @@ class CheckpointManifest:
     files: Mapping[str, list[Path]]
     plans: Mapping[str, LoadPlan]
     defaults: RequestDefaults
-    attention: Mapping[str, Backend | None] = field(default_factory=dict)
+    attention: Mapping[str, str | None] = field(default_factory=dict)
 
     def with_defaults(self, **changed: Any) -> CheckpointManifest:
         """The same, with other defaults for requests that say nothing: attributes of `RequestDefaults`."""
