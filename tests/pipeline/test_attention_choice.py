@@ -9,9 +9,10 @@ import pytest
 from max.driver import CPU, Buffer
 
 from max_zimage import ZImagePipeline, ZImageTextEncoder
+from max_zimage.compile.ahead_of_time import FULL_MODEL, check_attention
 from max_zimage.compile.compiler import CompiledGraph, compile_together
 from max_zimage.compile.graphs import define
-from max_zimage.compile.registry import entry_of
+from max_zimage.compile.registry import entry_of, key_of, spec_of
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import download, upload
 from max_zimage.pipeline.attention import VARIABLE
@@ -96,9 +97,22 @@ def test_what_a_choice_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
         found(attention_backend="fast")
 
 
-def test_artifacts_are_told_apart(embedded: Pair) -> None:
-    own = embedded.ours.transformer
-    entry = entry_of("denoise")
-    keys = {entry.key_of(own.spec, attention) for attention in (None, "max", "plain")}
-    assert len(keys) == 3
-    assert entry.key_of(own.spec) == own.spec
+def test_artifacts_are_told_apart() -> None:
+    """Those that are compiled ahead are those that a pipeline looks for."""
+    for name in ("denoise", "conditioning", "text_encoder"):
+        spec = spec_of(name, FULL_MODEL)
+        assert key_of(name, FULL_MODEL) == entry_of(name).key_of(spec) == spec
+        assert key_of(name, FULL_MODEL, "plain") == entry_of(name).key_of(spec, "plain") == (spec, "plain")
+    assert key_of("decode", FULL_MODEL, "plain") == FULL_MODEL.vae  # which nobody chooses for
+
+
+def test_what_there_is_for_a_target() -> None:
+    assert check_attention("max_zimage", FULL_MODEL, "cpu", "float32") is None
+    assert check_attention("max", FULL_MODEL, "cpu", "float32") == "max"
+    for target in ("cuda:sm_90a", "hip:gfx942"):
+        assert check_attention("max", FULL_MODEL, target, "bfloat16") is None
+        assert check_attention("plain", FULL_MODEL, target, "bfloat16") == "plain"
+        with pytest.raises(
+            ValueError, match=f"auto or max or plain for {target} in bfloat16, got 'max_z"
+        ):
+            check_attention("max_zimage", FULL_MODEL, target, "bfloat16")
