@@ -61,7 +61,11 @@ def backend_of(
         ValueError: If there is none of this name here.
     """
     there = available(DType[dtype], device, (spec.head_dim,))
-    known = attention_of((os.environ.get(VARIABLE) if name is None else name) or "auto")
+    said = (os.environ.get(VARIABLE) if name is None else name) or "auto"
+    try:
+        known = attention_of(said)
+    except ValueError as error:
+        raise ValueError(f"attention_backend {error}") from error
     if known in ("auto", there[0]):
         return None
     for each in there:

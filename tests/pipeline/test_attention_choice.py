@@ -112,7 +112,5 @@ def test_what_there_is_for_a_target() -> None:
     for target in ("cuda:sm_90a", "hip:gfx942"):
         assert check_attention("max", FULL_MODEL, target, "bfloat16") is None
         assert check_attention("plain", FULL_MODEL, target, "bfloat16") == "plain"
-        with pytest.raises(
-            ValueError, match=f"auto or max or plain for {target} in bfloat16, got 'max_z"
-        ):
+        with pytest.raises(ValueError, match=f"auto or max or plain for {target} in bfloat16, got 'max_z"):
             check_attention("max_zimage", FULL_MODEL, target, "bfloat16")
