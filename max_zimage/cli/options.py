@@ -122,7 +122,7 @@ def parameters_of(
         quantize: Which of its components kept quantized weights, and how.
         attention: How attention was computed, where that was chosen.
     """
-    ran = {"dtype": dtype, "device": device, "quantize": quantize, "attention_backend": attention}
+    ran: dict[str, Any] = {"dtype": dtype, "device": device, "quantize": quantize, "attention_backend": attention}
     return GenerationParameters.of(request, model=wanted.model, weight_paths=wanted.weight_paths, **ran)
 
 

@@ -194,7 +194,7 @@ def compile_target(
     if keep:
         check_keep(target)
     ways = {"keep": keep, "list_kernels": list_kernels, "symbols": symbols}
-    model = {"target": target, "dtype": dtype, "specs": specs, "attention": attention}
-    jobs = [Job(graph=graph, **model, **ways) for graph in graphs]
+    first = Job(graph="", target=target, dtype=dtype, specs=specs, attention=attention, **ways)
+    jobs = [replace(first, graph=graph) for graph in graphs]
     for group in [jobs] if list_kernels and not symbols else [[job] for job in jobs]:
         yield from done(group)

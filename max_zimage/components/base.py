@@ -148,8 +148,8 @@ class ZImageComponent(ComponentModel):
             weights: Under the graph's own names.
         """
         what = entry_of(name), self.spec, self.dtype_name, None if weights is _AWAY else weights
-        how = {"storage": self.plan().kept_as, "attention": self.attention}
-        return define(*what, session=self.session, device=self.device, **how)
+        place: dict[str, Any] = {"session": self.session, "device": self.device}
+        return define(*what, **place, storage=self.plan().kept_as, attention=self.attention)
 
     @property
     def kept_weights(self) -> Mapping[str, Buffer]:

@@ -59,7 +59,7 @@ def write_infotext(values: Mapping[str, Any], more: Mapping[str, str] = MappingP
     lines = [values["prompt"] + scales]
     if values["negative_prompt"]:
         lines.append(f"{NEGATIVE} {values['negative_prompt']}")
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in (_pairs(values) | more).items()))
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in (_pairs(values) | dict(more)).items()))
     # Where text ends at a zero byte, as in a PNG, the rest would be lost.
     return "\n".join(lines).replace("\0", "\N{SYMBOL FOR NULL}")
 

@@ -120,6 +120,7 @@ def test_tokens_of_a_sequence_are_mixed_with_each_other(compiled: Ops) -> None:
 
 
 def test_a_layer_keeps_what_it_was_made_with() -> None:
+    makers: tuple[Callable[[], Attention | CausalAttention], ...]
     makers = (lambda: Attention(FULL_MODEL.transformer), lambda: CausalAttention(FULL_MODEL.text_encoder))
     assert [build(make, DType.float32, HOST).backend for make in makers] == [None, None]
     with attending_with("plain"):
