@@ -24,6 +24,7 @@ from max_zimage.request.limits import RequestDefaults
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.a1111_body import NAMES, Img2ImgRequest
 from max_zimage.serving.http.api_names import refused
+from max_zimage.serving.settings import ServerLimits
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,7 +84,7 @@ def file_of_text(name: str, text: str) -> bytes:
 
 
 def pictures_of(
-    body: Img2ImgRequest, files: Files, values: Mapping[str, Any], most: int, defaults: RequestDefaults
+    body: Img2ImgRequest, files: Files, values: Mapping[str, Any], limits: ServerLimits, defaults: RequestDefaults
 ) -> tuple[dict[str, Any], Put | None]:
     """The image, and the mask as it is to be taken.
 
@@ -91,7 +92,7 @@ def pictures_of(
         body: The request.
         files: Its files.
         values: What else it says, as arguments of `GenerationRequest.create`.
-        most: Pixels that an image may have.
+        limits: The server's.
         defaults: The checkpoint's.
 
     Returns:
@@ -101,18 +102,20 @@ def pictures_of(
         ApiError: 400 if a file does not do, or there is no part to draw.
     """
     try:
-        image = decode_image("init_images", files.image, most)
+        image = decode_image("init_images", files.image, limits.input_pixels)
         if files.mask is None:
             return {**values, "image": image}, None
-        mask = decode_mask("mask", files.mask, most)
+        mask = decode_mask("mask", files.mask, limits.input_pixels)
     except RequestError as error:
         raise refused(error, NAMES) from error
     if body.inpainting_mask_invert:
         mask = 255 - mask
     usual = _BLUR if body.mask_blur is None else body.mask_blur
     across, down = (usual if each is None else each for each in (body.mask_blur_x, body.mask_blur_y))
-    if draws_part(body):
-        return _part(body, values, image, mask, (across, down), defaults)
+    sides = values.get("height", defaults.height), values.get("width", defaults.width)
+    # A size that is not allowed is refused as that of any request is, and nothing is made of it before.
+    if draws_part(body) and min(sides) > 0 and sides[0] * sides[1] <= limits.pixels:
+        return _part(body, values, image, mask, (across, down), sides)
     begin = image if body.inpainting_fill == 1 else filled(image, mask)
     return {**values, "image": begin, "mask_image": blurred(mask, across, down), "composite": True}, None
 
@@ -128,13 +131,13 @@ def _part(
     image: Pixels,
     mask: Pixels,
     blur: tuple[float, float],
-    defaults: RequestDefaults,
+    sides: tuple[int, int],
 ) -> tuple[dict[str, Any], Put]:
     rows, columns = image.shape[:2]
     if mask.shape != (rows, columns):
         mask = np.asarray(Image.fromarray(mask).resize((columns, rows), Image.Resampling.LANCZOS))
     soft = blurred(mask, *blur)
-    height, width = values.get("height", defaults.height), values.get("width", defaults.width)
+    height, width = sides
     padding = body.inpaint_full_res_padding or 0
     part = MaskedPart.around(image, soft, padding=padding, height=height, width=width)
     if part is None:

@@ -68,7 +68,7 @@ async def img2img(request: Request) -> Response:
         mask=None if body.mask is None else await _file(state, "mask", body.mask),
     )
     limits, defaults = state.served.limits, state.served.tokenizer.defaults
-    values, put = await asyncio.to_thread(pictures_of, body, files, values, limits.input_pixels, defaults)
+    values, put = await asyncio.to_thread(pictures_of, body, files, values, limits, defaults)
     return await _answered(state, request, body, values, put)
 
 
