@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,15 +121,19 @@ def test_tokens_of_a_sequence_are_mixed_with_each_other(compiled: Ops) -> None:
 
 
 def test_a_layer_keeps_what_it_was_made_with() -> None:
-    makers: tuple[Callable[[], Attention | CausalAttention], ...]
-    makers = (lambda: Attention(FULL_MODEL.transformer), lambda: CausalAttention(FULL_MODEL.text_encoder))
-    assert [build(make, DType.float32, HOST).backend for make in makers] == [None, None]
+    def backends() -> list[Backend | None]:
+        layers: list[Any] = [
+            build(lambda: Attention(FULL_MODEL.transformer), DType.float32, HOST),
+            build(lambda: CausalAttention(FULL_MODEL.text_encoder), DType.float32, HOST),
+        ]
+        return [each.backend for each in layers]
+
+    assert backends() == [None, None]
     with attending_with("plain"):
-        made = [build(make, DType.float32, HOST) for make in makers]
+        assert backends() == ["plain", "plain"]
         with attending_with(None):
             assert chosen_backend() is None
     assert chosen_backend() is None
-    assert [each.backend for each in made] == ["plain", "plain"]
 
 
 def test_what_there_is() -> None:
