@@ -31,6 +31,8 @@ PARTS = {
     "start": "cold and warm start, and peak memory",
     "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
     "text_diffusion": "a denoising step of DiffusionGemma beside transformers, and its first compilation",
+    "sweep": "the profiler's sweep: dtypes, step caches, quantized weights, ways to compute attention",
+    "first_picture": "from the command of a server to the first picture on its page, in a browser",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
 }
 
@@ -132,7 +134,7 @@ def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -
         from benchmarks import published_size
 
         return published_size.rows(quick=quick)
-    if part in ("storages", "additions", "tiles", "adapters", "serving", "text_diffusion"):
+    if part in ("storages", "additions", "tiles", "adapters", "sweep", "first_picture", "serving", "text_diffusion"):
         module = import_module(f"benchmarks.{part}")
         found: list[Row] = module.rows(module.QUICK if quick else module.FULL, repeats)
         return found

@@ -51,7 +51,7 @@ def _tables(keys: dict[tuple[str, str], Key]) -> Iterator[str]:
     yield "Those of llm-dit that have no meaning on MAX are answered with one line on stderr; those of what is not"
     yield "built are refused where they ask for it, and left aside with a line where they only say how.\n"
     yield "| key | what is said |\n|---|---|"
-    for key in (each for each in keys.values() if each.way in ("idle", "absent")):
+    for key in (each for each in keys.values() if each.way in ("idle", "absent") or each.others):
         said = key.sentence or f"[{key.section}] is left aside: {key.help}"
         yield f"| `{key.spelled}` | {_escaped(said)} |"
     yield "\n## Flags that are answered\n"

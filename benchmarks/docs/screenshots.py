@@ -1,7 +1,6 @@
 """The pictures of docs/web-page.md, taken from the page itself: `python -m benchmarks.docs.screenshots`.
 
 A server with the embedded model is started, a browser draws on its page as a person would, and what it shows is saved.
-How long it takes to the first picture is printed.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,13 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.docs.screenshots", description=__doc__.splitlines()[0])
     parser.add_argument("--into", type=Path, default=DOCS, metavar="DIR", help="folder for the pictures")
     options = parser.parse_args(arguments)
-    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server, browsers.launched() as browser:
-        ready = time.perf_counter()
-        with browsers.visit(browser, server.url) as here:
-            here.open()
-            here.drawn(prompt=PROMPTS[-1][0])
-        print(f"ready after {ready - begin:.1f} s, the first picture {time.perf_counter() - ready:.1f} s later")
         taken = {
             "web-page-light": _light(browser, server.url),
             "web-page-dark": _dark(browser, server.url),

@@ -24,6 +24,7 @@ from max_zimage.graphs import gpu_ops
 from max_zimage.graphs.kernel_library import runs_on_nvidia
 from max_zimage.graphs.linear import gated_linear, linear
 from max_zimage.graphs.model.attention import ragged_rotary_attention, rotary_attention
+from max_zimage.graphs.model.attention_backends import chosen_backend
 
 _QK_NORM_EPS = 1e-5  # fixed in the reference, whatever norm_eps says
 
@@ -169,7 +170,7 @@ class Attention(Module[..., Tensor]):
     """
 
     def __init__(self, shape: BlockShape) -> None:
-        self.num_heads, self.head_dim = shape.num_heads, shape.head_dim
+        self.num_heads, self.head_dim, self.backend = shape.num_heads, shape.head_dim, chosen_backend()
         self.qkv = linear(shape.dim, 3 * shape.dim)
         self.out = linear(shape.dim, shape.dim)
         self.q_norm = RMSNorm(shape.head_dim, eps=_QK_NORM_EPS)
@@ -179,7 +180,9 @@ class Attention(Module[..., Tensor]):
         """[items, length, dim] -> the same."""
         items, length, dim = x.shape
         qkv = F.reshape(self.qkv(x), [items, length, 3 * self.num_heads, self.head_dim])
-        mixed = rotary_attention(qkv, self.q_norm, self.k_norm, rope, heads=self.num_heads, valid_length=valid_length)
+        mixed = rotary_attention(
+            qkv, self.q_norm, self.k_norm, rope, heads=self.num_heads, valid_length=valid_length, backend=self.backend
+        )
         return self.out(F.reshape(mixed, [items, length, dim]))
 
 
@@ -187,7 +190,7 @@ class RaggedAttention(Module[..., Tensor]):
     """`Attention` on an NVIDIA GPU, see `attends_ragged`; values have a matrix of their own."""
 
     def __init__(self, shape: BlockShape) -> None:
-        self.num_heads, self.head_dim = shape.num_heads, shape.head_dim
+        self.num_heads, self.head_dim, self.backend = shape.num_heads, shape.head_dim, chosen_backend()
         self.qk = linear(shape.dim, 2 * shape.dim)
         self.v = linear(shape.dim, shape.dim)
         self.out = linear(shape.dim, shape.dim)
@@ -199,7 +202,9 @@ class RaggedAttention(Module[..., Tensor]):
         items, length, dim = x.shape
         qk = F.reshape(self.qk(x), [items, length, 2 * self.num_heads, self.head_dim])
         value = F.reshape(self.v(x), [items, length, self.num_heads, self.head_dim])
-        mixed = ragged_rotary_attention(qk, value, self.q_norm, self.k_norm, rope, offsets=offsets)
+        mixed = ragged_rotary_attention(
+            qk, value, self.q_norm, self.k_norm, rope, offsets=offsets, backend=self.backend
+        )
         return self.out(F.reshape(mixed, [items, length, dim]))
 
 

@@ -187,7 +187,7 @@ class PairedAttention(Attention):
         qkv = F.reshape(self.qkv(x), [batch, length, 3 * self.num_heads, self.head_dim])
         mixed = rotary_attention(
             in_rows(qkv, rope, pair.image), self.q_norm, self.k_norm, rope, heads=self.num_heads,
-            valid_length=valid_length,
+            valid_length=valid_length, backend=self.backend,
         )  # fmt: skip
         return self.out(guided(mixed, x, pair))
 
@@ -201,7 +201,9 @@ class PairedRaggedAttention(RaggedAttention):
         qk = F.reshape(self.qk(x), [batch, length, 2 * self.num_heads, self.head_dim])
         value = F.reshape(self.v(x), [batch, length, self.num_heads, self.head_dim])
         qk, value = (in_rows(each, rope, pair.image) for each in (qk, value))
-        mixed = ragged_rotary_attention(qk, value, self.q_norm, self.k_norm, rope, offsets=offsets)
+        mixed = ragged_rotary_attention(
+            qk, value, self.q_norm, self.k_norm, rope, offsets=offsets, backend=self.backend
+        )
         return self.out(guided(mixed, x, pair))
 
 

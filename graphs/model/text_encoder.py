@@ -25,6 +25,7 @@ from max.graph import DeviceRef, TensorType
 from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
 from max_zimage.graphs.linear import embedding, gated_linear, linear
 from max_zimage.graphs.model.attention import rotary_attention
+from max_zimage.graphs.model.attention_backends import chosen_backend
 
 HIDDEN_LAYER = -2
 """The hidden state that Z-Image was trained on."""
@@ -130,7 +131,7 @@ class CausalAttention(Module[[Tensor, Tensor], Tensor]):
     """Grouped-query attention with per-head RMSNorm of queries and keys."""
 
     def __init__(self, spec: TextEncoderSpec) -> None:
-        self.spec = spec
+        self.spec, self.backend = spec, chosen_backend()
         self.qkv_proj = linear(spec.hidden_size, (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim)
         self.o_proj = linear(spec.num_heads * spec.head_dim, spec.hidden_size)
         self.q_norm = RMSNorm(spec.head_dim, eps=spec.norm_eps)
@@ -143,7 +144,9 @@ class CausalAttention(Module[[Tensor, Tensor], Tensor]):
         heads = spec.num_heads + 2 * spec.num_kv_heads
         qkv = F.reshape(self.qkv_proj(x), [prompts, length, heads, spec.head_dim])
         table = F.unsqueeze(rope, 0)
-        mixed = rotary_attention(qkv, self.q_norm, self.k_norm, table, heads=spec.num_heads, causal=True)
+        mixed = rotary_attention(
+            qkv, self.q_norm, self.k_norm, table, heads=spec.num_heads, causal=True, backend=self.backend
+        )
         return self.o_proj(F.reshape(mixed, [prompts, length, spec.num_heads * spec.head_dim]))
 
 

@@ -5,7 +5,7 @@ from max_zimage.cli.config_flags import add_config
 from max_zimage.cli.convert_flags import add_convert
 from max_zimage.cli.doctor_flags import add_doctor
 from max_zimage.cli.encode_flags import add_encode, add_saving
-from max_zimage.cli.model_flags import DTYPES, add_cache, add_configuration, add_model
+from max_zimage.cli.model_flags import DTYPES, add_attention, add_cache, add_configuration, add_model
 from max_zimage.cli.other_flags import add_others
 from max_zimage.cli.profile_flags import add_profile
 from max_zimage.cli.serve_flags import add_serve
@@ -13,6 +13,7 @@ from max_zimage.cli.verify_flags import add_verify
 
 __all__ = [
     "DTYPES",
+    "add_attention",
     "add_cache",
     "add_completion",
     "add_config",

@@ -21,6 +21,7 @@ from max_zimage.cli.errors import checking
 from max_zimage.cli.options import model_path
 from max_zimage.compile.ahead_of_time import (
     FULL_MODEL,
+    check_attention,
     check_graphs,
     check_keep,
     check_listable,
@@ -66,9 +67,11 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"
+    with checking():
+        attention = check_attention(arguments.attention_backend, specs, target, dtype)
     ways = {"keep": arguments.keep, "list_kernels": arguments.list_kernels, "symbols": arguments.symbols}
     with shown_by(display()), stage(what, len(graphs)) as shown:
-        for report in compile_target(specs, target, dtype, graphs, **ways):
+        for report in compile_target(specs, target, dtype, graphs, **ways, attention=attention):
             reports.append(report)
             shown.advance(report.graph)
     if arguments.json:

@@ -31,6 +31,8 @@ _CANONICAL = {
     "dtype": ("pipeline", "torch_dtype"),
     "embedding_cache_bytes": ("pytorch", "embedding_cache"),
     "loras": ("lora", "paths"),
+    "no_metadata": ("generation", "no_metadata"),
+    "attention_backend": ("pytorch", "attention_backend"),
     "placement": ("pipeline", "placement"),
     "max_memory": ("pipeline", "max_memory"),
     "cpu_offload": ("encoder", "cpu_offload"),

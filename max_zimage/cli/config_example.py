@@ -31,6 +31,8 @@ EXAMPLES: Mapping[str, str] = {
     "trusted_proxy": '["10.0.0.0/8"]',
     "state_store": '"file:///shared/state"',
     "cache_size": "100",
+    "no_metadata_at_all": "true",
+    "attention_backend": '"plain"',
     "lora_paths": '["style.safetensors"]',
     "lora_scales": "[0.8]",
     "negative_prompt": '"blurred"',

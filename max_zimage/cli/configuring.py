@@ -28,11 +28,13 @@ STARTS = {
     "quantize": "quantize",
     "templates_dir": "templates_dir",
     "embedding_cache_bytes": "embedding_cache",
+    "no_metadata": "no_metadata",
+    "attention_backend": "attention_backend",
     **{name: name for name in PLACES},
 }
 """Argument of loading -> where argparse leaves its flag."""
 _SPELLINGS = {"quantization": "quantize", "model_path": "model", "cache_size": "embedding_cache"}
-OF_PICTURE = frozenset({"model", "dtype", "weight_path", "quantize"})
+OF_PICTURE = frozenset({"model", "dtype", "weight_path", "quantize", "attention_backend"})
 """Those that a picture of --from says, too."""
 _ONE_SETTING = ("placement", "cpu_offload")
 """Two ways to say which components stay in memory."""
@@ -41,9 +43,10 @@ _TAKEN: tuple[tuple[str, frozenset[str]], ...] = (
     ("component", frozenset({"device", "dtype"})),
     ("memory", frozenset({"model", "dtype", "placement", "quantize"})),
     ("attention", frozenset({"model", "device", "dtype"})),
-    ("show_info", frozenset({"device", "dtype", "quantize"})),
-    ("sweep", frozenset(STARTS) - {"dtype", "quantize", "embedding_cache_bytes"}),
+    ("show_info", frozenset({"device", "dtype", "quantize", "attention_backend"})),
+    ("sweep", frozenset(STARTS) - {"dtype", "quantize", "embedding_cache_bytes", "attention_backend"}),
     ("encoder_only", _ENCODING),
+    ("latents_out", frozenset(STARTS) - {"no_metadata"}),
 )
 """Flags under which a command does something else -> what of a configuration has a meaning then.
 

@@ -66,6 +66,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[CheckedEncoder, GenerationRe
         weight_path=arguments.weight_path,
         templates_dir=arguments.templates_dir,
         quantize=arguments.quantize,
+        attention_backend=arguments.attention_backend,
         config=arguments.configuration,
     )
     given = given_fields(arguments)

@@ -97,7 +97,7 @@ def generate(arguments: argparse.Namespace) -> int:
         with checking():
             prepared, request = prepare(wanted, arguments)
             to = Destination.of(arguments, request)
-            ran = prepared.sources.dtypes["transformer"], device_kind(prepared.devices[0]), prepared.sources.quantize
+            ran = _ran(prepared.sources, prepared.devices[0])
             if request.is_repeatable:
                 for doubt in to.doubts(parameters_of(request.picture(0), wanted, *ran)):
                     warn(doubt)
@@ -131,6 +131,7 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
         "weight_path": wanted.weight_paths,
         "templates_dir": arguments.templates_dir,
         "quantize": wanted.quantize,
+        "attention_backend": wanted.attention,
         "embedding_cache_bytes": arguments.embedding_cache,
         "config": arguments.configuration,
         **placement_options(arguments),
@@ -160,6 +161,11 @@ def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[Che
     return prepared, request
 
 
+def _ran(sources: Any, device: Any) -> Any:
+    """How pictures of a manifest are drawn on a device: the last arguments of `parameters_of`."""
+    return sources.dtypes["transformer"], device_kind(device), sources.quantize, sources.attention_backend
+
+
 def _load(prepared: CheckedModel) -> ZImagePipeline:
     from max_zimage.pipeline.zimage import ZImagePipeline
 
@@ -183,8 +189,7 @@ def _draw(
             outcome.problems.append(f"seed {one.seed}: {error}")
             continue
         outcome.picture_seconds.append(time.perf_counter() - begin)
-        sources = pipeline.sources
-        ran = sources.dtypes["transformer"], device_kind(pipeline.device), sources.quantize
+        ran = _ran(pipeline.sources, pipeline.device)
         # A picture cannot hold the latents that it began with, nor features that do not say what they were made by.
         parameters = parameters_of(one, wanted, *ran) if one.is_repeatable else None
         outcome.parameters += [parameters] if parameters else []

@@ -52,6 +52,7 @@ def info(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype or "auto",
             weight_path=arguments.weight_path,
             quantize=arguments.quantize,
+            attention_backend=arguments.attention_backend,
             templates_dir=arguments.templates_dir,
             config=arguments.configuration,
             **placement_options(arguments),

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from max_zimage.cli.command_flags import (
     DTYPES,
+    add_attention,
     add_cache,
     add_completion,
     add_config,
@@ -214,6 +215,7 @@ def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser)
     help = "a checkpoint whose shapes are compiled; those of Z-Image if not given"
     parser.add_argument("--model", "--model-path", metavar="MODEL", help=help)
     parser.add_argument("--dtype", "--torch-dtype", choices=DTYPES, default="auto")
+    add_attention(parser)
     parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="some of the graphs only")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--keep", action="store_true", help="GPUs only: keep the graphs in MAX_ZIMAGE_CACHE")

@@ -7,7 +7,13 @@ import argparse
 from max_zimage import embedded
 from max_zimage.cli.common import QUANTIZE_HELP, at_least_one
 from max_zimage.cli.placement_flags import add_placement
-from max_zimage.request.configuration.values import QUANTIZATIONS, TOKENS_KEPT, size_of
+from max_zimage.request.configuration.values import (
+    ATTENTION,
+    OTHER_ATTENTION,
+    QUANTIZATIONS,
+    TOKENS_KEPT,
+    size_of,
+)
 
 DEFAULT_CACHE = 256 * 2**20
 """Bytes of --embedding-cache without a size."""
@@ -48,10 +54,21 @@ def add_running(model: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
     model.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     model.add_argument("--dtype", "--torch-dtype", choices=DTYPES, help="auto: bfloat16 on a GPU, or float32")
     model.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
+    add_attention(model)
     model.add_argument(
         "--quantization",
         choices=tuple(QUANTIZATIONS),
         help="of the text encoder, as llm-dit names it: 8bit is text_encoder=int8, 4bit is text_encoder=q4",
+    )
+
+
+def add_attention(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the flag that says how attention is computed."""
+    group.add_argument(
+        "--attention-backend",
+        choices=(*ATTENTION, *OTHER_ATTENTION),
+        metavar="NAME",
+        help=f"how attention is computed: {', '.join(ATTENTION)}",
     )
 
 

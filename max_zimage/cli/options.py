@@ -39,6 +39,7 @@ class GenerateOptions:
         weight_paths: Weight files in place of its own.
         dtype: "auto", "bfloat16" or "float32".
         quantize: Which components keep quantized weights, and how; None where nothing says so.
+        attention: How attention is computed; None where nothing says so.
         drawn_on: The device that the picture to be repeated was drawn on, where it says so.
         doubts: What may make it another picture, in sentences.
     """
@@ -48,6 +49,7 @@ class GenerateOptions:
     weight_paths: tuple[str, ...]
     dtype: str
     quantize: str | None
+    attention: str | None
     drawn_on: str | None
     doubts: tuple[str, ...]
 
@@ -72,6 +74,7 @@ class GenerateOptions:
             weight_paths=tuple(arguments.weight_path) or weights,
             dtype=_first(arguments.dtype, saved and saved.dtype, "auto"),
             quantize=_first(arguments.quantize, saved and saved.quantize, None),
+            attention=_first(arguments.attention_backend, saved and saved.attention_backend, None),
             drawn_on=None if saved is None else saved.device,
             doubts=_doubts(arguments, saved)
             + (() if other is None else other.notes)
@@ -102,7 +105,12 @@ def model_path(name: str | None) -> str | None:
 
 
 def parameters_of(
-    request: GenerationRequest, wanted: GenerateOptions, dtype: ModelDtype, device: str, quantize: str
+    request: GenerationRequest,
+    wanted: GenerateOptions,
+    dtype: ModelDtype,
+    device: str,
+    quantize: str,
+    attention: str,
 ) -> GenerationParameters:
     """What a picture remembers.
 
@@ -112,11 +120,10 @@ def parameters_of(
         dtype: That the model ran in.
         device: "cpu" or "gpu".
         quantize: Which of its components kept quantized weights, and how.
+        attention: How attention was computed, where that was chosen.
     """
-    model, files = wanted.model, wanted.weight_paths
-    return GenerationParameters.of(
-        request, model=model, weight_paths=files, dtype=dtype, device=device, quantize=quantize
-    )
+    ran: dict[str, Any] = {"dtype": dtype, "device": device, "quantize": quantize, "attention_backend": attention}
+    return GenerationParameters.of(request, model=wanted.model, weight_paths=wanted.weight_paths, **ran)
 
 
 def _values(

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 from max_zimage.cli.errors import BadInput
 from max_zimage.request.configuration.absent import ABSENT, QWEN_IMAGE
+from max_zimage.request.configuration.idle import ATTENTION as ATTENTION_LINE
 from max_zimage.request.configuration.idle import IDLE, said_of
+from max_zimage.request.configuration.values import OTHER_ATTENTION
 
 ENCODER_SERVER = "`serve` answers /v1/prompt-features beside pictures; there is no server of the text encoder alone"
 EMPTY_THOUGHTS = "an empty block of thoughts is not written here; give --thinking-content, or leave it out"
@@ -19,6 +21,10 @@ EMPTY_THOUGHTS = "an empty block of thoughts is not written here; give --thinkin
 OTHERS: tuple[tuple[str, str, str], ...] = (
     *((each.flag, "a line", said_of(each.flag, each.line)) for each in IDLE if each.flag),
     *((flag, "refused", part.sentence) for part in ABSENT for flag in part.flags),
+    *(
+        (f"--attention-backend {each}", "a line", said_of(f"--attention-backend {each}", ATTENTION_LINE))
+        for each in OTHER_ATTENTION
+    ),
     ("--model-type qwenimage", "refused", QWEN_IMAGE),
     ("--force-think-block", "refused without --thinking-content", EMPTY_THOUGHTS),
     ("serve --encoder-only", "refused", ENCODER_SERVER),
@@ -26,17 +32,11 @@ OTHERS: tuple[tuple[str, str, str], ...] = (
 """Flag, what becomes of it, what is said: all of them, for docs/config.md and its test."""
 
 
-def add_others(parser: argparse.ArgumentParser, besides: tuple[str, ...] = ()) -> None:
-    """Add them all to a command.
-
-    Args:
-        parser: Of the command.
-        besides: Flags that the command has a meaning for.
-    """
+def add_others(parser: argparse.ArgumentParser) -> None:
+    """Add them all to a command."""
     for each in IDLE:
-        if each.flag and each.flag not in besides:
-            options = {"choices": each.words} if each.words else {"type": each.type}
-            _hidden(parser, each.flag, **(options if each.type is not bool else {"action": "store_true"}))
+        if each.flag:
+            _hidden(parser, each.flag, **({"type": each.type} if each.type is not bool else {"action": "store_true"}))
     for part in ABSENT:
         for flag in part.flags:
             _hidden(parser, flag, nargs="?", const=True)
@@ -45,7 +45,7 @@ def add_others(parser: argparse.ArgumentParser, besides: tuple[str, ...] = ()) -
 
 
 def answer(arguments: argparse.Namespace) -> list[str]:
-    """The lines that answer flags without a meaning.
+    """The lines that answer flags without a meaning; attention by a name of llm-dit's becomes auto.
 
     Raises:
         BadInput: With all flags that ask for what there is not.
@@ -56,7 +56,11 @@ def answer(arguments: argparse.Namespace) -> list[str]:
         raise BadInput(refused[0] if len(refused) == 1 else many)
     given = [(each, _value(arguments, each.flag)) for each in IDLE if each.flag]
     asked = [each for each, value in given if value is True or value not in (None, False, each.off)]
-    return [said_of(each.flag, each.line) for each in asked]
+    lines = [said_of(each.flag, each.line) for each in asked]
+    if getattr(arguments, "attention_backend", None) in OTHER_ATTENTION:
+        lines.append(said_of(f"--attention-backend {arguments.attention_backend}", ATTENTION_LINE))
+        arguments.attention_backend = "auto"
+    return lines
 
 
 def _refused(arguments: argparse.Namespace) -> Iterator[str]:

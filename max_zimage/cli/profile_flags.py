@@ -53,10 +53,9 @@ def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.Argu
     running.add_argument("--model-path", metavar="MODEL", help="the model, as llm-dit names it")
     add_running(running)
     add_cache(running, 0)
-    running.add_argument("--attention-backend", metavar="NAME", help="auto, or the one that --show-info names")
     add_placement(parser)
     add_configuration(parser)
-    add_others(parser, besides=("--attention-backend",))
+    add_others(parser)
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:

@@ -11,44 +11,25 @@ from typing import Any
 from max.driver import Device, load_devices
 from max.dtype import DType
 
+from max_zimage import embedded
+from max_zimage.cli.compile import specs_of
 from max_zimage.cli.console import table_console
 from max_zimage.cli.info import devices, versions
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
-from max_zimage.graphs.kernel_library import is_nvidia, runs_on_nvidia, uses_cpu_kernels
+from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
+from max_zimage.graphs.model.attention_backends import Backend, available
+from max_zimage.pipeline.attention import backend_of
 
-AUTO = "auto"
 _LIBRARIES = ("modular", "max-core", "mojo", "numpy", "pillow", "transformers", "tokenizers", "safetensors")
 
 
-def attention_paths(device: Device, dtype: str) -> dict[str, str]:
-    """Attention on a device: name -> what it is, the one that graphs use first.
-
-    Args:
-        device: Where graphs run.
-        dtype: That they run in.
-    """
-    if device.is_host:
-        own = {"own": "a kernel of this project: norms, RoPE and attention in one pass"}
-        return own if uses_cpu_kernels(DType[dtype], device) else {"max": "MAX's flash attention for CPUs"}
-    if runs_on_nvidia(DType[dtype], device):
-        return {"max": "MAX's flash attention for GPUs, after norms and RoPE of this project"}
-    return {"max": "MAX's flash attention for GPUs"}
-
-
-def check_backend(name: str | None, device: Device, dtype: str) -> str:
-    """The attention that graphs use, if it is the one that is asked for.
-
-    Raises:
-        ValueError: If that is another one: graphs choose by device and dtype, and artifacts are kept for that choice.
-    """
-    used = next(iter(attention_paths(device, dtype)))
-    if name not in (None, AUTO, used):
-        raise ValueError(
-            f"--attention-backend must be {AUTO} or {used}, which {dtype} on {device.label} has, got {name!r}; graphs "
-            "choose by device and dtype"
-        )
-    return used
+WHAT: Mapping[Backend, str] = {
+    "max_zimage": "a kernel of this project: norms, RoPE and attention in one pass",
+    "max": "MAX's flash attention, behind norms and RoPE",
+    "plain": "scores, softmax and weighted sums in float32, with memory for every pair of tokens",
+}
+"""Attention by name, in words."""
 
 
 def info_facts(arguments: Any) -> dict[str, Any]:
@@ -62,14 +43,16 @@ def info_facts(arguments: Any) -> dict[str, Any]:
     """
     (device,) = load_devices([device_spec(arguments.device)])
     dtype = model_dtype(arguments.dtype or "auto", device)
-    used = check_backend(arguments.attention_backend, device, dtype)
-    paths = attention_paths(device, dtype)
+    specs = specs_of(arguments.model or str(embedded.PATH))
+    there = available(DType[dtype], device, (specs.text_encoder.head_dim, specs.transformer.head_dim))
+    used = backend_of(arguments.attention_backend, specs.transformer, dtype, device) or there[0]
     return {
         "platform": {"system": platform.platform(), "machine": platform.machine(), "cores": os.cpu_count()},
         "versions": versions() | {name: found for name in _LIBRARIES if (found := _version(name))},
         "devices": devices(),
         "backends": {
-            "attention": {"used": used, "what": paths[used]},
+            "attention": {"used": used, "what": WHAT[used]},
+            "attention, choice": ", ".join(there),
             "matrix products": _products(device, dtype),
         },
         "configuration": {"device": device.label, "dtype": dtype, "quantize": arguments.quantize or "none"},

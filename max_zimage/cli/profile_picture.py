@@ -15,7 +15,6 @@ from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.info import conditions
 from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
-from max_zimage.cli.profile_info import check_backend
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.placed_requests import placed_for
@@ -40,6 +39,7 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
         dtype=arguments.dtype or "auto",
         weight_path=arguments.weight_path,
         quantize=arguments.quantize,
+        attention_backend=arguments.attention_backend,
         embedding_cache_bytes=arguments.embedding_cache,
         config=arguments.configuration,
         **placement_options(arguments),
@@ -57,7 +57,6 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
         )
     tokens_of_request(request, prepared.tokenizer, sources.limits)
     dtype = sources.dtypes["transformer"]
-    check_backend(arguments.attention_backend, device, dtype)
     prepared = placed_for(prepared, request)
     said = {
         **conditions(arguments.model or embedded.NAME, None, device, dtype),
@@ -65,6 +64,7 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
         "steps_asked": request.num_inference_steps,
         "guidance": request.guidance_scale,
         "step_cache": format_step_cache(request.step_cache),
+        "attention": sources.attention_backend or "auto",
     }
     return prepared, request, said
 

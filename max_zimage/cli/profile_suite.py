@@ -39,6 +39,8 @@ CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
     "embedding_cache": ("--embedding-cache", str(2**28)),
     "int8": ("--quantize", "transformer=int8,text_encoder=int8"),
     "q4": ("--quantize", "transformer=q4,text_encoder=q4"),
+    "attention_max": ("--attention-backend", "max"),
+    "attention_plain": ("--attention-backend", "plain"),
 }
 """Configuration -> the flags of `profile --tests` that make it; what a device cannot do fails with its reason."""
 
@@ -52,7 +54,6 @@ _PASSED_ON = (
     ("steps", "--steps"),
     ("guidance", "--guidance"),
     ("device", "--device"),
-    ("attention_backend", "--attention-backend"),
     ("placement", "--placement"),
     ("max_memory", "--max-memory"),
     ("encoder_device", "--encoder-device"),
@@ -133,7 +134,7 @@ def print_attention(facts: Mapping[str, Any]) -> None:
         table.add_row(row["path"], *(_number(row[name], form) for name, form in forms.items()))
     console.print(f"{facts['sizes']}, {facts['dtype']} on {facts['device']} ({facts['cores']} cores)")
     console.print(table)
-    console.print("speedup over the plain one in float32, and how near results are to its; graphs use the first")
+    console.print("speedup over the plain one in float32, and how near results are to its; auto is the first")
 
 
 def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +146,8 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     names = configurations_of(arguments.sweep)
     wanted = ",".join(named_tests(arguments.tests or f"{ENCODE},{GENERATE}"))
     given = {"--dtype": arguments.dtype, "--quantize": arguments.quantize, "--step-cache": arguments.step_cache}
-    given["--embedding-cache"] = arguments.embedding_cache or None
+    given |= {"--embedding-cache": arguments.embedding_cache or None}
+    given |= {"--attention-backend": arguments.attention_backend}
     if taken := [flag for flag, value in given.items() if value is not None]:
         raise ValueError(f"{' and '.join(taken)}: a sweep sets it in each configuration; leave it out")
     checked_picture(arguments)

@@ -46,6 +46,7 @@ def serve(arguments: argparse.Namespace) -> int:
         _ = Templates().all
         _check_folder(settings.lora_folder)
         from max_zimage import ZImagePipeline
+        from max_zimage.pipeline.attention import VARIABLE as ATTENTION
         from max_zimage.pipeline.placing import VARIABLE as PLAN
         from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
         from max_zimage.serving.capacity import with_capacity
@@ -60,11 +61,13 @@ def serve(arguments: argparse.Namespace) -> int:
             weight_path=settings.weight_paths,
             step_cache=settings.step_cache,
             quantize=arguments.quantize,
+            attention_backend=arguments.attention_backend,
             config=arguments.configuration,
             **placement_options(arguments),
         )
         # By the environment, which the worker has too.
         os.environ[QUANTIZE] = prepared.sources.quantize
+        os.environ[ATTENTION] = prepared.sources.attention_backend or "auto"
         prepared = with_capacity(settings, prepared)
         assert prepared.plan is not None
         os.environ[PLAN] = prepared.plan.to_json()

@@ -12,6 +12,7 @@ from max_zimage.request.configuration.values import PLACES
 ELSEWHERE = frozenset(
     {
         "help", "model", "model_path", "device", "dtype", "quantize", "quantization", "weight_path", "templates_dir",
+        "attention_backend",
         "step_cache", "embedding_cache", "cache_size", "config", "chosen_profile", "debug", *PLACES,
     }
 )  # fmt: skip

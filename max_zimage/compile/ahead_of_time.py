@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import replace
 
+from max.dtype import DType
+from max.graph import DeviceRef
+
 from max_zimage.checkpoint.config import QWEN3_4B, ModelSpecs
 from max_zimage.compile.artifacts import check_writable
 from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
@@ -18,6 +21,7 @@ from max_zimage.compile.jobs import Job, Report, done
 from max_zimage.compile.registry import AHEAD, GRAPHS
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape
+from max_zimage.graphs.model.attention_backends import Backend, available
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.schedule import ScheduleSpec
@@ -142,6 +146,22 @@ def check_symbols(target: str, list_kernels: bool) -> None:
         raise ValueError(f"symbols are read from CUDA's machine code, got target {target!r}; name one of CUDA's")
 
 
+def check_attention(name: str | None, specs: ModelSpecs, target: str, dtype: ModelDtype) -> Backend | None:
+    """Return how attention is computed, as graphs take it; None for what they do anyway.
+
+    Raises:
+        ValueError: If there is no such way on a target; names those there are.
+    """
+    place = DeviceRef.CPU() if TARGETS[target] is None else DeviceRef.GPU()
+    there = available(DType[dtype], place, (specs.text_encoder.head_dim, specs.transformer.head_dim))
+    if name in (None, "auto", there[0]):
+        return None
+    for each in there:
+        if each == name:
+            return each
+    raise ValueError(f"attention_backend must be auto or {' or '.join(there)} for {target} in {dtype}, got {name!r}")
+
+
 def default_dtype(target: str) -> ModelDtype:
     """The dtype that a model runs in on a target unless told otherwise; see `max_zimage.device.devices.model_dtype`."""
     return "float32" if TARGETS[target] is None else "bfloat16"
@@ -174,6 +194,7 @@ def compile_target(
     keep: bool = False,
     list_kernels: bool = False,
     symbols: bool = False,
+    attention: Backend | None = None,
 ) -> Generator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
@@ -187,6 +208,7 @@ def compile_target(
         keep: Whether to keep the artifacts where a pipeline looks for them.
         list_kernels: Whether to list what the graphs launch instead, on a GPU: seconds in place of minutes.
         symbols: Whether to compile what is listed too, for the names in its machine code.
+        attention: How attention is computed, from `check_attention`.
 
     Yields:
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
@@ -203,6 +225,7 @@ def compile_target(
     if keep:
         check_keep(target)
     ways = {"keep": keep, "list_kernels": list_kernels, "symbols": symbols}
-    jobs = [Job(graph=graph, target=target, dtype=dtype, specs=specs, **ways) for graph in graphs]
+    first = Job(graph="", target=target, dtype=dtype, specs=specs, attention=attention, **ways)
+    jobs = [replace(first, graph=graph) for graph in graphs]
     for group in [jobs] if list_kernels and not symbols else [[job] for job in jobs]:
         yield from done(group)

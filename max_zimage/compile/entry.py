@@ -16,6 +16,7 @@ from max_zimage.compile.work import Work
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.linear import Storage, stored_as
+from max_zimage.graphs.model.attention_backends import Backend, attending_with
 
 ComponentName = Literal["text_encoder", "transformer", "vae", "diffusion_gemma"]
 EVERY_COMPONENT: tuple[ComponentName, ...] = get_args(ComponentName)
@@ -56,7 +57,14 @@ class Entry:
     is_ahead: bool = True
     is_numbered: bool = False
 
-    def module(self, spec: object, model_dtype: ModelDtype, device: DeviceRef, storage: Storage | None = None) -> Made:
+    def module(
+        self,
+        spec: object,
+        model_dtype: ModelDtype,
+        device: DeviceRef,
+        storage: Storage | None = None,
+        attention: Backend | None = None,
+    ) -> Made:
         """The Module and the types of its inputs.
 
         Args:
@@ -64,12 +72,14 @@ class Entry:
             model_dtype: Of its weights and computation.
             device: Where it will run.
             storage: How its matrices are kept; None for the dtype.
+            attention: How attention is computed; None for what dtype and device choose.
         """
         dtype = DType.float32 if self.is_float32 else DType[model_dtype]
-        with stored_as(storage):
+        with stored_as(storage), attending_with(attention):
             module: Any = build(lambda: self.make(spec), dtype, device)
         return module, tuple(module.input_types(dtype, device))
 
-    def key_of(self, spec: object) -> object:
-        """The spec as `max_zimage.compile.artifacts.artifact_key` takes it."""
-        return spec if self.is_keyed else None
+    def key_of(self, spec: object, attention: Backend | None = None) -> object:
+        """The spec, with an attention that was chosen, as `max_zimage.compile.artifacts.artifact_key` takes it."""
+        own = spec if self.is_keyed else None
+        return own if attention is None else (own, attention)

@@ -14,6 +14,7 @@ from max_zimage.compile.entry import Entry
 from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.linear import Storage
+from max_zimage.graphs.model.attention_backends import Backend as Backend
 
 
 def define(
@@ -25,6 +26,7 @@ def define(
     session: InferenceSession,
     device: Device,
     storage: Storage | None = None,
+    attention: Backend | None = None,
 ) -> CompiledGraph:
     """Define a graph, to be compiled with others or by its first call.
 
@@ -36,15 +38,16 @@ def define(
         session: Where it will run.
         device: Where it runs.
         storage: How its matrices are kept; None for the dtype.
+        attention: How attention is computed; None for what dtype and device choose.
     """
-    module, types = entry.module(spec, model_dtype, DeviceRef.from_device(device), storage)
+    module, types = entry.module(spec, model_dtype, DeviceRef.from_device(device), storage, attention)
     return compile_graph(
         entry.name,
         module,
         types,
         Prefixed(weights, entry.prefix) if entry.prefix and weights is not None else weights,
         session,
-        spec=entry.key_of(spec),
+        spec=entry.key_of(spec, attention),
         device=device,
         replayed=entry.is_replayed,
     )

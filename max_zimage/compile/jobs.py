@@ -21,6 +21,7 @@ from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile.cubins import Symbol
 from max_zimage.compile.launches import Launches
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.model.attention_backends import Backend
 
 WORKER = ("-m", "max_zimage.compile.worker")
 """Python's arguments for a child."""
@@ -38,6 +39,7 @@ class Job:
         keep: Whether the artifact is written where a pipeline looks for it, see `max_zimage.compile.artifacts`.
         list_kernels: Whether only the kernels that the graph launches are found, see `max_zimage.compile.kernel_lists`.
         symbols: Whether it is compiled besides, for the names in its machine code, see `max_zimage.compile.cubins`.
+        attention: How it computes attention; None for what dtype and device choose.
     """
 
     graph: str
@@ -47,6 +49,7 @@ class Job:
     keep: bool = False
     list_kernels: bool = False
     symbols: bool = False
+    attention: Backend | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

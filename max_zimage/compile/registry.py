@@ -23,6 +23,7 @@ from max_zimage.compile.step_entries import STEPS
 from max_zimage.compile.tile_entries import TILES
 from max_zimage.compile.work import Work
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.model.attention_backends import Backend
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.model.encoder_layers import EncoderLayer, EncoderNorm, EncoderStart
 from max_zimage.graphs.model.latents import PackLatents
@@ -162,9 +163,17 @@ def spec_of(name: str, specs: ModelSpecs) -> object:
     return getattr(specs, GRAPHS[name].component)
 
 
-def made(name: str, specs: ModelSpecs, model_dtype: ModelDtype, device: DeviceRef) -> Made:
+def made(
+    name: str, specs: ModelSpecs, model_dtype: ModelDtype, device: DeviceRef, attention: Backend | None = None
+) -> Made:
     """The Module of a graph of a model, and the types of its inputs; see `Entry.module`."""
-    return GRAPHS[name].module(spec_of(name, specs), model_dtype, device)
+    return GRAPHS[name].module(spec_of(name, specs), model_dtype, device, attention=attention)
+
+
+def key_of(name: str, specs: ModelSpecs, attention: Backend | None = None) -> object:
+    """What a graph of a model is made from, see `Entry.key_of`; the autoencoder's attention is chosen by no one."""
+    chosen = None if GRAPHS[name].component == "vae" else attention
+    return GRAPHS[name].key_of(spec_of(name, specs), chosen)
 
 
 def count(counter: Counter, name: str, shapes: Sequence[tuple[int, ...]]) -> Work | None:

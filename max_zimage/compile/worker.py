@@ -36,7 +36,7 @@ from max_zimage.compile.cubins import Symbol, symbols_in
 from max_zimage.compile.device_weights import shared
 from max_zimage.compile.jobs import Job
 from max_zimage.compile.kernel_lists import kernels_of
-from max_zimage.compile.registry import GRAPHS, made, spec_of
+from max_zimage.compile.registry import key_of, made
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
 from max_zimage.host.folders import room_to_compile
@@ -71,9 +71,9 @@ def main() -> None:
 def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
     """Compile a job; what is known so far is in the result if a later part fails."""
     begin = time.perf_counter()
-    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
+    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention)
     in_place = shared(device) and any(True for _ in module.parameters)
-    spec = GRAPHS[job.graph].key_of(spec_of(job.graph, job.specs))
+    spec = key_of(job.graph, job.specs, job.attention)
     key = artifact_key(job.graph, spec, module, types, device, weights_in_place=in_place)
     known = kept_launches.find(job.graph, key) if job.list_kernels and not job.symbols else None
     if known is not None:
@@ -101,7 +101,7 @@ def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
 def _symbols(job: Job, device: Device) -> tuple[Symbol, ...]:
     """Compile a job to its end, without MAX's cache: from there kernels of other graphs come along."""
     session, together = InferenceSession(devices=[device]), GraphModule()
-    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device))
+    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention)
     graph = trace(module, types, job.graph, together)
     with room_to_compile(max_cache=False), tempfile.NamedTemporaryFile(suffix=".mef") as file:
         compile_with_kernels(session, together, [graph]).export_mef(file.name)

@@ -24,7 +24,7 @@ from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.compile.compiler import CompiledGraph, bind, unbind, wait_for
 from max_zimage.compile.device_weights import OnDevice, shared
-from max_zimage.compile.graphs import define
+from max_zimage.compile.graphs import Backend, define
 from max_zimage.compile.registry import entry_of
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
@@ -50,6 +50,7 @@ class ZImageComponent(ComponentModel):
         cache_config: Taken for MAX's sake; no component depends on it.
         plan: What is loaded from the files, where they were checked before.
         is_away: Whether no weights are read before a graph is called.
+        attention: How its graphs compute attention; None for what dtype and device choose.
 
     Attributes:
         is_here: Whether the weights are in memory.
@@ -83,8 +84,9 @@ class ZImageComponent(ComponentModel):
         cache_config: DenoisingCacheConfig | None = None,
         plan: LoadPlan | None = None,
         is_away: bool = False,
+        attention: Backend | None = None,
     ) -> None:
-        self._plan, self.is_here = plan, not is_away
+        self._plan, self.is_here, self.attention = plan, not is_away, attention
         self.before_coming: Callable[[], None] | None = None
         self.before_work: Callable[[], None] | None = None
         self._graphs: list[CompiledGraph] = []  # those that have weights
@@ -147,9 +149,9 @@ class ZImageComponent(ComponentModel):
             name: Which one.
             weights: Under the graph's own names.
         """
-        session, device = self.session, self.device
         what = entry_of(name), self.spec, self.dtype_name, None if weights is _AWAY else weights
-        return define(*what, session=session, device=device, storage=self.plan().kept_as)
+        place: dict[str, Any] = {"session": self.session, "device": self.device}
+        return define(*what, **place, storage=self.plan().kept_as, attention=self.attention)
 
     @property
     def kept_weights(self) -> Mapping[str, Buffer]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 from max_zimage.images.hires import first_steps, hires_of
@@ -47,17 +48,18 @@ class Infotext:
     pairs: Mapping[str, str]
 
 
-def write_infotext(values: Mapping[str, Any]) -> str:
+def write_infotext(values: Mapping[str, Any], more: Mapping[str, str] = MappingProxyType({})) -> str:
     """Say what a picture was drawn with.
 
     Args:
         values: As the JSON of `max_zimage.request.metadata.GenerationParameters` has them.
+        more: Other names of the last line, and their values.
     """
     scales = "".join(f" <lora:{_stem(each['name'])}:{_number(each['scale'])}>" for each in values["loras"])
     lines = [values["prompt"] + scales]
     if values["negative_prompt"]:
         lines.append(f"{NEGATIVE} {values['negative_prompt']}")
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in _pairs(values).items()))
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in (_pairs(values) | dict(more)).items()))
     # Where text ends at a zero byte, as in a PNG, the rest would be lost.
     return "\n".join(lines).replace("\0", "\N{SYMBOL FOR NULL}")
 

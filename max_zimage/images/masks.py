@@ -32,6 +32,21 @@ def greys(image: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(image).convert("L"))
 
 
+def mixed(drawn: Pixels, image: Pixels, mask: Pixels) -> Pixels:
+    """Two pictures as one, each number rounded to the nearest level.
+
+    Args:
+        drawn: uint8 [height, width, 3].
+        image: Like `drawn`.
+        mask: uint8 [height, width], how much of `drawn` shows: 255 for nothing else.
+
+    Returns:
+        Like `drawn`.
+    """
+    share = mask[..., None].astype(np.uint32)
+    return np.asarray((share * drawn + (255 - share) * image + 127) // 255, np.uint8)
+
+
 def mask_of(name: str, value: object, largest: tuple[int, int]) -> Pixels:
     """A mask in greys, from one of Pillow's pictures or an array.
 

@@ -129,6 +129,7 @@ def encode_image(
     parameters: str = "",
     compression: int | None = None,
     source: Source | None = Source.MODEL,
+    text: str = "",
 ) -> bytes:
     """Encode a picture.
 
@@ -138,6 +139,7 @@ def encode_image(
         parameters: JSON from `GenerationParameters.to_json` that the picture will carry; empty for none.
         compression: Quality of JPEG and WebP from 0 to 100; by default 95 for JPEG, and WebP without loss.
         source: How it came to be; None for a file that says nothing, parameters included.
+        text: What other tools read, where that is not what they read of `parameters`.
 
     Raises:
         TypeError: If the pixels are not uint8.
@@ -151,7 +153,7 @@ def encode_image(
     if compression is not None and kind != "PNG":
         options |= {"quality": compression, "lossless": False} if kind == "WEBP" else {"quality": compression}
     if source is not None:
-        options |= save_options(kind, parameters, source)
+        options |= save_options(kind, parameters, source, text)
     content = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(content, format=kind, **options)
     return content.getvalue()

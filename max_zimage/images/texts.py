@@ -49,24 +49,26 @@ _WRITTEN_BY = {"prompt": "ComfyUI", "workflow": "ComfyUI", "invokeai_metadata": 
 """Text chunks of programs whose parameters are not read."""
 
 
-def save_options(kind: str, parameters: str, source: Source) -> dict[str, Any]:
+def save_options(kind: str, parameters: str, source: Source, text: str = "") -> dict[str, Any]:
     """Pillow's save options that put texts inside.
 
     Args:
         kind: "PNG", "JPEG" or "WEBP".
         parameters: JSON from `max_zimage.request.metadata.GenerationParameters.to_json`; empty for none.
         source: How the picture came to be.
+        text: What other tools read, where that is not what they read of `parameters`.
     """
-    text = write_infotext(json.loads(parameters)) if parameters else ""
+    text = text or (write_infotext(json.loads(parameters)) if parameters else "")
     if kind == "PNG":
         chunks = PngImagePlugin.PngInfo()
-        if parameters:
+        if text:
             chunks.add_text(_TEXT_KEY, text)  # of Latin letters alone a tEXt chunk, which every reader knows
+        if parameters:
             chunks.add_itxt(_KEY, parameters)
         chunks.add_itxt(_XMP_KEY, packet(source).decode())
         return {"pnginfo": chunks}
     xmp, segments = packet(source, parameters), b""
-    if not parameters:
+    if not text:
         return {"xmp": xmp}
     comment = _UNICODE + text.encode("utf-16-be")
     if kind == "JPEG" and len(xmp) > MAX_PACKET:

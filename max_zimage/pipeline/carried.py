@@ -26,11 +26,13 @@ class Carried:
         request: The call's.
         drawn_by: Arguments of `GenerationParameters.of` that name the model and how it ran.
         is_whole: Whether the request says all of the pictures: a callback may have changed latents.
+        is_usual: Whether files say it where nobody says whether they are to.
     """
 
     request: GenerationRequest
     drawn_by: dict[str, Any]
     is_whole: bool
+    is_usual: bool = True
 
     def parameters(self, picture: int) -> GenerationParameters | None:
         """Of one picture; None where they would not draw it again.
@@ -68,4 +70,5 @@ def of_call(pipeline: Any, request: GenerationRequest, *, is_whole: bool) -> Car
     model, weight_paths = pipeline.named
     drawn_by = {"model": model, "weight_paths": weight_paths, "dtype": pipeline.sources.dtypes["transformer"]}
     drawn_by |= {"device": device_kind(pipeline.devices[0]), "quantize": pipeline.sources.quantize}
-    return Carried(request, drawn_by, is_whole and bool(model))
+    drawn_by["attention_backend"] = pipeline.sources.attention_backend
+    return Carried(request, drawn_by, is_whole and bool(model), pipeline.metadata)

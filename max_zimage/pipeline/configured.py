@@ -23,14 +23,17 @@ from max_zimage.request.templates import Templates
 Config = Configuration | str | os.PathLike[str] | None
 """A configuration, or the file that one is read from."""
 
-START = ("device", "dtype", "weight_path", "templates_dir", "quantize", "embedding_cache_bytes")
+START = ("device", "dtype", "weight_path", "templates_dir", "quantize", "attention_backend", "embedding_cache_bytes")
 """Arguments of loading that a text encoder alone has."""
+ARGUMENTS = (*START[3:], "loras")
+"""Those of a pipeline, beside the places of its components, that are None where nobody says them."""
 TEXT_FIELDS = ("template", *SETTINGS)
 """Fields that say how prompts are encoded."""
 
 _LEFT: dict[str, tuple[object, ...]] = {
     "device": ("auto", None), "dtype": ("auto", None), "weight_path": ((), [], None), "templates_dir": (None,),
-    "quantize": (None,), "embedding_cache_bytes": (None,), "loras": ((), [], None), "step_cache": (None,),
+    "quantize": (None,), "attention_backend": (None,), "embedding_cache_bytes": (None,), "loras": ((), [], None),
+    "step_cache": (None,),
     "placement": ("auto", None), "max_memory": (None,), "cpu_offload": (False, None),
     "encoder_device": (None,), "dit_device": (None,), "vae_device": (None,),
 }  # fmt: skip

@@ -34,7 +34,15 @@ from max_zimage.pipeline.configured import (
     with_options,
     with_torch_dtype,
 )
-from max_zimage.pipeline.load_components import PathName, asked_storages, check_fit, checked_cache_bytes, new_session
+from max_zimage.pipeline.load_components import (
+    Backend,
+    PathName,
+    asked_storages,
+    backend_of,
+    check_fit,
+    checked_cache_bytes,
+    new_session,
+)
 from max_zimage.pipeline.manifest import check_device, text_encoder_plan
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.text.kept_features import KeptFeatures
@@ -58,6 +66,7 @@ class CheckedEncoder:
         defaults: What it does where nothing is asked for, with the templates there are.
         tokenizer: Its tokenizer.
         embedding_cache_bytes: Of features that are kept in memory; 0 to keep none.
+        attention: How its graphs compute attention; None for what dtype and device choose.
     """
 
     devices: list[Device]
@@ -68,6 +77,7 @@ class CheckedEncoder:
     defaults: RequestDefaults
     tokenizer: PromptTokenizer
     embedding_cache_bytes: int = 0
+    attention: Backend | None = None
 
 
 class ZImageTextEncoder:
@@ -94,7 +104,9 @@ class ZImageTextEncoder:
         session = new_session(checked.devices)
         weights = SafetensorWeights(list(checked.plan.files))
         what = checked.config, checked.dtype, checked.devices, weights
-        self.text_encoder = ZImageTextEncoderModel(*what, session=session, plan=checked.plan)
+        self.text_encoder = ZImageTextEncoderModel(
+            *what, session=session, plan=checked.plan, attention=checked.attention
+        )
         wait_for(self.text_encoder.graphs)
         kept = checked.embedding_cache_bytes
         self.text_encoder.kept_features = KeptFeatures(kept) if kept else None
@@ -139,6 +151,7 @@ def check_encoder(
     weight_path: PathName | Sequence[PathName] = (),
     templates_dir: PathName | None = None,
     quantize: str | Mapping[str, str] | None = None,
+    attention_backend: str | None = None,
     embedding_cache_bytes: int | None = None,
 ) -> CheckedEncoder:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
@@ -151,6 +164,7 @@ def check_encoder(
         weight_path: Files of the text encoder in place of the checkpoint's own.
         templates_dir: As there.
         quantize: As there; what it says of the transformer is the transformer's.
+        attention_backend: As there.
         embedding_cache_bytes: As there.
 
     Raises:
@@ -167,6 +181,7 @@ def check_encoder(
         spec, limits = text_encoder_spec(config), _limits(directory, config)
     except ConfigError as error:
         raise error.located({name: directory / name for name in ("text_encoder", "transformer")}, directory) from error
+    attention = backend_of(attention_backend, spec, chosen, devices[0])
     checked = text_encoder_plan(spec, [Path(path) for path in given] or find_component_files(directory, "text_encoder"))
     checked = replace(checked, kept_as=storages.get("text_encoder"))
     tokenizer = PromptTokenizer(directory / "tokenizer", embeddings=spec.vocab_size, positions=limits.max_tokens)
@@ -179,6 +194,7 @@ def check_encoder(
         defaults=encoder_defaults(templates_dir),
         tokenizer=tokenizer,
         embedding_cache_bytes=cache_bytes,
+        attention=attention,
     )
 
 

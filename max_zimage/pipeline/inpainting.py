@@ -20,6 +20,7 @@ from max.dtype import DType
 
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import joined, kept_rows, upload
+from max_zimage.images.masks import mixed
 
 FloatArray = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -69,8 +70,7 @@ class Paste:
 
     def __call__(self, picture: Pixels) -> Pixels:
         """The picture with the image's pixels, each rounded to the nearest level."""
-        share = self.mask[..., None].astype(np.uint32)
-        return np.asarray((share * picture + (255 - share) * self.image + 127) // 255, np.uint8)
+        return mixed(picture, self.image, self.mask)
 
 
 def latent_mask(mask: Pixels, side: int, *, soft: bool) -> FloatArray:

@@ -19,6 +19,9 @@ from max_zimage.device.memory import available_memory, check_device_memory, chec
 from max_zimage.device.plans import HOST, Plan
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
+from max_zimage.pipeline.attention import Backend as Backend
+from max_zimage.pipeline.attention import backend_of as backend_of
+from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, check_device, find_sources
 from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
 from max_zimage.request.checks import whole_number
@@ -39,13 +42,14 @@ def sources_of(
     default_steps: int,
     without: Sequence[str] = (),
     quantize: Quantize = None,
+    attention: str | None = None,
 ) -> CheckpointManifest:
-    """Find and check a checkpoint; see `find_sources` and `max_zimage.pipeline.storages`."""
+    """Find and check a checkpoint; see `find_sources`, `max_zimage.pipeline.storages` and `.attention`."""
     storages = asked_storages(quantize, devices)
     for device in devices.values():
         check_device(device)
     found = find_sources(config, weight_paths, unprefixed, devices["transformer"], default_steps, without)
-    return with_storages(found, storages)
+    return with_attention(with_storages(found, storages), attention, devices)
 
 
 def asked_storages(quantize: Quantize, devices: Device | Mapping[str, Device]) -> dict[str, Storage]:
@@ -135,6 +139,7 @@ def load_components(
         how: dict[str, Any] = {"session": sessions[device], "cache_config": cache_config, "plan": checked}
         if name == "transformer" and plan.residency == "streamed":
             component = ZImageStreamedTransformer
-        components[name] = made = component(*what, **how, is_away=plan.residency != "resident")
+        how |= {"is_away": plan.residency != "resident", "attention": sources.attention.get(name)}
+        components[name] = made = component(*what, **how)
         made.nbytes_beside = sum(sizes[other] for other in plan.beside(name) if other in sizes)
     return components

@@ -52,6 +52,7 @@ class CheckedModel:
         embedding_cache_bytes: Of features that are kept in memory; 0 to keep none, None for what `plan` needs.
         plan: What is done of that; None where it is still to be chosen.
         named: The checkpoint and those files, as they were named.
+        metadata: Whether pictures say what they were drawn with, where nobody says it as they are saved.
     """
 
     directory: Path
@@ -64,6 +65,7 @@ class CheckedModel:
     embedding_cache_bytes: int | None = None
     plan: Plan | None = None
     named: tuple[str, tuple[str, ...]] = ("", ())
+    metadata: bool = True
 
     @property
     def encoder_digest(self) -> str:
@@ -94,6 +96,7 @@ def check_model(
     step_cache: StepCache | str | None,
     templates_dir: PathName | None = None,
     quantize: Quantize = None,
+    attention_backend: str | None = None,
     embedding_cache_bytes: int | None = None,
     generator_only: bool = False,
     loras: Sequence[Any] | None = None,
@@ -114,7 +117,8 @@ def check_model(
     described = (directory, wish.devices["transformer"], None if dtype == "auto" else dtype, flags_of(cache))
     config = pipeline_config(*described)
     paths = [Path(path) for path in given]
-    found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, without, quantize)
+    how = without, quantize, attention_backend
+    found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, *how)
     if paths:
         config = pipeline_config(*described, {name: files for name, files in found.files.items() if files[0] in paths})
     sources = found.with_step_cache(cache).with_streams(wish.placement == "streamed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class CheckpointManifest:
         files: Component -> its weight files; without those that are left alone.
         plans: Component -> what is loaded from them.
         defaults: What a request gets that says nothing.
+        attention: Component -> how its graphs compute attention; None, as where it is not named, for what dtype and
+            device choose.
     """
 
     specs: ModelSpecs
@@ -47,6 +49,7 @@ class CheckpointManifest:
     files: Mapping[str, list[Path]]
     plans: Mapping[str, LoadPlan]
     defaults: RequestDefaults
+    attention: Mapping[str, str | None] = field(default_factory=dict)
 
     def with_defaults(self, **changed: Any) -> CheckpointManifest:
         """The same, with other defaults for requests that say nothing: attributes of `RequestDefaults`."""
@@ -82,6 +85,11 @@ class CheckpointManifest:
     def quantize(self) -> str:
         """Which components have quantized matrices, as a user says it, such as "transformer=int8"; empty for none."""
         return ",".join(f"{name}={each.kept_as}" for name, each in self.plans.items() if each.kept_as)
+
+    @property
+    def attention_backend(self) -> str:
+        """The attention that was chosen, as a user says it; empty where device and dtype choose."""
+        return next((each for each in self.attention.values() if each), "")
 
     @property
     def nbytes(self) -> dict[str, int]:

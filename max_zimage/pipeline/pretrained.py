@@ -13,6 +13,7 @@ from max_zimage.components import ZImageComponent, ZImageTextEncoderModel, ZImag
 from max_zimage.device.plans import Plan
 from max_zimage.pipeline import carried, llm_dit
 from max_zimage.pipeline.configured import (
+    ARGUMENTS,
     Config,
     configuration_of,
     configured_defaults,
@@ -61,6 +62,7 @@ class PretrainedMethods:
     tokenizer: PromptTokenizer
     sources: CheckpointManifest
     named: tuple[str, tuple[str, ...]] = ("", ())
+    metadata: bool = True
     residency: Residency
 
     carried = carried.of_call
@@ -132,6 +134,7 @@ class PretrainedMethods:
         step_cache: StepCache | str | None = None,
         templates_dir: PathName | None = None,
         quantize: Quantize = None,
+        attention_backend: str | None = None,
         embedding_cache_bytes: int | None = None,
         loras: Sequence[Any] = (),
         placement: str = "auto",
@@ -158,6 +161,8 @@ class PretrainedMethods:
             quantize: Component -> "int8" or "q4", for a CPU: {"transformer": "int8", "text_encoder": "q4"}, or the same
                 as "transformer=int8,text_encoder=q4". Their matrices are rounded when they are loaded. None is what the
                 variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
+            attention_backend: How attention is computed, "max_zimage", "max", "plain" or "auto"; None is what the
+                variable MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says. See `graphs.model.attention_backends`.
             embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given, or 64
                 MiB where the text encoder does not stay in memory.
             loras: Adapters of calls that name none; see `set_loras`.
@@ -192,7 +197,7 @@ class PretrainedMethods:
         given = with_torch_dtype(defaults | options)
         configuration = configuration_of(given.pop("config", None), given.pop("profile", None))
         if configuration is not None:
-            rest = dict.fromkeys((*PLACES, "templates_dir", "quantize", "embedding_cache_bytes", "loras"))
+            rest = dict.fromkeys((*PLACES, *ARGUMENTS))
             model, given = with_options(model, rest | given, configuration)
         placing = {name: given.pop(name, None) for name in ("device", *PLACES, "is_offload_configured")}
         said = {name: value for name, value in placing.items() if value is not None}
@@ -200,7 +205,8 @@ class PretrainedMethods:
         if configuration is None:
             return checked
         changed = configured_defaults(checked.sources.defaults, checked.sources.limits, configuration)
-        return replace(checked, sources=checked.sources.with_defaults(**changed))
+        metadata = not configuration.start.get("no_metadata", False)
+        return replace(checked, sources=checked.sources.with_defaults(**changed), metadata=metadata)
 
     @classmethod
     def from_prepared(cls, prepared: CheckedModel) -> Self:
@@ -218,7 +224,7 @@ class PretrainedMethods:
         make: Any = cls
         chosen = {"plan": prepared.plan, "max_memory": prepared.wish.max_memory}
         pipeline = make(*where, cache_config=cache, sources=prepared.sources, **chosen)
-        pipeline.named = prepared.named
+        pipeline.named, pipeline.metadata = prepared.named, prepared.metadata
         pipeline.tokenizer, pipeline.text_encoder.kept_features = prepared.tokenizer, prepared.kept_features()
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)
         pipeline.set_loras(prepared.sources.defaults.loras)

@@ -68,7 +68,7 @@ class Pictures(list[Image.Image]):
         file: str | os.PathLike[str] | IO[bytes],
         format: str | None = None,
         *,
-        metadata: bool = True,
+        metadata: bool | None = None,
         **options: Any,
     ) -> None:
         """Save the one picture, as `PIL.Image.Image.save` does.
@@ -77,14 +77,14 @@ class Pictures(list[Image.Image]):
             file: Where to.
             format: As Pillow takes it.
             metadata: Whether a PNG, JPEG or WebP says what it was drawn with and that a model made it, see
-                `max_zimage.images.texts`.
+                `max_zimage.images.texts`; None for what is configured, and else so.
             **options: Pillow's, before those.
 
         Raises:
             ValueError: If there are several.
         """
         _check_single(len(self))
-        self[0].save(file, format, **_texts(self.carried if metadata else None, file, format) | options)
+        self[0].save(file, format, **_texts(self.carried, metadata, file, format) | options)
 
 
 class PictureArray(np.ndarray[Any, np.dtype[Any]]):
@@ -108,7 +108,7 @@ class PictureArray(np.ndarray[Any, np.dtype[Any]]):
         file: str | os.PathLike[str] | IO[bytes],
         format: str | None = None,
         *,
-        metadata: bool = True,
+        metadata: bool | None = None,
         **options: Any,
     ) -> None:
         """Save the one picture; see `Pictures.save`.
@@ -120,7 +120,7 @@ class PictureArray(np.ndarray[Any, np.dtype[Any]]):
         if self.dtype != np.uint8:
             raise TypeError('latents are no pictures; ask for output_type="pil" or "np" to save one')
         _check_single(len(self), "Image.fromarray(result[0]).save(...)")
-        texts = _texts(self.carried if metadata else None, file, format)
+        texts = _texts(self.carried, metadata, file, format)
         Image.fromarray(np.asarray(self[0])).save(file, format, **texts | options)
 
     def __getitem__(self, key: Any) -> Any:
@@ -145,8 +145,10 @@ def result(images: list[Image.Image] | npt.NDArray[Any], carried: Carried | None
     return pictures
 
 
-def _texts(carried: Carried | None, file: object, format: str | None) -> dict[str, Any]:
-    return {} if carried is None else carried.save_options(file, format, 0)
+def _texts(carried: Carried | None, wish: bool | None, file: object, format: str | None) -> dict[str, Any]:
+    if carried is None or not (carried.is_usual if wish is None else wish):
+        return {}
+    return carried.save_options(file, format, 0)
 
 
 def _check_single(count: int, way: str = "result[0].save(...)") -> None:

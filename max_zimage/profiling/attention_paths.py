@@ -1,4 +1,4 @@
-"""The ways to compute attention on a device, beside the plain one: how fast they are, and how near to it.
+"""The ways to compute attention that `--attention-backend` chooses between: how fast they are, how near the plain one.
 
 Inputs and results are float32, whatever the path runs in, so that results can be compared; casts are part of the time.
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 from max.driver import Device
 from max.dtype import DType
 from max.engine import InferenceSession
-from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
@@ -29,11 +28,11 @@ from max_zimage.compile import work
 from max_zimage.compile.compiler import CompiledGraph, compile_graph, wait_for
 from max_zimage.device.devices import upload
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.layers import build
-from max_zimage.graphs.model.attention import attention, joint_attention
+from max_zimage.graphs.model.attention import joint_attention
+from max_zimage.graphs.model.attention_backends import Backend, available
 
-PLAIN = "plain"
+PLAIN: Backend = "plain"
 _WINDOW = 7
 _STABILIZERS = 0.01, 0.03
 
@@ -52,47 +51,14 @@ class AttentionShape:
 class _Path(Module[[Tensor], Tensor]):
     """float32 [1, tokens, 3 heads, head_dim] -> float32 [1, tokens, heads, head_dim]."""
 
-    def __init__(self, dtype: DType) -> None:
-        self.dtype = dtype
+    def __init__(self, backend: Backend, dtype: DType) -> None:
+        self.backend, self.dtype = backend, dtype
 
     def forward(self, qkv: Tensor) -> Tensor:
-        return self.mix(qkv.cast(self.dtype)).cast(DType.float32)
-
-    def mix(self, qkv: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class _Own(_Path):
-    """The kernel of this project."""
-
-    def mix(self, qkv: Tensor) -> Tensor:
-        return joint_attention(qkv, heads=int(qkv.shape[2]) // 3)
-
-
-class _Max(_Path):
-    """MAX's flash attention of the device."""
-
-    def mix(self, qkv: Tensor) -> Tensor:
-        query, key, value = F.split(qkv, [int(qkv.shape[2]) // 3] * 3, axis=2)
-        return attention(query, key, value, scale=int(qkv.shape[3]) ** -0.5)
-
-
-class _Plain(_Path):
-    """Scores, softmax and weighted sums, in float32."""
-
-    def mix(self, qkv: Tensor) -> Tensor:
-        heads = int(qkv.shape[2]) // 3
-        query, key, value = (
-            F.permute(each.cast(DType.float32), [0, 2, 1, 3]) for each in F.split(qkv, [heads] * 3, axis=2)
-        )
-        scores = query @ F.permute(key, [0, 1, 3, 2]) * int(qkv.shape[3]) ** -0.5
-        return F.permute(F.softmax(scores) @ value, [0, 2, 1, 3])
-
-
-def paths(device: Device, dtype: ModelDtype) -> Mapping[str, type[_Path]]:
-    """Name -> what computes it, on a device; the plain one is the last."""
-    own: dict[str, type[_Path]] = {"own": _Own} if uses_cpu_kernels(DType[dtype], device) else {}
-    return own | {"max": _Max, PLAIN: _Plain}
+        # As layers compute it, but for norms and RoPE; the plain way rounds nothing but its inputs.
+        dtype = DType.float32 if self.backend == PLAIN else self.dtype
+        rounded = qkv.cast(self.dtype).cast(dtype)
+        return joint_attention(rounded, heads=int(qkv.shape[2]) // 3, backend=self.backend).cast(DType.float32)
 
 
 def compare(
@@ -113,7 +79,8 @@ def compare(
     """
     size = (1, shape.tokens, 3 * shape.heads, shape.head_dim)
     qkv = upload(np.random.default_rng(0).standard_normal(size, np.float32), device)
-    graphs = {name: _graph(name, make, dtype, shape, device, session) for name, make in paths(device, dtype).items()}
+    names = available(DType[dtype], device, (shape.head_dim,))
+    graphs = {name: _graph(name, dtype, shape, device, session) for name in names}
     wait_for(list(graphs.values()))
     flops = work.attention(1, shape.tokens, shape.heads, shape.head_dim, size=0).flops
     found: list[dict[str, Any]] = []
@@ -167,15 +134,14 @@ def _nearness(name: str, results: Mapping[str, Floats]) -> dict[str, float | Non
 
 
 def _graph(
-    name: str,
-    make: type[_Path],
+    name: Backend,
     dtype: ModelDtype,
     shape: AttentionShape,
     device: Device,
     session: InferenceSession,
 ) -> CompiledGraph:
     place = DeviceRef.from_device(device)
-    module = build(lambda: make(DType[dtype]), DType[dtype], place)
+    module = build(lambda: _Path(name, DType[dtype]), DType[dtype], place)
     types = [TensorType(DType.float32, [1, "tokens", 3 * shape.heads, shape.head_dim], place)]
     spec = shape.heads, shape.head_dim
     return compile_graph(f"attention_{name}", module, types, {}, session, spec=spec, device=device)

@@ -25,6 +25,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     2: {"weight_paths": ()},  # the first pictures of format 1 do not say
     3: {"image_digest": UNKNOWN_IMAGE, "image_height": None, "image_width": None, "device": None},
     4: {"mask_digest": None, "features_digest": None, "quantize": ""},
+    5: {"attention_backend": ""},
 }
 """Format -> what came with it that is no field of a request, and what it is in pictures from before."""
 _FORMAT_VERSION = max(*_ADDED, *(row.kept.since for row in _ROWS.values() if row.kept))
@@ -62,6 +63,7 @@ class GenerationParameters:
         weight_paths: Weight files in place of the checkpoint's own, as they were named.
         dtype: "bfloat16" or "float32".
         quantize: Which components kept quantized weights, and how, such as "transformer=int8"; empty for none.
+        attention_backend: How attention was computed, such as "plain"; empty for what the device has.
         device: "cpu" or "gpu", whose sums are not the same to the last bit; None in pictures that do not say.
         version: Version of max_zimage.
     """
@@ -77,6 +79,7 @@ class GenerationParameters:
     weight_paths: tuple[str, ...]
     dtype: str
     quantize: str
+    attention_backend: str
     device: str | None
     version: str
 
@@ -94,6 +97,7 @@ class GenerationParameters:
         dtype: str,
         device: str | None,
         quantize: str = "",
+        attention_backend: str = "",
         picture: int = 0,
     ) -> GenerationParameters:
         """What one picture of a request remembers.
@@ -106,6 +110,7 @@ class GenerationParameters:
             dtype: That the model ran in.
             device: "cpu" or "gpu".
             quantize: Which of its components kept quantized weights, and how.
+            attention_backend: How attention was computed, where that was chosen.
             picture: Which of the request's pictures.
 
         Raises:
@@ -133,6 +138,7 @@ class GenerationParameters:
             weight_paths=weight_paths,
             dtype=dtype,
             quantize=quantize,
+            attention_backend=attention_backend,
             device=device,
             version=__version__,
         )

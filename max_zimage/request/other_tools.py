@@ -22,6 +22,7 @@ from max_zimage.images.texts import called, embedded_text
 from max_zimage.request.metadata import GenerationParameters, is_own, parameters_of_text
 from max_zimage.sampling.names import SAMPLERS, SIGMA_SHAPES
 from max_zimage.sampling.other_names import AUTOMATIC, guidance_of, sampler_of, shape_of
+from max_zimage.version import PROGRAM
 
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
 _LORA = re.compile(r"<lora:([^:<>]+)(?::(-?[0-9.]+))?(?::[^<>]*)?>")
@@ -144,10 +145,13 @@ def _way(pairs: Mapping[str, str], given: frozenset[str]) -> dict[str, Any]:
 
 
 def _notes(path: str, text: Infotext, left: list[str]) -> tuple[str, ...]:
-    notes = [
-        f"{path} is by {text.pairs.get('Version', 'another tool')}, which draws other noise from a seed: the picture "
-        "will show the same, and not be the same"
-    ]
+    author = text.pairs.get("Version", "another tool")
+    notes = []
+    if not author.startswith(PROGRAM):
+        notes.append(
+            f"{path} is by {author}, which draws other noise from a seed: the picture will show the same, and not be "
+            "the same"
+        )
     if left:
         notes.append(
             f"{path}: not carried over: {', '.join(f'{name} {text.pairs[name]}' for name in left)}; the model is that "

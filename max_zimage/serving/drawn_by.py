@@ -24,6 +24,7 @@ class DrawnBy:
         dtype: Of weights and computation.
         device: "cpu" or "gpu".
         quantize: Which components keep quantized weights, and how.
+        attention_backend: How attention is computed, where that was chosen.
         weight_paths: Weight files in place of the model's own, as they were named.
     """
 
@@ -31,6 +32,7 @@ class DrawnBy:
     dtype: str
     device: str
     quantize: str
+    attention_backend: str = ""
     weight_paths: tuple[str, ...] = ()
 
 

@@ -44,6 +44,7 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
             dtype=prepared.sources.dtypes["transformer"],
             device=device_kind(prepared.devices[0]),
             quantize=prepared.sources.quantize,
+            attention_backend=prepared.sources.attention_backend,
             weight_paths=settings.weight_paths,
         ),
         tokenizer=tokenizer,

@@ -144,7 +144,7 @@ def test_a_wrong_file_is_told_before_anything_is_loaded(run: Run, config: Path, 
 @pytest.mark.parametrize(("flag", "fate", "said"), OTHERS, ids=[flag.lstrip("-") for flag, _, _ in OTHERS])
 def test_flags_of_llm_dit_are_answered(flag: str, fate: str, said: str, run: Run) -> None:
     words = flag.split() if flag.startswith("serve") else ["generate", "x", *flag.split()]
-    words += {"--attention-backend": ["sdpa"], "--dype-base-shift": ["0.6"], "--dype-max-shift": ["1"]}.get(flag, [])
+    words += {"--dype-base-shift": ["0.6"], "--dype-max-shift": ["1"]}.get(flag, [])
     code, _, error = run("config", "show", *words)
     if fate == "a line":
         assert (code, error) == (0, f"max-zimage: {said}\n")

@@ -43,7 +43,7 @@ def test_paths_agree(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code == 0, err
     facts = json.loads(out)
     rows = {row["path"]: row for row in facts["attention"]}
-    assert list(rows) == ["own", "max", "plain"]
+    assert list(rows) == ["max_zimage", "max", "plain"]
     tokens, heads, width = facts["sizes"].split()[0], facts["sizes"].split()[2], facts["sizes"].split()[-1]
     qkv = np.random.default_rng(0).standard_normal((1, int(tokens), 3 * int(heads), int(width)), np.float32)
     query, key, value = (each.transpose(1, 0, 2).astype(np.float64) for each in np.split(qkv[0], 3, axis=1))
@@ -52,7 +52,7 @@ def test_paths_agree(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in rows:
         assert np.abs(seen[name] - exact).max() < 1e-5, name
         assert rows[name]["ms"] > 0
-    for name in ("own", "max"):
+    for name in ("max_zimage", "max"):
         assert rows[name]["max_abs"] < 1e-5
         assert rows[name]["psnr_db"] is None or rows[name]["psnr_db"] > 100
         assert rows[name]["ssim"] > 0.999999

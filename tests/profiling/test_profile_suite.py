@@ -121,9 +121,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "component": (("--tests", "encode", "--component", "vae"), "--component: no meaning with --tests; leave it out"),
     "trace": (("--sweep", "int8", "--trace", "x.json"), "--trace: no meaning with --sweep"),
     "set": (("--sweep", "int8", "--dtype", "float32"), "--dtype: a sweep sets it in each configuration; leave it out"),
-    "attention": (("--tests", "encode", "--attention-backend", "sage"), "--attention-backend must be auto or own"),
+    "attention": (("--tests", "encode", "--attention-backend", "fast"), "--attention-backend: invalid choice: 'fast'"),
+    "swept": (("--sweep", "int8", "--attention-backend", "max"), "--attention-backend: a sweep sets it in each"),
     "folder": (("--tests", "encode", "-o", "none/x.json"), "folder none does not exist"),
-    "alone": (("--component", "vae", "--attention-backend", "own"), "--attention-backend has no meaning with --comp"),
+    "alone": (("--component", "vae", "--attention-backend", "max"), "--attention-backend has no meaning with --comp"),
 }
 
 

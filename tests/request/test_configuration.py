@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from max_zimage.cli.config_example import example_of, example_text
+from max_zimage.graphs.model.attention_backends import BACKENDS
 from max_zimage.pipeline.configured import with_options
 from max_zimage.request import wire
 from max_zimage.request.configuration.key import Key
 from max_zimage.request.configuration.keys import PER_PICTURE, keys_of
 from max_zimage.request.configuration.profiles import ConfigurationError
-from max_zimage.request.configuration.values import TOKENS_KEPT
+from max_zimage.request.configuration.values import ATTENTION, OTHER_ATTENTION, TOKENS_KEPT
 from max_zimage.request.fields import ROWS
 from tests.request.configurations import SERVER, Read, request_of
 from tests.request.configurations import read as read
@@ -75,6 +76,8 @@ STARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("pipeline", "torch_dtype"): {"dtype": "float32"},
     ("pytorch", "embedding_cache"): {"embedding_cache_bytes": 100 * TOKENS_KEPT},
     ("pytorch", "cache_size"): {"embedding_cache_bytes": 100 * TOKENS_KEPT},
+    ("generation", "no_metadata"): {"no_metadata": True},
+    ("pytorch", "attention_backend"): {"attention_backend": "plain"},
     ("lora", "paths"): {"loras": [("style.safetensors", 1.0)]},
     ("lora", "scales"): {"loras": [("a.safetensors", 0.8)]},
 }
@@ -128,6 +131,21 @@ def test_keys_without_a_meaning_are_answered(key: Key, read: Read) -> None:
     (note,) = [each for each in read(text_of(key.section, f"{key.name} = {on}")).settled.notes if "waits" not in each]
     assert note == (key.sentence or f"[{key.section}] is left aside: {key.help}")
     assert key.off is None or "has no effect on MAX: " in note
+
+
+@pytest.mark.parametrize("name", OTHER_ATTENTION)
+def test_attention_of_llm_dit_is_answered(name: str, read: Read) -> None:
+    found = read(f'[pytorch]\nattention_backend = "{name}"')
+    assert found.start == {"attention_backend": "auto"}
+    (note,) = found.settled.notes
+    assert note.startswith("[pytorch] attention_backend as flash_attn_2 or ")
+    assert "has no effect on MAX: attention is MAX's" in note
+    with pytest.raises(ConfigurationError, match="attention_backend must be one of auto, max_zimage, max, plain"):
+        read('[pytorch]\nattention_backend = "fast"')
+
+
+def test_the_ways_to_compute_attention_are_those_of_the_graphs() -> None:
+    assert ("auto", *BACKENDS) == ATTENTION
 
 
 def test_every_field_with_a_flag_has_a_key_or_is_of_one_picture() -> None:

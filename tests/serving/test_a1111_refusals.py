@@ -8,14 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from max_zimage.serving.http.a1111_body import IMG2IMG, INERT, TXT2IMG
 from max_zimage.serving.http.routes_llm_dit import GENERATE, Dype
 from max_zimage.serving.http.schema import EditRequest, ImageRequest
 from tests.paths import ROOT
 from tests.references.servers import KEY, Server
-from tests.serving.test_a1111 import post
+from tests.serving.test_a1111 import encoded, post
 
+ONE_PIXEL = encoded(Image.new("L", (1, 1)))
+WHITE = encoded(Image.new("L", (1, 1), 255))
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("txt2img", {"cfg_scale": 0.5}, "cfg_scale", "must be from 1, which is no guidance, to 1001, got 0.5"),
     ("txt2img", {"negative_prompt": "y", "cfg_scale": 1}, "negative_prompt", "guidance is off"),
@@ -47,7 +50,12 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("img2img", {"init_images": ["R0lGODlh"]}, "init_images", "is a GIF file; convert it to PNG, JPEG or WebP"),
     ("img2img", {"init_images": ["http://127.0.0.1/x.png"]}, "init_images", "fetches nothing"),
     ("img2img", {"resize_mode": 1}, "init_images", "an image is only resized here, got 1; send 0"),
-    ("img2img", {"init_images": ["x"], "mask": "x", "inpaint_full_res": True}, "inpaint_full_res", "send false"),
+    ("img2img", {"init_images": ["x"], "mask": "x", "inpaint_full_res": 2}, "inpaint_full_res", "true or false, got 2"),
+    ("img2img", {"init_images": [ONE_PIXEL], "mask": ONE_PIXEL}, "mask", "is black all over"),
+    ("img2img", {"init_images": [ONE_PIXEL], "mask": WHITE, "height": 0}, "height", "height must be"),
+    ("img2img", {"init_images": [ONE_PIXEL], "mask": WHITE, "width": -(2**70)}, "width", "width must be"),
+    ("img2img", {"init_images": [ONE_PIXEL], "mask": WHITE, "width": 2**40}, "width", "width must be"),
+    ("img2img", {"init_images": [ONE_PIXEL], "mask": WHITE, "height": 1024, "width": 1024}, "width", "262144 pixels"),
     ("img2img", {"init_images": ["x"], "mask": "x", "inpainting_fill": 2}, "inpainting_fill", "0 and 1 are done here"),
     ("img2img", {"init_images": ["x"], "enable_hr": True}, "enable_hr", "is no field of this route"),
 ]  # fmt: skip

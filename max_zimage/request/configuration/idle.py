@@ -8,13 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 COMPILED = "everything is compiled ahead of its first use, with or without it"
-ATTENTION = "attention is MAX's, or the project's own kernel, chosen by the device"
+ATTENTION = "attention is MAX's, or the project's own kernel; attention_backend chooses between those"
 SCHEDULE = "there is one scheduler; sampler and sigma_shape choose its parts"
 THINKING = "a think block stands where thinking_content has one, as in llm-dit"
 NO_CODE = "no code that lies beside a checkpoint is run"
 STATIC_SHIFT = "the shift of a schedule does not follow the picture's size; shift sets it"
-
-BACKENDS = ("auto", "flash_attn_2", "flash_attn_3", "sage", "xformers", "sdpa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +25,6 @@ class Idle:
         type: Of its value.
         off: The value that asks for nothing; None where any other than leaving it out asks.
         flag: On the command line; "" where there is none.
-        words: What a flag may be given; empty for a switch.
     """
 
     keys: tuple[tuple[str, str], ...]
@@ -35,21 +32,12 @@ class Idle:
     type: type = bool
     off: object = False
     flag: str = ""
-    words: tuple[str, ...] = ()
 
 
 IDLE = (
     Idle(keys=(("optimization", "compile"), ("pytorch", "compile")), line=COMPILED, flag="--compile"),
     Idle(keys=(("pytorch", "compile_mode"),), line=COMPILED, type=str, off=""),
     Idle(keys=(("optimization", "flash_attn"), ("pytorch", "flash_attn")), line=ATTENTION, flag="--flash-attn"),
-    Idle(
-        keys=(("pytorch", "attention_backend"),),
-        line=ATTENTION,
-        type=str,
-        off="auto",
-        flag="--attention-backend",
-        words=BACKENDS,
-    ),
     Idle(keys=(("pytorch", "use_custom_scheduler"),), line=SCHEDULE, flag="--use-custom-scheduler"),
     Idle(keys=(("encoder", "trust_remote_code"),), line=NO_CODE),
     Idle(keys=(("generation", "enable_thinking"),), line=THINKING, off=True, flag="--enable-thinking"),

@@ -28,6 +28,7 @@ class Key:
         convert: What the target gets for a value; None for the value itself. May raise ValueError.
         off: "idle" and "absent": values that ask for nothing.
         sentence: The same: what is said of others.
+        others: Values of another way that are llm-dit's, and have no meaning here: they are answered with `sentence`.
     """
 
     section: str
@@ -40,6 +41,7 @@ class Key:
     convert: Callable[[object], object] | None = None
     off: tuple[object, ...] | None = ()
     sentence: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def spelled(self) -> str:

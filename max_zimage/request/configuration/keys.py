@@ -13,7 +13,7 @@ from typing import Any
 
 from max_zimage.request.configuration import values
 from max_zimage.request.configuration.absent import ABSENT
-from max_zimage.request.configuration.idle import IDLE, said_of
+from max_zimage.request.configuration.idle import ATTENTION, IDLE, said_of
 from max_zimage.request.configuration.key import Key
 from max_zimage.request.fields import ROWS
 from max_zimage.request.row import Of
@@ -79,14 +79,26 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
     ("pipeline", "enable_sequential_cpu_offload", "offload_3", (bool,), None, "false",
      "the same as [encoder] cpu_offload"),
     ("optimization", "cpu_offload", "offload_4", (bool,), None, "false", "the same as [encoder] cpu_offload"),
+    ("pytorch", "attention_backend", "attention_backend", (str,), values.attention_of, "auto",
+     f"how attention is computed: {', '.join(values.ATTENTION)}"),
     ("pytorch", "embedding_cache", "embedding_cache", (bool, int, str), values.cache_of, "serve: 256MiB; else false",
      "whether features of prompts are kept, or how many bytes of them, as 512MiB"),
     ("pytorch", "cache_size", "cache_size", (int,), values.entries_of, "100",
      f"prompts, {values.TOKENS_KEPT / 2**20:g} MiB each, if embedding_cache is true"),
+    ("generation", "no_metadata", "no_metadata_at_all", (bool,), None, "false",
+     "pictures carry pixels alone; [server] no_metadata says it of a server alone"),
     ("lora", "paths", "lora_paths", (list,), values.paths_of, "[]", "adapters of pictures that name none"),
     ("lora", "scales", "lora_scales", (list,), values.scales_of, "1.0 each", "of them, in their order"),
 )  # fmt: skip
 """Section, key, setting, types, conversion, default, help."""
+
+_OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "attention_backend": {
+        "others": values.OTHER_ATTENTION,
+        "sentence": said_of(f"[pytorch] attention_backend as {' or '.join(values.OTHER_ATTENTION)}", ATTENTION),
+    }
+}
+"""Key -> values of it that are llm-dit's alone, and what is said of them."""
 
 
 def keys_of(server: Mapping[str, Key] | None = None) -> dict[tuple[str, str], Key]:
@@ -105,7 +117,7 @@ def _all_keys() -> Iterator[Key]:
     for section, name, target, types, convert, default, help in _START:
         yield Key(
             section=section, name=name, way="start", target=target, types=types, convert=convert, default=default,
-            help=help,
+            help=help, **_OTHERS.get(name, {}),
         )  # fmt: skip
     for name, row in ROWS.items():
         if name not in PER_PICTURE and row.flag is not None:

@@ -108,6 +108,8 @@ def _checked(key: Key, value: object, notes: list[str]) -> Any:
         elif value not in key.off:
             notes.append(key.sentence)
         return value
+    if value in key.others:
+        notes.append(key.sentence)
     if key.convert is not None:
         value = key.convert(value)
     return _checked_field(key.target, value) if key.way == "field" and key.target in ROWS else value
@@ -153,7 +155,8 @@ def started(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Sett
         problems: Gets what does not go together.
     """
     left = {name: value for name, value in given.items() if name in ("templates_dir", "model") and value.value}
-    left |= {name: given[name] for name in ("device", "dtype", "weight_path") if name in given}
+    left |= {name: given[name] for name in ("device", "dtype", "weight_path", "attention_backend") if name in given}
+    left |= {"no_metadata": given["no_metadata_at_all"]} if "no_metadata_at_all" in given else {}
     left |= _places(given)
     dtype, other = given.get("dtype"), given.get("encoder_dtype")
     if other is not None and dtype is not None and other.value != dtype.value:

@@ -17,6 +17,10 @@ TOKENS_KEPT = 512 * 2560 * 2
 PLACES = ("placement", "max_memory", "cpu_offload", "encoder_device", "dit_device", "vae_device")
 """Arguments of loading that say where components run."""
 DTYPES = ("auto", "bfloat16", "float32")
+ATTENTION = ("auto", "max_zimage", "max", "plain")
+"""Ways to compute attention, as `graphs.model.attention_backends` has them, and whatever the device has."""
+OTHER_ATTENTION = ("flash_attn_2", "flash_attn_3", "sage", "xformers", "sdpa")
+"""llm-dit's, which are PyTorch's and have no meaning here: auto."""
 QUANTIZATIONS = {"none": "", "4bit": "q4", "8bit": "int8", "int8_dynamic": "int8"}
 """llm-dit's names of quantized text encoders -> how weights are kept here."""
 
@@ -47,6 +51,22 @@ def storage_of(value: object) -> str:
     if value not in known:
         raise ValueError(f"must be one of {', '.join(known)}, got {shown(value)}")
     return known[str(value)]
+
+
+def attention_of(value: object) -> str:
+    """A way to compute attention; llm-dit's are auto.
+
+    >>> attention_of("sdpa")
+    'auto'
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if value in OTHER_ATTENTION:
+        return "auto"
+    if value not in ATTENTION:
+        raise ValueError(f"must be one of {', '.join(ATTENTION)}, got {shown(value)}")
+    return str(value)
 
 
 def tiling_of(value: object) -> str:

@@ -224,9 +224,8 @@ def _image_fields(reading: Reading, body: Img2ImgRequest) -> None:
     values["resize"] = True
     if body.mask is None:
         return
-    values["composite"] = True
-    if body.inpaint_full_res:
-        reading.wrong("inpaint_full_res", "a part is not enlarged here, the whole picture is drawn; send false")
+    if body.inpaint_full_res not in (None, 0, 1):
+        reading.wrong("inpaint_full_res", f"must be true or false, got {body.inpaint_full_res}")
     if body.inpainting_fill not in (None, 0, 1):
         reading.wrong("inpainting_fill", f"0 and 1 are done here, got {body.inpainting_fill}; send one of them")
     if body.inpainting_mask_invert not in (None, 0, 1):

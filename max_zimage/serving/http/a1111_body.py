@@ -141,8 +141,12 @@ class Img2ImgRequest(A1111Request):
         None
     )
     inpainting_mask_invert: Annotated[int | bool | None, Field(description="1: what is black is drawn anew.")] = None
-    inpaint_full_res: Annotated[bool | int | None, Field(description="False; the whole picture is drawn.")] = None
-    inpaint_full_res_padding: Annotated[int | None, Field(description="Counts with inpaint_full_res alone.")] = None
+    inpaint_full_res: Annotated[bool | int | None, Field(description="False: draw all of the picture, not a part.")] = (
+        None
+    )
+    inpaint_full_res_padding: Annotated[
+        int | None, Field(ge=0, le=1 << 20, description="Pixels around the part; 0 if not given.")
+    ] = None
     include_init_images: Annotated[bool | None, Field(description="Repeat the images in the answer.")] = None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from max_zimage.images.hires import first_steps, hires_of
@@ -16,12 +17,17 @@ from max_zimage.sampling.other_names import cfg_scale_of
 from max_zimage.version import PROGRAM
 
 
-def info(pictures: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
+def info(
+    pictures: Sequence[Mapping[str, Any]],
+    given: Mapping[str, Any],
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """What an answer says of its pictures, as JSON.
 
     Args:
         pictures: Of each picture, as the JSON of `max_zimage.request.metadata.GenerationParameters` has it.
         given: The request's body.
+        more: Names and values of the text that other tools read, beside what it was drawn with.
     """
     first = pictures[0]
     hires = hires_of(first)
@@ -53,9 +59,9 @@ def info(pictures: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": first["strength"] if hires is None else hires.strength,
-        "extra_generation_params": {"Schedule type": shape} | ({} if hires is None else hires.pairs()),
+        "extra_generation_params": {"Schedule type": shape} | ({} if hires is None else hires.pairs()) | dict(more),
         "index_of_first_image": 0,
-        "infotexts": [write_infotext(each) for each in pictures],
+        "infotexts": [write_infotext(each, more) for each in pictures],
         "styles": given.get("styles") or [],
         "job_timestamp": "0",
         "clip_skip": 1,

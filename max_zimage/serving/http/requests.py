@@ -205,9 +205,7 @@ def make_context(
         ApiError: 400 if the prompt has too many tokens, or metadata is asked of a server that writes none.
     """
     check_loras(served, asked, names)
-    if metadata and not served.metadata:
-        raise bad_request("metadata: this server's pictures carry none; leave it out", "metadata")
-    carries = served.metadata if metadata is None else metadata
+    carries = carries_metadata(served, metadata)
     parameters = written_parameters(asked, served.drawn_by) if carries else []
     try:
         return served.tokenizer.make_context(
@@ -222,6 +220,17 @@ def make_context(
         )
     except (RequestError, TokenizerError, InputError) as error:
         raise refused(error, names) from error
+
+
+def carries_metadata(served: ServedModel, wish: bool | None) -> bool:
+    """Whether pictures carry what they were drawn with.
+
+    Raises:
+        ApiError: 400 if that is asked of a server that writes none.
+    """
+    if wish and not served.metadata:
+        raise bad_request("metadata: this server's pictures carry none; leave it out", "metadata")
+    return served.metadata if wish is None else wish
 
 
 def check_loras(served: ServedModel, asked: GenerationRequest, names: ApiNames) -> None:

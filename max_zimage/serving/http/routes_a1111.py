@@ -20,9 +20,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from max_zimage.errors import RequestError
-from max_zimage.images.a1111_masks import blurred, filled
-from max_zimage.images.masks import decode_mask
-from max_zimage.images.read import data_url_bytes, decode_image
+from max_zimage.images.infotext import write_infotext
 from max_zimage.serving.drawn_by import written_parameters
 from max_zimage.serving.http.a1111_arguments import arguments
 from max_zimage.serving.http.a1111_body import (
@@ -32,13 +30,13 @@ from max_zimage.serving.http.a1111_body import (
     PNG_INFO,
     TXT2IMG,
     A1111Request,
-    Img2ImgRequest,
 )
 from max_zimage.serving.http.a1111_info import info
+from max_zimage.serving.http.a1111_pictures import Files, Put, file_of_text, pictures_of
 from max_zimage.serving.http.answers import finished, picture_or_error
 from max_zimage.serving.http.api_names import refused
 from max_zimage.serving.http.remote_images import fetched, is_remote
-from max_zimage.serving.http.requests import make_context, request_of
+from max_zimage.serving.http.requests import carries_metadata, make_context, request_of
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import ServerState, state_of
 from max_zimage.serving.job import Job
@@ -46,7 +44,6 @@ from max_zimage.serving.job import Job
 router = APIRouter(prefix="/sdapi/v1")
 
 _PREVIEWS = 3
-_BLUR = 4.0  # pixels, of a mask where a request says nothing
 
 
 @router.post("/txt2img", openapi_extra=described(TXT2IMG))
@@ -66,10 +63,13 @@ async def img2img(request: Request) -> Response:
     state.check_room()
     body = parsed(IMG2IMG, await json_body(request), ELSEWHERE)
     values = arguments(body, state.served.name, state.served.tokenizer.defaults)
-    image = await _file(state, "init_images", (body.init_images or [""])[0])
-    mask = None if body.mask is None else await _file(state, "mask", body.mask)
-    values |= await asyncio.to_thread(_pictures, body, image, mask, state.served.limits.input_pixels)
-    return await _answered(state, request, body, values)
+    files = Files(
+        image=await _file(state, "init_images", (body.init_images or [""])[0]),
+        mask=None if body.mask is None else await _file(state, "mask", body.mask),
+    )
+    limits, defaults = state.served.limits, state.served.tokenizer.defaults
+    values, put = await asyncio.to_thread(pictures_of, body, files, values, limits, defaults)
+    return await _answered(state, request, body, values, put)
 
 
 async def _file(state: ServerState, name: str, text: str) -> bytes:
@@ -81,56 +81,38 @@ async def _file(state: ServerState, name: str, text: str) -> bytes:
         raise refused(error, NAMES) from error
 
 
-def file_of_text(name: str, text: str) -> bytes:
-    """The file in base64, with or without what makes a data URL of it.
-
-    Args:
-        name: What messages call it.
-        text: Its text.
-
-    Raises:
-        RequestError: If it is none.
-    """
-    return data_url_bytes(name, text if text.startswith("data:") else f"data:image/png;base64,{text}")
-
-
-def _pictures(body: Img2ImgRequest, image: bytes, mask: bytes | None, most: int) -> dict[str, Any]:
-    """The image, and the mask as it is to be taken."""
-    try:
-        pixels = decode_image("init_images", image, most)
-        if mask is None:
-            return {"image": pixels}
-        shown = decode_mask("mask", mask, most)
-    except RequestError as error:
-        raise refused(error, NAMES) from error
-    if body.inpainting_mask_invert:
-        shown = 255 - shown
-    if body.inpainting_fill != 1:
-        pixels = filled(pixels, shown)
-    usual = _BLUR if body.mask_blur is None else body.mask_blur
-    across, down = (usual if each is None else each for each in (body.mask_blur_x, body.mask_blur_y))
-    return {"image": pixels, "mask_image": blurred(shown, across, down)}
-
-
-async def _answered(state: ServerState, request: Request, body: A1111Request, values: dict[str, Any]) -> Response:
-    """Check a request, draw it and answer."""
+async def _answered(
+    state: ServerState, request: Request, body: A1111Request, values: dict[str, Any], put: Put | None = None
+) -> Response:
+    """Check a request, draw it, put it back where it is a part, and answer."""
+    wish = (body.override_settings or {}).get(PNG_INFO)
+    said = put.said if put else {}
 
     def prepared() -> Any:
         asked = request_of(state.served, NAMES, **values)
-        metadata = (body.override_settings or {}).get(PNG_INFO)
+        # A part is no picture of its own, and says nothing before it is put back.
+        metadata = wish if put is None else False
         context = make_context(state.served, asked, "png", NAMES, metadata, reports=True, previews=_PREVIEWS)
         return context, [json.loads(text) for text in written_parameters(asked, state.served.drawn_by)]
+
+    def put_back(files: list[bytes]) -> list[bytes]:
+        if put is None:
+            return files
+        texts = [write_infotext(each, said) if carries else None for each in pictures]
+        return [put.back(file, text) for file, text in zip(files, texts, strict=True)]
+
+    carries = carries_metadata(state.served, wish)
 
     context, pictures = await asyncio.to_thread(prepared)
     job = await state.submit(context, request)
     state.note(job, None)
     with _current(state, job):
         output = await finished(state.dispatcher, job, request)
-    files = [picture_or_error(item) for item in output.output]
+    files = await asyncio.to_thread(put_back, [picture_or_error(item) for item in output.output])
     images = [base64.b64encode(file).decode() for file in files if body.send_images is not False]
     unsaid = {"url", "auth"} | (set() if getattr(body, "include_init_images", False) else {"init_images", "mask"})
     given = json.loads(body.model_dump_json(exclude=unsaid))  # by JSON, which has no NaN
-    return JSONResponse({"images": images, "parameters": given, "info": info(pictures, given)})
+    return JSONResponse({"images": images, "parameters": given, "info": info(pictures, given, said)})
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from max_zimage.request.metadata import GenerationParameters, is_own
 from max_zimage.serving.errors import bad_request, together
 from max_zimage.serving.http.a1111_arguments import UPSCALERS
 from max_zimage.serving.http.a1111_body import PNG_INFO, SETTINGS, setting_problems
+from max_zimage.serving.http.a1111_pictures import file_of_text
 from max_zimage.serving.http.api_names import IMAGES, refused
-from max_zimage.serving.http.routes_a1111 import file_of_text
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import state_of
 

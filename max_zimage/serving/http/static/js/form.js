@@ -11,7 +11,7 @@ const OWN = new Set([
   "prompt", "negative_prompt", "size", "n", "steps", "guidance_scale", "seed", "step_cache", "strength", "image",
   "mask", "mask_image", "outpaint", "composite", "resize", "loras", "template", "features", "stream", "partial_images",
   "progress", "quality", "response_format", "background", "model", "user", "moderation", "input_fidelity",
-  "safety_identifier", "style", "slg", "num_inference_steps", "soft_mask", // masks painted here have no greys
+  "safety_identifier", "style", "slg", "num_inference_steps", "soft_mask",
 ]);
 const PLAIN = ["prompt", "negative_prompt", "steps", "guidance_scale", "n", "step_cache", "template"];
 

@@ -1,9 +1,11 @@
 // A mask is painted over the start image, in its own pixels: white is drawn anew, black is kept.
 
 import { $ } from "./dom.js";
+import { hasGreys, paintOf } from "./greys.js";
 
 const LEAST = 900; // pixels of the longer side that a small image is shown in, so that the brush's edge is smooth
-const PAINT = "#ff2fa8";
+const PAINT = [255, 47, 168];
+const COLOUR = `rgb(${PAINT.join()})`;
 
 export class MaskEditor {
   constructor() {
@@ -26,7 +28,12 @@ export class MaskEditor {
     this.strokes = [];
   }
 
-  /** Paint over an image; a canvas in black and white, null for an empty mask, undefined if it was given up. */
+  /** Go on from a mask that was not painted here. */
+  begin(greys) {
+    this.strokes = [{ kind: "mask", canvas: paintOf(greys, PAINT), isGrey: hasGreys(greys) }];
+  }
+
+  /** Paint over an image; the mask's brightness, null for an empty mask, undefined if it was given up. */
   edit(bitmap) {
     const before = [...this.strokes];
     this.bitmap = bitmap;
@@ -56,24 +63,24 @@ export class MaskEditor {
       };
       dialog.addEventListener("cancel", given);
       $("mask-cancel").onclick = given;
-      $("mask-done").onclick = () => close(this.#blackAndWhite());
+      $("mask-done").onclick = () => {
+        this.#replay(); // edges that were painted in pieces are smooth in another way than in one
+        close(this.#greys());
+      };
     });
   }
 
-  #blackAndWhite() {
+  /** Black and white alone, unless it began with greys. */
+  #greys() {
     const { width, height } = this.mask;
-    const painted = this.mask.getContext("2d").getImageData(0, 0, width, height);
-    let isEmpty = true;
-    for (let at = 0; at < painted.data.length; at += 4) {
-      const value = painted.data[at + 3] > 127 ? 255 : 0;
-      if (value) isEmpty = false;
-      painted.data.fill(value, at, at + 3);
-      painted.data[at + 3] = 255;
+    const { data } = this.mask.getContext("2d").getImageData(0, 0, width, height);
+    const isGrey = this.strokes.some((stroke) => stroke.isGrey);
+    const values = new Uint8ClampedArray(width * height);
+    for (let at = 0; at < values.length; at += 1) {
+      const alpha = data[4 * at + 3];
+      values[at] = isGrey ? alpha : 255 * (alpha > 127);
     }
-    if (isEmpty) return null;
-    const canvas = Object.assign(document.createElement("canvas"), { width, height });
-    canvas.getContext("2d").putImageData(painted, 0, 0);
-    return canvas;
+    return values.some(Boolean) ? { width, height, values } : null;
   }
 
   #pointer() {
@@ -153,9 +160,10 @@ export class MaskEditor {
     const { width, height } = this.mask;
     const context = this.mask.getContext("2d");
     if (stroke.kind === "clear") context.clearRect(0, 0, width, height);
+    else if (stroke.kind === "mask") context.drawImage(stroke.canvas, 0, 0);
     else if (stroke.kind === "invert") {
       context.globalCompositeOperation = "xor";
-      context.fillStyle = PAINT;
+      context.fillStyle = COLOUR;
       context.fillRect(0, 0, width, height);
       context.globalCompositeOperation = "source-over";
     } else this.#stroke(stroke, 0);
@@ -164,7 +172,7 @@ export class MaskEditor {
   #stroke({ kind, size, points }, from) {
     const context = this.mask.getContext("2d");
     context.globalCompositeOperation = kind === "erase" ? "destination-out" : "source-over";
-    Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: size, strokeStyle: PAINT, fillStyle: PAINT });
+    Object.assign(context, { lineCap: "round", lineJoin: "round", lineWidth: size, strokeStyle: COLOUR, fillStyle: COLOUR });
     context.beginPath();
     context.arc(points[from].x, points[from].y, size / 2, 0, 2 * Math.PI);
     context.fill();
@@ -179,7 +187,7 @@ export class MaskEditor {
   #stripes() {
     const tile = Object.assign(document.createElement("canvas"), { width: 24, height: 24 });
     const context = tile.getContext("2d");
-    context.fillStyle = PAINT;
+    context.fillStyle = COLOUR;
     context.fillRect(0, 0, 24, 24);
     Object.assign(context, { strokeStyle: "#ffffff", lineWidth: 5 });
     for (const at of [-24, 0, 24]) {

@@ -4,7 +4,7 @@
 import { ApiError, parametersOf } from "./api.js";
 import { $, announce, dataUrl } from "./dom.js";
 import { FieldError } from "./fields.js";
-import { MaskEditor } from "./mask.js";
+import { StartMask } from "./start_mask.js";
 
 const SIDES = ["left", "top", "right", "bottom"];
 const KINDS = ["image/png", "image/jpeg", "image/webp"];
@@ -15,18 +15,14 @@ export class Start {
     this.usualStrength = capabilities.defaults.strength;
     this.isTouched = false;
     this.applied = null;
+    this.mask = new StartMask({ showError, onChange: () => this.#masked() });
     this.clear();
-    this.editor = new MaskEditor();
     $("start-file").addEventListener("change", (event) => this.#chosen(event.target, (file) => this.use(file)));
     $("read-file").addEventListener("change", (event) => this.#chosen(event.target, (file) => this.read(file)));
+    $("mask-file").addEventListener("change", (event) => this.#chosen(event.target, (file) => this.mask.use(file)));
     $("start-clear").addEventListener("click", () => {
       this.clear();
       $("start-file").focus();
-    });
-    $("mask-open").addEventListener("click", () => this.#paint());
-    $("mask-clear").addEventListener("click", () => {
-      this.#setMask(null);
-      $("mask-open").focus();
     });
     $("strength").addEventListener("input", (event) => {
       this.isTouched ||= event.isTrusted;
@@ -38,7 +34,7 @@ export class Start {
     this.#drops();
     const { features } = capabilities;
     $("start-title").parentElement.hidden = !features.image_to_image;
-    $("mask-open").hidden = !features.inpainting;
+    $("mask-open").hidden = $("drop-mask").hidden = !features.inpainting;
     $("outpaint-fields").hidden = !features.outpainting;
   }
 
@@ -55,10 +51,13 @@ export class Start {
       this.showError("image: this file is no picture that the browser can show; a PNG, JPEG or WebP file is wanted", "image");
       return;
     }
+    const soft = Boolean(this.applied?.soft_mask);
     if (this.applied) this.#forget(); // what goes with the picture has been said
     else this.clear();
+    this.mask.soft(soft);
     this.picture = file;
     this.bitmap = bitmap;
+    this.mask.of(bitmap);
     this.url = URL.createObjectURL(file);
     $("start-image").src = this.url;
     $("started").hidden = false;
@@ -100,15 +99,15 @@ export class Start {
     if (this.url) URL.revokeObjectURL(this.url);
     Object.assign(this, { picture: null, bitmap: null, url: null });
     $("started").hidden = true;
-    this.#setMask(null);
+    this.mask.forget();
   }
 
   /** Pictures as data URLs, and the other fields that go with them. */
   async values() {
     const margins = this.#margins();
-    const values = { strength: Number($("strength").value) };
-    const pictures = { image: await dataUrl(this.picture) };
-    if (this.mask) pictures.mask_image = this.mask;
+    const mask = this.mask.values();
+    const values = { strength: Number($("strength").value), ...mask.values };
+    const pictures = { image: await dataUrl(this.picture), ...mask.pictures };
     if (margins) values.outpaint = margins;
     if ($("composite").checked) values.composite = true;
     const [width, height] = this.#whole(margins);
@@ -126,6 +125,7 @@ export class Start {
       $(`out-${side}`).value = body.outpaint?.[at] ?? 0;
     });
     $("composite").checked = Boolean(body.composite);
+    this.mask.soft(Boolean(body.soft_mask));
     this.applied = body.strength === undefined ? null : body; // one that was drawn from a picture
     if (body.size === undefined) this.#fit();
     this.note();
@@ -137,7 +137,7 @@ export class Start {
     const [width, height] = this.#whole(this.#margins());
     const asIs = this.sizes.text === `${width}x${height}`;
     $("start-facts").textContent = `${this.bitmap.width} × ${this.bitmap.height} pixels${asIs ? "" : `, resized to ${this.sizes.text.replace("x", " × ")}`}`;
-    $("composite-field").hidden = !this.mask && !this.#margins();
+    $("composite-field").hidden = !this.mask.isSet && !this.#margins();
   }
 
   #margins() {
@@ -165,27 +165,16 @@ export class Start {
   /** The engine's own: all the way where a part is drawn anew. */
   #strength() {
     if (this.isTouched) return;
-    const part = this.mask || SIDES.some((side) => Number($(`out-${side}`).value) > 0);
+    const part = this.mask.isSet || SIDES.some((side) => Number($(`out-${side}`).value) > 0);
     $("strength").value = part ? 1 : this.usualStrength;
     $("strength").dispatchEvent(new Event("input"));
   }
 
-  #setMask(canvas) {
-    this.mask = canvas ? canvas.toDataURL("image/png") : null;
-    $("start-mask").hidden = !this.mask;
-    if (this.mask) $("start-mask").src = this.mask;
-    $("mask-clear").hidden = !this.mask;
-    $("mask-open").textContent = this.mask ? "Paint the mask" : "Paint a mask";
-    if (!this.mask) this.editor?.forget();
+  /** The mask is another one. */
+  #masked() {
     if (!this.isSet) return;
     this.#strength();
     this.note();
-  }
-
-  async #paint() {
-    const painted = await this.editor.edit(this.bitmap);
-    if (painted !== undefined) this.#setMask(painted);
-    $("mask-open").focus();
   }
 
   #chosen(input, use) {
@@ -195,7 +184,7 @@ export class Start {
   }
 
   #drops() {
-    const ways = [["drop-start", (file) => this.use(file)], ["drop-read", (file) => this.read(file)]];
+    const ways = [["drop-start", (file) => this.use(file)], ["drop-read", (file) => this.read(file)], ["drop-mask", (file) => this.mask.use(file)]];
     for (const [id, use] of ways) {
       const zone = $(id);
       zone.addEventListener("dragover", (event) => {
@@ -211,11 +200,11 @@ export class Start {
       });
     }
     const isDragged = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-    document.addEventListener("dragenter", (event) => $("drops").classList.toggle("dragged", isDragged(event)));
+    document.addEventListener("dragenter", (event) => document.body.classList.toggle("dragged", isDragged(event)));
     document.addEventListener("dragover", (event) => isDragged(event) && event.preventDefault());
     document.addEventListener("drop", (event) => {
       if (isDragged(event)) event.preventDefault(); // beside the zones: the browser would leave the page for the file
-      $("drops").classList.remove("dragged");
+      document.body.classList.remove("dragged");
     });
     document.addEventListener("paste", (event) => {
       const file = [...(event.clipboardData?.files ?? [])].find((each) => KINDS.includes(each.type));
