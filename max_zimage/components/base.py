@@ -70,8 +70,7 @@ class ZImageComponent(ComponentModel):
     """Whether it came back, and some transforms could not be applied any more; until it is bound again."""
     leaves_to_bind: ClassVar[bool] = False
     """Whether its weights leave before others are bound: nothing then lies beside them."""
-    nbytes_beside = 0
-    """Memory of the other components' weights on the same device."""
+    nbytes_beside = 0  # memory of the other components' weights on the same device
 
     def __init__(
         self,

@@ -158,9 +158,8 @@ class PretrainedMethods:
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
                 compiled here. Those of another one compile when a call first asks for it.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
-            quantize: Component -> "int8" or "q4", for a CPU: {"transformer": "int8", "text_encoder": "q4"}, or the same
-                as "transformer=int8,text_encoder=q4". Their matrices are rounded when they are loaded. None is what the
-                variable MAX_ZIMAGE_QUANTIZE says, or else nothing.
+            quantize: Component -> "int8" or "q4", for a CPU, or the same as "transformer=int8,text_encoder=q4": their
+                matrices are rounded when they are loaded. None is what the variable MAX_ZIMAGE_QUANTIZE says.
             attention_backend: How attention is computed, "max_zimage", "max", "plain" or "auto"; None is what the
                 variable MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says. See `graphs.model.attention_backends`.
             embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given, or 64
