@@ -88,8 +88,8 @@ def mixed_by_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> T
         Like `query`.
     """
     if query.device.is_host:
-        wide = (each.cast(DType.float32) for each in (query, key, value))
-        return ops.flash_attention_cpu(*wide, mask, 1.0).cast(query.dtype)
+        query_wide, key_wide, value_wide = (each.cast(DType.float32) for each in (query, key, value))
+        return ops.flash_attention_cpu(query_wide, key_wide, value_wide, mask, 1.0).cast(query.dtype)
     return mixed_by_groups(query, F.permute(key, [0, 2, 1, 3]), F.permute(value, [0, 2, 1, 3]), mask)
 
 
