@@ -88,9 +88,8 @@ class DiffusionGemmaForBlockDiffusionModel:
         """
         dtype: ModelDtype = "float32" if self.config.dtype == DType.float32 else "bfloat16"
         checked = plan_weights(self.config.text_config, paths_of(self.weights), self.device)
-        told = {"device": self.device, "session": session}
-        file = read_config(self.huggingface_config.to_dict())
-        self.steps = CompiledDiffusionGemma(file, load_weights(checked, dtype, self.device), dtype=dtype, **told)
+        file, weights = read_config(self.huggingface_config.to_dict()), load_weights(checked, dtype, self.device)
+        self.steps = CompiledDiffusionGemma(file, weights, device=self.device, dtype=dtype, session=session)
         self.steps.compile()
         self.decoder_model = self.steps.graphs["gemma_denoise"]
         return None, self.steps.graphs["gemma_read"]
