@@ -68,8 +68,8 @@ class DiffusionGemmaForBlockDiffusionModel:
             raise ValueError(f"DiffusionGemma runs on one device, got {len(devices)}; give a list of one")
         if kv_cache_config.enable_prefix_caching:
             raise ValueError(
-                "enable_prefix_caching must be false, got true, its default in MAX: a canvas stands behind its own prompt, "
-                "and no prefix is shared; give KVCacheConfig(enable_prefix_caching=False)"
+                "enable_prefix_caching must be false, got true, its default in MAX: a canvas stands behind its own "
+                "prompt, and no prefix is shared; give KVCacheConfig(enable_prefix_caching=False)"
             )
         self.pipeline_config, self.weights, self.device = pipeline_config, weights, devices[0]
         self.huggingface_config = pipeline_config.model.huggingface_config
