@@ -68,7 +68,8 @@ class DiffusionGemmaForBlockDiffusionModel:
             raise ValueError(f"DiffusionGemma runs on one device, got {len(devices)}; give a list of one")
         if kv_cache_config.enable_prefix_caching:
             raise ValueError(
-                "enable_prefix_caching must be false: a canvas stands behind its own prompt, and no prefix is shared"
+                "enable_prefix_caching must be false, got true, its default in MAX: a canvas stands behind its own "
+                "prompt, and no prefix is shared; give KVCacheConfig(enable_prefix_caching=False)"
             )
         self.pipeline_config, self.weights, self.device = pipeline_config, weights, devices[0]
         self.huggingface_config = pipeline_config.model.huggingface_config
@@ -88,9 +89,8 @@ class DiffusionGemmaForBlockDiffusionModel:
         """
         dtype: ModelDtype = "float32" if self.config.dtype == DType.float32 else "bfloat16"
         checked = plan_weights(self.config.text_config, paths_of(self.weights), self.device)
-        told = {"device": self.device, "session": session}
-        file = read_config(self.huggingface_config.to_dict())
-        self.steps = CompiledDiffusionGemma(file, load_weights(checked, dtype, self.device), dtype=dtype, **told)
+        file, weights = read_config(self.huggingface_config.to_dict()), load_weights(checked, dtype, self.device)
+        self.steps = CompiledDiffusionGemma(file, weights, device=self.device, dtype=dtype, session=session)
         self.steps.compile()
         self.decoder_model = self.steps.graphs["gemma_denoise"]
         return None, self.steps.graphs["gemma_read"]

@@ -47,7 +47,9 @@ def config_of(both: Both) -> DiffusionGemmaForBlockDiffusionConfig:
 def model(usual: Both) -> DiffusionGemmaForBlockDiffusionModel:
     weights = load_weights([usual.directory / "model.safetensors"])
     session = InferenceSession(devices=[CPU()])
-    return DiffusionGemmaForBlockDiffusionModel(configured(usual), session, [CPU()], KVCacheConfig(), weights)
+    return DiffusionGemmaForBlockDiffusionModel(
+        configured(usual), session, [CPU()], KVCacheConfig(enable_prefix_caching=False), weights
+    )
 
 
 def test_names_and_defaults_are_the_documented_ones() -> None:
@@ -168,10 +170,14 @@ def test_what_a_model_refuses(usual: Both) -> None:
     for arguments, said in (
         ({"adapter": lambda *_: {}}, "adapter must be None"),
         ({"devices": [CPU(), CPU()]}, "one device, got 2"),
-        ({"kv_cache_config": KVCacheConfig(enable_prefix_caching=True)}, "enable_prefix_caching must be false"),
+        ({"kv_cache_config": KVCacheConfig()}, "enable_prefix_caching must be false"),
         ({"return_logits": ReturnLogits.ALL}, "return_logits must be"),
     ):
-        given: dict[str, Any] = {"devices": [CPU()], "kv_cache_config": KVCacheConfig(), **arguments}
+        given: dict[str, Any] = {
+            "devices": [CPU()],
+            "kv_cache_config": KVCacheConfig(enable_prefix_caching=False),
+            **arguments,
+        }
         with pytest.raises(ValueError, match=said):
             DiffusionGemmaForBlockDiffusionModel(config, session, weights=weights, **given)
 

@@ -19,8 +19,10 @@ from max_zimage.graphs.diffusion_gemma.stack import kinds
 from tests.references.diffusion_gemmas import Both
 from tests.tolerances import DIFFUSION_GEMMA_CACHE_L2, DIFFUSION_GEMMA_LOGITS_L2
 
-TIE = 2e-4
+TIE = 1e-5
 """Of the scores of two experts, which are of size 1: float32 behind six layers decides nothing below."""
+SEEDS = 8
+"""Tried for each case until transformers is near no tie."""
 
 
 class Reference:
@@ -139,11 +141,9 @@ def test_keys_values_and_logits(both: Both) -> None:
     """Around the window and beyond it, alone and together, in two blocks; without, with and with half-hidden logits."""
     window = both.ours.spec.sliding_window
     lengths = [[window - 1], [window], [window + 1], [3 * window], [1, window, 2 * window], [3 * window, window // 2]]
-    done = [list(run(both, each, seed)) for each in lengths for seed in range(2)]
-    whole = sum(len(each) == 8 for each in done)
-    assert whole >= len(done) // 2, f"too many ties: {[len(each) for each in done]}"
-    for first, second in zip(done[::2], done[1::2], strict=True):
-        assert max(len(first), len(second)) == 8, "every case was seen to its end at least once"
+    for each in lengths:
+        stages = next((found for seed in range(SEEDS) if len(found := list(run(both, each, seed))) == 8), None)
+        assert stages is not None, f"prompts of {each} tokens: near a tie with every seed"
 
 
 def test_a_row_is_what_it_is_alone(both: Both) -> None:
