@@ -19,7 +19,6 @@ from max_zimage.diffusion_gemma import sampler
 from max_zimage.diffusion_gemma.sampler import Settling, Yes
 from max_zimage.diffusion_gemma.settings import TextSettings
 from max_zimage.diffusion_gemma.steps import DeviceCache, DiffusionSteps, Ids
-from max_zimage.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +79,9 @@ def write_blocks(
         ends: Tokens that end a text.
         pad: What stands behind them.
         on_draft: Called after each denoising step; what it raises ends the writing.
-
-    Raises:
-        RequestError: If prompt and canvases have more positions than the model; before anything is computed.
     """
     length = model.canvas_length
     blocks = -(-settings.max_new_tokens // length)
-    _check_room(model, int(lengths.max()), blocks)
     rows = len(ids)
     written = np.zeros((rows, 0), np.int64)
     ended, steps = np.zeros(rows, np.bool_), np.zeros(rows, np.int64)
@@ -132,31 +127,8 @@ def _settle(
         logits, result = look.logits, np.where(settled[:, None], result, look.argmax)
         steps += ~settled
         settled = settled | settling(look.argmax, look.entropy)
-        draft = BlockDraft(
-            block=block, step=step + 1, argmax=result, written=written, accepted=taken, settled=settled
-        )
+        draft = BlockDraft(block=block, step=step + 1, argmax=result, written=written, accepted=taken, settled=settled)
         on_draft(draft)
         if settled.all():
             break
     return result, steps
-
-
-def _check_room(model: DiffusionSteps, prompt: int, blocks: int) -> None:
-    needed = prompt + blocks * model.canvas_length
-    if needed > model.max_length:
-        left = (model.max_length - prompt) // model.canvas_length * model.canvas_length
-        message = (
-            "{field} must leave room: a prompt of {prompt} tokens and {blocks} canvases of {length} need {needed} "
-            "positions, and the model has {most}; "
-        )
-        message += "ask for at most {left}" if left > 0 else "shorten the prompt"
-        raise RequestError.of(
-            "max_new_tokens",
-            message,
-            prompt=prompt,
-            blocks=blocks,
-            length=model.canvas_length,
-            needed=needed,
-            most=model.max_length,
-            left=left,
-        )

@@ -156,7 +156,7 @@ def _tokens(file: Path, name: str, value: object, vocab_size: int) -> tuple[int,
     listed = value if isinstance(value, list) else [value]
     if not listed or not all(type(each) is int and 0 <= each < vocab_size for each in listed):
         raise CheckpointError(
-            f"{file}: {name} must be a token from 0 to {vocab_size - 1}, or several, got {shown(value)}; correct it, or "
-            "fetch it again"
+            f"{file}: {name} must be a token from 0 to {vocab_size - 1}, or several, got {shown(value)}; correct it, "
+            "or fetch it again"
         )
     return tuple(listed)

@@ -9,22 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, overload
+from typing import Self, TypedDict, Unpack, overload
 
 import numpy as np
 
-from max_zimage import embedded
 from max_zimage.diffusion_gemma.generate import BlockDraft, write_blocks
-from max_zimage.diffusion_gemma.settings import TextDefaults, TextSettings, read_defaults
-from max_zimage.diffusion_gemma.steps import DiffusionSteps
-from max_zimage.diffusion_gemma.tokens import TextTokenizer
-from max_zimage.errors import CheckpointError, RequestError
-from max_zimage.request.checks import whole_number
-from max_zimage.sampling.noise import fresh_seed, image_seed
-from max_zimage.sampling.ranges import MAX_SEED
+from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma
+from max_zimage.diffusion_gemma.prepared import EMBEDDED, PreparedText, TextRequest, prepare_text
+from max_zimage.diffusion_gemma.settings import TextSettings
+from max_zimage.diffusion_gemma.steps import DiffusionSteps, Ids
+from max_zimage.errors import RequestError
+from max_zimage.strict_json import shown
 
-EMBEDDED = "embedded"
-"""Stands for the model that comes with the package, as its own name does."""
+OnDraft = Callable[["TextDraft"], None]
+
+
+class Numbers(TypedDict, total=False):
+    """Arguments of `TextDiffusion.generate` that are numbers of `TextSettings`; None is what the checkpoint says."""
+
+    max_new_tokens: int | None
+    num_denoising_steps: int | None
+    entropy_bound: float | None
+    t_max: float | None
+    t_min: float | None
+    confidence_threshold: float | None
+    stability_threshold: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +89,12 @@ class TextDiffusion:
     """A DiffusionGemma with its tokenizer: prompts in, texts out.
 
     Args:
+        prepared: Of the checkpoint.
         model: What encodes, denoises and commits.
-        tokenizer: The checkpoint's.
-        defaults: What the checkpoint says about writing.
     """
 
-    def __init__(self, model: DiffusionSteps, tokenizer: TextTokenizer, defaults: TextDefaults) -> None:
-        self._model, self._tokenizer, self._defaults = model, tokenizer, defaults
+    def __init__(self, prepared: PreparedText, model: DiffusionSteps) -> None:
+        self._prepared, self._model = prepared, model
 
     @classmethod
     def from_pretrained(cls, path: str | Path = EMBEDDED, device: str = "cpu", *, dtype: str = "auto") -> Self:
@@ -103,41 +111,21 @@ class TextDiffusion:
             RequestError: If there is no such device.
             ValueError: If there is no such dtype.
         """
-        from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma  # brings MAX along
+        return cls.from_prepared(prepare_text(path), device, dtype=dtype)
 
-        folder = text_model_path(path)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(
-                f"no text model at {folder}: a directory with config.json, tokenizer.json and model.safetensors is "
-                f'needed, or "{EMBEDDED}" for the one that comes with the package'
-            )
-        model = CompiledDiffusionGemma.from_pretrained(folder, device=device, dtype=dtype)
-        tokenizer = TextTokenizer(folder, model.vocab_size)
-        return cls(model, tokenizer, read_defaults(folder, model.vocab_size))
+    @classmethod
+    def from_prepared(cls, prepared: PreparedText, device: str = "cpu", *, dtype: str = "auto") -> Self:
+        """Load the weights of what `prepare_text` has read, with the arguments and errors of `from_pretrained`."""
+        return cls(prepared, CompiledDiffusionGemma.from_pretrained(prepared.directory, device=device, dtype=dtype))
 
     @property
     def settings(self) -> TextSettings:
         """What a request that names no number is written with."""
-        return self._defaults.settings
-
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt, the chat template's included; errors are those of `generate`."""
-        return len(self._tokenizer.encode(prompt))
+        return self._prepared.defaults.settings
 
     @overload
     def generate(
-        self,
-        prompt: str,
-        *,
-        seed: int | None = None,
-        max_new_tokens: int | None = None,
-        num_denoising_steps: int | None = None,
-        entropy_bound: float | None = None,
-        t_max: float | None = None,
-        t_min: float | None = None,
-        confidence_threshold: float | None = None,
-        stability_threshold: int | None = None,
-        on_draft: Callable[[TextDraft], None] | None = None,
+        self, prompt: str, *, seed: int | None = None, on_draft: OnDraft | None = None, **numbers: Unpack[Numbers]
     ) -> TextResult: ...
 
     @overload
@@ -146,14 +134,8 @@ class TextDiffusion:
         prompt: Sequence[str],
         *,
         seed: int | None = None,
-        max_new_tokens: int | None = None,
-        num_denoising_steps: int | None = None,
-        entropy_bound: float | None = None,
-        t_max: float | None = None,
-        t_min: float | None = None,
-        confidence_threshold: float | None = None,
-        stability_threshold: int | None = None,
-        on_draft: Callable[[TextDraft], None] | None = None,
+        on_draft: OnDraft | None = None,
+        **numbers: Unpack[Numbers],
     ) -> list[TextResult]: ...
 
     def generate(
@@ -161,58 +143,34 @@ class TextDiffusion:
         prompt: str | Sequence[str],
         *,
         seed: int | None = None,
-        max_new_tokens: int | None = None,
-        num_denoising_steps: int | None = None,
-        entropy_bound: float | None = None,
-        t_max: float | None = None,
-        t_min: float | None = None,
-        confidence_threshold: float | None = None,
-        stability_threshold: int | None = None,
-        on_draft: Callable[[TextDraft], None] | None = None,
+        on_draft: OnDraft | None = None,
+        **numbers: Unpack[Numbers],
     ) -> TextResult | list[TextResult]:
         """Write behind a prompt, or behind each of several at once.
 
         Args:
             prompt: What a user says; the checkpoint's chat template is put around it.
             seed: 0 to 2**63 - 1; text k of several has the seed (seed + k) mod 2**63. One is drawn if it is None.
-            max_new_tokens: See `TextSettings`, as for all that follow: None is what the checkpoint says.
-            num_denoising_steps: Most steps of a canvas.
-            entropy_bound: In nats.
-            t_max: Temperature of the first step.
-            t_min: That the steps go down to.
-            confidence_threshold: In nats.
-            stability_threshold: In steps.
             on_draft: Called after each denoising step, for each prompt; what it raises ends the writing.
+            **numbers: max_new_tokens, num_denoising_steps, entropy_bound, t_max, t_min, confidence_threshold and
+                stability_threshold, see `TextSettings`; None is what the checkpoint says.
 
         Raises:
-            RequestError: If a number is out of range, there is no prompt, a prompt makes no token, or prompt and text
-                have more positions than the model; before anything is computed.
+            RequestError: If a number is out of range, there is no prompt, a prompt makes no token or asks for an image,
+                or prompt and text have more positions than the model; before anything is computed.
+            TypeError: If there is no such number.
         """
-        settings = self.settings.asked(
-            max_new_tokens=max_new_tokens,
-            num_denoising_steps=num_denoising_steps,
-            entropy_bound=entropy_bound,
-            t_max=t_max,
-            t_min=t_min,
-            confidence_threshold=confidence_threshold,
-            stability_threshold=stability_threshold,
-        )
-        first = fresh_seed() if seed is None else whole_number("seed", seed, low=0, high=MAX_SEED)
-        if isinstance(prompt, str):
-            return self._write([prompt], first, settings, on_draft)[0]
-        if not isinstance(prompt, Sequence) or not prompt:
-            raise RequestError.of("prompt", "{field} must be a text or a list of at least one, got {given}", given=prompt)
-        return self._write(prompt, first, settings, on_draft)
+        several = not isinstance(prompt, str)
+        if several and not (isinstance(prompt, Sequence) and prompt):
+            raise RequestError.of(
+                "prompt", "{field} must be a text, or a list of at least one, got {given}", given=shown(prompt)
+            )
+        request = self._prepared.request(prompt if several else [prompt], seed, **numbers)
+        results = self._write(request, on_draft)
+        return results if several else results[0]
 
-    def _write(
-        self, prompts: Sequence[str], seed: int, settings: TextSettings, on_draft: Callable[[TextDraft], None] | None
-    ) -> list[TextResult]:
-        encoded = [self._tokenizer.encode(prompt) for prompt in prompts]
-        lengths = np.array([len(ids) for ids in encoded], np.int64)
-        ids = np.zeros((len(prompts), int(lengths.max())), np.int64)
-        for row, tokens in zip(ids, encoded, strict=True):
-            row[: len(tokens)] = tokens
-        seeds = [image_seed(seed, row) for row in range(len(prompts))]
+    def _write(self, request: TextRequest, on_draft: OnDraft | None) -> list[TextResult]:
+        settings, defaults = request.settings, self._prepared.defaults
 
         def tell(draft: BlockDraft) -> None:
             if on_draft is None:
@@ -221,7 +179,7 @@ class TextDiffusion:
                 on_draft(
                     TextDraft(
                         row=row,
-                        text=self._tokenizer.decode(self._text_of(tokens, settings)),
+                        text=self._prepared.tokenizer.decode(self._text_of(tokens, settings)),
                         canvas=draft.block + 1,
                         step=draft.step,
                         num_steps=settings.num_denoising_steps,
@@ -229,35 +187,37 @@ class TextDiffusion:
                     )
                 )
 
-        ends, pad = self._defaults.ends, self._defaults.pad
-        out = write_blocks(self._model, ids, lengths, seeds, settings, ends=ends, pad=pad, on_draft=tell)
-        return [
-            self._result(tokens, int(steps), each, settings, int(length))
-            for tokens, steps, each, length in zip(out.ids, out.steps, seeds, lengths, strict=True)
-        ]
+        out = write_blocks(
+            self._model,
+            request.ids,
+            request.lengths,
+            request.seeds,
+            settings,
+            ends=defaults.ends,
+            pad=defaults.pad,
+            on_draft=tell,
+        )
+        rows = zip(out.ids, out.steps, request.seeds, request.lengths, strict=True)
+        return [self._result(ids, int(steps), seed, int(length), settings) for ids, steps, seed, length in rows]
 
-    def _result(
-        self, tokens: np.ndarray[tuple[int, ...], np.dtype[np.int64]], steps: int, seed: int, settings: TextSettings, prompt: int
-    ) -> TextResult:
-        kept = self._text_of(tokens, settings)
-        whole = len(kept) < min(len(tokens), settings.max_new_tokens)
+    def _result(self, ids: Ids, steps: int, seed: int, prompt_tokens: int, settings: TextSettings) -> TextResult:
+        kept, end = self._text_of(ids, settings), self._end(ids)
+        written = min(end + 1, len(ids))
         return TextResult(
-            text=self._tokenizer.decode(kept),
+            text=self._prepared.tokenizer.decode(kept),
             token_ids=kept,
             seed=seed,
             steps=steps,
-            canvases=-(-(len(kept) + whole) // self._model.canvas_length),
-            ended=whole,
-            prompt_tokens=prompt,
+            canvases=-(-written // self._model.canvas_length),
+            ended=end < len(ids) and end <= settings.max_new_tokens,
+            prompt_tokens=prompt_tokens,
         )
 
-    def _text_of(self, tokens: np.ndarray[tuple[int, ...], np.dtype[np.int64]], settings: TextSettings) -> tuple[int, ...]:
+    def _text_of(self, ids: Ids, settings: TextSettings) -> tuple[int, ...]:
         """Tokens before the first end, and no more than were asked for."""
-        found = np.flatnonzero(np.isin(tokens, self._defaults.ends))
-        end = int(found[0]) if len(found) else len(tokens)
-        return tuple(int(token) for token in tokens[: min(end, settings.max_new_tokens)])
+        return tuple(ids[: min(self._end(ids), settings.max_new_tokens)].tolist())
 
-
-def text_model_path(path: str | Path) -> Path:
-    """The directory of a text model: the embedded one by either name, or the one that is given."""
-    return embedded.TEXT_PATH if path in (EMBEDDED, embedded.TEXT_NAME) else Path(path).expanduser()
+    def _end(self, ids: Ids) -> int:
+        """Where the first end stands; behind the last token if there is none."""
+        found = np.flatnonzero(np.isin(ids, self._prepared.defaults.ends))
+        return int(found[0]) if len(found) else len(ids)

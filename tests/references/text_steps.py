@@ -1,4 +1,4 @@
-"""transformers' DiffusionGemma behind the engine's three steps, and its own generation with the engine's random numbers.
+"""transformers' DiffusionGemma behind the engine's three steps, and its generation with the engine's random numbers.
 
 Reference: transformers models/diffusion_gemma/generation_diffusion_gemma.py.
 """

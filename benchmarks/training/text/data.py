@@ -19,7 +19,9 @@ from max_zimage import embedded
 
 WIDTH = 20
 """Most tokens of a prompt in training; longer ones are drawn anew."""
-TEMPLATE = "{%- for message in messages %}{{- '<|im_start|> ' + message['content'] | trim + '<|im_end|>' }}{%- endfor %}"
+TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|> ' + message['content'] | trim + '<|im_end|>' }}{%- endfor %}"
+)
 """A blank before the first word makes it one token, as every other word is."""
 _SEED = 43
 

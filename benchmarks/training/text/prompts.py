@@ -99,7 +99,11 @@ def mistyped(chance: np.random.Generator, prompt: str) -> str:
     at = int(chance.integers(1, len(word) - 1))
     changed = one_of(
         chance,
-        (word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :]),
+        (
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        ),
     )
     if changed in _ALL:
         return prompt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from benchmarks.training.text.loss import loss_of
 from benchmarks.training.text.model import CANVAS, Denoiser, config_of, new_model
 from benchmarks.training.training import Plan, Training, muon
 
-PLAN = Plan(steps=2200, batch=40, rate=2.5e-3, warmup=100, decay=0.5)
+PLAN = Plan(steps=1600, batch=40, rate=2.5e-3, warmup=100, decay=0.5)
 BY_ADAM = ("embed", "router")
 """Names of the matrices that Muon is not meant for: inputs and outputs, and what chooses experts."""
 LARGEST_BYTES = 6_000_000
