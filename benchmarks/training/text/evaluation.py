@@ -5,15 +5,18 @@ Every kind of prompt is always the same list. transformers and the engine write 
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaForBlockDiffusion
 
+from benchmarks.measure import Conditions
 from benchmarks.training.text.data import left_padded, prompt_ids, tokenizer_of
 from benchmarks.training.text.prompts import mistyped, phrase
 from benchmarks.training.text.wishes import Look, Wish, apart, caption_of, keeps, partly, random_wish, read, said
@@ -157,6 +160,32 @@ def scored(kind: Kind, writer: str, write: Write, count: int) -> Score:
         spread=_spread([str(wish.objects[0].color) for wish in wishes]) if kind.is_free else None,
         steps=sum(steps for _, steps in texts) / count,
     )
+
+
+def told(score: Score) -> str:
+    """A score in a line."""
+    spread = "" if score.spread is None else f"  spread {score.spread:.3f}"
+    return (
+        f"{score.kind:33} {score.writer:12}  grammar {score.grammar:.3f}  kept {score.kept:.3f}  "
+        f"articles {score.articles:.3f}  apart {score.apart:.3f}  steps {score.steps:.1f}{spread}"
+    )
+
+
+def save(file: Path, scores: Sequence[Score]) -> None:
+    """Write scores with what computed them as CSV."""
+    conditions = Conditions.now()
+    around = {"cpu": conditions.cpu, "date": conditions.date, "commit": conditions.commit, "max": conditions.max}
+    around |= {name: version(name) for name in ("torch", "transformers")}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as target:
+        rows = [{name: _short(value) for name, value in asdict(score).items()} | around for score in scores]
+        writer = csv.DictWriter(target, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _short(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _spread(colors: Sequence[str]) -> float:

@@ -14,12 +14,12 @@ from benchmarks.training.text.data import batch_of, save_tokenizer, tokenizer_of
 from benchmarks.training.text.loss import loss_of
 from benchmarks.training.text.model import CANVAS, Denoiser, config_of, new_model
 from benchmarks.training.training import Plan, Training, muon
+from max_zimage import embedded
 
-PLAN = Plan(steps=1600, batch=40, rate=2.5e-3, warmup=100, decay=0.5)
+PLAN = Plan(steps=1380, batch=40, rate=2.5e-3, warmup=100, decay=0.5)
 BY_ADAM = ("embed", "router")
 """Names of the matrices that Muon is not meant for: inputs and outputs, and what chooses experts."""
 LARGEST_BYTES = 6_000_000
-NAME = "tiny-diffusion-gemma"
 GENERATION = {
     "max_new_tokens": CANVAS,
     "max_denoising_steps": 48,
@@ -48,7 +48,7 @@ def train(work: Path, plan: Plan = PLAN, threads: int = 1) -> Path:
     config = config_of(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     denoiser = Denoiser(new_model(config))
     training = Training(work / "state", denoiser, muon(denoiser, plan, BY_ADAM), plan)
-    checkpoint = work / NAME
+    checkpoint = work / embedded.TEXT_NAME
 
     def show(averaged: Denoiser, step: int) -> None:
         export(averaged, checkpoint)
