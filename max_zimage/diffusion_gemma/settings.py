@@ -62,7 +62,11 @@ class TextSettings:
 
         Raises:
             RequestError: With every number that is out of range.
+            TypeError: If there is no such number.
         """
+        known = [field.name for field in fields(self)]
+        if others := sorted(given.keys() - set(known)):
+            raise TypeError(f"no number of a text is called {', '.join(others)}; those are {', '.join(known)}")
         problems, values = Problems(), {name: value for name, value in given.items() if value is not None}
         counts = {"max_new_tokens": (1, MOST_TOKENS), "num_denoising_steps": (1, MOST_STEPS)}
         counts["stability_threshold"] = (0, MOST_STEPS)

@@ -93,7 +93,7 @@ def test_when_a_canvas_is_done(stability: int) -> None:
     for _ in range(40):
         changes = chance.random(ROWS) < 0.35
         argmax = np.where(changes[:, None], chance.integers(0, 3, (ROWS, 1)), argmax)
-        logits = torch.from_numpy(chance.normal(size=(ROWS, LENGTH, 8)) * chance.uniform(3, 40, (ROWS, 1, 1)))
+        logits = torch.from_numpy(chance.normal(size=(ROWS, LENGTH, 8)) * chance.uniform(2, 25, (ROWS, 1, 1)))
         wanted = reference(torch.from_numpy(argmax), logits).numpy()
         found = settling(argmax, entropy_of(logits).astype(np.float32))
         np.testing.assert_array_equal(found, wanted)

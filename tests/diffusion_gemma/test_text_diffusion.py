@@ -85,7 +85,7 @@ def test_what_is_refused(model: TextDiffusion, prompt: Any, asked: dict[str, Any
 
 
 def test_an_unknown_number_is_refused(model: TextDiffusion) -> None:
-    with pytest.raises(TypeError, match="temperature"):
+    with pytest.raises(TypeError, match="no number of a text is called temperature; those are max_new_tokens, num"):
         model.generate("star", temperature=0.5)  # type: ignore[call-overload]
 
 

@@ -63,7 +63,7 @@ class TransformersSteps:
             self_conditioning_mask=None if sc_logits is None else torch.from_numpy(sc_enabled),
             decoder_attention_mask=seen,
         )
-        z = out.logits / temperature
+        z = out.logits / torch.tensor(temperature)  # float32, as transformers has it
         chances = torch.softmax(z, dim=-1)
         best = chances.topk(min(TOP, self.vocab_size), dim=-1)
         entropy = torch.distributions.Categorical(logits=z).entropy()

@@ -38,8 +38,9 @@ reads it.
 {examples}
 
 One object or two, their words in any order, with the usual slips: a letter left out, doubled or exchanged with the
-next, a capital, a full stop, a plural. "grey", "big", "tiny", "over", "left of", "with" and the like are understood; "below"
-and "right of" turn two objects round. Sizes are for one object, as in tiny-zimage's captions. Other words mean nothing.
+next, a capital, a full stop, a plural. "grey", "big", "tiny", "over", "left of", "with" and the like are understood;
+"below" and "right of" turn two objects round. Sizes are for one object, as in tiny-zimage's captions. Other words mean
+nothing.
 
 {held_out} of the {combinations:,} combinations of colour, shape and ground are in no caption that it learned from, the
 same as of tiny-zimage. {prompts} prompts of each kind, always the same:

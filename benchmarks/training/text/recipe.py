@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.training.text.data import batch_of, save_tokenizer, tokenizer_of
 from benchmarks.training.text.loss import loss_of
@@ -16,7 +19,11 @@ from benchmarks.training.text.model import CANVAS, Denoiser, config_of, new_mode
 from benchmarks.training.training import Plan, Training, muon
 from max_zimage import embedded
 
-PLAN = Plan(steps=1380, batch=40, rate=2.5e-3, warmup=100, decay=0.5)
+PLANS = (
+    Plan(steps=1380, batch=40, rate=2.5e-3, warmup=100, decay=0.5),
+    Plan(steps=1500, batch=40, rate=2e-3, warmup=50, decay=0.5),
+)
+"""One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
 """Names of the matrices that Muon is not meant for: inputs and outputs, and what chooses experts."""
 LARGEST_BYTES = 6_000_000
@@ -32,12 +39,12 @@ GENERATION = {
 """What the model is asked with where a request says nothing."""
 
 
-def train(work: Path, plan: Plan = PLAN, threads: int = 1) -> Path:
+def train(work: Path, plans: Sequence[Plan] = PLANS, threads: int = 1) -> Path:
     """Train what is not trained yet, in a folder that a stopped training goes on in.
 
     Args:
-        work: For the tokenizer, the state to go on from, the curve and, after every tenth, a checkpoint.
-        plan: How long and how fast.
+        work: For the tokenizer, the states to go on from, the curves and, after every tenth, a checkpoint.
+        plans: How long and how fast.
         threads: Of the CPU.
 
     Returns:
@@ -46,21 +53,23 @@ def train(work: Path, plan: Plan = PLAN, threads: int = 1) -> Path:
     torch.set_num_threads(threads)
     tokenizer = tokenizer_of(work / "tokenizer")
     config = config_of(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
-    denoiser = Denoiser(new_model(config))
-    training = Training(work / "state", denoiser, muon(denoiser, plan, BY_ADAM), plan)
-    checkpoint = work / embedded.TEXT_NAME
-
-    def show(averaged: Denoiser, step: int) -> None:
-        export(averaged, checkpoint)
-
-    training.run(
-        partial(batch_of, tokenizer, plan.batch),
-        partial(loss_of, denoiser),
-        lambda diffusion, causal: f"diffusion {diffusion:.4f}  causal {causal:.4f}",
-        show,
-    )
-    export(training.averaged, checkpoint)
+    denoiser, checkpoint, done = Denoiser(new_model(config)), work / embedded.TEXT_NAME, 0
+    for number, plan in enumerate(plans, 1):
+        training = Training(work / f"part-{number}", denoiser, muon(denoiser, plan, BY_ADAM), plan)
+        training.run(
+            partial(_inputs, tokenizer, plan.batch, done),
+            partial(loss_of, denoiser),
+            lambda diffusion, causal: f"diffusion {diffusion:.4f}  causal {causal:.4f}",
+            lambda averaged, step: print(f"{export(averaged, checkpoint):,} bytes: {checkpoint}", flush=True),
+        )
+        denoiser.load_state_dict(training.averaged.state_dict())
+        done += plan.steps
+    export(denoiser, checkpoint)
     return checkpoint
+
+
+def _inputs(tokenizer: PreTrainedTokenizerBase, batch: int, before: int, step: int) -> tuple[Tensor, ...]:
+    return batch_of(tokenizer, batch, before + step)
 
 
 def export(denoiser: Denoiser, checkpoint: Path) -> int:
