@@ -70,7 +70,9 @@ CASES = {
         (119,),
     ),
     "settles here and there": (
-        TextSettings(max_new_tokens=48, num_denoising_steps=8, entropy_bound=9.0, confidence_threshold=1.0),
+        TextSettings(
+            max_new_tokens=48, num_denoising_steps=4, entropy_bound=9.0, confidence_threshold=4.4, stability_threshold=0
+        ),
         (119, 3, 7),
     ),
     "ends": (TextSettings(max_new_tokens=64, num_denoising_steps=3, entropy_bound=9.0), tuple(range(25))),
