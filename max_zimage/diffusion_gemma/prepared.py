@@ -100,10 +100,11 @@ class PreparedText:
         if needed <= self.max_length:
             return
         left = (self.max_length - prompt) // self.canvas_length * self.canvas_length
+        remedy = "ask for at most {left}" if left > 0 else "shorten the prompt"
         raise RequestError.of(
             "max_new_tokens",
             "{field} must leave room for the prompt: its {prompt} tokens and {blocks} canvases of {length} need "
-            "{needed} positions, and the model has {most}; " + ("ask for at most {left}" if left > 0 else "shorten the prompt"),
+            "{needed} positions, and the model has {most}; " + remedy,
             prompt=prompt,
             blocks=blocks,
             length=self.canvas_length,

@@ -3,9 +3,9 @@
 Pure numpy, row by row alike. A row's numbers are those of its own seed and of nothing else, so that a text does not
 depend on what is written beside it.
 
-Every random number of a text is one of `max_zimage.sampling.noise.uniform` with the text's seed and a stream of its own
-for each canvas b and step s, 2**63 + b * 2**32 + s. Step 0 is the first noise of a canvas: one number a position. Step s
-takes two a position, for the token that is drawn and for the one that stands there if it is not accepted.
+Every random number of a text is one of `max_zimage.sampling.noise.uniform`, with the text's seed and a stream of its
+own for each canvas b and step s, 2**63 + b * 2**32 + s. Step 0 is the first noise of a canvas: one number a position.
+Others take two, for the token that is drawn and for the one that stands there if it is not accepted.
 
 Reference: transformers models/diffusion_gemma/generation_diffusion_gemma.py, EntropyBoundSampler,
 LinearTemperatureScheduleLogitsProcessor and StableAndConfidentStoppingCriteria; entropy-bounded unmasking is from

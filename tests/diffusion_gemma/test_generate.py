@@ -38,9 +38,9 @@ def steps() -> TransformersSteps:
     return TransformersSteps(model)
 
 
-def theirs(steps: TransformersSteps, settings: TextSettings, ends: tuple[int, ...], rows: slice) -> Any:
+def theirs(steps: TransformersSteps, settings: TextSettings, ends: tuple[int, ...]) -> Any:
     """What `generate` of transformers writes with the engine's numbers."""
-    tokens, mask = left_padded(IDS[rows], LENGTHS[rows], PAD)
+    tokens, mask = left_padded(IDS, LENGTHS, PAD)
     config = DiffusionGemmaGenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         max_denoising_steps=settings.num_denoising_steps,
@@ -52,15 +52,13 @@ def theirs(steps: TransformersSteps, settings: TextSettings, ends: tuple[int, ..
         pad_token_id=PAD,
         eos_token_id=list(ends),
     )
-    with drawn_as_the_engine_draws(SEEDS[rows], VOCABULARY, steps.canvas_length):
+    with drawn_as_the_engine_draws(SEEDS, VOCABULARY, steps.canvas_length):
         out = steps.model.generate(tokens, attention_mask=mask, generation_config=config)
     return out.sequences[:, tokens.shape[1] :].numpy(), out.tokens_per_forward.numpy()
 
 
-def ours(
-    steps: TransformersSteps, settings: TextSettings, ends: tuple[int, ...], rows: slice, **more: Any
-) -> WrittenBlocks:
-    return write_blocks(steps, IDS[rows], LENGTHS[rows], SEEDS[rows], settings, ends=ends, pad=PAD, **more)
+def ours(steps: TransformersSteps, settings: TextSettings, ends: tuple[int, ...], **more: Any) -> WrittenBlocks:
+    return write_blocks(steps, IDS, LENGTHS, SEEDS, settings, ends=ends, pad=PAD, **more)
 
 
 CASES = {
@@ -85,15 +83,15 @@ CASES = {
 def test_whole_texts(steps: TransformersSteps, case: str) -> None:
     """Prompts of different lengths in one batch, the longest with its canvas beyond the sliding window."""
     settings, ends = CASES[case]
-    wanted, tokens_per_step = theirs(steps, settings, ends, slice(None))
-    found = ours(steps, settings, ends, slice(None))
+    wanted, tokens_per_step = theirs(steps, settings, ends)
+    found = ours(steps, settings, ends)
     np.testing.assert_array_equal(found.ids, wanted)
     np.testing.assert_allclose((found.ids != PAD).sum(axis=1) / found.steps, tokens_per_step, rtol=1e-6)
     np.testing.assert_array_equal(found.ended, np.isin(found.ids, ends).any(axis=1))
 
 
 def test_cases_are_what_they_are_called(steps: TransformersSteps) -> None:
-    found = {case: ours(steps, settings, ends, slice(None)) for case, (settings, ends) in CASES.items()}
+    found = {case: ours(steps, settings, ends) for case, (settings, ends) in CASES.items()}
     assert found["never settles"].steps.tolist() == [9, 9, 9]
     assert found["settles at once"].steps.tolist() == [2, 2, 2]
     assert len(set(found["settles here and there"].steps.tolist())) > 1
@@ -105,7 +103,7 @@ def test_drafts(steps: TransformersSteps) -> None:
     """One a step; the last of a canvas is what is written, and a settled row does not change any more."""
     settings, ends = CASES["settles here and there"]
     drafts: list[BlockDraft] = []
-    found = ours(steps, settings, ends, slice(None), on_draft=drafts.append)
+    found = ours(steps, settings, ends, on_draft=drafts.append)
     for before, after in pairwise(drafts):
         if after.block > before.block:
             assert (after.step, after.block) == (1, before.block + 1)
@@ -125,4 +123,4 @@ def test_what_a_callback_raises_ends_the_writing(steps: TransformersSteps) -> No
         raise KeyboardInterrupt(f"in step {draft.step}")
 
     with pytest.raises(KeyboardInterrupt, match="in step 1"):
-        ours(steps, *CASES["ends"], slice(None), on_draft=stop)
+        ours(steps, *CASES["ends"], on_draft=stop)

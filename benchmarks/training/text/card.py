@@ -66,7 +66,7 @@ Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
 
 
-EXAMPLES = ("red star", "blue circle green ring", "square below heart on black", "Orange trinagle.")
+EXAMPLES = ("red star", "blue circle green ring", "square below heart on black", "Big grey triangles.")
 """Prompts on the card."""
 
 

@@ -21,7 +21,7 @@ from max_zimage import embedded
 
 PLANS = (
     Plan(steps=1380, batch=40, rate=2.5e-3, warmup=100, decay=0.5),
-    Plan(steps=1500, batch=40, rate=2e-3, warmup=50, decay=0.5),
+    Plan(steps=840, batch=40, rate=2e-3, warmup=50, decay=0.5),
 )
 """One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
