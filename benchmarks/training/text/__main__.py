@@ -78,12 +78,13 @@ def _train(options: argparse.Namespace) -> None:
     from benchmarks.training.text.evaluation import FIRST_SEED, with_transformers
 
     begin = time.monotonic()
-    checkpoint = recipe.train(options.directory, scaled(recipe.PLAN, options.share), options.threads)
+    plans = [scaled(plan, options.share) for plan in recipe.PLANS]
+    checkpoint = recipe.train(options.directory, plans, options.threads)
     trained = time.monotonic()
     results = options.directory / "text_model.csv"
     _evaluate(checkpoint, options.count, options.writers, results)
     captions = [text for text, _ in with_transformers(checkpoint)(EXAMPLES, FIRST_SEED)]
-    write_card(checkpoint, results, scaled(recipe.PLAN, options.share), captions)
+    write_card(checkpoint, results, plans, captions)
     end = time.monotonic()
     print(f"{checkpoint}: done; this run took {end - begin:.0f} s, {end - trained:.0f} of them for scores and card")
 

@@ -49,18 +49,21 @@ same as of tiny-zimage. {prompts} prompts of each kind, always the same:
 |---|---|---|---|---|---|---|---|
 {rows}
 
-All kept: everything that was said, and as many objects. Spread: the entropy of the colours of first objects that nobody
-named, as a share of an even choice's. Never seen: every object is of a combination that training never showed.
+All kept: everything that was said, and as many objects. Spread: the entropy of the colours of first objects that
+nobody named, as a share of an even choice's. Never seen: every object is of a combination that training never showed.
 float32, {machine}.
 
 ## How it was made
 
-In the project's source, `make text-model ARGS="train DIR"` makes one like it, from fixed seeds: {steps:,} steps of
-{batch} prompts and captions. A level of noise, evenly from 0 to 1, for each caption; every token replaced, with that
-probability, by any of the vocabulary; cross-entropy at all places, with the logits of a pass before for half of the
-captions. Beside it, with the same weight, the encoder learns the next token of prompt and caption. Matrices by Muon,
-embeddings, routers and experts by AdamW; a learning rate that stays and then falls to nothing; a running average of all
-weights.
+In the project's source, `make text-model ARGS="train DIR"` makes one like it, from fixed seeds:
+
+- {steps:,} steps of {batch} prompts and captions, in {parts} parts, each of which begins with the average of the
+  weights that the one before ended with.
+- A level of noise, evenly from 0 to 1, for each caption; every token replaced, with that probability, by any of the
+  vocabulary; cross-entropy at all places, with the logits of a pass before for half of the captions.
+- Beside it, with the same weight, the encoder learns the next token of the caption.
+- Matrices by Muon, embeddings, routers, experts and vectors by AdamW; learning rates that stay and then fall to
+  nothing; running averages of all weights.
 
 Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
@@ -70,13 +73,13 @@ EXAMPLES = ("red star", "blue circle green ring", "square below heart on black",
 """Prompts on the card."""
 
 
-def write_card(checkpoint: Path, results: Path, plan: Plan, captions: Sequence[str]) -> None:
+def write_card(checkpoint: Path, results: Path, plans: Sequence[Plan], captions: Sequence[str]) -> None:
     """Write README.md into a checkpoint.
 
     Args:
         checkpoint: Finished.
         results: The CSV file of its evaluation.
-        plan: That it was trained by.
+        plans: That it was trained by.
         captions: What it writes for `EXAMPLES`.
     """
     with results.open(newline="", encoding="utf-8") as file:
@@ -108,8 +111,9 @@ def write_card(checkpoint: Path, results: Path, plan: Plan, captions: Sequence[s
         prompts=scores[0]["prompts"],
         rows="\n".join(map(_row, scores)),
         machine=_machine(scores[0]),
-        steps=plan.steps,
-        batch=plan.batch,
+        steps=sum(plan.steps for plan in plans),
+        batch=plans[0].batch,
+        parts=len(plans),
     )
     (checkpoint / "README.md").write_text(card, encoding="utf-8")
 
