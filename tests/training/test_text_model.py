@@ -148,7 +148,7 @@ def test_both_losses_reach_the_weights() -> None:
     prompts, captions = (torch.randint(58, (4, n), generator=random) for n in (6, CANVAS))
     rest = (torch.full((4,), 6), captions, noised(captions, 60, random), torch.tensor([True, False, True, False]))
     loss, diffusion, causal = loss_of(denoiser, prompts, *rest)
-    assert float(loss) == pytest.approx(float(diffusion) + float(causal))
+    assert float(loss.detach()) == pytest.approx(float(diffusion.detach()) + float(causal.detach()))
     loss.backward()
     trained = [(name, value) for name, value in denoiser.named_parameters() if value.requires_grad]
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for _, value in trained)
@@ -204,11 +204,11 @@ def test_scores_and_card(tmp_path: Path) -> None:
 
 
 def test_the_shipped_model_keeps_what_is_said(tmp_path: Path) -> None:
-    """Forty prompts of two kinds: what its card says of five hundred."""
+    """Forty prompts for one object, also of combinations that it never saw: what its card says of five hundred."""
     from benchmarks.training.text.evaluation import with_transformers
 
     write = with_transformers(embedded.TEXT_PATH)
-    for kind in (KINDS[0], KINDS[3]):
+    for kind in (KINDS[0], KINDS[2]):
         score = scored(kind, "transformers", write, 40)
         assert score.grammar == 1
         assert score.kept >= 0.95
