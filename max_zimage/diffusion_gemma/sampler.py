@@ -139,4 +139,4 @@ def up_to_end(ids: Ids, ends: Sequence[int], pad: int) -> tuple[Ids, Yes]:
     """
     is_end = np.isin(ids, np.asarray(ends, np.int64))
     behind = (np.cumsum(is_end, axis=-1) - is_end) > 0
-    return np.where(behind, pad, ids), is_end.any(axis=-1)
+    return np.where(behind, pad, ids), np.asarray(is_end.any(axis=-1))

@@ -124,7 +124,7 @@ class TextDiffusion:
         return self._prepared.defaults.settings
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
         self, prompt: str, *, seed: int | None = None, on_draft: OnDraft | None = None, **numbers: Unpack[Numbers]
     ) -> TextResult: ...
 
@@ -160,14 +160,13 @@ class TextDiffusion:
                 or prompt and text have more positions than the model; before anything is computed.
             TypeError: If there is no such number.
         """
-        several = not isinstance(prompt, str)
-        if several and not (isinstance(prompt, Sequence) and prompt):
+        if isinstance(prompt, str):
+            return self._write(self._prepared.request([prompt], seed, **numbers), on_draft)[0]
+        if not (isinstance(prompt, Sequence) and prompt):
             raise RequestError.of(
                 "prompt", "{field} must be a text, or a list of at least one, got {given}", given=shown(prompt)
             )
-        request = self._prepared.request(prompt if several else [prompt], seed, **numbers)
-        results = self._write(request, on_draft)
-        return results if several else results[0]
+        return self._write(self._prepared.request(prompt, seed, **numbers), on_draft)
 
     def _write(self, request: TextRequest, on_draft: OnDraft | None) -> list[TextResult]:
         settings, defaults = request.settings, self._prepared.defaults

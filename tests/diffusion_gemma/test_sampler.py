@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def entropy_of(logits: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(4))
 def test_what_is_accepted(seed: int, bound: float) -> None:
     logits = some_logits(seed, spread=9.0)
-    reference = EntropyBoundSampler(EntropyBoundSamplerConfig(bound), LENGTH, VOCABULARY, 1)
+    reference: Any = EntropyBoundSampler(EntropyBoundSamplerConfig(bound), LENGTH, VOCABULARY, 1)
     current, drawn = torch.zeros(ROWS, LENGTH).long(), torch.ones(ROWS, LENGTH).long()
     wanted = reference.accept_canvas(current, drawn, logits, 1).bool().numpy()
     found = sampler.accepted(entropy_of(logits), bound)
@@ -62,7 +64,8 @@ def test_a_step_is_that_of_diffusers(step: int, monkeypatch: pytest.MonkeyPatch)
     noise = sampler.tokens_of(for_noise, VOCABULARY)
     monkeypatch.setattr(torch, "randint", lambda **_: torch.from_numpy(noise))
     with drawn_as_the_engine_draws(seeds, VOCABULARY, LENGTH):
-        EntropyBoundSampler.initialize_canvas(None, ROWS, None)  # a canvas begins
+        sampler_class: Any = EntropyBoundSampler
+        sampler_class.initialize_canvas(None, ROWS, None)  # a canvas begins
         multinomial = torch.multinomial
         monkeypatch.setattr(torch, "multinomial", lambda p, num_samples, generator: multinomial(p, num_samples))
         wanted = scheduler.step(logits, step, torch.zeros(ROWS, LENGTH).long())
@@ -76,7 +79,7 @@ def test_a_step_is_that_of_diffusers(step: int, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("steps", [1, 5, 48])
 def test_temperatures(steps: int) -> None:
-    reference = LinearTemperatureScheduleLogitsProcessor(0.4, 0.8, steps)
+    reference: Any = LinearTemperatureScheduleLogitsProcessor(0.4, 0.8, steps)
     for step in range(steps):
         wanted = 1 / float(reference(torch.zeros(1), torch.ones(1), cur_step=steps - step))
         assert sampler.temperature(step, steps, 0.8, 0.4) == pytest.approx(wanted, rel=1e-6)
@@ -87,7 +90,7 @@ def test_temperatures(steps: int) -> None:
 def test_when_a_canvas_is_done(stability: int) -> None:
     """Forty steps in which the likeliest tokens change now and then and certainty comes and goes."""
     chance = np.random.default_rng(stability)
-    reference = StableAndConfidentStoppingCriteria(stability_threshold=stability, confidence_threshold=0.5)
+    reference: Any = StableAndConfidentStoppingCriteria(stability_threshold=stability, confidence_threshold=0.5)
     settling = sampler.Settling(ROWS, LENGTH, stability, 0.5)
     argmax, seen = np.zeros((ROWS, LENGTH), np.int64), []
     for _ in range(40):
@@ -139,7 +142,8 @@ def test_what_stands_behind_an_end() -> None:
     """As transformers finishes a canvas, for rows with several ends, one at either side, and none."""
     ids = np.array([[5, 1, 2, 1, 9], [2, 5, 5, 5, 5], [5, 5, 5, 5, 2], [5, 6, 7, 8, 9]])
     config = DiffusionGemmaGenerationConfig(eos_token_id=[1, 2], pad_token_id=0)
-    wanted, ended = DiffusionGemmaGenerationMixin._finalize_canvas(
+    reference: Any = DiffusionGemmaGenerationMixin
+    wanted, ended = reference._finalize_canvas(
         torch.from_numpy(ids.copy()),
         torch.zeros(4, dtype=torch.bool),
         config,

@@ -29,9 +29,10 @@ class TransformersSteps:
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         self.model = model.eval()
-        self.vocab_size = model.config.text_config.vocab_size
-        self.canvas_length = model.config.canvas_length
-        self.max_length = model.config.text_config.max_position_embeddings
+        config: Any = model.config
+        self.vocab_size: int = config.text_config.vocab_size
+        self.canvas_length: int = config.canvas_length
+        self.max_length: int = config.text_config.max_position_embeddings
 
     @torch.no_grad()
     def encode(self, ids: Ids, lengths: Ids) -> tuple[Cache, Tensor]:

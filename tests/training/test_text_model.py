@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,11 +97,11 @@ def test_a_batch_is_always_the_same_and_says_what_it_teaches(tmp_path: Path) -> 
     for row, length, caption in zip(prompts, lengths, clean, strict=True):
         begin = prompts.shape[1] - int(length)
         assert (row[:begin] == tokenizer.pad_token_id).all()
-        text = tokenizer.decode(row[begin:])
+        text = str(tokenizer.decode(row[begin:]))
         assert text.startswith("<|im_start|> ")
         assert text.endswith("<|im_end|>")
         ends = (caption == tokenizer.eos_token_id).nonzero().flatten()
-        assert read(tokenizer.decode(caption[: ends[0]])) is not None
+        assert read(str(tokenizer.decode(caption[: ends[0]]))) is not None
         assert (caption[ends[0] :] == tokenizer.eos_token_id).all()
     assert 4 < told.sum() < 28
 
@@ -150,11 +152,13 @@ def test_both_losses_reach_the_weights() -> None:
     loss, diffusion, causal = loss_of(denoiser, prompts, *rest)
     assert float(loss.detach()) == pytest.approx(float(diffusion.detach()) + float(causal.detach()))
     loss.backward()
-    trained = [(name, value) for name, value in denoiser.named_parameters() if value.requires_grad]
+    trained: list[tuple[str, Any]] = [
+        (name, value) for name, value in denoiser.named_parameters() if value.requires_grad
+    ]
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for _, value in trained)
     with torch.no_grad():
         for _, value in trained:
-            value -= 1e-2 * value.grad
+            value.add_(value.grad, alpha=-1e-2)
         assert loss_of(denoiser, prompts, *rest)[0] < loss - 1e-3
 
 
@@ -165,7 +169,7 @@ def test_a_short_training_leaves_a_checkpoint_that_transformers_reads(tmp_path: 
     assert recipe.train(tmp_path, plans) == checkpoint  # nothing is left to do
     assert (checkpoint / "model.safetensors").read_bytes() == before
     assert sum(path.stat().st_size for path in checkpoint.iterdir()) < recipe.LARGEST_BYTES
-    made = DiffusionGemmaForBlockDiffusion.from_pretrained(checkpoint, dtype=torch.float32)
+    made: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(checkpoint, dtype=torch.float32)
     assert made.generation_config.max_denoising_steps == recipe.GENERATION["max_denoising_steps"]
     fresh = new_model(made.config).state_dict()
     moved = [
@@ -181,7 +185,7 @@ def test_scores_and_card(tmp_path: Path) -> None:
     kind = KINDS[0]
     known = dict(prompts_of(kind, 6))
 
-    def write(prompts: list[str], seed: int) -> list[tuple[str, int]]:
+    def write(prompts: Sequence[str], seed: int) -> list[tuple[str, int]]:
         asked = [known[prompt] for prompt in prompts]
         chance = np.random.default_rng(0)
         right = [next(w for w in iter(lambda: random_wish(chance, 1), None) if keeps(w, each)) for each in asked]

@@ -209,7 +209,7 @@ def with_transformers(directory: Path) -> Write:
         tokens = out.sequences[:, ids.shape[1] :]
         counted = (tokens != model.generation_config.pad_token_id).sum(dim=1)
         steps = (counted / out.tokens_per_forward).round().int().tolist()
-        texts = [tokenizer.decode(row[: _end(row, end)], skip_special_tokens=True) for row in tokens.tolist()]
+        texts = [str(tokenizer.decode(row[: _end(row, end)], skip_special_tokens=True)) for row in tokens.tolist()]
         return list(zip(texts, steps, strict=True))
 
     return write
