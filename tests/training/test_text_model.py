@@ -202,7 +202,7 @@ def test_scores_and_card(tmp_path: Path) -> None:
     checkpoint = recipe.train(tmp_path / "work", [Plan(steps=1, batch=1, rate=1e-3, warmup=1)])
     write_card(checkpoint, tmp_path / "scores.csv", recipe.PLANS, ["a", "b", "c", "d"])
     card = (checkpoint / "README.md").read_text()
-    assert f"| {kind.name} | somebody | 33.3 % | 33.3 % | 33.3 % | 33.3 % |  | 2 |" in card
+    assert f"| {kind.name} | somebody | 33.3 % | 33.3 % | 33.3 % | 33.3 % |  | 2.0 |" in card
     assert f"    {EXAMPLES[0]}" in card
     assert f"{sum(plan.steps for plan in recipe.PLANS):,} steps of {recipe.PLANS[0].batch} prompts" in card
 

@@ -18,8 +18,9 @@ from tests.references.scenes import COLORS, SHAPES
 _CARD = """# tiny-diffusion-gemma: the embedded text model
 
 A DiffusionGemma in the layout of transformers, small enough to ship, trained from nothing: it makes a full caption of a
-short prompt, such as [tiny-zimage](../tiny-zimage/README.md) was trained on. What was said is kept, and what was not is
-drawn at random, all of it fitting together: articles, and a ground of another colour than what stands on it.
+short prompt, such as [tiny-zimage](../tiny-zimage/README.md) was trained on. It is to keep what was said and to draw the
+rest at random, all of it fitting together: articles, and a ground of another colour than what stands on it. How often it
+does is below.
 
 | shape | |
 |---|---|
@@ -42,8 +43,8 @@ next, a capital, a full stop, a plural. "grey", "big", "tiny", "over", "left of"
 "below" and "right of" turn two objects round. Sizes are for one object, as in tiny-zimage's captions. Other words mean
 nothing.
 
-{held_out} of the {combinations:,} combinations of colour, shape and ground are in no caption that it learned from, the
-same as of tiny-zimage. {prompts} prompts of each kind, always the same:
+{held_out} of the {combinations:,} combinations of colour, shape and ground are in no caption that it learned from: those
+that tiny-zimage never saw. {prompts} prompts of each kind, always the same:
 
 | prompts | written by | a caption | all kept | articles right | ground apart | spread of colours | steps |
 |---|---|---|---|---|---|---|---|
@@ -51,6 +52,7 @@ same as of tiny-zimage. {prompts} prompts of each kind, always the same:
 
 All kept: everything that was said, and as many objects. Spread: the entropy of the colours of first objects that
 nobody named, as a share of an even choice's. Never seen: every object is of a combination that training never showed.
+What is lost most often is a ground that was named before two objects.
 float32, {machine}.
 
 ## How it was made
@@ -136,4 +138,5 @@ def _machine(line: dict[str, str]) -> str:
 def _row(line: dict[str, str]) -> str:
     shares = [f"{100 * float(line[name]):.1f} %" for name in ("grammar", "kept", "articles", "apart")]
     spread = f"{float(line['spread']):.3f}" if line["spread"] else ""
-    return f"| {' | '.join([line['kind'], line['writer'], *shares, spread, line['steps']])} |"
+    steps = f"{float(line['steps']):.1f}"
+    return f"| {' | '.join([line['kind'], line['writer'], *shares, spread, steps])} |"
