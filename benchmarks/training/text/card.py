@@ -18,9 +18,9 @@ from tests.references.scenes import COLORS, SHAPES
 _CARD = """# tiny-diffusion-gemma: the embedded text model
 
 A DiffusionGemma in the layout of transformers, small enough to ship, trained from nothing: it makes a full caption of a
-short prompt, such as [tiny-zimage](../tiny-zimage/README.md) was trained on. It is to keep what was said and to draw the
-rest at random, all of it fitting together: articles, and a ground of another colour than what stands on it. How often it
-does is below.
+short prompt, such as [tiny-zimage](../tiny-zimage/README.md) was trained on. It is to keep what was said and to draw
+the rest at random, all of it fitting together: articles, and a ground of another colour than what stands on it. How
+often it does is below.
 
 | shape | |
 |---|---|
@@ -43,8 +43,8 @@ next, a capital, a full stop, a plural. "grey", "big", "tiny", "over", "left of"
 "below" and "right of" turn two objects round. Sizes are for one object, as in tiny-zimage's captions. Other words mean
 nothing.
 
-{held_out} of the {combinations:,} combinations of colour, shape and ground are in no caption that it learned from: those
-that tiny-zimage never saw. {prompts} prompts of each kind, always the same:
+{held_out} of the {combinations:,} combinations of colour, shape and ground are in no caption that it learned from:
+those that tiny-zimage never saw. {prompts} prompts of each kind, always the same:
 
 | prompts | written by | a caption | all kept | articles right | ground apart | spread of colours | steps |
 |---|---|---|---|---|---|---|---|
