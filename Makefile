@@ -29,7 +29,7 @@ info: $(VENV)/.runtime ## devices, versions and what the checkpoint needs
 
 ##@ Work on the code
 .PHONY: fmt lint types test fuzz bench gpu-run gpu-compile gpu-pack report docs quality profile size wheel-check
-.PHONY: embedded-model
+.PHONY: embedded-model text-model
 fmt: $(VENV)/.test ## rewrite Python and Mojo in the project's format
 	ruff check --fix . && ruff format . && mblack --quiet -l 120 --include '\.mojo' kernels
 
@@ -71,6 +71,9 @@ quality: $(VENV)/.test ## what step caches save, and what it does to the picture
 
 embedded-model: $(VENV)/.test ## train it from nothing with ARGS="train DIR", 1.5 hours; score one with ARGS="evaluate MODEL"
 	python -m benchmarks.training $(ARGS)
+
+text-model: $(VENV)/.test ## train the text model with ARGS="train DIR", an hour; score one with ARGS="evaluate MODEL"
+	python -m benchmarks.training.text $(ARGS)
 
 size: $(VENV)/.runtime ## lines a file and a function
 	python -m benchmarks.size $(ARGS)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ZImageTransformerModel,
         ZImageVaeModel,
     )
+    from max_zimage.diffusion_gemma.text_diffusion import TextDiffusion, TextDraft, TextResult
     from max_zimage.pipeline.batch import ZImageModelInputs
     from max_zimage.pipeline.encoder import ZImageTextEncoder
     from max_zimage.pipeline.not_finite import NotFiniteError
@@ -39,6 +40,9 @@ __all__ = [
     "PromptFeatures",
     "Qwen3TextEncoderZImageModel",
     "TaylorSeer",
+    "TextDiffusion",
+    "TextDraft",
+    "TextResult",
     "ZImageArchConfig",
     "ZImageModelInputs",
     "ZImagePipeline",
@@ -60,6 +64,9 @@ _HOMES = {
     "PromptFeatures": "request.prompt_features",
     "Qwen3TextEncoderZImageModel": "components",
     "TaylorSeer": "sampling.step_cache",
+    "TextDiffusion": "diffusion_gemma.text_diffusion",
+    "TextDraft": "diffusion_gemma.text_diffusion",
+    "TextResult": "diffusion_gemma.text_diffusion",
     "ZImageArchConfig": "arch",
     "ZImageModelInputs": "pipeline.batch",
     "ZImagePipeline": "pipeline.zimage",

@@ -1,4 +1,4 @@
-"""The small model that comes with the package: a Z-Image checkpoint to try everything with."""
+"""The small models that come with the package: a Z-Image checkpoint to try everything with, and one that writes."""
 
 from pathlib import Path
 
@@ -7,3 +7,9 @@ NAME = "tiny-zimage"
 
 PATH = Path(__file__).parent / "assets" / NAME
 """Its folder, laid out as diffusers' checkpoints are."""
+
+TEXT_NAME = "tiny-diffusion-gemma"
+"""The text model's name: a DiffusionGemma that makes full captions of short prompts."""
+
+TEXT_PATH = Path(__file__).parent / "assets" / TEXT_NAME
+"""Its folder, laid out as transformers' checkpoints are."""

@@ -10,6 +10,7 @@ from max_zimage.cli.other_flags import add_others
 from max_zimage.cli.profile_flags import add_profile
 from max_zimage.cli.serve_flags import add_serve
 from max_zimage.cli.verify_flags import add_verify
+from max_zimage.cli.write_flags import add_write
 
 __all__ = [
     "DTYPES",
@@ -27,4 +28,5 @@ __all__ = [
     "add_saving",
     "add_serve",
     "add_verify",
+    "add_write",
 ]

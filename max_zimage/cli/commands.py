@@ -28,6 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli.encode import encode
 
         return encode(arguments)
+    if arguments.command == "write":
+        from max_zimage.cli.write import write
+
+        return write(arguments)
     if arguments.command == "info":
         from max_zimage.cli.info import info
         from max_zimage.cli.info_placements import list_placements

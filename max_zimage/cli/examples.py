@@ -19,6 +19,11 @@ EXAMPLES = {
         'max-zimage encode "a red star" --output star.safetensors',
         f'max-zimage encode "a boat" --negative "blurry" --model {_TURBO} --output boat.safetensors',
     ),
+    "write": (
+        'max-zimage write "red star"',
+        'max-zimage write "blue circle green ring" --seed 7 --json',
+        'max-zimage write "Why is the sky blue?" --model diffusiongemma-26B-A4B-it --device gpu --max-new-tokens 512',
+    ),
     "info": (
         f"max-zimage info --model {_TURBO} --height 1024 --width 1024",
         "max-zimage info --check-weights",

@@ -30,6 +30,7 @@ from max_zimage.cli.command_flags import (
     add_saving,
     add_serve,
     add_verify,
+    add_write,
 )
 from max_zimage.cli.commands import run as _run
 from max_zimage.cli.commands import show
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
     _add_generate(commands, shared)
     add_encode(commands, shared)
+    add_write(commands, shared)
     _add_info(commands, shared)
     _add_compile(commands, shared)
     add_convert(commands, shared)

@@ -143,6 +143,7 @@ def test_make_and_pixi_have_the_same_tasks() -> None:
         "size",
         "wheel-check",
         "embedded-model",
+        "text-model",
     }
     wanted |= {"generate", "serve", "compile", "info", "gpu-run", "gpu-compile", "gpu-pack"}
     assert set(tasks) == wanted

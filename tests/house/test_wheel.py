@@ -63,6 +63,15 @@ def test_the_embedded_model_is_whole(wheel: zipfile.ZipFile) -> None:
     assert f"{model}/README.md" in wheel.namelist()
 
 
+def test_the_embedded_text_model_is_whole(wheel: zipfile.ZipFile) -> None:
+    model = "max_zimage/assets/tiny-diffusion-gemma"
+    for path in (ROOT / model).iterdir():
+        assert wheel.read(f"{model}/{path.name}") == path.read_bytes()
+    needed = {"README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"}
+    needed |= {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (ROOT / model).iterdir()} == needed
+
+
 def test_it_names_its_command_licence_and_needs(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
     scripts = ConfigParser()

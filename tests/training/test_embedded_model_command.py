@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from benchmarks.training import __main__ as command
 from benchmarks.training.card import _machine
 from benchmarks.training.evaluation import SETTINGS
 from max_zimage.embedded import PATH as EMBEDDED
+from tests.training.without_max import run_without_max
 
 
 @pytest.mark.parametrize(
@@ -54,30 +53,10 @@ def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "name another folder" in capsys.readouterr().err
 
 
-# As `python -m benchmarks.training` where MAX is not installed.
-_WITHOUT_MAX = """
-import sys
-from importlib.machinery import PathFinder
-
-class NoMax(PathFinder):
-    def find_spec(name, path=None, target=None):
-        return None if name == "max" else PathFinder.find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = NoMax
-from benchmarks.training import card, recipe
-from benchmarks.training.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_training_and_scoring_need_no_max(tmp_path: Path) -> None:
     def run(*competitors: str) -> subprocess.CompletedProcess[str]:
         arguments = ["evaluate", str(EMBEDDED), "--count", "1", "--results", str(tmp_path / "scores.csv")]
-        words = [sys.executable, "-c", _WITHOUT_MAX, *arguments, "--competitors", *competitors]
-        places = os.pathsep.join(path for path in sys.path if path)
-        return subprocess.run(
-            words, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, check=False
-        )
+        return run_without_max("benchmarks.training", *arguments, "--competitors", *competitors)
 
     refused = run("diffusers", "engine")
     assert refused.returncode == 2

@@ -1,0 +1,1 @@
+"""The embedded text-diffusion model's training: short prompts in, full captions out, by a tiny DiffusionGemma."""

@@ -1,0 +1,75 @@
+"""Prompts and captions as tokens: the tokenizer of the embedded image model under a chat template of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from benchmarks.training.text.loss import SELF_CONDITIONED, noised
+from benchmarks.training.text.model import CANVAS
+from benchmarks.training.text.prompts import random_pair
+from benchmarks.training.text.wishes import caption_of
+from benchmarks.training.training import chance_of
+from max_zimage import embedded
+
+WIDTH = 20
+"""Most tokens of a prompt in training; longer ones are drawn anew."""
+TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|> ' + message['content'] | trim + '<|im_end|>' }}{%- endfor %}"
+)
+"""A blank before the first word makes it one token, as every other word is."""
+_SEED = 43
+
+
+def save_tokenizer(folder: Path) -> None:
+    """The embedded image model's entries, so that a caption is its own prompt there, and the template."""
+    source = embedded.PATH / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, made there if it is not."""
+    if not (folder / "tokenizer.json").exists():
+        save_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """A prompt's tokens, with the template's."""
+    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def left_padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows as one tensor int64 [rows, longest], and how long each is, int64 [rows]."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    return ids, torch.tensor(list(map(len, rows)))
+
+
+def batch_of(tokenizer: PreTrainedTokenizerBase, batch: int, step: int) -> tuple[Tensor, ...]:
+    """What a step of the number given learns from, in the order of `loss.loss_of`."""
+    chance, random = chance_of(_SEED, step)
+    prompts, captions = zip(*(_pair(tokenizer, chance) for _ in range(batch)), strict=True)
+    ids, lengths = left_padded(list(prompts), tokenizer.pad_token_id)
+    clean = torch.tensor(captions)
+    told = torch.rand(batch, generator=random) < SELF_CONDITIONED
+    return ids, lengths, clean, noised(clean, len(tokenizer), random), told
+
+
+def _pair(tokenizer: PreTrainedTokenizerBase, chance: np.random.Generator) -> tuple[list[int], list[int]]:
+    while True:
+        prompt, wish = random_pair(chance)
+        ids = prompt_ids(tokenizer, prompt)
+        if len(ids) <= WIDTH:
+            break
+    caption = list(tokenizer(caption_of(wish), add_special_tokens=False)["input_ids"])
+    return ids, caption + [tokenizer.eos_token_id] * (CANVAS - len(caption))

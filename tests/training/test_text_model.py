@@ -1,0 +1,253 @@
+"""The text model's training: what it learns from, what a step computes, what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaForBlockDiffusion
+
+from benchmarks.training.scenes import held_out
+from benchmarks.training.text import __main__ as command
+from benchmarks.training.text import recipe
+from benchmarks.training.text.card import EXAMPLES, write_card
+from benchmarks.training.text.data import batch_of, prompt_ids, tokenizer_of
+from benchmarks.training.text.evaluation import KINDS, Kind, prompts_of, save, scored
+from benchmarks.training.text.loss import loss_of, noised
+from benchmarks.training.text.model import CANVAS, WINDOW, Denoiser, config_of, new_model
+from benchmarks.training.text.prompts import random_pair
+from benchmarks.training.text.wishes import Look, Wish, apart, caption_of, keeps, random_wish, read, said
+from benchmarks.training.training import Plan
+from max_zimage import embedded
+from tests.training.without_max import run_without_max
+
+STAR = Wish(objects=(Look("", "red", "star"),), ground="blue")
+TWO = Wish(objects=(Look("", "orange", "ring"), Look("", "blue", "cross")), relation="above", ground="gray")
+
+
+def test_captions() -> None:
+    assert caption_of(STAR) == "a red star on a blue background"
+    assert caption_of(TWO) == "an orange ring above a blue cross on a gray background"
+    assert [read(caption_of(wish)) for wish in (STAR, TWO)] == [STAR, TWO]
+    assert read("an red star on an blue background") == STAR
+    assert read("a red red star on a blue background") is None
+    assert read("a red star on a blue background.") is None
+
+
+def test_what_is_kept() -> None:
+    assert keeps(STAR, said(STAR))
+    assert keeps(STAR, Wish(objects=()))
+    assert keeps(STAR, Wish(objects=(Look(None, None, "star"),)))
+    assert not keeps(STAR, Wish(objects=(Look("large", None, "star"),)))
+    assert not keeps(STAR, Wish(objects=(Look(None, None, "star"),), ground="red"))
+    assert not keeps(TWO, Wish(objects=(Look(None, "orange", "ring"),)))
+    assert not keeps(TWO, Wish(objects=(Look(None, "blue", "cross"), Look(None, "orange", "ring"))))
+    assert not keeps(TWO, Wish(objects=TWO.objects, relation="and"))
+    assert apart(TWO)
+    assert not apart(Wish(objects=(Look("", "red", "star"),), ground="red"))
+
+
+def test_captions_that_are_learned_from_have_no_combination_kept_out() -> None:
+    chance = np.random.default_rng(0)
+    pairs = [random_pair(chance) for _ in range(3000)]
+    for _, wish in pairs:
+        assert apart(wish)
+        assert not any(held_out(str(look.color), str(look.shape), str(wish.ground)) for look in wish.objects)
+        assert read(caption_of(wish)) == wish
+    assert 0.02 < np.mean([prompt == "" for prompt, _ in pairs]) < 0.04
+    grounds = Counter(wish.ground for _, wish in pairs)
+    assert len(grounds) == 12
+    assert max(grounds.values()) < 2 * min(grounds.values())
+    unseen = [random_wish(chance, 2, unseen=True) for _ in range(50)]
+    assert all(held_out(str(look.color), str(look.shape), str(wish.ground)) for wish in unseen for look in wish.objects)
+
+
+_SAID_AS = {"gray": {"gray", "grey"}, "large": {"large", "big"}, "small": {"small", "tiny", "little"}}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.name != "one object, with a slip"], ids=lambda k: k.name
+)
+def test_prompts_ask_for_what_they_say_they_do(kind: Kind) -> None:
+    """Every word that is asked for stands in the prompt, and no other colour or shape does."""
+    for prompt, asked in prompts_of(kind, 150):
+        words = [word.strip(",") for word in prompt.split()]
+        wanted = [word for look in asked.objects for word in look if word] + ([asked.ground] if asked.ground else [])
+        for word in wanted:
+            forms = _SAID_AS.get(word, {word})
+            assert any(each in forms or each in {f"{word}s", f"{word}es"} for each in words), (prompt, asked)
+        colors = {each for each in words if each in {"red", "orange", "yellow", "green", "cyan", "blue", "purple"}}
+        assert colors <= {*wanted}
+    assert prompts_of(kind, 20) == prompts_of(kind, 20)
+
+
+def test_a_batch_is_always_the_same_and_says_what_it_teaches(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path)
+    prompts, lengths, clean, canvas, told = batch_of(tokenizer, 32, step=7)
+    for found, again in zip(batch_of(tokenizer, 32, step=7), (prompts, lengths, clean, canvas, told), strict=True):
+        assert torch.equal(found, again)
+    assert clean.shape == canvas.shape == (32, CANVAS)
+    for row, length, caption in zip(prompts, lengths, clean, strict=True):
+        begin = prompts.shape[1] - int(length)
+        assert (row[:begin] == tokenizer.pad_token_id).all()
+        text = str(tokenizer.decode(row[begin:]))
+        assert text.startswith("<|im_start|> ")
+        assert text.endswith("<|im_end|>")
+        ends = (caption == tokenizer.eos_token_id).nonzero().flatten()
+        assert read(str(tokenizer.decode(caption[: ends[0]]))) is not None
+        assert (caption[ends[0] :] == tokenizer.eos_token_id).all()
+    assert 4 < told.sum() < 28
+
+
+def test_noise_takes_a_random_share_of_every_caption() -> None:
+    """Half of all tokens on average, a share that differs from caption to caption, and any token in their place."""
+    clean = torch.zeros(4000, CANVAS, dtype=torch.int64)
+    replaced = (noised(clean, 1000, torch.Generator().manual_seed(1)) != 0).float()
+    assert replaced.mean() == pytest.approx(0.5, abs=0.02)
+    # Of an even share p: the variance of the mean is that of p, 1/12, and what 16 draws add, 1/6/16.
+    assert replaced.mean(dim=1).var() == pytest.approx(1 / 12 + 1 / 96, rel=0.08)
+
+
+def test_a_step_computes_what_transformers_does(tmp_path: Path) -> None:
+    """Prompts of different lengths beside captions in one cache, against each row alone as it is at generation."""
+    model = new_model(config_of(60, 58, 59)).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.mul_(20 if "router" in name else 4 if value.ndim > 1 else 1)
+    denoiser, random = Denoiser(model), torch.Generator().manual_seed(3)
+    width, lengths = WINDOW + 4, torch.tensor([WINDOW + 4, 3, WINDOW - 1])
+    prompts, captions, canvas = (torch.randint(58, (3, n), generator=random) for n in (width, CANVAS, CANVAS))
+    logits_before = torch.randn(3, CANVAS, 60, generator=random)
+    told = torch.tensor([True, True, False])
+    with torch.no_grad():
+        following, cache = denoiser.encode(torch.cat([prompts, captions[:, :-1]], dim=1), lengths, width)
+        found = denoiser.denoise(canvas, cache, lengths, width, logits_before, told)
+        for row, length in enumerate(lengths.tolist()):
+            prompt = prompts[row : row + 1, width - length :]
+            alone = model(
+                input_ids=prompt,
+                past_key_values=DynamicCache(config=model.config.text_config),
+                decoder_input_ids=canvas[row : row + 1],
+                self_conditioning_logits=logits_before[row : row + 1] if told[row] else None,
+            )
+            torch.testing.assert_close(found[row], alone.logits[0], rtol=1e-4, atol=2e-4)
+            tokens = torch.cat([prompt, captions[row : row + 1, :-1]], dim=1)
+            hidden = model.model.encoder.language_model(input_ids=tokens).last_hidden_state[:, length - 1 :]
+            torch.testing.assert_close(following[row], denoiser._logits(hidden)[0], rtol=1e-4, atol=2e-4)
+
+
+def test_both_losses_reach_the_weights() -> None:
+    """Each parameter but the vision tower's has a gradient, and a step of it lowers the loss."""
+    model = new_model(config_of(60, 58, 59))
+    denoiser, random = Denoiser(model), torch.Generator().manual_seed(3)
+    prompts, captions = (torch.randint(58, (4, n), generator=random) for n in (6, CANVAS))
+    rest = (torch.full((4,), 6), captions, noised(captions, 60, random), torch.tensor([True, False, True, False]))
+    loss, diffusion, causal = loss_of(denoiser, prompts, *rest)
+    assert float(loss.detach()) == pytest.approx(float(diffusion.detach()) + float(causal.detach()))
+    loss.backward()
+    trained: list[tuple[str, Any]] = [
+        (name, value) for name, value in denoiser.named_parameters() if value.requires_grad
+    ]
+    assert all(value.grad is not None and value.grad.abs().sum() > 0 for _, value in trained)
+    with torch.no_grad():
+        for _, value in trained:
+            value.add_(value.grad, alpha=-1e-2)
+        assert loss_of(denoiser, prompts, *rest)[0] < loss - 1e-3
+
+
+def test_a_short_training_leaves_a_checkpoint_that_transformers_reads(tmp_path: Path) -> None:
+    plans = (Plan(steps=2, batch=4, rate=1e-3, warmup=1), Plan(steps=1, batch=3, rate=1e-3, warmup=1))
+    checkpoint = recipe.train(tmp_path, plans)
+    before = (checkpoint / "model.safetensors").read_bytes()
+    assert recipe.train(tmp_path, plans) == checkpoint  # nothing is left to do
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+    assert sum(path.stat().st_size for path in checkpoint.iterdir()) < recipe.LARGEST_BYTES
+    made: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(checkpoint, dtype=torch.float32)
+    assert made.generation_config.max_denoising_steps == recipe.GENERATION["max_denoising_steps"]
+    fresh = new_model(made.config).state_dict()
+    moved = [
+        name for name, value in made.state_dict().items() if not torch.equal(value, fresh[name].bfloat16().float())
+    ]
+    assert any("experts" in name for name in moved)
+    assert any("self_conditioning" in name for name in moved)
+    assert not any("vision" in name for name in moved)
+
+
+def test_scores_and_card(tmp_path: Path) -> None:
+    """A writer that knows a third of the answers."""
+    kind = KINDS[0]
+    known = dict(prompts_of(kind, 6))
+
+    def write(prompts: Sequence[str], seed: int) -> list[tuple[str, int]]:
+        asked = [known[prompt] for prompt in prompts]
+        chance = np.random.default_rng(0)
+        right = [next(w for w in iter(lambda: random_wish(chance, 1), None) if keeps(w, each)) for each in asked]
+        texts = [caption_of(wish) for wish in right]
+        return [(texts[0], 4), (texts[1], 4), *((text.replace("background", "ground"), 1) for text in texts[2:])]
+
+    score = scored(kind, "somebody", write, 6)
+    assert (score.grammar, score.kept, score.articles, score.apart) == (1 / 3, 1 / 3, 1 / 3, 1 / 3)
+    assert (score.steps, score.spread) == (2.0, None)
+    save(tmp_path / "scores.csv", [score])
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["kind"], row["kept"], row["prompts"]) == (kind.name, "0.3333", "6")
+    checkpoint = recipe.train(tmp_path / "work", [Plan(steps=1, batch=1, rate=1e-3, warmup=1)])
+    write_card(checkpoint, tmp_path / "scores.csv", recipe.PLANS, ["a", "b", "c", "d"])
+    card = (checkpoint / "README.md").read_text()
+    assert f"| {kind.name} | somebody | 33.3 % | 33.3 % | 33.3 % | 33.3 % |  | 2.0 |" in card
+    assert f"    {EXAMPLES[0]}" in card
+    assert f"{sum(plan.steps for plan in recipe.PLANS):,} steps of {recipe.PLANS[0].batch} prompts" in card
+
+
+def test_the_shipped_model_keeps_what_is_said(tmp_path: Path) -> None:
+    """Forty prompts for one object, also of combinations that it never saw: what its card says of five hundred."""
+    from benchmarks.training.text.evaluation import with_transformers
+
+    write = with_transformers(embedded.TEXT_PATH)
+    for kind in (KINDS[0], KINDS[2]):
+        score = scored(kind, "transformers", write, 40)
+        assert score.grammar == 1
+        assert score.kept >= 0.95
+    tokenizer = tokenizer_of(tmp_path)
+    theirs = tokenizer_of(embedded.TEXT_PATH)
+    assert prompt_ids(tokenizer, "red star") == prompt_ids(theirs, "red star")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "x", "--share", "0"], "--share must be above 0 and at most 1, got 0"),
+        (["train", "x", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["evaluate", "x", "--count", "0"], "--count must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["evaluate", str(tmp_path)]) == 2
+    assert "has no config.json" in capsys.readouterr().err
+
+
+def test_training_and_scoring_need_no_max(tmp_path: Path) -> None:
+    arguments = ["evaluate", str(embedded.TEXT_PATH), "--count", "1", "--results", str(tmp_path / "scores.csv")]
+    refused = run_without_max("benchmarks.training.text", *arguments)
+    assert refused.returncode == 2
+    assert "the engine needs MAX, which is not installed; ask for --writers transformers" in refused.stderr
+    found = run_without_max("benchmarks.training.text", *arguments, "--writers", "transformers")
+    assert found.returncode == 0, found.stderr
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == [kind.name for kind in KINDS]
+    assert {row["writer"] for row in rows} == {"transformers"}
