@@ -15,6 +15,9 @@ from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
 from max_zimage.request.templates import VARIABLE, Templates
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
+from max_zimage.serving.store.files import StoreError, StoreFiles
+from max_zimage.serving.store.sealed import Seal
+from max_zimage.serving.store.state_store import StateStore
 
 _OTHER_FILES = 512
 """Files that a server has open besides its connections: those that it is about to refuse, models, pipes, libraries."""
@@ -36,6 +39,7 @@ def serve(arguments: argparse.Namespace) -> int:
     _check_files(settings.connections.connections)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with checking():
+        store = _store(settings)
         if arguments.templates_dir is not None:
             # By the environment, which the worker and MAX's own objects have too.
             os.environ[VARIABLE] = str(Path(arguments.templates_dir).resolve())
@@ -45,6 +49,9 @@ def serve(arguments: argparse.Namespace) -> int:
         from max_zimage.pipeline.placing import VARIABLE as PLAN
         from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
         from max_zimage.serving.capacity import with_capacity
+        from max_zimage.serving.tracing import check
+
+        check()
 
         prepared = ZImagePipeline.prepare(
             settings.model,
@@ -63,7 +70,7 @@ def serve(arguments: argparse.Namespace) -> int:
         os.environ[PLAN] = prepared.plan.to_json()
     from max_zimage.serving.server import run
 
-    return run(settings, prepared)
+    return run(settings, prepared, store)
 
 
 def settings_of(arguments: argparse.Namespace) -> ServerSettings:
@@ -89,6 +96,9 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         batch_pictures=arguments.batch_pictures,
         shutdown_seconds=arguments.shutdown_seconds,
         media_bytes=arguments.media_bytes,
+        state_store=arguments.state_store,
+        state_seconds=arguments.state_seconds,
+        trusted_proxies=tuple(arguments.trusted_proxy),
         embedding_cache_bytes=arguments.embedding_cache,
         metadata=not arguments.no_metadata,
         allow_hosts=tuple(arguments.allow_host),
@@ -127,6 +137,15 @@ def _key(text: str, where: str) -> str:
     if not key:
         raise BadInput(f"{where} is empty; put the key into it, or leave it out for a server without one")
     return key
+
+
+def _store(settings: ServerSettings) -> StateStore:
+    """The store for requests and pictures, tried before anything is loaded."""
+    try:
+        files, seal = StoreFiles(settings.state_store), Seal(settings.api_key)
+        return StateStore(files, seal, room=settings.media_bytes, seconds=settings.state_seconds)
+    except StoreError as error:
+        raise BadInput(f"--state-store {error}; name another, or leave it out for one in memory") from error
 
 
 def _check_folder(folder: str | None) -> None:

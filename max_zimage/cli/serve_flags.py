@@ -11,6 +11,7 @@ from max_zimage.cli.field_flags import add_flag
 from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
 from max_zimage.cli.other_flags import add_others
 from max_zimage.cli.placement_flags import add_placement
+from max_zimage.serving.addresses import MEMORY, proxy_network, store_address
 from max_zimage.serving.http.callers import host_name, origin_of
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
 
@@ -45,6 +46,7 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     add_placement(parser)
     _add_running(parser)
     _add_limits(parser)
+    _add_state(parser)
     _add_connections(parser)
     add_configuration(parser)
     parser.add_argument("--encoder-only", dest="other_encoder_only", action="store_true", help=argparse.SUPPRESS)
@@ -78,6 +80,14 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ORIGIN",
         help="whose web pages may use the server, e.g. https://ui.example.com; repeatable",
+    )
+    safety.add_argument(
+        "--trusted-proxy",
+        type=_named(proxy_network),
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="whose X-Forwarded-For, -Proto, -Host and -Port are believed, e.g. 10.0.0.0/8; repeatable",
     )
     safety.add_argument(
         "--no-metadata",
@@ -115,7 +125,6 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("--max-prompt-characters", ServerLimits.prompt_characters, "of each prompt"),
         ("--max-body-bytes", ServerLimits.body_bytes, "of the body, uploads included"),
         ("--max-input-pixels", ServerLimits.input_pixels, "height times width of an image sent in"),
-        ("--media-bytes", ServerSettings.media_bytes, "of pictures kept for answers by URL"),
         ("--max-queue", ServerLimits.queue, "requests that wait"),
     ):
         limits.add_argument(
@@ -133,6 +142,31 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         default=ServerLimits.seconds,
         help=f"from arrival to answer; {ServerLimits.seconds:g} if not given",
+    )
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    state = parser.add_argument_group("requests by id and pictures by URL")
+    state.add_argument(
+        "--state-store",
+        type=_named(store_address),
+        metavar="URL",
+        default=ServerSettings.state_store,
+        help=f"where all replicas of a server keep them, e.g. file:///shared; {MEMORY} if not given",
+    )
+    state.add_argument(
+        "--state-seconds",
+        type=_seconds,
+        metavar="S",
+        default=ServerSettings.state_seconds,
+        help=f"for which they are kept; {ServerSettings.state_seconds:g} if not given",
+    )
+    state.add_argument(
+        "--media-bytes",
+        type=at_least_one,
+        metavar="N",
+        default=ServerSettings.media_bytes,
+        help=f"of all of them, of which the oldest go first; {ServerSettings.media_bytes} if not given",
     )
 
 

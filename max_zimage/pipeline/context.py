@@ -41,6 +41,8 @@ class ZImageContext(PixelContext):
         encodes: Digests of the chat template and of the tokenizer, where nothing is drawn and the features of its texts
             are the answer; empty for pictures.
         request: The request in its wire form, see `request_of`; empty where a context was filled by hand.
+        traceparent: The span that the request belongs to, as W3C Trace Context writes it; empty for none.
+        tracestate: What else goes with it.
         all_steps: Steps of all parts of the run; 0 for those of `timesteps`.
         sharing: What requests must have in common to share a batch, see `max_zimage.request.wire.sharing_key`.
     """
@@ -60,6 +62,8 @@ class ZImageContext(PixelContext):
     request: str = field(default="")
     sharing: str = field(default="")
     all_steps: int = field(default=0)
+    traceparent: str = field(default="")
+    tracestate: str = field(default="")
 
     @property
     def steps_in_all(self) -> int:

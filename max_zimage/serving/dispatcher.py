@@ -10,8 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal
 
 from max.pipelines.context.outputs import GenerationOutput
@@ -20,8 +19,9 @@ from max.serve.worker_interface import ModelWorkerProxy, RequestQueueFull
 
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.job import Change, Event, Job
 from max_zimage.serving.metrics import Metrics
-from max_zimage.serving.worker.messages import Preview, Progress, read_failure, read_progress
+from max_zimage.serving.worker.messages import read_failure, read_progress
 
 _log = logging.getLogger("max_zimage.serving")
 
@@ -32,30 +32,6 @@ _REASONS = {
     "timeout": "it took too long",
     "shutdown": "the server is being shut down",
 }
-Event = tuple[Progress, list[Preview]]
-
-
-@dataclass(eq=False)
-class Job:
-    """One request on its way.
-
-    Attributes:
-        context: What the worker gets.
-        name: The id by which its client knows it; the worker has another.
-        arrived: `time.monotonic` when it was queued.
-        progress: How far it is; None while it waits.
-        preview: The last small picture of its unfinished work, where it asked for some.
-        events: What is told while it runs, then its end: an answer or an error.
-        pump: The task that listens to the worker for it.
-    """
-
-    context: ZImageContext
-    name: str
-    arrived: float = field(default_factory=time.monotonic)
-    progress: Progress | None = None
-    preview: Preview | None = None
-    events: asyncio.Queue[Event | GenerationOutput | ApiError] = field(default_factory=asyncio.Queue)
-    pump: asyncio.Task[None] | None = None
 
 
 class Dispatcher:
@@ -66,6 +42,9 @@ class Dispatcher:
         in_worker: Requests that the worker may have at a time.
         seconds: From when a request is queued to its last picture.
         metrics: Where it counts.
+
+    Attributes:
+        observers: Called at every change of a request, with what has changed; they may not wait.
     """
 
     def __init__(self, *, queue: int, in_worker: int, seconds: float, metrics: Metrics) -> None:
@@ -74,13 +53,24 @@ class Dispatcher:
         self._given: dict[str, Job] = {}
         self._proxy: ModelWorkerProxy[Any, Any] | None = None
         self._closing = False
+        self.observers: list[Callable[[Job, Change], None]] = []
         self.idle = asyncio.Event()
         self.idle.set()
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a worker."""
-        return self._proxy is not None
+        """Whether there is a worker, and requests are taken."""
+        return self._proxy is not None and not self._closing
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the server ends."""
+        return self._closing
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All requests that are not done."""
+        return [*self._given.values(), *self._waiting]
 
     def find(self, name: str) -> Job | None:
         """A request that is not done, by its id."""
@@ -123,6 +113,7 @@ class Dispatcher:
         job = Job(context, name)
         self._waiting.append(job)
         self.idle.clear()
+        self._tell(job, "queued")
         self._feed()
         return job
 
@@ -147,8 +138,14 @@ class Dispatcher:
                 self.cancel(job, "client")
             self._metrics.request_seconds.observe(time.monotonic() - job.arrived)
 
-    def cancel(self, job: Job, by: CancelledBy) -> None:
-        """End a request early, wherever it is; whoever waits for it is told. Nothing happens to one that is done."""
+    def cancel(self, job: Job, by: CancelledBy, told: ApiError | None = None) -> None:
+        """End a request early, wherever it is. Nothing happens to one that is done.
+
+        Args:
+            job: The request.
+            by: Who ends it.
+            told: What whoever waits for it is told; None for that it was ended, and by whom.
+        """
         if job in self._waiting:
             self._waiting.remove(job)
         elif self._given.get(job.name) is job:  # and not a later request that has taken the same id
@@ -159,7 +156,7 @@ class Dispatcher:
             return
         self._metrics.cancellations.labels(by).inc()
         status, code = (503, "shutting_down") if by == "shutdown" else (499, "cancelled")
-        job.events.put_nowait(ApiError(status, code, f"the request was ended: {_REASONS[by]}"))
+        self._end(job, told or ApiError(status, code, f"the request was ended: {_REASONS[by]}"))
         self._feed()
 
     def attach(self, proxy: ModelWorkerProxy[Any, Any]) -> None:
@@ -182,7 +179,7 @@ class Dispatcher:
                 message = (
                     "the worker process died while it drew this request, which was not tried again; the log says why"
                 )
-                job.events.put_nowait(ApiError(502, "worker_died", message))
+                self._end(job, ApiError(502, "worker_died", message))
         self._given.clear()
         self._waiting.extendleft(sorted(again, key=lambda job: -job.arrived))
         self._count()
@@ -225,17 +222,19 @@ class Dispatcher:
             _log.exception("request %s: the worker's answer cannot be read", job.name)
         self._given.pop(job.name, None)
         message = f"request {job.name} failed in the worker; the server's log says why"
-        job.events.put_nowait(end or ApiError(500, "failed", message))
+        self._end(job, end or ApiError(500, "failed", message))
         self._feed()
 
     def _note(self, job: Job, output: GenerationOutput) -> None:
         progress, previews = read_progress(output)
         metrics = self._metrics
+        begins = job.progress is None
         if job.progress is None:
             metrics.waited.observe(time.monotonic() - job.arrived)
         else:
             metrics.steps.inc(progress.step - job.progress.step)
         job.progress = progress
+        self._tell(job, "begun" if begins else "step")
         job.preview = previews[0] if previews else job.preview
         for result, count in progress.graphs.items():
             metrics.graph_cache.labels(result).set(count)
@@ -247,6 +246,16 @@ class Dispatcher:
                 metrics.stage_seconds.labels(stage).observe(seconds)
         job.events.put_nowait((progress, previews))
         self._count()
+
+    def _end(self, job: Job, end: GenerationOutput | ApiError) -> None:
+        """Say what became of a request, to whoever waits for it and to whoever asks."""
+        job.end, job.ended = end, time.monotonic()
+        job.events.put_nowait(end)
+        self._tell(job, "ended")
+
+    def _tell(self, job: Job, change: Change) -> None:
+        for observer in self.observers:
+            observer(job, change)
 
     def _count(self) -> None:
         running = sum(job.progress is not None for job in self._given.values())
@@ -262,9 +271,11 @@ class Dispatcher:
     def _timed_out(self, job: Job) -> ApiError:
         """The time is up: the queue's fault if the work never began, the request's size if it did."""
         begun = job.progress is not None
-        self.cancel(job, "timeout")
         where = (
             "while it was drawn; ask for fewer steps, pixels or pictures" if begun else "in the queue; try again later"
         )
         message = f"this server gives a request {self._seconds:g} s, and they were over {where}"
-        return ApiError(400 if begun else 429, "time_limit", message, headers={} if begun else {"Retry-After": "10"})
+        headers = {} if begun else {"Retry-After": "10"}
+        error = ApiError(400 if begun else 429, "time_limit", message, headers=headers)
+        self.cancel(job, "timeout", error)
+        return error

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
 class Metrics:
-    """All figures of one server.
+    """All figures of one server, and those of its processes that prometheus_client knows.
 
     Attributes:
+        worker_pid: Of the worker process; None while there is none.
+        info: What is served, as labels of a figure that is always 1.
+        store_errors: Times that the store of requests and pictures could not be used.
         requests: Answers, by route and status.
         rejections: Requests that were refused, by the reason's code.
         cancellations: Requests that ended early, by who ended them: client, api, timeout, shutdown.
@@ -31,6 +45,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.worker_pid: int | None = None
+        PlatformCollector(registry=registry)
+        ProcessCollector(registry=registry)
+        ProcessCollector("zimage_worker", lambda: self.worker_pid or "none", registry=registry)
+        self.info = Info("zimage", "What is served", registry=registry)
+        self.store_errors = Counter("zimage_store_errors", "Failures of the store", registry=registry)
         self.requests = Counter("zimage_requests", "Answers", ["route", "status"], registry=registry)
         self.rejections = Counter("zimage_rejections", "Requests refused", ["code"], registry=registry)
         self.cancellations = Counter("zimage_cancellations", "Requests ended early", ["by"], registry=registry)
@@ -57,6 +77,14 @@ class Metrics:
         self.embedding_cache = Gauge(
             "zimage_embedding_cache", "Features of prompts in memory", ["figure"], registry=registry
         )
+
+    def describe(self, facts: Mapping[str, str]) -> None:
+        """Say what is served.
+
+        Args:
+            facts: Label -> value.
+        """
+        self.info.info(dict(facts))
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""

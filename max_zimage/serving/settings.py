@@ -74,7 +74,11 @@ class ServerSettings:
             `usual_pictures`.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
         embedding_cache_bytes: Of text features that the worker keeps for prompts that come again; 0 for none.
-        media_bytes: Pictures kept for answers by URL; the oldest go first.
+        state_store: Where requests and pictures by URL are kept, from `addresses.store_address`.
+        state_seconds: How long they are.
+        media_bytes: Of pictures kept for answers by URL, and of what became of requests; the oldest go first.
+        trusted_proxies: Addresses and networks whose X-Forwarded headers are believed, from
+            `addresses.proxy_network`.
         allow_hosts: Names by which the server answers besides its own, from `callers.host_name`.
         metadata: Whether pictures say how they came to be, and carry the parameters they were drawn with.
         cors_origins: Origins whose pages may use the server, from `callers.origin_of`.
@@ -97,7 +101,10 @@ class ServerSettings:
     batch_pictures: int | None = None
     shutdown_seconds: float = 30.0
     embedding_cache_bytes: int = 256 * 2**20
+    state_store: str = "memory"
+    state_seconds: float = 3600.0
     media_bytes: int = 256 * 2**20
+    trusted_proxies: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     metadata: bool = True

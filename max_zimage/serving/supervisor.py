@@ -126,6 +126,7 @@ class Worker:
                 expected = isinstance(error, (SubprocessExit, TimeoutError))
                 _log.error("the worker ended: %s: %s", type(error).__name__, error, exc_info=not expected)
             self.state.dispatcher.detach()
+            self.state.metrics.worker_pid = None
             if not self.state.was_ready:
                 raise WorkerFailed("the worker could not load the model; the lines above say why")
             if not self.state.settings.restart:
@@ -168,6 +169,7 @@ class Worker:
             ) as proxy,
         ):
             self.state.was_ready, self._ready_since = True, time.monotonic()
+            self.state.metrics.worker_pid = next((child.pid for child in _processes()), None)
             self.state.dispatcher.attach(proxy)
             _log.info("ready")
             await _ended()  # or the server ends, which cancels this

@@ -13,8 +13,9 @@ from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.modeling.types import RequestID
 
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.serving.dispatcher import Dispatcher, Job
+from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.job import Job
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.worker.messages import Progress, progress_output
 

@@ -130,7 +130,7 @@ def test_an_answer_with_a_picture_missing() -> None:
     job: Any = SimpleNamespace(context=context("a"), name="a")
     job.context.seed = 5
     nothing: Any = None
-    data = answers.images_answer(partial_output(), job, FORM, nothing, nothing)["data"]
+    data = asyncio.run(answers.images_answer(partial_output(), job, FORM, nothing, nothing))["data"]
     assert [item["seed"] for item in data] == [5, 6, 7]
     assert [item["b64_json"] is None for item in data] == [False, True, False]
     assert data[1]["error"] == {"message": MESSAGE, "type": "api_error", "param": None, "code": "not_finite"}

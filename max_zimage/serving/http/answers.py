@@ -19,9 +19,13 @@ from starlette.types import Receive, Scope, Send
 
 from max_zimage.pipeline.not_finite import CODE
 from max_zimage.sampling.noise import image_seed
-from max_zimage.serving.dispatcher import Dispatcher, Job
+from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.media import MediaStore
+from max_zimage.serving.job import Job
+
+KEEP_ALIVE = 15.0
+"""Seconds after which a stream without events has a comment; half of what the most impatient balancers wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,8 @@ class EventResponse(StreamingResponse):
     """Server-sent events of one request, which is cancelled when they end before it, however they end."""
 
     def __init__(self, content: AsyncIterator[bytes], job: Job, dispatcher: Dispatcher) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would keep events back
+        super().__init__(kept_alive(content), media_type="text/event-stream", headers=headers)
         self._job, self._dispatcher = job, dispatcher
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,6 +93,37 @@ class EventResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._dispatcher.cancel(self._job, "client")  # nothing happens to a request that is done
+
+
+async def kept_alive(content: AsyncIterator[bytes], seconds: float = KEEP_ALIVE) -> AsyncIterator[bytes]:
+    """Events, and a comment where there is none for a while: balancers end connections on which nothing moves.
+
+    Args:
+        content: The events.
+        seconds: Between two signs of life.
+    """
+    following: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            following = following or asyncio.create_task(_next(content))
+            await asyncio.wait((following,), timeout=seconds)
+            if not following.done():
+                yield b": still here\n\n"
+                continue
+            try:
+                event = following.result()
+            except StopAsyncIteration:
+                return
+            following = None
+            yield event
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+
+async def _next(content: AsyncIterator[bytes]) -> bytes:
+    return await anext(content)
 
 
 async def _hung_up(request: Request) -> None:
@@ -112,12 +148,12 @@ def picture_or_error(item: OutputContent) -> bytes:
     return file
 
 
-def images_answer(
+async def images_answer(
     output: GenerationOutput, job: Job, form: ResponseFormat, media: MediaStore, request: Request
 ) -> dict[str, Any]:
     """The body of an OpenAI images answer; a picture that is missing has an error and no file."""
     items = [
-        {**_picture(item, form, media, request), "seed": image_seed(job.context.seed or 0, index)}
+        {**await _picture(item, form, media, request), "seed": image_seed(job.context.seed or 0, index)}
         for index, item in enumerate(output.output)
     ]
     return {"created": int(time.time()), "data": items, **_facts(job, form), "usage": _usage(job)}
@@ -141,7 +177,7 @@ async def events(
                             created_at=created,
                             index=index,
                             seed=image_seed(job.context.seed or 0, index),
-                            **_picture(item, form, media, request),
+                            **await _picture(item, form, media, request),
                             **_facts(job, form),
                             usage=_usage(job),
                         )
@@ -168,13 +204,13 @@ async def events(
         yield _event("error", **error.body())
 
 
-def _picture(item: OutputContent, form: ResponseFormat, media: MediaStore, request: Request) -> dict[str, Any]:
+async def _picture(item: OutputContent, form: ResponseFormat, media: MediaStore, request: Request) -> dict[str, Any]:
     file = file_of(item)
     if file is None:
         return {"url" if form.by_url else "b64_json": None, **_missing(item)}
     if not form.by_url:
         return {"b64_json": base64.b64encode(file).decode()}
-    name = media.put(file, f"image/{form.output_format}")
+    name = await media.put(file, f"image/{form.output_format}")
     return {"url": str(request.url_for("image_content", name=name))}
 
 

@@ -1,34 +1,31 @@
-"""Pictures that are fetched by URL: kept in memory, the oldest go first when the room is used up."""
+"""Pictures by URL, and requests by id, as routes ask the store for them."""
 
 from __future__ import annotations
 
-import secrets
-from collections import OrderedDict
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.store.files import StoreError
+from max_zimage.serving.store.state_store import Picture, StateStore, TooLarge
 
-
-@dataclass(frozen=True)
-class Medium:
-    """One file."""
-
-    content: bytes
-    kind: str
+_log = logging.getLogger("max_zimage.serving")
 
 
 class MediaStore:
-    """Files by a name that cannot be guessed.
+    """Pictures by a name that cannot be guessed.
 
     Args:
-        room: Bytes.
+        store: Where they are.
+        metrics: Counts failures of it.
     """
 
-    def __init__(self, room: int) -> None:
-        self._room, self._used = room, 0
-        self._media: OrderedDict[str, Medium] = OrderedDict()
+    def __init__(self, store: StateStore, metrics: Metrics) -> None:
+        self._store, self._metrics = store, metrics
 
-    def put(self, content: bytes, kind: str) -> str:
+    async def put(self, content: bytes, kind: str) -> str:
         """Keep a file, and return its name.
 
         Args:
@@ -36,31 +33,46 @@ class MediaStore:
             kind: Its media type, e.g. "image/png".
 
         Raises:
-            ApiError: 400 if it is larger than the whole room.
+            ApiError: 400 if it is larger than the whole room; 503 if the store cannot be written.
         """
-        if len(content) > self._room:
+        try:
+            with reached(self._metrics):
+                return await self._store.put_picture(content, kind)
+        except TooLarge:
             raise ApiError(
                 400,
                 "limit_exceeded",
-                f"response_format: this server keeps {self._room} bytes of pictures for answers by URL, one of this "
-                f"request has {len(content)}; use b64_json",
+                f"response_format: this server keeps {self._store.room} bytes of pictures for answers by URL, one of "
+                f"this request has {len(content)}; use b64_json",
                 param="response_format",
-            )
-        name = secrets.token_urlsafe(24)
-        self._media[name] = Medium(content, kind)
-        self._used += len(content)
-        while self._used > self._room:
-            _, oldest = self._media.popitem(last=False)
-            self._used -= len(oldest.content)
-        return name
+            ) from None
 
-    def get(self, name: str) -> Medium:
+    async def get(self, name: str) -> Picture:
         """Return a file.
 
         Raises:
-            ApiError: 404 if there is none of that name, or not any more.
+            ApiError: 404 if there is none of that name, or not any more; 503 if the store cannot be read.
         """
-        medium = self._media.get(name)
-        if medium is None:
-            raise ApiError(404, "not_found", "there is no such picture, or it had to make room for newer ones")
-        return medium
+        with reached(self._metrics):
+            picture = await self._store.picture(name)
+        if picture is None:
+            raise ApiError(
+                404, "not_found", "there is no such picture, or its time is over, or it had to make room for newer ones"
+            )
+        return picture
+
+
+@contextmanager
+def reached(metrics: Metrics) -> Iterator[None]:
+    """Answer for a store that cannot be used; where it is, its log says and not the client's answer.
+
+    Raises:
+        ApiError: 503.
+    """
+    try:
+        yield
+    except StoreError as error:
+        metrics.store_errors.inc()
+        _log.warning("%s", error)
+        message = "the store for requests and pictures by URL cannot be used now; try again later"
+        raise ApiError(503, "store_unavailable", message, headers={"Retry-After": "5"}) from error

@@ -21,7 +21,7 @@ from max_zimage.serving.metrics import Metrics
 
 _log = logging.getLogger("max_zimage.serving")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_OPEN_PATHS = ("/health",)
+_OPEN_PATHS = ("/health", "/readyz", "/livez")
 _BASIC_PATHS = "/sdapi/"  # whose clients have a name and a password, of which the second one is the key
 _BODIES = 16  # of the largest size, whose bytes may be on their way at a time
 
@@ -52,7 +52,7 @@ class AccessMiddleware:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, chosen_id=request_id == given)
         answered: list[int] = []
         page: list[str] = []
 

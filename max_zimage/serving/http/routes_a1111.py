@@ -23,7 +23,6 @@ from max_zimage.errors import RequestError
 from max_zimage.images.a1111_masks import blurred, filled
 from max_zimage.images.masks import decode_mask
 from max_zimage.images.read import data_url_bytes, decode_image
-from max_zimage.serving.dispatcher import Job
 from max_zimage.serving.drawn_by import written_parameters
 from max_zimage.serving.http.a1111_arguments import arguments
 from max_zimage.serving.http.a1111_body import (
@@ -42,6 +41,7 @@ from max_zimage.serving.http.remote_images import fetched, is_remote
 from max_zimage.serving.http.requests import make_context, request_of
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import ServerState, state_of
+from max_zimage.serving.job import Job
 
 router = APIRouter(prefix="/sdapi/v1")
 
@@ -122,7 +122,7 @@ async def _answered(state: ServerState, request: Request, body: A1111Request, va
         return context, [json.loads(text) for text in written_parameters(asked, state.served.drawn_by)]
 
     context, pictures = await asyncio.to_thread(prepared)
-    job = state.dispatcher.submit(context, request.state.request_id)
+    job = await state.submit(context, request)
     state.note(job, None)
     with _current(state, job):
         output = await finished(state.dispatcher, job, request)

@@ -66,7 +66,7 @@ async def prompt_features(request: Request) -> Response:
     given = {name: getattr(body, name) for name in (*SETTINGS, "template")}
     check_model(state.served, body.model)
     context = await asyncio.to_thread(encoding, state.served, IMAGES, body.prompt, body.negative_prompt, given)
-    job = state.dispatcher.submit(context, request.state.request_id)
+    job = await state.submit(context, request)
     state.note_texts(job, body.user)
     features = read_features(await finished(state.dispatcher, job, request))
     tokens = features.tokens + (0 if features.negative is None else len(features.negative))

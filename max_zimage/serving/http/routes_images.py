@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.serving.errors import MOST_SAID, ApiError, bad_request, together
 from max_zimage.serving.http.answers import EventResponse, ResponseFormat, events, finished, images_answer
+from max_zimage.serving.http.media import reached
 from max_zimage.serving.http.requests import context_of_image_request
 from max_zimage.serving.http.schema import GENERATION, ImageRequest
 from max_zimage.serving.http.state import ServerState, state_of
@@ -69,47 +70,43 @@ async def answered(
         quality=body.quality or "auto",
         progress=bool(body.progress),
     )
-    job = state.dispatcher.submit(context, request.state.request_id)
+    job = await state.submit(context, request)
     state.note(job, body.caller)
     if body.stream:
         stream = events(state.dispatcher, job, form, state.media, request)
         return EventResponse(stream, job, state.dispatcher)
     output = await finished(state.dispatcher, job, request)
-    return JSONResponse(images_answer(output, job, form, state.media, request))
+    return JSONResponse(await images_answer(output, job, form, state.media, request))
 
 
 @router.get("/images/{name}/content", name="image_content")
 async def image_content(name: str, request: Request) -> Response:
     """A picture of an answer by URL."""
-    medium = state_of(request).media.get(name)
-    return Response(medium.content, media_type=medium.kind)
+    picture = await state_of(request).media.get(name)
+    return Response(picture.content, media_type=picture.kind, headers={"X-Content-Type-Options": "nosniff"})
 
 
 @router.get("/requests/{request_id}")
 async def request_status(request_id: str, request: Request) -> dict[str, Any]:
-    """How far a request is, by the X-Request-ID that it was sent or answered with."""
+    """How a request stands, by the X-Request-ID that it was sent or answered with; what became of it, for a while."""
     state = state_of(request)
-    job = state.dispatcher.find(request_id)
-    if job is None:
-        raise _unknown(request_id)
-    if job.progress is None:
-        return {"id": request_id, "status": "queued", "before": state.dispatcher.place(job)}
-    return {"id": request_id, "status": "running", "step": job.progress.step, "steps": job.progress.steps}
+    with reached(state.metrics):
+        found = await state.records.find(request_id)
+    if found is None:
+        raise ApiError(404, "not_found", f"nothing is known of a request {request_id}", param="request_id")
+    return found
 
 
 @router.delete("/requests/{request_id}")
-async def cancel_request(request_id: str, request: Request) -> dict[str, Any]:
-    """Cancel a request, queued or running; its own answer becomes an error."""
-    dispatcher = state_of(request).dispatcher
-    job = dispatcher.find(request_id)
-    if job is None:
-        raise _unknown(request_id)
-    dispatcher.cancel(job, "api")
-    return {"id": request_id, "status": "cancelled"}
-
-
-def _unknown(request_id: str) -> ApiError:
-    return ApiError(404, "not_found", f"there is no request {request_id} that is not done", param="request_id")
+async def cancel_request(request_id: str, request: Request) -> JSONResponse:
+    """Cancel a request, queued or running; its own answer becomes an error. 202 where its replica has yet to obey."""
+    state = state_of(request)
+    with reached(state.metrics):
+        status = await state.records.cancel(request_id)
+    if status is None:
+        message = f"there is no request {request_id} that is not done"
+        raise ApiError(404, "not_found", message, param="request_id")
+    return JSONResponse({"id": request_id, "status": status}, 200 if status == "cancelled" else 202)
 
 
 async def json_body(request: Request) -> bytes:

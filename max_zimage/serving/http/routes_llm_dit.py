@@ -151,7 +151,7 @@ async def generate(request: Request) -> Response:
         return make_context(state.served, asked, "png", NAMES)
 
     context = await asyncio.to_thread(prepared)
-    job = state.dispatcher.submit(context, request.state.request_id)
+    job = await state.submit(context, request)
     state.note(job, None)
     output = await finished(state.dispatcher, job, request)
     headers = {"X-Generation-Time": f"{time.perf_counter() - begun:.2f}", "X-Seed": str(context.seed)}
@@ -216,7 +216,7 @@ async def encode(request: Request) -> Response:
     formatted, _ = await asyncio.to_thread(_formatted, state.served, texts)
     settings = {name: texts.get(name) for name in _TEXTS} | {"long_prompt_mode": DEFAULTS["long_prompt_mode"]}
     context = await asyncio.to_thread(encoding, state.served, NAMES, texts["prompt"], None, settings)
-    job = state.dispatcher.submit(context, request.state.request_id)
+    job = await state.submit(context, request)
     state.note_texts(job, None)
     features = read_features(await finished(state.dispatcher, job, request))
     answer = {

@@ -41,12 +41,12 @@ async def create_response(request: Request) -> Response:
     content = await _inlined(state, await json_body(request))
     body = parsed(OpenResponsesRequestBody, content)
     context = await asyncio.to_thread(_context, state.served, body, content)
-    job = state.dispatcher.submit(context, request.state.request_id)
+    job = await state.submit(context, request)
     state.note(job, body.user)
     output = await finished(state.dispatcher, job, request)
     options = body.provider_options.image
     if options is not None and options.response_format == "url":
-        output = _by_url(state, output, request)
+        output = await _by_url(state, output, request)
     answer = ResponseResource.from_generation_output(output, model=body.model)
     answer = answer.model_copy(update={"metadata": body.metadata})
     return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
@@ -96,14 +96,14 @@ async def _inlined(state: ServerState, content: bytes) -> bytes:
     return json.dumps(body).encode() if remote else content
 
 
-def _by_url(state: ServerState, output: GenerationOutput, request: Request) -> GenerationOutput:
+async def _by_url(state: ServerState, output: GenerationOutput, request: Request) -> GenerationOutput:
     contents: list[OutputContent] = []
     for item in output.output:
         file = file_of(item)
         if file is None:
             contents.append(item)
             continue
-        name = state.media.put(file, f"image/{getattr(item, 'format', '')}")
+        name = await state.media.put(file, f"image/{getattr(item, 'format', '')}")
         url = str(request.url_for("image_content", name=name))
         contents.append(item.model_copy(update={"image_url": url, "image_data": None}))
     return output.model_copy(update={"output": contents})

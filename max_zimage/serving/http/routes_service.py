@@ -15,12 +15,20 @@ router = APIRouter()
 
 
 @router.get("/health")
+@router.get("/readyz")
 async def health(request: Request) -> JSONResponse:
-    """200 when requests are served, 503 while the model is loaded or the worker starts again."""
+    """200 when requests are served, 503 while the model is loaded, the worker starts again or the server ends."""
     state = state_of(request)
     ready = state.dispatcher.is_ready
-    status = "ready" if ready else "restarting" if state.was_ready else "loading"
+    waits = "restarting" if state.was_ready else "loading"
+    status = "ready" if ready else "ending" if state.dispatcher.is_closing else waits
     return JSONResponse({"status": status}, status_code=200 if ready else 503)
+
+
+@router.get("/livez")
+async def alive() -> dict[str, str]:
+    """200 as long as the server answers at all, whatever its worker does."""
+    return {"status": "alive"}
 
 
 @router.get("/version")

@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from max_zimage.serving.dispatcher import Dispatcher, Job
+from max_zimage.pipeline.context import ZImageContext
+from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.media import MediaStore
 from max_zimage.serving.http.requests import ServedModel
+from max_zimage.serving.http.traced import SPAN, TRACE
+from max_zimage.serving.job import Job
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.settings import ServerSettings
+from max_zimage.serving.store.records import RequestRecords
+from max_zimage.serving.tracing import Tracing, facts_of
 
 _log = logging.getLogger("max_zimage.serving")
 
@@ -26,8 +31,10 @@ class ServerState:
         served: The model.
         dispatcher: The requests.
         media: Pictures by URL.
+        records: Requests by their ids, on whichever replica.
         metrics: Its figures.
         a1111_jobs: Requests of AUTOMATIC1111's routes, the oldest first, of which its clients speak as the current one.
+        tracing: Takes spans; None for none.
         was_ready: Whether the worker has been ready once. Before, requests are refused; while it restarts, they wait.
     """
 
@@ -35,8 +42,10 @@ class ServerState:
     served: ServedModel
     dispatcher: Dispatcher
     media: MediaStore
+    records: RequestRecords
     metrics: Metrics
     a1111_jobs: list[Job] = field(default_factory=list)
+    tracing: Tracing | None = None
     was_ready: bool = False
 
     def check_room(self) -> None:
@@ -49,6 +58,24 @@ class ServerState:
             message = "the model is being loaded, which takes minutes the first time; ask /health when it is there"
             raise ApiError(503, "loading", message, headers={"Retry-After": "5"})
         self.dispatcher.check_room()
+
+    async def submit(self, context: ZImageContext, request: Request) -> Job:
+        """Queue what a request asks for, under its id and in its trace.
+
+        Args:
+            context: What the worker gets.
+            request: The request.
+
+        Raises:
+            ApiError: As `Dispatcher.submit`; 409 also if another replica draws a request of that id.
+        """
+        if request.state.chosen_id:
+            await self.records.check_free(request.state.request_id)
+        if self.tracing is not None:
+            for name, value in getattr(request.state, TRACE).items():
+                setattr(context, name, value)
+            getattr(request.state, SPAN).set_attributes(facts_of(context))
+        return self.dispatcher.submit(context, request.state.request_id)
 
     def note(self, job: Job, user: str | None) -> None:
         """One line in the log for each request; never its prompt."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
@@ -20,23 +19,14 @@ from max_zimage.pipeline.zimage import ZImagePipeline
 Pixels = npt.NDArray[np.uint8]
 
 
-@dataclass
-class Seconds:
-    """Where a rendering's time went.
-
-    Attributes:
-        captions: Text encoder and caption conditioning.
-        steps: All denoising steps.
-        decode: Latents to pixels.
-    """
-
-    captions: float = field(default=0.0)
-    steps: float = field(default=0.0)
-    decode: float = field(default=0.0)
-
-
 class RunningBatch:
     """One batch on its way from noise to pictures.
+
+    Attributes:
+        contexts: The requests that are left.
+        seconds: What each stage took so far: captions (text encoder and caption conditioning), steps (all denoising
+            steps), decode (latents to pixels).
+        times: Stage -> when it began and ended, of `time.monotonic`.
 
     Args:
         pipeline: Runs it.
@@ -44,16 +34,17 @@ class RunningBatch:
     """
 
     def __init__(self, pipeline: ZImagePipeline, contexts: Sequence[ZImageContext]) -> None:
-        begin = time.perf_counter()
+        begin = time.monotonic()
         self._pipeline, self.contexts = pipeline, list(contexts)
-        self.seconds = Seconds()
+        self.seconds: dict[str, float] = {}
+        self.times: dict[str, tuple[float, float]] = {}
         spec = pipeline.sources.specs.schedule
         parts = pipeline.transformer, pipeline.vae, pipeline.text_encoder
         inputs = inputs_of_contexts(self.contexts, spec, *parts)
         self._tiling = inputs.tiling
         pipeline.vae.expect(self._tiling, inputs.height, inputs.width)
         self._run = pipeline.denoising(inputs)
-        self.seconds.captions = time.perf_counter() - begin
+        self._took("captions", begin)
 
     @property
     def step(self) -> int:
@@ -77,10 +68,10 @@ class RunningBatch:
 
     def advance(self) -> None:
         """Take one step and wait until the device has done it, since progress and cancellation go by steps."""
-        begin = time.perf_counter()
+        begin = time.monotonic()
         self._run.advance()
         self._pipeline.device.synchronize()
-        self.seconds.steps += time.perf_counter() - begin
+        self._took("steps", begin)
 
     def drop(self, requests: Collection[RequestID]) -> None:
         """Go on without some of the requests; at least one must stay."""
@@ -92,10 +83,10 @@ class RunningBatch:
 
     def pictures(self) -> dict[RequestID, tuple[Pixels, Flags]]:
         """Decode the latents: uint8 [pictures, height, width, 3] by request, and which of them are finite."""
-        begin = time.perf_counter()
+        begin = time.monotonic()
         pastes = [each for context in self.contexts for each in pastes_of_context(context)]
         pixels, finite = decoded(self._pipeline.vae, self._run.latents, *self._run.sides, self._tiling, pastes)
-        self.seconds.decode = time.perf_counter() - begin
+        self._took("decode", begin)
         rows = {context.request_id: self._rows(context) for context in self.contexts}
         return {request: (pixels[own], finite[own]) for request, own in rows.items()}
 
@@ -106,6 +97,12 @@ class RunningBatch:
     def rows_of(self, request: RequestID) -> list[int]:
         """The pictures of a request among those of the batch."""
         return next(self._rows(context) for context in self.contexts if context.request_id == request)
+
+    def _took(self, stage: str, begin: float) -> None:
+        """Count the time of a stage, or of a further part of it."""
+        end = time.monotonic()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + end - begin
+        self.times[stage] = (self.times.get(stage, (begin,))[0], end)
 
     def _rows(self, context: ZImageContext) -> list[int]:
         before = takewhile(lambda each: each is not context, self.contexts)

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any, cast
 
 from max.pipelines.context import BaseContextType
@@ -35,6 +34,7 @@ from max_zimage.serving.worker.messages import Failure, Preview, Progress, failu
 from max_zimage.serving.worker.previews import Previewer, preview_steps
 from max_zimage.serving.worker.prompt_features import encoded_output
 from max_zimage.serving.worker.running_batch import Pixels, RunningBatch
+from max_zimage.serving.worker.stage_spans import StageSpans
 
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
 
@@ -61,6 +61,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._encoding: dict[RequestID, Future[GenerationOutput]] = {}
         self._last_work = 0.0
         self._encoder = ThreadPoolExecutor(2, "encode")
+        self._spans = StageSpans()
 
     def run_iteration(self) -> SchedulerProgress:
         """Take one step of the running batch, or begin one.
@@ -121,20 +122,28 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._report(running)
         self._running = None
         for context in running.contexts:
-            self._finish(context, *pictures[context.request_id])
+            self._finish(context, running, *pictures[context.request_id])
 
-    def _finish(self, context: ZImageContext, pixels: Pixels, finite: Flags) -> None:
+    def _finish(self, context: ZImageContext, running: RunningBatch, pixels: Pixels, finite: Flags) -> None:
         """Encode a request's pictures; without any that is finite, say why there are none."""
         names = [each.name for each in asked_of(context).loras]
         dtype = cast(ZImagePipeline, self._model).transformer.dtype_name
         suspects = usual_suspects(dtype, step_cache_of(context), names)
         problem = explained("the picture came out as NaN or infinity instead of colours", suspects)
         if finite.any():
-            work = self._encoder.submit(final_output, context, pixels, finite, problem)
+            work = self._encoder.submit(self._encoded, context, running.times, pixels, finite, problem)
             self._encoding[context.request_id] = work
             return
         _log.error("request %s: %s", context.request_id, problem)
         self._end(context, Failure(code=CODE, message=problem))
+
+    def _encoded(
+        self, context: ZImageContext, times: dict[str, tuple[float, float]], pixels: Pixels, finite: Flags, problem: str
+    ) -> GenerationOutput:
+        begin = time.monotonic()
+        output = final_output(context, pixels, finite, problem)
+        self._spans.tell(context, times | {"encode": (begin, time.monotonic())})
+        return output
 
     def _begin(self) -> None:
         """Make a batch of the oldest waiting request and of what fits it."""
@@ -158,7 +167,10 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._starting = batch
         model = cast(ZImagePipeline, self._model)
         if first.encodes:
-            self._answer(first.request_id, SchedulerResult.create(cast(Any, encoded_output(model, first))))
+            begin = time.monotonic()
+            output = encoded_output(model, first)
+            self._spans.tell(first, {"captions": (begin, time.monotonic())})
+            self._answer(first.request_id, SchedulerResult.create(cast(Any, output)))
             return
         self._running = RunningBatch(model, batch)
 
@@ -167,7 +179,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         progress = Progress(
             step=running.step,
             steps=running.num_steps,
-            seconds=asdict(running.seconds),
+            seconds=dict(running.seconds),
             batch=sum(context.num_images_per_prompt for context in running.contexts),
             graphs=dict(counts),
             embeddings=self._embeddings(),

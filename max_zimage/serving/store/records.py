@@ -1,0 +1,214 @@
+"""Requests by their ids, through whichever replica is asked.
+
+The one that has a request writes down how it stands, and looks for wishes to end it. What is written is how far a
+request is and what became of it, never its prompt or its pictures. The replica's own requests are known without the
+store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+from max_zimage.serving.dispatcher import Dispatcher
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.job import Change, Job
+from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.store.files import StoreError
+from max_zimage.serving.store.state_store import StateStore, TooLarge
+
+_log = logging.getLogger("max_zimage.serving")
+
+ACTIVE = ("queued", "running")
+_TICK = 1.0  # seconds between two looks at requests that are on their way
+_BEAT = 5.0  # seconds after which a request is written down again though nothing has changed
+_LOST = 30.0  # seconds without that, and its replica is gone; as far as clocks of replicas may differ
+_SWEEP = 60.0
+_MOST = 4096  # ended requests that are not written down
+_ASK, _ASKS = 0.2, 25  # seconds between two looks whether a replica has obeyed, and how many of them
+
+
+class RequestRecords:
+    """The requests of a server, on all its replicas.
+
+    Args:
+        store: Where they meet.
+        dispatcher: This replica's requests.
+        metrics: Counts failures of the store.
+    """
+
+    def __init__(self, store: StateStore, dispatcher: Dispatcher, metrics: Metrics) -> None:
+        self._store, self._dispatcher, self._metrics = store, dispatcher, metrics
+        self._due: set[str] = set()  # ids of requests to be written down
+        self._ended: dict[str, dict[str, Any]] = {}  # what became of those that are not written down yet
+        self._written: dict[str, float] = {}  # of those on their way: when they were written down last
+        self._urgent = asyncio.Event()
+        self._complained = float("-inf")
+        dispatcher.observers.append(self._note)
+
+    async def find(self, name: str) -> dict[str, Any] | None:
+        """How a request stands, as its client is told; None if nothing is known of it.
+
+        Raises:
+            StoreError: If the store is needed and cannot be read.
+        """
+        facts = self._here(name) or await self._store.request(name)
+        return None if facts is None else _told(facts)
+
+    async def cancel(self, name: str) -> str | None:
+        """End a request, here or on the replica that has it.
+
+        Returns:
+            "cancelled"; "cancelling" where its replica has not said so yet; None if there is none that is not done.
+
+        Raises:
+            StoreError: If the store is needed and cannot be read or written.
+        """
+        job = self._dispatcher.find(name)
+        if job is not None:
+            self._dispatcher.cancel(job, "api")
+            return "cancelled"
+        facts = await self._store.request(name)
+        if facts is None or _told(facts)["status"] not in ACTIVE:
+            return None
+        await self._store.ask_to_cancel(name, facts["run"])
+        for _ in range(_ASKS):
+            await asyncio.sleep(_ASK)
+            now = await self._store.request(name)
+            status = None if now is None or now["run"] != facts["run"] else _told(now)["status"]
+            if status not in ACTIVE:
+                return "cancelled" if status == "cancelled" else None
+        return "cancelling"
+
+    async def check_free(self, name: str) -> None:
+        """Refuse an id that a client has chosen for a request while another replica draws one of that id.
+
+        Raises:
+            ApiError: 409. Where the store cannot be read, nobody knows, and the request is taken.
+        """
+        if not self._store.is_shared:
+            return
+        try:
+            facts = await self._store.request(name)
+        except StoreError as error:
+            self._complain(error)
+            return
+        if facts is not None and _told(facts)["status"] in ACTIVE:
+            raise ApiError(409, "duplicate_id", f"a request with the id {name} is not done yet; choose another")
+
+    async def keep(self) -> None:
+        """Write down what changes and obey wishes, until cancelled."""
+        swept = time.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), _TICK)
+            self._urgent.clear()
+            try:
+                await self.flush()
+                await self._obey()
+                if time.monotonic() > swept + _SWEEP:
+                    swept = time.monotonic()
+                    await self._store.sweep()
+            except StoreError as error:
+                self._complain(error)
+                await asyncio.sleep(_TICK)
+
+    async def flush(self) -> None:
+        """Write down all that is due.
+
+        Raises:
+            StoreError: If the store cannot be written; what was not written stays due.
+        """
+        if self._store.is_shared:
+            late = time.monotonic() - _BEAT
+            self._due |= {job.name for job in self._dispatcher.jobs if self._written.get(job.name, late) <= late}
+        results = await asyncio.gather(*map(self._write, list(self._due)), return_exceptions=True)
+        for failure in results:
+            if failure is not None:
+                raise failure
+
+    async def _write(self, name: str) -> None:
+        self._due.discard(name)  # first: what changes meanwhile is due again
+        facts = self._here(name)
+        if facts is None:
+            return
+        try:
+            await self._store.put_request(name, facts)
+        except TooLarge:
+            pass  # in a store without room for a line there is none for pictures either, which is told to who asks
+        except BaseException:
+            self._due.add(name)
+            raise
+        self._written[name] = time.monotonic()
+        if self._ended.get(name) is facts:
+            del self._ended[name], self._written[name]
+
+    def _here(self, name: str) -> dict[str, Any] | None:
+        """What this replica knows of a request; None if that is nothing."""
+        job = self._dispatcher.find(name)
+        return self._ended.get(name) if job is None else _facts(job, self._dispatcher.place(job))
+
+    def _note(self, job: Job, change: Change) -> None:
+        if change == "queued":
+            self._ended.pop(job.name, None)
+        if change == "ended":
+            self._ended[job.name] = _facts(job, 0)
+            while len(self._ended) > _MOST:  # of a store that is away
+                forgotten = next(iter(self._ended))
+                del self._ended[forgotten]
+                self._due.discard(forgotten)
+        elif not self._store.is_shared:  # nobody else asks, and here it is known
+            self._due.discard(job.name)
+            return
+        self._due.add(job.name)
+        if change != "step":
+            self._urgent.set()
+
+    async def _obey(self) -> None:
+        jobs = {job.name: job for job in self._dispatcher.jobs}
+        if not jobs or not self._store.is_shared:
+            return
+        for name, run in (await self._store.wishes(list(jobs))).items():
+            if jobs[name].run == run:
+                self._dispatcher.cancel(jobs[name], "api")
+
+    def _complain(self, error: Exception) -> None:
+        """Once a minute: a store that is away is asked every second."""
+        self._metrics.store_errors.inc()
+        if time.monotonic() > self._complained + _SWEEP:
+            self._complained = time.monotonic()
+            _log.warning("requests are not written down: %s", error)
+
+
+def _facts(job: Job, before: int) -> dict[str, Any]:
+    """What is written down of a request.
+
+    Args:
+        job: The request.
+        before: How many requests come before it.
+    """
+    return {"run": job.run, "answer": _described(job, before), "written": time.time()}
+
+
+def _described(job: Job, before: int) -> dict[str, Any]:
+    """How a request stands, as its client is told."""
+    if job.end is None and job.progress is None:
+        return {"id": job.name, "status": "queued", "before": before}
+    if job.end is None and job.progress is not None:
+        return {"id": job.name, "status": "running", "step": job.progress.step, "steps": job.progress.steps}
+    seconds = round((job.ended or time.monotonic()) - job.arrived, 3)
+    if not isinstance(job.end, ApiError):
+        return {"id": job.name, "status": "done", "seconds": seconds}
+    status = "cancelled" if job.end.code == "cancelled" else "failed"
+    return {"id": job.name, "status": status, "seconds": seconds, **job.end.body()}
+
+
+def _told(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a replica has written, unless it wrote so long ago that it cannot be there any more."""
+    answer: dict[str, Any] = facts["answer"]
+    if answer["status"] in ACTIVE and facts["written"] < time.time() - _LOST:
+        return {"id": answer["id"], "status": "lost"}
+    return answer
