@@ -44,6 +44,7 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     help = "show tracebacks of errors at the start"
     parser.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
     add_placement(parser)
+    _add_safety(parser)
     _add_running(parser)
     _add_limits(parser)
     _add_state(parser)
@@ -53,7 +54,7 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     add_others(parser)
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
+def _add_safety(parser: argparse.ArgumentParser) -> None:
     safety = parser.add_argument_group("safety")
     safety.add_argument(
         "--api-key-file",
@@ -94,6 +95,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pictures carry pixels alone: no prompt, no parameters, and not that a model made them",
     )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
     running = parser.add_argument_group("running")
     help = "of requests that name none: first_block or taylorseer, with :NAME=VALUE,... behind it"
     add_flag(running, "step_cache", help=help)
@@ -146,27 +150,27 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_state(parser: argparse.ArgumentParser) -> None:
-    state = parser.add_argument_group("requests by id and pictures by URL")
+    state = parser.add_argument_group("requests and pictures that are kept")
     state.add_argument(
         "--state-store",
         type=_named(store_address),
         metavar="URL",
         default=ServerSettings.state_store,
-        help=f"where all replicas of a server keep them, e.g. file:///shared; {MEMORY} if not given",
+        help=f"of pictures by URL and requests by id, for all replicas, e.g. file:///shared/state; {MEMORY} if not given",
     )
     state.add_argument(
         "--state-seconds",
         type=_seconds,
         metavar="S",
         default=ServerSettings.state_seconds,
-        help=f"for which they are kept; {ServerSettings.state_seconds:g} if not given",
+        help=f"for which pictures by URL and requests by id are kept; {ServerSettings.state_seconds:g} if not given",
     )
     state.add_argument(
         "--media-bytes",
         type=at_least_one,
         metavar="N",
         default=ServerSettings.media_bytes,
-        help=f"of all of them, of which the oldest go first; {ServerSettings.media_bytes} if not given",
+        help=f"of pictures by URL and requests by id that are kept, the oldest go first; {ServerSettings.media_bytes} if not given",
     )
 
 

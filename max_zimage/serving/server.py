@@ -16,28 +16,18 @@ from typing import Any
 import uvicorn
 
 from max_zimage.pipeline.loading import CheckedModel
-from max_zimage.serving import tracing
+from max_zimage.serving.assembled import assembled, put_down
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
-from max_zimage.serving.http.media import MediaStore
-from max_zimage.serving.http.requests import ServedModel
 from max_zimage.serving.http.state import ServerState
-from max_zimage.serving.metrics import Metrics
-from max_zimage.serving.served_model import served_model
 from max_zimage.serving.settings import ServerSettings
-from max_zimage.serving.store.files import StoreError
-from max_zimage.serving.store.records import RequestRecords
 from max_zimage.serving.store.state_store import StateStore
 from max_zimage.serving.supervisor import Worker, WorkerFailed
-from max_zimage.serving.tracing import Tracing
-from max_zimage.serving.worker.stage_spans import DELAY
-from max_zimage.version import __version__
 
 _log = logging.getLogger("max_zimage.serving")
 _LAST_WORDS = 5.0  # seconds for answers to get out when work in flight is ended
-_LAST_SPANS = 3 * DELAY / 1000  # seconds for those of the worker, which is not told that it ends
 _ONE_SIGNAL = 0.5  # seconds: a terminal and a supervisor may both pass on the same wish
 _RESTORE = 600.0  # seconds between two looks after the folder
 
@@ -59,27 +49,8 @@ def run(settings: ServerSettings, prepared: CheckedModel, store: StateStore) -> 
 
 
 async def _serve(settings: ServerSettings, prepared: CheckedModel, store: StateStore, folder: ServerFolder) -> int:
-    metrics = Metrics()
     together = settings.pictures_together(on_host=prepared.devices[0].is_host)
-    dispatcher = Dispatcher(
-        queue=settings.limits.queue,
-        in_worker=2 * together,
-        seconds=settings.limits.seconds,
-        metrics=metrics,
-    )
-    served = served_model(settings, prepared)
-    metrics.describe(_facts(served))
-    state = ServerState(
-        settings=settings,
-        served=served,
-        dispatcher=dispatcher,
-        media=MediaStore(store, metrics),
-        records=RequestRecords(store, dispatcher, metrics),
-        metrics=metrics,
-        tracing=Tracing() if tracing.is_wanted() else None,
-    )
-    if state.tracing is not None:
-        dispatcher.observers.append(state.tracing.note)
+    state = assembled(settings, prepared, store)
     server = _Server(_uvicorn_config(settings, state))
     end = Ending()
     keeper = Worker(prepared.config, state, together, folder)
@@ -88,12 +59,12 @@ async def _serve(settings: ServerSettings, prepared: CheckedModel, store: StateS
     kept = watch(server.server_state.connections), _look_after(folder), state.records.keep()
     others = [asyncio.create_task(each) for each in kept]
     await asyncio.wait((worker, http, ended), return_when=asyncio.FIRST_COMPLETED)
-    await _shut_down(settings, dispatcher, server, http, end)
+    await _shut_down(settings, state.dispatcher, server, http, end)
     failed = worker.done()  # it never ends by itself but by a failure
     if failed:
         error = worker.exception()
         _log.error("%s", error, exc_info=None if isinstance(error, WorkerFailed) else error)
-    await _put_down(state, store)
+    await put_down(state, store)
     keeper.end()
     for task in (worker, ended, *others):
         task.cancel()
@@ -141,30 +112,6 @@ async def _shut_down(
     dispatcher.close(running=True)
     server.should_exit = True
     await http
-
-
-async def _put_down(state: ServerState, store: StateStore) -> None:
-    """Write down what became of the last requests, and send the last spans."""
-    try:
-        await asyncio.wait_for(state.records.flush(), _LAST_WORDS)
-    except (StoreError, TimeoutError) as error:
-        _log.warning("what became of the last requests was not written down: %s", error)
-    store.close()
-    if state.tracing is not None:
-        await asyncio.sleep(_LAST_SPANS)
-        await asyncio.to_thread(state.tracing.close)
-
-
-def _facts(served: ServedModel) -> dict[str, str]:
-    """What the server's figures say of it."""
-    drawn_by = served.drawn_by
-    return {
-        "version": __version__,
-        "model_name": served.name,
-        "device": drawn_by.device,
-        "dtype": drawn_by.dtype,
-        "quantize": drawn_by.quantize or "off",
-    }
 
 
 async def _look_after(folder: ServerFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from typing import Any
@@ -12,8 +13,9 @@ import yaml
 
 from max_zimage.cli.main import _parser
 from max_zimage.serving.http import routes_service
+from max_zimage.serving.http.middleware import _OPEN_PATHS
 from max_zimage.serving.metrics import Metrics
-from max_zimage.serving.settings import ServerSettings
+from max_zimage.serving.settings import ServerLimits, ServerSettings
 from tests.house.rules import read_toml
 from tests.paths import ROOT
 
@@ -22,6 +24,9 @@ ROUTES = {getattr(route, "path", "") for route in routes_service.router.routes}
 CONTAINERFILE = (FOLDER / "Containerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
 KUBERNETES = list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text(encoding="utf-8")))
+NGINX = (FOLDER / "nginx.conf").read_text(encoding="utf-8")
+FACTS = ("version", "model_name", "device", "dtype", "quantize")
+BELIEVED = ("For", "Proto", "Host", "Port")
 DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
 
 
@@ -38,7 +43,9 @@ def served(words: list[str]) -> Any:
 
 def metric_names() -> set[str]:
     """Every series of the page, those that have no labels yet too."""
-    text = Metrics().text().decode()
+    metrics = Metrics()
+    metrics.worker_pid = os.getpid()
+    text = metrics.text().decode()
     families = re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE)
     endings = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
     return {f"{name}{end}" for name, type in families for end in endings[type]}
@@ -50,17 +57,20 @@ def expressions() -> list[str]:
 
 def test_the_dashboard_names_metrics_that_are_there() -> None:
     there = metric_names()
-    named = set(re.findall(r"\bzimage_\w+", " ".join(expressions())))
+    named = set(re.findall(r"\b(?:zimage|process)_\w+", " ".join(expressions())))
     named |= set(re.findall(r"\bzimage_\w+", json.dumps(DASHBOARD["templating"])))
     assert named - there == set()
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in there if not name.endswith("_created")}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
-    assert families - shown == set()
+    # Its own; of what prometheus_client knows of processes a dashboard shows a part.
+    own = {name for name in families if name.startswith("zimage_") and "_process_" not in name}
+    assert own - shown == set()
+    assert len(own) > 14
 
 
 def test_the_dashboards_labels_are_those_of_the_metrics() -> None:
     metrics = Metrics()
-    labels = {name for each in vars(metrics).values() for name in getattr(each, "_labelnames", ())}
+    labels = {name for each in vars(metrics).values() for name in getattr(each, "_labelnames", ())} | set(FACTS)
     used = set(re.findall(r"by \(([\w, ]+)\)", " ".join(expressions())))
     assert {name for each in used for name in each.split(", ")} <= labels | {"le"}
     legends = [target["legendFormat"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
@@ -89,6 +99,10 @@ def test_compose_starts_a_server() -> None:
     service = COMPOSE["services"]["zimage"]
     arguments = served(service["command"])
     assert arguments.allow_host == ["zimage"]
+    assert service["deploy"]["replicas"] == 2
+    (network,) = COMPOSE["networks"]["default"]["ipam"]["config"]
+    assert arguments.trusted_proxy == [network["subnet"]]
+    assert_shared(arguments.state_store, [each.partition(":")[2] for each in service["volumes"]])
     assert (FOLDER / service["build"]["context"]).resolve() == ROOT
     assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert int(service["stop_grace_period"].removesuffix("s")) > arguments.shutdown_seconds
@@ -97,13 +111,41 @@ def test_compose_starts_a_server() -> None:
     assert {each.partition(":")[0] for each in service["volumes"]} == set(COMPOSE["volumes"])
 
 
+def assert_shared(store: str, mounted: list[str]) -> None:
+    """What replicas keep lies on a volume, in a folder that the image gives to its user."""
+    assert store.removeprefix("file://") in mounted
+    made = re.search(r"mkdir -p (.*?) \\", CONTAINERFILE)
+    given = re.search(r"chown -R zimage (.*?) \\", CONTAINERFILE)
+    assert made is not None
+    assert given is not None
+    assert store.removeprefix("file://") in made[1].split()
+    assert made[1].split() == given[1].split()
+
+
+def test_the_proxy_passes_on_what_servers_take() -> None:
+    service, words = COMPOSE["services"]["proxy"], NGINX.replace(";", " ").split()
+    assert [each.partition(":")[0] for each in service["volumes"]] == ["./nginx.conf"]
+    (upstream,) = re.findall(r"^    server (\w+):(\d+) ", NGINX, re.MULTILINE)
+    assert upstream == (next(iter(COMPOSE["services"])), str(ServerSettings.port))
+    assert int(words[words.index("client_max_body_size") + 1].removesuffix("m")) * 2**20 == ServerLimits.body_bytes
+    assert float(words[words.index("proxy_read_timeout") + 1].removesuffix("s")) >= ServerLimits.seconds
+    assert "proxy_buffering off" in NGINX
+    told = dict(re.findall(r"proxy_set_header (\S+) (\S+);", NGINX))
+    assert told["Host"] == told["X-Forwarded-Host"] == "$http_host"
+    # Every one that servers believe is set here: none of a client's own comes through.
+    assert {name for name in told if name.startswith("X-")} == {f"X-Forwarded-{each}" for each in BELIEVED}
+    published = [each.partition(":")[2] for each in service["ports"]]
+    assert published == re.findall(r"listen (\d+);", NGINX)
+
+
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
 def test_probes_ask_routes_that_are_there(probe: str) -> None:
     (container,) = kind("Deployment")["spec"]["template"]["spec"]["containers"]
     asked = container[probe]["httpGet"]
     assert asked["path"] in ROUTES
     assert asked["port"] in {port["name"] for port in container["ports"]}
-    assert (asked["path"] == "/health") == (probe != "livenessProbe")
+    assert asked["path"] == ("/livez" if probe == "livenessProbe" else "/readyz")
+    assert asked["path"] in _OPEN_PATHS  # a cluster has no key
 
 
 def test_kubernetes_starts_a_server() -> None:
@@ -118,4 +160,9 @@ def test_kubernetes_starts_a_server() -> None:
     assert kind("Service")["spec"]["selector"] == kind("Deployment")["spec"]["selector"]["matchLabels"]
     assert kind("Service")["metadata"]["name"] in arguments.allow_host
     claims = [each["persistentVolumeClaim"]["claimName"] for each in pod["volumes"] if "persistentVolumeClaim" in each]
-    assert claims == [kind("PersistentVolumeClaim")["metadata"]["name"]]
+    made = [each for each in KUBERNETES if each["kind"] == "PersistentVolumeClaim"]
+    assert claims == [each["metadata"]["name"] for each in made]
+    assert kind("Deployment")["spec"]["replicas"] == 2
+    assert {mode for each in made for mode in each["spec"]["accessModes"]} == {"ReadWriteMany"}
+    assert_shared(arguments.state_store, [each["mountPath"] for each in container["volumeMounts"]])
+    assert kind("PodDisruptionBudget")["spec"]["selector"] == kind("Deployment")["spec"]["selector"]

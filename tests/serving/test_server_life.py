@@ -30,7 +30,7 @@ def test_who_hangs_up_cancels(server: Server) -> None:
     assert server.draw(steps=1).status_code == 200
     assert time.monotonic() - begin < 8  # a step or two of the slow one, not its ninety
     assert server.metric('zimage_cancellations_total{by="client"}') == before + 1
-    assert server.client.get("/v1/requests/hangs-up").status_code == 404
+    assert server.client.get("/v1/requests/hangs-up").json()["status"] == "cancelled"
 
 
 def test_a_stream_that_is_left_cancels(server: Server) -> None:
@@ -40,9 +40,9 @@ def test_a_stream_that_is_left_cancels(server: Server) -> None:
         assert next(answer.iter_lines()) == "event: image_generation.progress"
         name = answer.headers["x-request-id"]
     deadline = time.monotonic() + 10
-    while server.client.get(f"/v1/requests/{name}").status_code != 404 and time.monotonic() < deadline:
+    while server.client.get(f"/v1/requests/{name}").json()["status"] != "cancelled" and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert server.client.get(f"/v1/requests/{name}").status_code == 404
+    assert server.client.get(f"/v1/requests/{name}").json()["error"]["code"] == "cancelled"
 
 
 def test_an_id_can_be_used_again_at_once_after_a_cancellation(server: Server) -> None:
@@ -53,6 +53,8 @@ def test_an_id_can_be_used_again_at_once_after_a_cancellation(server: Server) ->
         again = server.draw("a green square", headers={"X-Request-ID": "again"}, steps=2, seed=1)
         assert first.result().status_code == 499
     assert again.status_code == 200
+    assert server.client.get("/v1/requests/again").json()["status"] == "done"
+    assert server.client.delete("/v1/requests/again").status_code == 404
     assert again.json()["data"] == server.draw("a green square", steps=2, seed=1).json()["data"]
 
 

@@ -178,7 +178,7 @@ def test_no_route_answers_a_foreign_page(server: Server) -> None:
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}])
 def test_a_wrong_key(header: dict[str, str], server: Server) -> None:
     with httpx.Client(base_url=server.url, headers=header) as client:
-        assert client.get("/health").status_code == 200
+        assert [client.get(path).status_code for path in ("/health", "/readyz", "/livez")] == [200] * 3
         for method, path in [
             ("GET", "/v1/models"),
             ("GET", "/metrics"),
@@ -188,6 +188,8 @@ def test_a_wrong_key(header: dict[str, str], server: Server) -> None:
             ("POST", "/v1/images/generations"),
             ("GET", "/v1/images/x/content"),
             ("DELETE", "/v1/requests/x"),
+            ("GET", "/v1/requests/x"),
+            ("GET", "/version"),
         ]:
             answer = client.request(method, path)
             assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key"), path

@@ -21,11 +21,9 @@ from max_zimage.serving.http import (
     routes_responses,
     routes_service,
 )
-from max_zimage.serving.http.callers import Callers
-from max_zimage.serving.http.forwarded import ForwardedMiddleware
-from max_zimage.serving.http.middleware import AccessMiddleware, internal_error
+from max_zimage.serving.http.gate import gated
+from max_zimage.serving.http.middleware import internal_error
 from max_zimage.serving.http.state import ServerState
-from max_zimage.serving.http.traced import TraceMiddleware
 from max_zimage.version import __version__
 
 _ROUTES = (
@@ -82,14 +80,4 @@ def make_app(state: ServerState) -> ASGIApp:
     async def on_fault(request: Request, error: Exception) -> Response:
         return answer(request, internal_error(request.state.request_id))  # the gate logs it
 
-    settings = state.settings
-    gated: ASGIApp = AccessMiddleware(
-        app,
-        callers=Callers.of(settings.host, settings.allow_hosts, settings.cors_origins),
-        api_key=settings.api_key,
-        body_bytes=settings.limits.body_bytes,
-        metrics=state.metrics,
-    )
-    if state.tracing is not None:
-        gated = TraceMiddleware(gated, state.tracing)
-    return ForwardedMiddleware(gated, settings.trusted_proxies) if settings.trusted_proxies else gated
+    return gated(app, state)

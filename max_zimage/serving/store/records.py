@@ -112,7 +112,7 @@ class RequestRecords:
                 if time.monotonic() > swept + _SWEEP:
                     swept = time.monotonic()
                     await self._store.sweep()
-            except StoreError as error:
+            except Exception as error:  # whatever it is, later requests are written down again
                 self._complain(error)
                 await asyncio.sleep(_TICK)
 

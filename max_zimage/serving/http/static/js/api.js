@@ -42,7 +42,7 @@ export async function capabilities() {
   return (await call("v1/capabilities")).json();
 }
 
-/** "ready", "loading", "restarting", or "unreachable". */
+/** "ready", "loading", "restarting", "ending", or "unreachable". */
 export async function health() {
   try {
     const answer = await fetch("health");

@@ -66,7 +66,7 @@ async function connect() {
 /** Say whether the model is there, and look again until it is. */
 async function watch() {
   const found = await health();
-  const said = { ready: model, loading: `${model} is being loaded`, restarting: `${model} starts again`, unreachable: "The server cannot be reached" };
+  const said = { ready: model, loading: `${model} is being loaded`, restarting: `${model} starts again`, ending: "The server ends", unreachable: "The server cannot be reached" };
   state({ ready: "on", loading: "wait", restarting: "wait" }[found] ?? "off", said[found] ?? found);
   setTimeout(watch, found === "ready" ? 5 * LOOK : LOOK);
 }
