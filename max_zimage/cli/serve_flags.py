@@ -156,7 +156,7 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
         type=_named(store_address),
         metavar="URL",
         default=ServerSettings.state_store,
-        help=f"of pictures by URL and requests by id, for all replicas, e.g. file:///shared/state; {MEMORY} if not given",
+        help=f"of pictures by URL and requests by id, for all replicas, as file:///shared/state; {MEMORY} if not given",
     )
     state.add_argument(
         "--state-seconds",
@@ -170,7 +170,7 @@ def _add_state(parser: argparse.ArgumentParser) -> None:
         type=at_least_one,
         metavar="N",
         default=ServerSettings.media_bytes,
-        help=f"of pictures by URL and requests by id that are kept, the oldest go first; {ServerSettings.media_bytes} if not given",
+        help=f"of pictures by URL and requests by id, the oldest go first; {ServerSettings.media_bytes} if not given",
     )
 
 

@@ -64,7 +64,8 @@ async def put_down(state: ServerState, store: StateStore) -> None:
         store: Its.
     """
     try:
-        await asyncio.wait_for(state.records.flush(), _LAST_WORDS)
+        async with asyncio.timeout(_LAST_WORDS):
+            await state.records.flush()
     except (StoreError, TimeoutError) as error:
         _log.warning("what became of the last requests was not written down: %s", error)
     store.close()

@@ -126,7 +126,8 @@ class Dispatcher:
         finished = False
         try:
             while not finished:
-                event = await asyncio.wait_for(job.events.get(), self._remaining(job))
+                async with asyncio.timeout(self._remaining(job)):
+                    event = await job.events.get()
                 finished = not isinstance(event, tuple)
                 if isinstance(event, ApiError):
                     raise event

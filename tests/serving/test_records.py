@@ -20,7 +20,7 @@ from max_zimage.serving.store.files import StoreError, StoreFiles
 from max_zimage.serving.store.records import RequestRecords
 from max_zimage.serving.store.sealed import Seal
 from max_zimage.serving.store.state_store import StateStore
-from tests.serving.test_dispatcher import FakeWorker, context, dispatcher, outcome
+from tests.serving.test_dispatcher import FakeWorker, context, dispatcher, outcome, settled
 
 
 class Replica:
@@ -46,7 +46,7 @@ class Replica:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_TICK": 0.05, "_ASK": 0.05, "_BEAT": 0.1, "_LOST": 1.0}.items():
+    for name, value in {"_TICK": 0.05, "_ASK": 0.05, "_BEAT": 0.1, "_LOST": 2.0}.items():
         monkeypatch.setattr(records_module, name, value)
 
 
@@ -96,6 +96,7 @@ def test_the_other_replica_knows_how_a_request_stands(tmp_path: Path) -> None:
 def test_a_request_is_cancelled_through_the_other_replica(tmp_path: Path) -> None:
     async def body(one: Replica, two: Replica) -> None:
         running, queued = (one.queue.submit(context(name), name) for name in "ab")
+        await settled()
         one.worker.say("a", 0)
         for name, job in (("a", running), ("b", queued)):
             await becomes(two.records, name, id=name)
@@ -147,9 +148,10 @@ def test_a_replica_that_is_gone_has_lost_its_requests(tmp_path: Path) -> None:
         async with two.running():
             async with one.running():
                 one.queue.submit(context("a"), "a")
+                await settled()
                 one.worker.say("a", 0)
                 await becomes(two.records, "a", status="running")
-                await asyncio.sleep(1.3)  # nothing new to say of it, and yet it is there
+                await asyncio.sleep(2.3)  # nothing new to say of it, and yet it is there
                 assert (await becomes(two.records, "a", id="a"))["status"] == "running"
             assert await becomes(two.records, "a", status="lost") == {"id": "a", "status": "lost"}
             assert await two.records.cancel("a") is None
@@ -171,6 +173,7 @@ def test_in_memory_the_end_is_known_too() -> None:
             await one.records.flush()
             assert (await becomes(one.records, "a", status="cancelled"))["id"] == "a"
             again = one.queue.submit(context("b"), "a")
+            await settled()
             assert (await becomes(one.records, "a", id="a"))["status"] == "queued"
             one.worker.finish("b")
             assert await outcome(one.queue, again) == "done"

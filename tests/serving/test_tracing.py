@@ -136,7 +136,7 @@ def test_the_wait_in_the_queue() -> None:
     kept = Kept()
 
     async def body() -> None:
-        queue, worker = dispatcher(), FakeWorker()
+        queue, worker = dispatcher(in_worker=3), FakeWorker()
         queue.observers.append(kept.tracing.note)
         queue.attach(worker)  # type: ignore[arg-type]
         jobs = {}

@@ -104,7 +104,9 @@ class RequestRecords:
         swept = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), _TICK)
+                # `wait_for` of Python 3.11 would go on when it is cancelled as the event comes.
+                async with asyncio.timeout(_TICK):
+                    await self._urgent.wait()
             self._urgent.clear()
             try:
                 await self.flush()

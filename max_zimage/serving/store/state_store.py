@@ -152,7 +152,8 @@ class StateStore:
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
         try:
-            return await asyncio.wait_for(future, _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):
+                return await future
         except TimeoutError:
             raise StoreError(f"the store for requests and pictures did not answer within {_PATIENCE:g} s") from None
 

@@ -26,6 +26,7 @@ class RunningBatch:
         contexts: The requests that are left.
         seconds: What each stage took so far: captions (text encoder and caption conditioning), steps (all denoising
             steps), decode (latents to pixels).
+        told: `time.monotonic` of when all its requests were told of a step.
         times: Stage -> when it began and ended, of `time.monotonic`.
 
     Args:
@@ -34,7 +35,7 @@ class RunningBatch:
     """
 
     def __init__(self, pipeline: ZImagePipeline, contexts: Sequence[ZImageContext]) -> None:
-        begin = time.monotonic()
+        begin = self.told = time.monotonic()
         self._pipeline, self.contexts = pipeline, list(contexts)
         self.seconds: dict[str, float] = {}
         self.times: dict[str, tuple[float, float]] = {}

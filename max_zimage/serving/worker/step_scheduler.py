@@ -36,6 +36,9 @@ from max_zimage.serving.worker.prompt_features import encoded_output
 from max_zimage.serving.worker.running_batch import Pixels, RunningBatch
 from max_zimage.serving.worker.stage_spans import StageSpans
 
+_STILL = (
+    1.0  # seconds after which a request that wants no report of every step is told of one: others may ask by its id
+)
 _NAP, _ALERT = 0.0005, 2.0  # seconds between looks into an empty queue, and how long after the last work
 
 NOT_APPLIED = "lora_not_applied"
@@ -184,9 +187,11 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             graphs=dict(counts),
             embeddings=self._embeddings(),
         )
+        late = time.monotonic() > running.told + _STILL
+        running.told = time.monotonic() if late else running.told
         for context in running.contexts:
             due = running.step in preview_steps(running.num_steps, context.previews)
-            if due or done or context.reports:
+            if due or done or late or context.reports:
                 self._tell(context, progress, self._previews(running, context) if due else ())
 
     def _embeddings(self) -> dict[str, int]:
