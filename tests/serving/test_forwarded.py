@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -91,7 +91,7 @@ def test_networks() -> None:
 
 def test_a_quiet_stream_has_signs_of_life_and_all_its_events() -> None:
     async def body() -> list[bytes]:
-        async def events() -> AsyncIterator[bytes]:
+        async def events() -> AsyncGenerator[bytes, None]:
             yield b"first"
             await asyncio.sleep(0.35)
             yield b"second"
@@ -108,7 +108,7 @@ def test_a_quiet_stream_has_signs_of_life_and_all_its_events() -> None:
 
 
 def test_an_error_of_a_stream_is_its_error() -> None:
-    async def events() -> AsyncIterator[bytes]:
+    async def events() -> AsyncGenerator[bytes, None]:
         yield b"first"
         raise KeyError("x")
 
@@ -124,7 +124,7 @@ def test_who_leaves_a_quiet_stream_ends_it() -> None:
     ended: list[str] = []
 
     async def body() -> None:
-        async def events() -> AsyncIterator[bytes]:
+        async def events() -> AsyncGenerator[bytes, None]:
             try:
                 yield b"first"
                 await asyncio.sleep(60)
@@ -134,7 +134,7 @@ def test_who_leaves_a_quiet_stream_ends_it() -> None:
         stream = kept_alive(events(), 0.05)
         assert await anext(stream) == b"first"
         assert (await anext(stream)).startswith(b":")
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert ended == ["here"]
 
     asyncio.run(body())

@@ -76,7 +76,9 @@ def test_another_process_finds_it_and_another_key_does_not(tmp_path: Path) -> No
     text = " ".join(map(str, kept(tmp_path)))
     assert name not in text
     if os.name == "posix":
-        assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+        folders = (tmp_path / "state", *(tmp_path / "state").iterdir())
+        assert {stat.S_IMODE(each.stat().st_mode) for each in folders} == {0o700}
+        assert len(folders) == 4
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

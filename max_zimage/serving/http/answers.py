@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +82,7 @@ async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> Genera
 class EventResponse(StreamingResponse):
     """Server-sent events of one request, which is cancelled when they end before it, however they end."""
 
-    def __init__(self, content: AsyncIterator[bytes], job: Job, dispatcher: Dispatcher) -> None:
+    def __init__(self, content: AsyncGenerator[bytes, None], job: Job, dispatcher: Dispatcher) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would keep events back
         super().__init__(kept_alive(content), media_type="text/event-stream", headers=headers)
         self._job, self._dispatcher = job, dispatcher
@@ -95,7 +95,7 @@ class EventResponse(StreamingResponse):
             self._dispatcher.cancel(self._job, "client")  # nothing happens to a request that is done
 
 
-async def kept_alive(content: AsyncIterator[bytes], seconds: float = KEEP_ALIVE) -> AsyncIterator[bytes]:
+async def kept_alive(content: AsyncGenerator[bytes, None], seconds: float = KEEP_ALIVE) -> AsyncGenerator[bytes, None]:
     """Events, and a comment where there is none for a while: balancers end connections on which nothing moves.
 
     Args:
@@ -120,6 +120,7 @@ async def kept_alive(content: AsyncIterator[bytes], seconds: float = KEEP_ALIVE)
         if following is not None:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+        await content.aclose()
 
 
 async def _next(content: AsyncIterator[bytes]) -> bytes:
@@ -161,7 +162,7 @@ async def images_answer(
 
 async def events(
     dispatcher: Dispatcher, job: Job, form: ResponseFormat, media: MediaStore, request: Request
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The same as server-sent events: previews, then each picture; or an error, since the status is sent."""
     previews = 0
     created = int(time.time())

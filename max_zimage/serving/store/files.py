@@ -81,7 +81,9 @@ class StoreFiles:
             for folder in folders:
                 if self._is_folder:  # what is drawn is nobody else's on this machine
                     Path(self._root).mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._system.makedirs(self._full(folder), exist_ok=True)
+                    Path(self._full(folder)).mkdir(mode=0o700, exist_ok=True)
+                else:
+                    self._system.makedirs(self._full(folder), exist_ok=True)
         path = f"{folders[0]}/{_UNFINISHED}{secrets.token_hex(8)}"
         self.put(path, b"first")
         self.put(path, b"second")
