@@ -92,7 +92,7 @@ class RequestRecords:
         if not self._store.is_shared:
             return
         try:
-            facts = await self._store.request(name)
+            facts = self._here(name) or await self._store.request(name)
         except StoreError as error:
             self._complain(error)
             return
@@ -182,7 +182,8 @@ class RequestRecords:
         self._metrics.store_errors.inc()
         if time.monotonic() > self._complained + _SWEEP:
             self._complained = time.monotonic()
-            _log.warning("requests are not written down: %s", error)
+            known = isinstance(error, StoreError)
+            _log.warning("requests are not written down: %s", error, exc_info=None if known else error)
 
 
 def _facts(job: Job, before: int) -> dict[str, Any]:
