@@ -57,7 +57,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             servers.append(stack.enter_context(Server(folder / name, flags, key=KEY, environment=environment)))
         balancer = stack.enter_context(Balancer([each.url for each in servers]))
         proxy = httpx.Client(base_url=balancer.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=300)
-        yield Fleet(*servers, stack.enter_context(proxy), spans)
+        yield Fleet(servers[0], servers[1], stack.enter_context(proxy), spans)
 
 
 def status_of(client: httpx.Client, name: str, *wanted: str) -> dict[str, Any]:
