@@ -190,6 +190,7 @@ def served(*words: str) -> ServerSettings:
 
 VALUES: dict[str, Any] = {"api_key_file": "key", "lora_folder": ".", "allow_host": ["example.org"]}
 VALUES |= {"cors_origin": ["https://example.org"], "served_model_name": "star", "host": "::1"}
+VALUES |= {"trusted_proxy": ["10.0.0.0/8"], "state_store": "file:///shared/state"}
 
 
 @pytest.mark.parametrize("name", server_keys(command_of(_parser(), "serve")))

@@ -172,7 +172,7 @@ def test_a_server_chooses_for_its_largest_request(
     monkeypatch.setenv(placing.VARIABLE, "")
     monkeypatch.setenv(QUANTIZE, "")
 
-    def run(_: Any, prepared: Any) -> int:
+    def run(_: Any, prepared: Any, store: Any) -> int:
         served.append(prepared.plan)
         return 0
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -16,7 +18,9 @@ from max_zimage.cli.main import main
 from max_zimage.serving import tracing
 from max_zimage.serving.http.traced import TRACE, TraceMiddleware
 from max_zimage.serving.tracing import Tracing
+from max_zimage.serving.worker.running_batch import RunningBatch
 from max_zimage.serving.worker.stage_spans import StageSpans
+from max_zimage.serving.worker.step_scheduler import StepScheduler
 from tests.serving.test_dispatcher import FakeWorker, context, dispatcher, outcome, settled
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -164,3 +168,32 @@ def test_the_wait_in_the_queue() -> None:
     assert first.status.status_code is StatusCode.UNSET
     assert second.status.status_code is StatusCode.ERROR
     assert dict(second.attributes or {}) == {"error.type": "cancelled"}
+
+
+def test_the_stages_in_the_worker() -> None:
+    """Of the batch that a request was in, and its files; nothing of a request that belongs to no trace."""
+    kept, asked = Kept(), context("a")
+    asked.output_format, asked.traceparent = "png", PARENT
+    spans = StageSpans()
+    spans._wanted, spans._tracing = True, kept.tracing
+    batch: Any = SimpleNamespace(seconds={}, times={})
+    begins = {"captions": [4000.0], "steps": [3000.0, 2000.0], "decode": [1000.0]}
+    for stage, ages in begins.items():
+        for age in ages:
+            RunningBatch._took(batch, stage, time.monotonic() - age)
+    took = {stage: round(seconds, -3) for stage, seconds in batch.seconds.items()}
+    assert took == {"captions": 4000, "steps": 5000, "decode": 1000}
+    worker: Any = SimpleNamespace(_spans=spans)
+    pixels, finite = np.full((1, 16, 16, 3), 9, np.uint8), np.array([True])
+    before = time.time_ns()
+    output = StepScheduler._encoded(worker, asked, batch.times, pixels, finite, "")
+    assert len(output.output) == 1
+    assert [span.name for span in kept.spans] == ["captions", "steps", "decode", "encode"]
+    for span, age in zip(kept.spans, (4000, 3000, 1000, 0), strict=True):
+        assert span.parent is not None
+        assert (f"{span.parent.span_id:x}", f"{span.context.trace_id:x}") == ("b" * 16, "a" * 32)
+        assert span.start_time is not None
+        assert abs(before - span.start_time - age * 1e9) < 100e9
+    asked.traceparent = ""
+    StepScheduler._encoded(worker, asked, batch.times, pixels, finite, "")
+    assert len(kept.spans) == 4
