@@ -203,21 +203,19 @@ def _every(qkv: Tensor) -> Tensor:
 
 
 def _plain_mask(query: Tensor, valid_length: Tensor | None, causal: bool) -> Tensor | None:
-    """float32 [batch or 1, 1, length or 1, length]: zero where attended, very negative elsewhere; None for no mask."""
+    """float32 [batch, 1, length, length]: zero where attended, very negative elsewhere; None for no mask."""
+    if not causal and valid_length is None:
+        return None
     batch, length = query.shape[0], query.shape[1]
     position = F.range(0, length, 1, out_dim=length, dtype=DType.int32, device=query.device)
-    keys, mask = F.reshape(position, [1, 1, 1, length]), None
+    keys, whole = F.reshape(position, [1, 1, 1, length]), [batch, 1, length, length]
+    mask = F.broadcast_to(F.constant(0.0, DType.float32, device=query.device), whole)
     if causal:
-        # Out of memory, which is what a sum is for: MAX 26.7 compares a range with itself to false where it fuses both
-        # into one pass over the scores.
-        pairs = F.broadcast_to(F.unsqueeze(position.cast(DType.float32), 1), [length, 2])
-        place = F.sum(pairs, axis=1)
-        later = F.reshape(place, [1, 1, 1, length]) > F.reshape(place, [1, 1, length, 1])
-        mask = later.cast(DType.float32) * _MASKED
+        later = keys > F.reshape(position, [1, 1, length, 1])
+        mask = mask + F.broadcast_to(later.cast(DType.float32) * _MASKED, whole)
     if valid_length is not None:
         beyond = keys >= F.reshape(valid_length.cast(DType.int32), [batch, 1, 1, 1])
-        beyond = beyond.cast(DType.float32) * _MASKED
-        mask = beyond if mask is None else mask + beyond
+        mask = mask + F.broadcast_to(beyond.cast(DType.float32) * _MASKED, whole)
     return mask
 
 

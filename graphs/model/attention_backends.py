@@ -66,7 +66,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mas
         key: [batch, length, key_value_heads, head_dim]; fewer heads than the query's are shared by groups.
         value: Like `key`.
         scale: Factor of the scores.
-        mask: float32 [batch or 1, 1, length or 1, length], added to the scores; None for none.
+        mask: float32 [batch, 1, length, length], added to the scores; None for none.
 
     Returns:
         Like `query`, computed in float32.
@@ -77,7 +77,11 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mas
     scores = turned @ F.permute(keys, [0, 1, 3, 2]) * scale
     if mask is not None:
         scores = scores + mask
-    return F.permute(F.softmax(scores) @ values, [0, 2, 1, 3]).cast(query.dtype)
+    # Written out: MAX 26.7 takes its softmax between two products for its flash attention, which is another way, and
+    # there it leaves out a mask that has to be broadcast over the batch or over queries.
+    weights = F.exp(scores - F.max(scores, axis=-1))
+    weights = weights / F.sum(weights, axis=-1)
+    return F.permute(weights @ values, [0, 2, 1, 3]).cast(query.dtype)
 
 
 def _per_head(x: Tensor, heads: int) -> Tensor:
