@@ -17,6 +17,7 @@ ROOMS = (
     "profiling",
     "diagnosis",
     "pipeline",
+    "enhancer",
     "diffusion_gemma",
     "components",
     "compile",

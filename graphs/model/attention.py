@@ -208,7 +208,7 @@ def _plain_mask(query: Tensor, valid_length: Tensor | None, causal: bool) -> Ten
         return None
     batch, length = query.shape[0], query.shape[1]
     position = F.range(0, length, 1, out_dim=length, dtype=DType.int32, device=query.device)
-    keys, whole = F.reshape(position, [1, 1, 1, length]), [batch, 1, length, length]
+    keys, whole = F.reshape(position, [1, 1, 1, length]), (batch, 1, length, length)
     mask = F.broadcast_to(F.constant(0.0, DType.float32, device=query.device), whole)
     if causal:
         later = keys > F.reshape(position, [1, 1, length, 1])

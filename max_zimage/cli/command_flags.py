@@ -5,6 +5,7 @@ from max_zimage.cli.config_flags import add_config
 from max_zimage.cli.convert_flags import add_convert
 from max_zimage.cli.doctor_flags import add_doctor
 from max_zimage.cli.encode_flags import add_encode, add_saving
+from max_zimage.cli.enhance_flags import add_enhancing
 from max_zimage.cli.model_flags import DTYPES, add_attention, add_cache, add_configuration, add_model
 from max_zimage.cli.other_flags import add_others
 from max_zimage.cli.profile_flags import add_profile
@@ -22,6 +23,7 @@ __all__ = [
     "add_convert",
     "add_doctor",
     "add_encode",
+    "add_enhancing",
     "add_model",
     "add_others",
     "add_profile",

@@ -90,6 +90,17 @@ EXAMPLES: Mapping[str, str] = {
     "vae_tile_size": "256",
     "vae_tile_overlap": "32",
     "template": '"portrait"',
+    "enhance": "true",
+    "enhance_seed": "7",
+    "enhancer_model": '"http://localhost:8080/v1"',
+    "enhancer_template": '"~/enhance.md"',
+    "enhancer_api_model": '"qwen3-32b"',
+    "enhancer_key_file": '"~/key"',
+    "enhancer_seconds": "30.0",
+    "enhancer_max_tokens": "300",
+    "enhancer_temperature": "0.3",
+    "enhancer_top_p": "0.9",
+    "enhancer_top_k": "40",
 }
 """Target of a key -> a value that does something, as TOML writes it; `example_of` has one for each of the others."""
 

@@ -10,7 +10,9 @@ from max_zimage.cli.errors import BadInput
 from max_zimage.cli.field_flags import given_fields
 from max_zimage.request.fields import FLAGS
 
-_DRAWING = ("output", "source", "embeddings", "latents_in", "latents_out", "image")
+_DRAWING = (
+    "output", "source", "embeddings", "latents_in", "latents_out", "image", "show_prompt", "enhance_template"
+)  # fmt: skip
 
 _OTHERS = ("placement", "max_memory", "dit_device", "vae_device", "cpu_offload")
 """Flags about where several components run."""

@@ -14,6 +14,8 @@ EXAMPLES = {
         'max-zimage generate "a green circle" --count 4 --output circles.png',
         'max-zimage generate "a boat" --image photo.png --strength 0.5 --output boat.webp',
         "max-zimage generate --from picture.png --seed 7",
+        'max-zimage generate "red star" --enhance --show-prompt',
+        'max-zimage generate "a harbour" --enhance http://localhost:8080/v1 --model Tongyi-MAI/Z-Image-Turbo',
     ),
     "encode": (
         'max-zimage encode "a red star" --output star.safetensors',
@@ -51,6 +53,7 @@ EXAMPLES = {
         "max-zimage serve",
         f"max-zimage serve {_TURBO} --port 8080 --api-key-file key.txt",
         "max-zimage serve --host 0.0.0.0 --allow-host pictures.example.com --restart",
+        "max-zimage serve --enhancer embedded",
     ),
     "config": (
         "max-zimage config show",

@@ -33,7 +33,9 @@ def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
     if row.flag is None:
         raise KeyError(f"{name} has no flag")
     options: dict[str, Any] = {"help": help or row.flag.help}
-    if row.kind.plain is bool:
+    if row.kind.plain is bool and row.flag.metavar:  # on with a word behind it, or without
+        options |= {"nargs": "?", "const": True, "metavar": row.flag.metavar}
+    elif row.kind.plain is bool:
         options |= {"action": "store_true", "default": None}  # None: not given, and a picture of --from may say it
     else:
         many = row.kind.values
@@ -78,4 +80,5 @@ def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def flag_value(arguments: argparse.Namespace, row: Row) -> Any:
     """What a field's flag was given; None if it was not, or if there is none."""
-    return None if row.flag is None else getattr(arguments, row.flag.destination, None)
+    value = None if row.flag is None else getattr(arguments, row.flag.destination, None)
+    return True if row.kind.plain is bool and value is not None else value

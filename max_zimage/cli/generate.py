@@ -10,21 +10,20 @@ import argparse
 import json
 import sys
 import time
-import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.console import display
+from max_zimage.cli.enhancing import written_out
 from max_zimage.cli.errors import checking, quiet_libraries, warn
 from max_zimage.cli.options import GenerateOptions, parameters_of
-from max_zimage.cli.placement_flags import placed, placement_options
+from max_zimage.cli.preparing import prepare
 from max_zimage.cli.saving import Destination, check_outputs, save_features
 from max_zimage.device.devices import device_kind
 from max_zimage.pipeline.not_finite import NotFiniteError
 from max_zimage.progress import shown_by
-from max_zimage.request.legs import legs_of
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 
@@ -95,7 +94,11 @@ def generate(arguments: argparse.Namespace) -> int:
         if named == (None, None, None) and not silent:
             print(f'No prompt was given; drawing "{DEFAULT_PROMPT}".', file=stdout)
         with checking():
-            prepared, request = prepare(wanted, arguments)
+            prepared, asked = prepare(wanted, arguments)
+        request = written_out(prepared, asked, arguments, stdout)
+        if request is None:
+            return 0
+        with checking():
             to = Destination.of(arguments, request)
             ran = _ran(prepared.sources, prepared.devices[0])
             if request.is_repeatable:
@@ -114,51 +117,6 @@ def generate(arguments: argparse.Namespace) -> int:
     for problem in outcome.problems:
         print(f"max-zimage: error: {problem}", file=sys.stderr)
     return 1 if outcome.problems else 0
-
-
-def prepare(wanted: GenerateOptions, arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest]:
-    """Check the checkpoint and the request, tokens included.
-
-    Raises:
-        ValueError: If anything is wrong with either.
-    """
-    from max_zimage.pipeline.captions import another_encoder, tokens_of_request
-    from max_zimage.pipeline.zimage import ZImagePipeline
-
-    options = {
-        "device": arguments.device,
-        "dtype": wanted.dtype,
-        "weight_path": wanted.weight_paths,
-        "templates_dir": arguments.templates_dir,
-        "quantize": wanted.quantize,
-        "attention_backend": wanted.attention,
-        "embedding_cache_bytes": arguments.embedding_cache,
-        "config": arguments.configuration,
-        **placement_options(arguments),
-    }
-    from_features = "features" in wanted.values
-    prepared = ZImagePipeline.prepare(wanted.model_path, **options, generator_only=from_features)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        request = wanted.request(prepared.sources.limits, prepared.sources.defaults)
-        request = replace(request, output_type="latent") if arguments.latents_out else request
-    # Guidance may want a negative prompt, of which there are no features.
-    if from_features and request.read_negatives and (prepared.directory / "text_encoder").is_dir():
-        prepared = ZImagePipeline.prepare(wanted.model_path, **options)
-        if doubt := another_encoder(request, prepared.encoder_digest):
-            warn(doubt)
-    for warning in caught:
-        warn(cast(Warning, warning.message))
-    legs_of(request, prepared.sources.specs.schedule)
-    device = device_kind(prepared.devices[0])
-    if wanted.drawn_on not in (None, device) and not arguments.quiet:
-        warn(f"{arguments.source} was drawn on a {wanted.drawn_on}; on a {device} some levels may differ")
-    tokens_of_request(request, prepared.tokenizer, prepared.sources.limits)
-    prepared = placed(prepared, request, arguments)
-    for fact in prepared.facts_of(request):
-        if not arguments.quiet:
-            print(f"max-zimage: {fact}", file=sys.stderr)
-    return prepared, request
 
 
 def _ran(sources: Any, device: Any) -> Any:

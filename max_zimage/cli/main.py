@@ -24,6 +24,7 @@ from max_zimage.cli.command_flags import (
     add_convert,
     add_doctor,
     add_encode,
+    add_enhancing,
     add_model,
     add_others,
     add_profile,
@@ -165,6 +166,7 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
     picture = add_group(parser, "the picture")
     picture.add_argument("--count", type=at_least_one, metavar="N", default=1, help="pictures, with seeds N, N+1, ...")
+    add_enhancing(parser)
     add_group(parser, "image-to-image")
     add_group(parser, "passes")
     add_group(parser, "guidance")

@@ -50,7 +50,7 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
         request = GenerationRequest.create(
             limits=sources.limits,
             defaults=sources.defaults,
-            **{"prompt": DEFAULT_PROMPT} | given_fields(arguments),
+            **{"prompt": DEFAULT_PROMPT, "enhance": False} | given_fields(arguments),  # as it is
             num_images_per_prompt=arguments.batch,
             seed=0,
             output_type="np",

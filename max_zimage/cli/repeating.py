@@ -26,6 +26,8 @@ def without_replaced(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     left = dict(kept)
     for name in _gone(kept, given):
         left.pop(name, None)
+    if given.get("enhance") and kept.get("enhanced_by"):  # anew, from what it was written from
+        left["prompt"] = kept["original_prompt"]
     return left
 
 
@@ -39,6 +41,8 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
         gone |= {"guidance_scale"}
     if "features" in given:  # which say all of their texts
         gone |= {"prompt", *SETTINGS} | (set() if given["features"].negative is None else {"negative_prompt"})
+    if given.get("enhance") or {"prompt", "features"} & set(given) or not kept.get("enhanced_by"):
+        gone |= {"original_prompt", "enhanced_by"}
     if "template" in given:
         gone |= {"system_prompt", "thinking_content", "assistant_content"}
     if "slg" in given:

@@ -8,21 +8,19 @@ import os
 import resource
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from max_zimage import embedded
 from max_zimage.cli.errors import BadInput, checking
-from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
+from max_zimage.cli.server_settings import settings_of, store_of
 from max_zimage.request.templates import VARIABLE, Templates
-from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
-from max_zimage.serving.store.files import StoreError, StoreFiles
-from max_zimage.serving.store.sealed import Seal
-from max_zimage.serving.store.state_store import StateStore
+
+if TYPE_CHECKING:
+    from max_zimage.enhancer.base import Enhancer
+    from max_zimage.pipeline.loading import CheckedModel
 
 _OTHER_FILES = 512
 """Files that a server has open besides its connections: those that it is about to refuse, models, pipes, libraries."""
-
-KEY_VARIABLE = "MAX_ZIMAGE_API_KEY"
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -39,7 +37,7 @@ def serve(arguments: argparse.Namespace) -> int:
     _check_files(settings.connections.connections)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with checking():
-        store = _store(settings)
+        store = store_of(settings)
         if arguments.templates_dir is not None:
             # By the environment, which the worker and MAX's own objects have too.
             os.environ[VARIABLE] = str(Path(arguments.templates_dir).resolve())
@@ -71,84 +69,28 @@ def serve(arguments: argparse.Namespace) -> int:
         prepared = with_capacity(settings, prepared)
         assert prepared.plan is not None
         os.environ[PLAN] = prepared.plan.to_json()
+        enhancer = _enhancer(prepared, arguments)
     from max_zimage.serving.server import run
 
-    return run(settings, prepared, store)
+    return run(settings, prepared, store, enhancer)
 
 
-def settings_of(arguments: argparse.Namespace) -> ServerSettings:
-    """The settings that flags and environment name.
+def _enhancer(prepared: CheckedModel, arguments: argparse.Namespace) -> Enhancer | None:
+    """The enhancer that flags or a configuration name; None where neither does.
 
     Raises:
-        BadInput: If the key file cannot be read or is empty.
+        ValueError: If there is no such enhancer, or only its template is named.
     """
-    model = model_path(arguments.model)
-    return ServerSettings(
-        model=model,
-        name=arguments.served_model_name or (embedded.NAME if model is None else model.rstrip("/").split("/")[-1]),
-        host=arguments.host,
-        port=arguments.port,
-        device=arguments.device,
-        dtype=arguments.dtype or "auto",
-        weight_paths=tuple(arguments.weight_path),
-        api_key=_api_key(arguments.api_key_file),
-        allow_remote_images=arguments.allow_remote_images,
-        restart=arguments.restart,
-        step_cache=arguments.step_cache,
-        lora_folder=None if arguments.lora_folder is None else str(Path(arguments.lora_folder).resolve()),
-        batch_pictures=arguments.batch_pictures,
-        shutdown_seconds=arguments.shutdown_seconds,
-        media_bytes=arguments.media_bytes,
-        state_store=arguments.state_store,
-        state_seconds=arguments.state_seconds,
-        trusted_proxies=tuple(arguments.trusted_proxy),
-        embedding_cache_bytes=arguments.embedding_cache,
-        metadata=not arguments.no_metadata,
-        allow_hosts=tuple(arguments.allow_host),
-        cors_origins=tuple(arguments.cors_origin),
-        connections=ConnectionLimits(
-            connections=arguments.max_connections,
-            read_seconds=arguments.read_timeout,
-            write_seconds=arguments.write_timeout,
-        ),
-        limits=ServerLimits(
-            pixels=arguments.max_pixels,
-            steps=arguments.max_steps,
-            images=arguments.max_images,
-            prompt_characters=arguments.max_prompt_characters,
-            prompt_tokens=arguments.max_prompt_tokens,
-            body_bytes=arguments.max_body_bytes,
-            queue=arguments.max_queue,
-            input_pixels=arguments.max_input_pixels,
-            seconds=arguments.max_seconds,
-        ),
-    )
+    from max_zimage.cli.enhancing import opened
 
-
-def _api_key(file: str | None) -> str | None:
-    """The key, from a file or the environment: never from the command line, which all users of a machine can read."""
-    if file is None:
-        return _key(os.environ[KEY_VARIABLE], KEY_VARIABLE) if KEY_VARIABLE in os.environ else None
-    try:
-        return _key(Path(file).read_text(encoding="utf-8"), f"--api-key-file {file}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--api-key-file {file} cannot be read: {error}") from error
-
-
-def _key(text: str, where: str) -> str:
-    key = text.strip()
-    if not key:
-        raise BadInput(f"{where} is empty; put the key into it, or leave it out for a server without one")
-    return key
-
-
-def _store(settings: ServerSettings) -> StateStore:
-    """The store for requests and pictures, tried before anything is loaded."""
-    try:
-        files, seal = StoreFiles(settings.state_store), Seal(settings.api_key)
-        return StateStore(files, seal, room=settings.media_bytes, seconds=settings.state_seconds)
-    except StoreError as error:
-        raise BadInput(f"--state-store {error}; name another, or leave it out for one in memory") from error
+    configured = prepared.enhancer is not None and prepared.enhancer.model is not None
+    if arguments.enhancer is None and not configured:
+        if arguments.enhancer_template is not None:
+            raise BadInput("--enhancer-template would do nothing without --enhancer; give that too, or leave it out")
+        if prepared.sources.defaults.configured.get("enhance"):
+            raise BadInput("[generation] enhance asks for an enhancer; give --enhancer too, or leave it out")
+        return None
+    return opened(prepared, arguments.enhancer, arguments.enhancer_template)
 
 
 def _check_folder(folder: str | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from max_zimage.cli.common import at_least_one
+from max_zimage.cli.enhance_flags import add_enhancer
 from max_zimage.cli.field_flags import add_flag
 from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
 from max_zimage.cli.other_flags import add_others
@@ -104,6 +105,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
     add_cache(running, ServerSettings.embedding_cache_bytes)
     running.add_argument("--lora-folder", metavar="DIR", help="its adapters (LoRA) may be named by requests")
+    add_enhancer(running)
     running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
     running.add_argument(
         "--batch-pictures",

@@ -12,8 +12,8 @@ from max_zimage.request.configuration.values import PLACES
 ELSEWHERE = frozenset(
     {
         "help", "model", "model_path", "device", "dtype", "quantize", "quantization", "weight_path", "templates_dir",
-        "attention_backend",
-        "step_cache", "embedding_cache", "cache_size", "config", "chosen_profile", "debug", *PLACES,
+        "attention_backend", "step_cache", "embedding_cache", "cache_size", "config", "chosen_profile", "debug",
+        "enhancer", "enhancer_template", *PLACES,
     }
 )  # fmt: skip
 """What flags leave under names that have a key in another section, or none."""

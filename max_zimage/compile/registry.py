@@ -20,14 +20,13 @@ from max_zimage.compile.counting import Counter
 from max_zimage.compile.entry import Entry, Made
 from max_zimage.compile.gemma_entries import GEMMA
 from max_zimage.compile.step_entries import STEPS
+from max_zimage.compile.text_entries import TEXT
 from max_zimage.compile.tile_entries import TILES
 from max_zimage.compile.work import Work
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.model.attention_backends import Backend
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
-from max_zimage.graphs.model.encoder_layers import EncoderLayer, EncoderNorm, EncoderStart
 from max_zimage.graphs.model.latents import PackLatents
-from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoder
 from max_zimage.graphs.model.vae import DecodeLatents, EncodeImage
 from max_zimage.graphs.step.advance import PrepareScheduler, SchedulerStep
 
@@ -79,37 +78,7 @@ GRAPHS: dict[str, Entry] = {
             runs="once per request",
             count=counting.count_conditioning,
         ),
-        Entry(
-            name="text_encoder",
-            component="text_encoder",
-            make=lambda spec: TextEncoder(spec, spec.layers_used(HIDDEN_LAYER)),
-            label="text encoder",
-            runs="once per request",
-            count=counting.count_text_encoder,
-            is_replayed=True,
-        ),
-        Entry(
-            name="text_encoder_start",
-            component="text_encoder",
-            make=EncoderStart,
-            label="text encoder, embedding",
-            runs="with another hidden layer: once per request",
-        ),
-        Entry(
-            name="text_encoder_layer",
-            component="text_encoder",
-            make=EncoderLayer,
-            label="text encoder, layers",
-            runs="with another hidden layer: once per request and layer",
-            count=counting.count_encoder_layer,
-        ),
-        Entry(
-            name="text_encoder_norm",
-            component="text_encoder",
-            make=EncoderNorm,
-            label="text encoder, last norm",
-            runs="with the last hidden layer: once per request",
-        ),
+        *TEXT,
         *STEPS,
         Entry(
             name="decode",

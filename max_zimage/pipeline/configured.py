@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from max_zimage.checkpoint.config import USUAL_SIDE
+from max_zimage.enhancer.settings import EnhancerSettings
 from max_zimage.errors import RequestError, Wording
 from max_zimage.request.configuration.configuration import Configuration, read_configuration
 from max_zimage.request.configuration.profiles import ConfigurationError
@@ -25,7 +26,7 @@ Config = Configuration | str | os.PathLike[str] | None
 
 START = ("device", "dtype", "weight_path", "templates_dir", "quantize", "attention_backend", "embedding_cache_bytes")
 """Arguments of loading that a text encoder alone has."""
-ARGUMENTS = (*START[3:], "loras")
+ARGUMENTS = (*START[3:], "loras", "enhancer")
 """Those of a pipeline, beside the places of its components, that are None where nobody says them."""
 TEXT_FIELDS = ("template", *SETTINGS)
 """Fields that say how prompts are encoded."""
@@ -35,7 +36,7 @@ _LEFT: dict[str, tuple[object, ...]] = {
     "quantize": (None,), "attention_backend": (None,), "embedding_cache_bytes": (None,), "loras": ((), [], None),
     "step_cache": (None,),
     "placement": ("auto", None), "max_memory": (None,), "cpu_offload": (False, None),
-    "encoder_device": (None,), "dit_device": (None,), "vae_device": (None,),
+    "encoder_device": (None,), "dit_device": (None,), "vae_device": (None,), "enhancer": (None,),
 }  # fmt: skip
 """Arguments of loading -> values by which they are left to what is configured."""
 
@@ -87,6 +88,9 @@ def with_options(model: Any, options: Mapping[str, Any], configuration: Configur
         model: None leaves it to the configuration.
         options: Arguments of `check_model` or of `ZImageTextEncoder.prepare`.
         configuration: What is configured.
+
+    Raises:
+        EnhancerError: If what is configured of an enhancer is out of range.
     """
     start = configuration.start | {name: value for name, value in configuration.fields.items() if name == "step_cache"}
     found = dict(options)
@@ -94,6 +98,8 @@ def with_options(model: Any, options: Mapping[str, Any], configuration: Configur
     if not {*_ONE_SETTING} & found.keys() <= {*free}:  # two ways to say one thing, of which an argument comes first
         free = [name for name in free if name not in _ONE_SETTING]
     found |= {name: start[name] for name in free if name in start}
+    if "enhancer" in free and "enhancer" in start:  # checked now, though it may never be asked
+        found["enhancer"] = EnhancerSettings.of(start["enhancer"])
     if "cpu_offload" in free and "cpu_offload" in start:
         found["is_offload_configured"] = True
     return start.get("model") if model is None else model, found

@@ -21,12 +21,13 @@ def request_of_call(sources: CheckpointManifest, given: Mapping[str, Any]) -> Ge
 
     Args:
         sources: The checkpoint.
-        given: The fields of a request, and `generator`, a `torch.Generator` on the CPU or one for each picture.
+        given: The fields of a request, `enhancer`, which is left aside, and `generator`, a `torch.Generator` on the CPU
+            or one for each picture.
 
     Raises:
         RequestError: If an argument is out of range, or the generator is none.
     """
-    fields = {name: value for name, value in given.items() if name != "generator"}
+    fields = {name: value for name, value in given.items() if name not in ("generator", "enhancer")}
     request = GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **fields)
     generator = given.get("generator")
     if generator is None:

@@ -53,6 +53,7 @@ class CheckedModel:
         plan: What is done of that; None where it is still to be chosen.
         named: The checkpoint and those files, as they were named.
         metadata: Whether pictures say what they were drawn with, where nobody says it as they are saved.
+        enhancer: Who writes prompts out where a call names nobody, see `max_zimage.enhancer.opening.Wanted`.
     """
 
     directory: Path
@@ -66,6 +67,7 @@ class CheckedModel:
     plan: Plan | None = None
     named: tuple[str, tuple[str, ...]] = ("", ())
     metadata: bool = True
+    enhancer: Any = None
 
     @property
     def encoder_digest(self) -> str:

@@ -57,6 +57,7 @@ class PretrainedMethods:
         sources: What was found of it.
         named: The checkpoint and the weight files in place of its own, as they were named; empty where MAX made it.
         residency: Which components are in memory, and who comes and leaves.
+        enhancer: Of calls with `enhance=True` that name none; None for the one that goes with the checkpoint.
     """
 
     tokenizer: PromptTokenizer
@@ -64,6 +65,7 @@ class PretrainedMethods:
     named: tuple[str, tuple[str, ...]] = ("", ())
     metadata: bool = True
     residency: Residency
+    enhancer: Any = None
 
     carried = carried.of_call
     img2img = llm_dit.img2img
@@ -143,6 +145,7 @@ class PretrainedMethods:
         dit_device: str | None = None,
         vae_device: str | None = None,
         torch_dtype: object = None,
+        enhancer: Any = None,
         config: Config = None,
         profile: str | None = None,
     ) -> Self:
@@ -174,6 +177,8 @@ class PretrainedMethods:
             dit_device: The same of the transformer, whose device decides on the dtype.
             vae_device: The same of the autoencoder.
             torch_dtype: `dtype` as diffusers and llm-dit call it, such as torch.bfloat16 or "bfloat16".
+            enhancer: Who writes prompts out in calls with `enhance=True`: a name, settings or an object of
+                `max_zimage.enhancer`; None for the one that goes with the checkpoint. It is loaded on first use.
             config: A configuration file, which says what these arguments leave at their defaults and what calls leave
                 out; see `max_zimage.request.configuration`. None, without a profile, reads none.
             profile: Of that file, or of the one in the default place.
@@ -200,7 +205,8 @@ class PretrainedMethods:
             model, given = with_options(model, rest | given, configuration)
         placing = {name: given.pop(name, None) for name in ("device", *PLACES, "is_offload_configured")}
         said = {name: value for name, value in placing.items() if value is not None}
-        checked = check_model(model, **given, placing=said)
+        enhancer = given.pop("enhancer", None)
+        checked = replace(check_model(model, **given, placing=said), enhancer=enhancer)
         if configuration is None:
             return checked
         changed = configured_defaults(checked.sources.defaults, checked.sources.limits, configuration)
@@ -224,6 +230,7 @@ class PretrainedMethods:
         chosen = {"plan": prepared.plan, "max_memory": prepared.wish.max_memory}
         pipeline = make(*where, cache_config=cache, sources=prepared.sources, **chosen)
         pipeline.named, pipeline.metadata = prepared.named, prepared.metadata
+        pipeline.enhancer = prepared.enhancer
         pipeline.tokenizer, pipeline.text_encoder.kept_features = prepared.tokenizer, prepared.kept_features()
         pipeline.use_step_cache(prepared.sources.defaults.step_cache)
         pipeline.set_loras(prepared.sources.defaults.loras)

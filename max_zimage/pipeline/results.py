@@ -157,14 +157,14 @@ def _check_single(count: int, way: str = "result[0].save(...)") -> None:
 
 
 def fields_of(others: Mapping[str, object]) -> dict[str, object]:
-    """Fields of the request's table that a call has besides those it lists, and its generator.
+    """Fields of the request's table that a call has besides those it lists, its generator and its enhancer.
 
     What is left must be diffusers'.
 
     Raises:
         TypeError: If something is neither; see `check_others`.
     """
-    known = {*ROWS, "generator"}
+    known = {*ROWS, "generator", "enhancer"}
     check_others({name: value for name, value in others.items() if name not in known})
     return {name: value for name, value in others.items() if name in known}
 

@@ -14,7 +14,7 @@ Reference: diffusers pipelines/z_image/pipeline_z_image.py; MAX pipelines/diffus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from max_zimage.pipeline import encoding, max_contract, stages
 from max_zimage.pipeline.adapters import AdapterMethods
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.callbacks import StepCallback, StepHook, step_hook
+from max_zimage.pipeline.enhancing import Wanted, enhanced, own_of_pipeline
 from max_zimage.pipeline.generator import request_of_call
 from max_zimage.pipeline.pretrained import DEFAULT_STEPS, UNPREFIXED_COMPONENT, PretrainedMethods
 from max_zimage.pipeline.results import PictureArray, Pictures, ZImagePipelineOutput, fields_of, result
@@ -81,6 +82,7 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
     vae: ZImageVaeModel
     _pack: CompiledGraph
 
+    own_language = cached_property(own_of_pipeline)
     encode = encoding.encode
     from_pretrained_generator_only = classmethod(encoding.from_pretrained_generator_only)
     generate_from_embeddings = encoding.generate_from_embeddings
@@ -165,11 +167,12 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
     ) -> Pictures | PictureArray:
         """Make pictures, a list of PIL's or an array by `output_type`; names and meanings are those of diffusers.
 
-        Arguments: see `RequestFields` (None is the checkpoint's own), of which **others takes the rest and diffusers'
-        `generator`, and `StepCallback`. Result: see `Pictures`.
+        Arguments: see `RequestFields` (None is the checkpoint's own), of which **others takes the rest, diffusers'
+        `generator` and, with `enhance=True`, an `enhancer`; and `StepCallback`. Result: see `Pictures`.
 
         Raises:
             RequestError: If an argument is out of range; all that is wrong is said together.
+            EnhancerError: If there is no such enhancer. One that fails is a warning.
             NotFiniteError: If a picture came out as NaN or infinity; it holds the others.
             TypeError: If there is no such argument; see `check_others`.
         """
@@ -179,10 +182,13 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
         if cfg_normalization is None:
             del given["cfg_normalization"]
         given |= fields_of(others)
-        return self.generate(request_of_call(self.sources, given), callback_on_step_end)
+        return self.generate(request_of_call(self.sources, given), callback_on_step_end, given.get("enhancer"))
 
     def generate(
-        self, request: GenerationRequest, callback_on_step_end: StepCallback | None = None
+        self,
+        request: GenerationRequest,
+        callback_on_step_end: StepCallback | None = None,
+        enhancer: Wanted = None,
     ) -> Pictures | PictureArray:
         """Make the pictures of a validated request; see `__call__`.
 
@@ -190,6 +196,7 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
             NotApplied: If its adapters cannot be added to the weights.
         """
+        request = enhanced(self, request, enhancer)
         self.residency.check(self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
         with self.adapters.using(request.loras), stages.blaming(request.latents):

@@ -57,6 +57,7 @@ def _switched_off(said: Mapping[str, Any], configured: Mapping[str, Any]) -> set
         gone |= {"vae_tile_overlap"} | ({"vae_tile_size"} if tiling == "off" else set())
     gone |= set(_NAG) if asked.get("nag_scale") == 0 else set()
     gone |= {"seed_variance_share"} if asked.get("seed_variance") == 0 else set()
+    gone |= set() if asked.get("enhance") else {"enhance_seed"}
     gone |= set(_VARIATION) if asked.get("variation_strength") == 0 else set()
     if said.get("guidance_scale") == 0:
         gone |= {*_GUIDANCE, *(() if asked.get("slg_scale") or asked.get("slg") else ("guidance_rescale",))}
@@ -99,7 +100,7 @@ def _without_subject(said: Mapping[str, Any], configured: Mapping[str, Any]) -> 
     if "passes" not in said and ("passes" not in configured or {"num_inference_steps", "sigmas"} & set(said)):
         gone |= {"upscale"}
     if "features" in said or "prompt_embeds" in said:
-        gone |= {*_ENCODING, *_TEXTS}
+        gone |= {*_ENCODING, *_TEXTS, "enhance", "enhance_seed"}
     if "negative_prompt_embeds" in said or any(each.negative is not None for each in _features(said)):
         gone |= {"negative_prompt"}
     if "latents" in said:

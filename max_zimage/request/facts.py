@@ -54,6 +54,14 @@ class RequestFacts(RequestFields):
         embeds = (self.prompt_embeds, self.negative_prompt_embeds if self.uses_negative else None)
         return known and self.latents is None and embeds == (None, None)
 
+    def history(self, prompt: int) -> dict[str, str]:
+        """What a picture says of how its prompt came to be, by field: nothing where it is what was given."""
+        is_enhanced = bool(self.original_prompts) and self.original_prompts[prompt] != self.prompts[prompt]
+        return {
+            "original_prompt": self.original_prompts[prompt] if is_enhanced else "",
+            "enhanced_by": self.enhanced_by if is_enhanced else "",
+        }
+
     @property
     def num_images(self) -> int:
         """Pictures; picture p * num_images_per_prompt + j is copy j of prompt p."""

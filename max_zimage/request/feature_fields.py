@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from max_zimage.request.dype_fields import DypeFields
 from max_zimage.request.embedding_fields import EmbeddingFields
+from max_zimage.request.enhance_fields import EnhanceFields
 from max_zimage.request.layer_fields import LayerFields
 from max_zimage.request.lora_fields import LoraFields
 from max_zimage.request.mask_fields import MaskFields
@@ -16,6 +17,14 @@ from max_zimage.request.tile_fields import TileFields
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureFields(
-    LoraFields, TileFields, PassFields, DypeFields, LayerFields, NagFields, MaskFields, EmbeddingFields
+    LoraFields,
+    TileFields,
+    PassFields,
+    DypeFields,
+    LayerFields,
+    NagFields,
+    MaskFields,
+    EnhanceFields,
+    EmbeddingFields,
 ):
-    """Masks, negative prompts in attention, hidden layers, large pictures, adapters, embeddings; see its bases."""
+    """Masks, negative prompts in attention, hidden layers, large pictures, adapters, embeddings, enhanced prompts."""

@@ -126,6 +126,7 @@ class GenerationParameters:
             "strength": None if request.image is None else request.strength,
             "seed": image_seed(seed, picture),
             "variation_seed": _numbered(request.variation_seed, picture),
+            **request.history(prompt),
         }
         return cls(
             **values,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from max_zimage.request.kinds import Kind
 
-Group = Literal["the picture", "image-to-image", "passes", "guidance", "fine tuning"]
+Group = Literal["the picture", "enhancing the prompt", "image-to-image", "passes", "guidance", "fine tuning"]
 
 
 @dataclass(frozen=True)

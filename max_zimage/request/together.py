@@ -8,6 +8,7 @@ from max_zimage.errors import RequestError
 from max_zimage.request import checks
 from max_zimage.request import start_image as start_images
 from max_zimage.request.dype_checks import check_dype
+from max_zimage.request.enhance_checks import check_enhancing
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import check_guidance
 from max_zimage.request.layer_checks import check_layers
@@ -38,6 +39,7 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     check_layers(request)
     check_dype(request)
     check_tiles(request)
+    check_enhancing(request)
     around = [name for name in ("system_prompt", "thinking_content", "assistant_content") if getattr(request, name)]
     if around and request.prompt_embeds is not None:
         message = "{field} stands around a prompt, and {name[prompt_embeds]} are given in its place; leave one out"

@@ -62,6 +62,8 @@ def values_of(
     apart: dict[str, Callable[[], Any]] = {
         "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, limits),
         "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits, is_masked=is_masked),
+        # As pictures say it that were drawn from the prompt as it was given.
+        "original_prompt": lambda: () if _is_own(given["original_prompt"], given) else alone("original_prompt"),
     }
     for name, row in ROWS.items():
         if row.attribute and row.attribute not in values:
@@ -95,6 +97,10 @@ def _prompts(prompt: object, embeds: object, limits: Limits) -> tuple[str, ...]:
         message = "{field} is missing; give a string, a list of strings, {name[prompt_embeds]} or {name[features]}"
         raise RequestError.of("prompt", message)
     return checks.texts("prompt", prompt, limits.max_images) if embeds is None else ()
+
+
+def _is_own(original: object, given: Mapping[str, Any]) -> bool:
+    return original == "" and not given["enhanced_by"]
 
 
 def _negatives(

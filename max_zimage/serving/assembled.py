@@ -26,7 +26,7 @@ _LAST_SPANS = 3 * DELAY / 1000  # seconds for those of the worker, which is not 
 
 
 def assembled(settings: ServerSettings, prepared: CheckedModel, store: StateStore) -> ServerState:
-    """A server without its worker and its port.
+    """A server without its worker, its port and its enhancer.
 
     Args:
         settings: Of the server.

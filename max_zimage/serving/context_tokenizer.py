@@ -171,6 +171,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
+        if asked.enhance:  # of `max serve`, or of a route that forgot to
+            raise RequestError.of("enhance", "{field}: prompts are not enhanced here; leave it out")
         texts, given = tokens_of_request(asked, self._tokenizer, self.limits), asked.features and asked.features[0]
         prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
         plan, settled = asked.schedule(self.specs.schedule), asked.settled()

@@ -15,9 +15,11 @@ from typing import Any
 
 import uvicorn
 
+from max_zimage.enhancer.base import Enhancer
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.serving.assembled import assembled, put_down
 from max_zimage.serving.dispatcher import Dispatcher
+from max_zimage.serving.enhancing import EnhancerDesk
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
@@ -32,25 +34,30 @@ _ONE_SIGNAL = 0.5  # seconds: a terminal and a supervisor may both pass on the s
 _RESTORE = 600.0  # seconds between two looks after the folder
 
 
-def run(settings: ServerSettings, prepared: CheckedModel, store: StateStore) -> int:
+def run(settings: ServerSettings, prepared: CheckedModel, store: StateStore, enhancer: Enhancer | None = None) -> int:
     """Serve until a signal ends it or the worker fails for good.
 
     Args:
         settings: Of the server.
         prepared: The checkpoint, from `ZImagePipeline.prepare`.
         store: For requests and pictures by URL.
+        enhancer: Of prompts, checked but not loaded; None for none.
 
     Returns:
         The exit code.
     """
     with ServerFolder() as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder.path)
-        return asyncio.run(_serve(settings, prepared, store, folder))
+        return asyncio.run(_serve(settings, prepared, store, folder, enhancer))
 
 
-async def _serve(settings: ServerSettings, prepared: CheckedModel, store: StateStore, folder: ServerFolder) -> int:
-    together = settings.pictures_together(on_host=prepared.devices[0].is_host)
+async def _serve(
+    settings: ServerSettings, prepared: CheckedModel, store: StateStore, folder: ServerFolder, enhancer: Enhancer | None
+) -> int:
     state = assembled(settings, prepared, store)
+    if enhancer is not None:
+        state.enhancer = EnhancerDesk(enhancer, waiting=settings.limits.queue)
+    together = settings.pictures_together(on_host=prepared.devices[0].is_host)
     server = _Server(_uvicorn_config(settings, state))
     end = Ending()
     keeper = Worker(prepared.config, state, together, folder)
@@ -58,17 +65,22 @@ async def _serve(settings: ServerSettings, prepared: CheckedModel, store: StateS
     http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wished.wait())
     kept = watch(server.server_state.connections), _look_after(folder), state.records.keep()
     others = [asyncio.create_task(each) for each in kept]
-    await asyncio.wait((worker, http, ended), return_when=asyncio.FIRST_COMPLETED)
+    # None of these ends by itself but by a failure.
+    lasting: list[asyncio.Task[Any]] = [worker]
+    if state.enhancer is not None:
+        lasting.append(asyncio.create_task(state.enhancer.load()))
+    await asyncio.wait((*lasting, http, ended), return_when=asyncio.FIRST_COMPLETED)
     await _shut_down(settings, state.dispatcher, server, http, end)
-    failed = worker.done()  # it never ends by itself but by a failure
-    if failed:
-        error = worker.exception()
-        _log.error("%s", error, exc_info=None if isinstance(error, WorkerFailed) else error)
+    failed = [task for task in lasting if task.done()]
+    for task in failed:
+        error = task.exception()
+        expected = isinstance(error, (WorkerFailed, ValueError))  # an enhancer's files, for example
+        _log.error("%s", error, exc_info=None if expected else error)
     await put_down(state, store)
     keeper.end()
-    for task in (worker, ended, *others):
+    for task in (*lasting, ended, *others):
         task.cancel()
-    await asyncio.gather(worker, ended, *others, return_exceptions=True)
+    await asyncio.gather(*lasting, ended, *others, return_exceptions=True)
     return 1 if failed else 0
 
 

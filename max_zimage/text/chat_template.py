@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -77,6 +77,28 @@ class ChatTemplate:
         """
         messages = [{"role": "user", "content": prompt}]
         messages = [{"role": "system", "content": system}, *messages] if system else messages
+        whose = "a system message and a user message" if system else "a single user message"
+        return self.conversation(messages, named_tokens, whose, enable_thinking=True)
+
+    def conversation(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        named_tokens: Mapping[str, str],
+        whose: str = "this conversation",
+        *,
+        enable_thinking: bool = False,
+    ) -> str:
+        """Put messages into the template, and wait for an answer.
+
+        Args:
+            messages: Each with role and content.
+            named_tokens: What the template may call bos_token and the like.
+            whose: What errors call the messages.
+            enable_thinking: What the template is told; Qwen3's closes an empty block of thoughts without.
+
+        Raises:
+            TokenizerError: If the template refuses the conversation, or does not come to an end.
+        """
         try:
             with _bounded():
                 return self._template.render(
@@ -84,11 +106,10 @@ class ChatTemplate:
                     tools=None,
                     documents=None,
                     add_generation_prompt=True,
-                    enable_thinking=True,
+                    enable_thinking=enable_thinking,
                     **named_tokens,
                 )
         except Exception as error:  # a template is code, and can fail in every way in which code can
-            whose = "a system message and a user message" if system else "a single user message"
             raise TokenizerError(
                 f"the chat template of {self.file} cannot hold {whose}: {said(error)}; fetch it again"
             ) from error

@@ -9,6 +9,7 @@ Reference: diffusers `ZImagePipeline._encode_prompt`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -136,8 +137,35 @@ class PromptTokenizer:
         """
         return self._kept(prompt, around)
 
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> npt.NDArray[np.int64]:
+        """Turn a conversation into ids that an answer follows, without a block of thoughts.
+
+        Args:
+            messages: Each with role and content.
+
+        Returns:
+            int64 [tokens].
+
+        Raises:
+            TokenizerError: If template or tokenizer cannot take it.
+        """
+        return self._ids(self._template.conversation(messages, self._named_tokens))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return str(self._tokenizer.decode([*ids], skip_special_tokens=True))
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a message; None if the tokenizer names none."""
+        token = self._named_tokens.get("eos_token")
+        found: int | None = None if token is None else self._tokenizer.token_to_id(token)
+        return found
+
     def _encode(self, prompt: str, around: Around) -> npt.NDArray[np.int64]:
-        text = self.render(prompt, around)
+        return self._ids(self.render(prompt, around))
+
+    def _ids(self, text: str) -> npt.NDArray[np.int64]:
         try:
             ids = np.asarray(self._tokenizer.encode(text).ids, np.int64)
         except Exception as error:  # the library raises bare Exception, and Python for text that is none

@@ -17,8 +17,8 @@ from max_zimage.cli.configuring import configure
 from max_zimage.cli.given import command_of, given_by
 from max_zimage.cli.main import _parser, main
 from max_zimage.cli.other_flags import OTHERS
-from max_zimage.cli.serve import settings_of
 from max_zimage.cli.server_keys import server_keys
+from max_zimage.cli.server_settings import settings_of
 from max_zimage.pipeline import encoder as encoder_module
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.request.metadata import read_parameters

@@ -235,6 +235,7 @@ transformer = pipeline.transformer
 small = [transformer.guided_update, transformer.keep_unmasked, transformer.positions, transformer.nag]
 compiler.compile_together([pipeline.vae.encoder, *small])
 pipeline.text_encoder.layers._graphs(6)  # the embedding, four layers and the norm
+compiler.compile_together([pipeline.own_language.load()._head])
 vae = pipeline.vae
 compiler.compile_together([vae.decode_tile, vae.encode_tile, vae.start_from_moments])
 exact = ("exact_middle", "exact_upsample", "exact_first", "exact_second", "exact_pixels")

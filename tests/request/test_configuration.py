@@ -47,6 +47,7 @@ NEEDED = {
     ("generation", "variation_seed"): "variation_strength = 0.3",
     ("generation", "variation_strength"): "variation_seed = 3",
     ("generation", "seed_variance_share"): "seed_variance = 0.4",
+    ("generation", "enhance_seed"): "enhance = true",
     ("generation", "upscale"): 'passes = "0.5x4,1.0x4:0.5"',
     ("lora", "scales"): 'paths = ["a.safetensors"]',
 }
@@ -78,6 +79,15 @@ STARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("pytorch", "cache_size"): {"embedding_cache_bytes": 100 * TOKENS_KEPT},
     ("generation", "no_metadata"): {"no_metadata": True},
     ("pytorch", "attention_backend"): {"attention_backend": "plain"},
+    ("enhancer", "model"): {"enhancer": {"model": "http://localhost:8080/v1"}},
+    ("enhancer", "template"): {"enhancer": {"template": str(Path("~/enhance.md").expanduser())}},
+    ("enhancer", "api_model"): {"enhancer": {"api_model": "qwen3-32b"}},
+    ("enhancer", "key_file"): {"enhancer": {"key_file": str(Path("~/key").expanduser())}},
+    ("enhancer", "seconds"): {"enhancer": {"seconds": 30.0}},
+    ("enhancer", "max_tokens"): {"enhancer": {"max_tokens": 300}},
+    ("enhancer", "temperature"): {"enhancer": {"temperature": 0.3}},
+    ("enhancer", "top_p"): {"enhancer": {"top_p": 0.9}},
+    ("enhancer", "top_k"): {"enhancer": {"top_k": 40}},
     ("lora", "paths"): {"loras": [("style.safetensors", 1.0)]},
     ("lora", "scales"): {"loras": [("a.safetensors", 0.8)]},
 }

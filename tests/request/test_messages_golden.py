@@ -160,6 +160,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"slg": True, "num_inference_steps": 1},
     {"slg": True, "step_cache": "first_block"},
     {"slg_scale": -1},
+    {"enhance_seed": 3},
+    {"original_prompt": ["x", "y"], "enhanced_by": "z"},
     {"nag_scale": 0.5, "guidance_scale": 0},
     {"nag_scale": -5, "guidance_scale": 0},
     {"nag_scale": 5, "nag_tau": 0.9, "nag_alpha": 1.5, "guidance_scale": 0},

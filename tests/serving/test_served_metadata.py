@@ -67,7 +67,7 @@ def test_what_is_neither_true_nor_false_is_refused(server: Server) -> None:
 def test_a_server_may_write_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of `serve --no-metadata`: its flag, and what requests may say."""
     from max_zimage.cli.main import _parser
-    from max_zimage.cli.serve import settings_of
+    from max_zimage.cli.server_settings import settings_of
 
     assert not settings_of(_parser().parse_args(["serve", "--no-metadata"])).metadata
     assert settings_of(_parser().parse_args(["serve"])).metadata

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 FMTT = "guidance by a reward model (FMTT) wants gradients through the decoder, and is not built; leave it out"
 VL = "conditioning on pictures through a vision model (VL) is not built; --image begins with a picture"
-REWRITER = "rewriting prompts is not built yet; give the prompt as it is to be drawn"
+REWRITER = "prompts are written out by --enhance and what [enhancer] says, see docs/enhance.md"
 QWEN_IMAGE = "Qwen-Image is another model and not built; this draws with Z-Image and Z-Image-Turbo"
 REMOTE = "a text encoder elsewhere is used by files: `max-zimage encode` there, `generate --embeddings` here"
 ENCODER_PATH = "files of the text encoder are named by --weight-path FOLDER/text_encoder/FILE, or lie in the checkpoint"

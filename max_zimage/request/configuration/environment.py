@@ -13,7 +13,7 @@ from max_zimage.request.configuration.key import Key
 from max_zimage.request.configuration.keys import SECTIONS
 from max_zimage.request.configuration.profiles import Keys, Said
 
-OTHERS = ("MAX_ZIMAGE_SERVER_PROCESS",)
+OTHERS = ("MAX_ZIMAGE_SERVER_PROCESS", "MAX_ZIMAGE_ENHANCER_KEY")
 """Variables that are no keys, though they begin as those of a section do."""
 
 

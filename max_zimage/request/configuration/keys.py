@@ -28,7 +28,7 @@ PER_PICTURE = frozenset(
 
 SECTIONS = (
     "encoder", "pipeline", "generation", "scheduler", "optimization", "pytorch", "lora", "dype", "slg", "fmtt",
-    "rewriter", "vl", "qwen_image", "server",
+    "enhancer", "rewriter", "vl", "qwen_image", "server",
 )  # fmt: skip
 
 SWITCHED = ("slg", "dype")
@@ -89,6 +89,19 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
      "pictures carry pixels alone; [server] no_metadata says it of a server alone"),
     ("lora", "paths", "lora_paths", (list,), values.paths_of, "[]", "adapters of pictures that name none"),
     ("lora", "scales", "lora_scales", (list,), values.scales_of, "1.0 each", "of them, in their order"),
+    ("enhancer", "model", "enhancer_model", (str,), values.path_of, "",
+     "who writes prompts out: embedded, encoder, a folder of DiffusionGemma, or an http(s) address"),
+    ("enhancer", "template", "enhancer_template", (str,), values.path_of, "",
+     "a file with what a model is told before the prompt; the shipped one if empty"),
+    ("enhancer", "api_model", "enhancer_api_model", (str,), None, "",
+     "what an API calls its model; the first one that it lists if empty"),
+    ("enhancer", "key_file", "enhancer_key_file", (str,), values.path_of, "",
+     "holds the key of an API; else MAX_ZIMAGE_ENHANCER_KEY does, if set"),
+    ("enhancer", "seconds", "enhancer_seconds", (float,), None, "60", "that a prompt may take"),
+    ("enhancer", "max_tokens", "enhancer_max_tokens", (int,), None, "512", "of an answer"),
+    ("enhancer", "temperature", "enhancer_temperature", (float,), None, "0.6", "of encoder and APIs; 0 is greedy"),
+    ("enhancer", "top_p", "enhancer_top_p", (float,), None, "0.95", "share of the probability that they draw from"),
+    ("enhancer", "top_k", "enhancer_top_k", (int,), None, "20", "tokens that encoder draws from; 0 for all"),
 )  # fmt: skip
 """Section, key, setting, types, conversion, default, help."""
 

@@ -166,7 +166,7 @@ def started(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Sett
         )
     elif other is not None:
         left["dtype"] = other
-    left |= _storages(given) | _cache(given) | _loras(given, problems)
+    left |= _storages(given) | _cache(given) | _loras(given, problems) | _enhancer(given)
     return left
 
 
@@ -201,6 +201,17 @@ def _cache(given: Mapping[str, Setting]) -> dict[str, Setting]:
     if isinstance(value, bool):
         value = (entries.value if entries else _ENTRIES * TOKENS_KEPT) if value else 0
     return {"embedding_cache_bytes": Setting(value=value, origin=wanted.origin, name=wanted.name)}
+
+
+def _enhancer(given: Mapping[str, Setting]) -> dict[str, Setting]:
+    """What is said of the enhancer, by the names of `max_zimage.enhancer.settings.EnhancerSettings`."""
+    said = {name.removeprefix("enhancer_"): each for name, each in given.items() if name.startswith("enhancer_")}
+    said = {name: each for name, each in said.items() if each.value != ""}
+    if not said:
+        return {}
+    first = next(iter(said.values()))
+    values = {name: each.value for name, each in said.items()}
+    return {"enhancer": Setting(value=values, origin=first.origin, name=first.name)}
 
 
 def _loras(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Setting]:

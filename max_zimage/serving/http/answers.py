@@ -6,9 +6,9 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from max.pipelines.context.outputs import GenerationOutput
@@ -38,6 +38,8 @@ class ResponseFormat:
         output_format: png, jpeg or webp.
         quality: As the request named it.
         progress: Whether events tell of each step, which OpenAI's do not.
+        of_picture: What is said of each picture besides.
+        facts: What is said of the request besides.
     """
 
     event: str
@@ -45,6 +47,8 @@ class ResponseFormat:
     output_format: str
     quality: str
     progress: bool
+    of_picture: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> GenerationOutput:
@@ -210,9 +214,9 @@ async def _picture(item: OutputContent, form: ResponseFormat, media: MediaStore,
     if file is None:
         return {"url" if form.by_url else "b64_json": None, **_missing(item)}
     if not form.by_url:
-        return {"b64_json": base64.b64encode(file).decode()}
+        return {"b64_json": base64.b64encode(file).decode(), **form.of_picture}
     name = await media.put(file, f"image/{form.output_format}")
-    return {"url": str(request.url_for("image_content", name=name))}
+    return {"url": str(request.url_for("image_content", name=name)), **form.of_picture}
 
 
 def _missing(item: OutputContent) -> dict[str, Any]:
@@ -220,9 +224,10 @@ def _missing(item: OutputContent) -> dict[str, Any]:
     return ApiError(500, CODE, item.text if isinstance(item, OutputTextContent) else "").body()
 
 
-def _facts(job: Job, form: ResponseFormat) -> dict[str, str]:
+def _facts(job: Job, form: ResponseFormat) -> dict[str, Any]:
     size = f"{job.context.width}x{job.context.height}"
-    return {"size": size, "quality": form.quality, "background": "opaque", "output_format": form.output_format}
+    told = {"size": size, "quality": form.quality, "background": "opaque", "output_format": form.output_format}
+    return told | dict(form.facts)
 
 
 def _usage(job: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http import (
     routes_a1111,
     routes_a1111_lists,
+    routes_chat,
     routes_edits,
     routes_features,
     routes_images,
@@ -30,6 +31,7 @@ _ROUTES = (
     routes_images,
     routes_edits,
     routes_features,
+    routes_chat,
     routes_responses,
     routes_service,
     routes_llm_dit,

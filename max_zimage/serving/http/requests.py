@@ -49,8 +49,8 @@ class ServedModel:
     metadata: bool = True
 
 
-def context_of_image_request(served: ServedModel, body: ImageRequest, **more: Any) -> ZImageContext:
-    """Check a request of the OpenAI image routes, and prepare it.
+def asked_of_image_request(served: ServedModel, body: ImageRequest, **more: Any) -> GenerationRequest:
+    """Check a request of the OpenAI image routes.
 
     Args:
         served: The model.
@@ -74,11 +74,21 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, **more: An
         raise bad_request("prompt: field required, a string, or features in its place", "prompt")
     height, width = size_of(body.size)
     steps = _steps(served, body)
-    asked = request_of(
+    return request_of(
         served,
         **values | {"prompt": body.prompt, "height": height, "width": width, "num_inference_steps": steps} | more,
         num_images_per_prompt=body.n or 1,
     )
+
+
+def context_of_image_request(served: ServedModel, body: ImageRequest, asked: GenerationRequest) -> ZImageContext:
+    """Prepare a request of those routes; errors are those of `make_context`.
+
+    Args:
+        served: The model.
+        body: The request as it came.
+        asked: The same, checked, or with another prompt.
+    """
     return make_context(
         served,
         asked,

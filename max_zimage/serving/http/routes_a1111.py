@@ -36,7 +36,7 @@ from max_zimage.serving.http.a1111_pictures import Files, Put, file_of_text, pic
 from max_zimage.serving.http.answers import finished, picture_or_error
 from max_zimage.serving.http.api_names import refused
 from max_zimage.serving.http.remote_images import fetched, is_remote
-from max_zimage.serving.http.requests import carries_metadata, make_context, request_of
+from max_zimage.serving.http.requests import carries_metadata, make_context
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import ServerState, state_of
 from max_zimage.serving.job import Job
@@ -87,13 +87,14 @@ async def _answered(
     """Check a request, draw it, put it back where it is a part, and answer."""
     wish = (body.override_settings or {}).get(PNG_INFO)
     said = put.said if put else {}
+    revision = await state.revised_request(NAMES, values)
+    drawn = revision.request
 
     def prepared() -> Any:
-        asked = request_of(state.served, NAMES, **values)
         # A part is no picture of its own, and says nothing before it is put back.
         metadata = wish if put is None else False
-        context = make_context(state.served, asked, "png", NAMES, metadata, reports=True, previews=_PREVIEWS)
-        return context, [json.loads(text) for text in written_parameters(asked, state.served.drawn_by)]
+        context = make_context(state.served, drawn, "png", NAMES, metadata, reports=True, previews=_PREVIEWS)
+        return context, [json.loads(text) for text in written_parameters(drawn, state.served.drawn_by)]
 
     def put_back(files: list[bytes]) -> list[bytes]:
         if put is None:
@@ -112,7 +113,8 @@ async def _answered(
     images = [base64.b64encode(file).decode() for file in files if body.send_images is not False]
     unsaid = {"url", "auth"} | (set() if getattr(body, "include_init_images", False) else {"init_images", "mask"})
     given = json.loads(body.model_dump_json(exclude=unsaid))  # by JSON, which has no NaN
-    return JSONResponse({"images": images, "parameters": given, "info": info(pictures, given, said)})
+    answer = {"images": images, "parameters": given, "info": info(pictures, given, said)}
+    return JSONResponse(answer, headers=revision.headers)
 
 
 @contextmanager

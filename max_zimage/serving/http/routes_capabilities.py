@@ -52,6 +52,7 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "step_caches": by_name["step_cache"]["schema"]["words"],
         "templates": _templates(state),
         "loras": loras,
+        "enhancer": None if state.enhancer is None else state.enhancer.enhancer.name,
         "features": _features(state, by_name),
         "fields": fields,
     }
@@ -100,6 +101,8 @@ def _features(state: ServerState, fields: dict[str, Any]) -> dict[str, bool]:
         "shared_batches": settings.batch_pictures != 1,
         "remote_images": settings.allow_remote_images,
         "previews": True,
+        "enhance": state.enhancer is not None,
+        "chat": state.enhancer is not None and state.enhancer.chat_model is not None,
     }
 
 

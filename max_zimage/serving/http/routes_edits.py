@@ -16,11 +16,11 @@ from starlette.responses import Response
 from max_zimage.errors import RequestError
 from max_zimage.images.masks import decode_alpha_mask, decode_mask
 from max_zimage.images.read import data_url_bytes, decode_image
-from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.api_names import IMAGES, refused
 from max_zimage.serving.http.remote_images import fetched, is_remote
-from max_zimage.serving.http.requests import context_of_image_request
+from max_zimage.serving.http.requests import asked_of_image_request
 from max_zimage.serving.http.routes_images import answered, described, invalid, json_body, parsed
 from max_zimage.serving.http.schema import EDIT, LISTS, TEXTS, EditRequest, given
 from max_zimage.serving.http.state import ServerState, state_of
@@ -43,11 +43,11 @@ async def edit(request: Request) -> Response:
     else:
         body = parsed(EDIT, await json_body(request))
         pictures = await _named(state, body)
-    context = await asyncio.to_thread(_context, state, body, pictures)
-    return await answered(state, context, body, "image_edit", request)
+    asked = await asyncio.to_thread(_asked, state, body, pictures)
+    return await answered(state, asked, body, "image_edit", request)
 
 
-def _context(state: ServerState, body: EditRequest, pictures: Mapping[str, bytes]) -> ZImageContext:
+def _asked(state: ServerState, body: EditRequest, pictures: Mapping[str, bytes]) -> GenerationRequest:
     most = state.served.limits.input_pixels
     try:
         image = decode_image("image", pictures["image"], most)
@@ -58,7 +58,7 @@ def _context(state: ServerState, body: EditRequest, pictures: Mapping[str, bytes
             mask = decode_alpha_mask("mask", pictures["mask"], most)
     except RequestError as error:
         raise refused(error, IMAGES) from error
-    return context_of_image_request(
+    return asked_of_image_request(
         state.served, body, image=image, mask_image=mask, resize=bool(given(body).get("resize"))
     )
 

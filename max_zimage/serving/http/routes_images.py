@@ -14,11 +14,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.errors import MOST_SAID, ApiError, bad_request, together
 from max_zimage.serving.http.answers import EventResponse, ResponseFormat, events, finished, images_answer
+from max_zimage.serving.http.api_names import IMAGES
 from max_zimage.serving.http.media import reached
-from max_zimage.serving.http.requests import context_of_image_request
+from max_zimage.serving.http.requests import asked_of_image_request, context_of_image_request
 from max_zimage.serving.http.schema import GENERATION, ImageRequest
 from max_zimage.serving.http.state import ServerState, state_of
 
@@ -55,20 +56,24 @@ async def generate(request: Request) -> Response:
     state = state_of(request)
     state.check_room()
     body = parsed(GENERATION, await json_body(request))
-    context = await asyncio.to_thread(context_of_image_request, state.served, body)
-    return await answered(state, context, body, "image_generation", request)
+    asked = await asyncio.to_thread(asked_of_image_request, state.served, body)
+    return await answered(state, asked, body, "image_generation", request)
 
 
 async def answered(
-    state: ServerState, context: ZImageContext, body: ImageRequest, event: str, request: Request
+    state: ServerState, asked: GenerationRequest, body: ImageRequest, event: str, request: Request
 ) -> Response:
-    """Queue a request and answer it, at once or as events."""
+    """Have a request's prompt written out if it asks for that, queue it and answer it, at once or as events."""
+    revision = await state.revised(asked, IMAGES)
+    context = await asyncio.to_thread(context_of_image_request, state.served, body, revision.request)
     form = ResponseFormat(
         event=event,
         by_url=body.response_format == "url",
         output_format=context.output_format,
         quality=body.quality or "auto",
         progress=bool(body.progress),
+        of_picture=revision.of_picture,
+        facts=revision.facts,
     )
     job = await state.submit(context, request)
     state.note(job, body.caller)

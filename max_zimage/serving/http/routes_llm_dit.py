@@ -25,7 +25,7 @@ from max_zimage.request.passes import TOKEN_SIDE
 from max_zimage.serving.errors import bad_request
 from max_zimage.serving.http.answers import finished, picture_or_error
 from max_zimage.serving.http.api_names import ApiNames, refused
-from max_zimage.serving.http.requests import ServedModel, check_texts, make_context, request_of
+from max_zimage.serving.http.requests import ServedModel, check_texts, make_context
 from max_zimage.serving.http.routes_features import encoding
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import state_of
@@ -146,15 +146,13 @@ async def generate(request: Request) -> Response:
     state.check_room()
     body = parsed(GENERATE, await json_body(request), _ELSEWHERE)
 
-    def prepared() -> Any:
-        asked = request_of(state.served, NAMES, **arguments(body))
-        return make_context(state.served, asked, "png", NAMES)
-
-    context = await asyncio.to_thread(prepared)
+    revision = await state.revised_request(NAMES, arguments(body))
+    context = await asyncio.to_thread(make_context, state.served, revision.request, "png", NAMES)
     job = await state.submit(context, request)
     state.note(job, None)
     output = await finished(state.dispatcher, job, request)
     headers = {"X-Generation-Time": f"{time.perf_counter() - begun:.2f}", "X-Seed": str(context.seed)}
+    headers |= revision.headers
     return Response(picture_or_error(output.output[0]), media_type="image/png", headers=headers)
 
 

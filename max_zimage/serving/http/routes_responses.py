@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 
 from fastapi import APIRouter, Request
 from max.pipelines.context.outputs import GenerationOutput
@@ -17,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.context_tokenizer import image_options
 from max_zimage.serving.drawn_by import asked_metadata
 from max_zimage.serving.errors import bad_request
@@ -40,7 +42,9 @@ async def create_response(request: Request) -> Response:
     state.check_room()
     content = await _inlined(state, await json_body(request))
     body = parsed(OpenResponsesRequestBody, content)
-    context = await asyncio.to_thread(_context, state.served, body, content)
+    asked, make = await asyncio.to_thread(_asked, state.served, body, content)
+    revision = await state.revised(asked, RESPONSES)
+    context = await asyncio.to_thread(make, revision.request)
     job = await state.submit(context, request)
     state.note(job, body.user)
     output = await finished(state.dispatcher, job, request)
@@ -48,12 +52,15 @@ async def create_response(request: Request) -> Response:
     if options is not None and options.response_format == "url":
         output = await _by_url(state, output, request)
     answer = ResponseResource.from_generation_output(output, model=body.model)
-    answer = answer.model_copy(update={"metadata": body.metadata})
+    told = {**revision.of_picture, **({"warnings": " ".join(revision.notes)} if revision.notes else {})}
+    answer = answer.model_copy(update={"metadata": {**(body.metadata or {}), **told} if told else body.metadata})
     return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
 
 
-def _context(served: ServedModel, body: OpenResponsesRequestBody, content: bytes) -> ZImageContext:
-    """Check a request and prepare it."""
+def _asked(
+    served: ServedModel, body: OpenResponsesRequestBody, content: bytes
+) -> tuple[GenerationRequest, Callable[[GenerationRequest], ZImageContext]]:
+    """Check a request; what it asks for, and what prepares that or the same with another prompt."""
     given = {name for name, value in json.loads(content).items() if value is not None}
     unknown = sorted(given - set(_FIELDS))
     if unknown:
@@ -72,7 +79,7 @@ def _context(served: ServedModel, body: OpenResponsesRequestBody, content: bytes
     except RequestError as error:
         raise refused(error, RESPONSES) from error
     check_request(served.limits, asked, RESPONSES, bool(options.negative_prompt))
-    return make_context(served, asked, options.output_format, RESPONSES, metadata)
+    return asked, lambda drawn: make_context(served, drawn, options.output_format, RESPONSES, metadata)
 
 
 async def _inlined(state: ServerState, content: bytes) -> bytes:

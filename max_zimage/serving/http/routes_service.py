@@ -46,16 +46,25 @@ async def metrics(request: Request) -> Response:
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """The served model, and what a request may ask for."""
-    return {"object": "list", "data": [_model(request)]}
+    return {"object": "list", "data": [_model(request), *_text_models(request)]}
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> dict[str, Any]:
     """The served model by its name."""
-    found = _model(request)
-    if name != found["id"]:
-        raise ApiError(404, "model_not_found", f"model: this server has {found['id']!r}, not {name!r}", param="model")
-    return found
+    found = {each["id"]: each for each in (_model(request), *_text_models(request))}
+    if name not in found:
+        known = " and ".join(map(repr, found))
+        raise ApiError(404, "model_not_found", f"model: this server has {known}, not {name!r}", param="model")
+    return found[name]
+
+
+def _text_models(request: Request) -> list[dict[str, Any]]:
+    """The model that answers chats, where there is one."""
+    desk = state_of(request).enhancer
+    if desk is None or desk.chat_model is None:
+        return []
+    return [{"id": desk.chat_model.name, "object": "model", "created": 0, "owned_by": "max_zimage"}]
 
 
 def _model(request: Request) -> dict[str, Any]:

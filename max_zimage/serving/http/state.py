@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import Request
 
 from max_zimage.pipeline.context import ZImageContext
+from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.dispatcher import Dispatcher
+from max_zimage.serving.enhancing import EnhancerDesk, Revision
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http.api_names import ApiNames
+from max_zimage.serving.http.enhanced import revised
 from max_zimage.serving.http.media import MediaStore
-from max_zimage.serving.http.requests import ServedModel
+from max_zimage.serving.http.requests import ServedModel, request_of
 from max_zimage.serving.http.traced import SPAN, TRACE
 from max_zimage.serving.job import Job
 from max_zimage.serving.metrics import Metrics
@@ -33,6 +40,7 @@ class ServerState:
         media: Pictures by URL.
         records: Requests by their ids, on whichever replica.
         metrics: Its figures.
+        enhancer: Writes prompts out, and answers chats; None for none.
         a1111_jobs: Requests of AUTOMATIC1111's routes, the oldest first, of which its clients speak as the current one.
         tracing: Takes spans; None for none.
         was_ready: Whether the worker has been ready once. Before, requests are refused; while it restarts, they wait.
@@ -44,6 +52,7 @@ class ServerState:
     media: MediaStore
     records: RequestRecords
     metrics: Metrics
+    enhancer: EnhancerDesk | None = None
     a1111_jobs: list[Job] = field(default_factory=list)
     tracing: Tracing | None = None
     was_ready: bool = False
@@ -76,6 +85,15 @@ class ServerState:
                 setattr(context, name, value)
             getattr(request.state, SPAN).set_attributes(facts_of(context))
         return self.dispatcher.submit(context, request.state.request_id)
+
+    async def revised(self, asked: GenerationRequest, names: ApiNames) -> Revision:
+        """A request with its prompt written out, where it asks for that; see `enhanced.revised`."""
+        return await revised(self.enhancer, self.served, asked, names)
+
+    async def revised_request(self, names: ApiNames, arguments: Mapping[str, Any]) -> Revision:
+        """The same of arguments, which are checked as `request_of` does."""
+        asked = await asyncio.to_thread(lambda: request_of(self.served, names, **arguments))
+        return await self.revised(asked, names)
 
     def note(self, job: Job, user: str | None) -> None:
         """One line in the log for each request; never its prompt."""

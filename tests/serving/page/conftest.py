@@ -10,6 +10,7 @@ from playwright.sync_api import Browser
 
 from tests.references import browser as browsers
 from tests.references.browser import Visit
+from tests.references.chat_stub import ChatStub, chat_stub
 from tests.references.servers import KEY, Server
 
 
@@ -25,8 +26,15 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key, narrow limits and an adapter; started only where there is a browser to look at it."""
+def writer() -> Iterator[ChatStub]:
+    """Whom the server has prompts written out by."""
+    with chat_stub() as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def served(browser: Browser, writer: ChatStub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a key, narrow limits, an adapter and an enhancer; started only where a browser can look at it."""
     from tests.references.loras import STYLE, write_adapter
 
     folder = tmp_path_factory.mktemp("page")
@@ -34,7 +42,8 @@ def served(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (folder / "loras").mkdir()
     write_adapter(folder / "loras" / "style.safetensors", STYLE)
     flags = ["--api-key-file", "key", "--lora-folder", "loras", "--max-pixels", "262144", "--max-images", "3"]
-    with Server(folder, [*flags, "--max-steps", "60", "--batch-pictures", "1"], key=KEY) as running:
+    flags += ["--enhancer", writer.url, "--max-steps", "60", "--batch-pictures", "1"]
+    with Server(folder, flags, key=KEY, environment={"MAX_ZIMAGE_ENHANCER_API_MODEL": "writer"}) as running:
         yield running
 
 

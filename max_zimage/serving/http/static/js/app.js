@@ -21,6 +21,12 @@ const stage = new Stage({
     $("prompt").value = text;
     $("prompt").focus();
   },
+  revised: (text) => {
+    $("enhance").checked = false;
+    $("prompt").value = text;
+    announce("The prompt as it was written out is in the form.");
+    $("prompt").focus();
+  },
   start: (picture) => {
     form?.start.use(new File([picture.blob], "picture", { type: picture.blob.type }));
     $("start-title").scrollIntoView({ block: "start" });

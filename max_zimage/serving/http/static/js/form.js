@@ -12,6 +12,7 @@ const OWN = new Set([
   "mask", "mask_image", "outpaint", "composite", "resize", "loras", "template", "features", "stream", "partial_images",
   "progress", "quality", "response_format", "background", "model", "user", "moderation", "input_fidelity",
   "safety_identifier", "style", "slg", "num_inference_steps", "soft_mask",
+  "enhance", "enhance_seed", // the picture's seed draws the words too
 ]);
 const PLAIN = ["prompt", "negative_prompt", "steps", "guidance_scale", "n", "step_cache", "template"];
 
@@ -47,6 +48,7 @@ export class Form {
     const cache = $("step_cache").value.trim();
     if (cache && cache !== this.described.step_cache?.default) body.step_cache = cache;
     if ($("template").value) body.template = $("template").value;
+    if ($("enhance").checked !== Boolean(this.described.enhance?.default)) body.enhance = $("enhance").checked;
     const size = this.sizes.text;
     if (!this.start.isSet) return { route: "v1/images/generations", size, body: { ...body, size }, kept: { ...body, size } };
     const { pictures, values } = await this.start.values();
@@ -57,6 +59,7 @@ export class Form {
   apply(body) {
     const usual = (name) => body[name] ?? this.described[name]?.default ?? "";
     for (const name of PLAIN) $(name).value = name === "n" ? (body.n ?? 1) : usual(name);
+    $("enhance").checked = this.capabilities.features.enhance && Boolean(usual("enhance"));
     if (Array.isArray(body.guidance_scale)) $("guidance_scale").value = body.guidance_scale.join(", ");
     if (body.size) this.sizes.set(...body.size.split("x"));
     this.fields.set(body);
@@ -158,7 +161,9 @@ export class Form {
   }
 
   #lists() {
-    const { templates, step_caches: caches } = this.capabilities;
+    const { templates, step_caches: caches, features, enhancer } = this.capabilities;
+    for (const id of ["enhance-field", "enhance-help"]) $(id).hidden = !features.enhance;
+    $("enhance-help").textContent = `By ${enhancer}, which adds what you do not say.`;
     $("step_caches").append(...caches.map((value) => el("option", { value })));
     $("template-field").hidden = templates.length === 0;
     const groups = Map.groupBy(templates, (each) => each.category || "others");

@@ -96,6 +96,8 @@ export class Job {
       seed: event.seed,
       request: { ...request, seed: event.seed },
       isEdit: this.route.endsWith("edits"),
+      revised: event.revised_prompt ?? "",
+      warnings: event.warnings ?? [],
       blob: blobOf(event.b64_json, `image/${event.output_format}`),
     };
   }

@@ -204,6 +204,7 @@ export class Stage {
         el("img", { className: "large", src: this.#url(picture), alt: request.prompt, id: "large" }),
         el("div", { className: "beside" },
           el("figcaption", {}, request.prompt, request.negative_prompt ? el("span", { className: "help" }, ` without ${request.negative_prompt}`) : null),
+          ...this.#revised(picture, button),
           el("dl", { className: "facts" }, ...facts.map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, String(value))))),
           el("div", { className: "actions" },
             el("a", { className: "button", href: this.#url(picture), download: name }, "Download"),
@@ -213,6 +214,14 @@ export class Stage {
             copied,
             button("Delete", () => this.#forget(picture), { className: "quiet" })))),
     ];
+  }
+
+  /** What an enhancer made of the prompt, or why it did not. */
+  #revised({ revised, warnings = [] }, button) {
+    const said = warnings.map((text) => el("p", { className: "help warning" }, text));
+    if (!revised) return said;
+    const take = button("Use this prompt", () => this.actions.revised(revised), { className: "quiet" });
+    return [...said, el("div", { className: "revised", id: "revised" }, el("p", {}, revised), take)];
   }
 
   #thumbs() {

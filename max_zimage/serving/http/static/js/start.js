@@ -76,7 +76,9 @@ export class Start {
       const notes = [];
       if (needs.image_digest) notes.push("it was drawn from a start image, which no picture holds");
       if (needs.mask_digest) notes.push("and with a mask");
-      if (Object.keys(left).length) notes.push(`left out, for the page has no field for it: ${Object.keys(left).join(", ")}`);
+      if (left.enhanced_by) notes.push(`its prompt was written out by ${left.enhanced_by} from “${left.original_prompt ?? ""}”`);
+      const others = Object.keys(left).filter((name) => !["original_prompt", "enhanced_by"].includes(name));
+      if (others.length) notes.push(`left out, for the page has no field for it: ${others.join(", ")}`);
       notes.push(...told);
       said.textContent = `Settings of ${file.name || "the picture"} are in the form${notes.length ? `; ${notes.join("; ")}` : ""}.`;
     } catch (error) {
