@@ -20,7 +20,7 @@ from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
 from max_zimage.compile.jobs import Job, Report, done
 from max_zimage.compile.registry import AHEAD, GRAPHS
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape
+from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape, LayerType
 from max_zimage.graphs.model.attention_backends import Backend, available
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
@@ -34,6 +34,9 @@ TARGETS: dict[str, tuple[str, str] | None] = {
 }
 """Target -> API and architecture of the virtual device; None is this machine's CPU."""
 
+_SLIDING: LayerType = "sliding_attention"
+_FULL: LayerType = "full_attention"
+
 DIFFUSION_GEMMA = DiffusionGemmaSpec(
     vocab_size=262144,
     hidden_size=2816,
@@ -44,7 +47,7 @@ DIFFUSION_GEMMA = DiffusionGemmaSpec(
     num_heads=16,
     sliding=LayerShape(key_heads=8, head_dim=256, has_values=True, rope_theta=1e4, rotated=128),
     full=LayerShape(key_heads=2, head_dim=512, has_values=False, rope_theta=1e6, rotated=64),
-    layer_types=(*(["sliding_attention"] * 5), "full_attention") * 5,
+    layer_types=(*[_SLIDING] * 5, _FULL) * 5,
     sliding_window=1024,
     norm_eps=1e-6,
     softcap=30.0,
@@ -176,7 +179,7 @@ def with_layers(specs: ModelSpecs, layers: int) -> ModelSpecs:
             at least, one of each type.
     """
     gemma = specs.diffusion_gemma
-    types = (*["sliding_attention"] * max(layers - 1, 1), "full_attention")
+    types = (*[_SLIDING] * max(layers - 1, 1), _FULL)
     return replace(
         specs,
         diffusion_gemma=gemma and replace(gemma, layer_types=types),

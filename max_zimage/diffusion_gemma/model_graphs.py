@@ -162,10 +162,9 @@ class CompiledDiffusionGemma:
         if not (np.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
         is_seen = np.zeros(cache.rows, np.float32) if sc_logits is None else sc_enabled.astype(np.float32)
-        inputs = [upload(each, self.device) for each in (canvas, is_seen, np.array([temperature], np.float32))]
-        logits, *told = self.look(
-            inputs[0], self.no_logits(cache) if sc_logits is None else sc_logits, *inputs[1:], cache
-        )
+        seen, warmth = upload(is_seen, self.device), upload(np.array([temperature], np.float32), self.device)
+        before = self.no_logits(cache) if sc_logits is None else sc_logits
+        logits, *told = self.look(upload(canvas, self.device), before, seen, warmth, cache)
         argmax, chances, tokens, entropy = map(download, told)
         return CanvasLook(logits, argmax, chances, tokens, entropy)
 
@@ -190,7 +189,7 @@ class CompiledDiffusionGemma:
         names, count = kinds(self.spec), tokens.shape[1]
         ropes = [rotary_table(self.spec.shape(kind), begin, count) for kind in names]
         masks = [reading_mask(self.spec, kind, starts, begin, count) for kind in names]
-        given = [upload(each, self.device) for each in (tokens, *ropes, *masks)]
+        given = [upload(tokens, self.device), *(upload(each, self.device) for each in (*ropes, *masks))]
         tensors, length = self.graphs["gemma_read"](*given, *past), begin + count
         ropes = [rotary_table(self.spec.shape(kind), length, self.spec.canvas_length) for kind in names]
         masks = [canvas_mask(self.spec, kind, starts, length) for kind in names]

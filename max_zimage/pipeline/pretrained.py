@@ -158,15 +158,13 @@ class PretrainedMethods:
             dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
             weight_path: Weight files in place of the checkpoint's own, safetensors or GGUF. One that is in no folder
                 named text_encoder, transformer or vae goes to every component that it holds, or to the transformer.
-            step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words; its graphs are
-                compiled here. Those of another one compile when a call first asks for it.
+            step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
             quantize: Component -> "int8" or "q4", for a CPU, or the same as "transformer=int8,text_encoder=q4": their
                 matrices are rounded when they are loaded. None is what the variable MAX_ZIMAGE_QUANTIZE says.
             attention_backend: How attention is computed, "max_zimage", "max", "plain" or "auto"; None is what the
                 variable MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says. See `graphs.model.attention_backends`.
-            embedding_cache_bytes: Of text features that are kept for prompts that come again; none if not given, or 64
-                MiB where the text encoder does not stay in memory.
+            embedding_cache_bytes: Of kept text features; none if not given, 64 MiB where the text encoder may leave.
             loras: Adapters of calls that name none; see `set_loras`.
             placement: "resident" (all components stay in memory), "sequential" (text encoder and transformer take
                 turns), "streamed" (and as many of the transformer's blocks stay as have room), or "auto", the first
@@ -177,15 +175,14 @@ class PretrainedMethods:
             dit_device: The same of the transformer, whose device decides on the dtype.
             vae_device: The same of the autoencoder.
             torch_dtype: `dtype` as diffusers and llm-dit call it, such as torch.bfloat16 or "bfloat16".
-            enhancer: Who writes prompts out in calls with `enhance=True`: a name, settings or an object of
-                `max_zimage.enhancer`; None for the one that goes with the checkpoint. It is loaded on first use.
-            config: A configuration file, which says what these arguments leave at their defaults and what calls leave
-                out; see `max_zimage.request.configuration`. None, without a profile, reads none.
+            enhancer: Who writes prompts out in calls with `enhance=True`, loaded on first use: a name, settings or an
+                object of `max_zimage.enhancer`; None for the one that goes with the checkpoint.
+            config: A configuration file, which says what arguments leave at their defaults and calls leave out; see
+                `max_zimage.request.configuration`. None, without a profile, reads none.
             profile: Of that file, or of the one in the default place.
 
         Raises:
-            ValueError: If the model, device or dtype is unsupported, or memory is insufficient. Raised before any
-                weight is loaded.
+            ValueError: If the model, device or dtype is unsupported, or memory is insufficient; before any is loaded.
         """
         given = {name: value for name, value in locals().items() if name not in ("cls", "model")}
         return cls.from_prepared(cls.prepare(model, **given))

@@ -37,8 +37,9 @@ def test_shapes_of_a_configuration_are_those_of_the_files_and_of_the_graphs() ->
     parameters = {}
     for name in ("denoise", "conditioning", "modulation"):
         module, _ = made(name, FULL_MODEL, "bfloat16", DeviceRef.CPU())
-        for parameter, each in module.parameters:
-            parameters[parameter.removeprefix("predict.").removeprefix("transformer.")] = prod(map(int, each.shape))
+        for parameter, tensor in module.parameters:
+            sides = [int(side) for side in tensor.shape]
+            parameters[parameter.removeprefix("predict.").removeprefix("transformer.")] = prod(sides)
     assert derived_plans(FULL_MODEL)["transformer"].nbytes("bfloat16") == 2 * sum(parameters.values())
 
 

@@ -17,7 +17,9 @@ from max.graph.weights import load_weights
 from max.nn.transformer import ReturnLogits
 from max.pipelines.kv_cache import KVCacheConfig
 from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
-from transformers import AutoConfig, DiffusionGemmaConfig
+from max.pipelines.modeling.config_enums import SupportedEncoding
+from transformers import AutoConfig
+from transformers.models.diffusion_gemma.configuration_diffusion_gemma import DiffusionGemmaConfig
 
 from max_zimage.diffusion_gemma.config import DiffusionGemmaForBlockDiffusionConfig, GemmaCacheParams
 from max_zimage.diffusion_gemma.model import DiffusionGemmaForBlockDiffusionModel
@@ -26,13 +28,13 @@ from max_zimage.errors import CheckpointError
 from tests.references.diffusion_gemmas import Both
 
 
-def configured(both: Both, encoding: str | None = "float32") -> PipelineConfig:
+def configured(both: Both, encoding: SupportedEncoding | None = "float32") -> PipelineConfig:
     """MAX's configuration of a checkpoint on this machine's CPU."""
     model = MAXModelConfig(
         model_path=str(both.directory),
         device_specs=[DeviceSpec.cpu()],
         weight_path=[both.directory / "model.safetensors"],
-        **({} if encoding is None else {"quantization_encoding": encoding}),
+        quantization_encoding=encoding,
     )
     return PipelineConfig.model_construct(models={"main": model})
 
@@ -124,9 +126,9 @@ def test_a_documented_step_is_the_step(model: DiffusionGemmaForBlockDiffusionMod
     logits = Buffer.zeros((rows * length, spec.vocab_size), DType.float32, CPU())
     theirs = None
     for enabled in (0.0, 1.0):
-        numbers = (np.array([enabled], np.float32), np.array([0.7], np.float32))
+        seen, warmth = (Buffer.from_numpy(np.array([each], np.float32)) for each in (enabled, 0.7))
         flat = Buffer.from_numpy(canvas.reshape(-1).copy())
-        found = model.execute_decoder_step(flat, offsets, logits, *map(Buffer.from_numpy, numbers), cache)
+        found = model.execute_decoder_step(flat, offsets, logits, seen, warmth, cache)
         wanted = usual.ours.denoise(canvas, theirs, np.ones(rows, bool), 0.7, usual.ours.encode(ids, lengths))
         told = (wanted.argmax, wanted.top_probabilities, wanted.top_tokens, wanted.entropy)
         for given, expected in zip(found, (wanted.logits.to_numpy(), *told), strict=True):

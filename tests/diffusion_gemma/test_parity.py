@@ -7,6 +7,7 @@ itself was so near a tie are left out, and there must be few of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ class Reference:
         longest = max(map(len, prompts))
         ids = np.stack([np.pad(each, (longest - len(each), 0)) for each in prompts])
         self.mask = np.stack([np.arange(longest) >= longest - len(each) for each in prompts]).astype(np.int64)
-        self.cache = DynamicCache(config=both.theirs.config.text_config)
+        settings: Any = both.theirs.config.text_config
+        self.cache = DynamicCache(config=settings)
         self.read(ids, first=True)
 
     @torch.no_grad()
@@ -76,7 +78,7 @@ def check_cache(both: Both, ours: GemmaCache, theirs: Reference) -> None:
     spec = both.ours.spec
     tensors = dict(zip(kinds(spec), ours.tensors, strict=True))
     for index, (kind, place) in enumerate(zip(spec.layer_types, spec.places(), strict=True)):
-        layer = theirs.cache.layers[index]
+        layer: Any = theirs.cache.layers[index]
         for number, wanted in enumerate((layer.keys, layer.values)):
             kept = wanted.shape[2]
             assert kept == (min(ours.length, spec.sliding_window - 1) if kind == "sliding_attention" else ours.length)
@@ -118,7 +120,7 @@ def run(both: Both, lengths: list[int], seed: int) -> Iterator[str]:
     yield "prompt"
     for block in ("first", "second"):
         canvas = rng.integers(0, spec.vocab_size, (rows, spec.canvas_length))
-        logits = None
+        logits: Any = None
         for temperature, mask in ((0.8, every), (0.7, every), (0.6, seen)):
             given = None if logits is None else logits.to_numpy()
             look = both.ours.denoise(canvas, logits, mask, temperature, cache)

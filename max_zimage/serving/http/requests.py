@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import math
-import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from max.pipelines.context.exceptions import InputError
@@ -23,11 +20,10 @@ from max_zimage.serving.context_tokenizer import ZImageTokenizer
 from max_zimage.serving.drawn_by import DrawnBy, written_parameters
 from max_zimage.serving.errors import ApiError, bad_request, over_limit
 from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
+from max_zimage.serving.http.image_fields import compression_of, size_of, steps_of
 from max_zimage.serving.http.schema import ImageRequest, given
 from max_zimage.serving.settings import ServerLimits
 from max_zimage.text.tokenizer import TokenizerError
-
-_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +69,7 @@ def asked_of_image_request(served: ServedModel, body: ImageRequest, **more: Any)
     elif body.prompt is None:
         raise bad_request("prompt: field required, a string, or features in its place", "prompt")
     height, width = size_of(body.size)
-    steps = _steps(served, body)
+    steps = steps_of(body, served.tokenizer.defaults.num_inference_steps)
     return request_of(
         served,
         **values | {"prompt": body.prompt, "height": height, "width": width, "num_inference_steps": steps} | more,
@@ -94,7 +90,7 @@ def context_of_image_request(served: ServedModel, body: ImageRequest, asked: Gen
         asked,
         body.output_format or "png",
         metadata=body.metadata,
-        compression=_compression(body),
+        compression=compression_of(body),
         reports=bool(body.stream),
         previews=(body.partial_images or 0) if body.stream else 0,
     )
@@ -255,51 +251,3 @@ def check_loras(served: ServedModel, asked: GenerationRequest, names: ApiNames) 
         except CheckpointError as error:
             said = f"{names.of('loras')}: {without_folders(str(error), [lora])}"
             raise bad_request(said, names.param("loras")) from error
-
-
-def size_of(text: str | None) -> tuple[int | None, int | None]:
-    """Height and width, or None for those of the checkpoint or of the image.
-
-    Raises:
-        ApiError: 400 if it is no size.
-    """
-    if text is None or text == "auto":
-        return None, None
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise bad_request(
-            f'size: must be "auto" or "WIDTHxHEIGHT" in pixels, e.g. "1024x768", got {text[:40]!r}', "size"
-        )
-    return int(match[2]), int(match[1])
-
-
-def _compression(body: ImageRequest) -> int | None:
-    """Quality of the file, 100 if none is named, as OpenAI has it; None for one without loss.
-
-    Raises:
-        ApiError: 400 if a PNG is to have another.
-    """
-    kind, quality = body.output_format or "png", 100 if body.output_compression is None else body.output_compression
-    if kind == "png" and quality != 100:
-        raise bad_request(
-            "output_compression: png has no quality but 100; set output_format to jpeg or webp, or leave it out",
-            "output_compression",
-        )
-    return quality if kind == "jpeg" or quality < 100 else None
-
-
-_QUALITIES = {"low": Fraction(1, 2), "high": Fraction(2), "hd": Fraction(2), "xhigh": Fraction(3), "max": Fraction(4)}
-"""Words for more or fewer steps than a checkpoint's own, and how many times as many."""
-
-
-def _steps(served: ServedModel, body: ImageRequest) -> int | None:
-    """Steps, where the request or its quality names them."""
-    fields = given(body)
-    asked: int | None = fields.get("num_inference_steps")
-    if body.quality not in _QUALITIES:
-        return asked
-    for name, called in (("num_inference_steps", "steps"), ("sigmas", "sigmas")):
-        if fields.get(name) is not None:
-            message = f"quality: stands for a number of steps, and {called} is given too; leave one out"
-            raise bad_request(message, "quality")
-    return math.ceil(_QUALITIES[body.quality] * served.tokenizer.defaults.num_inference_steps)
