@@ -77,11 +77,11 @@ def test_pictures_are_those_of_the_resident_run_to_the_bit(streamed: ZImagePipel
 
 def test_the_budget_is_kept(streamed: ZImagePipeline, budget: int, embedded: Pair) -> None:
     """By the plan, by the ledgers, and by the buffers that there are."""
+    draw(streamed, RED)
     plan, components = streamed.residency.plan, streamed.sources.nbytes
     assert (plan.residency, plan.stay) == ("streamed", STAY)
     assert plan.peaks["cpu"] == budget < sum(components.values())
     assert "5 of the transformer's 6 blocks are streamed" in plan.why
-    draw(streamed, RED)
     blocks, needs = blocks_of(streamed), needs_of(streamed.sources, Size(height=128, width=128, branches=2))
     around = nbytes_of(list(streamed.transformer.kept_weights.values()))
     streams = needs["transformer"].streams
