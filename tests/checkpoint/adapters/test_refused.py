@@ -89,7 +89,7 @@ BAD: dict[str, tuple[StateDict, str]] = {
         {**GOOD, f"{QUERY}.lora_A.weight": torch.full((4, 256), float("nan"), dtype=torch.bfloat16)},
         r"1 tensor holds NaN or infinity: .*lora_A\.weight",
     ),
-    "infinity": ({**GOOD, f"{QUERY}.lora_B.weight": random(256, 4) / 0}, r"hold NaN or infinity: .*lora_B\.weight"),
+    "infinity": ({**GOOD, f"{QUERY}.lora_B.weight": random(256, 4) / 0}, r"holds NaN or infinity: .*lora_B\.weight"),
     "LoKr": (
         {f"{QUERY}.lokr_w1": random(4, 4), f"{QUERY}.lokr_w2": random(64, 32)},
         r"is \[256, 128\] and must",
