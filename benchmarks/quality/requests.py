@@ -145,9 +145,9 @@ def _case(part: str, steps: int) -> str:
 def _write(file: Path, measured: Sequence[Row], conditions: Conditions, *, untimed: bool) -> None:
     """Write rows in the order of the parts; those of parts that were not drawn stay as they are."""
     found = {(row.case, row.variant): record(row, measured, conditions) for row in measured}
-    if untimed:
-        for row in found.values():
-            row |= dict.fromkeys(("median_s", "p20_s", "p80_s", "speedup"), "")
+    without = ("skipped", "identical", *(("median_s", "p20_s", "p80_s", "speedup") if untimed else ()))
+    for row in found.values():  # no step cache is compared, and no picture is to be another's
+        row |= dict.fromkeys(without, "")
     if file.exists():
         with file.open(newline="", encoding="utf-8") as before:
             drawn = {case for case, _ in found}
