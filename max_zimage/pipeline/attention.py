@@ -43,7 +43,7 @@ def with_attention(sources: CheckpointManifest, wish: str | None, devices: Mappi
         for each in COMPONENTS
         if each in sources.plans
     }
-    return replace(sources, attention=found)
+    return replace(sources, attention={component: chosen for component, chosen in found.items() if chosen})
 
 
 def backend_of(

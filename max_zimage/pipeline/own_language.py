@@ -35,7 +35,7 @@ class CheckpointLanguage(OwnModel):
         devices: list[Device],
         encoder: ZImageTextEncoderModel | None = None,
     ) -> None:
-        self._sources, self._devices, self._encoder = sources, devices, encoder
+        self._sources, self._places, self._encoder = sources, devices, encoder
         self.tokenizer = tokenizer
         self.max_positions = sources.specs.text_encoder.max_positions
         self.ends = frozenset() if isinstance(tokenizer, NoTokenizer) else ends_of(tokenizer, self._config)
@@ -63,10 +63,10 @@ class CheckpointLanguage(OwnModel):
 
     def _loaded(self) -> ZImageTextEncoderModel:
         dtype, checked = self._sources.dtypes["text_encoder"], self._sources.plans["text_encoder"]
-        check_fit([self._plan.body.nbytes(dtype) + self._plan.head.nbytes(dtype)], self._devices[0])
+        check_fit([self._plan.body.nbytes(dtype) + self._plan.head.nbytes(dtype)], self._places[0])
         weights = SafetensorWeights(list(checked.files))
-        session = new_session(self._devices)
-        return ZImageTextEncoderModel(self._config, dtype, self._devices, weights, session=session, plan=checked)
+        session = new_session(self._places)
+        return ZImageTextEncoderModel(self._config, dtype, self._places, weights, session=session, plan=checked)
 
 
 def ends_of(tokenizer: PromptTokenizer, config: Mapping[str, object]) -> frozenset[int]:
