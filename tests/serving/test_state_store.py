@@ -14,7 +14,6 @@ import pytest
 
 from max_zimage.cli.main import main
 from max_zimage.serving.addresses import store_address
-from max_zimage.serving.store import files as files_module
 from max_zimage.serving.store import state_store
 from max_zimage.serving.store.files import StoreError, StoreFiles
 from max_zimage.serving.store.sealed import Entry, Seal, SealError
@@ -148,7 +147,7 @@ def test_what_is_too_old_is_gone_and_removed(tmp_path: Path, monkeypatch: pytest
     name = of(store.put_picture(b"x", "image/png"))
     of(store.put_request("a", {}))
     assert of(store.picture(name)) is not None
-    (unfinished := tmp_path / "state" / PICTURES / f"{files_module._UNFINISHED}0-x").write_bytes(b"half")
+    (unfinished := tmp_path / "state" / PICTURES / f".new-{'0' * 8}-{'1' * 40}").write_bytes(b"half")
     os.utime(unfinished, (1.0, 1.0))
     time.sleep(0.3)
     assert of(store.picture(name)) is None
@@ -159,6 +158,25 @@ def test_what_is_too_old_is_gone_and_removed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(state_store, "_SWEEP", 0.0)
     of(store.sweep())
     assert kept(tmp_path) == []
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is given a folder with pictures in it removes what it wrote, and nothing else."""
+    monkeypatch.setattr(state_store, "_SWEEP", 0.0)
+    folder = tmp_path / "state" / PICTURES
+    folder.mkdir(parents=True)
+    names = ("holiday.jpg", ".new-year.jpg", "0" * 39, "0" * 40 + ".png", ".new-holiday-" + "0" * 40)
+    foreign = [folder / name for name in names]
+    own = folder / f".new-{'0' * 16}", folder / f".new-{'0' * 8}-.new-{'0' * 16}"  # of a trial that was interrupted
+    for each in (*foreign, *own):
+        each.write_bytes(bytes(9000))
+        os.utime(each, (1.0, 1.0))
+    store = opened(shared(tmp_path), seconds=0.2)
+    first, second = (of(store.put_picture(bytes(3000), "image/png")) for _ in range(2))
+    assert None not in (of(store.picture(first)), of(store.picture(second)))  # there is room for both
+    time.sleep(0.3)
+    of(store.sweep())
+    assert sorted(kept(tmp_path)) == sorted(foreign)
 
 
 def test_who_reads_while_others_write_sees_a_whole_file(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 A file is there whole or not at all. Where a file system may show half of one while it is written, it is written under
 another name first and renamed.
 
+The address may be that of a folder in which there is something else. What is not named as files are named here is
+nobody's to list, to count or to remove.
+
 Reference: fsspec, `AbstractFileSystem`.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -25,6 +29,11 @@ _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci
 """Protocols whose file is replaced in one go by writing it."""
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 _UNFINISHED = ".new-"
+_PROBE = rf"{re.escape(_UNFINISHED)}[0-9a-f]{{16}}"
+_OWN = re.compile(r"[0-9a-f]{40}")
+"""Names of files, as `Seal.path` gives them."""
+_BEGUN = re.compile(rf"{re.escape(_UNFINISHED)}[0-9a-f]{{8}}-([0-9a-f]{{40}}|{_PROBE})|{_PROBE}")
+"""Names under which files are written, and those of the file that a store is tried with."""
 
 
 class StoreError(Exception):
@@ -87,7 +96,7 @@ class StoreFiles:
         path = f"{folders[0]}/{_UNFINISHED}{secrets.token_hex(8)}"
         self.put(path, b"first")
         self.put(path, b"second")
-        found, listed = self.get(path), [each for each in self._every(folders[0]) if each.path == path]
+        found, listed = self.get(path), [each for each in self._named(folders[0], _BEGUN) if each.path == path]
         self.remove(path)
         if found != b"second" or [each.size for each in listed] != [6] or self.get(path) is not None:
             raise StoreError(f"{self._address} does not give back what was written to it")
@@ -130,12 +139,12 @@ class StoreFiles:
             self._system.rm_file(self._full(path))
 
     def listed(self, folder: str) -> list[StoredFile]:
-        """The files of a folder, the oldest first; those that somebody is writing are not among them.
+        """The files of a folder, the oldest first; those that somebody is writing, or that are of others, are not.
 
         Raises:
             StoreError: If it cannot be read.
         """
-        return [each for each in self._every(folder) if _UNFINISHED not in each.path]
+        return self._named(folder, _OWN)
 
     def abandoned(self, folder: str, seconds: float) -> list[StoredFile]:
         """Files that somebody began to write so long ago that nobody will finish them.
@@ -144,19 +153,23 @@ class StoreFiles:
             StoreError: If the folder cannot be read.
         """
         before = time.time() - seconds
-        return [each for each in self._every(folder) if _UNFINISHED in each.path and each.written < before]
+        return [each for each in self._named(folder, _BEGUN) if each.written < before]
 
-    def _every(self, folder: str) -> list[StoredFile]:
+    def _named(self, folder: str, names: re.Pattern[str]) -> list[StoredFile]:
         with self._told("cannot be read"):
             self._system.invalidate_cache()
             try:
                 found = self._system.ls(self._full(folder), detail=True)
             except FileNotFoundError:  # an object store has no folder where there is no file
                 return []
-            files = [self._described(folder, each) for each in found if each["type"] == "file"]
+            files = [
+                self._described(folder, name, each)
+                for each in found
+                if each["type"] == "file" and names.fullmatch(name := each["name"].rsplit("/", 1)[-1])
+            ]
         return sorted(files, key=lambda each: each.written)
 
-    def _described(self, folder: str, found: dict[str, Any]) -> StoredFile:
+    def _described(self, folder: str, name: str, found: dict[str, Any]) -> StoredFile:
         written = next((found[key] for key in _TIMES if found.get(key) is not None), None)
         if isinstance(written, str):
             written = datetime.fromisoformat(written)
@@ -164,7 +177,7 @@ class StoreFiles:
             written = written.timestamp()
         if written is None:
             raise StoreError(f"{self._address} does not say when its files were written; take another kind of store")
-        return StoredFile(f"{folder}/{found['name'].rsplit('/', 1)[-1]}", int(found["size"]), float(written))
+        return StoredFile(f"{folder}/{name}", int(found["size"]), float(written))
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}"
