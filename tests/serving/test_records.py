@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -182,6 +183,33 @@ def test_in_memory_the_end_is_known_too() -> None:
             one.worker.finish("b")
             assert await outcome(one.queue, again) == "done"
             await becomes(one.records, "a", status="done")
+
+    asyncio.run(body())
+
+
+def test_last_words_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server ends while a slow store is written to: what its requests came to is found afterwards."""
+    put = StoreFiles.put
+
+    def slow(files: StoreFiles, path: str, content: bytes) -> None:
+        time.sleep(0.3)
+        put(files, path, content)
+
+    async def body() -> None:
+        one, two = (Replica(f"file://{tmp_path}/state", queue=9) for _ in range(2))
+        monkeypatch.setattr(StoreFiles, "put", slow)
+        async with one.running():
+            jobs = [one.queue.submit(context(name), name) for name in "abcdef"]  # more than threads of a store
+            await settled()
+            for job in jobs:
+                one.queue.cancel(job, "shutdown")
+            await asyncio.sleep(0.1)  # the first are being written
+            await one.records.flush()
+            one.store.close()
+        for name in "abcdef":
+            found = await two.records.find(name)
+            assert found is not None
+            assert found["status"] == "failed"
 
     asyncio.run(body())
 

@@ -46,6 +46,7 @@ class RequestRecords:
         self._ended: dict[str, dict[str, Any]] = {}  # what became of those that are not written down yet
         self._written: dict[str, float] = {}  # of those on their way: when they were written down last
         self._urgent = asyncio.Event()
+        self._flushing = asyncio.Lock()
         self._complained = float("-inf")
         dispatcher.observers.append(self._note)
 
@@ -119,15 +120,17 @@ class RequestRecords:
                 await asyncio.sleep(_TICK)
 
     async def flush(self) -> None:
-        """Write down all that is due.
+        """Write down all that is due, and wait for what somebody else is writing down.
 
         Raises:
             StoreError: If the store cannot be written; what was not written stays due.
         """
-        if self._store.is_shared:
-            late = time.monotonic() - _BEAT
-            self._due |= {job.name for job in self._dispatcher.jobs if self._written.get(job.name, late) <= late}
-        results = await asyncio.gather(*map(self._write, list(self._due)), return_exceptions=True)
+        # What is being written is not due: without the lock the last one at a server's end would find nothing to do.
+        async with self._flushing:
+            if self._store.is_shared:
+                late = time.monotonic() - _BEAT
+                self._due |= {job.name for job in self._dispatcher.jobs if self._written.get(job.name, late) <= late}
+            results = await asyncio.gather(*map(self._write, list(self._due)), return_exceptions=True)
         for failure in results:
             if failure is not None:
                 raise failure
