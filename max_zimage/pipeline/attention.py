@@ -77,6 +77,22 @@ def backend_of(
     )
 
 
+def named_attention(said: str) -> str:
+    """An attention as pictures carry it: empty where device and dtype choose.
+
+    Args:
+        said: By a user; a name that is none is refused when the graphs are built.
+
+    >>> named_attention("plain"), named_attention("sdpa")
+    ('plain', '')
+    """
+    try:
+        known = attention_of(said or "auto")
+    except ValueError:
+        return ""
+    return "" if known == "auto" else known
+
+
 def spec_of(component: str, specs: ModelSpecs) -> TextEncoderSpec | TransformerSpec:
     """The spec of one of `COMPONENTS`."""
     return specs.text_encoder if component == "text_encoder" else specs.transformer

@@ -10,7 +10,7 @@ from max.pipelines.lib.config import MAXModelConfig
 
 from max_zimage.checkpoint.locate import COMPONENTS
 from max_zimage.errors import RequestError
-from max_zimage.pipeline.storages import VARIABLE
+from max_zimage.pipeline import attention, storages
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 
@@ -82,4 +82,10 @@ def source_of(model: str, components: Mapping[str, MAXModelConfig]) -> DrawnBy |
         return None
     device = "cpu" if parts[0].device_specs[0].device_type == "cpu" else "gpu"
     dtype = dtypes.pop() or ("float32" if device == "cpu" else "bfloat16")
-    return DrawnBy(model=model, dtype=dtype, device=device, quantize=os.environ.get(VARIABLE, ""))
+    return DrawnBy(
+        model=model,
+        dtype=dtype,
+        device=device,
+        quantize=os.environ.get(storages.VARIABLE, ""),
+        attention_backend=attention.named_attention(os.environ.get(attention.VARIABLE, "")),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 from sd_parsers import ParserManager
 
-from max_zimage.serving.drawn_by import DrawnBy
+from max_zimage.checkpoint.locate import COMPONENTS
+from max_zimage.pipeline.attention import VARIABLE
+from max_zimage.serving.drawn_by import DrawnBy, source_of
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.requests import ServedModel, make_context
 from max_zimage.serving.settings import ServerLimits
@@ -62,6 +65,33 @@ def test_responses(server: Server) -> None:
 def test_what_is_neither_true_nor_false_is_refused(server: Server) -> None:
     answer = server.draw("a ring", metadata="no")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")
+
+
+@pytest.mark.parametrize(
+    ("said", "named"), [(None, ""), ("auto", ""), ("sdpa", ""), ("plain", "plain"), ("max", "max")]
+)
+def test_under_max_serve_pictures_name_their_attention(
+    said: str | None, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `max-zimage serve` has it: what the device chooses has no name, so that it is chosen again."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if said is not None:
+        monkeypatch.setenv(VARIABLE, said)
+
+    def part(name: str) -> Any:
+        device = SimpleNamespace(device_type="cpu")
+        return SimpleNamespace(
+            quantization_encoding="float32",
+            model_path="m",
+            subfolder=name,
+            huggingface_model_revision="main",
+            weight_path=[],
+            device_specs=[device],
+        )
+
+    found = source_of("m", {name: part(name) for name in COMPONENTS})
+    assert found is not None
+    assert found.attention_backend == named
 
 
 def test_a_server_may_write_none(monkeypatch: pytest.MonkeyPatch) -> None:
