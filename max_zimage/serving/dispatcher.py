@@ -19,7 +19,7 @@ from max.serve.worker_interface import ModelWorkerProxy, RequestQueueFull
 
 from max_zimage.host.words import counted
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.serving.errors import ApiError
+from max_zimage.serving.errors import ApiError, duplicate_id
 from max_zimage.serving.job import Change, Event, Job
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.worker.messages import read_failure, read_progress
@@ -33,6 +33,12 @@ _REASONS = {
     "timeout": "it took too long",
     "shutdown": "the server is being shut down",
 }
+
+
+def ended_by(by: CancelledBy) -> ApiError:
+    """What whoever waits for a request is told when it is ended early."""
+    status, code = (503, "shutting_down") if by == "shutdown" else (499, "cancelled")
+    return ApiError(status, code, f"the request was ended: {_REASONS[by]}")
 
 
 class Dispatcher:
@@ -99,20 +105,21 @@ class Dispatcher:
                 headers={"Retry-After": "1"},
             )
 
-    def submit(self, context: ZImageContext, name: str) -> Job:
+    def submit(self, context: ZImageContext, name: str, run: str | None = None) -> Job:
         """Take a request.
 
         Args:
             context: What the worker gets.
             name: The id by which its client knows it.
+            run: Of a request that was known before; None for a new one.
 
         Raises:
             ApiError: As `check_room`; 409 if the id is in use.
         """
         self.check_room()
         if self.find(name) is not None:
-            raise ApiError(409, "duplicate_id", f"a request with the id {name} is not done yet; choose another")
-        job = Job(context, name)
+            raise duplicate_id(name)
+        job = Job(context, name) if run is None else Job(context, name, run=run)
         self._waiting.append(job)
         self.idle.clear()
         self._tell(job, "queued")
@@ -158,8 +165,7 @@ class Dispatcher:
         else:
             return
         self._metrics.cancellations.labels(by).inc()
-        status, code = (503, "shutting_down") if by == "shutdown" else (499, "cancelled")
-        self._end(job, told or ApiError(status, code, f"the request was ended: {_REASONS[by]}"))
+        self._end(job, told or ended_by(by))
         self._feed()
 
     def attach(self, proxy: ModelWorkerProxy[Any, Any]) -> None:

@@ -65,6 +65,11 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_val
     return ApiError(400, code, message, param=param)
 
 
+def duplicate_id(name: str) -> ApiError:
+    """A request with the id of another one that is not done."""
+    return ApiError(409, "duplicate_id", f"a request with the id {name} is not done yet; choose another")
+
+
 def together(sentences: Sequence[str], count: int | None = None) -> str:
     """All that is wrong, in one message: the first sentences, and how many more there are.
 

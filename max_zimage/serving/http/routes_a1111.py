@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 
 from max_zimage.errors import RequestError
 from max_zimage.images.infotext import write_infotext
+from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.drawn_by import written_parameters
 from max_zimage.serving.http.a1111_arguments import arguments
 from max_zimage.serving.http.a1111_body import (
@@ -87,14 +88,14 @@ async def _answered(
     """Check a request, draw it, put it back where it is a part, and answer."""
     wish = (body.override_settings or {}).get(PNG_INFO)
     said = put.said if put else {}
-    revision = await state.revised_request(NAMES, values)
-    drawn = revision.request
+    asked = await state.request_of(NAMES, values)
+    pictures: list[dict[str, Any]] = []
 
-    def prepared() -> Any:
+    def prepared(drawn: GenerationRequest) -> Any:
         # A part is no picture of its own, and says nothing before it is put back.
         metadata = wish if put is None else False
-        context = make_context(state.served, drawn, "png", NAMES, metadata, reports=True, previews=_PREVIEWS)
-        return context, [json.loads(text) for text in written_parameters(drawn, state.served.drawn_by)]
+        pictures.extend(json.loads(text) for text in written_parameters(drawn, state.served.drawn_by))
+        return make_context(state.served, drawn, "png", NAMES, metadata, reports=True, previews=_PREVIEWS)
 
     def put_back(files: list[bytes]) -> list[bytes]:
         if put is None:
@@ -104,8 +105,7 @@ async def _answered(
 
     carries = carries_metadata(state.served, wish)
 
-    context, pictures = await asyncio.to_thread(prepared)
-    job = await state.submit(context, request)
+    revision, job = await state.submit_enhanced(asked, NAMES, prepared, request)
     state.note(job, None)
     with _current(state, job):
         output = await finished(state.dispatcher, job, request)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -64,19 +65,18 @@ async def answered(
     state: ServerState, asked: GenerationRequest, body: ImageRequest, event: str, request: Request
 ) -> Response:
     """Have a request's prompt written out if it asks for that, queue it and answer it, at once or as events."""
-    revision = await state.revised(asked, IMAGES)
-    context = await asyncio.to_thread(context_of_image_request, state.served, body, revision.request)
+    make = partial(context_of_image_request, state.served, body)
+    revision, job = await state.submit_enhanced(asked, IMAGES, make, request)
+    state.note(job, body.caller)
     form = ResponseFormat(
         event=event,
         by_url=body.response_format == "url",
-        output_format=context.output_format,
+        output_format=job.context.output_format,
         quality=body.quality or "auto",
         progress=bool(body.progress),
         of_picture=revision.of_picture,
         facts=revision.facts,
     )
-    job = await state.submit(context, request)
-    state.note(job, body.caller)
     if body.stream:
         stream = events(state.dispatcher, job, form, state.media, request)
         return EventResponse(stream, job, state.dispatcher)

@@ -146,12 +146,13 @@ async def generate(request: Request) -> Response:
     state.check_room()
     body = parsed(GENERATE, await json_body(request), _ELSEWHERE)
 
-    revision = await state.revised_request(NAMES, arguments(body))
-    context = await asyncio.to_thread(make_context, state.served, revision.request, "png", NAMES)
-    job = await state.submit(context, request)
+    asked = await state.request_of(NAMES, arguments(body))
+    revision, job = await state.submit_enhanced(
+        asked, NAMES, lambda drawn: make_context(state.served, drawn, "png", NAMES), request
+    )
     state.note(job, None)
     output = await finished(state.dispatcher, job, request)
-    headers = {"X-Generation-Time": f"{time.perf_counter() - begun:.2f}", "X-Seed": str(context.seed)}
+    headers = {"X-Generation-Time": f"{time.perf_counter() - begun:.2f}", "X-Seed": str(job.context.seed)}
     headers |= revision.headers
     return Response(picture_or_error(output.output[0]), media_type="image/png", headers=headers)
 

@@ -43,9 +43,7 @@ async def create_response(request: Request) -> Response:
     content = await _inlined(state, await json_body(request))
     body = parsed(OpenResponsesRequestBody, content)
     asked, make = await asyncio.to_thread(_asked, state.served, body, content)
-    revision = await state.revised(asked, RESPONSES)
-    context = await asyncio.to_thread(make, revision.request)
-    job = await state.submit(context, request)
+    revision, job = await state.submit_enhanced(asked, RESPONSES, make, request)
     state.note(job, body.user)
     output = await finished(state.dispatcher, job, request)
     options = body.provider_options.image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,22 +78,54 @@ class ServerState:
         Raises:
             ApiError: As `Dispatcher.submit`; 409 also if another replica draws a request of that id.
         """
+        await self._check_id(request)
+        return self._queued(context, request)
+
+    async def submit_enhanced(
+        self,
+        asked: GenerationRequest,
+        names: ApiNames,
+        make: Callable[[GenerationRequest], ZImageContext],
+        request: Request,
+    ) -> tuple[Revision, Job]:
+        """The same, with the prompt written out first where that is asked for; its id is known meanwhile.
+
+        Args:
+            asked: What a request asks for.
+            names: Of the API it came by.
+            make: Of that, or of the same with another prompt, what the worker gets; called in a thread.
+            request: The request.
+
+        Raises:
+            ApiError: As `submit` and `enhanced.revised`; 499 if it is cancelled by its id.
+        """
+
+        async def prepared() -> tuple[Revision, ZImageContext]:
+            revision = await revised(self.enhancer, self.served, asked, names)
+            return revision, await asyncio.to_thread(make, revision.request)
+
+        if not asked.enhance or self.enhancer is None:
+            revision, context = await prepared()
+            return revision, await self.submit(context, request)
+        await self._check_id(request)
+        with self.records.unqueued.known(request.state.request_id) as unqueued:
+            revision, context = await unqueued.waits_for(prepared())
+            return revision, self._queued(context, request, unqueued.run)
+
+    async def _check_id(self, request: Request) -> None:
         if request.state.chosen_id:
             await self.records.check_free(request.state.request_id)
+
+    def _queued(self, context: ZImageContext, request: Request, run: str | None = None) -> Job:
         if self.tracing is not None:
             for name, value in getattr(request.state, TRACE).items():
                 setattr(context, name, value)
             getattr(request.state, SPAN).set_attributes(facts_of(context))
-        return self.dispatcher.submit(context, request.state.request_id)
+        return self.dispatcher.submit(context, request.state.request_id, run)
 
-    async def revised(self, asked: GenerationRequest, names: ApiNames) -> Revision:
-        """A request with its prompt written out, where it asks for that; see `enhanced.revised`."""
-        return await revised(self.enhancer, self.served, asked, names)
-
-    async def revised_request(self, names: ApiNames, arguments: Mapping[str, Any]) -> Revision:
-        """The same of arguments, which are checked as `request_of` does."""
-        asked = await asyncio.to_thread(lambda: request_of(self.served, names, **arguments))
-        return await self.revised(asked, names)
+    async def request_of(self, names: ApiNames, arguments: Mapping[str, Any]) -> GenerationRequest:
+        """What a request's arguments ask for, which are checked as `requests.request_of` does."""
+        return await asyncio.to_thread(lambda: request_of(self.served, names, **arguments))
 
     def note(self, job: Job, user: str | None) -> None:
         """One line in the log for each request; never its prompt."""

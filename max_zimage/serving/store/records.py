@@ -14,15 +14,16 @@ import time
 from typing import Any
 
 from max_zimage.serving.dispatcher import Dispatcher
-from max_zimage.serving.errors import ApiError
+from max_zimage.serving.errors import ApiError, duplicate_id
 from max_zimage.serving.job import Change, Job
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.store.files import StoreError
 from max_zimage.serving.store.state_store import StateStore, TooLarge
+from max_zimage.serving.unqueued import Unqueued, UnqueuedRequests
 
 _log = logging.getLogger("max_zimage.serving")
 
-ACTIVE = ("queued", "running")
+ACTIVE = ("enhancing", "queued", "running")
 _TICK = 1.0  # seconds between two looks at requests that are on their way
 _BEAT = 5.0  # seconds after which a request is written down again though nothing has changed
 _LOST = 30.0  # seconds without that, and its replica is gone; as far as clocks of replicas may differ
@@ -34,9 +35,12 @@ _ASK, _ASKS = 0.2, 25  # seconds between two looks whether a replica has obeyed,
 class RequestRecords:
     """The requests of a server, on all its replicas.
 
+    Attributes:
+        unqueued: This replica's requests whose prompts are being written out.
+
     Args:
         store: Where they meet.
-        dispatcher: This replica's requests.
+        dispatcher: This replica's requests that are queued or drawn.
         metrics: Counts failures of the store.
     """
 
@@ -49,6 +53,7 @@ class RequestRecords:
         self._flushing = asyncio.Lock()
         self._complained = float("-inf")
         dispatcher.observers.append(self._note)
+        self.unqueued = UnqueuedRequests(dispatcher, metrics, self._note_unqueued)
 
     async def find(self, name: str) -> dict[str, Any] | None:
         """How a request stands, as its client is told; None if nothing is known of it.
@@ -72,7 +77,11 @@ class RequestRecords:
         if job is not None:
             self._dispatcher.cancel(job, "api")
             return "cancelled"
-        facts = await self._store.request(name)
+        unqueued = self.unqueued.find(name)
+        if unqueued is not None:
+            self.unqueued.cancel(unqueued, "api")
+            return "cancelled"
+        facts = self._here(name) or await self._store.request(name)
         if facts is None or _told(facts)["status"] not in ACTIVE:
             return None
         await self._store.ask_to_cancel(name, facts["run"])
@@ -85,20 +94,20 @@ class RequestRecords:
         return "cancelling"
 
     async def check_free(self, name: str) -> None:
-        """Refuse an id that a client has chosen for a request while another replica draws one of that id.
+        """Refuse an id that a client has chosen for a request while there is one of that id, here or elsewhere.
 
         Raises:
-            ApiError: 409. Where the store cannot be read, nobody knows, and the request is taken.
+            ApiError: 409. Where the store cannot be read, nobody knows of other replicas, and the request is taken.
         """
-        if not self._store.is_shared:
-            return
-        try:
-            facts = self._here(name) or await self._store.request(name)
-        except StoreError as error:
-            self._complain(error)
-            return
+        facts = None
+        if self._store.is_shared and self._here(name) is None:
+            try:
+                facts = await self._store.request(name)
+            except StoreError as error:
+                self._complain(error)
+        facts = self._here(name) or facts  # last: it may have come while the store was asked
         if facts is not None and _told(facts)["status"] in ACTIVE:
-            raise ApiError(409, "duplicate_id", f"a request with the id {name} is not done yet; choose another")
+            raise duplicate_id(name)
 
     async def keep(self) -> None:
         """Write down what changes and obey wishes, until cancelled."""
@@ -129,7 +138,7 @@ class RequestRecords:
         async with self._flushing:
             if self._store.is_shared:
                 late = time.monotonic() - _BEAT
-                self._due |= {job.name for job in self._dispatcher.jobs if self._written.get(job.name, late) <= late}
+                self._due |= {name for name in self._runs() if self._written.get(name, late) <= late}
             results = await asyncio.gather(*map(self._write, list(self._due)), return_exceptions=True)
         for failure in results:
             if failure is not None:
@@ -153,32 +162,57 @@ class RequestRecords:
 
     def _here(self, name: str) -> dict[str, Any] | None:
         """What this replica knows of a request; None if that is nothing."""
-        job = self._dispatcher.find(name)
-        return self._ended.get(name) if job is None else _facts(job, self._dispatcher.place(job))
+        job, unqueued = self._dispatcher.find(name), self.unqueued.find(name)
+        if job is not None:
+            return _facts(job, self._dispatcher.place(job))
+        return self._ended.get(name) if unqueued is None else _facts_of_unqueued(unqueued)
+
+    def _runs(self) -> dict[str, str]:
+        """The requests of this replica that are not done, id -> run."""
+        mine: list[Job | Unqueued] = [*self.unqueued.all, *self._dispatcher.jobs]
+        return {each.name: each.run for each in mine}
 
     def _note(self, job: Job, change: Change) -> None:
         if change == "queued":
             self._ended.pop(job.name, None)
-        if change == "ended":
-            self._ended[job.name] = _facts(job, 0)
+        self._changed(job.name, _facts(job, 0) if change == "ended" else None, is_urgent=change != "step")
+
+    def _note_unqueued(self, request: Unqueued) -> None:
+        if request.end is None:
+            self._ended.pop(request.name, None)
+        self._changed(request.name, None if request.end is None else _facts_of_unqueued(request))
+
+    def _changed(self, name: str, end: dict[str, Any] | None, *, is_urgent: bool = True) -> None:
+        """Have it written down how a request stands.
+
+        Args:
+            name: Its id.
+            end: What became of it; None while it is on its way.
+            is_urgent: Whether at once.
+        """
+        if end is not None:
+            self._ended[name] = end
             while len(self._ended) > _MOST:  # of a store that is away
                 forgotten = next(iter(self._ended))
                 del self._ended[forgotten]
                 self._due.discard(forgotten)
         elif not self._store.is_shared:  # nobody else asks, and here it is known
-            self._due.discard(job.name)
+            self._due.discard(name)
             return
-        self._due.add(job.name)
-        if change != "step":
+        self._due.add(name)
+        if is_urgent:
             self._urgent.set()
 
     async def _obey(self) -> None:
-        jobs = {job.name: job for job in self._dispatcher.jobs}
-        if not jobs or not self._store.is_shared:
+        runs = self._runs()
+        if not runs or not self._store.is_shared:
             return
-        for name, run in (await self._store.wishes(list(jobs))).items():
-            if jobs[name].run == run:
-                self._dispatcher.cancel(jobs[name], "api")
+        for name, run in (await self._store.wishes(list(runs))).items():
+            job, unqueued = self._dispatcher.find(name), self.unqueued.find(name)
+            if job is not None and job.run == run:
+                self._dispatcher.cancel(job, "api")
+            elif unqueued is not None and unqueued.run == run:
+                self.unqueued.cancel(unqueued, "api")
 
     def _complain(self, error: Exception) -> None:
         """Once a minute: a store that is away is asked every second."""
@@ -199,17 +233,29 @@ def _facts(job: Job, before: int) -> dict[str, Any]:
     return {"run": job.run, "answer": _described(job, before), "written": time.time()}
 
 
+def _facts_of_unqueued(request: Unqueued) -> dict[str, Any]:
+    """The same of one whose prompt is being written out."""
+    answer = {"id": request.name, "status": "enhancing"}
+    if request.end is not None:
+        answer = _ended(request.name, request.arrived, request.ended, request.end)
+    return {"run": request.run, "answer": answer, "written": time.time()}
+
+
 def _described(job: Job, before: int) -> dict[str, Any]:
     """How a request stands, as its client is told."""
     if job.end is None and job.progress is None:
         return {"id": job.name, "status": "queued", "before": before}
     if job.end is None and job.progress is not None:
         return {"id": job.name, "status": "running", "step": job.progress.step, "steps": job.progress.steps}
-    seconds = round((job.ended or time.monotonic()) - job.arrived, 3)
-    if not isinstance(job.end, ApiError):
-        return {"id": job.name, "status": "done", "seconds": seconds}
-    status = "cancelled" if job.end.code == "cancelled" else "failed"
-    return {"id": job.name, "status": status, "seconds": seconds, **job.end.body()}
+    return _ended(job.name, job.arrived, job.ended, job.end)
+
+
+def _ended(name: str, arrived: float, ended: float | None, end: object) -> dict[str, Any]:
+    """What became of a request: an error, or what it asked for."""
+    told = {"id": name, "seconds": round((ended or time.monotonic()) - arrived, 3)}
+    if not isinstance(end, ApiError):
+        return told | {"status": "done"}
+    return told | {"status": "cancelled" if end.code == "cancelled" else "failed", **end.body()}
 
 
 def _told(facts: dict[str, Any]) -> dict[str, Any]:
