@@ -117,8 +117,8 @@ class DiffusionGemmaForBlockDiffusionModel:
         Args:
             canvas_tokens: int64 [N], the canvases of all rows one after another, so N = rows · canvas_length.
             input_row_offsets: uint32 [rows + 1]: where each canvas begins, and where the last one ends.
-            sc_logits: The last step's `sc_logits_out`, [N, vocab_size] in the model's dtype; anything where
-                `sc_enabled` is 0.
+            sc_logits: The last step's `sc_logits_out`, [N, vocab_size] in the model's dtype; any finite numbers
+                where `sc_enabled` is 0.
             sc_enabled: float32 [1] or [rows]: 1 where they are to be seen, 0 where not.
             temperature: float32 [1].
             kv_cache_inputs: From `encode` or `commit`.

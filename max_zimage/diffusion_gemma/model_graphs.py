@@ -1,4 +1,4 @@
-"""A DiffusionGemma that runs: three compiled graphs, and the tensors that go from one to the next.
+"""A DiffusionGemma that runs: two compiled graphs for three steps, and the tensors that go from one to the next.
 
 encode:  ids  -> cache
 denoise: canvas, last logits, cache -> what is known of the canvas     (again and again; the cache stays)
