@@ -8,8 +8,8 @@ import math
 import os
 import unicodedata
 from collections.abc import Callable
-from importlib.util import find_spec
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
