@@ -28,6 +28,7 @@ from max_zimage.diffusion_gemma.steps import CanvasLook, Ids
 from max_zimage.diffusion_gemma.tables import canvas_mask, reading_mask, rotary_table
 from max_zimage.diffusion_gemma.weights import find_files, load_weights, plan_weights
 from max_zimage.graphs.diffusion_gemma.stack import kinds
+from max_zimage.request.checks import LARGEST, SMALLEST
 
 NAMES = ("gemma_read", "gemma_denoise")
 
@@ -159,8 +160,11 @@ class CompiledDiffusionGemma:
                 f"sc_enabled must say yes or no for each of the {cache.rows} rows, got the shape "
                 f"{list(sc_enabled.shape)}"
             )
-        if not (np.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+        # In float32, in which the graph takes it: what is 0 or infinite there makes NaN of the logits.
+        if not SMALLEST <= temperature <= LARGEST:
+            raise ValueError(
+                f"temperature must be a finite number above 0, from {SMALLEST:.3g} to {LARGEST:.3g}, got {temperature}"
+            )
         is_seen = np.zeros(cache.rows, np.float32) if sc_logits is None else sc_enabled.astype(np.float32)
         seen, warmth = upload(is_seen, self.device), upload(np.array([temperature], np.float32), self.device)
         before = self.no_logits(cache) if sc_logits is None else sc_logits
