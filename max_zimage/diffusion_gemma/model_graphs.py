@@ -19,6 +19,7 @@ from max.engine import InferenceSession
 from numpy.typing import NDArray
 
 from max_zimage.compile.compiler import CompiledGraph, wait_for
+from max_zimage.compile.device_check import check_device
 from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.devices import device_spec, download, upload
@@ -96,11 +97,13 @@ class CompiledDiffusionGemma:
 
         Raises:
             CheckpointError: If the files are not those of a DiffusionGemma that this engine computes.
-            RequestError: If there is no such device.
-            ValueError: If there is no such dtype.
+            RequestError: If there is no such device, or it lacks a library.
+            NotEnoughMemoryError: If the weights do not fit; before they are loaded.
+            ValueError: If there is no such dtype, or a variable of `device_graphs` or `device_weights` has no meaning.
         """
         folder = Path(directory).expanduser()
         (there,) = load_devices([device_spec(device)])
+        check_device(there)
         chosen = model_dtype(dtype, there)
         files = find_files(folder)
         file = read_file(folder)
