@@ -124,6 +124,14 @@ class TextDiffusion:
         """What a request that names no number is written with."""
         return self._prepared.defaults.settings
 
+    def room(self, prompt: str) -> int:
+        """Most tokens that a text behind a prompt may have, in whole canvases; 0 if there is room for none.
+
+        Raises:
+            RequestError: If the prompt is no text, makes no token or asks for an image.
+        """
+        return self._prepared.room(prompt)
+
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
         self, prompt: str, *, seed: int | None = None, on_draft: OnDraft | None = None, **numbers: Unpack[Numbers]

@@ -19,7 +19,6 @@ from max_zimage.checkpoint.config import ConfigError, text_encoder_spec, transfo
 from max_zimage.checkpoint.locate import find_component_files, read_config, resolve_model
 from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm
 from max_zimage.compile.compiler import wait_for
-from max_zimage.compile.device_check import check_device
 from max_zimage.components import ZImageTextEncoderModel
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
@@ -44,7 +43,7 @@ from max_zimage.pipeline.load_components import (
     checked_cache_bytes,
     new_session,
 )
-from max_zimage.pipeline.manifest import text_encoder_plan
+from max_zimage.pipeline.manifest import check_device, text_encoder_plan
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.text.kept_features import KeptFeatures
 from max_zimage.text.tokenizer import PromptTokenizer

@@ -16,7 +16,7 @@ from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, 
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.locate import COMPONENTS, find_component_files, resolve_model, route_weight_files
 from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
-from max_zimage.compile.device_check import check_device
+from max_zimage.compile.device_check import check_device as check_device
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.errors import CheckpointError, RequestError
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
