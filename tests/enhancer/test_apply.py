@@ -16,7 +16,7 @@ from max_zimage.enhancer.base import EnhancerFailed
 from max_zimage.enhancer.chat import ChatAsked, ChatRefused, Message
 from max_zimage.enhancer.diffusion import DiffusionEnhancer
 from max_zimage.enhancer.settings import EnhancerSettings
-from max_zimage.errors import RequestError
+from max_zimage.errors import NotFiniteError, RequestError
 from max_zimage.request import wire
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
@@ -109,6 +109,8 @@ class Model:
         self.asked.append({"prompt": prompt, **more})
         if prompt.endswith("unknown"):
             raise ValueError("no such word")
+        if prompt.endswith("overflow"):
+            raise NotFiniteError("the text came out as NaN", (), ("a weight",))
         for word in ("a", "red", "star"):
             on_draft(SimpleNamespace(text=word))
         ended = not prompt.endswith("endless")
@@ -134,6 +136,7 @@ def test_the_embedded_model_is_given_the_prompt_alone() -> None:
     assert loaded[0].asked == [{"prompt": "star", "seed": 3}, {"prompt": "star", "seed": 4}]
     assert enhancer.enhance("unknown", seed=3).note.endswith("cannot read the prompt: no such word")
     assert "was cut off before its text came to an end" in enhancer.enhance("endless", seed=3).note
+    assert "found no words: the text came out as NaN; what may" in enhancer.enhance("overflow", seed=3).note
 
 
 def test_another_model_is_told_what_to_do(tmp_path: Any) -> None:
