@@ -14,6 +14,7 @@ from max_zimage.checkpoint.locate import find_component_files
 from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.device.dtypes import ModelDtype, model_dtype
+from max_zimage.device.memory import available_memory, check_device_memory, check_memory
 from max_zimage.diffusion_gemma.names import names
 from max_zimage.diffusion_gemma.tied import arranged
 from max_zimage.errors import CheckpointError
@@ -54,9 +55,29 @@ def plan_weights(spec: DiffusionGemmaSpec, files: Sequence[Path], device: Device
 
 
 def load_weights(checked: LoadPlan, dtype: ModelDtype, device: Device) -> Mapping[str, Buffer]:
-    """Load what was checked, rounded to the dtype: in host memory, or on the device where graphs share it."""
+    """Load what was checked, rounded to the dtype: in host memory, or on the device where graphs share it.
+
+    Raises:
+        NotEnoughMemoryError: If it does not fit; before anything is loaded.
+    """
+    check_fit(checked.nbytes(dtype), device)
     found = load(checked, dtype, to_pack=uses_cpu_kernels(DType[dtype], device))
     return OnDevice(found, device) if shared(device) else found
 
 
-__all__ = ["find_files", "load_weights", "model_dtype", "plan_weights"]
+def check_fit(nbytes: int, device: Device) -> None:
+    """Compare weights with the memory there is.
+
+    Args:
+        nbytes: Of all of them. They pass through host memory wherever they go.
+        device: Where both graphs have a copy of their own, unless they share one.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+    """
+    check_memory(nbytes, available_memory())
+    if not device.is_host:
+        check_device_memory(nbytes if shared(device) else 2 * nbytes, device)
+
+
+__all__ = ["check_fit", "find_files", "load_weights", "model_dtype", "plan_weights"]

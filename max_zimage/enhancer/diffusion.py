@@ -14,6 +14,9 @@ from max_zimage import embedded
 from max_zimage.enhancer.base import Enhancer, EnhancerFailed
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel, ChatRefused
 from max_zimage.enhancer.settings import EMBEDDED, EnhancerSettings
+from max_zimage.errors import NotFiniteError, RequestError, Wording
+
+_CHAT = Wording(names={"prompt": "messages.0.content", "max_new_tokens": "max_tokens (or max_completion_tokens)"})
 
 
 class DiffusionEnhancer(Enhancer, ChatModel):
@@ -52,16 +55,25 @@ class DiffusionEnhancer(Enhancer, ChatModel):
             if time.monotonic() > until:
                 raise EnhancerFailed(f"did not answer within {self.seconds:g} s")
 
-        more = {} if self._is_embedded else {"max_new_tokens": self._settings.max_tokens}
+        text = self._system + prompt
         try:
             with self._turn:
-                found = self._model.generate(self._system + prompt, seed=seed, on_draft=in_time, **more)
+                more = {} if self._is_embedded else {"max_new_tokens": self._most(text, self._settings.max_tokens)}
+                found = self._model.generate(text, seed=seed, on_draft=in_time, **more)
+        except NotFiniteError as error:
+            raise EnhancerFailed(f"found no words: {error}") from error
         except ValueError as error:  # a prompt that is too long for it, or that its tokenizer does not know
             raise EnhancerFailed(f"cannot read the prompt: {error}") from error
         if not found.ended:
             raise EnhancerFailed("was cut off before its text came to an end; raise max_tokens")
-        text: str = found.text
-        return text
+        return str(found.text)
+
+    def _most(self, prompt: str, asked: int) -> int:
+        """Tokens that a text may have: those asked for, or where that is the most of any, those there is room for.
+
+        A smaller limit is somebody's own: it stays, and is refused where the positions do not suffice.
+        """
+        return asked if asked < self.most_tokens else max(1, min(asked, self._model.room(prompt)))
 
     @property
     @override
@@ -86,9 +98,12 @@ class DiffusionEnhancer(Enhancer, ChatModel):
                 found = self._model.generate(
                     message.content,
                     seed=asked.seed,
-                    max_new_tokens=asked.max_tokens,
+                    max_new_tokens=self._most(message.content, asked.max_tokens),
                     on_draft=lambda draft: asked.on_draft(draft.text),
                 )
+        except RequestError as error:
+            is_limit = {problem.field for problem in error.problems} == {"max_new_tokens"}
+            raise ChatRefused("max_tokens" if is_limit else "messages", error.said(_CHAT)) from error
         except ValueError as error:
             raise ChatRefused("messages", f"messages: {error}") from error
         asked.on_text(found.text)
