@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from max_zimage import embedded
-from max_zimage.enhancer.base import Enhancer, EnhancerFailed
+from max_zimage.enhancer.base import Enhancer, EnhancerFailed, in_time
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel, ChatRefused
 from max_zimage.enhancer.settings import EMBEDDED, EnhancerSettings
 from max_zimage.errors import NotFiniteError, RequestError, Wording
@@ -49,17 +48,12 @@ class DiffusionEnhancer(Enhancer, ChatModel):
     @override
     def write(self, prompt: str, seed: int) -> str:
         self.load()
-        until = time.monotonic() + self.seconds
-
-        def in_time(draft: object) -> None:
-            if time.monotonic() > until:
-                raise EnhancerFailed(f"did not answer within {self.seconds:g} s")
-
+        told = in_time(self.seconds)
         text = self._system + prompt
         try:
             with self._turn:
                 more = {} if self._is_embedded else {"max_new_tokens": self._most(text, self._settings.max_tokens)}
-                found = self._model.generate(text, seed=seed, on_draft=in_time, **more)
+                found = self._model.generate(text, seed=seed, on_draft=told, **more)
         except NotFiniteError as error:
             raise EnhancerFailed(f"found no words: {error}") from error
         except ValueError as error:  # a prompt that is too long for it, or that its tokenizer does not know

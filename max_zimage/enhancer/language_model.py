@@ -6,7 +6,6 @@ Reference: transformers generation/utils.py, GenerationMixin.
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -14,7 +13,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from max_zimage.components.language_model import LanguageModel
-from max_zimage.enhancer.base import Enhancer, EnhancerFailed
+from max_zimage.enhancer.base import Enhancer, EnhancerFailed, in_time
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel, ChatRefused, Message, Told
 from max_zimage.enhancer.settings import EnhancerSettings
 from max_zimage.text.next_token import NextToken
@@ -74,14 +73,10 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
 
     @override
     def write(self, prompt: str, seed: int) -> str:
-        until = time.monotonic() + self.seconds
-
-        def in_time(draft: str) -> None:
-            if time.monotonic() > until:
-                raise EnhancerFailed(f"did not answer within {self.seconds:g} s")
-
+        self.load()  # whose minutes are none of the prompt's seconds
         messages = (Message(role="system", content=self._system), Message(role="user", content=prompt))
-        asked = ChatAsked(messages=messages, seed=seed, max_tokens=self._settings.max_tokens, on_draft=in_time)
+        told = in_time(self.seconds)
+        asked = ChatAsked(messages=messages, seed=seed, max_tokens=self._settings.max_tokens, on_draft=told)
         try:
             found = self.chat(asked)
         except ChatRefused as error:

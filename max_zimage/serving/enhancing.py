@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from max_zimage.serving.errors import ApiError
 
 _log = logging.getLogger("max_zimage.serving")
 T = TypeVar("T")
+_NO_HEADER = re.compile(r"[^\x20-\x7e]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,8 @@ class Revision:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The same for answers that have no place for it."""
-        said = " ".join(" ".join(self.notes).split()).encode("ascii", "replace").decode()
+        """The same for answers that have no place for it, in what a header may hold."""
+        said = _NO_HEADER.sub("?", " ".join(" ".join(self.notes).split()))
         return {"X-Enhance-Note": said} if said else {}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from max_zimage.diffusion_gemma.prepared import prepare_text
 from max_zimage.embedded import PATH, TEXT_NAME
 from max_zimage.enhancer.apply import applied, prompt_check
-from max_zimage.enhancer.base import EnhancerFailed
+from max_zimage.enhancer.base import EnhancerFailed, unchanged, waited_for
 from max_zimage.enhancer.chat import ChatAsked, ChatRefused, Message
 from max_zimage.enhancer.diffusion import DiffusionEnhancer
 from max_zimage.enhancer.settings import EnhancerSettings
@@ -151,7 +152,7 @@ def test_another_model_is_told_what_to_do(tmp_path: Any) -> None:
 def test_a_draft_that_comes_too_late_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     enhancer, _ = diffusion(model="embedded", seconds=30)
     clock = iter((0.0, 1.0, 31.0))
-    monkeypatch.setattr("max_zimage.enhancer.diffusion.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("max_zimage.enhancer.base.time.monotonic", lambda: next(clock))
     found = enhancer.enhance("star", seed=3)
     assert (found.text, found.note.partition("did ")[2]) == ("star", "not answer within 30 s")
 
@@ -219,13 +220,38 @@ def test_threads_that_want_it_load_it_once() -> None:
     assert len(loaded[0].asked) == 4
 
 
-def test_only_failures_of_the_enhancer_are_notes() -> None:
+def test_whatever_goes_wrong_the_prompt_is_drawn(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Silk):
-        def write(self, prompt: str, seed: int) -> str:
-            raise KeyError("a fault of ours")
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
 
-    with pytest.raises(KeyError):
-        Broken().enhance("x", seed=0)
+        def write(self, prompt: str, seed: int) -> str:
+            raise self.error
+
+    found = Broken(KeyError("a fault of ours")).enhance("x", seed=0)
+    assert (found.text, found.note) == ("x", f"{NOTE}failed; the log says why")
+    assert "a fault of ours" in caplog.text
+    with pytest.raises(asyncio.CancelledError):
+        Broken(asyncio.CancelledError()).enhance("x", seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        Broken(KeyboardInterrupt()).enhance("x", seed=0)
     assert Silk().enhance("fail", seed=0).note == f"{NOTE}has no thread left"
     with pytest.raises(EnhancerFailed):
         Silk().write("fail", 0)
+
+
+def test_a_note_holds_nothing_that_a_terminal_obeys() -> None:
+    found = unchanged("x", "silk", "said \x1b[2Jred\x00,\r\n \u202e twice")
+    assert found.note == f"{NOTE}said ?[2Jred?, ? twice"
+
+
+def test_what_nobody_waits_for_ends_at_its_next_step() -> None:
+    enhancer, loaded = diffusion(model="embedded")
+    answers = iter((True, False))
+    with waited_for(lambda: next(answers)):
+        found = enhancer.enhance("star", seed=3)
+    assert found.text == "star"
+    assert "nobody waits any longer" in found.note
+    assert next(answers, None) is None  # of three steps two were asked about
+    assert enhancer.enhance("star", seed=3).note == ""
+    assert len(loaded) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from max_zimage.enhancer.settings import EnhancerError, EnhancerSettings
 from max_zimage.pipeline.enhancing import own_of_checked
 from max_zimage.pipeline.own_language import CheckpointLanguage, ends_of
 from max_zimage.text.next_token import NextToken
+from max_zimage.text.tokenizer import PromptTokenizer
 
 Both = tuple[CheckpointLanguage, LanguageModel, Any]
 TEXTS = ("a red star on a blue background", "ring", "a green circle and a small white ring")
@@ -125,8 +127,23 @@ def test_a_prompt_that_has_no_end_is_not_taken(both: Both, monkeypatch: pytest.M
     assert "qwen3 did not come to an end within 2 tokens" in short.enhance("a star", seed=0).note
     late = enhancer(both[0], temperature=0, seconds=1)
     clock = iter((0.0, 2.0, 2.0, 2.0))
-    monkeypatch.setattr("max_zimage.enhancer.language_model.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("max_zimage.enhancer.base.time.monotonic", lambda: next(clock))
     assert late.enhance("a star", seed=0).note.endswith("qwen3 did not answer within 1 s")
+
+
+def test_the_time_to_load_it_is_none_of_a_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("max_zimage.enhancer.base.time.monotonic", lambda: now[0])
+    slow: Any = SimpleNamespace(tokenizer=PromptTokenizer(PATH / "tokenizer"), ends={7}, max_positions=2048)
+
+    def load() -> Any:
+        now[0] += 90
+        return SimpleNamespace(compile=lambda: None, next_logits=lambda ids: np.eye(408, dtype=np.float32)[given.pop()])
+
+    slow.load, given = load, [7, 11, 12]
+    found = LanguageModelEnhancer(EnhancerSettings(model="encoder", seconds=1, temperature=0), slow)
+    assert found.enhance("a star", seed=0).note == ""
+    assert given == []
 
 
 def test_what_is_too_long_is_refused(both: Both) -> None:
