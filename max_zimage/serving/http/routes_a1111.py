@@ -87,7 +87,7 @@ async def _answered(
     """Check a request, draw it, put it back where it is a part, and answer."""
     wish = (body.override_settings or {}).get(PNG_INFO)
     said = put.said if put else {}
-    revision = await state.revised_request(NAMES, values)
+    revision = await state.revised_request(NAMES, values, request)
     drawn = revision.request
 
     def prepared() -> Any:

@@ -64,7 +64,7 @@ async def answered(
     state: ServerState, asked: GenerationRequest, body: ImageRequest, event: str, request: Request
 ) -> Response:
     """Have a request's prompt written out if it asks for that, queue it and answer it, at once or as events."""
-    revision = await state.revised(asked, IMAGES)
+    revision = await state.revised(asked, IMAGES, request)
     context = await asyncio.to_thread(context_of_image_request, state.served, body, revision.request)
     form = ResponseFormat(
         event=event,
@@ -79,7 +79,7 @@ async def answered(
     state.note(job, body.caller)
     if body.stream:
         stream = events(state.dispatcher, job, form, state.media, request)
-        return EventResponse(stream, job, state.dispatcher)
+        return EventResponse(stream, lambda: state.dispatcher.cancel(job, "client"))
     output = await finished(state.dispatcher, job, request)
     return JSONResponse(await images_answer(output, job, form, state.media, request))
 

@@ -146,7 +146,7 @@ async def generate(request: Request) -> Response:
     state.check_room()
     body = parsed(GENERATE, await json_body(request), _ELSEWHERE)
 
-    revision = await state.revised_request(NAMES, arguments(body))
+    revision = await state.revised_request(NAMES, arguments(body), request)
     context = await asyncio.to_thread(make_context, state.served, revision.request, "png", NAMES)
     job = await state.submit(context, request)
     state.note(job, None)

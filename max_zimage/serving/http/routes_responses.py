@@ -43,7 +43,7 @@ async def create_response(request: Request) -> Response:
     content = await _inlined(state, await json_body(request))
     body = parsed(OpenResponsesRequestBody, content)
     asked, make = await asyncio.to_thread(_asked, state.served, body, content)
-    revision = await state.revised(asked, RESPONSES)
+    revision = await state.revised(asked, RESPONSES, request)
     context = await asyncio.to_thread(make, revision.request)
     job = await state.submit(context, request)
     state.note(job, body.user)

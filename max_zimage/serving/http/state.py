@@ -86,14 +86,14 @@ class ServerState:
             getattr(request.state, SPAN).set_attributes(facts_of(context))
         return self.dispatcher.submit(context, request.state.request_id)
 
-    async def revised(self, asked: GenerationRequest, names: ApiNames) -> Revision:
+    async def revised(self, asked: GenerationRequest, names: ApiNames, request: Request) -> Revision:
         """A request with its prompt written out, where it asks for that; see `enhanced.revised`."""
-        return await revised(self.enhancer, self.served, asked, names)
+        return await revised(self.enhancer, self.served, asked, names, request)
 
-    async def revised_request(self, names: ApiNames, arguments: Mapping[str, Any]) -> Revision:
+    async def revised_request(self, names: ApiNames, arguments: Mapping[str, Any], request: Request) -> Revision:
         """The same of arguments, which are checked as `request_of` does."""
         asked = await asyncio.to_thread(lambda: request_of(self.served, names, **arguments))
-        return await self.revised(asked, names)
+        return await self.revised(asked, names, request)
 
     def note(self, job: Job, user: str | None) -> None:
         """One line in the log for each request; never its prompt."""
