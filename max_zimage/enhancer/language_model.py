@@ -52,13 +52,16 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
     Args:
         settings: How; they were checked.
         own: The model, checked.
+
+    Attributes:
+        settings: As given.
     """
 
     name = "qwen3"
     sampling: ClassVar[frozenset[str]] = frozenset({"temperature", "top_p", "top_k"})
 
     def __init__(self, settings: EnhancerSettings, own: OwnModel) -> None:
-        self._settings, self._own, self._system = settings, own, settings.system()
+        self.settings, self._own, self._system = settings, own, settings.system()
         self.seconds = settings.seconds
         self._model: LanguageModel | None = None
         self._turn = threading.Lock()
@@ -76,19 +79,19 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
         self.load()  # whose minutes are none of the prompt's seconds
         messages = (Message(role="system", content=self._system), Message(role="user", content=prompt))
         told = in_time(self.seconds)
-        asked = ChatAsked(messages=messages, seed=seed, max_tokens=self._settings.max_tokens, on_draft=told)
+        asked = ChatAsked(messages=messages, seed=seed, max_tokens=self.settings.max_tokens, on_draft=told)
         try:
             found = self.chat(asked)
         except ChatRefused as error:
             raise EnhancerFailed(f"cannot read the prompt: {error}") from error
         if not found.is_whole:
-            raise EnhancerFailed(f"did not come to an end within {self._settings.max_tokens} tokens; raise max_tokens")
+            raise EnhancerFailed(f"did not come to an end within {self.settings.max_tokens} tokens; raise max_tokens")
         return found.text
 
     @property
     @override
     def most_tokens(self) -> int:
-        return self._settings.max_tokens
+        return self.settings.max_tokens
 
     @override
     def check(self, asked: ChatAsked) -> None:
@@ -127,7 +130,7 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
     def _tokens(self, ids: Sequence[int], asked: ChatAsked) -> Iterator[int]:
         """What the model says, up to the token that ends it."""
         assert self._model is not None
-        settings = {name: getattr(self._settings, name) for name in ("temperature", "top_p", "top_k")}
+        settings = {name: getattr(self.settings, name) for name in ("temperature", "top_p", "top_k")}
         how = NextToken(**settings | dict(asked.sampling))
         text = [*ids]
         for number in how.numbers(asked.seed, asked.max_tokens):
