@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -56,6 +56,14 @@ class Enhancer(ABC):
 
     def load(self) -> None:  # noqa: B027  (who has nothing to load need not say so)
         """Load and compile what it runs, which may take minutes; else the first prompt does."""
+
+    def weights(self) -> Mapping[str, int]:
+        """Device, such as "cpu" or "gpu:0" -> bytes of the weights that `load` puts there.
+
+        Raises:
+            ValueError: If its files hold no whole model.
+        """
+        return {}
 
     @abstractmethod
     def write(self, prompt: str, seed: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,13 @@ class DiffusionEnhancer(Enhancer, ChatModel):
         with self._turn:
             if self._model is None:
                 self._model = self._load(str(self._settings.model))
+
+    @override
+    def weights(self) -> Mapping[str, int]:
+        from max_zimage.diffusion_gemma.weights import weights_of  # brings MAX along
+
+        name = str(self._settings.model)
+        return weights_of(embedded.TEXT_PATH if self._is_embedded else Path(name).expanduser(), _device(name))
 
     @override
     def write(self, prompt: str, seed: int) -> str:
@@ -109,5 +116,9 @@ class DiffusionEnhancer(Enhancer, ChatModel):
 def _from_pretrained(name: str) -> Any:
     from max_zimage.diffusion_gemma.text_diffusion import TextDiffusion  # brings MAX along
 
+    return TextDiffusion.from_pretrained(name, _device(name))
+
+
+def _device(name: str) -> str:
     # The tiny one gains nothing by an accelerator, and leaves it to the pictures.
-    return TextDiffusion.from_pretrained(name, "cpu" if name == EMBEDDED else "auto")
+    return "cpu" if name == EMBEDDED else "auto"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from typing_extensions import override
@@ -42,6 +42,10 @@ class OwnModel(ABC):
         """
 
     @abstractmethod
+    def weights(self) -> Mapping[str, int]:
+        """Device -> bytes of its weights, where no text encoder is there that has them already."""
+
+    @abstractmethod
     def load(self) -> LanguageModel:
         """Load its weights."""
 
@@ -73,6 +77,10 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
                 model = self._own.load()
                 model.compile()
                 self._model = model
+
+    @override
+    def weights(self) -> Mapping[str, int]:
+        return self._own.weights()
 
     @override
     def write(self, prompt: str, seed: int) -> str:

@@ -145,6 +145,9 @@ class Slow(OwnModel):
     def check(self) -> None:
         pass
 
+    def weights(self) -> dict[str, int]:
+        return {}
+
     def load(self) -> Any:
         self.loaded += 1
         self.now[0] += 60
