@@ -94,7 +94,8 @@ def test_an_enhancer_is_counted_where_it_runs(prepared: CheckedModel, monkeypatc
 def test_what_enhancers_take(prepared: CheckedModel) -> None:
     text = open_enhancer("embedded", is_embedded=True).weights()
     numbers = sum(each.numel() for each in load_file(TEXT_PATH / "model.safetensors").values())
-    assert text == {"cpu": 4 * numbers}
+    assert [*text] == ["cpu"]
+    assert 0.99 < text["cpu"] / (4 * numbers) <= 1  # a few of its tensors are not loaded
     own = open_enhancer("encoder", is_embedded=True, own=own_of_checked(prepared)).weights()
     assert own["cpu"] > prepared.sources.nbytes["text_encoder"]
     assert open_enhancer("http://host/v1", is_embedded=True).weights() == {}
