@@ -8,9 +8,10 @@ fills them in.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 PHRASES: Mapping[str, str] = MappingProxyType(
     {
@@ -134,6 +135,34 @@ class RequestWarning(UserWarning):
         """Take a problem; a string is said as it stands, as when a warning comes from another process."""
         self.problem = Problem(None, "{text}", {"text": problem}) if isinstance(problem, str) else problem
         super().__init__(self.problem.said())
+
+
+class NotFiniteError(RuntimeError):
+    """NaN or infinity arose on the way to a picture or a text, or a number so large that its square is infinite.
+
+    Attributes:
+        what: What is not finite, in words.
+        images: One entry a picture of the call, as `output_type` asked for it; None for each that is not finite. Those
+            that shared a batch with it are finished. Nothing where texts were written.
+        suspects: What may have caused it, the likeliest first.
+    """
+
+    def __init__(self, what: str, images: Sequence[Any], suspects: Sequence[str]) -> None:
+        super().__init__(what, images, suspects)
+        self.what, self.images, self.suspects = what, list(images), tuple(suspects)
+
+    def __str__(self) -> str:
+        """What it is, and what may have caused it."""
+        return explained(self.what, self.suspects)
+
+    def blaming(self, *suspects: str) -> NotFiniteError:
+        """The same with more suspects, before the others."""
+        return NotFiniteError(self.what, self.images, (*suspects, *self.suspects))
+
+
+def explained(what: str, suspects: Sequence[str]) -> str:
+    """One sentence."""
+    return f"{what}; what may have caused it: {', or '.join(suspects)}"
 
 
 class CheckpointError(ValueError):

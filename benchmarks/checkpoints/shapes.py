@@ -21,6 +21,9 @@ TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0
 Json = dict[str, object]
 
 
+_PUBLISHED = replace(FULL_MODEL, diffusion_gemma=None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """A size of checkpoint.
@@ -46,11 +49,11 @@ def _medium() -> Size:
     """Every part at a third of the published width or so, and 8 layers of each kind; the published autoencoder."""
     text = replace(FULL_MODEL.text_encoder, hidden_size=1024, num_heads=16, intermediate_size=3072, num_layers=8)
     image = replace(FULL_MODEL.transformer, dim=1536, num_heads=12, num_layers=8, caption_dim=1024)
-    return Size(specs=replace(FULL_MODEL, text_encoder=text, transformer=image), sample_size=256)
+    return Size(specs=replace(_PUBLISHED, text_encoder=text, transformer=image), sample_size=256)
 
 
 SIZES = {
-    "full": lambda: Size(specs=FULL_MODEL, sample_size=1024),
+    "full": lambda: Size(specs=_PUBLISHED, sample_size=1024),
     "medium": _medium,
     "small": _small,
 }

@@ -66,10 +66,10 @@ def serve(arguments: argparse.Namespace) -> int:
         # By the environment, which the worker has too.
         os.environ[QUANTIZE] = prepared.sources.quantize
         os.environ[ATTENTION] = prepared.sources.attention_backend or "auto"
-        prepared = with_capacity(settings, prepared)
+        enhancer = _enhancer(prepared, arguments)
+        prepared = with_capacity(settings, prepared, enhancer)
         assert prepared.plan is not None
         os.environ[PLAN] = prepared.plan.to_json()
-        enhancer = _enhancer(prepared, arguments)
     from max_zimage.serving.server import run
 
     return run(settings, prepared, store, enhancer)

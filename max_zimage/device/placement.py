@@ -23,7 +23,8 @@ from dataclasses import replace
 
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.device.offload import PLACES
-from max_zimage.device.plans import HOST, IN_TURNS, STAGES, Change, Needs, Plan, Wish, weights_on
+from max_zimage.device.plans import HOST, IN_TURNS, PLACEMENTS, STAGES, Change, Needs, Plan, Wish, weights_on
+from max_zimage.errors import RequestError
 from max_zimage.host.sizes import sized
 
 
@@ -38,7 +39,15 @@ def place(needs: Needs, memory: Mapping[str, int], wish: Wish, changes: Sequence
 
     Raises:
         NotEnoughMemoryError: If nothing fits, with a table of the components.
+        RequestError: If streamed blocks are asked for, and the transformer has none.
     """
+    if wish.placement == "streamed" and ("transformer" not in needs or needs["transformer"].streams is None):
+        raise RequestError.of(
+            "placement",
+            "{field} must be one of {others}, got streamed: the transformer's weights cannot come block by block here; "
+            "take auto, which chooses by what fits",
+            others=", ".join(each for each in PLACEMENTS if each != "streamed"),
+        )
     found = _first(needs, memory, wish)
     if found is not None:
         return found

@@ -78,6 +78,7 @@ class Wish:
         devices: Component -> where it runs, such as "cpu" or "gpu:0".
         named: Components that are to run there and nowhere else.
         max_memory: Bytes of the transformer's device that may be taken; None for all there is.
+        taken: Device -> bytes that something else will take there.
         notes: What of it has no effect here, in sentences.
     """
 
@@ -85,6 +86,7 @@ class Wish:
     devices: Mapping[str, str]
     named: frozenset[str] = frozenset()
     max_memory: int | None = None
+    taken: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

@@ -41,6 +41,8 @@ _ONLY_TEXT: dict[str, object] = {
     "num_kv_shared_layers": 0,
     "use_double_wide_mlp": False,
 }
+_IMAGE_TOKENS = {"image_token_id": 258880, "boi_token_id": 255999, "eoi_token_id": 258882}
+"""What transformers takes where they are absent; null is none."""
 _MUST_BE_SET = ("num_global_key_value_heads", "num_experts", "top_k_experts", "moe_intermediate_size")
 _OTHERS = {
     "gemma4": "a plain Gemma 4, which writes token by token",
@@ -119,7 +121,7 @@ def read_config(config: Config, file: str = FILE) -> DiffusionGemmaFile:
             [f"{read.place}text_config must be an object with the sizes of the text part, got {shown(text)}"]
         )
     canvas = read.count("canvas_length")
-    ids = [read.token(key) for key in ("image_token_id", "boi_token_id", "eoi_token_id")]
+    ids = [read.token(key, usual) for key, usual in _IMAGE_TOKENS.items()]
     for key in ("bos_token_id", "eos_token_id", "pad_token_id", "video_token_id", "audio_token_id", "use_cache"):
         read.known.add(key)
     inner = _Reader(MODEL_TYPE, text, "text_config.", file=file)
@@ -149,10 +151,10 @@ class _Reader(Reader):
                 "ties of encoder and decoder too, and this engine has one stack for both"
             )
 
-    def token(self, key: str) -> int | None:
-        """A token's number, or null; absent means null."""
+    def token(self, key: str, usual: int | None = None) -> int | None:
+        """A token's number, or null; the usual one where the key is absent."""
         self.known.add(key)
-        given = self.config.get(key)
+        given = self.config.get(key, usual)
         if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 0):
             self.problem(f"{key} must be a whole number from 0 on, or null, got {shown(given)}")
             return None

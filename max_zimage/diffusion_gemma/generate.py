@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 from max_zimage.diffusion_gemma import sampler
 from max_zimage.diffusion_gemma.sampler import Settling, Yes
 from max_zimage.diffusion_gemma.settings import TextSettings
-from max_zimage.diffusion_gemma.steps import DeviceCache, DiffusionSteps, Ids
+from max_zimage.diffusion_gemma.steps import CanvasLook, DeviceCache, DiffusionSteps, Ids
+from max_zimage.errors import NotFiniteError
+
+_COLD = 1e-3
+"""A temperature below it is a suspect where numbers are not finite: logits are divided by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,9 @@ def write_blocks(
         ends: Tokens that end a text.
         pad: What stands behind them.
         on_draft: Called after each denoising step; what it raises ends the writing.
+
+    Raises:
+        NotFiniteError: If the model is NaN or infinity of a canvas, of which tokens could be drawn, but no text.
     """
     length = model.canvas_length
     blocks = -(-settings.max_new_tokens // length)
@@ -120,6 +127,7 @@ def _settle(
     for step in range(count):
         heat = sampler.temperature(step, count, settings.t_max, settings.t_min)
         look = model.denoise(canvas, logits, np.full(rows, step > 0), heat, cache)
+        _require_finite(look, settled, heat)
         for_token, for_noise = sampler.chances(seeds, block, step, length)
         taken = sampler.accepted(look.entropy, settings.entropy_bound)
         tokens = sampler.drawn(look.top_probabilities, look.top_tokens, for_token)
@@ -132,3 +140,16 @@ def _settle(
         if settled.all():
             break
     return result, steps
+
+
+def _require_finite(look: CanvasLook, settled: Yes, heat: float) -> None:
+    """Refuse to draw from what is no number: NaN has a likeliest token, too. Of settled rows nothing is drawn."""
+    bad = np.flatnonzero(~np.isfinite(look.entropy).all(axis=1) & ~settled)
+    if not len(bad):
+        return
+    rows = len(settled)
+    which = "the text" if rows == 1 else f"{'text' if len(bad) == 1 else 'texts'} {', '.join(map(str, bad))} of {rows}"
+    cold = (f"the temperature {heat:.3g} (try a higher one)",) if heat < _COLD else ()
+    suspects = (*cold, "bfloat16, where that is the dtype (try float32)", "a weight of the checkpoint (fetch it again)")
+    counted = "" if rows == 1 else ", counted from 0,"
+    raise NotFiniteError(f"{which}{counted} came out as NaN or infinity instead of words", (), suspects)

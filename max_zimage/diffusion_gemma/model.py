@@ -17,6 +17,7 @@ from max.pipelines.lib.config import PipelineConfig
 
 from max_zimage.checkpoint.locate import paths_of
 from max_zimage.compile.compiler import CompiledGraph
+from max_zimage.compile.device_check import check_device
 from max_zimage.device.devices import download, upload
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.diffusion_gemma.config import DiffusionGemmaForBlockDiffusionConfig
@@ -86,7 +87,11 @@ class DiffusionGemmaForBlockDiffusionModel:
 
         Returns:
             None in place of a vision model, and the graph that reads prompts.
+
+        Raises:
+            ValueError: If the device lacks a library or memory, or a variable of the environment has no meaning.
         """
+        check_device(self.device)
         dtype: ModelDtype = "float32" if self.config.dtype == DType.float32 else "bfloat16"
         checked = plan_weights(self.config.text_config, paths_of(self.weights), self.device)
         file, weights = read_config(self.huggingface_config.to_dict()), load_weights(checked, dtype, self.device)
@@ -117,8 +122,8 @@ class DiffusionGemmaForBlockDiffusionModel:
         Args:
             canvas_tokens: int64 [N], the canvases of all rows one after another, so N = rows · canvas_length.
             input_row_offsets: uint32 [rows + 1]: where each canvas begins, and where the last one ends.
-            sc_logits: The last step's `sc_logits_out`, [N, vocab_size] in the model's dtype; anything where
-                `sc_enabled` is 0.
+            sc_logits: The last step's `sc_logits_out`, [N, vocab_size] in the model's dtype; any finite numbers
+                where `sc_enabled` is 0.
             sc_enabled: float32 [1] or [rows]: 1 where they are to be seen, 0 where not.
             temperature: float32 [1].
             kv_cache_inputs: From `encode` or `commit`.

@@ -1,4 +1,4 @@
-"""A DiffusionGemma that runs: three compiled graphs, and the tensors that go from one to the next.
+"""A DiffusionGemma that runs: two compiled graphs for three steps, and the tensors that go from one to the next.
 
 encode:  ids  -> cache
 denoise: canvas, last logits, cache -> what is known of the canvas     (again and again; the cache stays)
@@ -19,6 +19,7 @@ from max.engine import InferenceSession
 from numpy.typing import NDArray
 
 from max_zimage.compile.compiler import CompiledGraph, wait_for
+from max_zimage.compile.device_check import check_device
 from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.devices import device_spec, download, upload
@@ -28,6 +29,7 @@ from max_zimage.diffusion_gemma.steps import CanvasLook, Ids
 from max_zimage.diffusion_gemma.tables import canvas_mask, reading_mask, rotary_table
 from max_zimage.diffusion_gemma.weights import find_files, load_weights, plan_weights
 from max_zimage.graphs.diffusion_gemma.stack import kinds
+from max_zimage.request.checks import LARGEST, SMALLEST
 
 NAMES = ("gemma_read", "gemma_denoise")
 
@@ -95,11 +97,13 @@ class CompiledDiffusionGemma:
 
         Raises:
             CheckpointError: If the files are not those of a DiffusionGemma that this engine computes.
-            RequestError: If there is no such device.
-            ValueError: If there is no such dtype.
+            RequestError: If there is no such device, or it lacks a library.
+            NotEnoughMemoryError: If the weights do not fit; before they are loaded.
+            ValueError: If there is no such dtype, or a variable of `device_graphs` or `device_weights` has no meaning.
         """
         folder = Path(directory).expanduser()
         (there,) = load_devices([device_spec(device)])
+        check_device(there)
         chosen = model_dtype(dtype, there)
         files = find_files(folder)
         file = read_file(folder)
@@ -159,8 +163,11 @@ class CompiledDiffusionGemma:
                 f"sc_enabled must say yes or no for each of the {cache.rows} rows, got the shape "
                 f"{list(sc_enabled.shape)}"
             )
-        if not (np.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+        # In float32, in which the graph takes it: what is 0 or infinite there makes NaN of the logits.
+        if not SMALLEST <= temperature <= LARGEST:
+            raise ValueError(
+                f"temperature must be a finite number above 0, from {SMALLEST:.3g} to {LARGEST:.3g}, got {temperature}"
+            )
         is_seen = np.zeros(cache.rows, np.float32) if sc_logits is None else sc_enabled.astype(np.float32)
         seen, warmth = upload(is_seen, self.device), upload(np.array([temperature], np.float32), self.device)
         before = self.no_logits(cache) if sc_logits is None else sc_logits

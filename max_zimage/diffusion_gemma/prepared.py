@@ -14,7 +14,8 @@ from max_zimage.diffusion_gemma.settings import TextDefaults, TextSettings, read
 from max_zimage.diffusion_gemma.steps import Ids
 from max_zimage.diffusion_gemma.tokens import TextTokenizer
 from max_zimage.errors import CheckpointError, RequestError
-from max_zimage.request.checks import whole_number
+from max_zimage.host.words import counted
+from max_zimage.request.checks import Problems, whole_number
 from max_zimage.sampling.noise import fresh_seed, image_seed
 from max_zimage.sampling.ranges import MAX_SEED
 
@@ -68,23 +69,40 @@ class PreparedText:
             **numbers: Those of `TextSettings`; None is what the checkpoint says.
 
         Raises:
-            RequestError: If anything is out of range, a prompt makes no token or asks for an image, or prompt and text
-                have more positions than the model.
+            RequestError: With all that is wrong: what is out of range, prompts that make no token or ask for an image,
+                a prompt and a text that have more positions than the model.
+            TypeError: If there is no such number.
         """
-        settings = self.defaults.settings.asked(**numbers)
-        first = fresh_seed() if seed is None else whole_number("seed", seed, low=0, high=MAX_SEED)
-        encoded = [self.tokenizer.encode(prompt) for prompt in prompts]
-        for ids in encoded:
-            self._check_text(ids)
+        problems, settings = Problems(), self.defaults.settings
+        settings = problems.check(settings, settings.asked, **numbers)
+        first = fresh_seed() if seed is None else problems.check(0, whole_number, "seed", seed, low=0, high=MAX_SEED)
+        nothing = np.zeros(0, np.int64)
+        encoded = [problems.check(nothing, self._encode, prompt) for prompt in prompts]
         lengths = np.array([len(ids) for ids in encoded], np.int64)
-        self._check_room(int(lengths.max()), settings)
-        padded = np.zeros((len(encoded), int(lengths.max())), np.int64)
+        longest = int(lengths.max())
+        if longest and "max_new_tokens" not in {problem.field for problem in problems.found}:
+            asked = settings.asked(max_new_tokens=numbers.get("max_new_tokens"))  # it alone, should others be wrong
+            problems.check(None, self._check_room, longest, asked.max_new_tokens)
+        problems.raise_if_any()
+        padded = np.zeros((len(encoded), longest), np.int64)
         for row, ids in zip(padded, encoded, strict=True):
             row[: len(ids)] = ids
         seeds = [image_seed(first, row) for row in range(len(encoded))]
         return TextRequest(ids=padded, lengths=lengths, seeds=seeds, settings=settings)
 
-    def _check_text(self, ids: Ids) -> None:
+    def room(self, prompt: str) -> int:
+        """Most tokens that a text behind a prompt may have: those of the whole canvases for which there are positions.
+
+        Raises:
+            RequestError: If the prompt is no text, makes no token or asks for an image.
+        """
+        return self._left(len(self._encode(prompt)))
+
+    def _left(self, prompt: int) -> int:
+        return max(0, self.max_length - prompt) // self.canvas_length * self.canvas_length
+
+    def _encode(self, prompt: str) -> Ids:
+        ids = self.tokenizer.encode(prompt)
         found = self.image_tokens.intersection(ids.tolist())
         if found:
             raise RequestError.of(
@@ -93,24 +111,30 @@ class PreparedText:
                 "DiffusionGemma's vision tower is not built: send text, or use transformers",
                 token=min(found),
             )
+        return ids
 
-    def _check_room(self, prompt: int, settings: TextSettings) -> None:
-        blocks = -(-settings.max_new_tokens // self.canvas_length)
+    def _check_room(self, prompt: int, max_new_tokens: int) -> None:
+        blocks = -(-max_new_tokens // self.canvas_length)
         needed = prompt + blocks * self.canvas_length
         if needed <= self.max_length:
             return
-        left = (self.max_length - prompt) // self.canvas_length * self.canvas_length
-        remedy = "ask for at most {left}" if left > 0 else "shorten the prompt"
+        facts = {"tokens": counted(prompt, "token"), "length": self.canvas_length, "most": self.max_length}
+        left = self._left(prompt)
+        if not left:
+            raise RequestError.of(
+                "prompt",
+                "{field} has {tokens}, and one canvas of {length} must have room behind it: the model has {most} "
+                "positions; shorten it",
+                **facts,
+            )
         raise RequestError.of(
             "max_new_tokens",
-            "{field} must leave room for the prompt: its {prompt} tokens and {blocks} canvases of {length} need "
-            "{needed} positions, and the model has {most}; " + remedy,
-            prompt=prompt,
+            "{field} must leave room for the prompt: its {tokens} and {blocks} canvases of {length} need {needed} "
+            "positions, and the model has {most}; ask for at most {left}",
             blocks=blocks,
-            length=self.canvas_length,
             needed=needed,
-            most=self.max_length,
             left=left,
+            **facts,
         )
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
+from max_zimage.diffusion_gemma.sampler import temperature
 from max_zimage.errors import CheckpointError, RequestError
-from max_zimage.request.checks import Problems, number, whole_number
+from max_zimage.request.checks import LARGEST, SMALLEST, Problems, number, ranged, whole_number
 from max_zimage.strict_json import is_there, plain, read_object, shown
 
 FILE = "generation_config.json"
@@ -44,7 +45,7 @@ class TextSettings:
         num_denoising_steps: Most steps of a canvas.
         entropy_bound: Above 0, in nats: how much uncertainty the tokens that are accepted together may have.
         t_max: Temperature of the first step, above `t_min`.
-        t_min: Temperature that the steps go down to, at least 0.
+        t_min: Temperature that the steps go down to, at least 0; that of the last step is above 0 in float32.
         confidence_threshold: Above 0, in nats: a canvas is done when the mean entropy is below it and it is stable.
         stability_threshold: Steps for which the likeliest tokens must have stayed the same; 0 asks for none.
     """
@@ -76,18 +77,39 @@ class TextSettings:
             if name in counts:
                 low, high = counts[name]
                 checked[name] = problems.check(before, whole_number, name, value, low=low, high=high)
+            elif name == "t_max":
+                checked[name] = problems.check(before, ranged, name, value, above=True, low=SMALLEST, high=LARGEST)
+            elif name == "t_min":
+                checked[name] = problems.check(before, ranged, name, value, float32=True)
             else:
-                checked[name] = problems.check(before, number, name, value, above=name != "t_min")
-        problems.raise_if_any()
+                checked[name] = problems.check(before, number, name, value, above=True)
         found = replace(self, **checked)  # type: ignore[arg-type]  # each was checked as what it is
-        if found.t_max <= found.t_min:
+        if not {"t_max", "t_min", "num_denoising_steps"} & {problem.field for problem in problems.found}:
+            problems.check(None, found.check_temperatures)
+        problems.raise_if_any()
+        return found
+
+    def check_temperatures(self) -> None:
+        """Check that temperatures go down, and that none is so low that float32 takes it for 0.
+
+        Raises:
+            RequestError: If they do not, or the last one is.
+        """
+        if self.t_max <= self.t_min:
+            message = "{field} must be above {name[t_min]}, got {high:g} and {low:g}; temperatures go down"
+            raise RequestError.of("t_max", message, high=self.t_max, low=self.t_min)
+        steps = self.num_denoising_steps
+        last = temperature(steps - 1, steps, self.t_max, self.t_min)
+        if last < SMALLEST:
             raise RequestError.of(
                 "t_max",
-                "{field} must be above {name[t_min]}, got {high:g} and {low:g}; temperatures go down",
-                high=found.t_max,
-                low=found.t_min,
+                "{field} {high:g} and {name[t_min]} {low:g} make {last:.3g} of the last step's temperature, and "
+                "float32, in which it is taken, has none below {least:.3g}; raise one of them",
+                high=self.t_max,
+                low=self.t_min,
+                last=last,
+                least=SMALLEST,
             )
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +150,16 @@ def read_defaults(directory: Path, vocab_size: int) -> TextDefaults:
         settings = TextSettings().asked(**given)
     except RequestError as error:
         raise CheckpointError(f"{file}: {error}; correct it, or fetch it again") from error
-    ends = _tokens(file, "eos_token_id", content.get("eos_token_id", fallback.get("eos_token_id", 1)), vocab_size)
-    pads = _tokens(file, "pad_token_id", content.get("pad_token_id", fallback.get("pad_token_id", 0)), vocab_size)
+    ends, pads = (
+        _tokens(file, name, _said(name, content, fallback, own), vocab_size)
+        for name, own in (("eos_token_id", 1), ("pad_token_id", 0))
+    )
     return TextDefaults(settings=settings, ends=ends, pad=pads[0])
+
+
+def _said(name: str, content: Mapping[str, object], fallback: Mapping[str, object], own: int) -> object:
+    """The first value that somebody says; null says nothing, as with all other keys."""
+    return next((value for value in (content.get(name), fallback.get(name)) if value is not None), own)
 
 
 def _refuse_others(file: Path, content: Mapping[str, object]) -> None:

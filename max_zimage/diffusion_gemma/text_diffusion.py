@@ -108,8 +108,9 @@ class TextDiffusion:
 
         Raises:
             CheckpointError: If the files are not those of a DiffusionGemma that this engine computes.
-            RequestError: If there is no such device.
-            ValueError: If there is no such dtype.
+            RequestError: If there is no such device, or it lacks a library.
+            NotEnoughMemoryError: If the weights do not fit; before they are loaded.
+            ValueError: If there is no such dtype, or a variable of the environment has no meaning.
         """
         return cls.from_prepared(prepare_text(path), device, dtype=dtype)
 
@@ -122,6 +123,14 @@ class TextDiffusion:
     def settings(self) -> TextSettings:
         """What a request that names no number is written with."""
         return self._prepared.defaults.settings
+
+    def room(self, prompt: str) -> int:
+        """Most tokens that a text behind a prompt may have, in whole canvases; 0 if there is room for none.
+
+        Raises:
+            RequestError: If the prompt is no text, makes no token or asks for an image.
+        """
+        return self._prepared.room(prompt)
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
@@ -159,6 +168,7 @@ class TextDiffusion:
             RequestError: If a number is out of range, there is no prompt, a prompt makes no token or asks for an image,
                 or prompt and text have more positions than the model; before anything is computed.
             TypeError: If there is no such number.
+            NotFiniteError: If a text came out as NaN or infinity.
         """
         if isinstance(prompt, str):
             return self._write(self._prepared.request([prompt], seed, **numbers), on_draft)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from max.driver import Buffer, Device
+from max.driver import Buffer, Device, load_devices
 from max.dtype import DType
 
 from max_zimage.checkpoint.formats import open_source
@@ -13,7 +13,10 @@ from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.locate import find_component_files
 from max_zimage.checkpoint.plan import LoadPlan, plan
 from max_zimage.compile.device_weights import OnDevice, shared
+from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
+from max_zimage.device.memory import available_memory, check_device_memory, check_memory
+from max_zimage.diffusion_gemma.config_file import read_file
 from max_zimage.diffusion_gemma.names import names
 from max_zimage.diffusion_gemma.tied import arranged
 from max_zimage.errors import CheckpointError
@@ -53,10 +56,51 @@ def plan_weights(spec: DiffusionGemmaSpec, files: Sequence[Path], device: Device
     return plan(names(spec, source.tensors, is_grouped=is_grouped), source, [arranged(spec, is_grouped=is_grouped)])
 
 
+def weights_of(directory: Path, device: str) -> dict[str, int]:
+    """Where the weights of a checkpoint go, and how many bytes they take there, before they are loaded.
+
+    Args:
+        directory: The checkpoint.
+        device: As `CompiledDiffusionGemma.from_pretrained` has it; the dtype is its "auto".
+
+    Raises:
+        CheckpointError: If the files are not those of a DiffusionGemma that this engine computes.
+        RequestError: If there is no such device.
+    """
+    (there,) = load_devices([device_spec(device)])
+    checked = plan_weights(read_file(directory).spec, find_files(directory), there)
+    return {device_name(there): _copies(there) * checked.nbytes(model_dtype("auto", there))}
+
+
 def load_weights(checked: LoadPlan, dtype: ModelDtype, device: Device) -> Mapping[str, Buffer]:
-    """Load what was checked, rounded to the dtype: in host memory, or on the device where graphs share it."""
+    """Load what was checked, rounded to the dtype: in host memory, or on the device where graphs share it.
+
+    Raises:
+        NotEnoughMemoryError: If it does not fit; before anything is loaded.
+    """
+    check_fit(checked.nbytes(dtype), device)
     found = load(checked, dtype, to_pack=uses_cpu_kernels(DType[dtype], device))
     return OnDevice(found, device) if shared(device) else found
 
 
-__all__ = ["find_files", "load_weights", "model_dtype", "plan_weights"]
+def check_fit(nbytes: int, device: Device) -> None:
+    """Compare weights with the memory there is.
+
+    Args:
+        nbytes: Of all of them. They pass through host memory wherever they go.
+        device: Where they go.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+    """
+    check_memory(nbytes, available_memory())
+    if not device.is_host:
+        check_device_memory(_copies(device) * nbytes, device)
+
+
+def _copies(device: Device) -> int:
+    """Of the weights there: on an accelerator each of the two graphs has its own, unless they share one."""
+    return 1 if device.is_host or shared(device) else 2
+
+
+__all__ = ["check_fit", "find_files", "load_weights", "model_dtype", "plan_weights", "weights_of"]

@@ -83,7 +83,7 @@ class AddressEnhancer(Enhancer):
             name = listed["data"][0]["id"]
         except (KeyError, IndexError, TypeError) as error:
             raise EnhancerFailed("lists no model; name one as api_model") from error
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name.isprintable():
             raise EnhancerFailed(f"lists a model named {_short(name)}; name one as api_model")
         self.name = name
         return name

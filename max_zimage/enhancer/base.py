@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
+_log = logging.getLogger("max_zimage.enhancer")
 _THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
 MAX_CHARACTERS = 10_000
 """Of a text that is taken for a prompt; the usual limit of tokens allows about a fifth of it."""
+
+
+_is_waited_for: ContextVar[Callable[[], bool]] = ContextVar("is_waited_for", default=lambda: True)
 
 
 class EnhancerFailed(RuntimeError):
@@ -48,6 +57,14 @@ class Enhancer(ABC):
     def load(self) -> None:  # noqa: B027  (who has nothing to load need not say so)
         """Load and compile what it runs, which may take minutes; else the first prompt does."""
 
+    def weights(self) -> Mapping[str, int]:
+        """Device, such as "cpu" or "gpu:0" -> bytes of the weights that `load` puts there.
+
+        Raises:
+            ValueError: If its files hold no whole model.
+        """
+        return {}
+
     @abstractmethod
     def write(self, prompt: str, seed: int) -> str:
         """Answer a prompt with the one to draw, as it comes.
@@ -71,6 +88,41 @@ class Enhancer(ABC):
             return Enhanced(text=cleaned(self.write(prompt, seed)), by=self.name)
         except EnhancerFailed as error:
             return unchanged(prompt, self.name, str(error))
+        except Exception:
+            # Whatever it was, the prompt can be drawn.
+            _log.exception("the enhancer %s failed", self.name)
+            return unchanged(prompt, self.name, "failed; the log says why")
+
+
+@contextmanager
+def waited_for(check: Callable[[], bool]) -> Iterator[None]:
+    """Have what is written inside end at its next step when nobody waits for it any longer.
+
+    Args:
+        check: Whether somebody does; called by whichever thread writes.
+    """
+    token = _is_waited_for.set(check)
+    try:
+        yield
+    finally:
+        _is_waited_for.reset(token)
+
+
+def in_time(seconds: float) -> Callable[[object], None]:
+    """What a writer calls at each of its steps, with anything.
+
+    Args:
+        seconds: From now, after which a call raises EnhancerFailed; so does one when nobody waits any longer.
+    """
+    until, is_waited_for = time.monotonic() + seconds, _is_waited_for.get()
+
+    def check(draft: object) -> None:
+        if not is_waited_for():
+            raise EnhancerFailed("was ended, for nobody waits any longer")
+        if time.monotonic() > until:
+            raise EnhancerFailed(f"did not answer within {seconds:g} s")
+
+    return check
 
 
 def unchanged(prompt: str, by: str, reason: str) -> Enhanced:
@@ -79,9 +131,12 @@ def unchanged(prompt: str, by: str, reason: str) -> Enhanced:
     Args:
         prompt: The prompt.
         by: Who was asked.
-        reason: Why, in a part of a sentence.
+        reason: Why, in a part of a sentence; it may quote what an API has sent.
     """
-    return Enhanced(text=prompt, by=by, note=f"the prompt is drawn as it was given: {by} {reason}")
+    said = " ".join(f"{by} {reason}".split())
+    # On a terminal an escape would be obeyed.
+    shown = "".join(each if each.isprintable() else "?" for each in said)
+    return Enhanced(text=prompt, by=by, note=f"the prompt is drawn as it was given: {shown}")
 
 
 def cleaned(answer: str) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from max_zimage import embedded
-from max_zimage.enhancer.base import Enhancer, EnhancerFailed
+from max_zimage.enhancer.base import Enhancer, EnhancerFailed, in_time
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel, ChatRefused
 from max_zimage.enhancer.settings import EMBEDDED, EnhancerSettings
+from max_zimage.errors import NotFiniteError, RequestError, Wording
+
+_CHAT = Wording(names={"prompt": "messages.0.content", "max_new_tokens": "max_tokens (or max_completion_tokens)"})
 
 
 class DiffusionEnhancer(Enhancer, ChatModel):
@@ -44,24 +46,35 @@ class DiffusionEnhancer(Enhancer, ChatModel):
                 self._model = self._load(str(self._settings.model))
 
     @override
+    def weights(self) -> Mapping[str, int]:
+        from max_zimage.diffusion_gemma.weights import weights_of  # brings MAX along
+
+        name = str(self._settings.model)
+        return weights_of(embedded.TEXT_PATH if self._is_embedded else Path(name).expanduser(), _device(name))
+
+    @override
     def write(self, prompt: str, seed: int) -> str:
         self.load()
-        until = time.monotonic() + self.seconds
-
-        def in_time(draft: object) -> None:
-            if time.monotonic() > until:
-                raise EnhancerFailed(f"did not answer within {self.seconds:g} s")
-
-        more = {} if self._is_embedded else {"max_new_tokens": self._settings.max_tokens}
+        told = in_time(self.seconds)
+        text = self._system + prompt
         try:
             with self._turn:
-                found = self._model.generate(self._system + prompt, seed=seed, on_draft=in_time, **more)
+                more = {} if self._is_embedded else {"max_new_tokens": self._most(text, self._settings.max_tokens)}
+                found = self._model.generate(text, seed=seed, on_draft=told, **more)
+        except NotFiniteError as error:
+            raise EnhancerFailed(f"found no words: {error}") from error
         except ValueError as error:  # a prompt that is too long for it, or that its tokenizer does not know
             raise EnhancerFailed(f"cannot read the prompt: {error}") from error
         if not found.ended:
             raise EnhancerFailed("was cut off before its text came to an end; raise max_tokens")
-        text: str = found.text
-        return text
+        return str(found.text)
+
+    def _most(self, prompt: str, asked: int) -> int:
+        """Tokens that a text may have: those asked for, or where that is the most of any, those there is room for.
+
+        A smaller limit is somebody's own: it stays, and is refused where the positions do not suffice.
+        """
+        return asked if asked < self.most_tokens else max(1, min(asked, self._model.room(prompt)))
 
     @property
     @override
@@ -86,9 +99,12 @@ class DiffusionEnhancer(Enhancer, ChatModel):
                 found = self._model.generate(
                     message.content,
                     seed=asked.seed,
-                    max_new_tokens=asked.max_tokens,
+                    max_new_tokens=self._most(message.content, asked.max_tokens),
                     on_draft=lambda draft: asked.on_draft(draft.text),
                 )
+        except RequestError as error:
+            is_limit = {problem.field for problem in error.problems} == {"max_new_tokens"}
+            raise ChatRefused("max_tokens" if is_limit else "messages", error.said(_CHAT)) from error
         except ValueError as error:
             raise ChatRefused("messages", f"messages: {error}") from error
         asked.on_text(found.text)
@@ -100,5 +116,9 @@ class DiffusionEnhancer(Enhancer, ChatModel):
 def _from_pretrained(name: str) -> Any:
     from max_zimage.diffusion_gemma.text_diffusion import TextDiffusion  # brings MAX along
 
+    return TextDiffusion.from_pretrained(name, _device(name))
+
+
+def _device(name: str) -> str:
     # The tiny one gains nothing by an accelerator, and leaves it to the pictures.
-    return TextDiffusion.from_pretrained(name, "cpu" if name == EMBEDDED else "auto")
+    return "cpu" if name == EMBEDDED else "auto"

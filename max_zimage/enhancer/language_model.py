@@ -6,15 +6,14 @@ Reference: transformers generation/utils.py, GenerationMixin.
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from typing_extensions import override
 
 from max_zimage.components.language_model import LanguageModel
-from max_zimage.enhancer.base import Enhancer, EnhancerFailed
+from max_zimage.enhancer.base import Enhancer, EnhancerFailed, in_time
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel, ChatRefused, Message, Told
 from max_zimage.enhancer.settings import EnhancerSettings
 from max_zimage.text.next_token import NextToken
@@ -43,6 +42,10 @@ class OwnModel(ABC):
         """
 
     @abstractmethod
+    def weights(self) -> Mapping[str, int]:
+        """Device -> bytes of its weights, where no text encoder is there that has them already."""
+
+    @abstractmethod
     def load(self) -> LanguageModel:
         """Load its weights."""
 
@@ -53,13 +56,16 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
     Args:
         settings: How; they were checked.
         own: The model, checked.
+
+    Attributes:
+        settings: As given.
     """
 
     name = "qwen3"
     sampling: ClassVar[frozenset[str]] = frozenset({"temperature", "top_p", "top_k"})
 
     def __init__(self, settings: EnhancerSettings, own: OwnModel) -> None:
-        self._settings, self._own, self._system = settings, own, settings.system()
+        self.settings, self._own, self._system = settings, own, settings.system()
         self.seconds = settings.seconds
         self._model: LanguageModel | None = None
         self._turn = threading.Lock()
@@ -73,27 +79,27 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
                 self._model = model
 
     @override
+    def weights(self) -> Mapping[str, int]:
+        return self._own.weights()
+
+    @override
     def write(self, prompt: str, seed: int) -> str:
-        until = time.monotonic() + self.seconds
-
-        def in_time(draft: str) -> None:
-            if time.monotonic() > until:
-                raise EnhancerFailed(f"did not answer within {self.seconds:g} s")
-
+        self.load()  # whose minutes are none of the prompt's seconds
         messages = (Message(role="system", content=self._system), Message(role="user", content=prompt))
-        asked = ChatAsked(messages=messages, seed=seed, max_tokens=self._settings.max_tokens, on_draft=in_time)
+        told = in_time(self.seconds)
+        asked = ChatAsked(messages=messages, seed=seed, max_tokens=self.settings.max_tokens, on_draft=told)
         try:
             found = self.chat(asked)
         except ChatRefused as error:
             raise EnhancerFailed(f"cannot read the prompt: {error}") from error
         if not found.is_whole:
-            raise EnhancerFailed(f"did not come to an end within {self._settings.max_tokens} tokens; raise max_tokens")
+            raise EnhancerFailed(f"did not come to an end within {self.settings.max_tokens} tokens; raise max_tokens")
         return found.text
 
     @property
     @override
     def most_tokens(self) -> int:
-        return self._settings.max_tokens
+        return self.settings.max_tokens
 
     @override
     def check(self, asked: ChatAsked) -> None:
@@ -132,7 +138,7 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
     def _tokens(self, ids: Sequence[int], asked: ChatAsked) -> Iterator[int]:
         """What the model says, up to the token that ends it."""
         assert self._model is not None
-        settings = {name: getattr(self._settings, name) for name in ("temperature", "top_p", "top_k")}
+        settings = {name: getattr(self.settings, name) for name in ("temperature", "top_p", "top_k")}
         how = NextToken(**settings | dict(asked.sampling))
         text = [*ids]
         for number in how.numbers(asked.seed, asked.max_tokens):

@@ -35,7 +35,10 @@ def settings_of(wanted: EnhancerSettings | Mapping[str, Any] | str | None) -> En
 
 
 def open_enhancer(wanted: Wanted, *, is_embedded: bool, own: OwnModel | None = None) -> Enhancer:
-    """An enhancer that is checked, but not loaded; the same one again for the same settings.
+    """An enhancer that is checked, but not loaded; of a model by its name or folder the same one for the same settings.
+
+    One that writes with the language model of a checkpoint is new each time, and kept by whoever has that: kept here,
+    it would keep the text encoder of a pipeline that is gone.
 
     Args:
         wanted: It, or what is said of it.
@@ -53,14 +56,14 @@ def open_enhancer(wanted: Wanted, *, is_embedded: bool, own: OwnModel | None = N
         settings = replace(settings, model=EMBEDDED if is_embedded else ENCODER)
     settings.check()
     if settings.model == ENCODER:
-        return _opened(settings, _whole(own))
+        return LanguageModelEnhancer(settings, _whole(own))
     # What an address is asked with may change; a model that was loaded stays.
-    return AddressEnhancer(settings) if settings.is_address else _opened(settings, None)
+    return AddressEnhancer(settings) if settings.is_address else _opened(settings)
 
 
 @lru_cache(maxsize=1)
-def _opened(settings: EnhancerSettings, own: OwnModel | None) -> Enhancer:
-    return DiffusionEnhancer(settings) if own is None else LanguageModelEnhancer(settings, own)
+def _opened(settings: EnhancerSettings) -> DiffusionEnhancer:
+    return DiffusionEnhancer(settings)
 
 
 def forget() -> None:

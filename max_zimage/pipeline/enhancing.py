@@ -10,6 +10,7 @@ from typing import Any
 from max_zimage import embedded
 from max_zimage.components.text_encoder import NoTextEncoder
 from max_zimage.enhancer.apply import applied, prompt_check
+from max_zimage.enhancer.base import Enhancer
 from max_zimage.enhancer.language_model import LanguageModelEnhancer, OwnModel
 from max_zimage.enhancer.opening import Wanted, open_enhancer
 from max_zimage.errors import RequestWarning
@@ -17,7 +18,7 @@ from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.own_language import CheckpointLanguage
 from max_zimage.request.request import GenerationRequest
 
-__all__ = ["Wanted", "enhanced", "is_embedded", "own_of_checked", "own_of_pipeline"]
+__all__ = ["Wanted", "enhanced", "is_embedded", "own_of_checked", "own_of_pipeline", "writer_of"]
 
 
 def enhanced(pipeline: Any, request: GenerationRequest, enhancer: Wanted = None) -> GenerationRequest:
@@ -36,8 +37,7 @@ def enhanced(pipeline: Any, request: GenerationRequest, enhancer: Wanted = None)
         if enhancer is not None:
             raise TypeError("enhancer does nothing without enhance=True; give that too, or leave it out")
         return request
-    wanted = pipeline.enhancer if enhancer is None else enhancer
-    chosen = open_enhancer(wanted, is_embedded=is_embedded(pipeline.named[0]), own=pipeline.own_language)
+    chosen = writer_of(pipeline, pipeline.enhancer if enhancer is None else enhancer)
     # Words do not depend on the adapters of the picture before.
     own = pipeline.adapters.using(()) if isinstance(chosen, LanguageModelEnhancer) else nullcontext()
     with own:
@@ -45,6 +45,26 @@ def enhanced(pipeline: Any, request: GenerationRequest, enhancer: Wanted = None)
     for note in done.notes:
         warnings.warn(RequestWarning(note), stacklevel=4)
     return done.request
+
+
+def writer_of(pipeline: Any, wanted: Wanted) -> Enhancer:
+    """An enhancer of a pipeline, which keeps the one that writes with its own text encoder.
+
+    Args:
+        pipeline: A `ZImagePipeline`.
+        wanted: As somebody names it.
+
+    Raises:
+        EnhancerError: If there is no such enhancer.
+        TypeError: If it is something else.
+    """
+    found = open_enhancer(wanted, is_embedded=is_embedded(pipeline.named[0]), own=pipeline.own_language)
+    if found is wanted or not isinstance(found, LanguageModelEnhancer):
+        return found
+    kept: LanguageModelEnhancer | None = pipeline.own_writer
+    if kept is None or kept.settings != found.settings:
+        pipeline.own_writer = kept = found
+    return kept
 
 
 def own_of_pipeline(pipeline: Any) -> OwnModel | None:

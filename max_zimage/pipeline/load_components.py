@@ -14,6 +14,7 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 
+from max_zimage.compile.device_check import check_device
 from max_zimage.components import NoTextEncoder, ZImageComponent, ZImageStreamedTransformer
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
 from max_zimage.device.plans import HOST, Plan
@@ -22,7 +23,7 @@ from max_zimage.host.processes import check_process
 from max_zimage.pipeline.attention import Backend as Backend
 from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
-from max_zimage.pipeline.manifest import CheckpointManifest, check_device, find_sources
+from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
 from max_zimage.request.checks import whole_number
 

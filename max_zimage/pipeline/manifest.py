@@ -16,9 +16,8 @@ from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, 
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.locate import COMPONENTS, find_component_files, resolve_model, route_weight_files
 from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
-from max_zimage.compile import device_graphs, device_weights
+from max_zimage.compile.device_check import check_device as check_device
 from max_zimage.device.dtypes import ModelDtype, model_dtype
-from max_zimage.device.libraries import check_libraries
 from max_zimage.errors import CheckpointError, RequestError
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
 from max_zimage.request.limits import Limits, RequestDefaults
@@ -137,17 +136,6 @@ def find_sources(
         plans=plans,
         defaults=described.defaults,
     )
-
-
-def check_device(device: Device) -> None:
-    """Check what a device needs, and what is said of it in the environment.
-
-    Raises:
-        ValueError: If it lacks a library, or a variable has no meaning.
-    """
-    check_libraries(device)
-    device_graphs.check(device)
-    device_weights.shared(device)
 
 
 def text_encoder_plan(spec: TextEncoderSpec, files: Sequence[Path]) -> LoadPlan:

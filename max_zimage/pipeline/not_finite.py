@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from max_zimage.errors import NotFiniteError as NotFiniteError
+from max_zimage.errors import explained as explained
+
 Flags = npt.NDArray[np.bool_]
 
 CODE = "not_finite"
@@ -15,34 +18,6 @@ CODE = "not_finite"
 
 GIVEN_LATENTS = "the latents that were given"
 CHECKPOINT = "a weight of the checkpoint (`max-zimage info --check-weights` names it)"
-
-
-class NotFiniteError(RuntimeError):
-    """NaN or infinity arose on the way to a picture, or a number so large that its square is infinite.
-
-    Attributes:
-        what: What is not finite, in words.
-        images: One entry a picture of the call, as `output_type` asked for it; None for each that is not finite. Those
-            that shared a batch with it are finished.
-        suspects: What may have caused it, the likeliest first.
-    """
-
-    def __init__(self, what: str, images: Sequence[Any], suspects: Sequence[str]) -> None:
-        super().__init__(what, images, suspects)
-        self.what, self.images, self.suspects = what, list(images), tuple(suspects)
-
-    def __str__(self) -> str:
-        """What it is, and what may have caused it."""
-        return explained(self.what, self.suspects)
-
-    def blaming(self, *suspects: str) -> NotFiniteError:
-        """The same with more suspects, before the others."""
-        return NotFiniteError(self.what, self.images, (*suspects, *self.suspects))
-
-
-def explained(what: str, suspects: Sequence[str]) -> str:
-    """One sentence."""
-    return f"{what}; what may have caused it: {', or '.join(suspects)}"
 
 
 def usual_suspects(dtype: str, step_cache: object = None, adapters: Sequence[str] = ()) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from max.graph.weights import SafetensorWeights
 from max_zimage.checkpoint.language_head import LanguageModelPlan, language_model_plan
 from max_zimage.components import ZImageTextEncoderModel
 from max_zimage.components.language_model import LanguageModel
+from max_zimage.device.devices import device_name
 from max_zimage.enhancer.language_model import OwnModel
 from max_zimage.pipeline.load_components import check_fit, new_session
 from max_zimage.pipeline.manifest import CheckpointManifest
@@ -44,6 +45,11 @@ class CheckpointLanguage(OwnModel):
         """Look at its files; errors are those of `language_model_plan`."""
         _ = self._plan
 
+    def weights(self) -> dict[str, int]:
+        """Device -> bytes of all that `load` puts there without an encoder."""
+        dtype = self._sources.dtypes["text_encoder"]
+        return {device_name(self._places[0]): self._plan.body.nbytes(dtype) + self._plan.head.nbytes(dtype)}
+
     def load(self) -> LanguageModel:
         """Load what of it is not there.
 
@@ -63,7 +69,7 @@ class CheckpointLanguage(OwnModel):
 
     def _loaded(self) -> ZImageTextEncoderModel:
         dtype, checked = self._sources.dtypes["text_encoder"], self._sources.plans["text_encoder"]
-        check_fit([self._plan.body.nbytes(dtype) + self._plan.head.nbytes(dtype)], self._places[0])
+        check_fit([*self.weights().values()], self._places[0])
         weights = SafetensorWeights(list(checked.files))
         session = new_session(self._places)
         return ZImageTextEncoderModel(self._config, dtype, self._places, weights, session=session, plan=checked)

@@ -162,11 +162,15 @@ def placed_usually(sources: CheckpointManifest, wish: Wish) -> Plan:
 
 
 def memory_of(wish: Wish) -> dict[str, int]:
-    """Device -> bytes that can be taken: what is free on the CPU, and of an accelerator all but a reserve."""
+    """Device -> bytes that can be taken: what is free on the CPU, and of an accelerator all but a reserve.
+
+    What something else will take is counted off.
+    """
     accelerators = {*wish.devices.values()} - {HOST}
-    return {HOST: available_memory()} | {
+    there = {HOST: available_memory()} | {
         name: usable(int(device_of(name).stats["total_memory"])) for name in accelerators
     }
+    return {name: max(0, nbytes - wish.taken.get(name, 0)) for name, nbytes in there.items()}
 
 
 def wish_of(placing: Mapping[str, Any]) -> Wish:

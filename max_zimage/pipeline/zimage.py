@@ -83,6 +83,7 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
     _pack: CompiledGraph
 
     own_language = cached_property(own_of_pipeline)
+    own_writer: Any = None  # the enhancer with it, which goes when the pipeline does
     encode = encoding.encode
     from_pretrained_generator_only = classmethod(encoding.from_pretrained_generator_only)
     generate_from_embeddings = encoding.generate_from_embeddings

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.device.placement import with_peaks
-from max_zimage.device.plans import HOST, Plan
+from max_zimage.device.plans import HOST, Plan, Wish
+from max_zimage.enhancer.base import Enhancer
 from max_zimage.host.sizes import sized
 from max_zimage.pipeline.estimate import activation_bytes
 from max_zimage.pipeline.loading import CheckedModel
@@ -20,12 +21,40 @@ _SIDES = (4096, 3072, 2048, 1536, 1280, 1024, 768, 512, 256, 128)
 """Sides of square pictures that are tried for one that fits."""
 
 
-def with_capacity(settings: ServerSettings, prepared: CheckedModel) -> CheckedModel:
+def with_capacity(settings: ServerSettings, prepared: CheckedModel, enhancer: Enhancer | None = None) -> CheckedModel:
     """Choose where components go, so that the largest request fits; told in the log if that is not everything in one.
+
+    Args:
+        settings: The server's.
+        prepared: The checkpoint.
+        enhancer: What will be loaded beside it, by another process; None for none.
 
     Raises:
         NotEnoughMemoryError: If it does not fit; names limits that do.
+        ValueError: If the enhancer's files hold no whole model.
     """
+    if enhancer is None:
+        return _placed(settings, prepared)
+    taken = enhancer.weights()
+    for name, nbytes in taken.items():
+        there = memory_of(Wish(devices={"transformer": name}))[name]
+        if nbytes > there:
+            raise NotEnoughMemoryError(
+                f"the enhancer {enhancer.name} has {sized(nbytes)} of weights, {sized(there)} are there on {name}; "
+                "name a smaller one, or an address"
+            )
+    try:
+        return _placed(settings, replace(prepared, wish=replace(prepared.wish, taken=taken)))
+    except NotEnoughMemoryError as error:
+        if not taken:
+            raise
+        kept = " and ".join(f"{sized(nbytes)} on {name}" for name, nbytes in taken.items())
+        raise NotEnoughMemoryError(
+            f"{error}; {kept} are kept for the enhancer {enhancer.name}, which an address would not need"
+        ) from error
+
+
+def _placed(settings: ServerSettings, prepared: CheckedModel) -> CheckedModel:
     for note in prepared.wish.notes:
         _log.info("%s", note)
     plan = placed_usually(prepared.sources, prepared.wish)
@@ -104,7 +133,8 @@ def _allowed(prepared: CheckedModel, available: int | None) -> dict[str, int]:
     device, wish = prepared.devices[0], prepared.wish
     main = wish.devices["transformer"]
     if available is None and (prepared.plan is None or prepared.plan.is_plain):
-        available = available_memory() if device.is_host else int(device.stats["total_memory"])
+        there = available_memory() if device.is_host else int(device.stats["total_memory"])
+        available = max(0, there - wish.taken.get(main, 0))
     allowed = memory_of(wish) | ({} if available is None else {main: available})
     return allowed | {main: min(allowed[main], wish.max_memory or allowed[main])}
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import re
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from max_zimage.enhancer.apply import Applied, Check, applied
-from max_zimage.enhancer.base import Enhancer, unchanged
+from max_zimage.enhancer.base import Enhancer, in_time, unchanged, waited_for
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.errors import ApiError
 
 _log = logging.getLogger("max_zimage.serving")
 T = TypeVar("T")
+_NO_HEADER = re.compile(r"[^\x20-\x7e]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,8 @@ class Revision:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The same for answers that have no place for it."""
-        said = " ".join(" ".join(self.notes).split()).encode("ascii", "replace").decode()
+        """The same for answers that have no place for it, in what a header may hold."""
+        said = _NO_HEADER.sub("?", " ".join(" ".join(self.notes).split()))
         return {"X-Enhance-Note": said} if said else {}
 
     @property
@@ -55,18 +57,22 @@ class Revision:
 class EnhancerDesk:
     """One enhancer, and who waits for it.
 
-    Its work runs in threads, which nothing can end from outside: one that takes too long keeps its turn until it is
-    done, while the request that asked goes on without it.
+    Its work runs in threads, which nothing can end from outside: one that takes too long, or whose client has left,
+    ends at the model's next step and keeps its turn until then, while the request that asked goes on without it.
 
     Args:
         enhancer: Checked, not loaded. A prompt or a chat may take as long as it says, waiting included.
         waiting: Requests that may wait.
+
+    Attributes:
+        is_ready: Whether it is loaded; one that has nothing to load is from the start.
     """
 
     def __init__(self, enhancer: Enhancer, *, waiting: int) -> None:
         self.enhancer, self._seconds, self._most = enhancer, enhancer.seconds, waiting
         self._turns = asyncio.Semaphore(enhancer.workers)
         self._waiting = 0
+        self.is_ready = type(enhancer).load is Enhancer.load
 
     @property
     def chat_model(self) -> ChatModel | None:
@@ -74,9 +80,14 @@ class EnhancerDesk:
         return self.enhancer if isinstance(self.enhancer, ChatModel) else None
 
     async def load(self) -> None:
-        """Load it, then wait for ever: a task that ends is one that failed."""
+        """Load it; until then nobody is let in."""
         await self._work(self.enhancer.load)
+        self.is_ready = True
         _log.info("enhancer %s: ready", self.enhancer.name)
+
+    async def keep(self) -> None:
+        """Load it, then wait for ever: a task that ends is one that failed."""
+        await self.load()
         await asyncio.Event().wait()
 
     async def revised(self, asked: GenerationRequest, check: Check) -> Revision:
@@ -87,58 +98,77 @@ class EnhancerDesk:
             check: Of a text in place of its prompt.
 
         Raises:
-            ApiError: 429 if too many wait.
+            ApiError: 503 while it is being loaded, 429 if too many wait.
         """
-        with self._place():
-            try:
-                async with asyncio.timeout(self._seconds):
-                    done = await self._work(lambda: applied(asked, self.enhancer, check))
-            except TimeoutError:
-                late = unchanged("", self.enhancer.name, f"did not answer within {self._seconds:g} s")
-                done = Applied(request=replace(asked, enhance=False, enhance_seed=None), notes=(late.note,))
+        self._enter()
+        try:
+            async with asyncio.timeout(self._seconds):
+                done = await self._work(lambda: applied(asked, self.enhancer, check))
+        except TimeoutError:
+            late = unchanged("", self.enhancer.name, f"did not answer within {self._seconds:g} s")
+            done = Applied(request=replace(asked, enhance=False, enhance_seed=None), notes=(late.note,))
+        finally:
+            self._leave()
         is_written = bool(done.request.original_prompts)
         return Revision(request=done.request, prompt=done.request.prompts[0] if is_written else None, notes=done.notes)
 
-    async def answer(self, model: ChatModel, asked: ChatAsked) -> ChatAnswer:
-        """Have a chat answered.
+    def begin(self, model: ChatModel, asked: ChatAsked) -> asyncio.Task[ChatAnswer]:
+        """Take a place, and have a chat answered; to cancel the task is to leave.
+
+        The task fails with an ApiError, 429, if it takes too long, and with ChatRefused if the model cannot take it.
 
         Args:
             model: See `chat_model`.
             asked: It was checked.
 
         Raises:
-            ApiError: 429 if too many wait, or it takes too long.
-            ChatRefused: If the model cannot take it.
+            ApiError: 503 while it is being loaded, 429 if too many wait.
         """
-        until = time.monotonic() + self._seconds
+        self._enter()
+        task = asyncio.create_task(self._answer(model, asked))
+        task.add_done_callback(lambda _: self._leave())  # also of one that is cancelled before it runs
+        return task
 
-        def in_time(draft: str) -> None:
-            if time.monotonic() > until:  # nobody waits for it any longer
-                raise TimeoutError
-            asked.on_draft(draft)
+    async def _answer(self, model: ChatModel, asked: ChatAsked) -> ChatAnswer:
+        def work() -> ChatAnswer:
+            step = in_time(math.inf)  # the bound is kept below
 
-        with self._place():
-            try:
-                async with asyncio.timeout(self._seconds):
-                    return await self._work(lambda: model.chat(replace(asked, on_draft=in_time)))
-            except TimeoutError:
-                message = f"this server gives an answer {self._seconds:g} s, and they were over; ask for fewer tokens"
-                raise ApiError(429, "time_limit", message, headers={"Retry-After": "10"}) from None
+            def on_text(text: str) -> None:
+                step(text)
+                asked.on_text(text)
 
-    @contextlib.contextmanager
-    def _place(self) -> Any:
+            def on_draft(text: str) -> None:
+                step(text)
+                asked.on_draft(text)
+
+            return model.chat(replace(asked, on_text=on_text, on_draft=on_draft))
+
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._work(work)
+        except TimeoutError:
+            message = f"this server gives an answer {self._seconds:g} s, and they were over; ask for fewer tokens"
+            raise ApiError(429, "time_limit", message, headers={"Retry-After": "10"}) from None
+
+    def _enter(self) -> None:
+        if not self.is_ready:
+            message = "the enhancer is being loaded, which takes minutes the first time; ask /readyz when it is there"
+            raise ApiError(503, "loading", message, headers={"Retry-After": "5"})
         if self._waiting >= self._most:
             message = f"{self._waiting} prompts wait for the enhancer, as many as this server allows; try again later"
             raise ApiError(429, "queue_full", message, headers={"Retry-After": "1"})
         self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
+
+    def _leave(self) -> None:
+        self._waiting -= 1
 
     async def _work(self, work: Callable[[], T]) -> T:
-        """Run something in a thread of its own when it is its turn, which lasts until it is done."""
+        """Run something in a thread of its own when it is its turn, which lasts until it is done.
+
+        To cancel this is to leave: what is written ends at its next step.
+        """
         await self._turns.acquire()
+        left = threading.Event()
         loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 
@@ -154,7 +184,8 @@ class EnhancerDesk:
         def run() -> None:
             result, failed = None, None
             try:
-                result = work()
+                with waited_for(lambda: not left.is_set()):
+                    result = work()
             except BaseException as error:
                 failed = error
             with contextlib.suppress(RuntimeError):  # the server has ended
@@ -162,4 +193,7 @@ class EnhancerDesk:
 
         # No executor's thread: the process would wait for it before it ends.
         threading.Thread(target=run, name="enhancer", daemon=True).start()
-        return await done
+        try:
+            return await done
+        finally:
+            left.set()

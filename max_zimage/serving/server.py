@@ -68,7 +68,7 @@ async def _serve(
     # None of these ends by itself but by a failure.
     lasting: list[asyncio.Task[Any]] = [worker]
     if state.enhancer is not None:
-        lasting.append(asyncio.create_task(state.enhancer.load()))
+        lasting.append(asyncio.create_task(state.enhancer.keep()))
     await asyncio.wait((*lasting, http, ended), return_when=asyncio.FIRST_COMPLETED)
     await _shut_down(settings, state.dispatcher, server, http, end)
     failed = [task for task in lasting if task.done()]

@@ -14,6 +14,7 @@ import pytest
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.device.placement import place, with_peaks
 from max_zimage.device.plans import HOST, RESERVED, STAGES, Change, Need, Plan, Streams, Wish, usable
+from max_zimage.errors import RequestError
 
 CARD = "gpu:0"
 GB, GIB = 10**9, 2**30
@@ -248,3 +249,9 @@ def test_who_leaves_for_whom() -> None:
     assert replace(plan, residency="resident").beside("transformer") == ["text_encoder", "vae"]
     apart: dict[str, Any] = {**plan.devices, "vae": HOST}
     assert replace(plan, residency="resident", devices=apart).beside("transformer") == ["text_encoder"]
+
+
+def test_blocks_that_cannot_be_streamed_are_said() -> None:
+    for needs in (BF16, {"text_encoder": BF16["text_encoder"]}):
+        with pytest.raises(RequestError, match="placement must be one of auto, resident, sequential, got streamed: "):
+            place(needs, card(24), replace(ON_CARD, placement="streamed"))

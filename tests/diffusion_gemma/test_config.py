@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.diffusion_gemma.configuration_diffusion_gemma import DiffusionGemmaConfig
 
 from max_zimage.checkpoint.config_reader import ConfigError
 from max_zimage.compile.ahead_of_time import DIFFUSION_GEMMA
@@ -105,6 +106,9 @@ def test_what_transformers_fills_in() -> None:
     assert changed(use_bidirectional_attention=None).spec == DIFFUSION_GEMMA
     assert not changed(outer_vision_config=None).has_vision
     assert changed(outer_image_token_id=None).image_token_id is None
+    outer = {f"outer_{key}": ... for key in ("image_token_id", "boi_token_id", "eoi_token_id")}
+    own = DiffusionGemmaConfig()
+    assert changed(**outer).image_tokens == {own.image_token_id, own.boi_token_id, own.eoi_token_id}
 
 
 def test_a_softcap_is_30_unless_it_is_named() -> None:

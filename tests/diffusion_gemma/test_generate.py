@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 from benchmarks.training.text.model import config_of, new_model
 from max_zimage.diffusion_gemma.generate import BlockDraft, WrittenBlocks, write_blocks
 from max_zimage.diffusion_gemma.settings import TextSettings
+from max_zimage.diffusion_gemma.steps import CanvasLook
+from max_zimage.errors import NotFiniteError
 from tests.references.text_steps import TransformersSteps, drawn_as_the_engine_draws, left_padded
 
 VOCABULARY, PAD = 120, 118
@@ -124,3 +126,46 @@ def test_what_a_callback_raises_ends_the_writing(steps: TransformersSteps) -> No
 
     with pytest.raises(KeyboardInterrupt, match="in step 1"):
         ours(steps, *CASES["ends"], on_draft=stop)
+
+
+class Spoiled:
+    """In place of a model: canvases of 4 tokens, sure of all but where its numbers are none."""
+
+    vocab_size, canvas_length, max_length = 9, 4, 64
+
+    def __init__(self, bad_row: int, bad_step: int) -> None:
+        self.bad_row, self.bad_step, self.step = bad_row, bad_step, 0
+
+    def encode(self, ids: Any, lengths: Any) -> None:
+        return None
+
+    def denoise(self, canvas: Any, logits: Any, seen: Any, heat: float, cache: None) -> CanvasLook:
+        rows, length = canvas.shape
+        # The last row is sure at once, the others are never.
+        entropy = np.full((rows, length), 1.0, np.float32)
+        entropy[-1] = 0
+        if self.step == self.bad_step:
+            entropy[self.bad_row, 1] = np.nan
+        self.step += 1
+        top = np.zeros((rows, length, 1), np.int64)
+        return CanvasLook(None, top[..., 0], np.ones(top.shape, np.float32), top, entropy)
+
+
+def spoiled(bad_row: int, bad_step: int, rows: int = 3, **settings: Any) -> WrittenBlocks:
+    numbers = TextSettings(max_new_tokens=4, num_denoising_steps=3, stability_threshold=0, **settings)
+    model, lengths = cast(Any, Spoiled(bad_row, bad_step)), np.full(rows, 2)
+    return write_blocks(model, np.ones((rows, 2), np.int64), lengths, range(rows), numbers, ends=[8], pad=7)
+
+
+def test_what_is_not_finite_becomes_no_text() -> None:
+    said = (
+        r"text 1 of 3, counted from 0, came out as NaN .* caused it: bfloat16, .* \(try float32\), or a weight of the"
+    )
+    with pytest.raises(NotFiniteError, match=said):
+        spoiled(1, 2)
+    with pytest.raises(NotFiniteError, match=r"the text came out .* caused it: the temperature 1e-05 \(try a higher"):
+        spoiled(0, 0, rows=1, t_max=1e-5, t_min=1e-6)
+
+
+def test_of_a_settled_text_nothing_is_looked_at_again() -> None:
+    assert spoiled(2, 2).steps.tolist() == [3, 3, 1]

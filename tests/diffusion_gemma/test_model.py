@@ -226,6 +226,10 @@ def read(model: CompiledDiffusionGemma, length: int = 3) -> Any:
             "temperature must be a finite number above 0",
         ),
         (
+            lambda model: model.denoise(CANVAS, None, YES, 1e-50, read(model)),
+            "temperature must be a finite number above 0, from 1.18e-38 to 3.4e\\+38, got 1e-50",
+        ),
+        (
             lambda model: model.denoise(CANVAS, None, YES, float("nan"), read(model)),
             "temperature must be a finite number",
         ),

@@ -56,6 +56,14 @@ def test_what_the_file_leaves_out_is_in_the_configuration(tmp_path: Path) -> Non
     assert (found.settings, found.ends, found.pad) == (TextSettings(), (9,), 8)
 
 
+def test_null_says_nothing(tmp_path: Path) -> None:
+    """Neither in the file, whose token is then the configuration's, nor there, where the class's own is left."""
+    file = {"eos_token_id": None, "pad_token_id": None}
+    found = read_defaults(written(tmp_path, file, eos_token_id=9, pad_token_id=None), VOCABULARY)
+    assert (found.ends, found.pad) == ((9,), 0)
+    assert read_defaults(written(tmp_path, file, eos_token_id=None), VOCABULARY).ends == (1,)
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
@@ -70,6 +78,10 @@ def test_what_the_file_leaves_out_is_in_the_configuration(tmp_path: Path) -> Non
         ({"t_max": float("inf")}, "t_max must be a finite number above 0, got inf"),
         ({"t_min": -0.1}, "t_min must be a finite number of at least 0, got -0.1"),
         ({"t_min": 0.8}, "t_max must be above t_min, got 0.8 and 0.8; temperatures go down"),
+        ({"t_max": 1e-50, "t_min": 0}, "t_max must be from 1.1754943508222875e-38 to 3.40282e+38, got 1e-50"),
+        ({"t_max": 1e39}, "t_max must be from 1.1754943508222875e-38 to 3.40282e+38, got 1e+39"),
+        ({"t_min": 1e-40}, "t_min must be 0, or from 1.18e-38 to 3.4e+38 in float32, got 1e-40"),
+        ({"t_max": 2e-37, "t_min": 0}, "t_max 2e-37 and t_min 0 make 4.17e-39 of the last step's temperature"),
         ({"t_max": 0.3}, "t_max must be above t_min, got 0.3 and 0.4; temperatures go down"),
     ],
 )
@@ -83,6 +95,8 @@ def test_all_that_is_wrong_is_said_together() -> None:
     with pytest.raises(RequestError, match="the request has 2 problems") as refused:
         TextSettings().asked(t_max=0, max_new_tokens=-1)
     assert {problem.field for problem in refused.value.problems} == {"t_max", "max_new_tokens"}
+    with pytest.raises(RequestError, match="the request has 2 problems"):
+        TextSettings().asked(t_max=0.1, max_new_tokens=-1)
 
 
 @pytest.mark.parametrize(

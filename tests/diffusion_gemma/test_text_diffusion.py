@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_lengths(model: TextDiffusion) -> None:
         (
             "star " * 1100,
             {},
-            "max_new_tokens must leave room for the prompt: .* the model has 1024; shorten the prompt",
+            "prompt has 1102 tokens, and one canvas of 16 must have room behind it: .* has 1024 positions; shorten it",
         ),
         ("star", {"max_new_tokens": 1024}, "3 tokens and 64 canvases of 16 need 1027 .*; ask for at most 1008"),
     ],
@@ -82,6 +82,22 @@ def test_what_is_refused(model: TextDiffusion, prompt: Any, asked: dict[str, Any
 
     with pytest.raises(RequestError, match=message):
         model.generate(prompt, on_draft=computed, **asked)
+
+
+def test_all_that_is_wrong_is_said_together() -> None:
+    prepared = prepare_text()
+    with pytest.raises(RequestError, match="the request has 4 problems") as refused:
+        prepared.request(["star", cast(Any, 7)], -1, t_max=0, max_new_tokens=1024)
+    assert [problem.field for problem in refused.value.problems] == ["t_max", "seed", "prompt", "max_new_tokens"]
+    with pytest.raises(RequestError, match="the request has 2 problems"):
+        prepared.request(["star"], 1, t_max=0.1, max_new_tokens=1024)
+
+
+def test_room_is_what_a_prompt_leaves() -> None:
+    prepared = prepare_text()
+    assert prepared.room("star") == 1008
+    assert prepared.request(["star"], 1, max_new_tokens=1008).lengths.tolist() == [3]
+    assert prepared.room("star " * 1100) == 0
 
 
 def test_an_unknown_number_is_refused(model: TextDiffusion) -> None:

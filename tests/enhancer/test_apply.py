@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from max_zimage.diffusion_gemma.prepared import prepare_text
 from max_zimage.embedded import PATH, TEXT_NAME
 from max_zimage.enhancer.apply import applied, prompt_check
-from max_zimage.enhancer.base import EnhancerFailed
+from max_zimage.enhancer.base import EnhancerFailed, unchanged, waited_for
 from max_zimage.enhancer.chat import ChatAsked, ChatRefused, Message
 from max_zimage.enhancer.diffusion import DiffusionEnhancer
 from max_zimage.enhancer.settings import EnhancerSettings
-from max_zimage.errors import RequestError
+from max_zimage.errors import NotFiniteError, RequestError
 from max_zimage.request import wire
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
@@ -100,10 +103,15 @@ class Model:
     def __init__(self, name: str) -> None:
         self.name, self.asked = name, list[dict[str, Any]]()
 
+    def room(self, prompt: str) -> int:
+        return max(0, 1024 - len(prompt.split())) // 16 * 16
+
     def generate(self, prompt: str, *, on_draft: Any, **more: Any) -> Any:
         self.asked.append({"prompt": prompt, **more})
         if prompt.endswith("unknown"):
             raise ValueError("no such word")
+        if prompt.endswith("overflow"):
+            raise NotFiniteError("the text came out as NaN", (), ("a weight",))
         for word in ("a", "red", "star"):
             on_draft(SimpleNamespace(text=word))
         ended = not prompt.endswith("endless")
@@ -129,6 +137,7 @@ def test_the_embedded_model_is_given_the_prompt_alone() -> None:
     assert loaded[0].asked == [{"prompt": "star", "seed": 3}, {"prompt": "star", "seed": 4}]
     assert enhancer.enhance("unknown", seed=3).note.endswith("cannot read the prompt: no such word")
     assert "was cut off before its text came to an end" in enhancer.enhance("endless", seed=3).note
+    assert "found no words: the text came out as NaN; what may" in enhancer.enhance("overflow", seed=3).note
 
 
 def test_another_model_is_told_what_to_do(tmp_path: Any) -> None:
@@ -143,7 +152,7 @@ def test_another_model_is_told_what_to_do(tmp_path: Any) -> None:
 def test_a_draft_that_comes_too_late_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     enhancer, _ = diffusion(model="embedded", seconds=30)
     clock = iter((0.0, 1.0, 31.0))
-    monkeypatch.setattr("max_zimage.enhancer.diffusion.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("max_zimage.enhancer.base.time.monotonic", lambda: next(clock))
     found = enhancer.enhance("star", seed=3)
     assert (found.text, found.note.partition("did ")[2]) == ("star", "not answer within 30 s")
 
@@ -166,6 +175,40 @@ def test_a_chat_with_it() -> None:
         enhancer.chat(ChatAsked(messages=(Message(role="user", content="unknown"),), seed=3, max_tokens=16))
 
 
+def test_a_limit_that_nobody_named_leaves_room_for_the_prompt(tmp_path: Any) -> None:
+    enhancer, loaded = diffusion(model=str(tmp_path), max_tokens=2048)
+    asked = ChatAsked(messages=(Message(role="user", content="star"),), seed=3, max_tokens=enhancer.most_tokens)
+    enhancer.chat(asked)
+    enhancer.chat(replace(asked, max_tokens=2000))
+    assert enhancer.enhance("star", seed=3).text == "a red star"
+    told = len(loaded[0].asked[2]["prompt"].split())
+    assert [each["max_new_tokens"] for each in loaded[0].asked] == [1008, 2000, (1024 - told) // 16 * 16]
+
+
+def test_a_chat_is_told_of_the_field_that_it_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    enhancer, _ = diffusion(model="embedded", max_tokens=2048)
+    whole = prepare_text()
+
+    def generate(self: Model, prompt: str, *, on_draft: Any, **more: Any) -> None:
+        whole.request([prompt], more.pop("seed"), **more)
+
+    monkeypatch.setattr(Model, "generate", generate)
+    monkeypatch.setattr(Model, "room", lambda self, prompt: whole.room(prompt))
+    too_long, own = "star " * 1100, r"max_tokens \(or max_completion_tokens\) must leave room for the prompt: its 3"
+    for content, most, subject, message in (
+        ("star", 2000, "max_tokens", own),
+        (
+            too_long,
+            2048,
+            "messages",
+            r"messages\.0\.content has 1102 tokens, and one canvas of 16 must have room behind",
+        ),
+    ):
+        with pytest.raises(ChatRefused, match=message) as refused:
+            enhancer.chat(ChatAsked(messages=(Message(role="user", content=content),), seed=3, max_tokens=most))
+        assert refused.value.subject == subject
+
+
 def test_threads_that_want_it_load_it_once() -> None:
     enhancer, loaded = diffusion(model="embedded")
     threads = [threading.Thread(target=enhancer.enhance, args=("star",), kwargs={"seed": 1}) for _ in range(4)]
@@ -177,13 +220,38 @@ def test_threads_that_want_it_load_it_once() -> None:
     assert len(loaded[0].asked) == 4
 
 
-def test_only_failures_of_the_enhancer_are_notes() -> None:
+def test_whatever_goes_wrong_the_prompt_is_drawn(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(Silk):
-        def write(self, prompt: str, seed: int) -> str:
-            raise KeyError("a fault of ours")
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
 
-    with pytest.raises(KeyError):
-        Broken().enhance("x", seed=0)
+        def write(self, prompt: str, seed: int) -> str:
+            raise self.error
+
+    found = Broken(KeyError("a fault of ours")).enhance("x", seed=0)
+    assert (found.text, found.note) == ("x", f"{NOTE}failed; the log says why")
+    assert "a fault of ours" in caplog.text
+    with pytest.raises(asyncio.CancelledError):
+        Broken(asyncio.CancelledError()).enhance("x", seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        Broken(KeyboardInterrupt()).enhance("x", seed=0)
     assert Silk().enhance("fail", seed=0).note == f"{NOTE}has no thread left"
     with pytest.raises(EnhancerFailed):
         Silk().write("fail", 0)
+
+
+def test_a_note_holds_nothing_that_a_terminal_obeys() -> None:
+    found = unchanged("x", "silk", "said \x1b[2Jred\x00,\r\n \u202e twice")
+    assert found.note == f"{NOTE}said ?[2Jred?, ? twice"
+
+
+def test_what_nobody_waits_for_ends_at_its_next_step() -> None:
+    enhancer, loaded = diffusion(model="embedded")
+    answers = iter((True, False))
+    with waited_for(lambda: next(answers)):
+        found = enhancer.enhance("star", seed=3)
+    assert found.text == "star"
+    assert "nobody waits any longer" in found.note
+    assert next(answers, None) is None  # of three steps two were asked about
+    assert enhancer.enhance("star", seed=3).note == ""
+    assert len(loaded) == 1

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import shutil
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +22,13 @@ from max_zimage import ZImagePipeline
 from max_zimage.components.language_model import LanguageModel
 from max_zimage.embedded import PATH
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatRefused, Message
-from max_zimage.enhancer.language_model import LanguageModelEnhancer
+from max_zimage.enhancer.language_model import LanguageModelEnhancer, OwnModel
 from max_zimage.enhancer.opening import open_enhancer
 from max_zimage.enhancer.settings import EnhancerError, EnhancerSettings
-from max_zimage.pipeline.enhancing import own_of_checked
+from max_zimage.pipeline.enhancing import own_of_checked, writer_of
 from max_zimage.pipeline.own_language import CheckpointLanguage, ends_of
 from max_zimage.text.next_token import NextToken
+from max_zimage.text.tokenizer import PromptTokenizer
 
 Both = tuple[CheckpointLanguage, LanguageModel, Any]
 TEXTS = ("a red star on a blue background", "ring", "a green circle and a small white ring")
@@ -125,8 +130,55 @@ def test_a_prompt_that_has_no_end_is_not_taken(both: Both, monkeypatch: pytest.M
     assert "qwen3 did not come to an end within 2 tokens" in short.enhance("a star", seed=0).note
     late = enhancer(both[0], temperature=0, seconds=1)
     clock = iter((0.0, 2.0, 2.0, 2.0))
-    monkeypatch.setattr("max_zimage.enhancer.language_model.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("max_zimage.enhancer.base.time.monotonic", lambda: next(clock))
     assert late.enhance("a star", seed=0).note.endswith("qwen3 did not answer within 1 s")
+
+
+class Slow(OwnModel):
+    """In place of a checkpoint's: says three words of which the last one is the end, after a minute of loading."""
+
+    tokenizer, ends, max_positions = PromptTokenizer(PATH / "tokenizer"), frozenset({7}), 2048
+
+    def __init__(self, now: list[float]) -> None:
+        self.now, self.loaded = now, 0
+
+    def check(self) -> None:
+        pass
+
+    def weights(self) -> dict[str, int]:
+        return {}
+
+    def load(self) -> Any:
+        self.loaded += 1
+        self.now[0] += 60
+        said = itertools.cycle((12, 11, 7))
+        return SimpleNamespace(compile=lambda: None, next_logits=lambda ids: np.eye(408, dtype=np.float32)[next(said)])
+
+
+def test_the_time_to_load_it_is_none_of_a_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("max_zimage.enhancer.base.time.monotonic", lambda: now[0])
+    found = LanguageModelEnhancer(EnhancerSettings(model="encoder", seconds=1, temperature=0), Slow(now))
+    assert found.enhance("a star", seed=0).note == ""
+    assert now == [60.0]
+
+
+def test_a_pipeline_keeps_its_own_and_takes_it_along() -> None:
+    first, second = (
+        SimpleNamespace(named=("", ()), own_language=Slow([0.0]), own_writer=None, enhancer=None) for _ in range(2)
+    )
+    settings = EnhancerSettings(model="encoder", temperature=0)
+    for _ in range(2):
+        for pipeline in (first, second):
+            assert writer_of(pipeline, settings).enhance("a star", seed=0).note == ""
+    assert (first.own_language.loaded, second.own_language.loaded) == (1, 1)
+    own = writer_of(first, "encoder")
+    assert writer_of(first, own) is own
+    assert writer_of(first, settings) is not own
+    there = weakref.ref(first.own_language)
+    del first, pipeline, own
+    gc.collect()
+    assert there() is None
 
 
 def test_what_is_too_long_is_refused(both: Both) -> None:

@@ -8,19 +8,25 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from safetensors.torch import load_file
+from typing_extensions import override
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli import generate as cli_generate
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device.memory import NotEnoughMemoryError
+from max_zimage.embedded import TEXT_PATH
+from max_zimage.enhancer.opening import open_enhancer
 from max_zimage.images.tiles import Tiling, TilingKind
-from max_zimage.pipeline import estimate
+from max_zimage.pipeline import estimate, placing
+from max_zimage.pipeline.enhancing import own_of_checked
 from max_zimage.pipeline.estimate import activation_bytes, check_picture, decode_bytes, map_bytes, pictures_at_once
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.serving import capacity
-from max_zimage.serving.capacity import check_capacity
+from max_zimage.serving.capacity import check_capacity, with_capacity
 from max_zimage.serving.settings import ServerLimits, ServerSettings
+from tests.references.chat_stub import Silk
 
 if TYPE_CHECKING:
     from tests.references.diffusers_runs import Pair
@@ -51,6 +57,48 @@ def test_what_does_not_fit_is_told_what_would(prepared: CheckedModel) -> None:
         check_capacity(SETTINGS, prepared, alone)
     with pytest.raises(NotEnoughMemoryError, match="not even one small picture fits beside the weights"):
         check_capacity(SETTINGS, prepared, 2**20)
+
+
+class Beside(Silk):
+    """An enhancer that will be loaded on a CPU."""
+
+    nbytes = 0
+
+    @override
+    def weights(self) -> dict[str, int]:
+        return {"cpu": self.nbytes}
+
+
+def test_an_enhancer_is_counted_where_it_runs(prepared: CheckedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = check_capacity(SETTINGS, prepared, 2**40)
+    free = needed + 2**20
+    for module in (capacity, placing):
+        monkeypatch.setattr(module, "available_memory", lambda: free)
+    beside = Beside()
+    beside.nbytes = 2**20
+    assert with_capacity(SETTINGS, prepared, beside).plan == with_capacity(SETTINGS, prepared).plan
+    beside.nbytes += 1
+    refusal = r"--max-pixels 589824 would fit; 1 MiB on cpu are kept for the enhancer silk, which an address would not"
+    with pytest.raises(NotEnoughMemoryError, match=refusal):
+        with_capacity(SETTINGS, prepared, beside)
+    beside.nbytes = free + 1
+    with pytest.raises(NotEnoughMemoryError, match=r"the enhancer silk has .* of weights, .* are there on cpu; name a"):
+        with_capacity(SETTINGS, prepared, beside)
+    free = needed
+    with pytest.raises(NotEnoughMemoryError, match="are kept for the enhancer silk"):
+        beside.nbytes = 1
+        with_capacity(SETTINGS, prepared, beside)
+    assert with_capacity(SETTINGS, prepared, Silk()).plan == with_capacity(SETTINGS, prepared).plan
+
+
+def test_what_enhancers_take(prepared: CheckedModel) -> None:
+    text = open_enhancer("embedded", is_embedded=True).weights()
+    numbers = sum(each.numel() for each in load_file(TEXT_PATH / "model.safetensors").values())
+    assert [*text] == ["cpu"]
+    assert 0.99 < text["cpu"] / (4 * numbers) <= 1  # a few of its tensors are not loaded
+    own = open_enhancer("encoder", is_embedded=True, own=own_of_checked(prepared)).weights()
+    assert own["cpu"] > prepared.sources.nbytes["text_encoder"]
+    assert open_enhancer("http://host/v1", is_embedded=True).weights() == {}
 
 
 def test_the_command_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

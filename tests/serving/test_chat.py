@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.types import ASGIApp
 
 from max_zimage.enhancer.base import Enhancer
 from max_zimage.serving.enhancing import EnhancerDesk
@@ -28,15 +29,21 @@ def run(enhancer: Enhancer | None, use: Callable[[httpx.AsyncClient], Awaitable[
     """Use a server whose pictures nobody asks for, in this process."""
 
     async def whole() -> Any:
-        served: Any = SimpleNamespace(name="tiny-zimage", limits=ServerLimits(prompt_characters=60))
-        others: Any = {"dispatcher": None, "media": None, "metrics": Metrics()}
         desk = None if enhancer is None else EnhancerDesk(enhancer, waiting=waiting)
-        state = ServerState(settings=ServerSettings(name="x"), served=served, enhancer=desk, **others)
-        transport = httpx.ASGITransport(make_app(state))
+        if desk is not None:
+            await desk.load()
+        transport = httpx.ASGITransport(app_with(desk))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await use(client)
 
     return asyncio.run(whole())
+
+
+def app_with(desk: EnhancerDesk | None) -> ASGIApp:
+    served: Any = SimpleNamespace(name="tiny-zimage", limits=ServerLimits(prompt_characters=60))
+    worker = SimpleNamespace(is_ready=True, is_closing=False)
+    others: Any = {"dispatcher": worker, "media": None, "records": None, "metrics": Metrics()}
+    return make_app(ServerState(settings=ServerSettings(name="x"), served=served, enhancer=desk, **others))
 
 
 def openai_client(client: httpx.AsyncClient) -> openai.AsyncOpenAI:

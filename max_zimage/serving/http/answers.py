@@ -6,10 +6,10 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.request.open_responses import OutputContent, OutputImageContent, OutputTextContent
@@ -24,6 +24,7 @@ from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.media import MediaStore
 from max_zimage.serving.job import Job
 
+T = TypeVar("T")
 KEEP_ALIVE = 15.0
 """Seconds after which a stream without events has a comment; half of what the most impatient balancers wait."""
 
@@ -51,6 +52,28 @@ class ResponseFormat:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+async def unless_gone(work: asyncio.Task[T], request: Request) -> T:
+    """Wait for something, which is cancelled if the client hangs up before.
+
+    Args:
+        work: It.
+        request: The HTTP request, whose body has been read.
+
+    Raises:
+        ApiError: 499 if the client hung up.
+    """
+    gone = asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise ApiError(499, "cancelled", "the client hung up")
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
 async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> GenerationOutput:
     """Wait for the pictures, and cancel the work if the client hangs up before.
 
@@ -70,33 +93,31 @@ async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> Genera
                     return event
         raise AssertionError("events end with an answer or an error")
 
-    work, gone = asyncio.create_task(answer()), asyncio.create_task(_hung_up(request))
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        dispatcher.cancel(job, "client")
-        raise ApiError(499, "cancelled", "the client hung up")
+        return await unless_gone(asyncio.create_task(answer()), request)
     finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        dispatcher.cancel(job, "client")  # nothing happens to a request that is done
 
 
 class EventResponse(StreamingResponse):
-    """Server-sent events of one request, which is cancelled when they end before it, however they end."""
+    """Server-sent events of one request.
 
-    def __init__(self, content: AsyncGenerator[bytes, None], job: Job, dispatcher: Dispatcher) -> None:
+    Args:
+        content: The events.
+        cancel: Called when they end, however they end: ends a request that is not done.
+    """
+
+    def __init__(self, content: AsyncGenerator[bytes, None], cancel: Callable[[], object]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would keep events back
         super().__init__(kept_alive(content), media_type="text/event-stream", headers=headers)
-        self._job, self._dispatcher = job, dispatcher
+        self._cancel = cancel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._dispatcher.cancel(self._job, "client")  # nothing happens to a request that is done
+            self._cancel()
 
 
 async def kept_alive(content: AsyncGenerator[bytes, None], seconds: float = KEEP_ALIVE) -> AsyncGenerator[bytes, None]:

@@ -152,7 +152,7 @@ def cors_headers(origin: str) -> list[Header]:
     """What lets a page of that origin read an answer."""
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"X-Request-ID, X-Seed, X-Generation-Time, Retry-After"),
+        (b"access-control-expose-headers", b"X-Request-ID, X-Seed, X-Generation-Time, X-Enhance-Note, Retry-After"),
         (b"vary", b"Origin"),
     ]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from starlette.requests import Request
+
 from max_zimage.enhancer.apply import Check, prompt_check
 from max_zimage.errors import RequestError
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.enhancing import EnhancerDesk, Revision
+from max_zimage.serving.http.answers import unless_gone
 from max_zimage.serving.http.api_names import ApiNames, refused
 from max_zimage.serving.http.requests import ServedModel
 
 
 async def revised(
-    enhancer: EnhancerDesk | None, served: ServedModel, asked: GenerationRequest, names: ApiNames
+    enhancer: EnhancerDesk | None, served: ServedModel, asked: GenerationRequest, names: ApiNames, request: Request
 ) -> Revision:
     """What is to be drawn of a request, and what its answer says of its prompt.
 
@@ -20,16 +25,19 @@ async def revised(
         served: The model that draws.
         asked: The request, validated.
         names: Of the API it came by.
+        request: The HTTP request it came by, whose body has been read.
 
     Raises:
-        ApiError: 400 if the server has no enhancer, 429 if too many requests wait for it.
+        ApiError: 400 if the server has no enhancer, 503 while that is being loaded, 429 if too many requests wait for
+            it, 499 if the client hangs up.
     """
     if not asked.enhance:
         return Revision(request=asked)
     if enhancer is None:
         message = "{field}: this server has no enhancer; have it started with --enhancer, or leave it out"
         raise refused(RequestError.of("enhance", message), names)
-    return await enhancer.revised(asked, _check(served, asked))
+    work = asyncio.create_task(enhancer.revised(asked, _check(served, asked)))
+    return await unless_gone(work, request)
 
 
 def _check(served: ServedModel, asked: GenerationRequest) -> Check:

@@ -9,27 +9,25 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel, ChatRefused
 from max_zimage.sampling.noise import fresh_seed
 from max_zimage.serving.enhancing import EnhancerDesk
 from max_zimage.serving.errors import ApiError, bad_request
+from max_zimage.serving.http.answers import EventResponse, unless_gone
 from max_zimage.serving.http.chat_body import ELSEWHERE, ChatRequest, messages_of, sampling_of, tokens_of
+from max_zimage.serving.http.middleware import internal_error
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import ServerState, state_of
 
 router = APIRouter(prefix="/v1")
 _log = logging.getLogger("max_zimage.serving")
-
-
-class _Left(Exception):
-    """Nobody listens any longer."""
 
 
 @router.post("/chat/completions", openapi_extra=described(ChatRequest))
@@ -58,10 +56,13 @@ async def chat(request: Request) -> Response:
     )
     head = {"id": name, "created": int(time.time()), "model": model.name}
     if body.stream:
-        events = _events(desk, model, asked, body, head)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        told = asyncio.Queue[dict[str, Any] | None]()
+        # It begins before its events do: whether there is room for it is said by the status.
+        task = desk.begin(model, _listened(asked, told, drafts=bool(body.drafts)))
+        task.add_done_callback(lambda _: told.put_nowait(None))
+        return EventResponse(_events(task, told, body, head, request.state.request_id), task.cancel)
     try:
-        found = await desk.answer(model, asked)
+        found = await unless_gone(desk.begin(model, asked), request)
     except ChatRefused as error:
         raise bad_request(str(error), error.subject) from error
     said = {"role": "assistant", "content": found.text, "refusal": None}
@@ -86,29 +87,25 @@ def _model(state: ServerState) -> tuple[EnhancerDesk, ChatModel]:
     return desk, model
 
 
-async def _events(
-    desk: EnhancerDesk, model: ChatModel, asked: ChatAsked, body: ChatRequest, head: dict[str, Any]
-) -> AsyncIterator[bytes]:
-    """Chunks while the answer is written, then how it ended; or an error, since the status is sent."""
-    loop, told = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
-    is_left = False
+def _listened(asked: ChatAsked, told: asyncio.Queue[dict[str, Any] | None], *, drafts: bool) -> ChatAsked:
+    """The same with all that is written put into a queue of this loop."""
+    loop = asyncio.get_running_loop()
 
     def tell(part: dict[str, Any]) -> None:
-        if is_left:
-            raise _Left
         loop.call_soon_threadsafe(told.put_nowait, part)
 
-    listened = replace(asked, on_text=lambda text: tell({"choices": [_choice({"content": text})]}))
-    if body.drafts:
-        listened = replace(listened, on_draft=lambda text: tell({"choices": [], "draft": text}))
+    asked = replace(asked, on_text=lambda text: tell({"choices": [_choice({"content": text})]}))
+    return replace(asked, on_draft=lambda text: tell({"choices": [], "draft": text})) if drafts else asked
 
-    async def work() -> ChatAnswer:
-        try:
-            return await desk.answer(model, listened)
-        finally:
-            told.put_nowait(None)
 
-    task = asyncio.create_task(work())
+async def _events(
+    task: asyncio.Task[ChatAnswer],
+    told: asyncio.Queue[dict[str, Any] | None],
+    body: ChatRequest,
+    head: dict[str, Any],
+    request_id: str,
+) -> AsyncGenerator[bytes, None]:
+    """Chunks while the answer is written, then how it ended; or an error, since the status is sent."""
     chunk = head | {"object": "chat.completion.chunk"}
     try:
         yield _event(chunk | {"choices": [_choice({"role": "assistant", "content": ""})]})
@@ -122,9 +119,9 @@ async def _events(
     except (ApiError, ChatRefused) as error:
         refused = error if isinstance(error, ApiError) else bad_request(str(error), error.subject)
         yield _event(refused.body())
-    finally:
-        is_left = True
-        task.cancel()
+    except Exception:
+        _log.exception("request %s failed in the server", request_id)
+        yield _event(internal_error(request_id).body())
 
 
 def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:

@@ -79,7 +79,7 @@ async def answered(
     )
     if body.stream:
         stream = events(state.dispatcher, job, form, state.media, request)
-        return EventResponse(stream, job, state.dispatcher)
+        return EventResponse(stream, lambda: state.dispatcher.cancel(job, "client"))
     output = await finished(state.dispatcher, job, request)
     return JSONResponse(await images_answer(output, job, form, state.media, request))
 

@@ -17,10 +17,11 @@ router = APIRouter()
 @router.get("/health")
 @router.get("/readyz")
 async def health(request: Request) -> JSONResponse:
-    """200 when requests are served, 503 while the model is loaded, the worker starts again or the server ends."""
+    """200 when requests are served, 503 while models are loaded, the worker starts again or the server ends."""
     state = state_of(request)
-    ready = state.dispatcher.is_ready
-    waits = "restarting" if state.was_ready else "loading"
+    writes = state.enhancer is None or state.enhancer.is_ready
+    ready = state.dispatcher.is_ready and writes
+    waits = "restarting" if state.was_ready and writes else "loading"
     status = "ready" if ready else "ending" if state.dispatcher.is_closing else waits
     return JSONResponse({"status": status}, status_code=200 if ready else 503)
 

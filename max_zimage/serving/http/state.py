@@ -101,7 +101,7 @@ class ServerState:
         """
 
         async def prepared() -> tuple[Revision, ZImageContext]:
-            revision = await revised(self.enhancer, self.served, asked, names)
+            revision = await revised(self.enhancer, self.served, asked, names, request)
             return revision, await asyncio.to_thread(make, revision.request)
 
         if not asked.enhance or self.enhancer is None:
