@@ -172,7 +172,7 @@ def test_a_server_chooses_for_its_largest_request(
     monkeypatch.setenv(placing.VARIABLE, "")
     monkeypatch.setenv(QUANTIZE, "")
 
-    def run(_: Any, prepared: Any, store: Any) -> int:
+    def run(_: Any, prepared: Any, *_others: Any) -> int:
         served.append(prepared.plan)
         return 0
 
@@ -184,7 +184,7 @@ def test_a_server_chooses_for_its_largest_request(
     assert main(flags) == 0
     assert plan_for_worker([CPU()]).is_plain
     needs = needs_of(ZImagePipeline.prepare(device="cpu").sources, Size(height=512, width=512, branches=3))
-    alone = sum(needs["vae"].__dict__.values())
+    alone = needs["vae"].weights + needs["vae"].work
     assert main([*flags, "--placement", "sequential", "--max-memory", f"{alone}"]) == 0
     assert served[-1].decodes_alone
     assert main([*flags, "--placement", "sequential", "--max-memory", f"{alone - 1}"]) == 2

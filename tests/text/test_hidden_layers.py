@@ -144,7 +144,8 @@ def test_pictures_are_drawn_from_them(asked: Any, layers: HiddenLayer, embedded:
     expected = np.asarray(embedded.ours(**given, **ASKED))
     texts: dict[str, Any] = {"prompt": TEXTS[0], "negative_prompt": TEXTS[1], "guidance_scale": 2.0}
     drawn = np.asarray(embedded.ours(**texts, hidden_layer=asked, **ASKED))
-    assert relative_l2(drawn, expected) <= 2 * SAMPLED_L2  # guidance goes on with how far the features are off
+    # Guidance goes on with how far the features are off: 1.3e-5 on an AMD EPYC, below 1e-5 on an Intel Xeon.
+    assert relative_l2(drawn, expected) <= 4 * SAMPLED_L2
     assert relative_l2(drawn, np.asarray(embedded.ours(**texts, **ASKED))) > 1e-4
 
 
