@@ -138,6 +138,7 @@ def test_a_graph_that_cannot_be_compiled(
 ) -> None:
     monkeypatch.setattr("max_zimage.compile.jobs.tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("max_zimage.cli.compile.default_dtype", lambda target: "float7")
+    monkeypatch.setattr("max_zimage.cli.compile.check_attention", lambda *_: None)  # which would refuse that
     assert main(["compile", "--target", "cpu", "--model", "tiny-zimage", "--graphs", "modulation", "--json"]) == 1
     (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     assert graph["seconds"] is None
@@ -215,6 +216,7 @@ from max_zimage.device import libraries
 from max_zimage.compile.artifacts import artifact_key
 from max_zimage.compile.registry import AHEAD, made, spec_of
 from max_zimage.compile import registry
+from max_zimage.components import ZImageStreamedTransformer
 from max_zimage.compile.ahead_of_time import DIFFUSION_GEMMA
 from max_zimage.diffusion_gemma.config_file import DiffusionGemmaFile
 from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma
@@ -234,6 +236,11 @@ pipeline.build_scheduler_step()
 transformer = pipeline.transformer
 small = [transformer.guided_update, transformer.keep_unmasked, transformer.positions, transformer.nag]
 compiler.compile_together([pipeline.vae.encoder, *small])
+streamed = ZImageStreamedTransformer(
+    transformer.config, transformer.encoding, transformer.devices, transformer.weights,
+    session=transformer.session, plan=transformer.plan(), is_away=True,
+)
+compiler.compile_together(list(streamed.step.graphs))
 pipeline.text_encoder.layers._graphs(6)  # the embedding, four layers and the norm
 compiler.compile_together([pipeline.own_language.load()._head])
 vae = pipeline.vae
