@@ -115,7 +115,7 @@ def test_a_request_may_want_pixels_alone() -> None:
 
 def test_pages_may_read_what_answers_say_of_themselves() -> None:
     shown = dict(cors_headers("http://a"))[b"access-control-expose-headers"].decode().split(", ")
-    assert set(shown) == {"X-Request-ID", "X-Seed", "X-Generation-Time", "Retry-After"}
+    assert set(shown) == {"X-Request-ID", "X-Seed", "X-Generation-Time", "X-Enhance-Note", "Retry-After"}
 
 
 @pytest.mark.parametrize(
