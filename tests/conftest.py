@@ -7,6 +7,7 @@ load a model of their own.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +83,15 @@ def tiny128(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """What a command sets for its own processes is gone after a test: the next may run in this one."""
+    """What a command sets for its own process is gone after a test: the next may run in this one.
+
+    Of torch, how many threads it has, on which its last digits depend: a training sets them.
+    """
     before = dict(os.environ)
+    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else os.cpu_count() or 1
     yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
     for name in os.environ.keys() - before.keys():
         if name.startswith("MAX_ZIMAGE_"):
             del os.environ[name]
