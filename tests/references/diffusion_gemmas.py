@@ -87,7 +87,7 @@ def write(directory: Path, text: Mapping[str, object], canvas_length: int, seed:
             if name.endswith(("norm.weight", "_1.weight", "_2.weight", ".scale", "per_expert_scale", "layer_scalar")):
                 values.copy_(0.75 + 0.5 * torch.rand_like(values))
             elif name.endswith("router.proj.weight"):  # once: encoder and decoder have the same
-                values.mul_(20)
+                values.mul_(40)
             elif name.endswith("embed_tokens.weight"):  # a row of zeros for padding is sent to all experts alike
                 values[0] = values[1:].roll(1, dims=0)[0]
     model.save_pretrained(directory)
