@@ -33,6 +33,9 @@ from max_zimage.request.checks import LARGEST, SMALLEST
 
 NAMES = ("gemma_read", "gemma_denoise")
 
+_HEAD_MULTIPLE = 32
+"""Of a CPU: MAX's attention reads past heads that do not fill its vectors, and the process ends."""
+
 
 @dataclass(frozen=True, eq=False)
 class GemmaCache:
@@ -133,6 +136,12 @@ class CompiledDiffusionGemma:
 
     def encode(self, ids: Ids, lengths: Ids) -> GemmaCache:
         """Read prompts; see `DiffusionSteps.encode`, also for errors."""
+        widths = {self.spec.shape(kind).head_dim for kind in kinds(self.spec)}
+        if self.device.is_host and any(width % _HEAD_MULTIPLE for width in widths):
+            raise ValueError(
+                f"on a CPU heads must be multiples of {_HEAD_MULTIPLE} wide, got {sorted(widths)}; use a GPU, or "
+                "another checkpoint"
+            )
         rows, longest = _shape(ids, "ids", "[rows, longest]")
         if lengths.shape != (rows,) or rows == 0 or not ((lengths >= 1) & (lengths <= longest)).all():
             raise ValueError(

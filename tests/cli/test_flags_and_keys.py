@@ -44,6 +44,8 @@ WITHOUT_KEY: Mapping[str, str] = {
     ),
     **dict.fromkeys(("model_path", "quantization", "cache_size"), SPELLING),
     "lora": "[lora] paths and scales say it",
+    **dict.fromkeys(("enhancer", "enhancer_template", "enhance_template"), "[enhancer] model and template say it"),
+    "show_prompt": ONE_CALL,
     "config": "names the file",
     "chosen_profile": "names the part of the file",
 }  # fmt: skip

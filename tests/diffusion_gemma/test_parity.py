@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
@@ -183,3 +184,8 @@ def test_a_cache_is_not_changed(both: Both) -> None:
     for old, now, more in zip(before, cache.tensors, longer.tensors, strict=True):
         np.testing.assert_array_equal(now.to_numpy(), old)
         np.testing.assert_array_equal(more.to_numpy()[:, :, :, :6], old)
+
+
+def test_heads_that_fill_no_vector_are_refused_on_a_cpu(odd: Both) -> None:
+    with pytest.raises(ValueError, match=r"on a CPU heads must be multiples of 32 wide, got \[6, 16\]"):
+        odd.ours.encode(np.array([[2, 3]]), np.array([2]))
