@@ -27,14 +27,11 @@ from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.diffusion_gemma.config_file import DiffusionGemmaFile, read_file
 from max_zimage.diffusion_gemma.steps import CanvasLook, Ids
 from max_zimage.diffusion_gemma.tables import canvas_mask, reading_mask, rotary_table
-from max_zimage.diffusion_gemma.weights import find_files, load_weights, plan_weights
+from max_zimage.diffusion_gemma.weights import check_heads, find_files, load_weights, plan_weights
 from max_zimage.graphs.diffusion_gemma.stack import kinds
 from max_zimage.request.checks import LARGEST, SMALLEST
 
 NAMES = ("gemma_read", "gemma_denoise")
-
-_HEAD_MULTIPLE = 32
-"""Of a CPU: MAX's attention reads past heads that do not fill its vectors, and the process ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +107,7 @@ class CompiledDiffusionGemma:
         chosen = model_dtype(dtype, there)
         files = find_files(folder)
         file = read_file(folder)
+        check_heads(file.spec, there)
         checked = plan_weights(file.spec, files, there)
         model = cls(file, load_weights(checked, chosen, there), device=there, dtype=chosen)
         model.compile()
@@ -136,12 +134,6 @@ class CompiledDiffusionGemma:
 
     def encode(self, ids: Ids, lengths: Ids) -> GemmaCache:
         """Read prompts; see `DiffusionSteps.encode`, also for errors."""
-        widths = {self.spec.shape(kind).head_dim for kind in kinds(self.spec)}
-        if self.device.is_host and any(width % _HEAD_MULTIPLE for width in widths):
-            raise ValueError(
-                f"on a CPU heads must be multiples of {_HEAD_MULTIPLE} wide, got {sorted(widths)}; use a GPU, or "
-                "another checkpoint"
-            )
         rows, longest = _shape(ids, "ids", "[rows, longest]")
         if lengths.shape != (rows,) or rows == 0 or not ((lengths >= 1) & (lengths <= longest)).all():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The two random models that tests of this room share, so that each is compiled once."""
+"""The random checkpoints that tests of this room share, of which one is compiled, once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.references.diffusion_gemmas import Both
 
 
@@ -19,15 +21,10 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 
 @pytest.fixture(scope="session")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """Sizes that fill no vector, a small vocabulary, canvases of 5 tokens."""
-    from tests.references.diffusion_gemmas import ODD, pair
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of sizes that fill no vector, a small vocabulary, canvases of 5 tokens."""
+    from tests.references.diffusion_gemmas import ODD, write
 
-    return pair(tmp_path_factory.mktemp("odd"), ODD, 5, seed=2)
-
-
-@pytest.fixture(params=["usual"])  # heads of the odd one fill no vector of a CPU, and are refused there
-def both(request: pytest.FixtureRequest) -> Both:
-    """Each of them."""
-    found: Both = request.getfixturevalue(request.param)
-    return found
+    directory = tmp_path_factory.mktemp("odd")
+    write(directory, ODD, 5, seed=2)
+    return directory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,14 +98,14 @@ def test_a_configuration(usual: Both) -> None:
     assert (config.unquantized_dtype, config.tie_word_embeddings) == (DType.float32, True)
 
 
-def test_what_a_configuration_refuses(usual: Both, odd: Both) -> None:
+def test_what_a_configuration_refuses(usual: Both, odd: Path) -> None:
     config, theirs = config_of(usual), AutoConfig.from_pretrained(usual.directory)
     with pytest.raises(ValueError, match=r"return_logits must be ReturnLogits\.LAST_TOKEN"):
         config.finalize(theirs, {}, ReturnLogits.ALL)
     with pytest.raises(CheckpointError, match="it is no DiffusionGemma; it holds nothing"):
         config.finalize(theirs, {}, ReturnLogits.LAST_TOKEN)
     with pytest.raises(ValueError, match="huggingface_config is another one"):
-        config.finalize(AutoConfig.from_pretrained(odd.directory), {}, ReturnLogits.LAST_TOKEN)
+        config.finalize(AutoConfig.from_pretrained(odd), {}, ReturnLogits.LAST_TOKEN)
     untied = DiffusionGemmaConfig(**{**theirs.to_dict(), "tie_word_embeddings": False})
     with pytest.raises(CheckpointError, match="tie_word_embeddings must be true, got false"):
         DiffusionGemmaForBlockDiffusionConfig.initialize_from_config(configured(usual), untied)

@@ -7,6 +7,7 @@ itself was so near a tie are left out, and there must be few of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from max_zimage.diffusion_gemma.model_graphs import GemmaCache
+from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma, GemmaCache
 from max_zimage.diffusion_gemma.steps import CanvasLook, Ids
+from max_zimage.errors import CheckpointError
 from max_zimage.graphs.diffusion_gemma.stack import kinds
 from tests.references.diffusion_gemmas import Both
 from tests.tolerances import DIFFUSION_GEMMA_CACHE_L2, DIFFUSION_GEMMA_LOGITS_L2
@@ -140,52 +142,52 @@ def run(both: Both, lengths: list[int], seed: int) -> Iterator[str]:
             yield "commit"
 
 
-def test_keys_values_and_logits(both: Both) -> None:
+def test_keys_values_and_logits(usual: Both) -> None:
     """Around the window and beyond it, alone and together, in two blocks; without, with and with half-hidden logits."""
-    window = both.ours.spec.sliding_window
+    window = usual.ours.spec.sliding_window
     lengths = [[window - 1], [window], [window + 1], [3 * window], [1, window, 2 * window], [3 * window, window // 2]]
     for each in lengths:
-        stages = next((found for seed in range(SEEDS) if len(found := list(run(both, each, seed))) == 8), None)
+        stages = next((found for seed in range(SEEDS) if len(found := list(run(usual, each, seed))) == 8), None)
         assert stages is not None, f"prompts of {each} tokens: near a tie with every seed"
 
 
-def test_a_row_is_what_it_is_alone(both: Both) -> None:
+def test_a_row_is_what_it_is_alone(usual: Both) -> None:
     """What stands beside a row, and how long that is, is nothing to it."""
-    spec, rng = both.ours.spec, np.random.default_rng(3)
+    spec, rng = usual.ours.spec, np.random.default_rng(3)
     prompts = [rng.integers(2, spec.vocab_size, length) for length in (spec.sliding_window + 3, 2)]
     canvas = rng.integers(0, spec.vocab_size, (2, spec.canvas_length))
-    together = both.ours.denoise(canvas, None, np.ones(2, bool), 1.0, both.ours.encode(*padded(prompts)))
+    together = usual.ours.denoise(canvas, None, np.ones(2, bool), 1.0, usual.ours.encode(*padded(prompts)))
     for row in range(2):
-        alone = both.ours.encode(*padded(prompts[row : row + 1]))
-        look = both.ours.denoise(canvas[row : row + 1], None, np.ones(1, bool), 1.0, alone)
+        alone = usual.ours.encode(*padded(prompts[row : row + 1]))
+        look = usual.ours.denoise(canvas[row : row + 1], None, np.ones(1, bool), 1.0, alone)
         assert l2(look.logits.to_numpy()[0], together.logits.to_numpy()[row]) <= DIFFUSION_GEMMA_LOGITS_L2
 
 
-def test_no_logits_are_no_signal_and_not_zeros(both: Both) -> None:
+def test_no_logits_are_no_signal_and_not_zeros(usual: Both) -> None:
     """Zero logits would be the mean embedding; none, and hidden ones, are exact zeros."""
-    spec, rng = both.ours.spec, np.random.default_rng(4)
-    cache = both.ours.encode(rng.integers(2, spec.vocab_size, (1, 5)), np.array([5]))
+    spec, rng = usual.ours.spec, np.random.default_rng(4)
+    cache = usual.ours.encode(rng.integers(2, spec.vocab_size, (1, 5)), np.array([5]))
     canvas, yes, no = rng.integers(0, spec.vocab_size, (1, spec.canvas_length)), np.array([True]), np.array([False])
-    first = both.ours.denoise(canvas, None, yes, 1.0, cache)
-    hidden = both.ours.denoise(canvas, first.logits, no, 1.0, cache)
-    zeros = both.ours.denoise(canvas, both.ours.no_logits(cache), yes, 1.0, cache)
+    first = usual.ours.denoise(canvas, None, yes, 1.0, cache)
+    hidden = usual.ours.denoise(canvas, first.logits, no, 1.0, cache)
+    zeros = usual.ours.denoise(canvas, usual.ours.no_logits(cache), yes, 1.0, cache)
     np.testing.assert_array_equal(hidden.logits.to_numpy(), first.logits.to_numpy())
     assert l2(zeros.logits.to_numpy(), first.logits.to_numpy()) > 1e-3
 
 
-def test_a_cache_is_not_changed(both: Both) -> None:
-    spec, rng = both.ours.spec, np.random.default_rng(5)
-    cache = both.ours.encode(rng.integers(2, spec.vocab_size, (1, 6)), np.array([6]))
+def test_a_cache_is_not_changed(usual: Both) -> None:
+    spec, rng = usual.ours.spec, np.random.default_rng(5)
+    cache = usual.ours.encode(rng.integers(2, spec.vocab_size, (1, 6)), np.array([6]))
     before = [each.to_numpy().copy() for each in cache.tensors]
     canvas = rng.integers(0, spec.vocab_size, (1, spec.canvas_length))
-    both.ours.denoise(canvas, None, np.array([True]), 1.0, cache)
-    longer = both.ours.commit(cache, canvas)
+    usual.ours.denoise(canvas, None, np.array([True]), 1.0, cache)
+    longer = usual.ours.commit(cache, canvas)
     assert (cache.length, longer.length) == (6, 6 + spec.canvas_length)
     for old, now, more in zip(before, cache.tensors, longer.tensors, strict=True):
         np.testing.assert_array_equal(now.to_numpy(), old)
         np.testing.assert_array_equal(more.to_numpy()[:, :, :, :6], old)
 
 
-def test_heads_that_fill_no_vector_are_refused_on_a_cpu(odd: Both) -> None:
-    with pytest.raises(ValueError, match=r"on a CPU heads must be multiples of 32 wide, got \[6, 16\]"):
-        odd.ours.encode(np.array([[2, 3]]), np.array([2]))
+def test_heads_that_fill_no_vector_are_refused_on_a_cpu(odd: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"head_dim and global_head_dim must be multiples of 32, got \[6, 16\]"):
+        CompiledDiffusionGemma.from_pretrained(odd, device="cpu")
