@@ -17,7 +17,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Both:
     """Sizes that kernels like, six layers in the default pattern, canvases of 32 tokens."""
     from tests.references.diffusion_gemmas import USUAL, pair
 
-    return pair(tmp_path_factory.mktemp("usual"), USUAL, 32, seed=1)
+    return pair(tmp_path_factory.mktemp("usual"), USUAL, 32, seed=3)
 
 
 @pytest.fixture(scope="session")
