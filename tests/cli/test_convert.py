@@ -31,7 +31,7 @@ def test_a_converted_model_draws_the_same_picture(tmp_path: Path, capsys: pytest
     file, folder = str(tmp_path / "all.safetensors"), str(tmp_path / "model")
     assert main(["convert", "tiny-zimage", "--output", file, "--layout", "all-in-one", "--type", "float32"]) == 0
     shown = capsys.readouterr()
-    assert "all.safetensors: text_encoder, transformer, vae; 48.41 MB, tensors: 347 F32, in " in shown.out
+    assert "all.safetensors: text_encoder, transformer, vae; 45.55 MB, tensors: 347 F32, in " in shown.out
     assert "Writing all.safetensors: 347/347" in shown.err
     words = ["convert", file, "--output", folder, "--layout", "diffusers", "--configs", "tiny-zimage", "--json"]
     assert main(words) == 0

@@ -197,7 +197,9 @@ def test_a_replica_that_ends_finishes_and_what_it_did_stays(fleet: Fleet) -> Non
         drawing = pool.submit(fleet.draw, fleet.one.client, "last", **asked)
         status_of(fleet.two.client, "last", "running")
         fleet.one.process.send_signal(signal.SIGTERM)
-        waiting = fleet.one.client.get("/readyz")
+        deadline = time.monotonic() + 30  # the signal comes to the server some time after it was sent
+        while (waiting := fleet.one.client.get("/readyz")).status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
         assert (waiting.status_code, waiting.json()) == (503, {"status": "ending"})
         assert fleet.one.client.get("/livez").status_code == 200
         (picture,) = drawing.result().json()["data"]
