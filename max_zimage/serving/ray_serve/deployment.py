@@ -67,7 +67,7 @@ def application(
     device = {"num_cpus": fleet.cpus, "num_gpus": gpus}
     router = RequestRouterConfig(
         request_router_class=ShapeRouter,
-        request_router_kwargs={"slack": together},
+        request_router_kwargs={"slack": int(together > 1)},
         request_routing_stats_period_s=_TOLD,
     )
     pictures = serve.deployment(PictureReplica).options(

@@ -59,18 +59,19 @@ def read(body: bytes) -> dict[str, Any] | None:
 
 
 def ranked(shape: str, waiting: Mapping[str, int], slack: int) -> list[str]:
-    """Where a request is to go first: to the replica that its shape belongs to, unless that has much more to do.
+    """Where a request is to go first: to the replica that its shape belongs to, unless that has more to do.
 
     Every shape has an order of all replicas of its own, by a hash of both, which changes little when one comes or goes
-    (rendezvous hashing). The first of it that has no more than `slack` requests above the idlest one is taken, so that
-    a shape that everybody asks for spreads over as many replicas as it needs (consistent hashing with bounded loads).
+    (rendezvous hashing). The first of it that is idle is taken: nobody waits while another replica could draw. Where
+    none is idle, the first that has no more than `slack` requests above the one with the fewest (consistent hashing
+    with bounded loads): its request waits anyhow, and maybe for company.
 
     Reference: Thaler and Ravishankar 1996; Mirrokni, Thorup and Zadimoghaddam 2016 (arXiv:1608.01350).
 
     Args:
         shape: From `shape_of`; empty for none, where the idlest goes first.
         waiting: Replica -> requests that it has.
-        slack: Requests.
+        slack: Requests; what more of it costs those who wait is in docs/capacity.md.
 
     Returns:
         All replicas.
@@ -79,7 +80,8 @@ def ranked(shape: str, waiting: Mapping[str, int], slack: int) -> list[str]:
     if not shape:
         return sorted(waiting, key=lambda name: (waiting[name], name))
     order = sorted(waiting, key=lambda name: hashlib.sha256(f"{shape} {name}".encode()).digest())
-    return sorted(order, key=lambda name: waiting[name] > least + slack)  # stable: the order among each half stays
+    most = least + slack if least else 0
+    return sorted(order, key=lambda name: waiting[name] > most)  # stable: the order among each half stays
 
 
 def turned(names: Sequence[str]) -> list[list[str]]:
