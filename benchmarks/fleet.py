@@ -22,7 +22,7 @@ import psutil
 
 from benchmarks.fleet_load import KINDS, Told, arrivals, closed_loop, counted, percentiles, sent
 from benchmarks.measure import RESULTS, Row, Timing
-from tests.references.servers import Server
+from tests.references.fleets import LocalFleet
 
 QUEUE = 4
 """Requests that may wait at each replica: few, so that overload is refused within the time of a measurement."""
@@ -51,58 +51,6 @@ class Setting:
 
 FULL = Setting(seconds=300.0, slice=30.0, alone=2, capacity=40.0)
 QUICK = Setting(seconds=4.0, slice=4.0, alone=1, capacity=4.0)
-
-
-class Fleet:
-    """A running fleet.
-
-    Args:
-        folder: For its log and its state.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        flags = ["--ray", "local", "--replicas", "2", "--state-store", f"file://{folder}/state", "--device", "cpu"]
-        self.server = Server(folder, [*flags, "--max-queue", str(QUEUE), "--batch-pictures", "1"])
-
-    def processes(self) -> list[psutil.Process]:
-        """All that belong to it."""
-        try:
-            own = psutil.Process(self.server.process.pid)
-            return [own, *own.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
-    def replicas(self) -> list[psutil.Process]:
-        """The processes of the replicas, whose names Ray sets."""
-        found = []
-        for process in self.processes():
-            try:
-                title = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if title.startswith("ray::ServeReplica") and "pictures" in title:
-                found.append(process)
-        return found
-
-    def resident(self) -> float:
-        """MiB that only its processes have."""
-        total = 0
-        for process in self.processes():
-            try:
-                total += process.memory_full_info().uss
-            except psutil.Error:
-                continue
-        return total / 2**20
-
-    def serving(self) -> int:
-        """Replicas that tell their figures."""
-        answer = self.server.client.get("/metrics")
-        up = [line for line in answer.text.splitlines() if line.startswith("zimage_worker_up{")]
-        return sum(line.endswith(" 1.0") for line in up) if answer.status_code == 200 else 0
-
-    def drawing(self) -> float:
-        """Seconds that the workers have spent on pictures: captions, steps and decoding."""
-        return self.server.metric("zimage_stage_seconds_sum")
 
 
 @dataclass
@@ -135,7 +83,7 @@ def rows(setting: Setting, repeats: int, seconds: float | None = None) -> list[R
     lasts = seconds or setting.seconds
     rounds = max(1, round(lasts / setting.slice))
     with tempfile.TemporaryDirectory(prefix="mz-fleet-", dir="/tmp") as folder:
-        fleet = Fleet(Path(folder))
+        fleet = LocalFleet(Path(folder), ["--max-queue", str(QUEUE), "--batch-pictures", "1"])
         with fleet.server:
             before = fleet.processes()
             url = fleet.server.url
@@ -150,7 +98,7 @@ def rows(setting: Setting, repeats: int, seconds: float | None = None) -> list[R
     return [*_alone(found), *_loads(found, capacity), killed, _memory(found, len(left))]
 
 
-def _rounds(fleet: Fleet, setting: Setting, rounds: int, capacity: float) -> Measured:
+def _rounds(fleet: LocalFleet, setting: Setting, rounds: int, capacity: float) -> Measured:
     kinds = range(len(KINDS))
     rates = {load: load * capacity for load in LOADS}
     found = Measured(
@@ -159,10 +107,10 @@ def _rounds(fleet: Fleet, setting: Setting, rounds: int, capacity: float) -> Mea
     for number in range(rounds):
         for kind in kinds:
             for _ in range(setting.alone):
-                before = fleet.drawing()
+                before = _drawing(fleet)
                 (told,) = asyncio.run(sent(fleet.server.url, [(0.0, kind)]))
                 found.alone[kind].append(told.seconds)
-                found.work[kind].append(fleet.drawing() - before)
+                found.work[kind].append(_drawing(fleet) - before)
         for load in LOADS:
             planned = arrivals(rates[load], setting.slice, seed=number)
             found.slices[load].append(asyncio.run(sent(fleet.server.url, planned)))
@@ -170,7 +118,12 @@ def _rounds(fleet: Fleet, setting: Setting, rounds: int, capacity: float) -> Mea
     return found
 
 
-def _killed(fleet: Fleet, seconds: float, rate: float) -> Row:
+def _drawing(fleet: LocalFleet) -> float:
+    """Seconds that the workers have spent on pictures: captions, steps and decoding."""
+    return fleet.server.metric("zimage_stage_seconds_sum")
+
+
+def _killed(fleet: LocalFleet, seconds: float, rate: float) -> Row:
     """Kill a replica in the middle of its work, and see what becomes of all requests, and when there are two again."""
     back = float("nan")
 

@@ -1,8 +1,8 @@
-"""The model held to the measurement of `python -m benchmarks fleet`: one number is fitted at one load, two are foretold.
+"""The model held to the measurement of `python -m benchmarks fleet`: fitted at one load, two are foretold.
 
-Fitted is by how much two replicas slow each other on the one processor they share. All else is measured: seconds of
-requests that have the fleet for themselves, and of them those in which the worker draws. The model meets the same
-requests at the same times as the fleet did.
+Fitted is one number: by how much two replicas slow each other on the one processor they share. All else is measured:
+seconds of requests that have the fleet for themselves, and of them those in which the worker draws. The model meets the
+same requests at the same times as the fleet did.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A block over 4,160 tokens (1024x1024 and a caption of 64) is derived at 2.75 ms, of which attention takes 0.5 ms, which
 grows with the square of the tokens, and the rest with the tokens; the same block in its older form was measured at
-3.62 ms on an H200. A step has 32 of them. The autoencoder decodes 1024x1024 in 35 ms, which grows with the pixels, and a
+3.62 ms on an H200. A step has 32 of them. The autoencoder decodes 1024x1024 in 35 ms, which grows with the pixels; a
 prompt takes 10 ms. A batch of n pictures takes n times that of one, but for what every step has once (`ONCE`): at these
 sizes a GPU is busy with one picture, so that company saves little.
 

@@ -31,6 +31,7 @@ class Policy:
         window: Seconds that a replica waits for company.
         hits: Share of prompts whose features are kept.
         room: Requests that a replica has at most.
+        slack: Of the router, see `max_zimage.serving.ray_serve.shapes.ranked`.
     """
 
     together: int = 4
@@ -138,6 +139,7 @@ def rows() -> list[Row]:
         "each picture by itself": replace(plain, together=1),
         "a window of 0.2 s for company": replace(plain, window=0.2),
         "half of the prompts are known": replace(plain, hits=0.5),
+        "shapes kept together, slack 4": replace(plain, slack=4),
     }
     return [_row(a_minute, name, needed(a_minute, policy)) for a_minute in RATES for name, policy in cases.items()]
 
