@@ -1,17 +1,22 @@
 """The model of a fleet: `python -m benchmarks.fleet_model` plans large ones, writes a table and draws the plots.
 
-With `--check` it only says how far the model is from the measurement of two replicas.
+With `--check` it only says how far the model is from the measurement of two replicas. The comparison stands in
+docs/capacity.md between two marks.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.fleet import RECORD
 from benchmarks.fleet_model import calibrate, plan
 from benchmarks.measure import RESULTS, ROOT, Conditions, table, write_csv
+
+PAGE = ROOT / "docs" / "capacity.md"
+_MARKED = re.compile(r"(<!-- compared -->\n).*?(<!-- end compared -->)", re.DOTALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the table goes")
     parser.add_argument("--plots", type=Path, default=ROOT / "docs", metavar="DIR", help="where the plots go")
     options = parser.parse_args(arguments)
-    print(compared(calibrate.Record(options.record)))
+    beside = compared(calibrate.Record(options.record))
+    print(beside)
     if options.check:
         return 0
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), beside), encoding="utf-8")
     from benchmarks.fleet_model import plots
 
     conditions, found = Conditions.now(), plan.rows()
@@ -35,11 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def rendered(page: str, beside: str) -> str:
+    """The page with a comparison.
+
+    Args:
+        page: Its text.
+        beside: From `compared`.
+    """
+    return _MARKED.sub(lambda found: f"{found[1]}\n{beside}\n\n{found[2]}", page)
+
+
 def compared(record: calibrate.Record) -> str:
     """The model beside the measurement, as a table."""
     slowdown = calibrate.fitted(record)
     lines = [
-        f"two replicas at work slow each other {slowdown:.2f} times, fitted at {calibrate.FITTED} of capacity",
+        f"Two replicas at work slow each other {slowdown:.2f} times, fitted at {calibrate.FITTED} of capacity.",
         "",
         "| of capacity | | pictures/s | mean, s | p50, s | p99, s | refused |",
         "|---|---|---:|---:|---:|---:|---:|",

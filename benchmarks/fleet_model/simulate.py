@@ -101,7 +101,7 @@ class Fleet:
         names = {str(number): 0 for number in range(setup.replicas)}
         # The order that each shape has of all replicas is that of the router where nobody waits.
         self._orders = [
-            np.array([int(name) for name in ranked(f"shape {shape}", names, setup.slack)])
+            np.array([int(name) for name in ranked(f"shape {shape}", names, setup.slack, setup.room)])
             for shape in range(setup.shapes)
         ]
 
@@ -125,7 +125,8 @@ class Fleet:
         order = self._orders[shape]
         waiting = self._waiting[order]
         least = int(waiting.min())
-        return int(order[np.argmax(waiting <= least + (self._setup.slack if least else 0))])
+        most = min(least + (self._setup.slack if least else 0), self._setup.room - 1)
+        return int(order[np.argmax(waiting <= most)])  # where all are full, any of them refuses it
 
     def _arrivals(self, planned: Sequence[tuple[float, int]]) -> Generator[Any, Any, None]:
         for at, shape in planned:

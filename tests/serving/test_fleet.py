@@ -1,4 +1,4 @@
-"""A fleet of two replicas on a Ray of this machine: the command itself, through Ray's proxy, in one file for its start."""
+"""A fleet of two replicas on a Ray of this machine: the command itself, through Ray's proxy; one file, one start."""
 
 from __future__ import annotations
 

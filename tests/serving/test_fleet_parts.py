@@ -52,20 +52,23 @@ def test_what_requests_share_is_their_shape() -> None:
 def test_a_shape_goes_to_its_replica_unless_another_is_idle() -> None:
     names = [f"replica-{number}" for number in range(8)]
     idle = dict.fromkeys(names, 0)
-    homes = {shape: ranked(shape, idle, 1)[0] for shape in map(str, range(200))}
+    homes = {shape: ranked(shape, idle, 1, 9)[0] for shape in map(str, range(200))}
     counts = [sum(home == name for home in homes.values()) for name in names]
     assert min(counts) > 8  # of 25 on average
     assert max(counts) < 50
     for shape, home in homes.items():
-        assert ranked(shape, idle | {home: 1}, 1)[0] != home
+        assert ranked(shape, idle | {home: 1}, 1, 9)[0] != home
         busy = dict.fromkeys(names, 3)
-        assert ranked(shape, busy, 0)[0] == ranked(shape, busy | {home: 4}, 1)[0] == home
-        assert ranked(shape, busy | {home: 5}, 1)[0] != home
-        assert ranked(shape, busy | {home: 4}, 0)[0] != home
+        assert ranked(shape, busy, 0, 9)[0] == ranked(shape, busy | {home: 4}, 1, 9)[0] == home
+        assert ranked(shape, busy | {home: 5}, 1, 9)[0] != home
+        assert ranked(shape, busy | {home: 4}, 0, 9)[0] != home
         without = {name: 0 for name in names if name != home}  # one dies: only its shapes move
-        moved = [other for other in homes if homes[other] != home and ranked(other, without, 1)[0] != homes[other]]
+        moved = [other for other in homes if homes[other] != home and ranked(other, without, 1, 9)[0] != homes[other]]
         assert moved == []
-    assert ranked("", {"a": 2, "b": 0, "c": 1}, 1) == ["b", "c", "a"]
+        full = dict.fromkeys(names, 8) | {home: 9}
+        assert ranked(shape, full, 1, 9)[0] != home
+        assert ranked(shape, full, 1, 10)[0] == home
+    assert ranked("", {"a": 2, "b": 0, "c": 1}, 1, 9) == ["b", "c", "a"]
     assert turned(["a", "b", "c"]) == [["a"], ["b", "c"]]
     assert turned(["a"]) == [["a"]]
 

@@ -65,9 +65,10 @@ def application(
     gpus = fleet.gpus if fleet.gpus is not None else float("GPU" in ray.cluster_resources())
     together = settings.batch_pictures or usual_pictures(on_host=not gpus)
     device = {"num_cpus": fleet.cpus, "num_gpus": gpus}
+    room = settings.limits.queue + 2 * together
     router = RequestRouterConfig(
         request_router_class=ShapeRouter,
-        request_router_kwargs={"slack": int(together > 1)},
+        request_router_kwargs={"slack": int(together > 1), "room": room},
         request_routing_stats_period_s=_TOLD,
     )
     pictures = serve.deployment(PictureReplica).options(
@@ -75,7 +76,7 @@ def application(
         **_count(fleet, together),
         ray_actor_options=device,
         # The server refuses by itself what it has no room for, and says when to come again; Ray's bound is above.
-        max_ongoing_requests=settings.limits.queue + 2 * together + _ROOM,
+        max_ongoing_requests=room + _ROOM,
         max_queued_requests=settings.limits.queue,
         graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
         graceful_shutdown_wait_loop_s=1.0,

@@ -32,7 +32,8 @@ _log = logging.getLogger("max_zimage.serving")
 _TRIES = 3
 _PAUSE = 0.5  # seconds before another try: within them the router hears which replicas serve
 _PROBE = 5.0  # seconds in which somebody has to say that pictures are drawn
-_GRACE = 30.0  # seconds above those that a replica gives a request
+GRACE = 30.0
+"""Seconds above those that a replica gives a request, in which the gateway hears what became of it."""
 _PROBES = ("/health", "/readyz")
 
 
@@ -105,7 +106,7 @@ class Gateway:
         begin = time.monotonic()
         for attempt in range(1, _TRIES + 1):
             try:
-                left = begin + self._seconds + _GRACE - time.monotonic()
+                left = begin + self._seconds + GRACE - time.monotonic()
                 await self._passed_on(call, answered, send, left)
                 return
             except NotServing:

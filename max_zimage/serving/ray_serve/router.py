@@ -23,9 +23,9 @@ class ShapeRouter(RequestRouter):
         """Take what the deployment was configured with.
 
         Args:
-            **kwargs: `slack`, see `shapes.ranked`.
+            **kwargs: `slack` and `room`, see `shapes.ranked`.
         """
-        self._slack = int(kwargs["slack"])
+        self._slack, self._room = int(kwargs["slack"]), int(kwargs["room"])
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -38,4 +38,4 @@ class ShapeRouter(RequestRouter):
             shape = next((each.shape for each in pending_request.args if isinstance(each, Call)), "")
         by_name = {each.replica_id.unique_id: each for each in serving}
         waiting = {name: self.replica_queue_len_cache.get(each.replica_id) or 0 for name, each in by_name.items()}
-        return [[by_name[name] for name in rank] for rank in turned(ranked(shape, waiting, self._slack))]
+        return [[by_name[name] for name in rank] for rank in turned(ranked(shape, waiting, self._slack, self._room))]

@@ -43,12 +43,12 @@ def run(settings: ServerSettings, fleet: FleetSettings, application: Callable[[]
     """
     with ExitStack() as stack:
         stack.enter_context(cluster(fleet))
-        ended = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ended.set())  # Ray would end the process amid what is drawn
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
         stack.callback(_put_down, fleet)
-        serve.run(application(), name=NAME, route_prefix="/", blocking=False, _local_testing_mode=False)
+        serve.run(application(), name=NAME, route_prefix="/", blocking=False)
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):  # before, they end the start
+            signal.signal(number, lambda *_: ended.set())  # Ray would end the process amid what is drawn
         _log.info("ready")
         ended.wait()
         _log.info("ending; work in flight has %g s", settings.shutdown_seconds)

@@ -58,7 +58,7 @@ def read(body: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def ranked(shape: str, waiting: Mapping[str, int], slack: int) -> list[str]:
+def ranked(shape: str, waiting: Mapping[str, int], slack: int, room: int) -> list[str]:
     """Where a request is to go first: to the replica that its shape belongs to, unless that has more to do.
 
     Every shape has an order of all replicas of its own, by a hash of both, which changes little when one comes or goes
@@ -72,6 +72,7 @@ def ranked(shape: str, waiting: Mapping[str, int], slack: int) -> list[str]:
         shape: From `shape_of`; empty for none, where the idlest goes first.
         waiting: Replica -> requests that it has.
         slack: Requests; what more of it costs those who wait is in docs/capacity.md.
+        room: Requests that a replica takes; one that has as many comes last, whatever its shape.
 
     Returns:
         All replicas.
@@ -81,7 +82,8 @@ def ranked(shape: str, waiting: Mapping[str, int], slack: int) -> list[str]:
         return sorted(waiting, key=lambda name: (waiting[name], name))
     order = sorted(waiting, key=lambda name: hashlib.sha256(f"{shape} {name}".encode()).digest())
     most = least + slack if least else 0
-    return sorted(order, key=lambda name: waiting[name] > most)  # stable: the order among each half stays
+    # Stable: the order among those that are alike stays.
+    return sorted(order, key=lambda name: (waiting[name] >= room, waiting[name] > most))
 
 
 def turned(names: Sequence[str]) -> list[list[str]]:
