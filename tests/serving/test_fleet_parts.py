@@ -19,7 +19,7 @@ from max_zimage.serving.ray_serve.figures import merged
 from max_zimage.serving.ray_serve.shapes import ranked, shape_of, turned
 from tests.references.diffusers_runs import Pair
 
-ray_exceptions = pytest.importorskip("ray.exceptions")
+pytest.importorskip("ray")
 
 
 def body(**fields: Any) -> bytes:
