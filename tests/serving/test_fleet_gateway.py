@@ -196,8 +196,9 @@ class Encoders:
 def test_prompts_are_encoded_before_they_are_drawn() -> None:
     encoders = Encoders(lambda asked: {"features": "AAAA"})
     given = {"prompt": "a", "template": "x", "size": "128x128", "seed": 2}
-    handle = Handle(ok(), ok(), ok())
-    for fields in (given, {**given, "features": "BBBB"}, {**given, "enhance": True}):
+    handle = Handle(ok(), ok(), ok(), ok())
+    unguided = {**given, "negative_prompt": "b"}
+    for fields in (given, {**given, "features": "BBBB"}, {**given, "enhance": True}, unguided):
         ask(handle, json=fields, encoding=Encoding(encoders))  # type: ignore[arg-type]
     assert encoders.asked == [{"prompt": "a", "negative_prompt": "", "template": "x"}]
     sent = [json.loads(call.body) for call in handle.calls]
@@ -205,6 +206,7 @@ def test_prompts_are_encoded_before_they_are_drawn() -> None:
         {"size": "128x128", "seed": 2, "features": "AAAA"},
         {**given, "features": "BBBB"},
         {**given, "enhance": True},
+        unguided,  # the replica says whether guidance is on, and the negative prompt of use
     ]
     assert dict(handle.calls[0].scope["headers"])[b"content-length"] == str(len(handle.calls[0].body)).encode()
     dead = Handle(ok())
