@@ -49,7 +49,7 @@ class Outcome:
         rate: Pictures a second.
         p50: Seconds.
         p99: Seconds.
-        busy: Share of the time in which GPUs draw.
+        busy: Work that came, as a share of what the GPUs could do.
         batch: Pictures of a batch, on average.
         refused: Requests.
         seconds: Of each answered request.
@@ -107,7 +107,7 @@ def _outcome(seen: Seen, replicas: int, lasts: float) -> Outcome:
         rate=float(np.sum((ended > _WARM) & (ended <= lasts)) / (lasts - _WARM)),
         p50=float(p50),
         p99=float(p99),
-        busy=seen.work / (replicas * float(ended.max())),
+        busy=seen.work / (replicas * lasts),
         batch=float(np.mean(seen.batches)),
         refused=sum(at > _WARM for at in seen.refused),
         seconds=looked_at.tolist(),
@@ -145,7 +145,7 @@ def rows() -> list[Row]:
 
 def _row(a_minute: int, name: str, found: Outcome) -> Row:
     note = (
-        f"{found.replicas} GPUs, {found.rate:.1f} pictures/s, p99 {found.p99:.2f} s, busy {found.busy:.0%}, "
+        f"GPUs {found.replicas}, {found.rate:.1f} pictures/s, p99 {found.p99:.2f} s, busy {found.busy:.0%}, "
         f"{found.batch:.2f} pictures a batch"
     )
     return Row(
