@@ -135,7 +135,7 @@ async def asked(client: httpx.AsyncClient, at: float, kind: int, seed: int) -> T
 
 
 async def closed_loop(url: str, clients: int, seconds: float, seed: int) -> float:
-    """Pictures a second that a fleet draws for clients who ask again as soon as they are answered."""
+    """Pictures a second that a fleet draws within a time for clients who ask again as soon as they are answered."""
     chance, done = random.Random(seed), 0
     end = time.perf_counter() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT) as client:
@@ -144,11 +144,11 @@ async def closed_loop(url: str, clients: int, seconds: float, seed: int) -> floa
             nonlocal done
             while time.perf_counter() < end:
                 kind = chance.choices(range(len(KINDS)), [each.share for each in KINDS])[0]
-                done += (await asked(client, 0.0, kind, 0)).status == 200
+                answered = (await asked(client, 0.0, kind, 0)).status == 200
+                done += answered and time.perf_counter() <= end
 
-        begin = time.perf_counter()
         await asyncio.gather(*(ask() for _ in range(clients)))
-        return done / (time.perf_counter() - begin)
+        return done / seconds
 
 
 def counted(told: Sequence[Told]) -> dict[str, int]:
