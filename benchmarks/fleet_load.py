@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[tuple[float, int]]:
 
 
 async def sent(
-    url: str, planned: Sequence[tuple[float, int]], meanwhile: Callable[[], Awaitable[None]] | None = None
+    url: str, planned: Sequence[tuple[float, int]], meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
 ) -> list[Told]:
     """Send requests at their times, and wait for all answers.
 
