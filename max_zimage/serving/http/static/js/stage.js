@@ -161,6 +161,10 @@ export class Stage {
       Object.assign(bar, { max: job.steps, value: job.step });
       said.textContent = `Step ${job.step} of ${job.steps}`;
       if (job.step === 0 || job.step * 4 % job.steps < 4) announce(`Drawing, ${Math.round((100 * job.step) / job.steps)} percent`);
+    } else if (job.status === "enhancing") {
+      said.textContent = "Writing the prompt out";
+      bar.removeAttribute("value");
+      announce(said.textContent);
     } else if (job.status === "queued") {
       said.textContent = job.before ? `Waiting, ${job.before} ${job.before === 1 ? "request" : "requests"} before this one` : "Next in line";
       bar.removeAttribute("value");
