@@ -105,12 +105,12 @@ def ranged(
     found = number(name, value, above=above, low=min(low or 0.0, 0.0))
     # What float32, in which the graphs take it, makes 0 or infinite would do something else than it says.
     if float32 and found and not SMALLEST <= found <= LARGEST:
-        message = "{field} must be 0, or from {low:.3g} to {high:.3g} in float32, got {given}"
-        raise RequestError.of(name, message, low=SMALLEST, high=LARGEST, given=found)
+        message = "{field} must be {zero}from {low:.3g} to {high:.3g} in float32, got {given}"
+        raise RequestError.of(name, message, zero="" if above else "0, or ", low=SMALLEST, high=LARGEST, given=found)
     if found < (low or 0) or (high is not None and found > high):
         rule = "{field} must be at most {high:g}, got {given}"
         if low is not None:
-            rule = "{field} must be from {low} to {high:g}, got {given}"
+            rule = "{field} must be from {low:g} to {high:g}, got {given}"
         message = rule + ("; usual are {usual}" if usual else "")
         raise RequestError.of(name, message, low=low, high=high, given=found, usual=usual)
     return found
