@@ -196,7 +196,7 @@ REFUSED = {
     "negative tokens": (["--negative", "a " * 600], "the negative prompt has"),
     "no picture": (["--from", "absent.png"], "absent.png is no file; name a picture that max_zimage saved"),
     "weights": (["--weight-path", "absent.safetensors"], "absent.safetensors"),
-    "flag": (["--sise", "64x64"], "--sise is not known (see max-zimage generate --help)"),
+    "flag": (["--zzz", "64x64"], "--zzz is not known (see max-zimage generate --help)"),
 }
 
 
