@@ -265,8 +265,9 @@ export class Stage {
     }
     const said = item.status === "running" ? `${item.step}/${item.steps}` : item.status === "failed" ? "!" : "…";
     const preview = item.previews.find(Boolean);
-    if (thumb.dataset.said === `${said} ${preview}`) return;
-    thumb.dataset.said = `${said} ${preview}`;
+    const shown = `${item.status} ${said} ${preview}`;
+    if (thumb.dataset.said === shown) return;
+    thumb.dataset.said = shown;
     thumb.replaceChildren(...(preview ? [el("img", { src: preview, alt: "", className: "preview" })] : []), el("span", { className: "badge" }, said));
     thumb.setAttribute("aria-label", `${item.status}: ${item.kept.prompt}`);
   }
