@@ -41,12 +41,14 @@ from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.examples import add_examples
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.cli.given import command_of, given_by, split
+from max_zimage.cli.unknown import said
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
 
 end_with_named_parent()  # a server's worker imports this module long before it is told what it is
 
 _NOT_TAKEN = re.compile(r"invalid (\w+) value: ")
+_HALF = re.compile(r"(invalid choice: '(?:float16|fp16|half)' \(.*\))")
 _KINDS = {
     "int": "a whole number",
     "at_least_one": "a whole number of at least 1",
@@ -71,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words, shown = split(with_values(sys.argv[1:] if argv is None else argv))
     parser = _parser()
-    arguments = parser.parse_args(words)
+    arguments, others = parser.parse_known_args(words)
+    if others:
+        command = parser if arguments.command is None else command_of(parser, arguments.command)
+        command.error(said(others, command))
     if arguments.verbose and not arguments.version:
         parser.error("--verbose goes with --version, or behind a command; give both, or leave it out")
     if arguments.version:
@@ -121,6 +126,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse says which function did not take a value.
         message = _SPELLINGS.sub(r"\1:", message)  # the first one says which
+        message = _HALF.sub(r"\1; bfloat16 takes as much room", message)
         message = _NOT_TAKEN.sub(lambda found: f"must be {_KINDS.get(found[1], 'another value')}, got ", message)
         self.exit(2, f"max-zimage: error: {message} (see {self.prog} --help)\n")
 
