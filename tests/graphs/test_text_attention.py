@@ -49,12 +49,12 @@ class Attention(Typed):
             *(past, past),
         ]
 
-    def forward(
-        self, qkv: Tensor, query: Tensor, key: Tensor, rope: Tensor, mask: Tensor, *past: Tensor
-    ) -> list[Tensor]:
-        sizes = {"heads": self.heads[0], "key_heads": self.heads[1], "unit_values": self.unit_values}
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        qkv, query, key, rope, mask, *past = inputs
+        heads, shared = self.heads
+        sizes = {"heads": heads, "key_heads": shared, "unit_values": self.unit_values}
         how = {"epsilon": EPSILON, "scale": self.scale}
-        return [*text_ops.cached_attention(qkv, query, key, rope, mask, past, **sizes, **how)]
+        return [*text_ops.cached_attention(qkv, query, key, rope, mask, (*past,), **sizes, **how)]
 
 
 class Told(Typed):
@@ -105,11 +105,9 @@ def test_attention_over_what_was_kept(compiled: Ops, name: str, rows: int, lengt
     angles = numbers("float32", length, head_dim // 2, scale=3.0, seed=3)
     rope = torch.stack([angles.cos(), angles.sin()], dim=-1)
     past = [numbers(dtype, rows, cached, shared, head_dim, seed=seed) for seed in (4, 5)]
-    seen = torch.arange(cached + length) <= torch.arange(cached, cached + length)[:, None]  # and not the first few
-    seen = (
-        seen & (torch.arange(cached + length) >= torch.arange(rows)[:, None, None] * 3)
-        | torch.eye(length, cached + length).roll(cached, 1).bool()
-    )
+    keys, queries = torch.arange(cached + length), torch.arange(cached, cached + length)[:, None]
+    begins = torch.arange(rows)[:, None, None] * 3  # what stands before is hidden, but from itself
+    seen = (keys <= queries) & (keys >= begins) | (keys == queries)
     mask = torch.where(seen, 0.0, -1e30)
     inputs = map(buffer, (qkv, *weights, rope, mask, *past))
     ours = [torch.from_dlpack(each).double() for each in compiled.models[name].execute(*inputs)]
@@ -127,10 +125,8 @@ def test_a_query_is_the_same_alone_and_beside_others(compiled: Ops) -> None:
     """As long as all see the same keys: one more key may be in another block."""
     name = "plain values"
     heads, shared, head_dim, *_ = HEADS[name]
-    qkv, weight = (
-        numbers(compiled.dtype, 3, 40, heads + 2 * shared, head_dim),
-        numbers(compiled.dtype, head_dim, seed=1),
-    )
+    qkv = numbers(compiled.dtype, 3, 40, heads + 2 * shared, head_dim)
+    weight = numbers(compiled.dtype, head_dim, seed=1)
     rope = torch.stack([torch.ones(40, head_dim // 2), torch.zeros(40, head_dim // 2)], dim=-1)
     past = [numbers(compiled.dtype, 3, 70, shared, head_dim, seed=seed) for seed in (4, 5)]
     mask = torch.zeros(3, 40, 110)
