@@ -17,11 +17,12 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
-from std.math import ceildiv, exp
+from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 from std.sys.info import num_physical_cores
 
+from .chosen import choose_experts, sort_slots
 from .linear import TASKS_PER_CORE
 from .products import (
     F32,
@@ -130,7 +131,7 @@ def _send[
 
     def choose(task: Int) {imm}:
         for token in range(task * tokens // token_tasks, (task + 1) * tokens // token_tasks):
-            _choose(
+            choose_experts(
                 scores.unsafe_offset(token * experts),
                 scales,
                 chosen.unsafe_offset(token * each),
@@ -140,7 +141,7 @@ def _send[
             )
 
     sync_parallelize(choose, token_tasks)
-    var count = _sort(chosen, order, starts, tiles, slots, experts)
+    var count = sort_slots(chosen, order, starts, tiles, slots, experts)
     var tile_tasks = min(count, most_tasks)
     var gate_up_words = ceildiv(width, LANES) * ceildiv(inputs, per_unit[dtype]()) * TILE_COLUMNS
     var down_words = ceildiv(inputs, TILE_COLUMNS) * ceildiv(width, per_unit[dtype]()) * TILE_COLUMNS
@@ -187,67 +188,6 @@ def _send[
     dealloc(tiles_memory^)
 
 
-def _choose(
-    scores: Pointer[mut=_, Float32, _],
-    scales: Pointer[mut=_, Float32, _],
-    chosen: Pointer[mut=True, Int32, _],
-    shares: Pointer[mut=True, Float32, _],
-    experts: Int,
-    each: Int,
-):
-    """The largest scores of a token, falling, of equal ones the first, and the softmax of these alone, scaled."""
-    var total = Float32(0)
-    for place in range(each):
-        var best = -1
-        for expert in range(experts):
-            var is_taken = False
-            for before in range(place):
-                is_taken = is_taken or Int(chosen.unsafe_load(before)) == expert
-            if is_taken:
-                continue
-            if best < 0 or scores.unsafe_load(expert) > scores.unsafe_load(best):
-                best = expert
-        chosen.unsafe_store(place, Int32(best))
-        var share = exp(scores.unsafe_load(best) - scores.unsafe_load(Int(chosen.unsafe_load(0))))
-        shares.unsafe_store(place, share)
-        total += share
-    for place in range(each):
-        var scale = scales.unsafe_load(Int(chosen.unsafe_load(place)))
-        shares.unsafe_store(place, shares.unsafe_load(place) / total * scale)
-
-
-def _sort(
-    chosen: Pointer[mut=_, Int32, _],
-    order: Pointer[mut=True, Int32, _],
-    starts: Pointer[mut=True, Int32, _],
-    tiles: Pointer[mut=True, Int32, _],
-    slots: Int,
-    experts: Int,
-) -> Int:
-    """Slots by expert, as they come, and in tiles of at most twelve; returns how many tiles there are."""
-    for expert in range(experts + 1):
-        starts.unsafe_store(expert, Int32(0))
-    for slot in range(slots):
-        var behind = Int(chosen.unsafe_load(slot)) + 1
-        starts.unsafe_store(behind, starts.unsafe_load(behind) + 1)
-    var count = 0
-    for expert in range(experts):
-        var begin = Int(starts.unsafe_load(expert))
-        var end = begin + Int(starts.unsafe_load(expert + 1))
-        starts.unsafe_store(expert + 1, Int32(end))
-        for first in range(begin, end, TILE_ROWS):
-            tiles.unsafe_store(3 * count, Int32(expert))
-            tiles.unsafe_store(3 * count + 1, Int32(first))
-            tiles.unsafe_store(3 * count + 2, Int32(min(TILE_ROWS, end - first)))
-            count += 1
-    for slot in range(slots):
-        var expert = Int(chosen.unsafe_load(slot))
-        var place = starts.unsafe_load(expert)
-        order.unsafe_store(Int(place), Int32(slot))
-        starts.unsafe_store(expert, place + 1)
-    return count
-
-
 @no_inline
 def _through[
     dtype: DType
@@ -279,12 +219,14 @@ def _through[
         width: Gates.
         each: Slots of a token.
     """
-    _clear(rows, _panel_words[dtype](inputs))
+    for i in range(_panel_words[dtype](inputs)):
+        rows.unsafe_store(i, UInt32(0))
     for row in range(height):
         var source = x.unsafe_offset(Int(slots.unsafe_load(row)) // each * inputs)
         for i in range(inputs):
             _put[dtype](rows, row, i, source.unsafe_load(i))
-    _clear(inside, _panel_words[dtype](width))
+    for i in range(_panel_words[dtype](width)):
+        inside.unsafe_store(i, UInt32(0))
     var units = ceildiv(inputs, per_unit[dtype]())
     for panel in range(ceildiv(width, LANES)):
         var sums = _sums[dtype](rows, gate_up.unsafe_offset(panel * units * TILE_COLUMNS), units)
@@ -322,11 +264,6 @@ def _panel_words[dtype: DType](inputs: Int) -> Int:
     """Words of a panel of twelve rows, as `_sums` takes it."""
     var units = ceildiv(inputs, per_unit[dtype]())
     return units * TILE_ROWS * (per_unit[dtype]() if widens[dtype]() else 1)
-
-
-def _clear(panel: Pointer[mut=True, UInt32, _], words: Int):
-    for i in range(words):
-        panel.unsafe_store(i, UInt32(0))
 
 
 @always_inline
