@@ -5,6 +5,8 @@ What uses them is decided in `graphs.diffusion_gemma`, `graphs.model.cached_atte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
@@ -130,6 +132,50 @@ def cached_attention(
         "max_zimage.cached_attention", qkv.device, inputs, types, parameters=parameters, custom_extensions=libraries()
     )
     return mixed, key, value
+
+
+def added_norms(
+    x: Tensor, branch: Tensor, weight: Tensor, weights: Sequence[Tensor], *, factor: float, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum of x and norm(branch), and three norms of it, on a CPU; the twin is `graphs.diffusion_gemma.layer.Layer`.
+
+    Args:
+        x: float32 or bfloat16 [rows, length, width].
+        branch: Like `x`.
+        weight: The same dtype, [width], of the branch's RMSNorm.
+        weights: Of the three norms.
+        factor: Of the third of them.
+        epsilon: Added to mean squares.
+
+    Returns:
+        The sum, and its three norms, all like `x`.
+    """
+    factors = F.constant([epsilon, factor], DType.float32, device=x.device)
+    inputs = [x, branch, weight, *weights, factors]
+    added, first, second, third = F.custom(
+        "max_zimage.added_norms", x.device, inputs, [x.type] * 4, custom_extensions=libraries()
+    )
+    return added, first, second, third
+
+
+def joined_norms(
+    x: Tensor, branches: tuple[Tensor, Tensor], weights: Sequence[Tensor], scalar: Tensor, *, epsilon: float
+) -> Tensor:
+    """(x + norm(norm(first) + norm(second))) · scalar, on a CPU; the twin is `graphs.diffusion_gemma.layer.Layer`.
+
+    Args:
+        x: float32 or bfloat16 [rows, length, width].
+        branches: Like `x` both.
+        weights: The same dtype, [width] each, of the first branch's RMSNorm, the second one's, and that of their sum.
+        scalar: The same dtype, [1].
+        epsilon: Added to mean squares.
+
+    Returns:
+        Like `x`.
+    """
+    added = F.constant([epsilon], DType.float32, device=x.device)
+    inputs = [x, *branches, *weights, scalar, added]
+    return F.custom("max_zimage.joined_norms", x.device, inputs, [x.type], custom_extensions=libraries())[0]
 
 
 def table_logits(x: Tensor, table: Tensor, softcap: float, temperature: Tensor) -> Tensor:

@@ -15,4 +15,5 @@ from .group_norm import GroupNorm
 from .likeliest import Likeliest
 from .linear import GatedLinear, GeluLinear, Linear
 from .quantized import QuantizedLinear
+from .sandwich import AddedNorms, JoinedNorms
 from .table import TableLogits, TableMeans

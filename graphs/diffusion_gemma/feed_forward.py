@@ -53,9 +53,16 @@ class Router(Module[[Tensor], Tensor]):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, length, hidden_size], not normed -> float32 scores [rows, length, experts]."""
-        spec = self.spec
-        scores = self.proj(unit_norm(x, spec.norm_eps) * self.scale * spec.hidden_size**-0.5)
-        return scores.cast(DType.float32)
+        return self.scores(unit_norm(x, self.spec.norm_eps) * self.scale * self.factor)
+
+    def scores(self, normed: Tensor) -> Tensor:
+        """The same of what is normed, with the scale and the factor."""
+        return self.proj(normed).cast(DType.float32)
+
+    @property
+    def factor(self) -> float:
+        """What is normed has the length 1 then, but for the scale."""
+        return float(self.spec.hidden_size**-0.5)
 
 
 def chosen(scores: Tensor, scales: Tensor, each: int) -> tuple[Tensor, Tensor]:

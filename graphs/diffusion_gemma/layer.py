@@ -49,11 +49,25 @@ class Layer(Module[..., tuple[Tensor, Tensor, Tensor]]):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[rows, length, hidden_size] -> the same, and keys and values; see `Attention` for the arguments."""
         mixed, key, value = self.self_attn(self.input_layernorm(x), rope, mask, *past)
+        if uses_cpu_kernels(x.dtype, x.device):
+            return self.fed_at_once(x, mixed, scalar), key, value
         x = x + self.post_attention_layernorm(mixed)
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
         chosen = self.experts(self.pre_feedforward_layernorm_2(x), self.router(x), self.router.per_expert_scale)
         both = dense + self.post_feedforward_layernorm_2(chosen)
         return (x + self.post_feedforward_layernorm(both)) * scalar, key, value
+
+    def fed_at_once(self, x: Tensor, mixed: Tensor, scalar: Tensor) -> Tensor:
+        """What follows attention, with norms in two ops."""
+        before, behind = self.post_attention_layernorm, self.post_feedforward_layernorm
+        first, second, router = self.pre_feedforward_layernorm, self.pre_feedforward_layernorm_2, self.router
+        weights = first.weight, second.weight, router.scale
+        x, *inside, seen = text_ops.added_norms(
+            x, mixed, before.weight, weights, factor=router.factor, epsilon=before.eps
+        )
+        branches = self.mlp(inside[0]), self.experts(inside[1], router.scores(seen), router.per_expert_scale)
+        weights = self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight, behind.weight
+        return text_ops.joined_norms(x, branches, weights, scalar, epsilon=behind.eps)
 
     def keys_and_values(self, x: Tensor, rope: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values alone: all that is wanted of the encoder's last layer."""
