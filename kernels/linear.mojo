@@ -2,8 +2,8 @@
 
     panels of the input's rows -> one tile of sums in registers -> epilogue -> the output's rows
 
-A panel of weights stays in the second-level cache while the rows pass it. Twins: `graphs.linear.Linear` and
-`graphs.linear.GatedLinear`.
+A panel of weights stays in the second-level cache while the rows pass it. Twins: `graphs.linear.Linear`,
+`graphs.linear.GatedLinear` and `graphs.linear.GeluLinear`.
 """
 
 import extensibility
@@ -84,8 +84,33 @@ struct GatedLinear:
         _multiply[gated=True](output, x, weight)
 
 
+@extensibility.register("max_zimage.gelu_linear")
+struct GeluLinear:
+    """Output = gelu(x gateᵀ) · (x upᵀ), by the approximation with tanh."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[rank=3, ...],
+        x: InputTensor[dtype=output.dtype, rank=3, ...],
+        weight: InputTensor[dtype=output.dtype, rank=3, ...],
+        ctx: DeviceContext,
+    ) raises:
+        """Multiply by both and gate; arguments are those of `GatedLinear`.
+
+        Args:
+            output: [items, length, outputs].
+            x: [items, length, inputs].
+            weight: [outputs / 16, units, 32 numbers a unit].
+            ctx: Unused.
+        """
+        comptime assert target == "cpu", "max_zimage.gelu_linear is for CPUs"
+        _multiply[gated=True, gelu=True](output, x, weight)
+
+
 def _multiply[
-    gated: Bool
+    gated: Bool, gelu: Bool = False
 ](
     output: OutputTensor[rank=3, ...],
     x: InputTensor[dtype=output.dtype, rank=3, ...],
@@ -95,7 +120,7 @@ def _multiply[
     var units = weight.dim_size(1)
     if x.dim_size(2) != units * per_unit[dtype]():
         raise Error("x has ", x.dim_size(2), " inputs and the packed weight ", units * per_unit[dtype]())
-    _multiply_panels[dtype, gated](
+    _multiply_panels[dtype, gated, gelu](
         output.unsafe_ptr(),
         x.unsafe_ptr().unsafe_bitcast[UInt32](),
         weight.unsafe_ptr().unsafe_bitcast[UInt32](),
@@ -108,7 +133,7 @@ def _multiply[
 
 @no_inline
 def _multiply_panels[
-    dtype: DType, gated: Bool
+    dtype: DType, gated: Bool, gelu: Bool
 ](
     target: Pointer[mut=True, Scalar[dtype], _],
     source: Pointer[mut=_, UInt32, _],
@@ -140,7 +165,7 @@ def _multiply_panels[
     def multiply(task: Int) {imm}:
         for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
             var row, column = tile % row_panels * TILE_ROWS, tile // row_panels
-            _tile[dtype, gated](
+            _tile[dtype, gated, gelu](
                 target.unsafe_offset(row * outputs + column * width),
                 panels.unsafe_offset(row // TILE_ROWS * words),
                 columns.unsafe_offset(column * units * TILE_COLUMNS),
@@ -156,7 +181,7 @@ def _multiply_panels[
 
 @no_inline
 def _tile[
-    dtype: DType, gated: Bool
+    dtype: DType, gated: Bool, gelu: Bool
 ](
     target: Pointer[mut=True, Scalar[dtype], _],
     rows: Pointer[mut=_, UInt32, _],
@@ -168,6 +193,6 @@ def _tile[
 ):
     """One tile, of which `height` rows and `width` outputs exist, or all where there are more."""
     comptime if widens[dtype]():
-        store_tile[gated](target, wide_products(rows, columns, units), stride, height, width)
+        store_tile[gated, gelu](target, wide_products(rows, columns, units), stride, height, width)
     else:
-        store_tile[gated](target, tile_products[dtype](rows, columns, units), stride, height, width)
+        store_tile[gated, gelu](target, tile_products[dtype](rows, columns, units), stride, height, width)

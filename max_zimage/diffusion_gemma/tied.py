@@ -4,9 +4,6 @@ A transform of the kind of `max_zimage.checkpoint.transforms`, applied when quan
 
     tied copies (lm_head, the stack a second time) -> equal, or refused -> left out
     experts.J.{gate,up,down}_proj.weight           -> experts.{gate_up_proj, down_proj}, as unquantized files have them
-    where experts are computed all, not grouped:
-    [experts, 2 width, hidden]                     -> [experts · 2 width, hidden]
-    [experts, hidden, width]                       -> [hidden, experts · width]
 
 Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py, DiffusionGemmaTextExperts and
 _tied_weights_keys; MAX's pipelines/architectures/diffusion_gemma/weight_adapters.py for experts one by one.
@@ -21,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from typing_extensions import override
 
-from max_zimage.checkpoint.numbers import Bits, FloatArray, round_to
+from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.tensors import Files, Source, StoredTensor, Tensor
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.checkpoint.transforms.reshaped import Stacked
@@ -35,12 +32,11 @@ _PRODUCTS = {"gate_up": ("gate", "up"), "down": ("down",)}
 _NUMBERS_AT_A_TIME = 1 << 24
 
 
-def arranged(spec: DiffusionGemmaSpec, *, is_grouped: bool) -> Transform:
+def arranged(spec: DiffusionGemmaSpec) -> Transform:
     """A transform that brings a DiffusionGemma's tensors into the form of its graphs.
 
     Args:
         spec: Its shape.
-        is_grouped: Whether experts have the form of `GroupedExperts`; else that of `DenseExperts`.
 
     Returns:
         The transform, which raises CheckpointError if copies of a tied tensor differ, or experts are missing.
@@ -55,7 +51,7 @@ def arranged(spec: DiffusionGemmaSpec, *, is_grouped: bool) -> Transform:
         for name, tensor in tensors.items():
             found = _ALL.fullmatch(name)
             if found:
-                tensors[name] = _formed(tensor, spec, found["product"], is_grouped=is_grouped)
+                tensors[name] = _formed(tensor, spec, found["product"])
         return replace(source, tensors=tensors)
 
     return transform
@@ -80,38 +76,6 @@ class Parted(Tensor):
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
         each = self.shape[1]
         return self.base.rows(begin * each, end * each, files).reshape(-1, *self.shape[1:])
-
-
-@dataclass(frozen=True)
-class SideBySide(Tensor):
-    """Matrices below each other as matrices side by side, [rows, experts · inputs].
-
-    Attributes:
-        base: [experts · rows, inputs].
-    """
-
-    base: Tensor
-
-    @property
-    @override
-    def storage(self) -> str:
-        return self.base.storage
-
-    @override
-    def rows(self, begin: int, end: int, files: Files) -> FloatArray:
-        height, width = self.shape[0], self.base.shape[1]
-        pieces = [self.base.rows(start + begin, start + end, files) for start in range(0, self.base.shape[0], height)]
-        return np.stack(pieces, axis=1).reshape(end - begin, len(pieces) * width)
-
-    @override
-    def fill(self, target: Bits, files: Files) -> None:
-        """One expert after another, so that each is read in one piece."""
-        height, width = self.shape[0], self.base.shape[1]
-        sides = target.reshape(height, -1, width)
-        one = np.empty(height * width, target.dtype)
-        for expert in range(sides.shape[1]):
-            round_to(one, self.base.rows(expert * height, (expert + 1) * height, files).reshape(-1))
-            sides[:, expert] = one.reshape(height, width)
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
@@ -189,7 +153,7 @@ def _shape(spec: DiffusionGemmaSpec, product: str) -> tuple[int, int, int]:
     return spec.num_experts, 2 * spec.expert_size, spec.hidden_size
 
 
-def _formed(tensor: Tensor, spec: DiffusionGemmaSpec, product: str, *, is_grouped: bool) -> Tensor:
+def _formed(tensor: Tensor, spec: DiffusionGemmaSpec, product: str) -> Tensor:
     """All experts of a layer in the form that graphs take.
 
     Raises:
@@ -200,7 +164,4 @@ def _formed(tensor: Tensor, spec: DiffusionGemmaSpec, product: str, *, is_groupe
     if tensor.shape not in (shape, below):
         raise CheckpointError(f"{tensor.file}: {tensor.name} is {list(tensor.shape)} and must be {list(shape)}")
     told = tensor.file, tensor.name, "F32" if not isinstance(tensor, StoredTensor) else tensor.dtype
-    if is_grouped:
-        return tensor if tensor.shape == shape else Parted(*told, shape, tensor)
-    matrix = replace(tensor, shape=below)
-    return SideBySide(*told, (shape[1], shape[0] * shape[2]), matrix) if product == "down" else matrix
+    return tensor if tensor.shape == shape else Parted(*told, shape, tensor)

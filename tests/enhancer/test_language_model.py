@@ -71,21 +71,49 @@ def test_logits_and_greedy_words_are_those_of_transformers(
     both: Both,
 ) -> None:
     own, ours, theirs = both
-    for text in TEXTS:
-        ids = own.tokenizer.encode_chat([{"role": "user", "content": text}])
+    for asked_for in TEXTS:
+        ids = own.tokenizer.encode_chat([{"role": "user", "content": asked_for}])
         given = torch.from_numpy(ids)[None]
         with torch.no_grad():
             expected = theirs(given).logits[0, -1].numpy()
             written = theirs.generate(given, do_sample=False, max_new_tokens=40, pad_token_id=0)[0, len(ids) :].tolist()
-        found = ours.next_logits(ids.tolist())
+        found, text = ours.read(ids.tolist())
         assert found.dtype == np.float32
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
         greedy = NextToken(temperature=0, top_p=1.0, top_k=0)
-        said: list[int] = []
+        said = [greedy.choose(found, 0.0)]
         while len(said) < len(written):
-            said.append(greedy.choose(ours.next_logits([*ids.tolist(), *said]), 0.0))
+            found, text = ours.read(said[-1:], text)
+            said.append(greedy.choose(found, 0.0))
         assert said == written
         assert len(set(written)) > 5  # random weights say something
+
+
+def test_a_text_is_read_in_parts_and_goes_on_in_several_ways(both: Both) -> None:
+    own, ours, theirs = both
+    ids = own.tokenizer.encode_chat([{"role": "user", "content": TEXTS[0]}]).tolist()
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    whole = ours.read(ids)[0]
+    for parts in ([1, len(ids) - 2], [5, 6], [len(ids) - 1]):
+        text, begin = None, 0
+        for end in (*parts, len(ids)):
+            logits, text = ours.read(ids[begin:end], text)
+            assert np.linalg.norm(logits - expected[end - 1]) <= 1e-5 * np.linalg.norm(expected[end - 1])
+            begin = end
+        assert np.linalg.norm(logits - whole) <= 1e-5 * np.linalg.norm(whole)
+    _, start = ours.read(ids[:5])
+    first, other, again = (ours.read([token], start)[0] for token in (9, 10, 9))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_ids_that_cannot_be_read_are_refused(both: Both) -> None:
+    _, ours, _ = both
+    with pytest.raises(ValueError, match="0 tokens behind 0 must be at least 1 and at most 2048 together"):
+        ours.read([])
+    with pytest.raises(ValueError, match="token ids must be from 0 to 407, got 408 to 408"):
+        ours.read([408])
 
 
 def enhancer(own: CheckpointLanguage, **settings: Any) -> LanguageModelEnhancer:
@@ -152,7 +180,9 @@ class Slow(OwnModel):
         self.loaded += 1
         self.now[0] += 60
         said = itertools.cycle((12, 11, 7))
-        return SimpleNamespace(compile=lambda: None, next_logits=lambda ids: np.eye(408, dtype=np.float32)[next(said)])
+        return SimpleNamespace(
+            compile=lambda: None, read=lambda ids, before=None: (np.eye(408, dtype=np.float32)[next(said)], None)
+        )
 
 
 def test_the_time_to_load_it_is_none_of_a_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
