@@ -61,12 +61,13 @@ def problem_of(name: str) -> str | None:
     return f"{name[:64]} is no field of a request{f', the nearest is {near[0]}' if near else ''}"
 
 
-def check_columns(url: str, columns: Collection[str], ignored: Collection[str]) -> None:
+def check_columns(url: str, columns: Collection[str], anywhere: Collection[str], ignored: Collection[str]) -> None:
     """Refuse columns that would do nothing.
 
     Args:
         url: Of the file.
-        columns: Its, without that of the ids.
+        columns: Those of all rows, without that of the ids. What single lines have costs those alone.
+        anywhere: Those of any row.
         ignored: Those that may be there and do nothing.
 
     Raises:
@@ -75,10 +76,10 @@ def check_columns(url: str, columns: Collection[str], ignored: Collection[str]) 
     problems = [found for name in sorted(columns) if name not in ignored and (found := problem_of(name))]
     if problems:
         raise ValueError(f"{url}: {'; '.join(problems)}. Rename the column, or give --ignore NAME")
-    if "prompt" not in columns:
-        raise ValueError(f"{url} has no column prompt; it has {', '.join(sorted(columns)) or 'none'}")
-    if absent := sorted(set(ignored) - set(columns)):
-        raise ValueError(f"--ignore {absent[0]}: {url} has no such column in every row; leave it out")
+    if "prompt" not in anywhere:
+        raise ValueError(f"{url} has no column prompt; it has {', '.join(sorted(anywhere)) or 'none'}")
+    if absent := sorted(set(ignored) - set(anywhere)):
+        raise ValueError(f"--ignore {absent[0]}: {url} has no such column; leave it out")
 
 
 def values_of(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A window of rows that is drawn, written as it is to stay: its records, and its pictures as one shard.
 
     files        the pictures lie where they were drawn to, one file each
-    parquet      inside the table, in a column `image` of {"bytes", "path"}, which readers of data sets take for pictures
+    parquet      inside the table, in a column `image` of {"bytes", "path"}, which `datasets` takes for pictures
     webdataset   pictures/00003.tar, with two members a picture: KEY.png, and KEY.json with its record
 
 A shard holds the same bytes whenever it is written. The records come last: where they are, the rest is.

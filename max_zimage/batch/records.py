@@ -14,9 +14,12 @@ ORDER = ("row", "picture")
 
 
 def schema() -> Any:
-    """Columns: the place of the row and which of its pictures; the row's id; what the picture was drawn with, as JSON
-    of `max_zimage.request.metadata.GenerationParameters`; its file below the job's address, in a shard the name there;
-    SHA-256 of that file; seconds that it took, its share of a batch; why there is none; what else is to be said.
+    """The columns.
+
+    `row` is the place of the row in the file and `picture` which of its pictures; `id` is the row's. `parameters` is
+    what the picture was drawn with, JSON of `max_zimage.request.metadata.GenerationParameters`. `path` is its file
+    below the job's address, `member` its name in that file where it is a shard, `digest` the picture's SHA-256.
+    `seconds` is its share of what its batch took, `error` why there is no picture, `note` what else is to be said.
     """
     pa = arrow()
     return pa.schema(

@@ -59,6 +59,7 @@ class Survey:
         rows: How many there are.
         digest: SHA-256 of the file, in hexadecimal digits.
         columns: Those that all rows have.
+        anywhere: Those that any row has.
         doubles: Rows whose id an earlier one has.
         has_ids: Whether rows name themselves.
         is_openai: Whether it is a batch file of OpenAI's.
@@ -67,6 +68,7 @@ class Survey:
     rows: int
     digest: str
     columns: frozenset[str]
+    anywhere: frozenset[str]
     doubles: frozenset[int]
     has_ids: bool
     is_openai: bool
@@ -98,34 +100,32 @@ class Source:
         Raises:
             ValueError: If it cannot be read as what its name says, has no rows, or has not the column of ids.
         """
-        seen, digests, first = Counter[str](), list[bytes](), None
-        rows, sound, columns = 0, 0, frozenset[str]()
+        seen, digests, first = Counter[str](), list[bytes](), dict[str, Any]()
+        rows, sound = 0, 0
         for number, (fields, problem) in enumerate(self._records()):
             rows += 1
-            first = fields if first is None and problem is None else first
-            if self._kind == "jsonl" and problem is None:
-                seen.update(fields.keys())
+            if problem is None:
+                first = first or fields
                 sound += 1
-            elif number == 0:
-                columns = frozenset(fields)
-            digests.append(
-                hashlib.blake2b(str(self._id(number, fields)).encode("utf-8", "replace"), digest_size=16).digest()
-            )
+                seen.update(fields.keys())
+            digests.append(_digest_of_id(self._id(number, fields)))
         if not rows:
             raise ValueError(f"{self.url} has no rows; give a file with one row a picture")
-        if self._kind == "jsonl":
-            columns = frozenset(name for name, times in seen.items() if times == sound)
-        elif self._kind == "parquet":
-            columns = frozenset(self._parquet_columns())
-        is_openai = self._kind == "jsonl" and set(first or ()) >= _OPENAI
-        has_ids = is_openai or self.id_name in columns
-        if self._id_column is not None and self._id_column not in columns:
+        columns = self._named() or {name for name, times in seen.items() if times == sound}
+        is_openai = self._kind == "jsonl" and first.keys() >= _OPENAI
+        names_rows = self.id_name in (first if self._kind == "jsonl" else columns)
+        if self._id_column is not None and not names_rows:
             raise ValueError(
                 f"{self.url} has no column {self._id_column}; it has {', '.join(sorted(columns)) or 'none'}"
             )
-        doubles = _doubles(digests) if has_ids else frozenset[int]()
         return Survey(
-            rows=rows, digest=self._digest(), columns=columns, doubles=doubles, has_ids=has_ids, is_openai=is_openai
+            rows=rows,
+            digest=self._digest(),
+            columns=frozenset(columns),
+            anywhere=frozenset(columns | seen.keys()),
+            doubles=_doubles(digests) if is_openai or names_rows else frozenset(),
+            has_ids=is_openai or names_rows,
+            is_openai=is_openai,
         )
 
     def windows(self, survey: Survey, size: int, done: Collection[int] = ()) -> Iterator[tuple[int, list[RawRow]]]:
@@ -175,14 +175,20 @@ class Source:
                 for fields in batch.to_pylist():
                     yield fields, None
 
-    def _parquet_columns(self) -> list[str]:
-        with self._told(), fsspec.open(self.url, "rb") as file:
-            names: list[str] = parquet().ParquetFile(file).schema_arrow.names
-            return names
+    def _named(self) -> set[str]:
+        """Columns that the file itself names; none of lines, which name each their own."""
+        if self._kind == "jsonl":
+            return set()
+        with self._told(), fsspec.open(self.url, "rb", compression="infer") as file:
+            if self._kind == "parquet":
+                return set(parquet().ParquetFile(file).schema_arrow.names)
+            return set(
+                csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")).fieldnames or ()
+            )
 
     def _of_lines(self) -> Iterator[tuple[dict[str, Any], str | None]]:
         with fsspec.open(self.url, "rb", compression="infer") as file:
-            for line in io.BufferedReader(file, _CHUNK) if not hasattr(file, "readline") else file:
+            for line in file:
                 if line.strip():
                     yield _of_json(line)
 
@@ -190,8 +196,7 @@ class Source:
         before = csv.field_size_limit(_LONGEST_CELL)
         try:
             with fsspec.open(self.url, "rb", compression="infer") as file:
-                text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-                table = csv.DictReader(text, restkey=_SURPLUS, strict=True)
+                table = _csv_of(file)
                 names = table.fieldnames or []
                 if len(set(names)) < len(names) or "" in names:
                     raise ValueError(f"its first line must name the columns, each once, got {', '.join(names)}")
@@ -221,6 +226,11 @@ class Source:
             raise ValueError(f"{self.url} cannot be read as {self._kind}: {said}") from error
 
 
+def _csv_of(file: Any) -> csv.DictReader[str]:
+    text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+    return csv.DictReader(text, restkey=_SURPLUS, strict=True)
+
+
 def _of_json(line: bytes) -> tuple[dict[str, Any], str | None]:
     try:
         fields = json.loads(line)
@@ -243,6 +253,10 @@ def _of_cells(fields: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 def _is_null(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _digest_of_id(found: object) -> bytes:
+    return hashlib.blake2b(str(found).encode("utf-8", "replace"), digest_size=16).digest()
 
 
 def _doubles(digests: list[bytes]) -> frozenset[int]:

@@ -28,8 +28,8 @@ def add_batch(commands: argparse._SubParsersAction[Any], shared: argparse.Argume
         parents=[shared],
         allow_abbrev=False,
         help="draw a file of requests, on this machine or a Ray cluster",
-        description="Draw a file of requests: a row a picture, a column a field. Ended at any moment and started again, "
-        "it goes on. Flags of a picture are for rows that do not say them.",
+        description="Draw a file of requests: a row a picture, a column a field. Ended at any moment and started "
+        "again, it goes on. Flags of a picture are for rows that do not say them.",
     )
     parser.add_argument(
         "file", metavar="FILE", help=".parquet, .jsonl or .csv; a path or a URL, or OpenAI's batch file"

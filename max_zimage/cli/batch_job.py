@@ -58,7 +58,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
     survey = source.survey()
     if not survey.is_openai:
         columns = survey.columns - {source.id_name if survey.has_ids else ""}
-        check_columns(arguments.file, columns, arguments.ignore)
+        check_columns(arguments.file, columns, survey.anywhere, arguments.ignore)
     options, defaults = options_of(arguments), given_fields(arguments)
     if "mask_image" not in defaults and getattr(arguments, "mask", None) is not None:
         defaults["mask_image"] = arguments.mask

@@ -9,6 +9,7 @@ from max.pipelines.context import TokenBuffer
 from max.pipelines.modeling.types import RequestID
 
 from max_zimage.errors import RequestError
+from max_zimage.pipeline.batch import IdArray
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.request.legs import legs_of
@@ -18,6 +19,17 @@ from max_zimage.request.wire import sharing_key, to_text
 from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.sampling.step_cache import format_step_cache
 from max_zimage.text.tokenizer import PromptTokenizer
+
+_AS_ASKED = (
+    "height",
+    "width",
+    "num_inference_steps",
+    "strength",
+    "cfg_normalization",
+    "cfg_truncation",
+    "num_images_per_prompt",
+)
+"""Fields that MAX's context has under the same names."""
 
 
 def context_of_request(
@@ -56,28 +68,18 @@ def context_of_request(
     prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
     plan, settled = asked.schedule(schedule_spec), asked.settled()
     legs = legs_of(asked, schedule_spec)
-    negative_ids = negative[0] if negative else None
     return ZImageContext(
         request_id=request_id or RequestID(),
         model_name=model_name,
-        tokens=TokenBuffer(prompt),
-        mask=np.ones(len(prompt), np.bool_),
-        negative_tokens=None if negative_ids is None else TokenBuffer(negative_ids),
-        negative_mask=None if negative_ids is None else np.ones(len(negative_ids), np.bool_),
+        **_texts(prompt, negative[0] if negative else None),
         explicit_negative_prompt=any(asked.negative_prompts),
         timesteps=plan.timesteps,
         sigmas=plan.sigmas,
         latents=np.empty(0, np.float32),  # a seed says it all: the worker draws them
-        height=asked.height,
-        width=asked.width,
-        num_inference_steps=asked.num_inference_steps,
+        **{name: getattr(asked, name) for name in _AS_ASKED},
         guidance_scale=asked.max_guidance,
         input_image=settled.image,
         input_mask=settled.mask_image,
-        strength=asked.strength,
-        cfg_normalization=asked.cfg_normalization,
-        cfg_truncation=asked.cfg_truncation,
-        num_images_per_prompt=asked.num_images_per_prompt,
         output_format=output_format,
         seed=asked.seed or 0,
         step_cache=format_step_cache(asked.step_cache),
@@ -88,3 +90,12 @@ def context_of_request(
         all_steps=sum(leg.plan.num_steps for leg in legs),
         **more,
     )
+
+
+def _texts(prompt: IdArray, negative: IdArray | None) -> dict[str, Any]:
+    return {
+        "tokens": TokenBuffer(prompt),
+        "mask": np.ones(len(prompt), np.bool_),
+        "negative_tokens": None if negative is None else TokenBuffer(negative),
+        "negative_mask": None if negative is None else np.ones(len(negative), np.bool_),
+    }
