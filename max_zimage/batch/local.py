@@ -10,15 +10,15 @@ import signal
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection as connections
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
+from typing import Protocol
 
-from max_zimage.batch.drawing import Drawing
 from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.tries import again, counted
 from max_zimage.batch.work import JobError, Report, Unit
@@ -26,6 +26,17 @@ from max_zimage.host.lifeline import end_with_parent
 
 _PATIENCE = 20.0  # seconds to end in, when asked to
 _UNSTARTED = 3  # processes that may end one after the other before they have loaded the model
+
+
+class Loads(Protocol):
+    """What a process is given: `max_zimage.batch.drawing.Drawing`, or anything that can be pickled and does as much."""
+
+    def load(self) -> Callable[[Unit], Report]:
+        """Load what draws.
+
+        Raises:
+            ValueError: If that cannot be done.
+        """
 
 
 @dataclass
@@ -45,7 +56,7 @@ class Local:
         debug: Whether libraries may write what they like to stderr.
     """
 
-    def __init__(self, drawing: Drawing, workers: int = 1, *, debug: bool = False) -> None:
+    def __init__(self, drawing: Loads, workers: int = 1, *, debug: bool = False) -> None:
         self._drawing, self._count, self._debug = drawing, workers, debug
         self._spawn, self._workers = get_context("spawn"), list[_Worker]()
         self._lifeline, self._held = self._spawn.Pipe(duplex=False)  # closed when this process ends
@@ -146,7 +157,7 @@ class Local:
         return _Worker(process, ours)
 
 
-def _draw(connection: Connection, lifeline: Connection, drawing: Drawing, debug: bool) -> None:
+def _draw(connection: Connection, lifeline: Connection, drawing: Loads, debug: bool) -> None:
     """What such a process does."""
     end_with_parent(lifeline.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this is told, and ends it

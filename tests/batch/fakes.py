@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from max_zimage import ZImagePipeline
-from max_zimage.batch.drawing import Drawer, Drawing
+from max_zimage.batch.drawing import Drawer
 from max_zimage.batch.jobs import Job
 from max_zimage.batch.output import Output
 from max_zimage.batch.planning import Planner
@@ -26,8 +23,8 @@ from max_zimage.batch.work import Report, Unit
 from max_zimage.pipeline.carried import Carried
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.request.request import GenerationRequest
+from tests.batch.light import TOO_MUCH
 
-POISON, TOO_MUCH = "poison", "breaks"
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 0.0}
 
 
@@ -81,7 +78,7 @@ class Here:
 
 
 class NoiseDrawer(Drawer):
-    """Draws noise; its process ends over a prompt `POISON`, and fails over one `TOO_MUCH`."""
+    """Draws noise, and fails over a prompt `TOO_MUCH`."""
 
     def __init__(self, book: RecordBook, *, is_packed: bool = False) -> None:
         drawn_by = {"model": "noise", "weight_paths": (), "dtype": "float32", "device": "cpu"}
@@ -94,22 +91,12 @@ class NoiseDrawer(Drawer):
 
     def _pixels(self, requests: Sequence[GenerationRequest]) -> list[Any]:
         prompts = [each.prompts[0] for each in requests]
-        if POISON in prompts:
-            os.kill(os.getpid(), signal.SIGKILL)
         if TOO_MUCH in prompts:
             raise MemoryError("the device is gone")
         return [
             np.random.default_rng(each.seed).integers(0, 256, (each.height, each.width, 3), np.uint8)
             for each in requests
         ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseDrawing(Drawing):
-    """Loads a `NoiseDrawer`."""
-
-    def load(self) -> Drawer:
-        return NoiseDrawer(RecordBook(Output(self.url), self.run), is_packed=self.is_packed)
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

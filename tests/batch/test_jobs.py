@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import tarfile
+import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,8 @@ from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.work import JobError, Report
 from max_zimage.progress import shown_by
 from max_zimage.request.metadata import GenerationParameters, read_parameters
-from tests.batch.fakes import TOO_MUCH, Here, NoiseDrawer, digests, job_of, results, write_lines
+from tests.batch.fakes import Here, NoiseDrawer, digests, job_of, results, write_lines
+from tests.batch.light import TOO_MUCH
 from tests.references.diffusers_runs import Pair
 
 ROWS: list[dict[str, Any]] = [
@@ -88,6 +93,34 @@ def test_interrupted_after_every_batch_it_comes_to_the_same(form: str, file: Pat
         else:
             break
     assert drawn == 9
+    assert digests(folder) == digests(plain)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    tables = {f"results/{number:05d}.parquet" for number in range(3)} | {"job.json", "manifest.json"}
+    assert names == tables | {each["path"] for each in results(folder) if each["path"]}
+
+
+@pytest.mark.parametrize("form", ["files", "parquet", "webdataset"])
+def test_killed_at_any_moment_it_comes_to_the_same(form: str, file: Path, plain: Path, tmp_path: Path) -> None:
+    """Amid writing, recording and packing, which take longest here. A fork may do all but draw with MAX."""
+    folder, random = tmp_path / "out", Random(form)
+    job_of(file, folder, form=form).claim()  # what a fork would load is loaded
+    ends = []
+    for run in range(60):
+        child = os.fork()
+        if child == 0:
+            try:
+                job_of(file, folder, str(run), form=form).run(here(folder, str(run), is_packed=form != "files"))
+            finally:
+                os._exit(0 if (folder / "manifest.json").exists() else 1)
+        if len(ends) < 12:
+            time.sleep(random.random() * 0.1)
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        ends.append(status)
+        if status == 0:
+            break
+    assert ends[-1] == 0
+    assert ends.count(signal.SIGKILL) > 5
     assert digests(folder) == digests(plain)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     tables = {f"results/{number:05d}.parquet" for number in range(3)} | {"job.json", "manifest.json"}

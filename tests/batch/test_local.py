@@ -15,49 +15,42 @@ from typing import Any
 import psutil
 import pytest
 
-from max_zimage.batch.drawing import Drawer, Drawing
+from max_zimage.batch.drawing import Drawer
 from max_zimage.batch.local import Local
+from max_zimage.batch.output import Output
+from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.work import JobError
-from tests.batch.fakes import POISON, TOO_MUCH, NoiseDrawing, digests, job_of, results, write_lines
+from tests.batch.fakes import Here, digests, job_of, results, write_lines
+from tests.batch.light import POISON, TOO_MUCH, LightDrawing
 from tests.paths import ROOT
 from tests.references.diffusers_runs import Pair
 
 SIZE = ("--steps", "2", "--guidance", "0", "--batch-pictures", "3", "--shard-rows", "8")
 
 
-class Unloadable(Drawing):
-    """A model that cannot be loaded, or over which its process ends."""
-
-    def load(self) -> Drawer:
-        if self.is_packed:
-            os._exit(3)
-        raise ValueError("there is no such model")
-
-
-def noise(folder: Path) -> NoiseDrawing:
-    return NoiseDrawing(url=str(folder), run="run")
-
-
 def test_a_picture_over_which_processes_end_costs_itself(tmp_path: Path) -> None:
-    """And the pictures of its batch are drawn, each by itself; as are those of one that fails."""
+    """And the pictures of its batch are recorded, each by itself; as are those of one that fails."""
     rows = [{"id": str(number), "prompt": f"p{number}"} for number in range(8)]
     rows[1]["prompt"], rows[6]["prompt"] = POISON, TOO_MUCH
     folder = tmp_path / "out"
-    counts = job_of(write_lines(tmp_path / "a.jsonl", rows), folder).run(Local(noise(folder), 2))
+    counts = job_of(write_lines(tmp_path / "a.jsonl", rows), folder).run(Local(LightDrawing(url=str(folder)), 2))
     assert (counts.pictures, counts.failed) == (6, 2)
     found = {each["id"]: each["error"] for each in results(folder) if each["error"]}
     began = "2 processes ended while they drew it by itself, the last one with "
     assert found == {"1": began + "signal 9 (SIGKILL)", "6": began + "MemoryError: the device is gone"}
-    assert all(each["path"] for each in results(folder) if each["id"] not in found)
+    assert [each["id"] for each in results(folder) if each["path"]] == ["0", "2", "3", "4", "5", "7"]
 
 
 @pytest.mark.parametrize(
-    ("ends", "says"),
-    [(False, "ValueError: there is no such model"), (True, "3 processes ended before the model was loaded, .* code 3")],
+    ("fails", "says"),
+    [
+        ("says", "ValueError: there is no such model"),
+        ("ends", "3 processes ended before the model was loaded, .* code 3"),
+    ],
 )
-def test_a_model_that_cannot_be_loaded_ends_the_job(ends: bool, says: str, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_job(fails: str, says: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "a.jsonl", [{"prompt": "x"}])
-    drawing = Unloadable(url=str(tmp_path / "out"), run="run", is_packed=ends)
+    drawing = LightDrawing(url=str(tmp_path / "out"), fails=fails)
     with pytest.raises(JobError, match=says):
         job_of(file, tmp_path / "out").run(Local(drawing))
 
@@ -119,26 +112,25 @@ def test_killed_again_and_again_it_comes_to_the_same(embedded: Pair, tmp_path: P
     ]
     rows[7]["height"] = 1
     write_lines(tmp_path / "a.jsonl", rows)
-    job = ("a.jsonl", *SIZE, "--device", "cpu", "--quiet")
-    with Command(*job, "--output", "plain", cwd=tmp_path) as command:
+    plain, folder = tmp_path / "plain", tmp_path / "killed"
+    more: Any = {"batch_pictures": 3, "window_rows": 8, "defaults": {"num_inference_steps": 2, "guidance_scale": 0.0}}
+    drawer = Drawer(embedded.ours, RecordBook(Output(str(plain)), "run"), is_packed=False, metadata=True)
+    job_of(tmp_path / "a.jsonl", plain, **more).run(Here(drawer))
+    job = ("a.jsonl", *SIZE, "--device", "cpu", "--quiet", "--output", "killed")
+    with Command(*job, cwd=tmp_path) as command:
+        command.until_recorded(folder, 1)
+        time.sleep(random.random() * 0.2)
+        (worker,) = [each for each in command.workers() if "spawn_main" in " ".join(each.cmdline())]
+        worker.kill()
+        command.until_recorded(folder, recorded(folder) + 1)
+        time.sleep(random.random() * 0.2)
+        workers = command.workers()
+        command.process.send_signal(signal.SIGKILL)
+        command.process.wait()
+        assert all(gone(workers)), "a process outlived the one that started it"
+    with Command(*job, cwd=tmp_path) as command:
         assert command.process.wait(timeout=900) == 0, command.log.read_text()
-    folder = tmp_path / "killed"
-    for wanted in (1, 5):
-        with Command(*job, "--output", "killed", cwd=tmp_path) as command:
-            command.until_recorded(folder, wanted)
-            time.sleep(random.random() * 0.2)
-            if wanted == 1:
-                (worker,) = [each for each in command.workers() if "spawn_main" in " ".join(each.cmdline())]
-                worker.kill()
-                command.until_recorded(folder, wanted + 1)
-                time.sleep(random.random() * 0.2)
-            workers = command.workers()
-            command.process.send_signal(signal.SIGKILL)
-            command.process.wait()
-            assert all(gone(workers)), "a process outlived the one that started it"
-    with Command(*job, "--output", "killed", cwd=tmp_path) as command:
-        assert command.process.wait(timeout=900) == 0, command.log.read_text()
-    assert digests(folder) == digests(tmp_path / "plain")
+    assert digests(folder) == digests(plain)
     assert len(digests(folder)) == 20
     assert {path.name for path in folder.rglob("*.png")} == {
         Path(each["path"]).name for each in results(folder) if each["path"]
