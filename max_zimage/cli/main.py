@@ -17,6 +17,7 @@ from typing import NoReturn
 from max_zimage.cli.command_flags import (
     DTYPES,
     add_attention,
+    add_batch,
     add_cache,
     add_completion,
     add_config,
@@ -141,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     help = "show tracebacks, warnings and the libraries' logs"
     shared.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
     _add_generate(commands, shared)
+    add_batch(commands, shared)
     add_encode(commands, shared)
     add_write(commands, shared)
     _add_info(commands, shared)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from max.pipelines.context import TokenBuffer
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.lib.request_text import retrieve_input_text
@@ -27,14 +26,11 @@ from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.errors import RequestError
 from max_zimage.images.masks import decode_mask
 from max_zimage.images.read import MAX_PIXELS, data_url_bytes, image_of_data_url
-from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext
+from max_zimage.pipeline.request_contexts import context_of_request
 from max_zimage.request.fields import ROWS
-from max_zimage.request.legs import legs_of
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
-from max_zimage.request.wire import sharing_key, to_text
-from max_zimage.sampling.step_cache import format_step_cache
 from max_zimage.serving.drawn_by import asked_metadata, source_of, written_parameters
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
@@ -171,43 +167,14 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
-        if asked.enhance:  # of `max serve`, or of a route that forgot to
-            raise RequestError.of("enhance", "{field}: prompts are not enhanced here; leave it out")
-        texts, given = tokens_of_request(asked, self._tokenizer, self.limits), asked.features and asked.features[0]
-        prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
-        plan, settled = asked.schedule(self.specs.schedule), asked.settled()
-        legs = legs_of(asked, self.specs.schedule)
-        seed = asked.seed or 0
-        negative_ids = negative[0] if negative else None
-        return ZImageContext(
+        return context_of_request(
+            asked,
+            self._tokenizer,
+            self.limits,
+            self.specs.schedule,
             request_id=request_id,
             model_name=model_name,
-            tokens=TokenBuffer(prompt),
-            mask=np.ones(len(prompt), np.bool_),
-            negative_tokens=None if negative_ids is None else TokenBuffer(negative_ids),
-            negative_mask=None if negative_ids is None else np.ones(len(negative_ids), np.bool_),
-            explicit_negative_prompt=any(asked.negative_prompts),
-            timesteps=plan.timesteps,
-            sigmas=plan.sigmas,
-            latents=np.empty(0, np.float32),  # a seed says it all: the worker draws them
-            height=asked.height,
-            width=asked.width,
-            num_inference_steps=asked.num_inference_steps,
-            guidance_scale=asked.max_guidance,
-            input_image=settled.image,
-            input_mask=settled.mask_image,
-            strength=asked.strength,
-            cfg_normalization=asked.cfg_normalization,
-            cfg_truncation=asked.cfg_truncation,
-            num_images_per_prompt=asked.num_images_per_prompt,
             output_format=output_format,
-            seed=seed,
-            step_cache=format_step_cache(asked.step_cache),
-            features=given.positive if given else None,
-            negative_features=given.negative if given else None,
-            request=to_text(settled),
-            sharing=sharing_key(asked, plan.sigmas),
-            all_steps=sum(leg.plan.num_steps for leg in legs),
             **more,
         )
 
