@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from benchmarks.training.scenes import held_out
 from benchmarks.training.text import __main__ as command
 from benchmarks.training.text import recipe
 from benchmarks.training.text.card import EXAMPLES, write_card
-from benchmarks.training.text.data import batch_of, prompt_ids, tokenizer_of
+from benchmarks.training.text.data import POOL, WIDTHS, batch_of, prompt_ids, tokenizer_of
 from benchmarks.training.text.evaluation import KINDS, Kind, prompts_of, save, scored
-from benchmarks.training.text.loss import loss_of, noised
+from benchmarks.training.text.loss import CANVASES, loss_of, noised
 from benchmarks.training.text.model import CANVAS, WINDOW, Denoiser, config_of, new_model
 from benchmarks.training.text.prompts import random_pair
 from benchmarks.training.text.wishes import Look, Wish, apart, caption_of, keeps, random_wish, read, said
@@ -90,10 +91,12 @@ def test_prompts_ask_for_what_they_say_they_do(kind: Kind) -> None:
 
 def test_a_batch_is_always_the_same_and_says_what_it_teaches(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path)
-    prompts, lengths, clean, canvas, told = batch_of(tokenizer, 32, step=7)
-    for found, again in zip(batch_of(tokenizer, 32, step=7), (prompts, lengths, clean, canvas, told), strict=True):
+    prompts, lengths, clean, canvases = batch_of(tokenizer, 32, step=7)
+    for found, again in zip(batch_of(tokenizer_of(tmp_path), 32, step=7), (prompts, lengths, clean, canvases), strict=True):
         assert torch.equal(found, again)
-    assert clean.shape == canvas.shape == (32, CANVAS)
+    assert clean.shape == (32, CANVAS)
+    assert canvases.shape == (CANVASES, 32, CANVAS)
+    assert prompts.shape[1] == next(width for width in WIDTHS if width >= lengths.max())
     for row, length, caption in zip(prompts, lengths, clean, strict=True):
         begin = prompts.shape[1] - int(length)
         assert (row[:begin] == tokenizer.pad_token_id).all()
@@ -103,52 +106,93 @@ def test_a_batch_is_always_the_same_and_says_what_it_teaches(tmp_path: Path) -> 
         ends = (caption == tokenizer.eos_token_id).nonzero().flatten()
         assert read(str(tokenizer.decode(caption[: ends[0]]))) is not None
         assert (caption[ends[0] :] == tokenizer.eos_token_id).all()
-    assert 4 < told.sum() < 28
 
 
-def test_noise_takes_a_random_share_of_every_caption() -> None:
-    """Half of all tokens on average, a share that differs from caption to caption, and any token in their place."""
-    clean = torch.zeros(4000, CANVAS, dtype=torch.int64)
+def test_batches_of_a_pool_have_prompts_alike_in_length(tmp_path: Path) -> None:
+    """All that were drawn together, each once, of lengths that do not overlap; batches are in no order of length."""
+    tokenizer = tokenizer_of(tmp_path)
+    lengths = [batch_of(tokenizer, 4, step)[1] for step in range(POOL)]
+    ends = sorted((int(each.min()), int(each.max())) for each in lengths)
+    assert all(longest <= shortest for (_, longest), (shortest, _) in pairwise(ends))
+    assert ends[0][1] < ends[-1][0]
+    means = [float(each.float().mean()) for each in lengths]
+    assert means not in (sorted(means), sorted(means, reverse=True))
+
+
+def test_noise_takes_a_random_share_of_every_canvas() -> None:
+    """Two thirds of all tokens on average, a share that differs from canvas to canvas, and any token in their place."""
+    clean = torch.zeros(2000, CANVAS, dtype=torch.int64)
     replaced = (noised(clean, 1000, torch.Generator().manual_seed(1)) != 0).float()
-    assert replaced.mean() == pytest.approx(0.5, abs=0.02)
-    # Of an even share p: the variance of the mean is that of p, 1/12, and what 16 draws add, 1/6/16.
-    assert replaced.mean(dim=1).var() == pytest.approx(1 / 12 + 1 / 96, rel=0.08)
+    assert replaced.shape == (CANVASES, 2000, CANVAS)
+    assert replaced.mean(dim=(1, 2)).tolist() == pytest.approx([2 / 3] * CANVASES, abs=0.02)
+    # Of a share p with density 2p: the variance of the mean is that of p, 1/18, and what 16 draws add, 1/6/16.
+    assert replaced.mean(dim=2).var() == pytest.approx(1 / 18 + 1 / 96, rel=0.08)
 
 
-def test_a_step_computes_what_transformers_does(tmp_path: Path) -> None:
-    """Prompts of different lengths beside captions in one cache, against each row alone as it is at generation."""
-    model = new_model(config_of(60, 58, 59)).eval()
+def _wide_model() -> tuple[Any, torch.Generator]:
+    """A model that routes and attends unevenly, which a fresh one does not."""
+    model: Any = new_model(config_of(60, 58, 59)).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.mul_(20 if "router" in name else 4 if value.ndim > 1 else 1)
-    denoiser, random = Denoiser(model), torch.Generator().manual_seed(3)
+    model.set_experts_implementation("eager")
+    return model, torch.Generator().manual_seed(3)
+
+
+def test_a_step_computes_what_transformers_does() -> None:
+    """Prompts of different lengths beside captions and canvases, against each row alone as it is at generation."""
+    model, random = _wide_model()
     width, lengths = WINDOW + 4, torch.tensor([WINDOW + 4, 3, WINDOW - 1])
-    prompts, captions, canvas = (torch.randint(58, (3, n), generator=random) for n in (width, CANVAS, CANVAS))
-    logits_before = torch.randn(3, CANVAS, 60, generator=random)
-    told = torch.tensor([True, True, False])
+    prompts, captions, canvas, other = (torch.randint(58, (3, n), generator=random) for n in (width, *[CANVAS] * 3))
+    before = torch.randn(3, CANVAS, 60, generator=random)
     with torch.no_grad():
-        following, cache = denoiser.encode(torch.cat([prompts, captions[:, :-1]], dim=1), lengths, width)
-        found = denoiser.denoise(canvas, cache, lengths, width, logits_before, told)
+        found = Denoiser(model, torch.float32)(prompts, lengths, captions, [(canvas, before), (other, None)])
+        (alone,) = Denoiser(model, torch.float32)(prompts, lengths, None, [(other, None)])
+        torch.testing.assert_close(alone, found[2], rtol=1e-4, atol=2e-4)
         for row, length in enumerate(lengths.tolist()):
             prompt = prompts[row : row + 1, width - length :]
-            alone = model(
-                input_ids=prompt,
-                past_key_values=DynamicCache(config=model.config.text_config),
-                decoder_input_ids=canvas[row : row + 1],
-                self_conditioning_logits=logits_before[row : row + 1] if told[row] else None,
-            )
-            torch.testing.assert_close(found[row], alone.logits[0], rtol=1e-4, atol=2e-4)
+            for ours, tokens, known in ((found[1], canvas, before[row : row + 1]), (found[2], other, None)):
+                theirs = model(
+                    input_ids=prompt,
+                    past_key_values=DynamicCache(config=model.config.text_config),
+                    decoder_input_ids=tokens[row : row + 1],
+                    self_conditioning_logits=known,
+                )
+                torch.testing.assert_close(ours[row], theirs.logits[0], rtol=1e-4, atol=2e-4)
             tokens = torch.cat([prompt, captions[row : row + 1, :-1]], dim=1)
             hidden = model.model.encoder.language_model(input_ids=tokens).last_hidden_state[:, length - 1 :]
-            torch.testing.assert_close(following[row], denoiser._logits(hidden)[0], rtol=1e-4, atol=2e-4)
+            cap = model.final_logit_softcapping
+            following = cap * torch.tanh(model.lm_head(hidden) / cap)
+            torch.testing.assert_close(found[0][row], following[0], rtol=1e-4, atol=2e-4)
+
+
+def test_gradients_are_those_of_transformers() -> None:
+    """Of every parameter, for the loss of one row without padding; in bfloat16 as far as that format goes."""
+    model, random = _wide_model()
+    prompt, canvas, target = (torch.randint(58, (1, n), generator=random) for n in (7, CANVAS, CANVAS))
+    before = torch.randn(1, CANVAS, 60, generator=random)
+
+    def gradients(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(logits[0], target[0]).backward()
+        return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+    cache = DynamicCache(config=model.config.text_config)
+    asked = {"input_ids": prompt, "past_key_values": cache, "decoder_input_ids": canvas}
+    theirs = gradients(model(**asked, self_conditioning_logits=before).logits)
+    for dtype, error in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        ours = gradients(Denoiser(model, dtype)(prompt, torch.tensor([7]), None, [(canvas, before)])[0])
+        assert ours.keys() == theirs.keys()
+        whole = [torch.cat([each[name].flatten() for name in theirs]) for each in (ours, theirs)]
+        assert (whole[0] - whole[1]).norm() <= error * whole[1].norm()
 
 
 def test_both_losses_reach_the_weights() -> None:
     """Each parameter but the vision tower's has a gradient, and a step of it lowers the loss."""
     model = new_model(config_of(60, 58, 59))
-    denoiser, random = Denoiser(model), torch.Generator().manual_seed(3)
+    denoiser, random = Denoiser(model, torch.float32), torch.Generator().manual_seed(3)
     prompts, captions = (torch.randint(58, (4, n), generator=random) for n in (6, CANVAS))
-    rest = (torch.full((4,), 6), captions, noised(captions, 60, random), torch.tensor([True, False, True, False]))
+    rest = (torch.full((4,), 6), captions, noised(captions, 60, random))
     loss, diffusion, causal = loss_of(denoiser, prompts, *rest)
     assert float(loss.detach()) == pytest.approx(float(diffusion.detach()) + float(causal.detach()))
     loss.backward()
