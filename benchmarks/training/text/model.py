@@ -107,7 +107,6 @@ class Denoiser(nn.Module):
         super().__init__()
         self.model = model
         self._stack, self._dtype = Stack(dtype, is_compiled=is_compiled), dtype
-        self._rotary = model.model.decoder.rotary_emb
 
     def forward(
         self, prompts: Tensor, lengths: Tensor, caption: Tensor | None, canvases: Sequence[tuple[Tensor, Tensor | None]]
@@ -176,6 +175,6 @@ class Denoiser(nn.Module):
             above = F.pad(near, (0, len(canvas)), value=False)
             seen = torch.cat([above, torch.cat([reach, own], dim=2)], dim=1)
             mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
-            cos, sin = self._rotary(mask, positions, kind)
+            cos, sin = self.model.model.decoder.rotary_emb(mask, positions, kind)
             sights[kind] = Sight(cos=cos[:, :, None], sin=sin[:, :, None], mask=mask)
         return sights

@@ -20,8 +20,9 @@ from benchmarks.training.training import Plan, Training, muon
 from max_zimage import embedded
 
 PLANS = (
-    Plan(steps=4000, batch=32, rate=2.5e-3, warmup=100, decay=0.5),
-    Plan(steps=3000, batch=32, rate=2e-3, warmup=50, decay=0.5),
+    Plan(steps=2000, batch=32, rate=2.5e-3, warmup=100, decay=0.5),
+    Plan(steps=2000, batch=32, rate=2e-3, warmup=50, decay=0.5),
+    Plan(steps=2000, batch=32, rate=2e-3, warmup=50, decay=0.5),
 )
 """One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
