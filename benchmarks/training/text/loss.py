@@ -1,9 +1,9 @@
 """What one step of the training computes: uniform noise on captions, and the next token beside it.
 
-The corruption is that of uniform text diffusion: a level t from 0 to 1 a canvas, and every token of the canvas replaced,
-with probability t, by any of the vocabulary. All places are supervised, by the cross-entropy of the logits without
-temperature. Levels are drawn with a density of 2t, since what was asked for is read from the prompt only where the canvas
-does not show it. Reference: TRL examples/scripts/sft_diffusion_gemma.py, whose levels are even.
+The corruption is that of uniform text diffusion: a level t from 0 to 1 a canvas, and every token of the canvas
+replaced, with probability t, by any of the vocabulary. All places are supervised, by the cross-entropy of the logits
+without temperature. Levels are drawn with a density of 2t, since what was asked for is read from the prompt only where
+the canvas does not show it. Reference: TRL examples/scripts/sft_diffusion_gemma.py, whose levels are even.
 """
 
 from __future__ import annotations

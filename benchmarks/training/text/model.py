@@ -87,7 +87,8 @@ class Denoiser(nn.Module):
     """Encoder and decoder over prompts, captions and canvases of one step of training.
 
     A sequence is a prompt, padded on its left to one length, behind it the caption that is to be written, which the
-    encoder learns to continue, and canvases, which see the prompt and themselves and learn to become the caption at once.
+    encoder learns to continue, and canvases, which see the prompt and themselves and learn to become the caption at
+    once.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class Sight:
     Attributes:
         cos: float32 [batch, tokens, 1, head_dim].
         sin: The same.
-        mask: Added to scores: 0 where a token sees another one and minus infinity where not, [batch, 1, tokens, tokens].
+        mask: Added to scores: 0 where a token sees another one, else minus infinity, [batch, 1, tokens, tokens].
     """
 
     cos: Tensor
@@ -75,7 +75,12 @@ class Stack:
 
     def _attention_of(self, part: Any) -> tuple[Tensor, ...]:
         three = [each.weight for each in (part.q_proj, part.k_proj, part.v_proj) if each is not None]
-        return torch.cat(three).to(self._dtype), part.o_proj.weight.to(self._dtype), part.q_norm.weight, part.k_norm.weight
+        return (
+            torch.cat(three).to(self._dtype),
+            part.o_proj.weight.to(self._dtype),
+            part.q_norm.weight,
+            part.k_norm.weight,
+        )
 
     def _rest_of(self, layer: Any) -> tuple[Tensor, ...]:
         mlp, router = layer.mlp, layer.router
@@ -113,7 +118,7 @@ class Stack:
 
 
 def root_mean_square(x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """x over its root mean square, times a weight if there is one."""
+    """Values over their root mean square, times a weight if there is one."""
     x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-6)
     return x if weight is None else x * weight
 
