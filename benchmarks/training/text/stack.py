@@ -10,7 +10,7 @@ Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,9 @@ class Stack:
         if is_compiled:
             if not any(map(shutil.which, ("c++", "g++", "clang++"))):
                 raise ValueError("compiled training needs a C++ compiler, there is no c++, g++ or clang++; use --eager")
-            fixed: Callable[..., Any] = torch.compile(dynamic=False, fullgraph=True, recompile_limit=32)
-            free: Callable[..., Any] = torch.compile(dynamic=True, fullgraph=True, recompile_limit=32)
+            compiled: Any = torch.compile  # its declared arguments leave out the limit, of kinds times widths here
+            how = {"fullgraph": True, "recompile_limit": 32}
+            fixed, free = compiled(dynamic=False, **how), compiled(dynamic=True, **how)
             self._before, self._after, self._gate = fixed(before_experts), free(after_experts), free(gate)
 
     def through(self, layers: Sequence[Any], x: Tensor, sights: dict[str, Sight]) -> Tensor:
