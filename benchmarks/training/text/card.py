@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from benchmarks.training.scenes import held_out
+from benchmarks.training.text.loss import CANVASES
 from benchmarks.training.text.model import CANVAS
 from benchmarks.training.training import Plan
 from tests.references.scenes import COLORS, SHAPES
@@ -61,9 +62,11 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
 
 - {steps:,} steps of {batch} prompts and captions, in {parts} parts, each of which begins with the average of the
   weights that the one before ended with.
-- A level of noise, evenly from 0 to 1, for each caption; every token replaced, with that probability, by any of the
-  vocabulary; cross-entropy at all places, with the logits of a pass before for half of the captions.
+- {canvases} canvases for each caption, each with a level of noise from 0 to 1, high ones more often than low ones;
+  every token replaced, with that probability, by any of the vocabulary; cross-entropy at all places, on the last canvas
+  with the logits of a pass before.
 - Beside it, with the same weight, the encoder learns the next token of the caption.
+- Products in bfloat16, all else in float32.
 - Matrices by Muon, embeddings, routers, experts and vectors by AdamW; learning rates that stay and then fall to
   nothing; running averages of all weights.
 
@@ -116,6 +119,7 @@ def write_card(checkpoint: Path, results: Path, plans: Sequence[Plan], captions:
         steps=sum(plan.steps for plan in plans),
         batch=plans[0].batch,
         parts=len(plans),
+        canvases=CANVASES,
     )
     (checkpoint / "README.md").write_text(card, encoding="utf-8")
 
