@@ -155,14 +155,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             raise InputError(str(error)) from error
 
     def make_context(
-        self,
-        asked: GenerationRequest,
-        *,
-        request_id: RequestID,
-        model_name: str,
-        output_format: str,
-        read: Sequence[IdArray] | None = None,
-        **more: Any,
+        self, asked: GenerationRequest, *, request_id: RequestID, model_name: str, output_format: str, **more: Any
     ) -> ZImageContext:
         """Tokenize a request of one prompt, and make its schedule.
 
@@ -171,16 +164,29 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             request_id: Its id.
             model_name: What the client calls the model.
             output_format: One of `OUTPUT_FORMATS`.
-            read: Token ids of its texts, where they are not to be put into the chat template.
             **more: Other fields of `ZImageContext`.
 
         Raises:
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
+        texts = tokens_of_request(asked, self._tokenizer, self.limits)
+        named = {"request_id": request_id, "model_name": model_name, "output_format": output_format}
+        return self.context_of(asked, texts, **named, **more)
+
+    def context_of(self, asked: GenerationRequest, texts: Sequence[IdArray], **fields: Any) -> ZImageContext:
+        """Make the schedule of a request whose texts are token ids already.
+
+        Args:
+            asked: The request.
+            texts: int64 [tokens] each: its prompt, where it has no features, and its negative prompt.
+            **fields: Other fields of `ZImageContext`.
+
+        Raises:
+            RequestError: If a step would have no length.
+        """
         if asked.enhance:  # of `max serve`, or of a route that forgot to
             raise RequestError.of("enhance", "{field}: prompts are not enhanced here; leave it out")
-        texts = tokens_of_request(asked, self._tokenizer, self.limits) if read is None else read
         given = asked.features and asked.features[0]
         prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
         plan, settled = asked.schedule(self.specs.schedule), asked.settled()
@@ -188,8 +194,6 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         seed = asked.seed or 0
         negative_ids = negative[0] if negative else None
         return ZImageContext(
-            request_id=request_id,
-            model_name=model_name,
             tokens=TokenBuffer(prompt),
             mask=np.ones(len(prompt), np.bool_),
             negative_tokens=None if negative_ids is None else TokenBuffer(negative_ids),
@@ -208,7 +212,6 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             cfg_normalization=asked.cfg_normalization,
             cfg_truncation=asked.cfg_truncation,
             num_images_per_prompt=asked.num_images_per_prompt,
-            output_format=output_format,
             seed=seed,
             step_cache=format_step_cache(asked.step_cache),
             features=given.positive if given else None,
@@ -216,7 +219,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             request=to_text(settled),
             sharing=sharing_key(asked, plan.sigmas),
             all_steps=sum(leg.plan.num_steps for leg in legs),
-            **more,
+            **fields,
         )
 
     def parse(self, request: OpenResponsesRequest) -> GenerationRequest:

@@ -31,7 +31,8 @@ from max_zimage.serving.http.state import state_of
 from max_zimage.serving.worker.prompt_features import read_features
 from max_zimage.text.tokenizer import TokenizerError
 
-router = APIRouter(prefix="/v1")
+router = APIRouter()
+"""Stands beside the routes of features, see `routes_features`."""
 
 
 class HiddenStatesRequest(BaseModel):
@@ -94,12 +95,12 @@ def _context(served: ServedModel, body: HiddenStatesRequest) -> ZImageContext:
         check_texts(served.limits, asked, NAMES)
         ids = tokenizer.prompts.encode_formatted(body.input)
         check_tokens(len(ids), REFUSE, body.max_length, tokenizer.limits, "the input", "prompt")
-        return tokenizer.make_context(
+        return tokenizer.context_of(
             asked,
+            [ids],
             request_id=RequestID(),
             model_name=served.name,
             output_format="png",
-            read=[ids],
             listens=True,
             encodes=tokenizer.digests,
         )
