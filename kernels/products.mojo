@@ -62,12 +62,12 @@ def second(pairs: Units) -> Lanes:
     return bitcast[F32, LANES](pairs & Units(0xFFFF0000))
 
 
-def widens[dtype: DType]() -> Bool:
-    """Whether rows are packed as float32, because the processor multiplies nothing narrower.
+def widens[dtype: DType, widened: Bool = False]() -> Bool:
+    """Whether rows are packed as float32, because it is asked for or the processor multiplies nothing narrower.
 
     What is packed then is [panels][numbers][12] and not in units.
     """
-    return dtype == BF16 and not CompilationTarget._has_feature["avx512bf16"]()
+    return dtype == BF16 and (widened or not CompilationTarget._has_feature["avx512bf16"]())
 
 
 @always_inline

@@ -18,7 +18,6 @@ from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 DECODER, ENCODER = "decoder.", "encoder.language_model."
 PREFIXES = ("model.", "")
 VISION = ("encoder.vision_tower.", "encoder.embed_vision.")
-HEAD = "lm_head.weight"
 
 _NORMS = (
     "input_layernorm",

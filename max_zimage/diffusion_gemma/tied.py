@@ -20,16 +20,20 @@ from typing_extensions import override
 
 from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.tensors import Files, Source, StoredTensor, Tensor
+from max_zimage.checkpoint.tied import HEAD, check_equal
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.checkpoint.transforms.reshaped import Stacked
-from max_zimage.diffusion_gemma.names import DECODER, ENCODER, HEAD, PREFIXES
+from max_zimage.diffusion_gemma.names import DECODER, ENCODER, PREFIXES
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 
 _ONE = re.compile(r"(?P<place>.*\.experts)\.(?P<number>\d+)\.(?P<product>gate|up|down)_proj\.weight")
 _ALL = re.compile(r".*\.experts\.(?P<product>gate_up|down)_proj")
 _PRODUCTS = {"gate_up": ("gate", "up"), "down": ("down",)}
-_NUMBERS_AT_A_TIME = 1 << 24
+_ONE_OF_BOTH = (
+    "this engine has one stack for encoder and decoder, and one table for embedding and head; use a file whose ties "
+    "were kept"
+)
 
 
 def arranged(spec: DiffusionGemmaSpec) -> Transform:
@@ -45,7 +49,7 @@ def arranged(spec: DiffusionGemmaSpec) -> Transform:
     def transform(source: Source) -> Source:
         tensors = dict(source.tensors)
         for copy, kept in _copies(tensors):
-            _check_equal(tensors[copy], tensors[kept])
+            check_equal(tensors[copy], tensors[kept], _ONE_OF_BOTH)
             del tensors[copy]
         _join_experts(tensors, spec)
         for name, tensor in tensors.items():
@@ -92,27 +96,6 @@ def _copies(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
             if HEAD in tensors and table in tensors and HEAD not in dict(found):
                 found.append((HEAD, table))
     return sorted(found, key=lambda pair: pair[0] != HEAD)  # the head first: what it is tied to may be a copy itself
-
-
-def _check_equal(copy: Tensor, kept: Tensor) -> None:
-    """Compare numbers.
-
-    Raises:
-        CheckpointError: If one differs.
-    """
-    if copy.shape == kept.shape:
-        count, files = (kept.shape[0] if kept.shape else 1), Files()
-        step = max(1, _NUMBERS_AT_A_TIME * count // max(kept.size, 1))
-        if all(
-            np.array_equal(copy.rows(begin, end, files), kept.rows(begin, end, files))
-            for begin in range(0, count, step)
-            for end in [min(begin + step, count)]
-        ):
-            return
-    raise CheckpointError(
-        f"{copy.file}: {copy.name} differs from {kept.name}, which it is tied to: this engine has one stack for "
-        "encoder and decoder, and one table for embedding and head; use a file whose ties were kept"
-    )
 
 
 def _join_experts(tensors: dict[str, Tensor], spec: DiffusionGemmaSpec) -> None:

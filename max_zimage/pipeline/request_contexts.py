@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,7 @@ def context_of_request(
     tokenizer: PromptTokenizer,
     limits: Limits,
     schedule_spec: ScheduleSpec,
-    *,
-    request_id: RequestID | None = None,
-    model_name: str = "",
-    output_format: str = "png",
-    **more: Any,
+    **fields: Any,
 ) -> ZImageContext:
     """Tokenize a request of one prompt, and make its schedule.
 
@@ -50,6 +47,34 @@ def context_of_request(
         tokenizer: Of the checkpoint.
         limits: What the checkpoint can do at most.
         schedule_spec: Its schedule.
+        **fields: As of `context_of_tokens`.
+
+    Returns:
+        As of `context_of_tokens`.
+
+    Raises:
+        RequestError: If a text has too many tokens, or a step would have no length.
+        TokenizerError: If the chat template refuses it.
+    """
+    return context_of_tokens(asked, tokens_of_request(asked, tokenizer, limits), schedule_spec, **fields)
+
+
+def context_of_tokens(
+    asked: GenerationRequest,
+    texts: Sequence[IdArray],
+    schedule_spec: ScheduleSpec,
+    *,
+    request_id: RequestID | None = None,
+    model_name: str = "",
+    output_format: str = "png",
+    **more: Any,
+) -> ZImageContext:
+    """Make the schedule of a request whose texts are token ids already.
+
+    Args:
+        asked: The request.
+        texts: int64 [tokens] each: its prompt, where it has no features, and its negative prompt.
+        schedule_spec: The checkpoint's schedule.
         request_id: The request's id; a new one if not given.
         model_name: What the client calls the model.
         output_format: "png", "jpeg" or "webp".
@@ -59,12 +84,11 @@ def context_of_request(
         Token ids unpadded, float32 sigmas [N + 1] and timesteps [N], and the seed of its noise.
 
     Raises:
-        RequestError: If a text has too many tokens, or a step would have no length.
-        TokenizerError: If the chat template refuses it.
+        RequestError: If a step would have no length.
     """
     if asked.enhance:  # of `max serve`, or of a caller that forgot to
         raise RequestError.of("enhance", "{field}: prompts are not enhanced here; leave it out")
-    texts, given = tokens_of_request(asked, tokenizer, limits), asked.features and asked.features[0]
+    given = asked.features and asked.features[0]
     prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
     plan, settled = asked.schedule(schedule_spec), asked.settled()
     legs = legs_of(asked, schedule_spec)

@@ -7,7 +7,7 @@ worker raises becomes a 500 without one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,20 +18,19 @@ from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.lib.request_text import retrieve_input_text
 from max.pipelines.modeling.types import PipelineTokenizer, RequestID, TokenIds
 from max.pipelines.request import OpenResponsesRequest
-from max.pipelines.request.open_responses import InputImageContent
 from max.pipelines.request.provider_options import ImageProviderOptions
 
 from max_zimage.checkpoint.description import describe
 from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.errors import RequestError
-from max_zimage.images.masks import decode_mask
-from max_zimage.images.read import MAX_PIXELS, data_url_bytes, image_of_data_url
+from max_zimage.images.read import MAX_PIXELS
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.pipeline.request_contexts import context_of_request
+from max_zimage.pipeline.request_contexts import context_of_request, context_of_tokens
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.drawn_by import asked_metadata, source_of, written_parameters
+from max_zimage.serving.input_images import image_urls, mask, start_image
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
@@ -167,16 +166,21 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
-        return context_of_request(
-            asked,
-            self._tokenizer,
-            self.limits,
-            self.specs.schedule,
-            request_id=request_id,
-            model_name=model_name,
-            output_format=output_format,
-            **more,
-        )
+        named = {"request_id": request_id, "model_name": model_name, "output_format": output_format}
+        return context_of_request(asked, self._tokenizer, self.limits, self.specs.schedule, **named, **more)
+
+    def context_of(self, asked: GenerationRequest, texts: Sequence[IdArray], **fields: Any) -> ZImageContext:
+        """Make the schedule of a request whose texts are token ids already.
+
+        Args:
+            asked: The request.
+            texts: int64 [tokens] each: its prompt, where it has no features, and its negative prompt.
+            **fields: Other fields of `ZImageContext`.
+
+        Raises:
+            RequestError: If a step would have no length.
+        """
+        return context_of_tokens(asked, texts, self.specs.schedule, **fields)
 
     def parse(self, request: OpenResponsesRequest) -> GenerationRequest:
         """Read and check a request of the OpenResponses API.
@@ -189,8 +193,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             limits=self.limits,
             defaults=self.defaults,
             prompt=_prompt(request),
-            image=_image(request, self.max_input_pixels),
-            mask_image=_mask(request, self.max_input_pixels),
+            image=start_image(request, self.max_input_pixels),
+            mask_image=mask(request, self.max_input_pixels),
             **values,
         )
 
@@ -231,7 +235,7 @@ def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
     refused = {
         "provider_options.video": request.body.provider_options.video is not None,
         "n (use provider_options.image.num_images)": request.body.n not in (None, 1),
-        "strength (without an input_image)": "strength" in given and not _image_urls(request),
+        "strength (without an input_image)": "strength" in given and not image_urls(request),
         "secondary_prompt": options.secondary_prompt is not None,
         "secondary_negative_prompt": options.secondary_negative_prompt is not None,
         "true_cfg_scale (use guidance_scale)": options.true_cfg_scale != 1.0,
@@ -244,24 +248,3 @@ def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
         message, known = "{field} must be one of {known}, got {given!r}", ", ".join(OUTPUT_FORMATS)
         raise RequestError.of("output_format", message, known=known, given=options.output_format)
     return options
-
-
-def _image_urls(request: OpenResponsesRequest) -> list[str]:
-    """The images of a request's messages, as data URLs: MAX's schema lets no others through."""
-    if isinstance(request.body.input, str):
-        return []
-    contents = [message.content for message in request.body.input if isinstance(message.content, list)]
-    return [part.image_url for content in contents for part in content if isinstance(part, InputImageContent)]
-
-
-def _image(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
-    urls = _image_urls(request)
-    if len(urls) > 1:
-        message = "{field}: one image may be given, got {given}; leave the others out"
-        raise RequestError.of("input_image", message, given=len(urls))
-    return image_of_data_url("input_image", urls[0], max_pixels) if urls else None
-
-
-def _mask(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
-    url = (request.body.metadata or {}).get("mask_image")
-    return None if url is None else decode_mask("mask_image", data_url_bytes("mask_image", url), max_pixels)

@@ -251,6 +251,13 @@ def test_files_without_a_whole_model_are_refused(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "lm_head.weight is missing, and tie_word_embeddings of its config.json does not say" in refusal("lm_head")
+    assert "lm_head.weight differs from model.embed_tokens.weight, which it is tied to: tie_word_emb" in refusal(
+        tie_word_embeddings=True
+    )
+    whole["lm_head.weight"] = whole["model.embed_tokens.weight"].clone()  # a copy says nothing new
+    save_file(whole, file)
+    own_of(folder).check()
+    refusal("model.norm", tie_word_embeddings=False)
     assert "norm.weight" in refusal("model.norm")
     whole["lm_head.weight"] = whole["lm_head.weight"][:-1].contiguous()
     assert "the language model's head lm_head.weight must be [408, 128], got [407, 128]" in refusal()

@@ -18,6 +18,7 @@ from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.encoding import request_of_texts
 from max_zimage.request.feature_settings import SETTINGS
 from max_zimage.request.fields import ROWS
+from max_zimage.serving.http import routes_hidden_states
 from max_zimage.serving.http.answers import finished
 from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
 from max_zimage.serving.http.requests import ServedModel, check_model, check_texts
@@ -27,6 +28,7 @@ from max_zimage.serving.worker.prompt_features import read_features
 from max_zimage.text.tokenizer import TokenizerError
 
 router = APIRouter(prefix="/v1")
+router.include_router(routes_hidden_states.router)
 
 
 class FeaturesRequest(BaseModel):
