@@ -77,6 +77,11 @@ def choose(
         context.subgraph_cache = shared
 
 
+def text_of(together: GraphModule) -> str:
+    """All graphs of a module, as MAX writes them."""
+    return str(together.mlir_module)
+
+
 def accelerators_of(module: Module[..., Any]) -> tuple[Device, ...]:
     """The accelerators that a Module's parameters lie on, where these are several."""
     found = dict.fromkeys(device for _, parameter in module.parameters for device in parameter.mesh.devices)

@@ -27,10 +27,9 @@ class MeshSpec:
 
     Attributes:
         transformer: Its shape.
-        places: Numbers of the accelerators in the order of their parts, the one with all arguments and results first; on
-            a CPU how many there are says on how many simulated devices.
+        places: Numbers of the accelerators in the order of their parts, the one with all arguments and results first;
+            on a CPU how many there are says on how many simulated devices.
         groups: 1, or 2 for branch rows on two groups of devices.
-        is_padded: Whether rows of unequal length are told apart by their valid lengths; without it all are full.
 
     Raises:
         ValueError: If there are too few or too many places, or they fall into no such groups.
@@ -39,7 +38,6 @@ class MeshSpec:
     transformer: TransformerSpec
     places: tuple[int, ...]
     groups: int = 1
-    is_padded: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.places)

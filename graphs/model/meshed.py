@@ -6,8 +6,8 @@
     velocity of its own image tokens --> the first device
 
 Queries stay where they are, so heads need not be shared out, and any number of devices will do. Each device holds all
-weights. A device's image tokens stand before its caption tokens, and so does what is gathered of it: attention sums over
-keys, whose order changes nothing but rounding.
+weights. A device's image tokens stand before its caption tokens, and so does what is gathered of it: attention sums
+over keys, whose order changes nothing but rounding.
 
 With two groups each has half of the branch rows, the last row of the first group once more where their number is odd.
 A single row is computed by both groups.
@@ -65,7 +65,8 @@ class Surroundings(NamedTuple):
         caption: [group_items, caption_part, dim].
         image_rope: float32 [group_items, image_part, head_dim/2, 2].
         rope: float32 [group_items, part, head_dim/2, 2], image and caption.
-        hidden: [group_items, part, tokens], float32 on a CPU and in the model's dtype elsewhere, added to the scores of all keys; None where all are attended.
+        hidden: [group_items, part, tokens], float32 on a CPU and in the model's dtype elsewhere, added to the scores of
+            all keys; None where all are attended.
         modulation: float32 [num_blocks, 4, group_items, dim].
     """
 
@@ -77,12 +78,17 @@ class Surroundings(NamedTuple):
 
 
 class MeshedTransformer(Module[..., Tensor]):
-    """`graphs.model.transformer.Transformer`, with the names of its parameters, on a mesh."""
+    """`graphs.model.transformer.Transformer`, with the names of its parameters, on a mesh.
 
-    def __init__(self, spec: MeshSpec) -> None:
-        dtype_and_mesh = defaults()
-        self.around, self.spec = spec, spec.transformer
-        self.mesh = spec.mesh(dtype_and_mesh[1].devices[0])
+    Args:
+        spec: The mesh.
+        is_padded: Whether rows of unequal length are told apart by their valid lengths; without it all must be full.
+            Hiding keys takes another kernel of MAX's on a GPU, and a mask in memory.
+    """
+
+    def __init__(self, spec: MeshSpec, is_padded: bool) -> None:
+        self.around, self.spec, self.is_padded = spec, spec.transformer, is_padded
+        self.mesh = spec.mesh(defaults()[1].devices[0])
         shape = spec.transformer
         with default_device(self.mesh):
             self.fused = fuses(shape)
@@ -136,7 +142,7 @@ class MeshedTransformer(Module[..., Tensor]):
             spread(each, self.mesh) for each in (latents.cast(captions), caption_tokens, image_rope, rope, valid_length)
         ]
         image = each(self.mesh, _embedded)(self.places, self.x_embedder, self.x_pad_token, given[0], given[2])
-        hidden = each(self.mesh, _hidden)(self.places, *given[1:]) if self.around.is_padded else None
+        hidden = each(self.mesh, _hidden)(self.places, *given[1:]) if self.is_padded else None
         own = each(self.mesh, _surroundings)(self.places, *given[1:4], spread(modulation, self.mesh))
         caption, own_image_rope, own_rope, own_modulation = own
         return image, Surroundings(caption, own_image_rope, own_rope, hidden, own_modulation)

@@ -29,9 +29,9 @@ class MeshedPredict(Module[..., Tensor]):
 
     Inputs = PredictInputs
 
-    def __init__(self, spec: MeshSpec) -> None:
+    def __init__(self, spec: MeshSpec, is_padded: bool) -> None:
         self.spec = spec
-        self.transformer = MeshedTransformer(spec)
+        self.transformer = MeshedTransformer(spec, is_padded)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Velocity of every branch row.
@@ -58,6 +58,11 @@ class MeshedPredict(Module[..., Tensor]):
         return predict_types(self.spec.transformer, dtype, device)
 
 
-def meshed_step(spec: MeshSpec) -> Composed:
-    """A step that runs the transformer on a mesh."""
-    return Composed(MeshedPredict(spec), LinearGuide(), Advance(), spec.transformer.patch_dim)
+def meshed_step(spec: MeshSpec, is_padded: bool) -> Composed:
+    """A step that runs the transformer on a mesh.
+
+    Args:
+        spec: The mesh.
+        is_padded: See `graphs.model.meshed.MeshedTransformer`.
+    """
+    return Composed(MeshedPredict(spec, is_padded), LinearGuide(), Advance(), spec.transformer.patch_dim)

@@ -26,7 +26,7 @@ from max_zimage.compile.artifacts import artifact_key, artifact_name, find, save
 from max_zimage.compile.device_weights import are_in_place, shared
 from max_zimage.compile.turns import turn
 from max_zimage.graphs.kernel_library import compile_with_kernels
-from max_zimage.graphs.layers import trace
+from max_zimage.graphs.layers import accelerators_of, trace
 from max_zimage.host.folders import no_room, room_to_compile
 from max_zimage.host.temporary import make_sure
 
@@ -74,10 +74,15 @@ class GraphDefinition:
         return artifact_key(self.name, self.spec, self.module, self.input_types, self.device, weights_in_place=in_place)
 
     @cached_property
+    def accelerators(self) -> tuple[Device, ...]:
+        """Those that it runs on, where these are several."""
+        return accelerators_of(self.module)
+
+    @cached_property
     def weights_in_place(self) -> bool:
-        """Whether the graph reads its weights where they lie on the device."""
+        """Whether the graph reads its weights where they lie on the device; not on several, where each has its own."""
         if self.is_unbound:
-            return bool(self.needs) and shared(self.device)
+            return bool(self.needs) and shared(self.device) and not self.accelerators
         return are_in_place(self.weights)
 
 

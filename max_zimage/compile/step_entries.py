@@ -11,6 +11,7 @@ from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
 from max_zimage.graphs.step.masked import KeepUnmasked
+from max_zimage.graphs.step.meshed import meshed_step
 from max_zimage.graphs.step.paired import denoise_nag
 from max_zimage.graphs.step.positions import Positions
 from max_zimage.graphs.step.streamed import StreamedBlock, StreamedStart, streamed_end
@@ -37,6 +38,21 @@ STEPS: tuple[Entry, ...] = (
         count=partial(counting.count_denoise, is_paired=True),
         prefix=f"predict.{_STEP}",
         is_replayed=True,
+    ),
+    *(
+        Entry(
+            name=name,
+            component="transformer",
+            make=partial(meshed_step, is_padded=is_padded),
+            label=f"denoising steps, several GPUs{', rows of unequal length' if is_padded else ''}",
+            runs=f"on several GPUs{', with captions of unequal length in a batch' if is_padded else ''}: "
+            "once per evaluation",
+            count=counting.count_denoise,
+            prefix=f"predict.{_STEP}",
+            is_ahead=False,
+            is_meshed=True,
+        )
+        for name, is_padded in (("denoise_meshed", False), ("denoise_meshed_padded", True))
     ),
     Entry(
         name="streamed_start",
