@@ -5,6 +5,7 @@ Reference: `reference/weights.md` section 4.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ from max.driver import Device, load_devices
 from max_zimage import progress
 from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.config import ModelSpecs
-from max_zimage.device.devices import device_spec
+from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.device.placement import everything_on, place

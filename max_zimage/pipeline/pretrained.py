@@ -93,13 +93,18 @@ class PretrainedMethods:
         """Take over what was checked before, or else check it now.
 
         Args:
-            config: A configuration file, for arguments at their defaults and for what calls leave out; None, without a profile,
-                reads none. See `max_zimage.request.configuration`.
+            config: MAX's configuration.
             weight_paths: In place of the checkpoint's own files.
-            devices: GPUs that compute each step together, as "gpu:0,1" or a list, in place of `device`.
+            devices: The first one is the transformer's.
             sources: The checkpoint, if it was checked.
             plan: Where its components go; what the server of this process says, or else all to the one device.
-            max_memory: Of the transformer's device that may be taken, in bytes or as "8GiB"; all there is if not given.
+            max_memory: Bytes that may be taken of the transformer's device.
+        """
+        self._plan, self._max_memory = plan or plan_for_worker(devices), max_memory
+        names = self.unprefixed_weight_component, self._devices_of(devices), self.default_num_inference_steps
+        found = sources or sources_of(config, weight_paths, *names)
+        found = found.with_streams(self._plan.residency == "streamed")
+        self.sources = found.with_mesh(self._plan.groups if self._plan.mesh else 0)
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
         make = cast("dict[str, type[ZImageComponent]]", self.components)
@@ -164,17 +169,17 @@ class PretrainedMethods:
                 variable MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says. See `graphs.model.attention_backends`.
             embedding_cache_bytes: Of kept text features; none if not given, 64 MiB where the text encoder may leave.
             loras: Adapters of calls that name none; see `set_loras`.
-            placement: What stays in memory, "resident", "sequential", "streamed" or "auto", the first that fits, which may
-                also have the text encoder run on the CPU; see `max_zimage.device.placement`.
-            max_memory: Of the transformer's device, how much may be taken by weights and, as estimated, by what is
-                computed: bytes, or a size such as "8GiB". All there is if not given.
+            placement: What stays in memory: "resident", "sequential", "streamed" or "auto", the first that fits; see
+                `max_zimage.device.placement`.
+            max_memory: Of the transformer's device that may be taken, in bytes or as "8GiB"; all there is if not given.
             encoder_device: Where the text encoder runs; `device` if not given.
             dit_device: The same of the transformer, whose device decides on the dtype.
             vae_device: The same of the autoencoder.
             devices: GPUs that compute each step together, as "gpu:0,1" or a list, in place of `device`.
             split: What they share, "tokens", "branches" or "auto"; see docs/several-gpus.md, also for `devices`.
             torch_dtype: `dtype` as diffusers and llm-dit call it, such as torch.bfloat16 or "bfloat16".
-            enhancer: Who writes prompts out in calls with `enhance=True`, loaded on first use; see `max_zimage.enhancer`.
+            enhancer: Who writes prompts out in calls with `enhance=True`: a name, settings or an object of
+                `max_zimage.enhancer`; None for the one that goes with the checkpoint.
             config: A configuration file, which says what arguments leave at their defaults and calls leave out; see
                 `max_zimage.request.configuration`. None, without a profile, reads none.
             profile: Of that file, or of the one in the default place.
