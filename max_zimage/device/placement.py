@@ -79,6 +79,25 @@ def everything_on(names: Sequence[str], split: str) -> Plan:
     return Plan(devices=dict.fromkeys(STAGES, names[0]), mesh=mesh, groups=groups)
 
 
+def grouped(wish: Wish, quantized: str, *, is_guided: bool) -> Wish:
+    """The wish with what its devices share, where that is left to the checkpoint.
+
+    Args:
+        wish: The wish.
+        quantized: Which weights are quantized in memory, in words; empty for none.
+        is_guided: Whether pictures have two branches by default.
+
+    Raises:
+        RequestError: If weights are quantized in memory, which is for one CPU.
+    """
+    if not wish.mesh:
+        return wish
+    if quantized:
+        message = "{field} {given} and devices exclude each other: weights quantized in memory are for one CPU; "
+        raise RequestError.of("quantize", f"{message}leave one of the two out", given=quantized)
+    return replace(wish, groups=groups_of(wish.split, len(wish.mesh), is_guided=is_guided))
+
+
 def with_peaks(plan: Plan, needs: Needs) -> Plan:
     """The plan with the memory that it takes for what has these needs."""
     streams = plan.residency == "streamed" and plan.devices["transformer"] != HOST

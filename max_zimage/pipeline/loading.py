@@ -28,8 +28,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
-from max_zimage.pipeline.meshing import mesh_of, with_groups
-from max_zimage.pipeline.placing import devices_of, usual_cache_bytes, wish_of
+from max_zimage.pipeline.placing import devices_of, mesh_of, usual_cache_bytes, wish_of, with_groups
 from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.request.request import GenerationRequest

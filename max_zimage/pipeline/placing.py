@@ -19,7 +19,7 @@ from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
-from max_zimage.device.placement import everything_on, place
+from max_zimage.device.placement import everything_on, grouped, place
 from max_zimage.device.plans import HOST, Change, Need, Needs, Plan, Streams, Wish, usable
 from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.estimate import (
@@ -202,6 +202,16 @@ def devices_of(wish: Wish, dtype: str) -> dict[str, Device]:
     devices = {name: device_of(each) for name, each in wish.devices.items()}
     model_dtype(dtype, devices["transformer"])
     return devices
+
+
+def mesh_of(wish: Wish, main: Device) -> list[Device]:
+    """The devices that the transformer is to run on, its own first."""
+    return [main, *map(device_of, wish.mesh[1:])]
+
+
+def with_groups(wish: Wish, sources: CheckpointManifest) -> Wish:
+    """The wish with what its devices share; see `max_zimage.device.placement.grouped`."""
+    return grouped(wish, sources.quantize, is_guided=sources.defaults.guidance_scale > 0)
 
 
 def plan_for_worker(devices: list[Device]) -> Plan:

@@ -155,8 +155,7 @@ class PretrainedMethods:
         """Load a checkpoint and compile its graphs.
 
         Args:
-            model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the
-                small model that the package contains.
+            model: A directory in the diffusers layout, or a hub id as "Tongyi-MAI/Z-Image-Turbo"; None: the embedded.
             device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
             dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
             weight_path: Weight files in place of the checkpoint's own, safetensors or GGUF. One that is in no folder
@@ -180,8 +179,7 @@ class PretrainedMethods:
             torch_dtype: `dtype` as diffusers and llm-dit call it, such as torch.bfloat16 or "bfloat16".
             enhancer: Who writes prompts out in calls with `enhance=True`: a name, settings or an object of
                 `max_zimage.enhancer`; None for the one that goes with the checkpoint.
-            config: A configuration file, which says what arguments leave at their defaults and calls leave out; see
-                `max_zimage.request.configuration`. None, without a profile, reads none.
+            config: A configuration file, for what arguments and calls leave out: `max_zimage.request.configuration`.
             profile: Of that file, or of the one in the default place.
 
         Raises:
