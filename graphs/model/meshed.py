@@ -25,37 +25,19 @@ from max.experimental import functional as F
 from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
-from max.experimental.sharding import DeviceMapping, DeviceMesh, Replicated
 from max.experimental.sharding.action import PerShard
 from max.experimental.tensor import Tensor, default_device, defaults
 from max.graph import Dim
 
 from max_zimage.graphs import gpu_ops
-from max_zimage.graphs.dims import CAPTION_PADDED
 from max_zimage.graphs.linear import linear
 from max_zimage.graphs.model.blocks import fuses
+from max_zimage.graphs.model.mesh_parts import Place, each, half, joined, named, part, positions, rows_of, spread
 from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.graphs.model.meshed_blocks import MeshedBlock, MeshedFusedBlock
 from max_zimage.graphs.model.transformer import FinalLayer
 
-_HALF = "group_items"
 _MASKED = -1e30  # see graphs.model.attention
-
-
-class Place(NamedTuple):
-    """A device's place in the mesh.
-
-    Attributes:
-        group: Its group.
-        groups: How many there are.
-        part: Which part of the tokens it has.
-        parts: How many there are.
-    """
-
-    group: int
-    groups: int
-    part: int
-    parts: int
 
 
 class Surroundings(NamedTuple):
@@ -182,7 +164,7 @@ class MeshedTransformer(Module[..., Tensor]):
 
     def join(self, image: Tensor, around: Surroundings) -> Tensor:
         """A device's image tokens with its caption tokens behind: [group_items, part, dim]."""
-        return each(self.mesh, _joined)(self.places, image, around.caption)
+        return each(self.mesh, joined)(self.places, image, around.caption)
 
     def project(self, tokens: Tensor, around: Surroundings, final_scale: Tensor, like: Tensor) -> Tensor:
         """Final layer, and the results of all devices together on the first one: float32, in the shape of `like`."""
@@ -193,7 +175,7 @@ class MeshedTransformer(Module[..., Tensor]):
         rows = [F.concat(moved[start : start + size], axis=1) for start in range(0, len(moved), size)]
         rows = [F.rebind(row[:, :length], [row.shape[0], length, row.shape[2]]) for row in rows]
         if len(rows) > 1:
-            rows[1] = rows[1][2 * _half(items) - items :]
+            rows[1] = rows[1][2 * half(items) - items :]
         return F.rebind(F.concat(rows, axis=0), like.shape) if len(rows) > 1 else F.rebind(rows[0], like.shape)
 
     @property
@@ -203,55 +185,36 @@ class MeshedTransformer(Module[..., Tensor]):
         return PerShard([Place(group, groups, part, size) for group in range(groups) for part in range(size)])
 
 
-def each(mesh: DeviceMesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of tensors of one device, on every device of a mesh."""
-    return F.call_on_mesh(function, mesh)
-
-
-def spread(x: Tensor, mesh: DeviceMesh) -> Tensor:
-    """A copy on every device of a mesh."""
-    return F.transfer_to(x, DeviceMapping(mesh, (Replicated(),) * mesh.ndim))
-
-
 def _embedded(place: Place, embedder: Module[..., Tensor], pad: Tensor, latents: Tensor, rope: Tensor) -> Tensor:
     """The device's image tokens: all are embedded, which is little work, and its own are kept."""
-    own, padded = _rows_of(place, latents), rope.shape[1]
+    own, padded = rows_of(place, latents), rope.shape[1]
     items, count, dim = own.shape[0], own.shape[1], pad.shape[1]
     pads = F.broadcast_to(F.unsqueeze(pad, 0), [items, padded - count, dim])
     image = F.rebind(F.concat([embedder(own), pads], axis=1), [items, padded, dim])
-    return _part(place, image, "image")
+    return part(place, image, "image")
 
 
 def _surroundings(
     place: Place, captions: Tensor, image_rope: Tensor, rope: Tensor, modulation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Caption, rotary tables and modulation of the device's rows and tokens."""
-    captions, image_rope, rope = (_rows_of(place, given) for given in (captions, image_rope, rope))
+    captions, image_rope, rope = (rows_of(place, given) for given in (captions, image_rope, rope))
     behind = rope[:, image_rope.shape[1] :]
     behind = F.rebind(behind, [*captions.shape[:2], *rope.shape[2:]])
-    image, caption = _part(place, image_rope, "image"), _part(place, behind, "caption")
-    own = _part(place, captions, "caption")
-    return own, image, _joined(place, image, caption), _rows_of(place, modulation, axis=2)
+    image, caption = part(place, image_rope, "image"), part(place, behind, "caption")
+    own = part(place, captions, "caption")
+    return own, image, joined(place, image, caption), rows_of(place, modulation, axis=2)
 
 
 def _hidden(place: Place, captions: Tensor, image_rope: Tensor, rope: Tensor, valid_length: Tensor) -> Tensor:
     """What is added to scores, [group_items, part, tokens]: very little where a key is padding of the batch."""
-    valid, image, tokens = _rows_of(place, valid_length), image_rope.shape[1], rope.shape[1]
-    position = F.range(0, tokens, 1, out_dim=tokens, dtype=DType.int32, device=valid.device)
-    behind = F.rebind(position[image:], [CAPTION_PADDED])
-    ordered = []
-    for part in range(place.parts):
-        ordered += [_cut(position[:image], 0, part, place.parts), _cut(behind, 0, part, place.parts)]
+    valid, image, tokens = rows_of(place, valid_length), image_rope.shape[1], rope.shape[1]
+    ordered = [positions(place._replace(part=each), image, tokens, valid.device) for each in range(place.parts)]
     order = F.rebind(F.concat(ordered, axis=0), [tokens])
     beyond = F.unsqueeze(order, 0) >= F.unsqueeze(valid.cast(DType.int32), 1)
     hidden = F.unsqueeze(beyond.cast(DType.float32) * _MASKED, 1)
     hidden = hidden if hidden.device.is_host else hidden.cast(captions.dtype)
-    return F.broadcast_to(hidden, [valid.shape[0], Dim(_name("part", place)), tokens])
-
-
-def _joined(place: Place, image: Tensor, caption: Tensor) -> Tensor:
-    both = F.concat([image, caption], axis=1)
-    return F.rebind(both, [both.shape[0], _name("part", place), *both.shape[2:]])
+    return F.broadcast_to(hidden, [valid.shape[0], Dim(named("part", place)), tokens])
 
 
 def _projected(final_layer: FinalLayer, tokens: Tensor, image_rope: Tensor, final_scale: Tensor) -> Tensor:
@@ -262,34 +225,3 @@ def _rows(modulation: Tensor) -> Tensor:
     """[num_blocks, 4, items, dim] -> [4 num_blocks, items, dim]."""
     blocks, _, items, dim = modulation.shape
     return F.reshape(modulation, [4 * int(blocks), items, dim])
-
-
-def _rows_of(place: Place, x: Tensor, axis: int = 0) -> Tensor:
-    """The branch rows of the device's group."""
-    if place.groups == 1:
-        return x
-    items = x.shape[axis]
-    start = (items - _half(items)) * place.group
-    found = x[(*(slice(None),) * axis, slice(start, start + _half(items)))]
-    return F.rebind(found, [*x.shape[:axis], _HALF, *x.shape[axis + 1 :]])
-
-
-def _half(items: Dim) -> Dim:
-    return (items + 1) // 2
-
-
-def _part(place: Place, x: Tensor, name: str) -> Tensor:
-    """The device's part of tokens, [items, tokens, ...]."""
-    found = _cut(x, 1, place.part, place.parts)
-    return F.rebind(found, [x.shape[0], _name(name, place), *x.shape[2:]])
-
-
-def _cut(x: Tensor, axis: int, part: int, parts: int) -> Tensor:
-    """One of so many parts of nearly equal length."""
-    length = x.shape[axis]
-    return x[(*(slice(None),) * axis, slice(length * part // parts, length * (part + 1) // parts))]
-
-
-def _name(what: str, place: Place) -> str:
-    """A size that differs from part to part has a name of its own: MAX takes no sums in the types of a subgraph."""
-    return f"{what}_{place.part}"

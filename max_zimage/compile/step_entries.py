@@ -12,6 +12,7 @@ from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
 from max_zimage.graphs.step.masked import KeepUnmasked
 from max_zimage.graphs.step.meshed import meshed_step
+from max_zimage.graphs.step.meshed_first_block import MeshedFirstBlockStep
 from max_zimage.graphs.step.paired import denoise_nag
 from max_zimage.graphs.step.positions import Positions
 from max_zimage.graphs.step.streamed import StreamedBlock, StreamedStart, streamed_end
@@ -89,6 +90,19 @@ STEPS: tuple[Entry, ...] = (
             runs="with first-block caching: once per evaluation and branch row",
             prefix=_STEP,
             is_ahead=block == "noise_refiner",
+        )
+        for block in ("noise_refiner", "layers")
+    ),
+    *(
+        Entry(
+            name=f"meshed_first_block_{block}",
+            component="transformer",
+            make=partial(MeshedFirstBlockStep, first=block),
+            label="steps, first block, several GPUs",
+            runs="on several GPUs that share tokens, with first-block caching: once per evaluation and branch row",
+            prefix=_STEP,
+            is_ahead=False,
+            is_meshed=True,
         )
         for block in ("noise_refiner", "layers")
     ),

@@ -21,8 +21,6 @@ from max_zimage.graphs.dims import FirstBlock
 from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.graphs.step.inputs import PredictInputs
 
-_REFUSED = "cannot be computed on several devices; "
-
 
 class ZImageMeshedTransformer(ZImageTransformerModel):
     """Compiled transformer on several devices.
@@ -33,6 +31,8 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
     Attributes:
         model: One evaluation and update for rows without padding, `graphs.step.meshed.meshed_step`.
     """
+
+    _first_block = "meshed_first_block"
 
     def __init__(self, *args: Any, groups: int, **kwargs: Any) -> None:
         self.groups = groups
@@ -95,12 +95,16 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         Raises:
             ValueError: In any case.
         """
-        raise ValueError(f"normalized attention guidance {_REFUSED}take one device, or another guidance")
+        raise ValueError(
+            "normalized attention guidance cannot be computed on several devices; take one, or another guidance"
+        )
 
     def first_block_graphs(self, block: FirstBlock) -> tuple[CompiledGraph, CompiledGraph]:
-        """There are none.
+        """See `ZImageTransformerModel.first_block_graphs`; the devices decide together.
 
         Raises:
-            ValueError: In any case.
+            ValueError: If the devices share branch rows: rows come one at a time there.
         """
-        raise ValueError(f"first-block caching {_REFUSED}take step_cache taylorseer, or one device")
+        if self.groups > 1:
+            raise ValueError("first-block caching takes one branch at a time; take taylorseer, or share tokens alone")
+        return super().first_block_graphs(block)

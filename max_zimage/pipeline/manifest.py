@@ -90,8 +90,9 @@ class CheckpointManifest:
             RequestError: If the step cache of those that say nothing cannot.
         """
         cache = self.defaults.step_cache
-        if groups and isinstance(cache, FirstBlockCache):
-            message = "{field} {cache} cannot go with several devices; take taylorseer, or one device"
+        if groups > 1 and isinstance(cache, FirstBlockCache):
+            message = "{field} {cache} takes one branch at a time, which devices cannot share; take taylorseer, or "
+            message += 'split="tokens"'
             raise RequestError.of("step_cache", message, cache=cache)
         return replace(self, limits=replace(self.limits, groups=groups))
 

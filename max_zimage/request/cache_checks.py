@@ -44,10 +44,10 @@ def _problem(request: RequestFacts, limits: Limits | None) -> tuple[str, str, di
     cache = request.step_cache
     if cache is None:
         return None
-    if limits is not None and limits.groups and isinstance(cache, FirstBlockCache):
+    if limits is not None and limits.groups > 1 and isinstance(cache, FirstBlockCache):
         return (
-            "{field} {cache} cannot go with several devices; ",
-            "set {field} to off or taylorseer, or take one device",
+            "{field} {cache} takes one branch at a time, and the devices share branches; ",
+            "set {field} to off or taylorseer, or have the devices share tokens alone",
             {"cache": cache},
         )
     if limits is not None and limits.streams_blocks and isinstance(cache, FirstBlockCache):
