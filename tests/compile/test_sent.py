@@ -68,7 +68,7 @@ def sizes_of(devices: int, groups: int, *, items: int, image: int, caption: int)
 @pytest.mark.targets
 @pytest.mark.parametrize(
     ("devices", "split", "items", "gigabytes"),
-    # The reference's table for one row of 1024x1024 pixels; of two branches apart there is only what a step begins with.
+    # The table of one row of 1024x1024 pixels; two branches apart send only what a step begins with.
     [(2, "tokens", 1, 1.0), (4, "tokens", 1, 1.5), (2, "branches", 2, 0.04)],
 )
 def test_bytes_of_the_published_model(devices: int, split: str, items: int, gigabytes: float) -> None:
