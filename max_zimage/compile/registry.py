@@ -102,11 +102,10 @@ GRAPHS: dict[str, Entry] = {
 }
 """Name -> graph, the quick ones first."""
 
-MESHED = tuple(name for name, entry in GRAPHS.items() if entry.is_meshed)
-"""What runs on several devices."""
-
-AHEAD = tuple(name for name, entry in GRAPHS.items() if entry.is_ahead)
+AHEAD = tuple(name for name, entry in GRAPHS.items() if entry.is_ahead and not entry.is_meshed)
 """What is compiled ahead of time."""
+MESHED = tuple(name for name, entry in GRAPHS.items() if entry.is_ahead and entry.is_meshed)
+"""What is compiled besides where the transformer runs on several devices."""
 
 
 def find_entry(name: str) -> Entry | None:

@@ -50,7 +50,6 @@ STEPS: tuple[Entry, ...] = (
             "once per evaluation",
             count=counting.count_denoise,
             prefix=f"predict.{_STEP}",
-            is_ahead=False,
             is_meshed=True,
         )
         for name, is_padded in (("denoise_meshed", False), ("denoise_meshed_padded", True))
@@ -101,7 +100,7 @@ STEPS: tuple[Entry, ...] = (
             label="steps, first block, several GPUs",
             runs="on several GPUs that share tokens, with first-block caching: once per evaluation and branch row",
             prefix=_STEP,
-            is_ahead=False,
+            is_ahead=block == "noise_refiner",
             is_meshed=True,
         )
         for block in ("noise_refiner", "layers")

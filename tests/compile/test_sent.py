@@ -7,8 +7,10 @@ import re
 
 import pytest
 
-from max_zimage.compile.ahead_of_time import FULL_MODEL, check_mesh, compile_target
+from max_zimage.cli.main import main
+from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, check_mesh, compile_target
 from max_zimage.compile.jobs import Report
+from max_zimage.compile.registry import AHEAD, MESHED
 from max_zimage.compile.sent import Sent, nbytes_by_device, sent_in
 from tests.references.launches import PINNED
 
@@ -44,6 +46,26 @@ def test_a_graph_is_counted() -> None:
     with pytest.raises(ValueError, match=re.escape("a size that is not understood: mod(n, 2)")):
         Sent(source=0, target=1, shape=("mod(n, 2)",), width=2, times=1, gathered=False).nbytes(sizes)
     assert sent_in(TEXT, "block")[0].times == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "cpu", "--device-count", "2"], "several devices are GPUs, got target 'cpu'; name one, such as"),
+        (["--target", PINNED, "--device-count", "9"], "device-count must be 1 to 8, got 9"),
+        (["--target", PINNED, "--device-count", "3", "--split", "branches"], "halves the devices, got 3"),
+        (["--target", PINNED, "--split", "tokens"], "split says what several devices share; name their number"),
+    ],
+)
+def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(["compile", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_graphs_for_several_devices_come_with_their_number() -> None:
+    assert check_graphs((), devices=2) == (*AHEAD, *MESHED)
+    with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, .*, got 'denoise_meshed'"):
+        check_graphs(("denoise_meshed",))
 
 
 @functools.cache
