@@ -70,6 +70,9 @@ class MeshedTransformer(Module[..., Tensor]):
 
     def __init__(self, spec: MeshSpec, is_padded: bool) -> None:
         self.around, self.spec, self.is_padded = spec, spec.transformer, is_padded
+        # Graphs of one module share blocks of one name, and a block is of one mesh.
+        own = f"{spec.groups}x{spec.size}"
+        self.refiner_name, self.main_name = f"refiner_block_{own}", f"main_block_{own}{'_padded' if is_padded else ''}"
         self.mesh = spec.mesh(defaults()[1].devices[0])
         shape = spec.transformer
         with default_device(self.mesh):
@@ -137,11 +140,11 @@ class MeshedTransformer(Module[..., Tensor]):
         for index in blocks:
             modulation = each(self.mesh, lambda table, block=index: table[block])(around.modulation)
             if index < refiners:
-                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
+                block = as_subgraph(self.noise_refiner[index], name=self.refiner_name)
                 tokens = block(tokens, around.image_rope, None, modulation)
                 continue
             tokens = self.join(tokens, around) if index == refiners else tokens
-            block = as_subgraph(self.layers[index - refiners], name="main_block")
+            block = as_subgraph(self.layers[index - refiners], name=self.main_name)
             tokens = block(tokens, around.rope, around.hidden, modulation)
         return tokens
 
@@ -155,10 +158,10 @@ class MeshedTransformer(Module[..., Tensor]):
             if normed is None:
                 normed = each(self.mesh, gpu_ops.scaled_norm)(tokens, rows, first, scale=0, epsilon=epsilon)
             if index < refiners:
-                block = as_subgraph(self.noise_refiner[index], name="refiner_block")
+                block = as_subgraph(self.noise_refiner[index], name=self.refiner_name)
                 tokens, normed = block(tokens, normed, around.image_rope, None, rows, first)
             else:
-                block = as_subgraph(self.layers[index - refiners], name="main_block")
+                block = as_subgraph(self.layers[index - refiners], name=self.main_name)
                 tokens, normed = block(tokens, normed, around.rope, around.hidden, rows, first)
         return tokens
 

@@ -11,7 +11,7 @@ from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, check_mesh, compile_target
 from max_zimage.compile.jobs import Report
 from max_zimage.compile.registry import AHEAD, MESHED
-from max_zimage.compile.sent import Sent, nbytes_by_device, sent_in
+from max_zimage.compile.sent import Sent, nbytes_by_device, sent_in, sizes_of
 from tests.references.launches import PINNED
 
 TEXT = """
@@ -76,17 +76,6 @@ def report(devices: int, split: str) -> Report:
     return found
 
 
-def sizes_of(devices: int, groups: int, *, items: int, image: int, caption: int) -> dict[str, int]:
-    """What the words of a mesh's graphs mean."""
-    parts = devices // groups
-    cut = {name: [length * (part + 1) // parts - length * part // parts for part in range(parts)]
-           for name, length in (("image", image), ("caption", caption))}  # fmt: skip
-    own = {f"{name}_{part}": each for name, found in cut.items() for part, each in enumerate(found)}
-    own |= {f"part_{part}": cut["image"][part] + cut["caption"][part] for part in range(parts)}
-    return own | {"items": items, "group_items": (items + 1) // 2, "image_tokens": image, "image_padded": image,
-                  "caption_padded": caption, "tokens": image + caption}  # fmt: skip
-
-
 @pytest.mark.targets
 @pytest.mark.parametrize(
     ("devices", "split", "items", "gigabytes"),
@@ -94,8 +83,7 @@ def sizes_of(devices: int, groups: int, *, items: int, image: int, caption: int)
     [(2, "tokens", 1, 1.0), (4, "tokens", 1, 1.5), (2, "branches", 2, 0.04)],
 )
 def test_bytes_of_the_published_model(devices: int, split: str, items: int, gigabytes: float) -> None:
-    groups = 2 if split == "branches" else 1
-    sizes = sizes_of(devices, groups, items=items, image=4096, caption=32)
+    sizes = sizes_of(check_mesh(devices, split, PINNED), items=items, image=4096, caption=32)
     found = nbytes_by_device(report(devices, split).sent, sizes)
     assert len(found) == devices
     assert max(found.values()) / 1e9 == pytest.approx(gigabytes, abs=0.06)

@@ -16,7 +16,18 @@ from max.engine import Model
 from max_zimage.graphs.dims import FirstBlock
 from tests.recording import RecordProperty
 from tests.references.diffusers_runs import relative_l2
-from tests.references.meshes import BLOCKS, PLAIN, Case, Variant, arguments, cached_name, compiled, run, walk
+from tests.references.meshes import (
+    BLOCKS,
+    PLAIN,
+    Case,
+    Variant,
+    arguments,
+    cached_name,
+    compiled,
+    compiled_with_cache,
+    run,
+    walk,
+)
 from tests.tolerances import MESHED_L2
 
 CASES = {
@@ -40,8 +51,12 @@ SLOW = [
 
 @cache
 def models(*, slow: bool) -> dict[str, Model]:
-    """Compiled as one module, in which every kernel is compiled once."""
-    return compiled(SLOW, (1, 2, 4)) if slow else compiled(FAST, (1, 3))
+    return compiled(SLOW if slow else FAST)
+
+
+@cache
+def models_with_cache(*, slow: bool) -> dict[str, Model]:
+    return compiled_with_cache((1, 2, 4) if slow else (1, 3))
 
 
 def cases_of(variants: Sequence[Variant]) -> list[ParameterSet]:
@@ -80,7 +95,7 @@ def check_cached(devices: int, block: FirstBlock, *, slow: bool) -> None:
 
     The sums of each device alone would decide otherwise beside the threshold: it lies between them.
     """
-    found = models(slow=slow)
+    found = models_with_cache(slow=slow)
     one, several = (found[cached_name(each, block)] for each in (1, devices))
     for captions in ((40,), (33,)):
         given = arguments(Case(image_tokens=35, captions=captions, batch=1, guidance=0.0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple, get_args
 
@@ -88,26 +89,39 @@ class Case:
         return len({padded(each) for each in self.captions}) == 1
 
 
-def compiled(variants: Sequence[Variant], cached: Sequence[int] = ()) -> dict[str, Model]:
+def compiled(variants: Sequence[Variant]) -> dict[str, Model]:
     """The plain step and others, bound to the same random weights.
 
     Args:
         variants: Of a mesh each.
-        cached: Devices of further ones, with first-block caching by either block; 1 is that of one device.
     """
-    cpu, together = DeviceRef.CPU(), GraphModule()
-    made: dict[str, Any] = {PLAIN: build(lambda: denoise_step(SPEC), DType.float32, cpu)}
+    made = {PLAIN: _built(lambda: denoise_step(SPEC))}
     for each in variants:
         spec = MeshSpec(transformer=SPEC, places=tuple(range(each.devices)), groups=each.groups)
-        made[each.name] = build(lambda spec=spec, each=each: meshed_step(spec, each.is_padded), DType.float32, cpu)
-    for devices, block in product(cached, BLOCKS):
-        made[cached_name(devices, block)] = build(lambda d=devices, b=block: _cached(d, b), DType.float32, cpu)
+        made[each.name] = _built(partial(meshed_step, spec, each.is_padded))
+    return _together(made)
+
+
+def compiled_with_cache(devices: Sequence[int]) -> dict[str, Model]:
+    """Steps with first-block caching by either block, likewise.
+
+    Args:
+        devices: How many; 1 is the step of one device.
+    """
+    return _together({cached_name(*each): _built(partial(_cached, *each)) for each in product(devices, BLOCKS)})
+
+
+def _built(make: Callable[[], Any]) -> Any:
+    return build(make, DType.float32, DeviceRef.CPU())
+
+
+def _together(made: Mapping[str, Any]) -> dict[str, Model]:
+    """Compiled as one module, in which every kernel is compiled once."""
+    cpu, together = DeviceRef.CPU(), GraphModule()
     graphs = [trace(module, module.input_types(DType.float32, cpu), name, together) for name, module in made.items()]
     session = InferenceSession(devices=[CPU()])
     whole = compile_with_kernels(session, together, graphs)
-    weights = _weights(made[PLAIN])
-    named = {name.removeprefix("predict."): data for name, data in weights.items()} if cached else {}
-    return dict(session.init_all(whole, weights_registry={**weights, **named}))
+    return dict(session.init_all(whole, weights_registry=_weights(next(iter(made.values())))))
 
 
 def cached_name(devices: int, block: FirstBlock) -> str:
