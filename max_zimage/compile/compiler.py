@@ -117,9 +117,9 @@ class CompiledGraph:
         if self._model is None and self.recall is not None:
             self.recall()
         assert self._model is not None
-        buffers = [*map(_buffer, inputs), *self._signals]
+        buffers = [*map(_buffer, inputs)]
         with Tracer(self.name):
-            return observed(self.name, buffers, lambda: self._run(buffers))
+            return observed(self.name, buffers, lambda: self._run([*buffers, *self._signals]))
 
     def _run(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """Once; or again, if it fails while recordings of device graphs hold memory that it may have wanted."""

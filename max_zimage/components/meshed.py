@@ -17,6 +17,7 @@ from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import entry_of
 from max_zimage.components.transformer import ZImageTransformerModel
+from max_zimage.device.memory import check_device_memory
 from max_zimage.graphs.dims import FirstBlock
 from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.graphs.step.inputs import PredictInputs
@@ -68,6 +69,11 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
             NotEnoughMemoryError: If that does not fit.
         """
         return self._once_more("denoise_meshed_padded")
+
+    def _once_more(self, name: str) -> CompiledGraph:
+        for other in self.devices[1:] if self.is_here and not self.device.is_host else ():
+            check_device_memory(self.again_bytes + 2 * self._nbytes, other)
+        return super()._once_more(name)
 
     def _step(self, *inputs: Buffer | Tensor) -> list[Buffer]:
         given = PredictInputs(*inputs[: len(PredictInputs._fields)])
