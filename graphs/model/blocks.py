@@ -90,10 +90,10 @@ class ModulatedBlock(Module[..., Tensor]):
             Like `x`.
         """
         scale_attention, gate_attention, scale_ffn, gate_ffn = (modulation[i] for i in range(4))
-        mixed = self.mixed(_times(self.attention_norm1(x), scale_attention), rope, extent, *more)
-        x = x + _times(self.attention_norm2(mixed), gate_attention)
-        fed = self.fed(_times(self.ffn_norm1(x), scale_ffn), *more)
-        return x + _times(self.ffn_norm2(fed), gate_ffn)
+        mixed = self.mixed(times(self.attention_norm1(x), scale_attention), rope, extent, *more)
+        x = x + times(self.attention_norm2(mixed), gate_attention)
+        fed = self.fed(times(self.ffn_norm1(x), scale_ffn), *more)
+        return x + times(self.ffn_norm2(fed), gate_ffn)
 
     def mixed(self, x: Tensor, rope: Tensor, extent: Tensor | None, *more: Any) -> Tensor:
         """What attention makes of its input; arguments are those of `forward`."""
@@ -228,7 +228,7 @@ class SwiGLU(Module[[Tensor], Tensor]):
         return self.w2(self.w13(x))
 
 
-def _times(x: Tensor, factor: Tensor) -> Tensor:
+def times(x: Tensor, factor: Tensor) -> Tensor:
     """[items, length, dim] times float32 [1 or items, dim], in float32 and back in x's dtype.
 
     The modulation keeps its precision, at no cost in a fused pass.

@@ -43,6 +43,7 @@ class Entry:
             one that a CPU alone has.
         is_numbered: Whether there is one for each unit of the decoder, whose number is behind the name; without one it
             is that of the last.
+        is_meshed: Whether it runs on several devices, and is made from a `graphs.model.mesh_spec.MeshSpec`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Entry:
     is_replayed: bool = False
     is_ahead: bool = True
     is_numbered: bool = False
+    is_meshed: bool = False
 
     def module(
         self,

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 from typing_extensions import override
 
 from max_zimage.checkpoint.numbers import FloatArray
