@@ -35,6 +35,7 @@ PARTS = {
     "sweep": "the profiler's sweep: dtypes, step caches, quantized weights, ways to compute attention",
     "first_picture": "from the command of a server to the first picture on its page, in a browser",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
+    "fleet": "two replicas on Ray Serve under open-loop load, memory, and one of them killed",
 }
 _OF_SIZES = (
     "storages",
@@ -81,6 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="of the checkpoint that is loaded (loading); all if not given",
     )
+    parser.add_argument("--seconds", type=float, metavar="S", help="of each load (fleet); 300 if not given")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
@@ -88,6 +90,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unknown part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if options.repeats < 1:
         parser.error(f"--repeats must be 1 or more, got {options.repeats}")
+    if options.seconds is not None and options.seconds <= 0:
+        parser.error(f"--seconds must be above 0, got {options.seconds:g}")
     options.repeats = 1 if options.quick else options.repeats
     return options
 
@@ -98,6 +102,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import loading
 
         return loading.rows("small" if options.quick else "full", options.layers, options.repeats)
+    if part == "fleet":
+        from benchmarks import fleet
+
+        return fleet.rows(fleet.QUICK if options.quick else fleet.FULL, options.repeats, options.seconds)
     return _computed(part, options, roofs)
 
 

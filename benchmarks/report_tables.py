@@ -22,6 +22,7 @@ SHOWN: Mapping[str, tuple[str, ...]] = {"end_to_end": ("prompt to picture", "tor
 """Parts of which only some cases are shown -> how these begin."""
 COMMANDS: Mapping[str, str] = {
     "quality": "make quality",
+    "fleet_plan": "python -m benchmarks.fleet_model",
     "quality-requests": "python -m benchmarks.quality.requests",
     "embedded_model": 'make embedded-model ARGS="evaluate max_zimage/assets/tiny-zimage"',
 }

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 from max_zimage.cli.command_flags import (
     DTYPES,
@@ -42,22 +40,12 @@ from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.examples import add_examples
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.cli.given import command_of, given_by, split
+from max_zimage.cli.parser import Parser
 from max_zimage.cli.unknown import said
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
 
 end_with_named_parent()  # a server's worker imports this module long before it is told what it is
-
-_NOT_TAKEN = re.compile(r"invalid (\w+) value: ")
-_HALF = re.compile(r"(invalid choice: '(?:float16|fp16|half)' \(.*\))")
-_KINDS = {
-    "int": "a whole number",
-    "at_least_one": "a whole number of at least 1",
-    "_not_negative": "a whole number of at least 0",
-    "float": "a number",
-    "of_flag": "a number, or several as in 4,2,0 or 7-12",
-    "_seconds": "a number of seconds",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if arguments.command == "config":
             return show(arguments, shown, _parser)
+        if arguments.command == "serve":
+            arguments.words = tuple(words)  # replicas read them again
         if hasattr(arguments, "config"):
             from max_zimage.cli.configuring import configure
 
@@ -119,25 +109,12 @@ def _version(*, verbose: bool) -> int:
     return 0
 
 
-_SPELLINGS = re.compile(r"(?<=^argument )(-[^/:\s]+)(?:/-[^/:\s]+)+:")
-"""What argparse calls a flag that can be spelled in several ways: all of them."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse says which function did not take a value.
-        message = _SPELLINGS.sub(r"\1:", message)  # the first one says which
-        message = _HALF.sub(r"\1; bfloat16 takes as much room", message)
-        message = _NOT_TAKEN.sub(lambda found: f"must be {_KINDS.get(found[1], 'another value')}, got ", message)
-        self.exit(2, f"max-zimage: error: {message} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="max-zimage", description="Pictures from prompts with Z-Image, compiled by Modular MAX.")
+    parser = Parser(prog="max-zimage", description="Pictures from prompts with Z-Image, compiled by Modular MAX.")
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     parser.add_argument("--verbose", action="store_true", help="with --version: of all that computes, and the machine")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    shared = _Parser(add_help=False, allow_abbrev=False)
+    shared = Parser(add_help=False, allow_abbrev=False)
     shared.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     help = "show tracebacks, warnings and the libraries' logs"
     shared.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
@@ -158,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+def _add_generate(commands: argparse._SubParsersAction[Parser], shared: Parser) -> None:
     parser = commands.add_parser(
         "generate",
         parents=[shared],
@@ -187,7 +164,7 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser], shared: _Parser
     add_others(parser)
 
 
-def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+def _add_info(commands: argparse._SubParsersAction[Parser], shared: Parser) -> None:
     parser = commands.add_parser(
         "info",
         parents=[shared],
@@ -215,7 +192,7 @@ def _add_info(commands: argparse._SubParsersAction[_Parser], shared: _Parser) ->
     add_others(parser)
 
 
-def _add_compile(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+def _add_compile(commands: argparse._SubParsersAction[Parser], shared: Parser) -> None:
     parser = commands.add_parser(
         "compile",
         parents=[shared],

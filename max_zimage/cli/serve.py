@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from max_zimage.cli.errors import BadInput, checking
+from max_zimage.cli.fleet import fleet_of, serve_fleet
 from max_zimage.cli.placement_flags import placement_options
 from max_zimage.cli.server_settings import settings_of, store_of
 from max_zimage.request.templates import VARIABLE, Templates
@@ -18,6 +19,8 @@ from max_zimage.request.templates import VARIABLE, Templates
 if TYPE_CHECKING:
     from max_zimage.enhancer.base import Enhancer
     from max_zimage.pipeline.loading import CheckedModel
+    from max_zimage.serving.running import Opened
+    from max_zimage.serving.settings import ServerSettings
 
 _OTHER_FILES = 512
 """Files that a server has open besides its connections: those that it is about to refuse, models, pipes, libraries."""
@@ -33,9 +36,29 @@ def serve(arguments: argparse.Namespace) -> int:
         BadInput: If the model, the device, the key file or the port does not do; nothing is loaded before.
     """
     settings = settings_of(arguments)
-    _check_port(settings.host, settings.port)
-    _check_files(settings.connections.connections)
+    check_port(settings.host, settings.port)
+    fleet = fleet_of(arguments, settings)
+    if fleet is None:
+        _check_files(settings.connections.connections)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if fleet is not None:
+        return serve_fleet(arguments.words, settings, fleet)
+    found = opened(arguments, settings)
+    from max_zimage.serving.server import run
+
+    return run(found)
+
+
+def opened(arguments: argparse.Namespace, settings: ServerSettings) -> Opened:
+    """Check all that a server is made of, and leave in the environment what its worker has to know.
+
+    Args:
+        arguments: Of `max-zimage serve`.
+        settings: From them.
+
+    Raises:
+        BadInput: If the model, the device or a folder does not do; nothing is loaded before.
+    """
     with checking():
         store = store_of(settings)
         if arguments.templates_dir is not None:
@@ -70,9 +93,9 @@ def serve(arguments: argparse.Namespace) -> int:
         prepared = with_capacity(settings, prepared, enhancer)
         assert prepared.plan is not None
         os.environ[PLAN] = prepared.plan.to_json()
-    from max_zimage.serving.server import run
+    from max_zimage.serving.running import Opened
 
-    return run(settings, prepared, store, enhancer)
+    return Opened(settings, prepared, store, enhancer)
 
 
 def _enhancer(prepared: CheckedModel, arguments: argparse.Namespace) -> Enhancer | None:
@@ -98,7 +121,7 @@ def _check_folder(folder: str | None) -> None:
         raise BadInput(f"--lora-folder {folder} is no folder; name one that holds adapters, or leave it out")
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     """Say at once that the port is taken, and not after minutes of loading."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from max_zimage.cli.common import at_least_one
 from max_zimage.cli.enhance_flags import add_enhancer
 from max_zimage.cli.field_flags import add_flag
+from max_zimage.cli.fleet_flags import add_fleet
 from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
 from max_zimage.cli.other_flags import add_others
 from max_zimage.cli.placement_flags import add_placement
@@ -50,6 +51,7 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     _add_limits(parser)
     _add_state(parser)
     _add_connections(parser)
+    add_fleet(parser)
     add_configuration(parser)
     parser.add_argument("--encoder-only", dest="other_encoder_only", action="store_true", help=argparse.SUPPRESS)
     add_others(parser)

@@ -36,7 +36,7 @@ def _key(action: argparse.Action) -> Key:
     elif isinstance(action, argparse._AppendAction):
         types = (list,)
     else:
-        types = {"int": (int,), "at_least_one": (int,), "_seconds": (float,)}.get(
+        types = {"int": (int,), "at_least_one": (int,), "_seconds": (float,), "share": (float,)}.get(
             getattr(read, "__name__", ""), (str, int) if read is not str else (str,)
         )
     default = "" if action.default in (None, []) else shown(action.default).strip("'")

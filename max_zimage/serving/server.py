@@ -6,81 +6,54 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
-from max_zimage.enhancer.base import Enhancer
-from max_zimage.pipeline.loading import CheckedModel
-from max_zimage.serving.assembled import assembled, put_down
 from max_zimage.serving.dispatcher import Dispatcher
-from max_zimage.serving.enhancing import EnhancerDesk
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
 from max_zimage.serving.http.state import ServerState
+from max_zimage.serving.running import Opened, Running, use_folder
 from max_zimage.serving.settings import ServerSettings
-from max_zimage.serving.store.state_store import StateStore
-from max_zimage.serving.supervisor import Worker, WorkerFailed
 
 _log = logging.getLogger("max_zimage.serving")
 _LAST_WORDS = 5.0  # seconds for answers to get out when work in flight is ended
 _ONE_SIGNAL = 0.5  # seconds: a terminal and a supervisor may both pass on the same wish
-_RESTORE = 600.0  # seconds between two looks after the folder
 
 
-def run(settings: ServerSettings, prepared: CheckedModel, store: StateStore, enhancer: Enhancer | None = None) -> int:
+def run(opened: Opened) -> int:
     """Serve until a signal ends it or the worker fails for good.
 
     Args:
-        settings: Of the server.
-        prepared: The checkpoint, from `ZImagePipeline.prepare`.
-        store: For requests and pictures by URL.
-        enhancer: Of prompts, checked but not loaded; None for none.
+        opened: What the server is made of.
 
     Returns:
         The exit code.
     """
     with ServerFolder() as folder:
-        os.environ["TMPDIR"] = tempfile.tempdir = str(folder.path)
-        return asyncio.run(_serve(settings, prepared, store, folder, enhancer))
+        use_folder(folder)
+        return asyncio.run(_serve(opened, folder))
 
 
-async def _serve(
-    settings: ServerSettings, prepared: CheckedModel, store: StateStore, folder: ServerFolder, enhancer: Enhancer | None
-) -> int:
-    state = assembled(settings, prepared, store)
-    if enhancer is not None:
-        state.enhancer = EnhancerDesk(enhancer, waiting=settings.limits.queue)
-    together = settings.pictures_together(on_host=prepared.devices[0].is_host)
+async def _serve(opened: Opened, folder: ServerFolder) -> int:
+    running = Running(opened, folder)
+    state, settings = running.state, opened.settings
     server = _Server(_uvicorn_config(settings, state))
     end = Ending()
-    keeper = Worker(prepared.config, state, together, folder)
-    worker = asyncio.create_task(keeper.keep_running())
+    running.start()
     http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wished.wait())
-    kept = watch(server.server_state.connections), _look_after(folder), state.records.keep()
-    others = [asyncio.create_task(each) for each in kept]
-    # None of these ends by itself but by a failure.
-    lasting: list[asyncio.Task[Any]] = [worker]
-    if state.enhancer is not None:
-        lasting.append(asyncio.create_task(state.enhancer.keep()))
-    await asyncio.wait((*lasting, http, ended), return_when=asyncio.FIRST_COMPLETED)
+    watching = asyncio.create_task(watch(server.server_state.connections))
+    await asyncio.wait((*running.lasting, http, ended), return_when=asyncio.FIRST_COMPLETED)
     await _shut_down(settings, state.dispatcher, server, http, end)
-    failed = [task for task in lasting if task.done()]
-    for task in failed:
-        error = task.exception()
-        expected = isinstance(error, (WorkerFailed, ValueError))  # an enhancer's files, for example
-        _log.error("%s", error, exc_info=None if expected else error)
-    await put_down(state, store)
-    keeper.end()
-    for task in (*lasting, ended, *others):
+    failed = await running.end()
+    for task in (ended, watching):
         task.cancel()
-    await asyncio.gather(*lasting, ended, *others, return_exceptions=True)
+    await asyncio.gather(ended, watching, return_exceptions=True)
     return 1 if failed else 0
 
 
@@ -124,14 +97,6 @@ async def _shut_down(
     dispatcher.close(running=True)
     server.should_exit = True
     await http
-
-
-async def _look_after(folder: ServerFolder) -> None:
-    """Keep the folder from being swept, and make it again if it was."""
-    while True:
-        await asyncio.sleep(_RESTORE)
-        with contextlib.suppress(OSError):  # it is made before it is used, where this is told
-            folder.restore()
 
 
 def _uvicorn_config(settings: ServerSettings, state: ServerState) -> uvicorn.Config:

@@ -173,8 +173,8 @@ def test_a_server_chooses_for_its_largest_request(
     monkeypatch.setenv(placing.VARIABLE, "")
     monkeypatch.setenv(QUANTIZE, "")
 
-    def run(_: Any, prepared: Any, *_others: Any) -> int:
-        served.append(prepared.plan)
+    def run(opened: Any) -> int:
+        served.append(opened.prepared.plan)
         return 0
 
     monkeypatch.setattr("max_zimage.serving.server.run", run)

@@ -24,6 +24,7 @@ ROUTES = {getattr(route, "path", "") for route in routes_service.router.routes}
 CONTAINERFILE = (FOLDER / "Containerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
 KUBERNETES = list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text(encoding="utf-8")))
+FLEET = yaml.safe_load((FOLDER / "serve.yaml").read_text(encoding="utf-8"))
 NGINX = (FOLDER / "nginx.conf").read_text(encoding="utf-8")
 FACTS = ("version", "model_name", "device", "dtype", "quantize")
 BELIEVED = ("For", "Proto", "Host", "Port")
@@ -166,3 +167,20 @@ def test_kubernetes_starts_a_server() -> None:
     assert {mode for each in made for mode in each["spec"]["accessModes"]} == {"ReadWriteMany"}
     assert_shared(arguments.state_store, [each["mountPath"] for each in container["volumeMounts"]])
     assert kind("PodDisruptionBudget")["spec"]["selector"] == kind("Deployment")["spec"]["selector"]
+
+
+def test_ray_serve_reads_its_file_and_finds_what_it_names() -> None:
+    schema = pytest.importorskip("ray.serve.schema")
+    from max_zimage.cli import fleet
+    from max_zimage.serving.ray_serve import deployment, gateway
+
+    (found,) = schema.ServeDeploySchema.model_validate(FLEET).applications
+    module, name = found.import_path.split(":")
+    assert (module, getattr(fleet, name)) == (fleet.__name__, fleet.app)
+    arguments = served(["serve", "--ray", "auto", *found.args["flags"]])
+    assert arguments.model == "Tongyi-MAI/Z-Image-Turbo"
+    assert {each.name for each in found.deployments} == {deployment.GATEWAY, deployment.PICTURES, deployment.ENCODERS}
+    assert FLEET["http_options"]["host"] == arguments.host
+    assert FLEET["http_options"]["request_timeout_s"] > ServerLimits.seconds + gateway.GRACE
+    scaling = next(each for each in found.deployments if each.name == deployment.PICTURES).autoscaling_config
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (arguments.replicas, arguments.max_replicas)

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,7 +71,8 @@ class AccessMiddleware:
                     await tell({"type": "http.response.start", "status": 204, "headers": allowed})
                     await tell({"type": "http.response.body", "body": b""})
                     return
-            self._check(scope["path"], headers, given)
+            check_access(scope["path"], headers, self._key, self._limit)
+            _check_id(given)
             with self._counted(scope, receive) as counted:
                 await self._app(scope, counted, tell)
         except ApiError as error:  # from here; those of the routes have been answered there
@@ -83,28 +84,6 @@ class AccessMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, str(answered[0] if answered else 499)).inc()
-
-    def _check(self, path: str, headers: dict[str, str], request_id: str) -> None:
-        if self._key is not None and path not in _OPEN_PATHS and not is_static(path):
-            with_name = path.startswith(_BASIC_PATHS)
-            if not hmac.compare_digest(_token(headers.get("authorization", ""), with_name), self._key.encode()):
-                way = ", or as the password of HTTP's basic authentication" if with_name else ""
-                raise ApiError(
-                    401,
-                    "invalid_api_key",
-                    f'this server wants its key, as the header "Authorization: Bearer KEY"{way}',
-                    headers={"WWW-Authenticate": 'Basic realm="max_zimage"' if with_name else "Bearer"},
-                )
-        if request_id and not _ID.fullmatch(request_id):
-            raise ApiError(
-                400,
-                "invalid_value",
-                "X-Request-ID: up to 64 letters, digits, - and _ are allowed",
-                param="X-Request-ID",
-            )
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._limit:
-            raise self._too_large(int(length))
 
     @contextmanager
     def _counted(self, scope: Scope, receive: Receive) -> Iterator[Receive]:
@@ -120,7 +99,7 @@ class AccessMiddleware:
             seen, held = seen + size, held + size
             self._arriving += size
             if seen > self._limit:
-                raise self._too_large(seen)
+                raise too_large(seen, self._limit)
             if self._arriving > _BODIES * self._limit:
                 raise ApiError(
                     503,
@@ -137,12 +116,56 @@ class AccessMiddleware:
         finally:
             self._arriving -= held
 
-    def _too_large(self, given: int) -> ApiError:
-        return ApiError(
-            413,
-            "body_too_large",
-            f"a request's body may have {self._limit} bytes, this one has {given} or more; send smaller images",
-            headers={"Connection": "close"},
+
+def check_access(path: str, headers: Mapping[str, str], key: str | None, limit: int) -> None:
+    """Refuse who has no key, and a body that says it is too large, before anything of it is read.
+
+    Args:
+        path: Of the route.
+        headers: Of the request, by their names in lower case.
+        key: That clients have to send; None for none.
+        limit: Bytes of a body.
+
+    Raises:
+        ApiError: 401 or 413.
+    """
+    if key is not None and path not in _OPEN_PATHS and not is_static(path):
+        with_name = path.startswith(_BASIC_PATHS)
+        if not hmac.compare_digest(_token(headers.get("authorization", ""), with_name), key.encode()):
+            way = ", or as the password of HTTP's basic authentication" if with_name else ""
+            raise ApiError(
+                401,
+                "invalid_api_key",
+                f'this server wants its key, as the header "Authorization: Bearer KEY"{way}',
+                headers={"WWW-Authenticate": 'Basic realm="max_zimage"' if with_name else "Bearer"},
+            )
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length) > limit:
+        raise too_large(int(length), limit)
+
+
+def too_large(given: int, limit: int) -> ApiError:
+    """The refusal of a body.
+
+    Args:
+        given: Bytes that it has, or more.
+        limit: Bytes that it may have.
+    """
+    return ApiError(
+        413,
+        "body_too_large",
+        f"a request's body may have {limit} bytes, this one has {given} or more; send smaller images",
+        headers={"Connection": "close"},
+    )
+
+
+def _check_id(request_id: str) -> None:
+    if request_id and not _ID.fullmatch(request_id):
+        raise ApiError(
+            400,
+            "invalid_value",
+            "X-Request-ID: up to 64 letters, digits, - and _ are allowed",
+            param="X-Request-ID",
         )
 
 

@@ -1,0 +1,176 @@
+"""`max-zimage serve --ray`: replicas of one server on Ray, and what a `serve.yaml` names.
+
+Replicas read the command's own words again where they are, in a process that may have another device than this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from max_zimage.cli.configuring import configure
+from max_zimage.cli.errors import BadInput, checking
+from max_zimage.cli.given import command_of, given_by
+from max_zimage.cli.parser import Parser
+from max_zimage.cli.serve_flags import add_serve
+from max_zimage.cli.server_settings import settings_of
+from max_zimage.serving.addresses import MEMORY
+from max_zimage.serving.ray_serve.settings import LOCAL, FleetSettings
+from max_zimage.serving.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from max_zimage.pipeline.encoder import CheckedEncoder
+    from max_zimage.serving.running import Opened
+    from max_zimage.serving.settings import ServerLimits
+
+_FLAGS = {
+    "replicas": "--replicas",
+    "max_replicas": "--max-replicas",
+    "encoders": "--encoders",
+    "replica_cpus": "--replica-cpus",
+    "replica_gpus": "--replica-gpus",
+}
+
+
+def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSettings | None:
+    """What is asked for besides the server; None for a server alone.
+
+    Args:
+        arguments: Of `max-zimage serve`.
+        settings: From them.
+
+    Raises:
+        BadInput: If flags do not go together, or Ray is not installed.
+    """
+    given = {name: getattr(arguments, name) for name in _FLAGS if getattr(arguments, name) is not None}
+    if arguments.ray is None:
+        if given:
+            raise BadInput(
+                f"{_FLAGS[next(iter(given))]} would do nothing without --ray; give that too, or leave it out"
+            )
+        return None
+    if importlib.util.find_spec("ray") is None:
+        raise BadInput("--ray needs Ray, which is not installed; install it with: pip install 'max-zimage[ray]'")
+    replicas = given.get("replicas", 1)
+    most = given.get("max_replicas", replicas)
+    if most < replicas:
+        raise BadInput(f"--max-replicas {most} is below --replicas {replicas}; give at least as many")
+    if most > 1 and settings.state_store == MEMORY:
+        raise BadInput(
+            "several replicas need a store for pictures by URL and requests by id, which any of them may be asked for; "
+            "give --state-store file:///shared/state, or another that all of them reach"
+        )
+    usual = {"cpu": 0.0, "auto": None}.get(settings.device, 1.0)  # None for what the cluster has
+    gpus = given.get("replica_gpus", usual)
+    if settings.device == "cpu" and gpus:
+        raise BadInput(f"--replica-gpus {gpus:g} would be idle with --device cpu; leave one of them out")
+    return FleetSettings(
+        address=arguments.ray,
+        replicas=replicas,
+        max_replicas=most,
+        encoders=given.get("encoders", 0),
+        cpus=given.get("replica_cpus", 1.0),
+        gpus=gpus,
+    )
+
+
+def serve_fleet(words: Sequence[str], settings: ServerSettings, fleet: FleetSettings) -> int:
+    """Serve until a signal ends it.
+
+    Args:
+        words: Of the command, behind the program's name.
+        settings: Of each server.
+        fleet: How many, and where.
+
+    Returns:
+        The exit code.
+    """
+    from max_zimage.checkpoint.locate import resolve_model
+    from max_zimage.serving.ray_serve.run import run
+
+    if fleet.address == LOCAL and settings.model is not None:  # elsewhere it may lie elsewhere
+        with checking():
+            resolve_model(settings.model)
+    return run(settings, fleet, lambda: _application(tuple(words), settings, fleet))
+
+
+def app(arguments: Mapping[str, Any]) -> Application:
+    """The fleet of a `serve.yaml`, whose `import_path` is `max_zimage.cli.fleet:app`.
+
+    Args:
+        arguments: Its `args`: `flags`, a list of words of `max-zimage serve`, of which `--ray` may be left out.
+
+    Raises:
+        BadInput: If they do not do.
+    """
+    unknown = sorted({*arguments} - {"flags"})
+    flags = arguments.get("flags", [])
+    if unknown or not isinstance(flags, list) or not all(isinstance(each, str) for each in flags):
+        raise BadInput("args: has one key, flags: a list of words as of max-zimage serve, such as [--replicas, '2']")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    words = ("serve", *([] if "--ray" in flags else ["--ray", "auto"]), *flags)
+    parsed = _arguments(words)
+    settings = settings_of(parsed)
+    fleet = fleet_of(parsed, settings)
+    assert fleet is not None
+    return _application(words, settings, fleet)
+
+
+def _application(words: tuple[str, ...], settings: ServerSettings, fleet: FleetSettings) -> Application:
+    from max_zimage.serving.ray_serve.deployment import application
+
+    return application(settings, fleet, partial(opened_by, words), partial(encoder_by, words))
+
+
+def opened_by(words: Sequence[str]) -> Opened:
+    """What a replica is made of.
+
+    Args:
+        words: Of the command, behind the program's name.
+    """
+    from max_zimage.cli.serve import opened
+
+    arguments = _arguments(words)
+    return opened(arguments, settings_of(arguments))
+
+
+def encoder_by(words: Sequence[str]) -> tuple[CheckedEncoder, ServerLimits]:
+    """What an encoder is made of, and a server's limits.
+
+    Args:
+        words: Of the command, behind the program's name.
+    """
+    from max_zimage.pipeline.encoder import ZImageTextEncoder
+
+    arguments = _arguments(words)
+    settings = settings_of(arguments)
+    checked = ZImageTextEncoder.prepare(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantize=arguments.quantize,
+        attention_backend=arguments.attention_backend,
+        templates_dir=arguments.templates_dir,
+        embedding_cache_bytes=settings.embedding_cache_bytes,
+    )
+    return checked, settings.limits
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The command's words as the command line reads them, configuration and all."""
+    arguments = _parser().parse_args(words)
+    configure(arguments, given_by(_parser(), words), command_of(_parser(), "serve"))
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Of the one command: that of all commands imports this module, by way of this one."""
+    parser = Parser(prog="max-zimage")
+    add_serve(parser.add_subparsers(dest="command"))
+    return parser

@@ -1,0 +1,120 @@
+"""The deployments of a fleet: a gateway, replicas of the server, and encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from max_zimage.serving.ray_serve.door import Door
+from max_zimage.serving.ray_serve.encoding import Encoding
+from max_zimage.serving.ray_serve.gateway import Gateway
+from max_zimage.serving.ray_serve.router import ShapeRouter
+from max_zimage.serving.ray_serve.settings import FleetSettings
+from max_zimage.serving.settings import ServerSettings, usual_pictures
+
+GATEWAY, PICTURES, ENCODERS = "gateway", "pictures", "encoders"
+"""Names of the deployments, by which a `serve.yaml` may say more of them."""
+
+_ROOM = 16  # requests above those that may wait and be drawn: such as ask how far others are
+_LOOK = 2.0  # seconds between two looks at a replica's health, of which Ray wants three bad ones
+_TOLD = 1.0  # seconds after which the router hears whether a replica serves
+_LAST_WORDS = 10.0  # seconds above those in which a replica finishes what it draws
+_CONSTRUCTED = 3  # times that a replica is tried to be started before the deployment is given up
+
+
+@serve.ingress()
+class GatewayReplica:
+    """As Ray Serve makes it."""
+
+    def __init__(self, settings: ServerSettings, replicas: DeploymentHandle, encoders: DeploymentHandle | None) -> None:
+        door = Door(settings.api_key, settings.limits.body_bytes)
+        encoding = None if encoders is None else Encoding(encoders)
+        self._app = Gateway(replicas, door, encoding, settings.limits.seconds)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:  # the name is Ray's
+        return self._app
+
+
+def application(
+    settings: ServerSettings,
+    fleet: FleetSettings,
+    opening: Callable[[], Any],
+    opening_encoder: Callable[[], Any] | None,
+) -> Application:
+    """The fleet as Ray Serve takes it.
+
+    Args:
+        settings: Of each server.
+        fleet: How many there are, and of what they are.
+        opening: As `PictureReplica` takes it; has to be importable where replicas are.
+        opening_encoder: As `EncoderReplica` takes it; None where there are to be no encoders.
+
+    Returns:
+        What `serve.run` runs. Called where Ray is, whose devices decide where replicas go.
+    """
+    from max_zimage.serving.ray_serve.encoder import EncoderReplica
+    from max_zimage.serving.ray_serve.replica import PictureReplica
+
+    gpus = fleet.gpus if fleet.gpus is not None else float("GPU" in ray.cluster_resources())
+    together = settings.batch_pictures or usual_pictures(on_host=not gpus)
+    device = {"num_cpus": fleet.cpus, "num_gpus": gpus}
+    room = settings.limits.queue + 2 * together
+    router = RequestRouterConfig(
+        request_router_class=ShapeRouter,
+        request_router_kwargs={"slack": int(together > 1), "room": room},
+        request_routing_stats_period_s=_TOLD,
+    )
+    pictures = serve.deployment(PictureReplica).options(
+        name=PICTURES,
+        **_count(fleet, together),
+        ray_actor_options=device,
+        # The server refuses by itself what it has no room for, and says when to come again; Ray's bound is above.
+        max_ongoing_requests=room + _ROOM,
+        max_queued_requests=settings.limits.queue,
+        graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
+        graceful_shutdown_wait_loop_s=1.0,
+        health_check_period_s=_LOOK,
+        max_constructor_retry_count=_CONSTRUCTED,
+        request_router_config=router,
+    )
+    encoders = None
+    if fleet.encoders and opening_encoder is not None:
+        encoders = (
+            serve.deployment(EncoderReplica)
+            .options(
+                name=ENCODERS,
+                num_replicas=fleet.encoders,
+                ray_actor_options=device,
+                max_ongoing_requests=4,
+                health_check_period_s=_LOOK,
+                max_constructor_retry_count=_CONSTRUCTED,
+            )
+            .bind(opening_encoder)
+        )
+    gateway = serve.deployment(GatewayReplica).options(
+        name=GATEWAY,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.connections.connections,
+        max_queued_requests=settings.connections.connections,
+        graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
+        graceful_shutdown_wait_loop_s=1.0,
+    )
+    return gateway.bind(settings, pictures.bind(opening), encoders)
+
+
+def _count(fleet: FleetSettings, together: int) -> Mapping[str, Any]:
+    """How many replicas: a number, or what their queues ask for."""
+    if fleet.max_replicas == fleet.replicas:
+        return {"num_replicas": fleet.replicas}
+    # A batch is being drawn and the next one is there: more than that waits for another replica.
+    scaling = AutoscalingConfig(
+        min_replicas=fleet.replicas, max_replicas=fleet.max_replicas, target_ongoing_requests=2 * together
+    )
+    return {"autoscaling_config": scaling}

@@ -1,0 +1,63 @@
+"""Who may send the gateway a body, and how large it may be: asked before it is read, and again by the replica."""
+
+from __future__ import annotations
+
+from starlette.types import Receive, Scope
+
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http.middleware import check_access, too_large
+
+_BODIES = 16  # of the largest size, whose bytes may be here at a time
+
+
+class Door:
+    """The first checks of a request.
+
+    Args:
+        api_key: What clients send; None lets everybody in.
+        body_bytes: Of a request's body.
+    """
+
+    def __init__(self, api_key: str | None, body_bytes: int) -> None:
+        self._key, self._limit = api_key, body_bytes
+        self._arriving = 0
+
+    def check(self, scope: Scope) -> None:
+        """Refuse who has no key, and what says that it is too large.
+
+        Raises:
+            ApiError: 401 or 413.
+        """
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        key = None if scope["method"] == "OPTIONS" else self._key  # browsers ask without it; replicas know whom to tell
+        check_access(scope["path"], headers, key, self._limit)
+
+    async def body(self, receive: Receive) -> bytes:
+        """All of a body.
+
+        Raises:
+            ApiError: 413 if it is too large, 503 if too much is on its way, 499 if the client hangs up.
+        """
+        parts: list[bytes] = []
+        held, more = 0, True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(499, "cancelled", "the client hung up before its request was read")
+                part, more = message.get("body", b""), message.get("more_body", False)
+                parts.append(part)
+                held += len(part)
+                self._arriving += len(part)
+                if held > self._limit:
+                    raise too_large(held, self._limit)
+                if self._arriving > _BODIES * self._limit:
+                    raise ApiError(
+                        503,
+                        "too_many_bodies",
+                        "too many large requests are on their way to this gateway; try again later",
+                        headers={"Retry-After": "1"},
+                    )
+        finally:
+            self._arriving -= held
+        return b"".join(parts)

@@ -1,0 +1,68 @@
+"""Prompts that are encoded apart: the gateway has it done, and the replica draws from the features.
+
+Encoders are processes that hold the text encoder alone, so that there are as many of them as prompts need, whatever the
+number of those that draw. Where none answers, the replica encodes the prompt as it does without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import Scope
+
+from max_zimage.request.feature_settings import SETTINGS
+from max_zimage.request.fields import ROWS
+from max_zimage.serving.errors import ApiError
+from max_zimage.serving.ray_serve.shapes import read
+
+_log = logging.getLogger("max_zimage.serving")
+_ROUTES = ("/v1/images/generations", "/v1/images/edits")
+_SETTINGS = tuple(row.images.name for name in (*SETTINGS, "template") if (row := ROWS[name]).images is not None)
+_TEXTS = ("prompt", "negative_prompt", *_SETTINGS)
+_OTHERS = ("features", "enhance", "seed_variance")
+"""Fields of requests that are left to the replicas: the prompt is not the one to encode, or is not all of it."""
+_SECONDS = 60.0
+
+
+class Encoding:
+    """Asks encoders.
+
+    Args:
+        encoders: Their handle.
+    """
+
+    def __init__(self, encoders: DeploymentHandle) -> None:
+        self._encoders = encoders
+
+    def wants(self, scope: Scope) -> bool:
+        """Whether the body of a request may hold a prompt that is encoded here."""
+        kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
+        is_json = len(kinds) == 1 and kinds[0].lower().startswith(b"application/json")
+        return scope["method"] == "POST" and scope["path"] in _ROUTES and is_json
+
+    async def encoded(self, body: bytes) -> bytes:
+        """The body with features in place of what they are made of; as it is where it is not for encoders.
+
+        Raises:
+            ApiError: What the replica would say of the texts.
+        """
+        given = read(body)
+        if given is None or not isinstance(given.get("prompt"), str) or any(given.get(name) for name in _OTHERS):
+            return body
+        asked = {"negative_prompt": ""} | {name: given[name] for name in _TEXTS if given.get(name) is not None}
+        try:
+            async with asyncio.timeout(_SECONDS):
+                answer: dict[str, Any] = await self._encoders.encode.remote(asked)
+        except (RayActorError, BackPressureError, DeploymentUnavailableError, TimeoutError) as error:
+            _log.warning("no encoder answers (%s); the replica encodes the prompt", type(error).__name__)
+            return body
+        if "error" in answer:
+            raise ApiError(**answer["error"])
+        kept = {name: value for name, value in given.items() if name not in _TEXTS}
+        return json.dumps(kept | answer).encode()

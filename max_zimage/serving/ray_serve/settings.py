@@ -1,0 +1,29 @@
+"""What a fleet is started with, besides the server that each of its replicas is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOCAL = "local"
+"""In place of a cluster's address: one of this machine, for as long as the command runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetSettings:
+    """A fleet.
+
+    Attributes:
+        address: Of the cluster, as `ray.init` takes it, or `LOCAL`.
+        replicas: Of the server, at least.
+        max_replicas: At most; as many as at least for a fixed number.
+        encoders: Replicas of the text encoder alone; 0 for none.
+        cpus: That Ray counts for each replica; it only counts.
+        gpus: That Ray gives to each replica; 0 for one on the CPU, None for one where the cluster has any.
+    """
+
+    address: str
+    replicas: int = 1
+    max_replicas: int = 1
+    encoders: int = 0
+    cpus: float = 1.0
+    gpus: float | None = None
