@@ -296,6 +296,5 @@ def check_token_count(count: int, limit: int, which: str, most: int, field: str 
 
 def shown(value: object) -> str:
     """A value for a message: cut where long, with its type where quotes do not tell that it is a string."""
-    text = repr(value)
-    cut = text if len(text) <= 60 else text[:57] + "..."
+    cut = text if len(text := repr(value)) <= 60 else text[:57] + "..."
     return cut if isinstance(value, str) else f"{cut} ({type(value).__name__})"

@@ -25,5 +25,6 @@ def test_weights_that_are_given_are_not_downloaded(monkeypatch: pytest.MonkeyPat
     files = [tmp_path / name for name in ("t.safetensors", "v.safetensors")]
     ZImagePipeline.prepare("someone/tiny-zimage", device="cpu", weight_path=files)
     assert {name.partition("/")[0] for name in wanted if "safetensors" in name} == {"text_encoder"}
+    assert {"transformer/config.json", "vae/config.json", "tokenizer/*"} <= set(wanted)
     ZImageTextEncoder.prepare("someone/tiny-zimage", device="cpu", weight_path=[tmp_path / "e.safetensors"])
     assert not [name for name in wanted if "safetensors" in name]
