@@ -49,7 +49,7 @@ struct AddedNorms:
             target: The device.
 
         Args:
-            output: x + norm(branch), [rows, length, width].
+            output: Sum of x and norm(branch), [rows, length, width].
             first: Its RMSNorm with the first weight.
             second: With the second one.
             third: With the third one, times the factor.

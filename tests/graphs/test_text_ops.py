@@ -24,6 +24,7 @@ from tests.references.op_modules import TORCH, Op, Ops, Typed, buffer, check, co
 
 HOST = DeviceRef.CPU()
 FLOAT = DType.float32
+EPSILON = 1e-5
 EXPERTS = {"few": (5, 2, 44, 20), "odd": (4, 3, 45, 21), "usual": (8, 2, 128, 64)}
 """Name -> experts, those of a token, inputs, gates of an expert."""
 
@@ -57,6 +58,19 @@ def expert_op(name: str, dtype: DType, each: int | None = None, gates: int | Non
     return Op(partial(text_ops.experts, each=each or usual, width=gates or width), types)
 
 
+class Norms(Typed):
+    """Both ops around the parts of a layer."""
+
+    def __init__(self, dtype: DType) -> None:
+        stream, weight = TensorType(dtype, ["rows", "length", 44], HOST), TensorType(dtype, [44], HOST)
+        self.types = [*[stream] * 3, *[weight] * 4, TensorType(dtype, [1], HOST)]
+
+    def forward(self, x: Tensor, branch: Tensor, other: Tensor, *weights: Tensor) -> list[Tensor]:
+        *norms, scalar = weights
+        added = text_ops.added_norms(x, branch, norms[0], norms[1:], factor=0.3, epsilon=EPSILON)
+        return [*added, text_ops.joined_norms(x, (branch, other), norms[1:], scalar, epsilon=EPSILON)]
+
+
 @pytest.fixture(scope="module", params=DTYPES)
 def compiled(request: pytest.FixtureRequest) -> Ops:
     """Every op in one dtype, and twins in float32, compiled as one module."""
@@ -64,12 +78,11 @@ def compiled(request: pytest.FixtureRequest) -> Ops:
     dtype = DType[name]
     makers: dict[str, Callable[[], Typed]] = {f"experts {each}": partial(expert_op, each, dtype) for each in EXPERTS}
     makers |= {
+        "norms": partial(Norms, dtype),
         "too many": partial(expert_op, "few", dtype, each=6),
         "too wide": partial(expert_op, "few", dtype, gates=40),
     }
     makers |= {f"gelu {outputs}": partial(product_op, text_ops.gelu_linear, outputs, dtype) for outputs in (16, 21)}
-    if name == "float32":
-        makers["plain"] = partial(Plain, "few", dtype)
     return Ops(name, compile_ops(makers, dtype, {}))
 
 
@@ -104,11 +117,12 @@ def test_experts(compiled: Ops, name: str, rows: int, length: int) -> None:
     check(ours, references.experts(*inputs, each), exact(inputs, each))
 
 
-def test_the_twin_of_the_experts(compiled: Ops) -> None:
-    if "plain" not in compiled.models:
-        pytest.skip("in float32 alone")
+@pytest.mark.slow
+def test_the_twin_of_the_experts() -> None:
+    """Its products are MAX's, which take long to compile."""
     inputs = given("few", "float32", 2, 13)
-    check(run(compiled.models["plain"], *map(buffer, inputs)), references.experts(*inputs, 2), exact(inputs, 2))
+    model = compile_ops({"plain": partial(Plain, "few", FLOAT)}, FLOAT, {})["plain"]
+    check(run(model, *map(buffer, inputs)), references.experts(*inputs, 2), exact(inputs, 2))
 
 
 def test_a_token_is_the_same_alone_and_beside_others(compiled: Ops) -> None:
@@ -150,12 +164,30 @@ def test_a_gate_of_gelu(compiled: Ops, inputs: int) -> None:
 def test_far_gates_of_gelu(compiled: Ops) -> None:
     """Where a power of a gate overflows, nothing or all of it passes."""
     gates = [-1e30, -50.0, -3.0, 0.0, 3.0, 50.0, 1e12]
-    x = torch.tensor(gates).to(TORCH[compiled.dtype]).reshape(1, -1, 1).repeat(1, 1, 2) * torch.tensor([1.0, 0.0])
+    x = torch.tensor([[[gate, 1.0] for gate in gates]]).to(TORCH[compiled.dtype])
     weight = torch.zeros(32, 2).to(x.dtype)
-    weight[:16, 0], weight[16:, 0] = 1.0, 1e-6
-    ours = run(compiled.models["gelu 16"], buffer(x.to(weight.dtype)), panels(weight, "gated"))
+    weight[:16, 0], weight[16:, 1] = 1.0, 1.0
+    ours = run(compiled.models["gelu 16"], buffer(x), panels(weight, "gated"))
     exact = references.gelu_linear(x.double(), weight.double())
     torch.testing.assert_close(ours, exact, rtol=2**-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (2, 35)])
+def test_norms_around_the_parts_of_a_layer(compiled: Ops, rows: int, length: int) -> None:
+    streams = [numbers(compiled.dtype, rows, length, 44, scale=1.5 + seed, seed=seed) for seed in range(3)]
+    weights = [1 + numbers(compiled.dtype, 44, scale=0.2, seed=seed) for seed in range(3, 7)]
+    scalar = numbers(compiled.dtype, 1, seed=7)
+    found = compiled.models["norms"].execute(*map(buffer, (*streams, *weights, scalar)))
+
+    def reference(dtype: torch.dtype) -> list[torch.Tensor]:
+        x, branch, other, *norms = (each.to(dtype) for each in (*streams, *weights))
+        first, second, third, fourth = (partial(references.normed, weight=each, epsilon=EPSILON) for each in norms)
+        added = x + first(branch)
+        joined = (x + fourth(second(branch) + third(other))) * scalar.to(dtype)
+        return [added, second(added), third(added), fourth(added) * 0.3, joined]
+
+    for ours, plain, exact in zip(found, reference(TORCH[compiled.dtype]), reference(torch.float64), strict=True):
+        check(torch.from_dlpack(ours).double(), plain, exact)
 
 
 def test_sizes_that_do_not_belong_together_are_refused(compiled: Ops) -> None:
