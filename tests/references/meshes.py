@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +44,6 @@ SPEC = TransformerSpec(
 )
 """Heads of 64, which the project's own attention takes; two main layers, so that one's result is another's input."""
 PLAIN = "plain"
-BLOCKS: tuple[FirstBlock, ...] = get_args(FirstBlock)
 
 
 class Variant(NamedTuple):
@@ -102,13 +100,14 @@ def compiled(variants: Sequence[Variant]) -> dict[str, Model]:
     return _together(made)
 
 
-def compiled_with_cache(devices: Sequence[int]) -> dict[str, Model]:
-    """Steps with first-block caching by either block, likewise.
+def compiled_with_cache(devices: int, block: FirstBlock) -> Model:
+    """A step with first-block caching, likewise, alone: the blocks of such graphs have the names of other graphs'.
 
     Args:
         devices: How many; 1 is the step of one device.
+        block: Decides.
     """
-    return _together({cached_name(*each): _built(partial(_cached, *each)) for each in product(devices, BLOCKS)})
+    return _together({"cached": _built(partial(_cached, devices, block))})["cached"]
 
 
 def _built(make: Callable[[], Any]) -> Any:
@@ -122,11 +121,6 @@ def _together(made: Mapping[str, Any]) -> dict[str, Model]:
     session = InferenceSession(devices=[CPU()])
     whole = compile_with_kernels(session, together, graphs)
     return dict(session.init_all(whole, weights_registry=_weights(next(iter(made.values())))))
-
-
-def cached_name(devices: int, block: FirstBlock) -> str:
-    """Of a graph with first-block caching."""
-    return f"cached_{devices}_{block}"
 
 
 def _cached(devices: int, block: FirstBlock) -> Any:
