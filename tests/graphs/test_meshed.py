@@ -91,8 +91,8 @@ def test_other_meshes(variant: Variant, name: str, record_property: RecordProper
 def check_cached(devices: int, block: FirstBlock) -> None:
     """Three evaluations: computed, reused or computed again by how far the latents have moved, for two thresholds."""
     one, several = (model_with_cache(each, block) for each in (1, devices))
-    for captions in ((40,), (9,)):
-        given = arguments(Case(image_tokens=35, captions=captions, batch=1, guidance=0.0))
+    for longest in (0, 96):
+        given = arguments(Case(image_tokens=35, captions=(40,), batch=1, guidance=0.0, longest=longest))
         decisions = []
         for threshold in (0.0, 0.02, 0.5):
             walked = [walk(model, given, block, threshold) for model in (one, several)]

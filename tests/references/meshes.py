@@ -74,17 +74,19 @@ class Case:
         captions: Tokens of each branch row's caption; with guidance the pictures' prompts, then their negative ones.
         batch: Pictures.
         guidance: How far guidance goes; 0 for one branch a picture.
+        longest: Tokens of a caption that was in the batch, too.
     """
 
     image_tokens: int
     captions: tuple[int, ...]
     batch: int
     guidance: float
+    longest: int = 0
 
     @property
     def is_full(self) -> bool:
         """Whether no row is padded to the length of another."""
-        return len({padded(each) for each in self.captions}) == 1
+        return len({padded(each) for each in (*self.captions, self.longest or self.captions[0])}) == 1
 
 
 def compiled(variants: Sequence[Variant]) -> dict[str, Model]:
@@ -152,7 +154,7 @@ def arguments(case: Case, seed: int = 0) -> list[Buffer]:
     """Random arguments of a step, in order."""
     draw, spec = np.random.default_rng(seed), SPEC
     lengths = [padded(each) for each in case.captions]
-    items, image, caption = len(lengths), padded(case.image_tokens), max(lengths)
+    items, image, caption = len(lengths), padded(case.image_tokens), max(*lengths, padded(case.longest))
     attended = [image + each for each in lengths]
     angles = draw.uniform(0, 6.28, (items, image + caption, spec.head_dim // 2))
     rope = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
