@@ -89,21 +89,28 @@ class Case:
         return len({padded(each) for each in (*self.captions, self.longest or self.captions[0])}) == 1
 
 
-def compiled(variants: Sequence[Variant]) -> dict[str, Model]:
+def compiled(variants: Sequence[Variant], cached: Sequence[int] = ()) -> dict[str, Model]:
     """The plain step and others, bound to the same random weights.
 
     Args:
         variants: Of a mesh each.
+        cached: Devices of further ones, with first-block caching by the noise refiner's first block.
     """
     made = {PLAIN: _built(lambda: denoise_step(SPEC))}
     for each in variants:
         spec = MeshSpec(transformer=SPEC, places=tuple(range(each.devices)), groups=each.groups)
         made[each.name] = _built(partial(meshed_step, spec, each.is_padded))
+    made |= {cached_name(devices): _built(partial(_cached, devices, "noise_refiner")) for devices in cached}
     return _together(made)
 
 
+def cached_name(devices: int) -> str:
+    """Of a graph with first-block caching."""
+    return f"cached_{devices}"
+
+
 def compiled_with_cache(devices: int, block: FirstBlock) -> Model:
-    """A step with first-block caching, likewise, alone: the blocks of such graphs have the names of other graphs'.
+    """A step with first-block caching, alone: on one device its blocks have the names of the plain step's.
 
     Args:
         devices: How many; 1 is the step of one device.
@@ -122,7 +129,11 @@ def _together(made: Mapping[str, Any]) -> dict[str, Model]:
     graphs = [trace(module, module.input_types(DType.float32, cpu), name, together) for name, module in made.items()]
     session = InferenceSession(devices=[CPU()])
     whole = compile_with_kernels(session, together, graphs)
-    return dict(session.init_all(whole, weights_registry=_weights(next(iter(made.values())))))
+    weights = _weights(next(iter(made.values())))
+    ends = {name.removeprefix("predict."): data for name, data in weights.items()}
+    known = {name for module in made.values() for name, _ in module.parameters}
+    every = {**ends, **{f"predict.{name}": data for name, data in ends.items()}}
+    return dict(session.init_all(whole, weights_registry={name: every[name] for name in known}))
 
 
 def _cached(devices: int, block: FirstBlock) -> Any:
