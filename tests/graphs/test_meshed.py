@@ -22,6 +22,7 @@ from tests.references.meshes import (
     Case,
     Variant,
     arguments,
+    cached_name,
     compiled,
     compiled_with_cache,
     run,
