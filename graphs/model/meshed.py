@@ -168,7 +168,8 @@ class MeshedTransformer(Module[..., Tensor]):
 
     def join(self, image: Tensor, around: Surroundings) -> Tensor:
         """A device's image tokens with its caption tokens behind: [group_items, part, dim]."""
-        return each(self.mesh, joined)(self.places, image, around.caption)
+        found: Tensor = each(self.mesh, joined)(self.places, image, around.caption)
+        return found
 
     def project(self, tokens: Tensor, around: Surroundings, final_scale: Tensor, like: Tensor) -> Tensor:
         """Final layer, and the results of all devices together on the first one: float32, in the shape of `like`."""
