@@ -66,13 +66,14 @@ class MeshedTransformer(Module[..., Tensor]):
         spec: The mesh.
         is_padded: Whether rows of unequal length are told apart by their valid lengths; without it all must be full.
             Hiding keys takes another kernel of MAX's on a GPU, and a mask in memory.
+        purpose: In the names of its blocks, of a graph that is no plain step.
     """
 
-    def __init__(self, spec: MeshSpec, is_padded: bool) -> None:
+    def __init__(self, spec: MeshSpec, is_padded: bool, purpose: str = "") -> None:
         self.around, self.spec, self.is_padded = spec, spec.transformer, is_padded
-        # Graphs of one module share blocks of one name, and a block is of one mesh.
-        own = f"{spec.groups}x{spec.size}"
-        self.refiner_name, self.main_name = f"refiner_block_{own}", f"main_block_{own}{'_padded' if is_padded else ''}"
+        # In a module of several graphs each has blocks of its own.
+        own = f"{spec.groups}x{spec.size}{purpose or ('_padded' if is_padded else '')}"
+        self.refiner_name, self.main_name = f"refiner_block_{own}", f"main_block_{own}"
         self.mesh = spec.mesh(defaults()[1].devices[0])
         shape = spec.transformer
         with default_device(self.mesh):
@@ -167,7 +168,8 @@ class MeshedTransformer(Module[..., Tensor]):
 
     def join(self, image: Tensor, around: Surroundings) -> Tensor:
         """A device's image tokens with its caption tokens behind: [group_items, part, dim]."""
-        return each(self.mesh, joined)(self.places, image, around.caption)
+        found: Tensor = each(self.mesh, joined)(self.places, image, around.caption)
+        return found
 
     def project(self, tokens: Tensor, around: Surroundings, final_scale: Tensor, like: Tensor) -> Tensor:
         """Final layer, and the results of all devices together on the first one: float32, in the shape of `like`."""

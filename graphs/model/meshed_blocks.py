@@ -39,7 +39,8 @@ class MeshedBlock(ModulatedBlock):
         """
         query, *own = F.call_on_mesh(MeshedBlock.heads, x.mesh)(self, x, rope, modulation)
         key, value = map(gathered, own)
-        return F.call_on_mesh(MeshedBlock.rest, x.mesh)(self, x, query, key, value, hidden, modulation)
+        found: Tensor = F.call_on_mesh(MeshedBlock.rest, x.mesh)(self, x, query, key, value, hidden, modulation)
+        return found
 
     def heads(self, x: Tensor, rope: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of a device's tokens."""

@@ -40,7 +40,7 @@ class MeshedFirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         if not (shape.num_refiner_layers if first == "noise_refiner" else shape.num_layers):
             raise ValueError(f"the first block of {first} is to decide, and this transformer has none there")
         # A row that is alone still has the padding of the batch behind it.
-        self.transformer = MeshedTransformer(spec, is_padded=True)
+        self.transformer = MeshedTransformer(spec, is_padded=True, purpose=f"_{first}")
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One evaluation; see `graphs.step.first_block.FirstBlockStep.forward`."""

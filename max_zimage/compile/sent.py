@@ -13,7 +13,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -89,10 +89,7 @@ def sent_in(text: str, graph: str) -> list[Sent]:
     for block, often in _runs(graph, calls):
         for each in found[block]:
             times[each] += often
-    return [
-        Sent(**{**{field: getattr(each, field) for field in each.__dataclass_fields__}, "times": often})
-        for each, often in times.items()
-    ]
+    return [replace(each, times=often) for each, often in times.items()]
 
 
 def nbytes_by_device(sent: Iterable[Sent], sizes: Mapping[str, int]) -> dict[int, int]:

@@ -95,7 +95,7 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         return weights
 
     @property
-    def nag(self) -> CompiledGraph:  # type: ignore[override]  # which is kept
+    def nag(self) -> CompiledGraph:
         """There is none.
 
         Raises:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +44,6 @@ SPEC = TransformerSpec(
 )
 """Heads of 64, which the project's own attention takes; two main layers, so that one's result is another's input."""
 PLAIN = "plain"
-BLOCKS: tuple[FirstBlock, ...] = get_args(FirstBlock)
 
 
 class Variant(NamedTuple):
@@ -76,39 +74,49 @@ class Case:
         captions: Tokens of each branch row's caption; with guidance the pictures' prompts, then their negative ones.
         batch: Pictures.
         guidance: How far guidance goes; 0 for one branch a picture.
+        longest: Tokens of a caption that was in the batch, too.
     """
 
     image_tokens: int
     captions: tuple[int, ...]
     batch: int
     guidance: float
+    longest: int = 0
 
     @property
     def is_full(self) -> bool:
         """Whether no row is padded to the length of another."""
-        return len({padded(each) for each in self.captions}) == 1
+        return len({padded(each) for each in (*self.captions, self.longest or self.captions[0])}) == 1
 
 
-def compiled(variants: Sequence[Variant]) -> dict[str, Model]:
+def compiled(variants: Sequence[Variant], cached: Sequence[int] = ()) -> dict[str, Model]:
     """The plain step and others, bound to the same random weights.
 
     Args:
         variants: Of a mesh each.
+        cached: Devices of further ones, with first-block caching by the noise refiner's first block.
     """
     made = {PLAIN: _built(lambda: denoise_step(SPEC))}
     for each in variants:
         spec = MeshSpec(transformer=SPEC, places=tuple(range(each.devices)), groups=each.groups)
         made[each.name] = _built(partial(meshed_step, spec, each.is_padded))
+    made |= {cached_name(devices): _built(partial(_cached, devices, "noise_refiner")) for devices in cached}
     return _together(made)
 
 
-def compiled_with_cache(devices: Sequence[int]) -> dict[str, Model]:
-    """Steps with first-block caching by either block, likewise.
+def cached_name(devices: int) -> str:
+    """Of a graph with first-block caching."""
+    return f"cached_{devices}"
+
+
+def compiled_with_cache(devices: int, block: FirstBlock) -> Model:
+    """A step with first-block caching, alone: on one device its blocks have the names of the plain step's.
 
     Args:
         devices: How many; 1 is the step of one device.
+        block: Decides.
     """
-    return _together({cached_name(*each): _built(partial(_cached, *each)) for each in product(devices, BLOCKS)})
+    return _together({"cached": _built(partial(_cached, devices, block))})["cached"]
 
 
 def _built(make: Callable[[], Any]) -> Any:
@@ -121,12 +129,11 @@ def _together(made: Mapping[str, Any]) -> dict[str, Model]:
     graphs = [trace(module, module.input_types(DType.float32, cpu), name, together) for name, module in made.items()]
     session = InferenceSession(devices=[CPU()])
     whole = compile_with_kernels(session, together, graphs)
-    return dict(session.init_all(whole, weights_registry=_weights(next(iter(made.values())))))
-
-
-def cached_name(devices: int, block: FirstBlock) -> str:
-    """Of a graph with first-block caching."""
-    return f"cached_{devices}_{block}"
+    weights = _weights(next(iter(made.values())))
+    ends = {name.removeprefix("predict."): data for name, data in weights.items()}
+    known = {name for module in made.values() for name, _ in module.parameters}
+    every = {**ends, **{f"predict.{name}": data for name, data in ends.items()}}
+    return dict(session.init_all(whole, weights_registry={name: every[name] for name in known}))
 
 
 def _cached(devices: int, block: FirstBlock) -> Any:
@@ -158,7 +165,7 @@ def arguments(case: Case, seed: int = 0) -> list[Buffer]:
     """Random arguments of a step, in order."""
     draw, spec = np.random.default_rng(seed), SPEC
     lengths = [padded(each) for each in case.captions]
-    items, image, caption = len(lengths), padded(case.image_tokens), max(lengths)
+    items, image, caption = len(lengths), padded(case.image_tokens), max(*lengths, padded(case.longest))
     attended = [image + each for each in lengths]
     angles = draw.uniform(0, 6.28, (items, image + caption, spec.head_dim // 2))
     rope = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
