@@ -17,9 +17,8 @@ RATES = (10, 1_000, 100_000)
 """Requests a minute."""
 PROMISE = 5.0
 """Seconds within which 99 of 100 requests are to be answered; the largest picture takes 1.3 s."""
-_WARM = 20.0  # seconds before what is looked at
+_WARM = 10.0  # seconds before what is looked at
 _LEAST = 20_000  # requests that are looked at: a queue of a busy fleet takes its time to grow
-_LONGEST = 30.0  # seconds that are looked at where there are more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ def simulated(a_minute: float, replicas: int, policy: Policy) -> Outcome:
         replicas: GPUs.
         policy: How they are run.
     """
-    lasts = _WARM + max(_LONGEST, 60 * _LEAST / a_minute)
+    lasts = _WARM + 60 * _LEAST / a_minute
     setup = Setup(
         replicas=replicas,
         shapes=len(gpus.MIX),
@@ -123,7 +122,7 @@ def needed(a_minute: float, policy: Policy, promise: float = PROMISE) -> Outcome
         policy: How they are run.
         promise: Seconds of p99.
     """
-    least = max(1, math.floor(a_minute / 60 * gpus.mean_seconds(policy.hits) * 0.9))
+    least = math.ceil(a_minute / 60 * gpus.mean_seconds(policy.hits))  # fewer would be ever further behind
     found = simulated(a_minute, least, policy)
     step = max(1, least // 50)
     while found.p99 > promise or found.refused:

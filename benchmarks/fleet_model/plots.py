@@ -50,7 +50,7 @@ def plan(file: Path) -> None:
     axes = figure.add_subplot()
     for colour, a_minute in zip(_COLOURS, RATES, strict=True):
         work = a_minute / 60 * gpus.mean_seconds(0.0)
-        counts = sorted({max(1, round(work / busy)) for busy in (1.05, 0.98, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35)})
+        counts = sorted({max(1, round(work / busy)) for busy in (0.98, 0.95, 0.9, 0.8, 0.65, 0.5, 0.35)})
         found = [simulated(a_minute, count, Policy()) for count in counts]
         busy = [100 * each.busy for each in found]
         axes.plot(busy, [each.p99 for each in found], "o-", color=colour, label=f"{a_minute:,} a minute, p99")

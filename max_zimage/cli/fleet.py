@@ -134,7 +134,7 @@ def opened_by(words: Sequence[str]) -> Opened:
     Args:
         words: Of the command, behind the program's name.
     """
-    from max_zimage.cli.serve import opened
+    from max_zimage.cli.opening import opened
 
     arguments = _arguments(words)
     return opened(arguments, settings_of(arguments))

@@ -66,6 +66,8 @@ def test_a_picture_from_an_encoders_features_is_the_pipelines(client: httpx.Clie
             negative_prompt=fields.get("negative_prompt"),
         )
         np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), np.asarray(drawn))
+    idle = client.post("/v1/images/generations", json=asked | {"guidance_scale": 0.0, "negative_prompt": "blue"})
+    assert (idle.status_code, idle.json()["error"]["param"]) == (400, "negative_prompt")
     refused = client.post("/v1/images/generations", json=asked | {"prompt": "x" * 10_001})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
 

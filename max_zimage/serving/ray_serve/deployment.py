@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -59,7 +59,6 @@ def application(
     Returns:
         What `serve.run` runs. Called where Ray is, whose devices decide where replicas go.
     """
-    from max_zimage.serving.ray_serve.encoder import EncoderReplica
     from max_zimage.serving.ray_serve.replica import PictureReplica
 
     gpus = fleet.gpus if fleet.gpus is not None else float("GPU" in ray.cluster_resources())
@@ -86,18 +85,7 @@ def application(
     )
     encoders = None
     if fleet.encoders and opening_encoder is not None:
-        encoders = (
-            serve.deployment(EncoderReplica)
-            .options(
-                name=ENCODERS,
-                num_replicas=fleet.encoders,
-                ray_actor_options=device,
-                max_ongoing_requests=4,
-                health_check_period_s=_LOOK,
-                max_constructor_retry_count=_CONSTRUCTED,
-            )
-            .bind(opening_encoder)
-        )
+        encoders = _encoders(fleet.encoders, device).bind(opening_encoder)
     gateway = serve.deployment(GatewayReplica).options(
         name=GATEWAY,
         ray_actor_options={"num_cpus": 0},
@@ -107,6 +95,19 @@ def application(
         graceful_shutdown_wait_loop_s=1.0,
     )
     return gateway.bind(settings, pictures.bind(opening), encoders)
+
+
+def _encoders(count: int, device: Mapping[str, Any]) -> Deployment:
+    from max_zimage.serving.ray_serve.encoder import EncoderReplica
+
+    return serve.deployment(EncoderReplica).options(
+        name=ENCODERS,
+        num_replicas=count,
+        ray_actor_options=device,
+        max_ongoing_requests=4,
+        health_check_period_s=_LOOK,
+        max_constructor_retry_count=_CONSTRUCTED,
+    )
 
 
 def _count(fleet: FleetSettings, together: int) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -27,6 +28,7 @@ _SETTINGS = tuple(row.images.name for name in (*SETTINGS, "template") if (row :=
 _TEXTS = ("prompt", "negative_prompt", *_SETTINGS)
 _OTHERS = ("features", "enhance", "seed_variance")
 """Fields of requests that are left to the replicas: the prompt is not the one to encode, or is not all of it."""
+_GUIDANCE = ("guidance_scale", "nag_scale")
 _SECONDS = 60.0
 
 
@@ -55,6 +57,8 @@ class Encoding:
         given = read(body)
         if given is None or not isinstance(given.get("prompt"), str) or any(given.get(name) for name in _OTHERS):
             return body
+        if given.get("negative_prompt") and not _guides(given):
+            return body  # the replica says whether it would do anything
         asked = {"negative_prompt": ""} | {name: given[name] for name in _TEXTS if given.get(name) is not None}
         try:
             async with asyncio.timeout(_SECONDS):
@@ -66,3 +70,8 @@ class Encoding:
             raise ApiError(**answer["error"])
         kept = {name: value for name, value in given.items() if name not in _TEXTS}
         return json.dumps(kept | answer).encode()
+
+
+def _guides(given: Mapping[str, Any]) -> bool:
+    """Whether a request says by itself that a negative prompt counts."""
+    return any(isinstance(given.get(name), (int, float)) and given[name] > 0 for name in _GUIDANCE)

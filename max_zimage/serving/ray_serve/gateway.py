@@ -31,7 +31,7 @@ from max_zimage.serving.ray_serve.shapes import read, shape_of
 _log = logging.getLogger("max_zimage.serving")
 _TRIES = 3
 _PAUSE = 0.5  # seconds before another try: within them the router hears which replicas serve
-_PROBE = 5.0  # seconds in which somebody has to say that pictures are drawn
+_PROBE = 2.0  # seconds in which somebody has to say that pictures are drawn
 GRACE = 30.0
 """Seconds above those that a replica gives a request, in which the gateway hears what became of it."""
 _PROBES = ("/health", "/readyz")
