@@ -103,7 +103,9 @@ def gone(processes: list[psutil.Process], seconds: float = 20) -> Iterator[bool]
         yield not each.is_running() or each.status() == psutil.STATUS_ZOMBIE
 
 
-def test_killed_again_and_again_it_comes_to_the_same(embedded: Pair, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_comes_to_the_same(
+    embedded: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Workers and the command itself, at moments that nobody chose; embedded for its graphs, which are compiled."""
     random = Random(26)
     rows = [
@@ -114,6 +116,7 @@ def test_killed_again_and_again_it_comes_to_the_same(embedded: Pair, tmp_path: P
     write_lines(tmp_path / "a.jsonl", rows)
     plain, folder = tmp_path / "plain", tmp_path / "killed"
     more: Any = {"batch_pictures": 3, "window_rows": 8, "defaults": {"num_inference_steps": 2, "guidance_scale": 0.0}}
+    monkeypatch.setattr(embedded.ours, "named", ("tiny-zimage", ()))  # as the command line names it: pictures say so
     drawer = Drawer(embedded.ours, RecordBook(Output(str(plain)), "run"), is_packed=False, metadata=True)
     job_of(tmp_path / "a.jsonl", plain, **more).run(Here(drawer))
     job = ("a.jsonl", *SIZE, "--device", "cpu", "--quiet", "--output", "killed")
