@@ -80,7 +80,6 @@ def test_bfloat16_changes_the_loss_little(tmp_path: Path) -> None:
     model = DiffusionGemmaForBlockDiffusion.from_pretrained(embedded.TEXT_PATH, dtype=torch.float32)
     with torch.no_grad():
         found = [loss_of(Denoiser(model, kind), *batch_of(tokenizer, 16, 3)) for kind in (torch.float32, PRODUCTS)]
-    assert PRODUCTS != torch.float32
     for wanted, ours in zip(*found, strict=True):
         assert float(ours) == pytest.approx(float(wanted), rel=0.05)
 
