@@ -60,8 +60,7 @@ float32, {machine}.
 
 In the project's source, `make text-model ARGS="train DIR"` makes one like it, from fixed seeds:
 
-- {steps:,} steps of {batch} prompts and captions, in {parts} parts, each of which begins with the average of the
-  weights that the one before ended with.
+- {steps:,} steps of {batch} prompts and captions{parts}.
 - {canvases} canvases for each caption, each with a level of noise from 0 to 1, high ones more often than low ones;
   every token replaced, with that probability, by any of the vocabulary; cross-entropy at all places, on the last canvas
   with the logits of a pass before.
@@ -73,6 +72,7 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
 Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
 
+_PARTS = ", in {} parts, each of which begins with the average of the weights that the one before ended with"
 
 EXAMPLES = ("red star", "blue circle green ring", "square below heart on black", "Big grey triangles.")
 """Prompts on the card."""
@@ -118,7 +118,7 @@ def write_card(checkpoint: Path, results: Path, plans: Sequence[Plan], captions:
         machine=_machine(scores[0]),
         steps=sum(plan.steps for plan in plans),
         batch=plans[0].batch,
-        parts=len(plans),
+        parts=_PARTS.format(len(plans)) if len(plans) > 1 else "",
         canvases=CANVASES,
     )
     (checkpoint / "README.md").write_text(card, encoding="utf-8")

@@ -19,11 +19,7 @@ from benchmarks.training.text.model import CANVAS, Denoiser, config_of, new_mode
 from benchmarks.training.training import Plan, Training, muon
 from max_zimage import embedded
 
-PLANS = (
-    Plan(steps=2000, batch=32, rate=2.5e-3, warmup=100, decay=0.5),
-    Plan(steps=2000, batch=32, rate=2e-3, warmup=50, decay=0.5),
-    Plan(steps=2000, batch=32, rate=2e-3, warmup=50, decay=0.5),
-)
+PLANS = (Plan(steps=1500, batch=32, rate=2.5e-3, warmup=100, decay=0.37),)
 """One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
 """Names of the matrices that Muon is not meant for: inputs and outputs, and what chooses experts."""
