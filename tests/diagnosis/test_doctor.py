@@ -80,6 +80,17 @@ def test_a_sound_machine_has_no_fault(run: Run, capsys: pytest.CaptureFixture[st
     assert len([line for line in lines if line.startswith("ok ")]) >= 10
 
 
+def test_a_machine_without_a_compiler(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise ImportError("Import of Mojo module failed due to compilation error.")
+
+    monkeypatch.setattr(installation, "import_module", fails)
+    code, told = run()
+    assert code == 1
+    assert found(told, "MAX")["remedy"].startswith("install a C compiler called cc (Debian: gcc and libc6-dev)")
+    assert "Mojo module failed" in found(told, "MAX")["found"]
+
+
 def test_caches_that_cannot_be_written_to(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MAX_ZIMAGE_CACHE", str(tmp_path / "file"))

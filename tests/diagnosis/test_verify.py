@@ -247,6 +247,8 @@ def test_bounds_and_comparisons() -> None:
     assert bound(velocity, "bfloat16", "float32", 0.01, on_host=True) == pytest.approx(0.02, rel=1e-3)
     assert bound(velocity, "bfloat16", "bfloat16", 0.01, on_host=True) == pytest.approx(0.031, rel=1e-3)
     assert bound(velocity, "float32", "float32", 0.004, on_host=False) == 2e-3
+    assert bound(velocity, "bfloat16", "bfloat16", None, on_host=True) == 0.05
+    assert bound(velocity, "float32", "float32", None, on_host=True) == STAGES_L2["prediction"]
     assert bound(tokens, "bfloat16", "bfloat16", None, on_host=True) == 0
     values: Any = {"float32": {"velocity": np.array([3.0, 4.0])}, "bfloat16": {"velocity": np.array([3.0, 4.5])}}
     assert lost_in_bfloat16(velocity, values) == pytest.approx(0.1)

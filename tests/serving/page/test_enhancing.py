@@ -80,7 +80,7 @@ def test_every_status_that_a_server_can_say_is_shown(here: Visit, status: str) -
     told = {"id": "x", "status": status} | answers.get(status, {})
     said = {"enhancing": "Writing the prompt out", "queued": "Waiting, 2 requests before this one"}
     said |= {"running": "Step 3 of 8"}
-    asked = []
+    asked: list[str] = []
 
     def answer(route: Route) -> None:
         asked.append(route.request.method)
