@@ -31,7 +31,7 @@ COLUMNS = tuple(name for name in ROWS if name not in _NO_COLUMNS)
 
 
 def _other_names() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name, row in ROWS.items():
         named = (
             [row.flag.destination, *(each.removeprefix("--").replace("-", "_") for each in row.flag.others)]

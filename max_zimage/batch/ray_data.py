@@ -117,10 +117,10 @@ class RayData:
                 left = [unit for unit in wave if unit.key not in seen]
                 wave = []
                 for unit in left:
-                    more, report = self._left(unit, why, book)
+                    more, ended = self._left(unit, why, book)
                     wave += more
-                    if report is not None:
-                        yield report
+                    if ended is not None:
+                        yield ended
                 fruitless = 0 if len(seen) or _begun(left, book) > before else fruitless + 1
                 if wave and fruitless == _FRUITLESS:
                     raise JobError(f"{_FRUITLESS} runs of Ray Data ended before anything was drawn: {why}")
