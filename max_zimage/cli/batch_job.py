@@ -109,7 +109,6 @@ def executor_of(arguments: argparse.Namespace, job: Job) -> Executor:
         options=options_of(arguments),
         url=arguments.output,
         run=job.book.run,
-        is_packed=arguments.format != "files",
         metadata=not arguments.no_metadata,
     )
     if arguments.ray is not None:
