@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from max_zimage.serving.http.a1111_body import IMG2IMG, INERT, TXT2IMG
+from max_zimage.serving.http.routes_hidden_states import HiddenStatesRequest
 from max_zimage.serving.http.routes_llm_dit import GENERATE, TEXTS
 from max_zimage.serving.http.schema import EDIT, GENERATION
 from tests.fuzzers.tally import Tally
@@ -47,6 +48,7 @@ _RIGHT: Mapping[str, Mapping[str, Any]] = {
     "/api/generate": {"prompt": "a red star", "steps": 1, "width": 64, "height": 64},
     "/api/encode": {"prompt": "a red star"},
     "/api/format-prompt": {"prompt": "a red star"},
+    "/v1/hidden_states": {"input": "a red star"},
     "/sdapi/v1/txt2img": {"prompt": "a red star", "steps": 1, "width": 64, "height": 64},
     "/sdapi/v1/img2img": {"prompt": "a red star", "steps": 1, "init_images": ["IMAGE"], "denoising_strength": 1.0},
     "/sdapi/v1/options": {"sd_model_checkpoint": "tiny-zimage"},
@@ -59,6 +61,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "/api/generate": tuple(GENERATE.model_fields),
     "/api/encode": tuple(TEXTS.model_fields),
     "/api/format-prompt": tuple(TEXTS.model_fields),
+    "/v1/hidden_states": tuple(HiddenStatesRequest.model_fields),
     "/sdapi/v1/txt2img": tuple(TXT2IMG.model_fields),
     "/sdapi/v1/img2img": tuple(IMG2IMG.model_fields),
     "/sdapi/v1/options": ("sd_vae", "CLIP_stop_at_last_layers", "samples_format"),
