@@ -63,7 +63,16 @@ def test_a_sound_machine_has_no_fault(run: Run, capsys: pytest.CaptureFixture[st
     assert all(bool(each["remedy"]) == (each["state"] != "ok") for each in told["findings"])
     names = {each["name"] for each in told["findings"]}
     assert names >= {"Python", "C library", "packages", "MAX", "compiled graphs", "MAX's cache", "temporary files"}
-    assert names >= {"hub cache", "hub", "port", "processor", "accelerators", "memory", "checkpoint"}
+    assert names >= {
+        "hub cache",
+        "hub",
+        "port",
+        "processor",
+        "bfloat16 products",
+        "accelerators",
+        "memory",
+        "checkpoint",
+    }
     assert told["versions"]["modular"] == metadata.version("modular")
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
