@@ -71,7 +71,7 @@ def test_graphs_for_several_devices_come_with_their_number() -> None:
 
 @pytest.mark.targets
 def test_a_worker_says_it_too() -> None:
-    """One row of 1024x1024 pixels on two devices of the published model: 1.0 GB each, as the reference derives it."""
+    """One row of 1024x1024 pixels on two devices of the published model: 1.0 GB each, as derived by hand."""
     mesh = check_mesh(2, "tokens", PINNED)
     (report,) = compile_target(FULL_MODEL, PINNED, "bfloat16", ("denoise_meshed",), list_kernels=True, mesh=mesh)
     assert report.error is None, f"{report.error}; see {report.log}"
