@@ -31,7 +31,7 @@ COLUMNS = tuple(name for name in ROWS if name not in _NO_COLUMNS)
 
 
 def _other_names() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name, row in ROWS.items():
         named = (
             [row.flag.destination, *(each.removeprefix("--").replace("-", "_") for each in row.flag.others)]
@@ -50,8 +50,8 @@ _OTHERS = _other_names()
 def problem_of(name: str) -> str | None:
     """Why a column cannot be; None for one that can.
 
-    >>> problem_of("promt")
-    'promt is no field of a request, the nearest is prompt'
+    >>> problem_of("prompts")
+    'prompts is no field of a request, the nearest is prompt'
     """
     if name in COLUMNS:
         return None

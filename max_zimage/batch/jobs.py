@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from max_zimage.batch.output import JOB, MANIFEST, WORK, Output
 from max_zimage.batch.packing import finish
@@ -29,8 +29,8 @@ _SECONDS = 3600
 class Executor(Protocol):
     """Whoever draws; to be left like a file, by `with`."""
 
-    def __enter__(self) -> Self:
-        """Return itself."""
+    def __enter__(self) -> Any:
+        """Begin; what it returns is not looked at."""
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None, /) -> None:
         """End what was started."""

@@ -80,8 +80,8 @@ def _sources(body: EditRequest) -> dict[str, Any]:
         raise ValueError(f"image: one image may be given, got {len(images)}; leave the others out")
     if body.mask is not None and body.mask_image is not None:
         raise ValueError("mask: mask_image is given too, which goes by brightness; leave one out")
-    found = {"image": images[0], TRANSPARENCY: body.mask, "mask_image": body.mask_image}
-    found = {name: value for name, value in found.items() if value is not None}
+    named = {"image": images[0], TRANSPARENCY: body.mask, "mask_image": body.mask_image}
+    found = {name: value for name, value in named.items() if value is not None}
     for name, value in found.items():
         if not value.startswith("data:"):
             raise ValueError(f'{name}: must be a data URL, "data:image/png;base64,...", got {value[:40]!r}')

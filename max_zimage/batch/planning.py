@@ -88,7 +88,13 @@ class Planner:
             request = self._request(row, values, pixels_of(contents))
         notes = "; ".join(str(each.message) for each in caught if isinstance(each.message, RequestWarning))
         key = self._checked(request)
-        common = {"row": row.number, "id": row.id, "sources": sources, "digests": digests_of(contents), "note": notes}
+        common: dict[str, Any] = {
+            "row": row.number,
+            "id": row.id,
+            "sources": sources,
+            "digests": digests_of(contents),
+            "note": notes,
+        }
         found = []
         for picture in range(copies):
             wire = to_text(request.picture(picture))

@@ -117,10 +117,10 @@ class RayData:
                 left = [unit for unit in wave if unit.key not in seen]
                 wave = []
                 for unit in left:
-                    more, report = self._left(unit, why, book)
+                    more, ended = self._left(unit, why, book)
                     wave += more
-                    if report is not None:
-                        yield report
+                    if ended is not None:
+                        yield ended
                 fruitless = 0 if len(seen) or _begun(left, book) > before else fruitless + 1
                 if wave and fruitless == _FRUITLESS:
                     raise JobError(f"{_FRUITLESS} runs of Ray Data ended before anything was drawn: {why}")
@@ -144,9 +144,7 @@ class RayData:
             compute=data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             num_gpus=1 if gpus else 0,
             num_cpus=1,
-            scheduling_strategy="SPREAD",
-            max_restarts=_RESTARTS,
-            max_task_retries=TRIES - 1,
+            ray_remote_args_fn=_bounds,
         )
         for row in drawn.iter_rows():
             yield pickle.loads(row["report"])
@@ -158,6 +156,11 @@ class RayData:
         if not gpus and not nodes:
             raise JobError("no node of the cluster has a CPU for an actor; add one, or raise its --num-cpus")
         return gpus or len(nodes)
+
+
+def _bounds() -> dict[str, int]:
+    """How often Ray starts an actor again, and tries its call again, of itself: without end if nothing is said."""
+    return {"max_restarts": _RESTARTS, "max_task_retries": TRIES - 1}
 
 
 def _begun(units: Sequence[Unit], book: RecordBook) -> int:

@@ -104,7 +104,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(form: str, file: Path, plain:
     """Amid writing, recording and packing, which take longest here. A fork may do all but draw with MAX."""
     folder, random = tmp_path / "out", Random(form)
     job_of(file, folder, form=form).claim()  # what a fork would load is loaded
-    ends = []
+    ends: list[int] = []
     for run in range(60):
         child = os.fork()
         if child == 0:

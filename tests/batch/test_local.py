@@ -143,15 +143,15 @@ def test_killed_again_and_again_it_comes_to_the_same(
 def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from max_zimage.cli.main import main
 
-    file = write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "promt": "y"}])
+    file = write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "prompts": "y"}])
 
     def said(*words: str) -> str:
         output: Any = ("--output", str(tmp_path / "out"), "--device", "cpu")
         assert main(["batch", *words, *output]) == 2
         return capsys.readouterr().err
 
-    assert "promt is no field of a request, the nearest is prompt" in said(str(file))
+    assert "prompts is no field of a request, the nearest is prompt" in said(str(file))
     assert "cannot be read as jsonl: No such file" in said(str(tmp_path / "none.jsonl"))
-    assert "--ignore colour: " in said(str(file), "--ignore", "promt", "--ignore", "colour")
+    assert "--ignore colour: " in said(str(file), "--ignore", "prompts", "--ignore", "colour")
     assert "has no column key" in said(str(file), "--id-column", "key")
     assert not (tmp_path / "out").exists()

@@ -54,7 +54,10 @@ def test_a_seed_comes_of_the_row_or_of_its_id_alone(tmp_path: Path) -> None:
 
 def test_what_a_row_says_comes_before_defaults(tmp_path: Path) -> None:
     defaults = {**SMALL, "negative_prompt": "blue", "guidance_scale": 3.0, "shift": 2.0}
-    rows = [{"prompt": "x"}, {"prompt": "y", "guidance_scale": 0.0, "negative_prompt": None, "shift": 4}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "x"},
+        {"prompt": "y", "guidance_scale": 0.0, "negative_prompt": None, "shift": 4},
+    ]
     rows += [{"prompt": "z", "sigmas": [0.9, 0.5, 0.2]}]
     found = requests(planned(tmp_path, rows, defaults=defaults))
     first, second, third = (found[str(number), 0] for number in range(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -49,12 +50,17 @@ def named(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded.ours, "named", ("tiny-zimage", ()))
 
 
+_NODE: dict[str, Any] = {"memory": 3 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+_MARK = "MAX_ZIMAGE_TEST_CLUSTER"
+"""A variable that all processes of a cluster get from here: there may be others on this machine."""
+
+
 @contextlib.contextmanager
 def cluster(nodes: int) -> Iterator[Any]:
     """A head that draws nothing, and so many worker nodes; gone afterwards, whatever happens."""
     from ray.cluster_utils import Cluster
 
-    before = {each.pid for each in psutil.process_iter() if _is_rays(each)}
+    os.environ[_MARK] = secrets.token_hex(8)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_NODE})
     try:
         for _ in range(nodes):
@@ -64,20 +70,19 @@ def cluster(nodes: int) -> Iterator[Any]:
     finally:
         with contextlib.suppress(Exception):  # where a test has killed it
             made.shutdown()
-        ours = [each for each in psutil.process_iter() if each.pid not in before and _is_rays(each)]
-        for each in ours:
+        for each in own_processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
 
 
-_NODE: dict[str, Any] = {"memory": 3 * 2**30, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-
-
-def _is_rays(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        line = " ".join(process.cmdline())
-        return "raylet" in line or "gcs_server" in line or line.startswith("ray::")
-    return False
+def own_processes() -> list[psutil.Process]:
+    """Those of the cluster, and a command that draws with it."""
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if each.pid != os.getpid() and each.environ().get(_MARK) == os.environ[_MARK]:
+                found.append(each)
+    return found
 
 
 def command(address: str, folder: Path, cwd: Path, workers: int) -> subprocess.Popen[bytes]:
@@ -108,11 +113,16 @@ def test_a_small_job_on_one_node(embedded: Pair, tmp_path: Path) -> None:
 def actors() -> list[psutil.Process]:
     """Those that draw."""
     found = []
-    for each in psutil.process_iter():
+    for each in own_processes():
         with contextlib.suppress(psutil.Error):
-            if " ".join(each.cmdline()).startswith("ray::") and each.memory_info().rss > 450 * 2**20:
+            if "RayDrawer" in " ".join(each.cmdline()) or (each.name().startswith("ray::") and _is_large(each)):
                 found.append(each)
     return found
+
+
+def _is_large(process: psutil.Process) -> bool:
+    """Whether it has loaded a model."""
+    return bool(process.memory_info().rss > 450 * 2**20)
 
 
 def drawn(folder: Path) -> int:

@@ -106,7 +106,7 @@ def test_columns_that_are_no_fields_are_refused_with_the_nearest() -> None:
             check_columns("f", names, names, ignored)
         return str(caught.value)
 
-    assert "promt is no field of a request, the nearest is prompt" in said("promt")
+    assert "prompts is no field of a request, the nearest is prompt" in said("prompts")
     assert "steps is no field of a request, the nearest is num_inference_steps" in said("prompt", "steps")
     assert "latents is no column: a job draws from seeds" in said("prompt", "latents")
     assert said("seed") == "f has no column prompt; it has seed"
@@ -151,7 +151,7 @@ def test_lines_of_openai_say_what_the_routes_take() -> None:
         (line({"prompt": "x", "model": "gpt"}), "model: this job draws with m, got 'gpt'"),
         (line({"prompt": "x", "stream": True}), "stream: a job makes PNG files"),
         (line({"prompt": "x", "output_format": "jpeg"}), "output_format: a job makes PNG files"),
-        (line({"prompt": "x", "promt": "y"}), "promt: is no field of this route, the nearest is prompt"),
+        (line({"prompt": "x", "prompts": "y"}), "prompts: is no field of this route, the nearest is prompt"),
         (line({"n": 1}), "prompt: a job draws from prompts"),
         (line(None), "the body"),
         (line({"prompt": "x"}, "/v1/responses"), "url: must be /v1/images/generations or /v1/images/edits"),
