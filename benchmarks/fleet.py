@@ -41,16 +41,18 @@ class Setting:
         slice: Seconds of one slice.
         alone: Requests of each kind, one at a time, for each round.
         capacity: Seconds in which the capacity is found.
+        rounds: In which all loads take their turn, at least: one would show nothing of how the machine changes.
     """
 
     seconds: float
     slice: float
     alone: int
     capacity: float
+    rounds: int
 
 
-FULL = Setting(seconds=300.0, slice=30.0, alone=2, capacity=40.0)
-QUICK = Setting(seconds=4.0, slice=4.0, alone=1, capacity=4.0)
+FULL = Setting(seconds=300.0, slice=30.0, alone=2, capacity=40.0, rounds=3)
+QUICK = Setting(seconds=4.0, slice=4.0, alone=1, capacity=4.0, rounds=1)
 
 
 @dataclass
@@ -81,7 +83,7 @@ def rows(setting: Setting, repeats: int, seconds: float | None = None) -> list[R
         seconds: Of each load in place of the setting's.
     """
     lasts = seconds or setting.seconds
-    rounds = max(1, round(lasts / setting.slice))
+    rounds = max(setting.rounds, round(lasts / setting.slice))
     with tempfile.TemporaryDirectory(prefix="mz-fleet-", dir="/tmp") as folder:
         fleet = LocalFleet(Path(folder), ["--max-queue", str(QUEUE), "--batch-pictures", "1"])
         with fleet.server:

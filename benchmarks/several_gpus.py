@@ -1,6 +1,6 @@
-"""What one picture on several GPUs sends between them and launches, from graphs made for GPUs that need not be there.
+"""What one picture on several GPUs sends between them, from graphs made for GPUs that need not be there.
 
-    python -m benchmarks.several_gpus          writes the table of docs/several-gpus.md; some minutes
+    python -m benchmarks.several_gpus          writes the table of docs/several-gpus.md, within a minute or two
 
 The speed in the table is no measurement: it follows from the seconds of one GPU, which all share evenly, and from the
 bytes, which go one after the other and beside no work.
@@ -8,15 +8,25 @@ bytes, which go one after the other and beside no work.
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from max.driver import (
+    Accelerator,
+    set_virtual_device_api,
+    set_virtual_device_count,
+    set_virtual_device_target_arch,
+)
+from max.graph import DeviceRef
+from max.graph import Module as GraphModule
+
 from benchmarks.measure import ROOT
-from max_zimage.compile.ahead_of_time import FULL_MODEL, check_mesh, compile_target
-from max_zimage.compile.jobs import Report
-from max_zimage.compile.sent import nbytes_by_device, sizes_of
+from max_zimage.compile.ahead_of_time import FULL_MODEL, check_mesh
+from max_zimage.compile.registry import Mesh, made
+from max_zimage.compile.sent import Sent, nbytes_by_device, sent_in, sizes_of
+from max_zimage.graphs.layers import text_of, trace
 
 PAGE = ROOT / "docs" / "several-gpus.md"
 TARGET = "cuda:sm_90a"
@@ -55,36 +65,46 @@ CASES = (
 )
 
 
-def main() -> int:
-    """Write the table."""
-    lines = ["| GPUs | share | branches | launches | GB each GPU sends | of that gathered | NVLink | PCIe |"]
-    lines.append("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    lines += rows()
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(_MARKED.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[3], text), encoding="utf-8")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the table, or say how the page differs from it; 1 if it does."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.several_gpus", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 where the page is out of date")
+    options = parser.parse_args(arguments)
+    api, architecture = TARGET.split(":")
+    set_virtual_device_api(api)
+    set_virtual_device_target_arch(architecture)
+    set_virtual_device_count(max(case.devices for case in CASES))
+    lines = ["| GPUs | share | branches | GB that a GPU sends | of that gathered | over NVLink | over PCIe |"]
+    lines += ["| ---: | --- | ---: | ---: | ---: | ---: | ---: |", *rows()]
+    before = PAGE.read_text(encoding="utf-8")
+    text = _MARKED.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[3], before)
+    if options.check:
+        print("up to date" if text == before else f"{PAGE} is out of date; run: python -m benchmarks.several_gpus")
+        return int(text != before)
+    PAGE.write_text(text, encoding="utf-8")
     return 0
 
 
 def rows() -> Iterator[str]:
     """One line a case."""
-    reports: dict[tuple[int, str], Report] = {}
+    traced: dict[Mesh, list[Sent]] = {}
     for case in CASES:
         mesh = check_mesh(case.devices, case.split, TARGET)
-        if (case.devices, case.split) not in reports:
-            graphs = ("denoise_meshed",)
-            (found,) = compile_target(FULL_MODEL, TARGET, "bfloat16", graphs, list_kernels=True, mesh=mesh)
-            if found.error is not None or found.kernels is None:
-                raise RuntimeError(f"{case}: {found.error}; see {found.log}")
-            reports[case.devices, case.split] = found
-        report = reports[case.devices, case.split]
-        assert report.kernels is not None
+        traced[mesh] = sent = traced[mesh] if mesh in traced else sent_by(mesh)
         sizes = sizes_of(mesh, items=case.items, image=4096, caption=32)
-        sent = max(nbytes_by_device(report.sent, sizes).values())
-        gathered = max(nbytes_by_device([each for each in report.sent if each.gathered], sizes).values(), default=0)
-        times = [f"{speedup(case, sent, bandwidth):.2f}" for bandwidth in (NVLINK, PCIE)]
-        cells = [case.devices, case.split, case.items, report.kernels.total, f"{sent / 1e9:.3f}"]
-        yield f"| {' | '.join(map(str, [*cells, f'{gathered / 1e9:.3f}', *times]))} |"
-        print(case, file=sys.stderr, flush=True)
+        most = max(nbytes_by_device(sent, sizes).values())
+        gathered = max(nbytes_by_device([each for each in sent if each.gathered], sizes).values(), default=0)
+        cells = [case.devices, case.split, case.items, f"{most / 1e9:.3f}", f"{gathered / 1e9:.3f}"]
+        cells += [f"{speedup(case, most, bandwidth):.2f}" for bandwidth in (NVLINK, PCIE)]
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def sent_by(mesh: Mesh) -> list[Sent]:
+    """What a step of the published transformer has devices send each other."""
+    name, together = "denoise_meshed", GraphModule()
+    module, types = made(name, FULL_MODEL, "bfloat16", DeviceRef.from_device(Accelerator()), mesh=mesh)
+    trace(module, types, name, together)
+    return sent_in(text_of(together), name)
 
 
 def speedup(case: Case, sent: int, bandwidth: float) -> float:

@@ -22,22 +22,24 @@ _MARKED = re.compile(r"(<!-- compared -->\n).*?(<!-- end compared -->)", re.DOTA
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet_model", description=__doc__.splitlines()[0])
+    parser.add_argument("--plan", action="store_true", help="plan, compare with nothing")
     parser.add_argument("--check", action="store_true", help="compare with the measurement, plan nothing")
     parser.add_argument("--record", type=Path, default=RECORD, metavar="FILE", help="of python -m benchmarks fleet")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the table goes")
     parser.add_argument("--plots", type=Path, default=ROOT / "docs", metavar="DIR", help="where the plots go")
     options = parser.parse_args(arguments)
-    beside = compared(calibrate.Record(options.record))
-    print(beside)
-    if options.check:
-        return 0
-    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), beside), encoding="utf-8")
     from benchmarks.fleet_model import plots
 
+    if not options.plan:
+        beside = compared(calibrate.Record(options.record))
+        print(beside)
+        if options.check:
+            return 0
+        PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), beside), encoding="utf-8")
+        plots.check(calibrate.Record(options.record), options.plots / "fleet-model.png")
     conditions, found = Conditions.now(), plan.rows()
     print(table(found, conditions))
     write_csv(options.output / "fleet_plan.csv", found, conditions)
-    plots.check(calibrate.Record(options.record), options.plots / "fleet-model.png")
     plots.plan(options.plots / "fleet-plan.png")
     return 0
 

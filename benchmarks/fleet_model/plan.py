@@ -18,6 +18,8 @@ RATES = (10, 1_000, 100_000)
 PROMISE = 5.0
 """Seconds within which 99 of 100 requests are to be answered; the largest picture takes 1.3 s."""
 _WARM = 10.0  # seconds before what is looked at
+_LASTS = 45.0  # seconds that are looked at, at least
+_FULL = 0.99  # share of what GPUs could do beyond which nothing is planned: a minute does not show how queues grow
 _LEAST = 20_000  # requests that are looked at: a queue of a busy fleet takes its time to grow
 
 
@@ -49,7 +51,7 @@ class Outcome:
         rate: Pictures a second.
         p50: Seconds.
         p99: Seconds.
-        busy: Share of the time in which GPUs draw.
+        busy: Work that came, as a share of what the GPUs could do.
         batch: Pictures of a batch, on average.
         refused: Requests.
         seconds: Of each answered request.
@@ -83,7 +85,7 @@ def simulated(a_minute: float, replicas: int, policy: Policy) -> Outcome:
         replicas: GPUs.
         policy: How they are run.
     """
-    lasts = _WARM + 60 * _LEAST / a_minute
+    lasts = _WARM + max(_LASTS, 60 * _LEAST / a_minute)
     setup = Setup(
         replicas=replicas,
         shapes=len(gpus.MIX),
@@ -107,7 +109,7 @@ def _outcome(seen: Seen, replicas: int, lasts: float) -> Outcome:
         rate=float(np.sum((ended > _WARM) & (ended <= lasts)) / (lasts - _WARM)),
         p50=float(p50),
         p99=float(p99),
-        busy=seen.work / (replicas * float(ended.max())),
+        busy=seen.work / (replicas * lasts),
         batch=float(np.mean(seen.batches)),
         refused=sum(at > _WARM for at in seen.refused),
         seconds=looked_at.tolist(),
@@ -122,7 +124,7 @@ def needed(a_minute: float, policy: Policy, promise: float = PROMISE) -> Outcome
         policy: How they are run.
         promise: Seconds of p99.
     """
-    least = math.ceil(a_minute / 60 * gpus.mean_seconds(policy.hits))  # fewer would be ever further behind
+    least = math.ceil(a_minute / 60 * gpus.mean_seconds(policy.hits) / _FULL)
     found = simulated(a_minute, least, policy)
     step = max(1, least // 50)
     while found.p99 > promise or found.refused:
@@ -145,7 +147,7 @@ def rows() -> list[Row]:
 
 def _row(a_minute: int, name: str, found: Outcome) -> Row:
     note = (
-        f"{found.replicas} GPUs, {found.rate:.1f} pictures/s, p99 {found.p99:.2f} s, busy {found.busy:.0%}, "
+        f"GPUs {found.replicas}, {found.rate:.1f} pictures/s, p99 {found.p99:.2f} s, busy {found.busy:.0%}, "
         f"{found.batch:.2f} pictures a batch"
     )
     return Row(

@@ -1,8 +1,8 @@
 """A job from its file to its manifest, whoever draws.
 
 What is done is read from where the job writes to; the rest of the file is planned window after window, as there is
-somebody to draw it. So a job that was ended at any moment goes on where it was. Windows that are not done are in memory;
-of the rest of the file it is what `max_zimage.batch.source` says.
+somebody to draw it. So a job that was ended at any moment goes on where it was. In memory are windows that
+are not done, and what `max_zimage.batch.source` says of the rest.
 """
 
 from __future__ import annotations

@@ -137,8 +137,11 @@ class Output:
         with self._told("cannot be read"):
             return bool(self._system.exists(self._full(path)))
 
-    def move(self, path: str, to: str) -> None:
+    def move(self, path: str, to: str) -> bool:
         """Give a file another name, where it is whole as soon as it is there.
+
+        Returns:
+            Whether there was such a file.
 
         Raises:
             ValueError: If that cannot be done.
@@ -147,10 +150,13 @@ class Output:
         with self._told("cannot be written to"):
             if self.is_folder:
                 os.makedirs(os.path.dirname(other), exist_ok=True)
-                os.replace(one, other)
             else:
                 self._system.makedirs(other.rpartition("/")[0], exist_ok=True)
-                self._system.mv(one, other)
+            try:
+                _ = os.replace(one, other) if self.is_folder else self._system.mv(one, other)
+            except FileNotFoundError:
+                return False
+            return True
 
     def remove(self, path: str) -> None:
         """Remove a file or a folder with all that is in it, unless it is gone.

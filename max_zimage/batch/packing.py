@@ -113,16 +113,12 @@ def _unpack(output: Output, window: int, drawn: Sequence[dict[str, Any]]) -> Non
 
 def _move(output: Output, window: int, records: Sequence[dict[str, Any]]) -> None:
     """Pictures to where they stay; an earlier process may have moved some."""
-    there = set(output.names(work_folder(window)))
     for each in records:
         if (digest := each["digest"]) is None:
             continue
         each["path"] = f"{PICTURES}/{digest[:2]}/{digest}.png"
-        staged = staged_path(window, digest)
-        if staged.rpartition("/")[2] in there:
-            output.move(staged, each["path"])
-            there.discard(staged.rpartition("/")[2])  # there may be two records of equal pictures
-        elif not output.has(each["path"]):
+        # Not there is one of two equal pictures, too.
+        if not output.move(staged_path(window, digest), each["path"]) and not output.has(each["path"]):
             raise _gone(output, each)
 
 

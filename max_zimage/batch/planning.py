@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from max_zimage.batch.addresses import absolute
 from max_zimage.batch.columns import problem_of, values_of
 from max_zimage.batch.pictures_in import contents_of, digests_of, pixels_of
 from max_zimage.batch.records import Record, record
@@ -123,6 +124,7 @@ class Planner:
         for name in ("image", "mask_image"):
             if name in self.defaults and not sources.keys() & ({name} | ({"mask"} if name == "mask_image" else set())):
                 sources[name] = self.defaults[name]
+        sources = {name: absolute(value) if isinstance(value, str) else value for name, value in sources.items()}
         plain = {name: value for name, value in self.defaults.items() if name not in sources}
         return with_configured({**own, **dict.fromkeys(sources, _TO_BE_READ)}, plain), sources
 

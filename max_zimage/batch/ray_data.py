@@ -10,7 +10,6 @@ Reference: ray/data, `Dataset.map_batches`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import time
@@ -49,12 +48,19 @@ class RayDrawer:
 
     Args:
         drawing: `Drawing`, pickled.
-        folder: Where relative paths begin, on machines where there is such a folder.
+        folder: Where its relative paths begin; "" if it has none.
+
+    Raises:
+        ValueError: If there is no such folder on this machine.
     """
 
     def __init__(self, drawing: bytes, folder: str) -> None:
-        with contextlib.suppress(OSError):
-            os.chdir(folder)
+        if folder:
+            try:
+                os.chdir(folder)
+            except OSError as error:
+                message = f"{folder} is not on all nodes, and relative paths begin there; give absolute ones"
+                raise ValueError(message) from error
         found: Drawing = pickle.loads(drawing)
         self._drawer: Drawer = found.load(_place())
 
@@ -71,10 +77,12 @@ class Cluster:
     Attributes:
         address: As `ray.init` takes it: "auto", "local", HOST:PORT or ray://HOST:PORT.
         workers: Actors; 0 for one a GPU, or where there is none one a node.
+        has_relative: Whether what actors load is named by relative paths.
     """
 
     address: str
     workers: int = 0
+    has_relative: bool = False
 
 
 class RayData:
@@ -126,8 +134,8 @@ class RayData:
         """Draw units, and report each when it is recorded; see `Local.run`.
 
         Raises:
-            JobError: If the cluster has no place for an actor, if run after run ends before anything is done, or if what
-                actors record is not to be seen here.
+            JobError: If the cluster has no place for an actor, if run after run ends before anything is done, or if
+                what actors record is not to be seen here.
         """
         for wave in waves(units):
             fruitless = 0
@@ -172,7 +180,7 @@ class RayData:
         rows = data.from_items([{"unit": pickle.dumps(unit)} for unit in wave], override_num_blocks=len(wave))
         drawn = rows.map_batches(
             RayDrawer,
-            fn_constructor_args=(pickle.dumps(self._drawing), os.getcwd()),
+            fn_constructor_args=(pickle.dumps(self._drawing), os.getcwd() if self._cluster.has_relative else ""),
             batch_size=1,
             compute=data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             num_gpus=1 if gpus else 0,

@@ -121,9 +121,8 @@ class Source:
             wanted = self._id_column is not None and self.id_name in seen
             names_rows = wanted or _are_most(seen[self.id_name], sound)
         if self._id_column is not None and not names_rows:
-            raise ValueError(
-                f"{self.url} has no column {self._id_column}; it has {', '.join(sorted(columns | seen.keys())) or 'none'}"
-            )
+            there = ", ".join(sorted(columns | seen.keys())) or "none"
+            raise ValueError(f"{self.url} has no column {self._id_column}; it has {there}")
         return Survey(
             rows=rows,
             digest=self._digest(),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from max_zimage import embedded
-from max_zimage.batch.columns import check_columns
+from max_zimage.batch.addresses import absolute
+from max_zimage.batch.columns import PICTURES, check_columns
 from max_zimage.batch.drawing import Drawing
 from max_zimage.batch.jobs import Executor, Job
 from max_zimage.batch.local import Local
 from max_zimage.batch.output import Output
+from max_zimage.batch.pictures_in import contents_of, digests_of
 from max_zimage.batch.planning import Planner
 from max_zimage.batch.ray_data import Cluster, RayData
 from max_zimage.batch.record_book import RecordBook
@@ -22,10 +28,11 @@ from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
 from max_zimage.pipeline.zimage import ZImagePipeline
+from max_zimage.request.templates import Templates
 from max_zimage.version import __version__
 
 _PLACES = ("placement", "max_memory", "encoder_device", "dit_device", "vae_device", "cpu_offload")
-_SAME = ("dtype", "weight_path", "quantize", "attention_backend", "no_metadata")
+_SAME = ("device", "dtype", "weight_path", "quantize", "attention_backend", "no_metadata")
 """Flags without which another picture would come of a row."""
 _TOGETHER, _TOGETHER_ON_CPU = 4, 1  # pictures a batch: one keeps a CPU as busy as four
 
@@ -56,7 +63,9 @@ def job_of(arguments: argparse.Namespace) -> Job:
     """
     source = Source(arguments.file, arguments.id_column)
     survey = source.survey()
-    if not survey.is_openai:
+    if survey.is_openai:
+        _check_openai(arguments)
+    else:
         columns = survey.columns - {source.id_name if survey.has_ids else ""}
         check_columns(arguments.file, columns, survey.anywhere, arguments.ignore)
     options, defaults = options_of(arguments), given_fields(arguments)
@@ -78,16 +87,33 @@ def job_of(arguments: argparse.Namespace) -> Job:
         source=source,
         survey=survey,
         planner=planner,
-        book=RecordBook(Output(arguments.output), secrets.token_hex(8)),
+        book=RecordBook(Output(absolute(arguments.output)), secrets.token_hex(8)),
         form=arguments.format,
         window_rows=arguments.shard_rows,
         max_errors=arguments.max_errors,
+        retry_failed=arguments.retry_failed,
         settings=_settings(arguments, model, defaults),
     )
 
 
+def _check_openai(arguments: argparse.Namespace) -> None:
+    """Refuse flags that would do nothing: such a file has the columns that it has.
+
+    Raises:
+        ValueError: If one is given.
+    """
+    given = {"--id-column": arguments.id_column is not None, "--ignore": bool(arguments.ignore)}
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        raise ValueError(f"{flag}: {arguments.file} is a batch file of OpenAI's, named by custom_id; leave it out")
+
+
 def _settings(arguments: argparse.Namespace, model: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What pictures depend on beside the file, as `job.json` has it."""
+    """What pictures depend on beside the file, as `job.json` has it.
+
+    Raises:
+        ValueError: If a picture that rows begin with, or a template, cannot be read.
+    """
+    pictures = {name: value for name, value in defaults.items() if name in PICTURES}
     return {
         "version": __version__,
         "model": model,
@@ -95,8 +121,15 @@ def _settings(arguments: argparse.Namespace, model: str, defaults: Mapping[str, 
         "ignore": sorted(arguments.ignore),
         "defaults": {name: str(value) for name, value in sorted(defaults.items())},
         "configured": {name: str(value) for name, value in sorted(arguments.configuration.fields.items())},
+        "default_pictures": digests_of(contents_of(pictures)),
+        "templates": _digest_of_templates(arguments.templates_dir),
         **{name: getattr(arguments, name) for name in _SAME},
     }
+
+
+def _digest_of_templates(folder: str | None) -> str:
+    found = {name: asdict(each) for name, each in Templates(None if folder is None else Path(folder)).all.items()}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def executor_of(arguments: argparse.Namespace, job: Job) -> Executor:
@@ -107,10 +140,25 @@ def executor_of(arguments: argparse.Namespace, job: Job) -> Executor:
     """
     drawing = Drawing(
         options=options_of(arguments),
-        url=arguments.output,
+        url=job.output.url,
         run=job.book.run,
         metadata=not arguments.no_metadata,
     )
     if arguments.ray is not None:
-        return RayData(drawing, Cluster(address=arguments.ray, workers=arguments.workers or 0))
+        cluster = Cluster(
+            address=arguments.ray,
+            workers=arguments.workers or 0,
+            has_relative=any(_is_relative(each) for each in _loaded(arguments)),
+        )
+        return RayData(drawing, cluster)
     return Local(drawing, arguments.workers or 1, debug=arguments.debug)
+
+
+def _loaded(arguments: argparse.Namespace) -> list[str]:
+    """What processes that draw read, as it is named."""
+    named = [arguments.model, arguments.templates_dir, *(arguments.weight_path or ())]
+    return [str(each) for each in named if each is not None]
+
+
+def _is_relative(name: str) -> bool:
+    return not os.path.isabs(name) and os.path.exists(name)

@@ -59,7 +59,7 @@ EXAMPLES = {
         f"max-zimage serve {_TURBO} --port 8080 --api-key-file key.txt",
         "max-zimage serve --host 0.0.0.0 --allow-host pictures.example.com --restart",
         "max-zimage serve --enhancer embedded",
-        "max-zimage serve --ray local --replicas 2 --state-store file:///tmp/zimage-state",
+        "max-zimage serve --ray local --replicas 2 --state-store file:///shared/state",
     ),
     "config": (
         "max-zimage config show",

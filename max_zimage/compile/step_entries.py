@@ -6,7 +6,6 @@ from functools import partial
 
 from max_zimage.compile import counting
 from max_zimage.compile.entry import Entry
-from max_zimage.graphs.step.adapted import denoise_adapted
 from max_zimage.graphs.step.compose import UpdatePicture, denoise_step, extrapolated_step
 from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
@@ -54,16 +53,6 @@ STEPS: tuple[Entry, ...] = (
             is_meshed=True,
         )
         for name, is_padded in (("denoise_meshed", False), ("denoise_meshed_padded", True))
-    ),
-    Entry(
-        name="denoise_adapted",
-        component="transformer",
-        make=denoise_adapted,
-        label="denoising steps, adapters by picture",
-        runs="on a CPU, where pictures of one batch have different adapters: once per evaluation",
-        count=counting.count_denoise,
-        prefix=f"predict.{_STEP}",
-        is_ahead=False,
     ),
     Entry(
         name="streamed_start",

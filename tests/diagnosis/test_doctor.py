@@ -20,8 +20,9 @@ from huggingface_hub import constants
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
-from max_zimage.diagnosis import equipment, installation, places, system
+from max_zimage.diagnosis import equipment, installation, places
 from max_zimage.embedded import PATH as EMBEDDED
+from max_zimage.host.processor import processor
 from max_zimage.pipeline import placing
 
 Told = dict[str, Any]
@@ -236,5 +237,5 @@ def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(run: Run, monkeypat
 
 def test_the_processor_is_named(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A Chip @ 3 GHz\n")
-    assert system.processor(tmp_path / "cpuinfo") == "A Chip @ 3 GHz"
-    assert system.processor(tmp_path / "none")
+    assert processor(tmp_path / "cpuinfo") == "A Chip @ 3 GHz"
+    assert processor(tmp_path / "none")

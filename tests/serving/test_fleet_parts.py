@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from max_zimage.cli.errors import BadInput
 from max_zimage.cli.main import main
 from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.ray_serve.call import NOT_SERVING, Call
 from max_zimage.serving.ray_serve.figures import merged
 from max_zimage.serving.ray_serve.shapes import ranked, shape_of, turned
 from tests.references.diffusers_runs import Pair
@@ -138,3 +140,61 @@ def test_an_encoder_makes_the_features_of_the_pipeline(embedded: Pair) -> None:
     for asked, blamed in (({"prompt": "x" * 41}, "prompt"), ({"prompt": "a", "hidden_layer": 99}, "hidden_layer")):
         error = asyncio.run(replica.encode(asked))["error"]
         assert (error["status"], error["param"]) == (400, blamed)
+
+
+def test_the_router_passes_over_replicas_that_do_not_serve() -> None:
+    from max_zimage.serving.ray_serve.router import READY, ShapeRouter
+
+    def candidate(name: str, **said: bool) -> Any:
+        return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), routing_stats=said)
+
+    router: Any = ShapeRouter.__new__(ShapeRouter)
+    router.initialize_state(slack=1, room=9)
+    router._replica_queue_len_cache = SimpleNamespace(get=lambda replica: {"a": 2, "b": 5}.get(replica.unique_id))
+    asked = SimpleNamespace(args=[Call({}, b"", "")], routing_context=SimpleNamespace(should_backoff=False))
+
+    def chosen(*candidates: Any) -> list[list[str]]:
+        ranks = asyncio.run(router.choose_replicas(list(candidates), asked))
+        return [[each.replica_id.unique_id for each in rank] for rank in ranks]
+
+    a, b, c, silent = candidate("a"), candidate("b", **{READY: True}), candidate("c"), candidate("d", **{READY: False})
+    assert chosen(a, b, c, silent) == [["c"], ["a", "b"]]  # nothing is known of c, which has just come
+    assert chosen(b, silent) == [["b"]]
+    assert chosen(silent) == [["d"]]  # it may serve again
+    assert asked.routing_context.should_backoff
+    idle = [candidate(str(number)) for number in range(5)]
+    asked.args[0] = Call({}, b"", "shape")
+    wanted = ranked("shape", dict.fromkeys("01234", 0), 1, 9)
+    assert chosen(*idle) == [wanted[:1], wanted[1:]]
+
+
+def test_a_replica_whose_worker_is_gone_says_so_and_does_nothing() -> None:
+    from max_zimage.serving.ray_serve.replica import Replica
+    from max_zimage.serving.ray_serve.router import READY
+
+    closed: list[bool] = []
+    dispatcher = SimpleNamespace(is_closing=False, close=lambda running: closed.append(running))
+    running = SimpleNamespace(failure=None, state=SimpleNamespace(dispatcher=dispatcher))
+    replica: Any = Replica(lambda: pytest.fail("nothing is opened"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": message["body"][::-1]})
+
+    async def told(method: str) -> list[Any]:
+        return [message async for message in replica.answer(Call({"method": method}, b"abc"))]
+
+    replica._app = app
+    assert replica.record_routing_stats() == {READY: False}  # it has not started
+    replica._running = running
+    assert replica.record_routing_stats() == {READY: True}
+    replica.check_health()
+    assert asyncio.run(told("POST"))[1]["body"] == b"cba"
+    running.failure = RuntimeError("the worker died")
+    assert replica.record_routing_stats() == {READY: False}
+    with pytest.raises(RuntimeError, match="cannot go on: the worker died"):
+        replica.check_health()
+    assert closed == [True]
+    assert asyncio.run(told("POST")) == [{"type": NOT_SERVING}]
+    assert asyncio.run(told("GET"))[1]["body"] == b"cba"

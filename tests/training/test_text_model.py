@@ -78,6 +78,7 @@ _SAID_AS = {"gray": {"gray", "grey"}, "large": {"large", "big"}, "small": {"smal
 def test_prompts_ask_for_what_they_say_they_do(kind: Kind) -> None:
     """Every word that is asked for stands in the prompt, and no other colour or shape does."""
     for prompt, asked in prompts_of(kind, 150):
+        assert prompt or not asked.objects  # no word asks for no number of objects
         words = [word.strip(",") for word in prompt.split()]
         wanted = [word for look in asked.objects for word in look if word] + ([asked.ground] if asked.ground else [])
         for word in wanted:

@@ -40,7 +40,9 @@ class HiddenStatesRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    input: Annotated[str, Field(description="The text as it is tokenized: no chat template is put around it.")]
+    input: Annotated[
+        str, Field(min_length=1, description="The text as it is tokenized: no chat template is put around it.")
+    ]
     model: Annotated[str | None, Field(description="The served model's name, or nothing.")] = None
     layer: Annotated[int, Field(description="Which hidden state, counted as transformers counts them.")] = -2
     max_length: Annotated[int, Field(description="Tokens at most; more are refused, none is cut off.")] = 512

@@ -76,7 +76,7 @@ def application(
         ray_actor_options=device,
         # The server refuses by itself what it has no room for, and says when to come again; Ray's bound is above.
         max_ongoing_requests=room + _ROOM,
-        max_queued_requests=settings.limits.queue,
+        max_queued_requests=settings.connections.connections,  # a burst that is being sent on waits in no server yet
         graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
         graceful_shutdown_wait_loop_s=1.0,
         health_check_period_s=_LOOK,
