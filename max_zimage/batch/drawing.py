@@ -15,11 +15,10 @@ from max_zimage.batch.record_book import RecordBook, failed, work_folder
 from max_zimage.batch.records import record
 from max_zimage.batch.work import Item, Report, Unit
 from max_zimage.device.memory import NotEnoughMemoryError
-from max_zimage.enhancer.settings import EnhancerError
 from max_zimage.errors import AdapterError, NotFiniteError, RequestError, RequestWarning
 from max_zimage.images.save import encode_image
 from max_zimage.images.xmp import source_of
-from max_zimage.pipeline.enhancing import enhanced
+from max_zimage.pipeline.enhancing import EnhancerError, enhanced
 from max_zimage.pipeline.prepare_contexts import inputs_of_contexts
 from max_zimage.pipeline.request_contexts import context_of_request
 from max_zimage.pipeline.zimage import ZImagePipeline

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from max_zimage.batch.addresses import absolute
 from max_zimage.serving.store.files import WHOLE
 
 WORK, RESULTS, PICTURES = "work", "results", "pictures"
@@ -44,9 +45,9 @@ class Output:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = absolute(url)  # for processes that begin elsewhere
         with self._told("cannot be opened"):
-            self._system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            self._system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         self._root: str = root.rstrip("/")
         protocols = self._system.protocol
         names = {protocols} if isinstance(protocols, str) else set(protocols)

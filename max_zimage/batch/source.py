@@ -237,7 +237,7 @@ def _csv_of(file: Any) -> csv.DictReader[str]:
 
 def _rows_of(table: csv.DictReader[str]) -> Iterator[tuple[dict[str, Any], str | None]]:
     while True:
-        begin = table.line_num + 1
+        begin = table.reader.line_num + 1
         try:
             yield _of_cells(next(table))
         except StopIteration:
@@ -245,7 +245,7 @@ def _rows_of(table: csv.DictReader[str]) -> Iterator[tuple[dict[str, Any], str |
         except csv.Error as error:
             if "end of data" in str(error):  # a quote without an end has taken all that follows
                 raise ValueError(f"{error}: a quote in the row that begins on line {begin} has no end") from error
-            lines = f"line {begin}" if begin == table.line_num else f"lines {begin} to {table.line_num}"
+            lines = f"line {begin}" if begin == table.reader.line_num else f"lines {begin} to {table.reader.line_num}"
             yield {}, f"{lines}: {error}; put the cell in quotes, and write a quote in it twice"
 
 

@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from max_zimage import embedded
-from max_zimage.batch.addresses import absolute
-from max_zimage.batch.columns import PICTURES, check_columns
+from max_zimage.batch.columns import check_columns
 from max_zimage.batch.drawing import Drawing
 from max_zimage.batch.jobs import Executor, Job
 from max_zimage.batch.local import Local
 from max_zimage.batch.output import Output
-from max_zimage.batch.pictures_in import contents_of, digests_of
 from max_zimage.batch.planning import Planner
 from max_zimage.batch.ray_data import Cluster, RayData
 from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.source import Source
+from max_zimage.cli.batch_settings import settings_of
 from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
 from max_zimage.pipeline.zimage import ZImagePipeline
-from max_zimage.request.templates import Templates
-from max_zimage.version import __version__
 
 _PLACES = ("placement", "max_memory", "encoder_device", "dit_device", "vae_device", "cpu_offload")
-_SAME = ("device", "dtype", "weight_path", "quantize", "attention_backend", "no_metadata")
-"""Flags without which another picture would come of a row."""
 _TOGETHER, _TOGETHER_ON_CPU = 4, 1  # pictures a batch: one keeps a CPU as busy as four
 
 
@@ -87,12 +78,12 @@ def job_of(arguments: argparse.Namespace) -> Job:
         source=source,
         survey=survey,
         planner=planner,
-        book=RecordBook(Output(absolute(arguments.output)), secrets.token_hex(8)),
+        book=RecordBook(Output(arguments.output), secrets.token_hex(8)),
         form=arguments.format,
         window_rows=arguments.shard_rows,
         max_errors=arguments.max_errors,
         retry_failed=arguments.retry_failed,
-        settings=_settings(arguments, model, defaults),
+        settings=settings_of(arguments, model, defaults),
     )
 
 
@@ -105,31 +96,6 @@ def _check_openai(arguments: argparse.Namespace) -> None:
     given = {"--id-column": arguments.id_column is not None, "--ignore": bool(arguments.ignore)}
     for flag in (flag for flag, is_given in given.items() if is_given):
         raise ValueError(f"{flag}: {arguments.file} is a batch file of OpenAI's, named by custom_id; leave it out")
-
-
-def _settings(arguments: argparse.Namespace, model: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What pictures depend on beside the file, as `job.json` has it.
-
-    Raises:
-        ValueError: If a picture that rows begin with, or a template, cannot be read.
-    """
-    pictures = {name: value for name, value in defaults.items() if name in PICTURES}
-    return {
-        "version": __version__,
-        "model": model,
-        "id_column": arguments.id_column,
-        "ignore": sorted(arguments.ignore),
-        "defaults": {name: str(value) for name, value in sorted(defaults.items())},
-        "configured": {name: str(value) for name, value in sorted(arguments.configuration.fields.items())},
-        "default_pictures": digests_of(contents_of(pictures)),
-        "templates": _digest_of_templates(arguments.templates_dir),
-        **{name: getattr(arguments, name) for name in _SAME},
-    }
-
-
-def _digest_of_templates(folder: str | None) -> str:
-    found = {name: asdict(each) for name, each in Templates(None if folder is None else Path(folder)).all.items()}
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def executor_of(arguments: argparse.Namespace, job: Job) -> Executor:

@@ -176,8 +176,12 @@ def test_two_at_once_are_refused(file: Path, tmp_path: Path) -> None:
 def test_too_many_errors_end_the_job_and_more_let_it_go_on(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "height": 63 + number % 2} for number in range(8)])
     folder = tmp_path / "out"
-    with pytest.raises(JobError, match="4 pictures failed, --max-errors 3 allows no more"):
+    with pytest.raises(
+        JobError, match=r"4 pictures failed, --max-errors 3 allows no more: 0: height must be .*; 2: height"
+    ):
         job_of(file, folder, max_errors=3).run(here(folder))
+    said = pq.read_table(folder / "work" / "00000" / "bad.parquet").to_pylist()
+    assert [each["id"] for each in said if each["error"].startswith("height must be ")] == ["0", "2", "4", "6"]
     counts = job_of(file, folder, max_errors=4).run(here(folder))
     assert (counts.pictures, counts.failed) == (4, 4)
 
