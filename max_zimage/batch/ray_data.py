@@ -26,7 +26,7 @@ from max_zimage.batch.extra import ray
 from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.tries import TRIES, again, counted
 from max_zimage.batch.work import JobError, Report, Unit
-from max_zimage.host.ray_clusters import ray_cluster
+from max_zimage.host.ray_clusters import before_ray, ray_cluster
 from max_zimage.progress import note
 
 _WAVE, _WAVE_BYTES = 4096, 64 * 2**20
@@ -97,6 +97,7 @@ class RayData:
     """
 
     def __init__(self, drawing: Drawing, cluster: Cluster) -> None:
+        before_ray(cluster.address)
         self._drawing, self._cluster, self._ray = drawing, cluster, ray()
         self._stack, self._is_shared = ExitStack(), False
 

@@ -3,6 +3,8 @@
 What is started here listens on this machine's loopback address alone, has no dashboard, tells nobody that it is used,
 keeps its files in a folder of its own, and is gone afterwards. The folder of a process that was killed is removed by
 the next one that starts a cluster.
+
+Reference: ray/_private/services.py, `get_node_ip_address`; ray/_private/ray_constants.py, `ENABLE_RAY_CLUSTER`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,19 @@ LOCAL = "local"
 _PREFIX, _OWNER = "max-zimage-ray-", "owner"
 _PLACE = Path("/tmp")  # sockets lie there too, whose paths may have a hundred characters
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Says on every system that no other machine joins. Ray takes an address of loopback that it is given for the machine's
+own, and has its parts listen on all addresses then."""
+
+
+def before_ray(address: str) -> None:
+    """Leave in the environment what Ray reads when it is imported: to be called before.
+
+    Args:
+        address: As of `ray_cluster`.
+    """
+    for name, value in (_QUIET | (_LOOPBACK if address == LOCAL else {})).items():
+        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
@@ -29,7 +44,7 @@ def ray_cluster(ray: Any, address: str, *, processors: int, object_bytes: int, *
     """Be connected to a cluster.
 
     Args:
-        ray: The module, which is an optional package.
+        ray: The module, which is an optional package; imported after `before_ray`.
         address: Of one that is there, or `LOCAL`.
         processors: That one of this machine counts at least, whatever there are: as many as its actors ask for.
         object_bytes: Shared memory of one of this machine.
@@ -38,15 +53,12 @@ def ray_cluster(ray: Any, address: str, *, processors: int, object_bytes: int, *
     Raises:
         ConnectionError: If there is no such cluster.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     with contextlib.ExitStack() as stack:
         if address == LOCAL:
             more |= {
                 "num_cpus": max(processors, os.cpu_count() or 1),
                 "object_store_memory": object_bytes,
                 "include_dashboard": False,
-                "_node_ip_address": "127.0.0.1",
                 "_temp_dir": str(stack.enter_context(_own_folder())),
             }
         stack.callback(ray.shutdown)

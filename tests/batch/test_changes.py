@@ -15,7 +15,7 @@ from PIL import Image
 from max_zimage.batch import drawing
 from max_zimage.batch.output import Output
 from max_zimage.batch.record_book import RecordBook
-from max_zimage.batch.work import Report, Unit
+from max_zimage.batch.work import Report, Unit, Window
 from max_zimage.enhancer.settings import EnhancerError
 from max_zimage.errors import RequestWarning
 from max_zimage.request.request import GenerationRequest
@@ -198,3 +198,18 @@ def test_paths_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert NoiseDrawer(RecordBook(Output(job.output.url), "run"))(unit).pictures == 1
     assert Output("memory://a/b").url == "memory://a/b"
+
+
+def test_a_file_that_has_changed_is_not_drawn_from(tmp_path: Path) -> None:
+    save_picture(tmp_path / "in.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
+    rows = [{"prompt": "x", "image": str(tmp_path / "in.png")}, {"prompt": "y", "image": str(tmp_path / "in.png")}]
+    file = write_lines(tmp_path / "a.jsonl", rows)
+    job = job_of(file, tmp_path / "out")
+    ((number, found),) = job.source.windows(job.survey, 8)
+    (unit,) = job.planner.window(number, found).units
+    (tmp_path / "other.png").replace(tmp_path / "in.png")
+    report = NoiseDrawer(job.book)(unit)
+    assert report == Report(window=0, name=unit.name, pictures=0, failed=2)
+    said = [each["error"] for each in job.book.records_of(Window(number=number, units=(unit,), bad=()))]
+    assert said == ["image is another file than it was when the request was checked; draw this row again"] * 2

@@ -20,7 +20,7 @@ from PIL import Image
 from max_zimage.batch.drawing import Drawer
 from max_zimage.batch.output import Output
 from max_zimage.batch.record_book import RecordBook
-from max_zimage.batch.work import JobError, Report, Window
+from max_zimage.batch.work import JobError
 from max_zimage.progress import shown_by
 from max_zimage.request.metadata import GenerationParameters, read_parameters
 from tests.batch.fakes import Here, NoiseDrawer, digests, job_of, results, write_lines
@@ -285,18 +285,3 @@ def test_pictures_are_those_of_the_pipeline(embedded: Pair, tmp_path: Path) -> N
         expected = embedded.ours(**size | row | {"width": 64}, output_type="np")[0]
         drawn = np.asarray(Image.open(tmp_path / "both" / each["path"]))
         assert np.mean(np.abs(drawn.astype(int) - expected) <= 1) > 0.999
-
-
-def test_a_file_that_has_changed_is_not_drawn_from(tmp_path: Path) -> None:
-    for seed, name in ((0, "in.png"), (1, "other.png")):
-        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / name)
-    rows = [{"prompt": "x", "image": str(tmp_path / "in.png")}, {"prompt": "y", "image": str(tmp_path / "in.png")}]
-    file = write_lines(tmp_path / "a.jsonl", rows)
-    job = job_of(file, tmp_path / "out")
-    ((number, found),) = job.source.windows(job.survey, 8)
-    (unit,) = job.planner.window(number, found).units
-    (tmp_path / "other.png").replace(tmp_path / "in.png")
-    report = NoiseDrawer(job.book)(unit)
-    assert report == Report(window=0, name=unit.name, pictures=0, failed=2)
-    said = [each["error"] for each in job.book.records_of(Window(number=number, units=(unit,), bad=()))]
-    assert said == ["image is another file than it was when the request was checked; draw this row again"] * 2

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from max_zimage.host import ray_clusters
-from max_zimage.host.ray_clusters import ray_cluster
+from max_zimage.host.ray_clusters import before_ray, ray_cluster
 from tests.paths import ROOT
 
 
@@ -43,18 +43,43 @@ def test_one_of_this_machine_is_small_and_its_own(place: Path) -> None:
         folder = Path(ray.given.pop("_temp_dir"))
         assert folder.parent == place
         assert folder.is_dir()
-        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
         assert not ray.is_down
     assert ray.given == {
         "address": "local",
         "num_cpus": 1000,
         "object_store_memory": 2**28,
         "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
         "log_to_driver": False,
     }
     assert ray.is_down
     assert not folder.exists()
+
+
+def test_only_one_of_this_machine_keeps_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_USAGE_STATS_ENABLED": "1"})
+    before_ray("auto")
+    assert os.environ == {"RAY_USAGE_STATS_ENABLED": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    before_ray("local")
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+
+
+@pytest.mark.slow
+def test_it_listens_on_loopback_alone() -> None:
+    """Each of its processes, on each port; twenty seconds."""
+    pytest.importorskip("ray")
+    code = (
+        "import psutil\nfrom max_zimage.host.ray_clusters import before_ray, ray_cluster\nbefore_ray('local')\n"
+        "import ray\n"
+        "with ray_cluster(ray, 'local', processors=1, object_bytes=2**27):\n"
+        "    ray.get(ray.remote(lambda: 1).remote())\n"
+        "    own = [each for each in psutil.Process().children(recursive=True)]\n"
+        "    ports = [port for each in own for port in each.net_connections('inet') if port.status == 'LISTEN']\n"
+        "    print('ports', len(ports), *{port.laddr.ip.removeprefix('::ffff:') for port in ports})\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = [line.split() for line in found.stdout.splitlines() if line.startswith("ports ")]
+    assert int(line[1]) > 3
+    assert line[2:] == ["127.0.0.1"]
 
 
 def test_another_is_joined_as_it_is() -> None:
