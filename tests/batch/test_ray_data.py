@@ -127,7 +127,7 @@ def _is_large(process: psutil.Process) -> bool:
 
 def drawn(folder: Path) -> int:
     """Pictures that are there."""
-    return len(list(folder.glob("pictures/*/*.png")))
+    return len([*folder.glob("pictures/*/*.png"), *folder.glob("work/0*/*.png")])
 
 
 def wait_for(reached: Any, process: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> bool:
