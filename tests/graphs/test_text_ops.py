@@ -148,6 +148,16 @@ def test_what_is_no_number_stays_with_its_token(compiled: Ops) -> None:
     assert found.tolist() == [token not in (3, 7) for token in range(20)]
 
 
+def test_one_score_that_is_no_number_is_not_passed_over(compiled: Ops) -> None:
+    """Wherever it stands: no comparison with it holds, and the others would decide."""
+    x, scores, *rest = given("few", compiled.dtype, 1, 10)
+    for token in range(5):
+        scores[0, token, token] = torch.nan
+    found = run(compiled.models["experts few"], *buffers((x, scores, *rest)))[0].isfinite()
+    assert found.any(dim=-1).tolist() == [token >= 5 for token in range(10)]
+    assert found[5:].all()
+
+
 def test_no_tokens_are_no_tokens(compiled: Ops) -> None:
     (out,) = compiled.models["experts few"].execute(*buffers(given("few", compiled.dtype, 1, 0)))
     assert list(out.shape) == [1, 0, 44]
