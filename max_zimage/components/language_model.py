@@ -88,8 +88,8 @@ class LanguageModel:
             last = min(first + _PIECE, end)
             mask = np.where(np.arange(last) <= np.arange(first, last)[:, None], np.float32(0), _HIDDEN)[None]
             given = tokens[:, first - begin : last - begin], rope[first:last], mask
-            inputs = (upload(np.ascontiguousarray(each), device) for each in given)
-            states, kept = self._encoder.layers.read_on(*inputs, kept)
+            new, table, hidden = (upload(np.ascontiguousarray(each), device) for each in given)
+            states, kept = self._encoder.layers.read_on(new, table, hidden, kept)
         place = upload(np.array([last - first - 1], np.int64), device)
         logits: npt.NDArray[np.float32] = download(self._head(states, place)[0])[0]
         return logits, ReadText(end, kept)
