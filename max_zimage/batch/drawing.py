@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from max_zimage.batch.output import PICTURES, Output
+from max_zimage.batch.output import Output
 from max_zimage.batch.pictures_in import contents_of, digests_of, pixels_of
 from max_zimage.batch.record_book import RecordBook, failed, work_folder
 from max_zimage.batch.records import record
@@ -18,14 +18,14 @@ from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.errors import AdapterError, NotFiniteError, RequestError, RequestWarning
 from max_zimage.images.save import encode_image
 from max_zimage.images.xmp import source_of
-from max_zimage.pipeline.enhancing import enhanced
+from max_zimage.pipeline.enhancing import EnhancerError, enhanced
 from max_zimage.pipeline.prepare_contexts import inputs_of_contexts
 from max_zimage.pipeline.request_contexts import context_of_request
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import of_text
 
-_OF_THE_ROW = (RequestError, AdapterError, NotFiniteError)
+_OF_THE_ROW = (RequestError, AdapterError, NotFiniteError, EnhancerError)
 """Errors that the same row has in every process; all others may be the process's."""
 
 
@@ -37,25 +37,34 @@ class Drawing:
         options: Arguments of `ZImagePipeline.prepare`.
         url: Where the job writes to.
         run: Which run of the job this is.
-        is_packed: Whether pictures wait with their window's work until it is packed.
         metadata: Whether pictures carry what they were drawn with.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     url: str
     run: str
-    is_packed: bool = False
     metadata: bool = True
 
-    def load(self) -> Drawer:
+    def load(self, place: str = "") -> Drawer:
         """Load the model.
+
+        Args:
+            place: Which machine this is, see `RecordBook`.
 
         Raises:
             ValueError: If that cannot be done.
         """
         pipeline = ZImagePipeline.from_prepared(ZImagePipeline.prepare(**self.options))
-        book = RecordBook(Output(self.url), self.run)
-        return Drawer(pipeline, book, is_packed=self.is_packed, metadata=self.metadata)
+        return Drawer(pipeline, RecordBook(Output(self.url), self.run, place), metadata=self.metadata)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A picture, uint8 [height, width, 3], its request, and what is to be said of it."""
+
+    request: GenerationRequest
+    note: str
+    pixels: Any
 
 
 class Drawer:
@@ -64,12 +73,11 @@ class Drawer:
     Args:
         pipeline: Draws the pictures.
         book: Where they are recorded.
-        is_packed: As of `Drawing`.
         metadata: As of `Drawing`.
     """
 
-    def __init__(self, pipeline: ZImagePipeline, book: RecordBook, *, is_packed: bool, metadata: bool) -> None:
-        self._pipeline, self._book, self._is_packed, self._metadata = pipeline, book, is_packed, metadata
+    def __init__(self, pipeline: ZImagePipeline, book: RecordBook, *, metadata: bool) -> None:
+        self._pipeline, self._book, self._metadata = pipeline, book, metadata
 
     def __call__(self, unit: Unit) -> Report:
         """Draw a unit and record it, unless it is recorded.
@@ -86,37 +94,39 @@ class Drawer:
         return self._book.write(
             unit,
             [
-                failed(item, found) if isinstance(found, str) else self._saved(unit.window, item, *found, seconds)
+                failed(item, found) if isinstance(found, str) else self._saved(unit.window, item, found, seconds)
                 for item, found in zip(unit.items, drawn, strict=True)
             ],
         )
 
-    def _drawn(self, items: Sequence[Item]) -> list[tuple[GenerationRequest, Any] | str]:
-        """Each picture's request and pixels, or why there are none."""
-        requests: list[GenerationRequest | str] = []
+    def _drawn(self, items: Sequence[Item]) -> list[_Drawn | str]:
+        """Each picture, or why there is none."""
+        requests: list[tuple[GenerationRequest, str] | str] = []
         for item in items:
             try:
                 requests.append(self._request(item))
             except _OF_THE_ROW as error:
                 requests.append(str(error))
-        together = [each for each in requests if not isinstance(each, str)]
-        pixels = iter(self._pixels(together))
-        found: list[tuple[GenerationRequest, Any] | str] = []
+        pixels = iter(self._pixels([each[0] for each in requests if not isinstance(each, str)]))
+        found: list[_Drawn | str] = []
         for each in requests:
             image = each if isinstance(each, str) else next(pixels)
-            found.append(image if isinstance(image, str) or isinstance(each, str) else (each, image))
+            found.append(image if isinstance(image, str) or isinstance(each, str) else _Drawn(*each, image))
         return found
 
-    def _request(self, item: Item) -> GenerationRequest:
+    def _request(self, item: Item) -> tuple[GenerationRequest, str]:
+        """What is drawn, and what is to be said of it."""
         contents = contents_of(item.sources)
         for name, digest in digests_of(contents).items():
             if digest != item.digests[name]:
                 message = "{field} is another file than it was when the request was checked; draw this row again"
                 raise RequestError.of(name, message)
         request = of_text(item.request, **pixels_of(contents))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RequestWarning)  # the prompt is then drawn as it was given
-            return enhanced(self._pipeline, request)
+        with warnings.catch_warnings(record=True) as caught:  # a prompt that nobody writes out is drawn as it is
+            warnings.simplefilter("always", RequestWarning)
+            found = enhanced(self._pipeline, request)
+        said = [str(each.message) for each in caught if isinstance(each.message, RequestWarning)]
+        return found, "; ".join(filter(None, [item.note, *said]))
 
     def _pixels(self, requests: Sequence[GenerationRequest]) -> list[Any]:
         """The pictures, uint8 [height, width, 3] each, or why there is none."""
@@ -131,20 +141,21 @@ class Drawer:
                 return [str(error)]
         return [image for each in requests for image in self._pixels([each])]
 
-    def _saved(self, window: int, item: Item, request: GenerationRequest, pixels: Any, seconds: float) -> Any:
+    def _saved(self, window: int, item: Item, drawn: _Drawn, seconds: float) -> dict[str, Any]:
+        request = drawn.request
         parameters = self._pipeline.carried(request, is_whole=True).parameters(0)
         text = parameters.to_json() if parameters else ""
         source = source_of(request.image) if self._metadata else None
-        content = encode_image(pixels, "PNG", text if self._metadata else "", source=source)
+        content = encode_image(drawn.pixels, "PNG", text if self._metadata else "", source=source)
         digest = hashlib.sha256(content).hexdigest()
-        path = staged_path(window, digest) if self._is_packed else f"{PICTURES}/{digest[:2]}/{digest}.png"
+        path = staged_path(window, digest)
         self._book.output.put(path, content)
         values = {"seed": request.seed, "parameters": text or None, "path": path, "digest": digest}
-        return record(item.id, item.row, item.picture, **values, seconds=seconds, note=item.note or None)
+        return record(item.id, item.row, item.picture, **values, seconds=seconds, note=drawn.note or None)
 
 
 def staged_path(window: int, digest: str) -> str:
-    """Where a picture waits for its window to be packed."""
+    """Where a picture waits for its window to be done."""
     return f"{work_folder(window)}/{digest}.png"
 
 

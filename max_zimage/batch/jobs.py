@@ -1,29 +1,31 @@
 """A job from its file to its manifest, whoever draws.
 
 What is done is read from where the job writes to; the rest of the file is planned window after window, as there is
-somebody to draw it. So a job that was ended at any moment goes on where it was, and its memory does not grow with the
-file.
+somebody to draw it. So a job that was ended at any moment goes on where it was. In memory are windows that
+are not done, and what `max_zimage.batch.source` says of the rest.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
-from max_zimage.batch.output import JOB, MANIFEST, WORK, Output
-from max_zimage.batch.packing import finish
+from max_zimage.batch.output import JOB, MANIFEST, RESULTS, WORK, Output
+from max_zimage.batch.packing import finish, reopen
 from max_zimage.batch.planning import Planner
-from max_zimage.batch.record_book import RecordBook, missing, results_path
-from max_zimage.batch.records import of_parquet
+from max_zimage.batch.record_book import RecordBook, missing, results_path, sentences
+from max_zimage.batch.records import Record, of_parquet
 from max_zimage.batch.source import Source, Survey
 from max_zimage.batch.work import Item, JobError, Report, Unit, Window
 from max_zimage.progress import Progress, stage
 
 _SECONDS = 3600
+_SHOWN = 3  # sentences of an error
 
 
 class Executor(Protocol):
@@ -104,6 +106,7 @@ class Job:
         form: How pictures are kept, one of `max_zimage.batch.packing.FORMATS`.
         window_rows: Rows of a window.
         max_errors: Pictures that may fail; None for any number.
+        retry_failed: Whether pictures that failed in earlier runs are tried again.
         settings: What pictures depend on besides, as JSON has it.
     """
 
@@ -114,9 +117,12 @@ class Job:
     form: str
     window_rows: int
     max_errors: int | None = None
+    retry_failed: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     _open: dict[int, _Open] = field(default_factory=dict)
+    _said: list[str] = field(default_factory=list)  # why the first pictures failed
+    _totals: Counter[str] = field(default_factory=Counter)  # of the windows that are done
 
     def run(self, executor: Executor) -> Counts:
         """Draw what is not drawn.
@@ -130,7 +136,7 @@ class Job:
         """
         with self.output.alone():
             self.claim()
-            done = self.book.done()
+            done = self._done()
             with stage("Drawing", self.survey.rows) as shown:
                 self._tell(shown, self._count_done(done))
                 with executor:
@@ -172,14 +178,25 @@ class Job:
             said = "; ".join(f"{name} was {known.get(name)}, is {facts.get(name)}" for name in other)
             raise ValueError(f"{self.output.url} holds another job: {said}. Give another --output, or what it was")
 
+    def _done(self) -> frozenset[int]:
+        """Windows with which nothing is to be done."""
+        done = self.book.done()
+        if not self.retry_failed:
+            return done
+        self.output.remove(MANIFEST)
+        return done - {number for number in sorted(done) if reopen(self.book, number, self.form)}
+
     def _units(self, done: frozenset[int], shown: Progress) -> Iterator[Unit]:
         """What is to be drawn, in the order of the file."""
         for number, rows in self.source.windows(self.survey, self.window_rows, done):
-            window = self.planner.window(number, rows)
+            window = self.planner.window(number, rows, self.book.kept(number))
             recorded = self.book.names(number)
+            self.book.note_bad(window)
             self._open[number] = opened = _Open.of(window)
             self.counts.failed += len(window.bad)
-            self._tell(shown, len(window.bad))
+            self.counts.pictures += len(window.kept)
+            self._said += sentences(window.bad)
+            self._tell(shown, sum(each["picture"] == 0 for each in (*window.bad, *window.kept)))
             for name in sorted(recorded & opened.units.keys()):
                 report = self.book.report(opened.units[name])
                 if report is not None and number in self._open:
@@ -196,13 +213,15 @@ class Job:
         self.counts.pictures += report.pictures
         self.counts.drawn += report.pictures if is_new else 0
         self.counts.failed += report.failed
+        if report.failed and len(self._said) < _SHOWN and opened is not None:
+            self._said += self.book.sentences(opened.units[report.name])
         self._tell(shown, sum(item.picture == 0 for item in items))
         self._finish_if_done(report.window)
 
     def _finish_if_done(self, number: int) -> None:
         opened = self._open[number]
         if not opened.left:
-            finish(self.book, opened.window, self.form)
+            self._add_up(finish(self.book, opened.window, self.form))
             del self._open[number]
 
     def _count_done(self, done: frozenset[int]) -> int:
@@ -210,12 +229,16 @@ class Job:
         rows = 0
         for number in sorted(done):
             with self.output.reading(results_path(number)) as file:
-                found = of_parquet(file, ["picture", "error"])
-            bad = sum(each["error"] is not None for each in found)
-            self.counts.failed += bad
-            self.counts.pictures += len(found) - bad
+                found = of_parquet(file, ["id", "picture", "error"])
+            self._add_up(found)
+            self._said += sentences(found)[:_SHOWN]
             rows += sum(each["picture"] == 0 for each in found)
+        self.counts.pictures, self.counts.failed = self._totals["pictures"], self._totals["failed"]
         return rows
+
+    def _add_up(self, records: Sequence[Record]) -> None:
+        bad = sum(each["error"] is not None for each in records)
+        self._totals.update(pictures=len(records) - bad, failed=bad)
 
     def _tell(self, shown: Progress, rows: int) -> None:
         """Show rows as done.
@@ -228,8 +251,9 @@ class Job:
             shown.advance(self.counts.label(self.survey.rows))
         if self.max_errors is not None and self.counts.failed > self.max_errors:
             raise JobError(
-                f"{self.counts.failed} pictures failed, --max-errors {self.max_errors} allows no more; what is drawn "
-                f"is kept: the same command with a larger number goes on, {self.output.url}/{WORK} has the sentences"
+                f"{self.counts.failed} pictures failed, --max-errors {self.max_errors} allows no more: "
+                f"{'; '.join(self._said[:_SHOWN])}. What is drawn is kept: the same command with a larger number goes "
+                f"on. Column error of the tables in {RESULTS} and {WORK} of {self.output.url} has them all"
             )
 
     def _close(self) -> None:
@@ -241,6 +265,7 @@ class Job:
         windows = -(-self.survey.rows // self.window_rows)
         if self._open or self.book.done() != frozenset(range(windows)):
             raise JobError(f"{self.output.url}: not all windows are done; the same command goes on")
+        self.counts.pictures, self.counts.failed = self._totals["pictures"], self._totals["failed"]
         facts = {
             "rows": self.survey.rows,
             "pictures": self.counts.pictures,

@@ -4,7 +4,8 @@
     results/00003.parquet   the records of a window of rows that is done, in the order of the file
     pictures/ab/ab12....png the pictures, named by SHA-256 of their bytes; or shards, one a window
     manifest.json           written last
-    work/00003/             of a window that is not done: records of its batches, and what belongs to them
+    work/00003/             of a window that is not done: records of its batches, and their pictures
+    job.lock                held by the process that runs the job, in folders
 
 A file is there whole or not at all: where a file system may show half of one, it is written in `work` and renamed. What
 is recorded is true, what is not is drawn again.
@@ -24,12 +25,13 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from max_zimage.batch.addresses import absolute
 from max_zimage.serving.store.files import WHOLE
 
 WORK, RESULTS, PICTURES = "work", "results", "pictures"
 JOB, MANIFEST = "job.json", "manifest.json"
 _SCRATCH = f"{WORK}/scratch"
-_LOCK = f"{WORK}/lock"
+_LOCK = "job.lock"  # stays: one that is removed while it is held would let somebody else hold another
 
 
 class Output:
@@ -43,9 +45,9 @@ class Output:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url = absolute(url)  # for processes that begin elsewhere
         with self._told("cannot be opened"):
-            self._system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            self._system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         self._root: str = root.rstrip("/")
         protocols = self._system.protocol
         names = {protocols} if isinstance(protocols, str) else set(protocols)
@@ -126,6 +128,36 @@ class Output:
             except FileNotFoundError:
                 return []
             return sorted(each.rstrip("/").rpartition("/")[2] for each in found)
+
+    def has(self, path: str) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            ValueError: If that cannot be found out.
+        """
+        with self._told("cannot be read"):
+            return bool(self._system.exists(self._full(path)))
+
+    def move(self, path: str, to: str) -> bool:
+        """Give a file another name, where it is whole as soon as it is there.
+
+        Returns:
+            Whether there was such a file.
+
+        Raises:
+            ValueError: If that cannot be done.
+        """
+        one, other = self._full(path), self._full(to)
+        with self._told("cannot be written to"):
+            if self.is_folder:
+                os.makedirs(os.path.dirname(other), exist_ok=True)
+            else:
+                self._system.makedirs(other.rpartition("/")[0], exist_ok=True)
+            try:
+                _ = os.replace(one, other) if self.is_folder else self._system.mv(one, other)
+            except FileNotFoundError:
+                return False
+            return True
 
     def remove(self, path: str) -> None:
         """Remove a file or a folder with all that is in it, unless it is gone.

@@ -1,10 +1,12 @@
 """A window of rows that is drawn, written as it is to stay: its records, and its pictures as one shard.
 
-    files        the pictures lie where they were drawn to, one file each
+    files        pictures/ab/ab12....png, one file each, named by SHA-256 of its bytes
     parquet      inside the table, in a column `image` of {"bytes", "path"}, which `datasets` takes for pictures
     webdataset   pictures/00003.tar, with two members a picture: KEY.png, and KEY.json with its record
 
-A shard holds the same bytes whenever it is written. The records come last: where they are, the rest is.
+Until then pictures wait with the window's work: one that no record names, as of a batch that was taken apart when its
+pictures were there, goes with it. A shard holds the same bytes whenever it is written. The records come last: where
+they are, the rest is.
 
 Reference: WebDataset's format; datasets/features/image.py.
 """
@@ -45,9 +47,13 @@ def finish(book: RecordBook, window: Window, form: str) -> list[dict[str, Any]]:
         ValueError: If something cannot be read or written.
     """
     records = sorted(book.records_of(window), key=lambda each: tuple(each[name] for name in ORDER))
-    expected = len(window.bad) + sum(len(unit.items) for unit in window.units)
-    if len(records) != expected or len({tuple(each[name] for name in ORDER) for each in records}) != expected:
-        raise ValueError(f"{book.output.url}: window {window.number} has {len(records)} records, {expected} are wanted")
+    expected = len(window.bad) + len(window.kept) + sum(len(unit.items) for unit in window.units)
+    distinct = len({tuple(each[name] for name in ORDER) for each in records})
+    if len(records) != expected or distinct != expected:
+        raise ValueError(
+            f"{book.output.url}: window {window.number} has {len(records)} records of {distinct} distinct pictures, "
+            f"{expected} are wanted; remove {work_folder(window.number)}, and it is drawn again"
+        )
     path = results_path(window.number)
     if form == "parquet":
         with book.output.writing(path) as file:
@@ -59,9 +65,61 @@ def finish(book: RecordBook, window: Window, form: str) -> list[dict[str, Any]]:
                 _write_tar(file, book.output, window.number, records)
             for each in records:
                 each |= {"path": shard, "member": f"{_key(each)}.png"} if each["digest"] else {}
+        else:
+            _move(book.output, window.number, records)
         book.output.put(path, to_parquet(records))
     book.output.remove(work_folder(window.number))
     return records
+
+
+def reopen(book: RecordBook, window: int, form: str) -> bool:
+    """Have what failed of a window that is done be tried again; its pictures are kept.
+
+    Args:
+        book: Has its records.
+        window: Which.
+        form: As of `finish`.
+
+    Returns:
+        Whether anything had failed.
+
+    Raises:
+        ValueError: If something cannot be read or written.
+    """
+    output, records = book.output, book.finished(window)
+    if all(each["error"] is None for each in records):
+        return False
+    output.remove(work_folder(window))  # records of what failed, if it was left
+    if form == "parquet":
+        with output.reading(results_path(window)) as file:
+            for group in parquet().ParquetFile(file).iter_batches(_GROUP, columns=["digest", "image"]):
+                for each in group.to_pylist():
+                    if each["digest"]:
+                        output.put(staged_path(window, each["digest"]), each["image"]["bytes"])
+    elif form == "webdataset":
+        _unpack(output, window, [each for each in records if each["digest"]])
+    book.keep(window, records)
+    output.remove(results_path(window))
+    return True
+
+
+def _unpack(output: Output, window: int, drawn: Sequence[dict[str, Any]]) -> None:
+    if drawn:
+        with output.reading(drawn[0]["path"]) as file, tarfile.open(fileobj=file) as tar:
+            for each in drawn:
+                member = tar.extractfile(each["member"])
+                output.put(staged_path(window, each["digest"]), member.read() if member else b"")
+
+
+def _move(output: Output, window: int, records: Sequence[dict[str, Any]]) -> None:
+    """Pictures to where they stay; an earlier process may have moved some."""
+    for each in records:
+        if (digest := each["digest"]) is None:
+            continue
+        each["path"] = f"{PICTURES}/{digest[:2]}/{digest}.png"
+        # Not there is one of two equal pictures, too.
+        if not output.move(staged_path(window, digest), each["path"]) and not output.has(each["path"]):
+            raise _gone(output, each)
 
 
 def _write_tar(file: BinaryIO, output: Output, window: int, records: Sequence[dict[str, Any]]) -> None:
@@ -105,8 +163,12 @@ def _groups(records: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
 def _staged(output: Output, window: int, each: dict[str, Any]) -> bytes:
     content = output.get(staged_path(window, each["digest"]))
     if content is None:
-        raise ValueError(f"{output.url}: the picture of {each['id']} is gone; give another --output and draw anew")
+        raise _gone(output, each)
     return content
+
+
+def _gone(output: Output, each: dict[str, Any]) -> ValueError:
+    return ValueError(f"{output.url}: the picture of {each['id']} is gone; give another --output and draw anew")
 
 
 def _key(each: dict[str, Any]) -> str:

@@ -6,8 +6,10 @@ import hashlib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
+from max_zimage.batch.addresses import absolute
 from max_zimage.batch.columns import problem_of, values_of
 from max_zimage.batch.pictures_in import contents_of, digests_of, pixels_of
 from max_zimage.batch.records import Record, record
@@ -47,30 +49,33 @@ class Planner:
     model: str
     is_openai: bool
 
-    def window(self, number: int, rows: Sequence[RawRow]) -> Window:
+    def window(self, number: int, rows: Sequence[RawRow], before: Sequence[Record] = ()) -> Window:
         """Check the rows of a window and lay out its batches.
 
         Args:
             number: Of the window.
             rows: All of its rows.
+            before: What it came to, if what failed is tried again: the rest is kept.
         """
+        kept = {(each["row"], each["picture"]): each for each in before if each["error"] is None}
+        wanted = {each["row"] for each in before if each["error"] is not None}
         together: dict[str, list[Item]] = {}
         bad: list[Record] = []
         for row in rows:
+            if before and row.number not in wanted:
+                continue
             try:
                 for key, item in self.pictures(row):
-                    together.setdefault(key, []).append(item)
-            except RequestError as error:
-                bad.append(record(row.id, row.number, error=error.said()))
+                    if (item.row, item.picture) not in kept:
+                        together.setdefault(key, []).append(item)
             except ValueError as error:
-                bad.append(record(row.id, row.number, error=str(error)))
+                said = error.said() if isinstance(error, RequestError) else str(error)
+                free = next(picture for picture in count() if (row.number, picture) not in kept)
+                bad.append(record(row.id, row.number, free, error=said))
         most = self.batch_pictures
         batches = [items[start : start + most] for items in together.values() for start in range(0, len(items), most)]
-        units = [
-            Unit(window=number, name=f"{place:05d}", items=tuple(items))
-            for place, items in enumerate(sorted(batches, key=lambda items: items[0].row))
-        ]
-        return Window(number=number, rows=len(rows), units=tuple(units), bad=tuple(bad))
+        units = [Unit.of(number, items) for items in sorted(batches, key=lambda items: items[0].row)]
+        return Window(number=number, units=tuple(units), bad=tuple(bad), kept=tuple(kept.values()))
 
     def pictures(self, row: RawRow) -> list[tuple[str, Item]]:
         """The pictures of a row, each with what decides whose batch it may share.
@@ -119,6 +124,7 @@ class Planner:
         for name in ("image", "mask_image"):
             if name in self.defaults and not sources.keys() & ({name} | ({"mask"} if name == "mask_image" else set())):
                 sources[name] = self.defaults[name]
+        sources = {name: absolute(value) if isinstance(value, str) else value for name, value in sources.items()}
         plain = {name: value for name, value in self.defaults.items() if name not in sources}
         return with_configured({**own, **dict.fromkeys(sources, _TO_BE_READ)}, plain), sources
 

@@ -5,16 +5,17 @@ would be tried for ever. What is recorded decides what is done, not what Ray say
 as it does when a node is lost that held its answer, is found to be recorded. Ray Data's own checkpoint would add a
 second truth, and a job of its own to read it.
 
-Reference: ray/data, `Dataset.map_batches`; `reference/scale-and-ux.md` sections 1 and 2.
+Reference: ray/data, `Dataset.map_batches`.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -25,13 +26,21 @@ from max_zimage.batch.extra import ray
 from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.tries import TRIES, again, counted
 from max_zimage.batch.work import JobError, Report, Unit
+from max_zimage.host.ray_clusters import before_ray, ray_cluster
 from max_zimage.progress import note
 
-_WAVE = 4096  # units of one run of Ray Data, for which the actors load the model once
+_WAVE, _WAVE_BYTES = 4096, 64 * 2**20
+"""Units of one run of Ray Data, for which the actors load the model once; fewer where they hold pictures."""
+_OBJECTS = 512 * 2**20  # bytes of shared memory of a cluster of this machine
+_VISIBLE = 60.0  # seconds in which a file shows up that another machine has written; file systems keep what they know
 _RESTARTS = 8  # of one actor
 _FRUITLESS = 3  # runs one after the other in which nothing was recorded and nothing begun
-_PASSED_ON = ("MAX_ZIMAGE_", "MODULAR_", "HF_", "PYTHONPATH")
-"""Beginnings of the names of variables that actors get from here."""
+PASSED_ON = (
+    *("MAX_ZIMAGE_CACHE", "MAX_ZIMAGE_DEVICE_GRAPHS", "MAX_ZIMAGE_DEVICE_WEIGHTS", "MAX_ZIMAGE_INNER_LOOP"),
+    *("MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND", "MAX_ZIMAGE_QUANTIZE", "MAX_ZIMAGE_SPLIT", "MAX_ZIMAGE_TEMPLATES_DIR"),
+    *("MODULAR_CACHE_DIR", "MODULAR_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "PYTHONPATH"),
+)
+"""Variables that actors get from here: a cluster shows them to everybody, so none that may hold a key or a token."""
 
 
 class RayDrawer:
@@ -39,11 +48,21 @@ class RayDrawer:
 
     Args:
         drawing: `Drawing`, pickled.
+        folder: Where its relative paths begin; "" if it has none.
+
+    Raises:
+        ValueError: If there is no such folder on this machine.
     """
 
-    def __init__(self, drawing: bytes) -> None:
+    def __init__(self, drawing: bytes, folder: str) -> None:
+        if folder:
+            try:
+                os.chdir(folder)
+            except OSError as error:
+                message = f"{folder} is not on all nodes, and relative paths begin there; give absolute ones"
+                raise ValueError(message) from error
         found: Drawing = pickle.loads(drawing)
-        self._drawer: Drawer = found.load()
+        self._drawer: Drawer = found.load(_place())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Draw the units of a batch of Ray's: pickled units in, pickled reports out."""
@@ -58,10 +77,12 @@ class Cluster:
     Attributes:
         address: As `ray.init` takes it: "auto", "local", HOST:PORT or ray://HOST:PORT.
         workers: Actors; 0 for one a GPU, or where there is none one a node.
+        has_relative: Whether what actors load is named by relative paths.
     """
 
     address: str
     workers: int = 0
+    has_relative: bool = False
 
 
 class RayData:
@@ -72,35 +93,52 @@ class RayData:
         cluster: Where.
 
     Raises:
-        ValueError: If Ray is not installed, or the cluster cannot be reached.
+        ValueError: If Ray is not installed.
     """
 
     def __init__(self, drawing: Drawing, cluster: Cluster) -> None:
+        before_ray(cluster.address)
         self._drawing, self._cluster, self._ray = drawing, cluster, ray()
-        variables = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        self._stack, self._is_shared = ExitStack(), False
+
+    def __enter__(self) -> RayData:
+        """Join the cluster.
+
+        Raises:
+            ValueError: If it cannot be reached.
+        """
+        address = self._cluster.address
+        variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         try:
-            self._ray.init(address=cluster.address, runtime_env={"env_vars": variables}, log_to_driver=False)
+            self._stack.enter_context(
+                ray_cluster(
+                    self._ray,
+                    address,
+                    processors=self._cluster.workers,
+                    object_bytes=_OBJECTS,
+                    runtime_env={"env_vars": variables},
+                    log_to_driver=False,
+                )
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f"--ray {cluster.address}: {error}") from error
+            raise ValueError(f"--ray {address}: {error}") from error
         context = self._ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
-
-    def __enter__(self) -> RayData:
-        """Return this."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         """Leave the cluster, whose actors of this job end."""
-        self._ray.shutdown()
+        self._stack.close()
 
     def run(self, units: Iterator[Unit], book: RecordBook) -> Iterator[Report]:
         """Draw units, and report each when it is recorded; see `Local.run`.
 
         Raises:
-            JobError: If the cluster has no place for an actor, or run after run ends before anything is done.
+            JobError: If the cluster has no place for an actor, if run after run ends before anything is done, or if
+                what actors record is not to be seen here.
         """
-        while wave := list(islice(units, _WAVE)):
+        for wave in waves(units):
             fruitless = 0
             while wave:
                 seen = set[tuple[int, str]]()
@@ -108,9 +146,12 @@ class RayData:
                 try:
                     for report in self._drawn(wave):
                         if report.key not in seen:
+                            self._check_shared(wave, report, book)
                             seen.add(report.key)
                             yield report
                     why = "a unit without a report"
+                except JobError:
+                    raise
                 except Exception as error:
                     why = _reason(error)
                     note(f"a run of Ray Data ended early: {why}; what is not recorded is tried again")
@@ -129,7 +170,8 @@ class RayData:
         """What is to be done with a unit that Ray has not reported."""
         if (report := book.report(unit)) is not None:
             return [], report
-        tries = book.begun(unit.window)[unit.name]
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        tries = book.ended(unit.window, alive)[unit.name]
         return again(counted(unit, tries), why, book) if tries else ([unit], None)
 
     def _drawn(self, wave: Sequence[Unit]) -> Iterator[Report]:
@@ -139,7 +181,7 @@ class RayData:
         rows = data.from_items([{"unit": pickle.dumps(unit)} for unit in wave], override_num_blocks=len(wave))
         drawn = rows.map_batches(
             RayDrawer,
-            fn_constructor_args=(pickle.dumps(self._drawing),),
+            fn_constructor_args=(pickle.dumps(self._drawing), os.getcwd() if self._cluster.has_relative else ""),
             batch_size=1,
             compute=data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             num_gpus=1 if gpus else 0,
@@ -149,6 +191,25 @@ class RayData:
         for row in drawn.iter_rows():
             yield pickle.loads(row["report"])
 
+    def _check_shared(self, wave: Sequence[Unit], report: Report, book: RecordBook) -> None:
+        """See that what an actor has recorded is here, of the first report.
+
+        Raises:
+            JobError: If it is not.
+        """
+        if self._is_shared:
+            return
+        names = {each.key: each for unit in wave for each in (unit, *unit.alone())}
+        end = time.monotonic() + _VISIBLE
+        while book.report(names[report.key]) is None:
+            if time.monotonic() > end:
+                raise JobError(
+                    f"{book.output.url}: an actor has recorded pictures there, and they are not to be seen from here; "
+                    "--output must be a folder that all nodes share, or a URL"
+                )
+            time.sleep(0.5)
+        self._is_shared = True
+
     def _workers(self, gpus: int) -> int:
         if self._cluster.workers:
             return self._cluster.workers
@@ -156,6 +217,25 @@ class RayData:
         if not gpus and not nodes:
             raise JobError("no node of the cluster has a CPU for an actor; add one, or raise its --num-cpus")
         return gpus or len(nodes)
+
+
+def waves(units: Iterator[Unit]) -> Iterator[list[Unit]]:
+    """Units, so many at a time as one run of Ray Data has: it keeps all of them in memory."""
+    wave, size = list[Unit](), 0
+    for unit in units:
+        wave.append(unit)
+        size += len(pickle.dumps(unit))
+        if len(wave) == _WAVE or size >= _WAVE_BYTES:
+            yield wave
+            wave, size = [], 0
+    if wave:
+        yield wave
+
+
+def _place() -> str:
+    """The node on which an actor is."""
+    found: str = ray().get_runtime_context().get_node_id()
+    return found
 
 
 def _bounds() -> dict[str, int]:

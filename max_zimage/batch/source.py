@@ -1,7 +1,8 @@
 """The file of a job: Parquet, JSON lines or CSV, read as rows, from any file system that fsspec knows.
 
 A file is read twice: once to count and to find what is wrong with it as a whole, and then window after window. A line
-that cannot be read is a row all the same, with a sentence in place of its fields.
+that cannot be read is a row all the same, with a sentence in place of its fields. Of rows that may name themselves 16
+bytes each stay in memory, by which a name that is there twice is found; nothing else grows with the file.
 
 Reference: OpenAI's Batch API, the request input object.
 """
@@ -100,24 +101,28 @@ class Source:
         Raises:
             ValueError: If it cannot be read as what its name says, has no rows, or has not the column of ids.
         """
-        seen, digests, first = Counter[str](), list[bytes](), dict[str, Any]()
-        rows, sound = 0, 0
+        named, seen, digests = self._named(), Counter[str](), bytearray()
+        may_have_ids = self._kind == "jsonl" or self.id_name in named
+        rows, sound, of_openai = 0, 0, 0
         for number, (fields, problem) in enumerate(self._records()):
             rows += 1
             if problem is None:
-                first = first or fields
                 sound += 1
+                of_openai += fields.keys() >= _OPENAI
                 seen.update(fields.keys())
-            digests.append(_digest_of_id(self._id(number, fields)))
+            if may_have_ids:
+                digests += _digest_of_id(self._id(number, fields))
         if not rows:
             raise ValueError(f"{self.url} has no rows; give a file with one row a picture")
-        columns = self._named() or {name for name, times in seen.items() if times == sound}
-        is_openai = self._kind == "jsonl" and first.keys() >= _OPENAI
-        names_rows = self.id_name in (first if self._kind == "jsonl" else columns)
+        columns = named or {name for name, times in seen.items() if times == sound}
+        is_openai = self._kind == "jsonl" and _are_most(of_openai, sound)
+        names_rows = self.id_name in named
+        if self._kind == "jsonl":  # a line that is unlike most costs itself
+            wanted = self._id_column is not None and self.id_name in seen
+            names_rows = wanted or _are_most(seen[self.id_name], sound)
         if self._id_column is not None and not names_rows:
-            raise ValueError(
-                f"{self.url} has no column {self._id_column}; it has {', '.join(sorted(columns)) or 'none'}"
-            )
+            there = ", ".join(sorted(columns | seen.keys())) or "none"
+            raise ValueError(f"{self.url} has no column {self._id_column}; it has {there}")
         return Survey(
             rows=rows,
             digest=self._digest(),
@@ -200,8 +205,7 @@ class Source:
                 names = table.fieldnames or []
                 if len(set(names)) < len(names) or "" in names:
                     raise ValueError(f"its first line must name the columns, each once, got {', '.join(names)}")
-                for fields in table:
-                    yield _of_cells(fields)
+                yield from _rows_of(table)
         finally:
             csv.field_size_limit(before)
 
@@ -229,6 +233,24 @@ class Source:
 def _csv_of(file: Any) -> csv.DictReader[str]:
     text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
     return csv.DictReader(text, restkey=_SURPLUS, strict=True)
+
+
+def _rows_of(table: csv.DictReader[str]) -> Iterator[tuple[dict[str, Any], str | None]]:
+    while True:
+        begin = table.reader.line_num + 1
+        try:
+            yield _of_cells(next(table))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "end of data" in str(error):  # a quote without an end has taken all that follows
+                raise ValueError(f"{error}: a quote in the row that begins on line {begin} has no end") from error
+            lines = f"line {begin}" if begin == table.reader.line_num else f"lines {begin} to {table.reader.line_num}"
+            yield {}, f"{lines}: {error}; put the cell in quotes, and write a quote in it twice"
+
+
+def _are_most(some: int, all_: int) -> bool:
+    return 2 * some > all_
 
 
 def _of_json(line: bytes) -> tuple[dict[str, Any], str | None]:
@@ -259,9 +281,9 @@ def _digest_of_id(found: object) -> bytes:
     return hashlib.blake2b(str(found).encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _doubles(digests: list[bytes]) -> frozenset[int]:
-    """Places of ids that are there a second time or more."""
-    table = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+def _doubles(digests: bytearray) -> frozenset[int]:
+    """Places of ids that are there a second time or more; 16 bytes each."""
+    table = np.frombuffer(digests, np.uint64).reshape(-1, 2)
     order = np.lexsort((table[:, 1], table[:, 0]))  # stable: of equal ones the earliest comes first
     same = (table[order[1:]] == table[order[:-1]]).all(axis=1)
     return frozenset(order[1:][same].tolist())

@@ -1,12 +1,15 @@
 """What a job's file comes to: windows of rows, and in each the batches that are drawn and the rows that are not.
 
-All of it follows from the file and the job's settings alone, whatever was drawn before: so whoever goes on with a job
-draws the same batches, and a picture does not depend on where a job was interrupted.
+All of it follows from the file, the files that it names and the job's settings, whatever was drawn before: so whoever
+goes on with a job draws the same batches, and a picture does not depend on where a job was interrupted. A file that can
+be read in one run and not in another makes other batches of its window. So a batch is named by what is in it: what is
+recorded under its name is its own, and what is recorded of a batch that there is no longer is left aside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +47,7 @@ class Unit:
 
     Attributes:
         window: Which window of the file.
-        name: Within it.
+        name: Within it; of its pictures, see `of`.
         items: The pictures.
         tries: How often a process has ended over it.
     """
@@ -53,6 +56,12 @@ class Unit:
     name: str
     items: tuple[Item, ...]
     tries: int = 0
+
+    @classmethod
+    def of(cls, window: int, items: Sequence[Item]) -> Unit:
+        """The unit of these pictures, under the name that no other pictures have."""
+        places = " ".join(f"{item.row}:{item.picture}" for item in items)
+        return cls(window=window, name=hashlib.sha256(places.encode()).hexdigest()[:16], items=tuple(items))
 
     @property
     def key(self) -> tuple[int, str]:
@@ -73,15 +82,15 @@ class Window:
 
     Attributes:
         number: Which.
-        rows: How many rows it has.
         units: What is drawn.
         bad: Records of rows that are not; see `max_zimage.batch.records`.
+        kept: Records of pictures that were drawn before what failed in it is tried again.
     """
 
     number: int
-    rows: int
     units: tuple[Unit, ...]
     bad: tuple[Mapping[str, Any], ...]
+    kept: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

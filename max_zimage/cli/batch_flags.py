@@ -59,6 +59,8 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     )
     help = "end when more pictures than these have failed; never if not given"
     job.add_argument("--max-errors", type=_not_negative, metavar="N", help=help)
+    help = "draw again what failed in earlier runs, as where a picture could not be fetched"
+    job.add_argument("--retry-failed", action="store_true", help=help)
     job.add_argument(
         "--batch-pictures",
         type=at_least_one,

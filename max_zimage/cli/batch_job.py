@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +18,13 @@ from max_zimage.batch.planning import Planner
 from max_zimage.batch.ray_data import Cluster, RayData
 from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.source import Source
+from max_zimage.cli.batch_settings import settings_of
 from max_zimage.cli.field_flags import given_fields
 from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
 from max_zimage.pipeline.zimage import ZImagePipeline
-from max_zimage.version import __version__
 
 _PLACES = ("placement", "max_memory", "encoder_device", "dit_device", "vae_device", "cpu_offload")
-_SAME = ("dtype", "weight_path", "quantize", "attention_backend", "no_metadata")
-"""Flags without which another picture would come of a row."""
 _TOGETHER, _TOGETHER_ON_CPU = 4, 1  # pictures a batch: one keeps a CPU as busy as four
 
 
@@ -56,7 +54,9 @@ def job_of(arguments: argparse.Namespace) -> Job:
     """
     source = Source(arguments.file, arguments.id_column)
     survey = source.survey()
-    if not survey.is_openai:
+    if survey.is_openai:
+        _check_openai(arguments)
+    else:
         columns = survey.columns - {source.id_name if survey.has_ids else ""}
         check_columns(arguments.file, columns, survey.anywhere, arguments.ignore)
     options, defaults = options_of(arguments), given_fields(arguments)
@@ -82,21 +82,20 @@ def job_of(arguments: argparse.Namespace) -> Job:
         form=arguments.format,
         window_rows=arguments.shard_rows,
         max_errors=arguments.max_errors,
-        settings=_settings(arguments, model, defaults),
+        retry_failed=arguments.retry_failed,
+        settings=settings_of(arguments, model, defaults),
     )
 
 
-def _settings(arguments: argparse.Namespace, model: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What pictures depend on beside the file, as `job.json` has it."""
-    return {
-        "version": __version__,
-        "model": model,
-        "id_column": arguments.id_column,
-        "ignore": sorted(arguments.ignore),
-        "defaults": {name: str(value) for name, value in sorted(defaults.items())},
-        "configured": {name: str(value) for name, value in sorted(arguments.configuration.fields.items())},
-        **{name: getattr(arguments, name) for name in _SAME},
-    }
+def _check_openai(arguments: argparse.Namespace) -> None:
+    """Refuse flags that would do nothing: such a file has the columns that it has.
+
+    Raises:
+        ValueError: If one is given.
+    """
+    given = {"--id-column": arguments.id_column is not None, "--ignore": bool(arguments.ignore)}
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        raise ValueError(f"{flag}: {arguments.file} is a batch file of OpenAI's, named by custom_id; leave it out")
 
 
 def executor_of(arguments: argparse.Namespace, job: Job) -> Executor:
@@ -107,11 +106,25 @@ def executor_of(arguments: argparse.Namespace, job: Job) -> Executor:
     """
     drawing = Drawing(
         options=options_of(arguments),
-        url=arguments.output,
+        url=job.output.url,
         run=job.book.run,
-        is_packed=arguments.format != "files",
         metadata=not arguments.no_metadata,
     )
     if arguments.ray is not None:
-        return RayData(drawing, Cluster(address=arguments.ray, workers=arguments.workers or 0))
+        cluster = Cluster(
+            address=arguments.ray,
+            workers=arguments.workers or 0,
+            has_relative=any(_is_relative(each) for each in _loaded(arguments)),
+        )
+        return RayData(drawing, cluster)
     return Local(drawing, arguments.workers or 1, debug=arguments.debug)
+
+
+def _loaded(arguments: argparse.Namespace) -> list[str]:
+    """What processes that draw read, as it is named."""
+    named = [arguments.model, arguments.templates_dir, *(arguments.weight_path or ())]
+    return [str(each) for each in named if each is not None]
+
+
+def _is_relative(name: str) -> bool:
+    return not os.path.isabs(name) and os.path.exists(name)

@@ -80,14 +80,14 @@ class Here:
 class NoiseDrawer(Drawer):
     """Draws noise, and fails over a prompt `TOO_MUCH`."""
 
-    def __init__(self, book: RecordBook, *, is_packed: bool = False) -> None:
+    def __init__(self, book: RecordBook) -> None:
         drawn_by = {"model": "noise", "weight_paths": (), "dtype": "float32", "device": "cpu"}
 
         def carried(request: GenerationRequest, *, is_whole: bool) -> Carried:
             return Carried(request, drawn_by, is_whole)
 
         pipeline: Any = SimpleNamespace(carried=carried)
-        super().__init__(pipeline, book, is_packed=is_packed, metadata=True)
+        super().__init__(pipeline, book, metadata=True)
 
     def _pixels(self, requests: Sequence[GenerationRequest]) -> list[Any]:
         prompts = [each.prompts[0] for each in requests]

@@ -20,7 +20,7 @@ from PIL import Image
 from max_zimage.batch.drawing import Drawer
 from max_zimage.batch.output import Output
 from max_zimage.batch.record_book import RecordBook
-from max_zimage.batch.work import JobError, Report
+from max_zimage.batch.work import JobError
 from max_zimage.progress import shown_by
 from max_zimage.request.metadata import GenerationParameters, read_parameters
 from tests.batch.fakes import Here, NoiseDrawer, digests, job_of, results, write_lines
@@ -34,8 +34,8 @@ ROWS[5]["height"] = 63
 ROWS[9]["num_images_per_prompt"] = 3
 
 
-def here(folder: Path | str, run: str = "run", *, is_packed: bool = False, **more: Any) -> Here:
-    return Here(NoiseDrawer(RecordBook(Output(str(folder)), run), is_packed=is_packed), **more)
+def here(folder: Path | str, run: str = "run", **more: Any) -> Here:
+    return Here(NoiseDrawer(RecordBook(Output(str(folder)), run)), **more)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_every_row_has_its_pictures(plain: Path) -> None:
     assert {path.relative_to(plain).as_posix() for path in plain.rglob("*.png")} == {
         each["path"] for each in found if each["path"]
     }
-    assert {path.name for path in plain.iterdir()} == {"job.json", "manifest.json", "results", "pictures"}
+    assert {path.name for path in plain.iterdir()} == {"job.json", "job.lock", "manifest.json", "results", "pictures"}
     manifest = json.loads((plain / "manifest.json").read_text())
     assert (manifest["rows"], manifest["pictures"], manifest["failed"]) == (21, 22, 1)
     assert manifest["results"] == [f"results/{number:05d}.parquet" for number in range(3)]
@@ -83,7 +83,7 @@ def test_a_job_that_is_done_draws_nothing(plain: Path, file: Path) -> None:
 def test_interrupted_after_every_batch_it_comes_to_the_same(form: str, file: Path, plain: Path, tmp_path: Path) -> None:
     folder, drawn = tmp_path / "out", 0
     for run in range(20):
-        executor = here(folder, str(run), is_packed=form != "files", stop_after=1)
+        executor = here(folder, str(run), stop_after=1)
         try:
             job_of(file, folder, str(run), form=form).run(executor)
         except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def test_interrupted_after_every_batch_it_comes_to_the_same(form: str, file: Pat
     assert drawn == 9
     assert digests(folder) == digests(plain)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    tables = {f"results/{number:05d}.parquet" for number in range(3)} | {"job.json", "manifest.json"}
+    tables = {f"results/{number:05d}.parquet" for number in range(3)} | {"job.json", "job.lock", "manifest.json"}
     assert names == tables | {each["path"] for each in results(folder) if each["path"]}
 
 
@@ -109,7 +109,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(form: str, file: Path, plain:
         child = os.fork()
         if child == 0:
             try:
-                job_of(file, folder, str(run), form=form).run(here(folder, str(run), is_packed=form != "files"))
+                job_of(file, folder, str(run), form=form).run(here(folder, str(run)))
             finally:
                 os._exit(0 if (folder / "manifest.json").exists() else 1)
         if len(ends) < 12:
@@ -123,13 +123,13 @@ def test_killed_at_any_moment_it_comes_to_the_same(form: str, file: Path, plain:
     assert ends.count(signal.SIGKILL) > 5
     assert digests(folder) == digests(plain)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    tables = {f"results/{number:05d}.parquet" for number in range(3)} | {"job.json", "manifest.json"}
+    tables = {f"results/{number:05d}.parquet" for number in range(3)} | {"job.json", "job.lock", "manifest.json"}
     assert names == tables | {each["path"] for each in results(folder) if each["path"]}
 
 
 def test_pictures_in_tables_are_those_of_files(file: Path, plain: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    job_of(file, folder, form="parquet").run(here(folder, is_packed=True))
+    job_of(file, folder, form="parquet").run(here(folder))
     for one, other in zip(results(folder), results(plain), strict=True):
         content = (plain / other["path"]).read_bytes() if other["path"] else None
         assert (one["image"] or {}).get("bytes") == content
@@ -140,7 +140,7 @@ def test_pictures_in_tables_are_those_of_files(file: Path, plain: Path, tmp_path
 
 def test_shards_hold_pictures_and_records(file: Path, plain: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    job_of(file, folder, form="webdataset").run(here(folder, is_packed=True))
+    job_of(file, folder, form="webdataset").run(here(folder))
     for one, other in zip(results(folder), results(plain), strict=True):
         if other["path"] is None:
             continue
@@ -176,8 +176,12 @@ def test_two_at_once_are_refused(file: Path, tmp_path: Path) -> None:
 def test_too_many_errors_end_the_job_and_more_let_it_go_on(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "height": 63 + number % 2} for number in range(8)])
     folder = tmp_path / "out"
-    with pytest.raises(JobError, match="4 pictures failed, --max-errors 3 allows no more"):
+    with pytest.raises(
+        JobError, match=r"4 pictures failed, --max-errors 3 allows no more: 0: height must be .*; 2: height"
+    ):
         job_of(file, folder, max_errors=3).run(here(folder))
+    said = pq.read_table(folder / "work" / "00000" / "bad.parquet").to_pylist()
+    assert [each["id"] for each in said if each["error"].startswith("height must be ")] == ["0", "2", "4", "6"]
     counts = job_of(file, folder, max_errors=4).run(here(folder))
     assert (counts.pictures, counts.failed) == (4, 4)
 
@@ -185,7 +189,7 @@ def test_too_many_errors_end_the_job_and_more_let_it_go_on(tmp_path: Path) -> No
 def test_an_address_that_is_no_folder(file: Path, plain: Path) -> None:
     url = "memory://job-of-a-test"
     output = Output(url)
-    job_of(file, url, form="parquet").run(here(url, is_packed=True))
+    job_of(file, url, form="parquet").run(here(url))
     assert output.names("") == ["job.json", "manifest.json", "results"]
     content = output.get("results/00000.parquet")
     assert content is not None
@@ -265,7 +269,7 @@ def test_pictures_are_those_of_the_pipeline(embedded: Pair, tmp_path: Path) -> N
     ]
     file, folder = write_lines(tmp_path / "a.jsonl", rows), tmp_path / "out"
     book = RecordBook(Output(str(folder)), "run")
-    drawer = Drawer(embedded.ours, book, is_packed=False, metadata=True)
+    drawer = Drawer(embedded.ours, book, metadata=True)
     job_of(file, folder).run(Here(drawer))
     size = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 0.0}
     for row, each in zip(rows, results(folder), strict=True):
@@ -275,24 +279,9 @@ def test_pictures_are_those_of_the_pipeline(embedded: Pair, tmp_path: Path) -> N
         assert each["seconds"] > 0
     together = write_lines(tmp_path / "b.jsonl", [{**row, "width": 64} for row in rows[:2]])
     job_of(together, tmp_path / "both").run(
-        Here(Drawer(embedded.ours, RecordBook(Output(str(tmp_path / "both")), "run"), is_packed=False, metadata=False))
+        Here(Drawer(embedded.ours, RecordBook(Output(str(tmp_path / "both")), "run"), metadata=False))
     )
     for row, each in zip(rows, results(tmp_path / "both"), strict=False):
         expected = embedded.ours(**size | row | {"width": 64}, output_type="np")[0]
         drawn = np.asarray(Image.open(tmp_path / "both" / each["path"]))
         assert np.mean(np.abs(drawn.astype(int) - expected) <= 1) > 0.999
-
-
-def test_a_file_that_has_changed_is_not_drawn_from(tmp_path: Path) -> None:
-    for seed, name in ((0, "in.png"), (1, "other.png")):
-        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / name)
-    rows = [{"prompt": "x", "image": str(tmp_path / "in.png")}, {"prompt": "y", "image": str(tmp_path / "in.png")}]
-    file = write_lines(tmp_path / "a.jsonl", rows)
-    job = job_of(file, tmp_path / "out")
-    ((number, found),) = job.source.windows(job.survey, 8)
-    (unit,) = job.planner.window(number, found).units
-    (tmp_path / "other.png").replace(tmp_path / "in.png")
-    report = NoiseDrawer(job.book)(unit)
-    assert report == Report(window=0, name="00000", pictures=0, failed=2)
-    said = [each["error"] for each in job.book.records_of(job.planner.window(number, []))]
-    assert said == ["image is another file than it was when the request was checked; draw this row again"] * 2

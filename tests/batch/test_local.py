@@ -117,7 +117,7 @@ def test_killed_again_and_again_it_comes_to_the_same(
     plain, folder = tmp_path / "plain", tmp_path / "killed"
     more: Any = {"batch_pictures": 3, "window_rows": 8, "defaults": {"num_inference_steps": 2, "guidance_scale": 0.0}}
     monkeypatch.setattr(embedded.ours, "named", ("tiny-zimage", ()))  # as the command line names it: pictures say so
-    drawer = Drawer(embedded.ours, RecordBook(Output(str(plain)), "run"), is_packed=False, metadata=True)
+    drawer = Drawer(embedded.ours, RecordBook(Output(str(plain)), "run"), metadata=True)
     job_of(tmp_path / "a.jsonl", plain, **more).run(Here(drawer))
     job = ("a.jsonl", *SIZE, "--device", "cpu", "--quiet", "--output", "killed")
     with Command(*job, cwd=tmp_path) as command:

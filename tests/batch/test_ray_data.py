@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 0.0}
 
 def plain(embedded: Pair, file: Path, folder: Path) -> Path:
     """What comes of it where nothing ends."""
-    drawer = Drawer(embedded.ours, RecordBook(Output(str(folder)), "run"), is_packed=False, metadata=True)
+    drawer = Drawer(embedded.ours, RecordBook(Output(str(folder)), "run"), metadata=True)
     job_of(file, folder, batch_pictures=3, window_rows=64, defaults=DEFAULTS).run(Here(drawer))
     return folder
 

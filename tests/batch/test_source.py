@@ -73,6 +73,38 @@ def test_a_line_that_cannot_be_read_costs_its_row(tmp_path: Path) -> None:
     ]
 
 
+def test_a_quote_that_is_astray_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,seed\nx,1\n"a ""red"" star"s,2\ny,3\n"two\nlines" z,4\n"a\nb",5\n')
+    rows = read(path)
+    assert [row.fields for row in rows if row.problem is None] == [
+        {"prompt": "x", "seed": "1"},
+        {"prompt": "y", "seed": "3"},
+        {"prompt": "a\nb", "seed": "5"},
+    ]
+    said = [row.problem for row in rows if row.problem is not None]
+    assert [each.partition(":")[0] for each in said] == ["line 3", "lines 5 to 6"]
+    assert all("put the cell in quotes" in each for each in said)
+
+
+def test_a_line_that_is_unlike_the_others_costs_itself(tmp_path: Path) -> None:
+    """The first one, too, which decides nothing."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt":"none"}\n{"id":"a","prompt":"x"}\n{"id":"b","prompt":"y"}\n')
+    rows = read(path)
+    assert [row.id for row in rows] == ["row 0", "a", "b"]
+    assert [row.problem is None for row in rows] == [False, True, True]
+    line = '{"custom_id":"%s","method":"POST","url":"/v1/images/generations","body":{"prompt":"x"}}\n'
+    path.write_text('{"prompt":"none"}\n' + line % "a" + line % "b")
+    assert Source(str(path)).survey().is_openai
+    assert [(row.id, row.problem is None) for row in read(path)] == [("row 0", False), ("a", True), ("b", True)]
+    path.write_text('{"prompt":"x"}\n{"prompt":"y"}\n' + line % "a")
+    survey = Source(str(path)).survey()
+    assert (survey.is_openai, survey.has_ids) == (False, False)
+    path.write_text('{"prompt":"x"}\n{"prompt":"y"}\n{"name":"a","prompt":"z"}\n')
+    assert [row.problem is None for row in read(path, "name")] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -41,7 +41,8 @@ WITHOUT_KEY: Mapping[str, str] = {
         ("output", "latents_out", "save_embeddings", "encoder_only", "json", "quiet", "debug", "help", "check_weights",
          "memory", "templates", "target", "graphs", "keep", "list_kernels", "symbols", "batch", "component", "tokens",
           "layers", "repeats", "warmup", "no_sync", "trace", "show_info", "tests", "sweep", "attention", "file",
-          "format", "batch_pictures", "id_column", "ignore", "max_errors", "shard_rows", "workers", "ray"), ONE_CALL
+          "format", "batch_pictures", "id_column", "ignore", "max_errors", "retry_failed", "shard_rows", "workers",
+          "ray", ), ONE_CALL
     ),
     **dict.fromkeys(("model_path", "quantization", "cache_size"), SPELLING),
     "lora": "[lora] paths and scales say it",
