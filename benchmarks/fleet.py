@@ -40,7 +40,7 @@ class Setting:
         seconds: Of each load, in slices.
         slice: Seconds of one slice.
         alone: Requests of each kind, one at a time, for each round.
-        capacity: Seconds in which the capacity is found.
+        capacity: Seconds in which the capacity is found, anew for each round.
         rounds: In which all loads take their turn, at least: one would show nothing of how the machine changes.
     """
 
@@ -51,7 +51,7 @@ class Setting:
     rounds: int
 
 
-FULL = Setting(seconds=300.0, slice=30.0, alone=2, capacity=40.0, rounds=3)
+FULL = Setting(seconds=300.0, slice=30.0, alone=2, capacity=20.0, rounds=3)
 QUICK = Setting(seconds=4.0, slice=4.0, alone=1, capacity=4.0, rounds=1)
 
 
@@ -63,14 +63,14 @@ class Measured:
         alone: Kind -> seconds of requests that had the fleet for themselves.
         work: Kind -> seconds of them that the worker drew.
         slices: Load -> what became of the requests of each slice.
-        rates: Load -> requests a second.
+        capacities: Pictures a second, of each round.
         memory: MiB after each round.
     """
 
     alone: dict[int, list[float]]
     work: dict[int, list[float]]
     slices: dict[float, list[list[Told]]]
-    rates: dict[float, float]
+    capacities: list[float]
     memory: list[float]
 
 
@@ -91,22 +91,20 @@ def rows(setting: Setting, repeats: int, seconds: float | None = None) -> list[R
             url = fleet.server.url
             for kind in range(len(KINDS)):
                 asyncio.run(sent(url, [(0.0, kind), (0.0, kind)]))
-            capacity = asyncio.run(closed_loop(url, 6, setting.capacity, 0))
-            found = _rounds(fleet, setting, rounds, capacity)
-            killed = _killed(fleet, max(setting.slice, lasts / 5), capacity / 2)
+            found = _rounds(fleet, setting, rounds)
+            killed = _killed(fleet, max(setting.slice, lasts / 5), found.capacities[-1] / 2)
         left = [each for each in before if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
     if repeats > 1:
         RECORD.write_text(record(found), encoding="utf-8")
-    return [*_alone(found), *_loads(found, capacity), killed, _memory(found, len(left))]
+    return [*_alone(found), *_loads(found), killed, _memory(found, len(left))]
 
 
-def _rounds(fleet: LocalFleet, setting: Setting, rounds: int, capacity: float) -> Measured:
+def _rounds(fleet: LocalFleet, setting: Setting, rounds: int) -> Measured:
     kinds = range(len(KINDS))
-    rates = {load: load * capacity for load in LOADS}
-    found = Measured(
-        {kind: [] for kind in kinds}, {kind: [] for kind in kinds}, {load: [] for load in LOADS}, rates, []
-    )
+    found = Measured({kind: [] for kind in kinds}, {kind: [] for kind in kinds}, {load: [] for load in LOADS}, [], [])
     for number in range(rounds):
+        capacity = asyncio.run(closed_loop(fleet.server.url, 6, setting.capacity, number))
+        found.capacities.append(capacity)
         for kind in kinds:
             for _ in range(setting.alone):
                 before = _drawing(fleet)
@@ -114,7 +112,7 @@ def _rounds(fleet: LocalFleet, setting: Setting, rounds: int, capacity: float) -
                 found.alone[kind].append(told.seconds)
                 found.work[kind].append(_drawing(fleet) - before)
         for load in LOADS:
-            planned = arrivals(rates[load], setting.slice, seed=number)
+            planned = arrivals(load * capacity, setting.slice, seed=number)
             found.slices[load].append(asyncio.run(sent(fleet.server.url, planned)))
         found.memory.append(fleet.resident())
     return found
@@ -166,13 +164,12 @@ def _alone(found: Measured) -> list[Row]:
     ]
 
 
-def _loads(found: Measured, capacity: float) -> list[Row]:
+def _loads(found: Measured) -> list[Row]:
     made = []
     for load, slices in found.slices.items():
         told = [each for one in slices for each in one]
-        note = (
-            f"{_words(told)}; {found.rates[load]:.2f} requests/s of a capacity of {capacity:.2f}, {len(slices)} slices"
-        )
+        capacities = ", ".join(f"{each:.2f}" for each in found.capacities)
+        note = f"{_words(told)}; {len(slices)} slices, at capacities of {capacities} pictures/s"
         made.append(
             Row(
                 case=f"{load:g} of capacity",

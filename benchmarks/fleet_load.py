@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[tuple[float, int]]:
 
 
 async def sent(
-    url: str, planned: Sequence[tuple[float, int]], meanwhile: Callable[[], Awaitable[None]] | None = None
+    url: str, planned: Sequence[tuple[float, int]], meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
 ) -> list[Told]:
     """Send requests at their times, and wait for all answers.
 
@@ -135,7 +135,7 @@ async def asked(client: httpx.AsyncClient, at: float, kind: int, seed: int) -> T
 
 
 async def closed_loop(url: str, clients: int, seconds: float, seed: int) -> float:
-    """Pictures a second that a fleet draws for clients who ask again as soon as they are answered."""
+    """Pictures a second that a fleet draws within a time for clients who ask again as soon as they are answered."""
     chance, done = random.Random(seed), 0
     end = time.perf_counter() + seconds
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT) as client:
@@ -144,11 +144,11 @@ async def closed_loop(url: str, clients: int, seconds: float, seed: int) -> floa
             nonlocal done
             while time.perf_counter() < end:
                 kind = chance.choices(range(len(KINDS)), [each.share for each in KINDS])[0]
-                done += (await asked(client, 0.0, kind, 0)).status == 200
+                answered = (await asked(client, 0.0, kind, 0)).status == 200
+                done += answered and time.perf_counter() <= end
 
-        begin = time.perf_counter()
         await asyncio.gather(*(ask() for _ in range(clients)))
-        return done / (time.perf_counter() - begin)
+        return done / seconds
 
 
 def counted(told: Sequence[Told]) -> dict[str, int]:

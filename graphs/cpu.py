@@ -4,7 +4,8 @@
     widened: rows become float32 once a call, weights in registers; every processor can
 
 Which is faster depends on the processor: some have the first at half the rate of their float32 products.
-`max_zimage.compile.inner_loops` measures it. Products with quantized weights, attention and convolutions have one way.
+`max_zimage.compile.inner_loops` measures it. Products with quantized weights, an embedding as the end of a
+network, attention and convolutions have one way.
 """
 
 from __future__ import annotations

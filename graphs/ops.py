@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return _own("linear", [x, weight], x, [*x.shape[:2], outputs], _widened(x.dtype))
+    return _own("linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
 
 
 def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -70,7 +70,7 @@ def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return _own("gated_linear", [x, weight], x, [*x.shape[:2], outputs], _widened(x.dtype))
+    return _own("gated_linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
 
 
 def supports_head_dim(head_dim: int) -> bool:
@@ -212,8 +212,8 @@ def _own(
     )[0]
 
 
-def _widened(dtype: DType) -> dict[str, bool]:
-    """In which way bfloat16 is multiplied, as the kernels call it; float32 knows one alone."""
+def widened(dtype: DType) -> dict[str, bool]:
+    """In which way ops of `kernels` are to multiply bfloat16, as their parameter; float32 knows one alone."""
     return {"widened": dtype == DType.bfloat16 and inner_loop() == "widened"}
 
 

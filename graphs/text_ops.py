@@ -13,7 +13,7 @@ from max.experimental.tensor import Tensor
 from max.graph import TensorType
 
 from max_zimage.graphs.kernel_library import libraries
-from max_zimage.graphs.ops import packed_shape
+from max_zimage.graphs.ops import packed_shape, widened
 
 _GATES = 16
 """Gates of a panel, whose other half are the ups that belong to them."""
@@ -35,6 +35,7 @@ def gelu_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
         x.device,
         [x, weight],
         [TensorType(x.dtype, [*x.shape[:2], outputs], x.device)],
+        parameters=widened(x.dtype),
         custom_extensions=libraries(),
     )[0]
 
@@ -78,7 +79,7 @@ def experts(
         x.device,
         [x, scores, scales, gate_up, down],
         [x.type],
-        parameters={"each": each, "width": width},
+        parameters={"each": each, "width": width, **widened(x.dtype)},
         custom_extensions=libraries(),
     )[0]
 

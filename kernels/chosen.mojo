@@ -2,6 +2,7 @@
 
 from std.math import exp
 from std.memory import Pointer
+from std.utils.numerics import isnan
 
 from .products import TILE_ROWS
 
@@ -14,8 +15,14 @@ def choose_experts(
     experts: Int,
     each: Int,
 ):
-    """The largest scores of a token, falling, of equal ones the first, and the softmax of these alone, scaled."""
+    """The largest scores of a token, falling, of equal ones the first, and the softmax of these alone, scaled.
+
+    A score that is no number is larger than none and could be passed over: it makes all shares none, as a softmax would.
+    """
     var total = Float32(0)
+    for expert in range(experts):
+        if isnan(scores.unsafe_load(expert)):
+            total = scores.unsafe_load(expert)
     for place in range(each):
         var best = -1
         for expert in range(experts):

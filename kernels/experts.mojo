@@ -44,7 +44,7 @@ struct Experts:
 
     @staticmethod
     def execute[
-        target: StaticString, each: Int, width: Int
+        target: StaticString, each: Int, width: Int, widened: Bool
     ](
         output: OutputTensor[rank=3, ...],
         x: InputTensor[dtype=output.dtype, rank=3, ...],
@@ -60,6 +60,7 @@ struct Experts:
             target: The device.
             each: Experts that a token is sent to.
             width: Gates of an expert.
+            widened: Whether bfloat16 is multiplied as float32 where the processor could multiply it as it is.
 
         Args:
             output: [rows, length, inputs].
@@ -83,7 +84,7 @@ struct Experts:
             raise Error("there are scores of ", scores.dim_size(2), " experts and scales of ", experts)
         if each > experts:
             raise Error("a token cannot be sent to ", each, " of ", experts, " experts")
-        _send[dtype](
+        _send[dtype, widens[dtype, widened]()](
             output.unsafe_ptr(),
             x.unsafe_ptr(),
             scores.unsafe_ptr(),
@@ -100,7 +101,7 @@ struct Experts:
 
 @no_inline
 def _send[
-    dtype: DType
+    dtype: DType, wide: Bool
 ](
     output: Pointer[mut=True, Scalar[dtype], _],
     x: Pointer[mut=_, Scalar[dtype], _],
@@ -147,11 +148,11 @@ def _send[
     var down_words = ceildiv(inputs, TILE_COLUMNS) * ceildiv(width, per_unit[dtype]()) * TILE_COLUMNS
 
     def compute(task: Int) {imm}:
-        var rows_memory = alloc(Layout[UInt32](count=_panel_words[dtype](inputs)))
-        var inside_memory = alloc(Layout[UInt32](count=_panel_words[dtype](width)))
+        var rows_memory = alloc(Layout[UInt32](count=_panel_words[dtype, wide](inputs)))
+        var inside_memory = alloc(Layout[UInt32](count=_panel_words[dtype, wide](width)))
         for tile in range(task * count // tile_tasks, (task + 1) * count // tile_tasks):
             var expert = Int(tiles.unsafe_load(3 * tile))
-            _through[dtype](
+            _through[dtype, wide](
                 made,
                 x,
                 order.unsafe_offset(Int(tiles.unsafe_load(3 * tile + 1))),
@@ -190,7 +191,7 @@ def _send[
 
 @no_inline
 def _through[
-    dtype: DType
+    dtype: DType, wide: Bool
 ](
     made: Pointer[mut=True, Float32, _],
     x: Pointer[mut=_, Scalar[dtype], _],
@@ -219,26 +220,26 @@ def _through[
         width: Gates.
         each: Slots of a token.
     """
-    for i in range(_panel_words[dtype](inputs)):
+    for i in range(_panel_words[dtype, wide](inputs)):
         rows.unsafe_store(i, UInt32(0))
     for row in range(height):
         var source = x.unsafe_offset(Int(slots.unsafe_load(row)) // each * inputs)
         for i in range(inputs):
-            _put[dtype](rows, row, i, source.unsafe_load(i))
-    for i in range(_panel_words[dtype](width)):
+            _put[dtype, wide](rows, row, i, source.unsafe_load(i))
+    for i in range(_panel_words[dtype, wide](width)):
         inside.unsafe_store(i, UInt32(0))
     var units = ceildiv(inputs, per_unit[dtype]())
     for panel in range(ceildiv(width, LANES)):
-        var sums = _sums[dtype](rows, gate_up.unsafe_offset(panel * units * TILE_COLUMNS), units)
+        var sums = _sums[dtype, wide](rows, gate_up.unsafe_offset(panel * units * TILE_COLUMNS), units)
         var there = min(LANES, width - panel * LANES)
         comptime for row in range(TILE_ROWS):
             if row < height:
                 var gated = gated_lanes[True](sums[2 * row], sums[2 * row + 1]).cast[dtype]()
                 for i in range(there):
-                    _put[dtype](inside, row, panel * LANES + i, gated[i])
+                    _put[dtype, wide](inside, row, panel * LANES + i, gated[i])
     units = ceildiv(width, per_unit[dtype]())
     for panel in range(ceildiv(inputs, TILE_COLUMNS)):
-        var sums = _sums[dtype](inside, down.unsafe_offset(panel * units * TILE_COLUMNS), units)
+        var sums = _sums[dtype, wide](inside, down.unsafe_offset(panel * units * TILE_COLUMNS), units)
         var first = panel * TILE_COLUMNS
         comptime for row in range(TILE_ROWS):
             if row < height:
@@ -253,23 +254,25 @@ def _through[
 
 
 @always_inline
-def _sums[dtype: DType](rows: Pointer[mut=_, UInt32, _], columns: Pointer[mut=_, UInt32, _], units: Int) -> Tile:
-    comptime if widens[dtype]():
+def _sums[
+    dtype: DType, wide: Bool
+](rows: Pointer[mut=_, UInt32, _], columns: Pointer[mut=_, UInt32, _], units: Int) -> Tile:
+    comptime if wide:
         return wide_products(rows, columns, units)
     else:
         return tile_products[dtype](rows, columns, units)
 
 
-def _panel_words[dtype: DType](inputs: Int) -> Int:
+def _panel_words[dtype: DType, wide: Bool](inputs: Int) -> Int:
     """Words of a panel of twelve rows, as `_sums` takes it."""
     var units = ceildiv(inputs, per_unit[dtype]())
-    return units * TILE_ROWS * (per_unit[dtype]() if widens[dtype]() else 1)
+    return units * TILE_ROWS * (per_unit[dtype]() if wide else 1)
 
 
 @always_inline
-def _put[dtype: DType](panel: Pointer[mut=True, UInt32, _], row: Int, i: Int, number: Scalar[dtype]):
+def _put[dtype: DType, wide: Bool](panel: Pointer[mut=True, UInt32, _], row: Int, i: Int, number: Scalar[dtype]):
     """Input i of a row of a panel."""
-    comptime if widens[dtype]() or dtype == F32:
+    comptime if wide or dtype == F32:
         panel.unsafe_bitcast[Float32]().unsafe_store(i * TILE_ROWS + row, number.cast[F32]())
     else:
         panel.unsafe_bitcast[Scalar[dtype]]().unsafe_store((i // 2 * TILE_ROWS + row) * 2 + i % 2, number)

@@ -98,7 +98,7 @@ struct GeluLinear:
 
     @staticmethod
     def execute[
-        target: StaticString
+        target: StaticString, widened: Bool
     ](
         output: OutputTensor[rank=3, ...],
         x: InputTensor[dtype=output.dtype, rank=3, ...],
@@ -107,6 +107,10 @@ struct GeluLinear:
     ) raises:
         """Multiply by both and gate; arguments are those of `GatedLinear`.
 
+        Parameters:
+            target: Where.
+            widened: As in `Linear`.
+
         Args:
             output: [items, length, outputs].
             x: [items, length, inputs].
@@ -114,7 +118,7 @@ struct GeluLinear:
             ctx: Unused.
         """
         comptime assert target == "cpu", "max_zimage.gelu_linear is for CPUs"
-        _multiply[gated=True, widened=False, gelu=True](output, x, weight)
+        _multiply[gated=True, widened=widened, gelu=True](output, x, weight)
 
 
 def _multiply[

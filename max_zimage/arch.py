@@ -15,8 +15,6 @@ from max.pipelines.modeling.types import PipelineTask
 from transformers import AutoConfig
 
 from max_zimage.checkpoint.model_index import PIPELINE_CLASSES
-from max_zimage.device.devices import device_name
-from max_zimage.device.mesh import mesh_names
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
@@ -54,7 +52,7 @@ class ZImageArchConfig(ArchConfig):
         *,
         max_seq_len: int = DEFAULT_MAX_SEQUENCE_LENGTH,
     ) -> ZImageArchConfig:
-        """Check that the pipeline runs on one device, or the transformer on several GPUs.
+        """Check that the pipeline runs on one device.
 
         Args:
             pipeline_config: MAX's configuration.
@@ -65,11 +63,11 @@ class ZImageArchConfig(ArchConfig):
             The configuration.
 
         Raises:
-            ValueError: If devices cannot compute together, or another length is asked for.
+            ValueError: If several devices are asked for, or another length.
         """
         component = model_config or pipeline_config.models["transformer"]
         if len(component.device_specs) != 1:
-            mesh_names([*map(device_name, component.device_specs)], "--devices")
+            raise ValueError(f"Z-Image runs on one device, got {len(component.device_specs)}; name one with --devices")
         if max_seq_len != DEFAULT_MAX_SEQUENCE_LENGTH:
             raise ValueError(f"prompts have up to {DEFAULT_MAX_SEQUENCE_LENGTH} tokens when served, got {max_seq_len}")
         return cls(pipeline_config=pipeline_config)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.fleet_model.simulate import Fleet, Seen, Service, Setup
 
@@ -68,9 +69,10 @@ class Record:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.kinds, self.steps, self.loads = facts["kinds"], facts["steps"], facts["loads"]
         self.setup = Setup(replicas=facts["replicas"], shapes=len(self.kinds), room=facts["room"])
-        self.work = [float(np.median(each)) for each in facts["work"]]
-        alone = [float(np.median(each)) for each in facts["alone"]]
-        self.overhead = [max(0.0, whole - work) for whole, work in zip(alone, self.work, strict=True)]
+        # Of each round by itself, as its slices are: the machine does other work, at one time more than at another.
+        rounds = len(next(iter(self.loads.values())))
+        self.work, alone = (_by_round(facts[name], rounds) for name in ("work", "alone"))
+        self.overhead = np.maximum(0.0, alone - self.work)
 
     def measured(self, load: str) -> Figures:
         """What was measured at a load."""
@@ -87,13 +89,24 @@ class Record:
             load: Which.
             slowdown: Of two replicas at work.
         """
-        service = Service(
-            parts=lambda shape, _: [self.work[shape] / self.steps[shape]] * self.steps[shape],
-            overhead=lambda shape: self.overhead[shape],
+        seen = []
+        for number, one in enumerate(self.loads[load]):
+            planned = [(each[0], int(each[1])) for each in one]
+            seen.append(Fleet(self.setup, self._service(number, slowdown)).run(planned))
+        return figures(seen)
+
+    def _service(self, number: int, slowdown: float) -> Service:
+        work, overhead = self.work[:, number], self.overhead[:, number]
+        return Service(
+            parts=lambda shape, _: [float(work[shape]) / self.steps[shape]] * self.steps[shape],
+            overhead=lambda shape: float(overhead[shape]),
             slowdown=lambda working: slowdown if working > 1 else 1.0,
         )
-        seen = [Fleet(self.setup, service).run([(each[0], int(each[1])) for each in one]) for one in self.loads[load]]
-        return figures(seen)
+
+
+def _by_round(seconds: Sequence[Sequence[float]], rounds: int) -> npt.NDArray[np.float64]:
+    """[kinds, rounds] of what was measured of each kind, round after round."""
+    return np.median(np.asarray(seconds).reshape(len(seconds), rounds, -1), axis=2)
 
 
 def figures(slices: Sequence[Seen]) -> Figures:

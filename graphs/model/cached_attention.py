@@ -3,7 +3,8 @@
     query = rope(norm q), key = rope(norm k), value = v, or unit norm(v)
     softmax(scale · query (past key | key)ᵀ + mask) (past value | value)
 
-A mask hides what a position does not see; all query heads of a row share it. Scores are float32.
+A mask hides what a position does not see; all query heads of a row share it. It is added and softmax is taken in
+float32. On a CPU scores are float32 throughout; as products of matrices they are rounded to the queries' dtype before.
 
 Reference: transformers models/qwen3/modeling_qwen3.py, Qwen3Attention; models/diffusion_gemma/
 modeling_diffusion_gemma.py, DiffusionGemmaDecoderTextAttention.

@@ -173,8 +173,9 @@ class CausalAttention(Module[[Tensor, Tensor], Tensor]):
         heads = Heads(spec.num_heads, spec.num_kv_heads)
         qkv = F.reshape(self.qkv_proj(x), [prompts, length, heads.query + 2 * heads.key, spec.head_dim])
         norms = self.q_norm, self.k_norm
-        mixed, *new = cached_attention(qkv, norms, rope, mask, past, heads=heads, scale=spec.head_dim**-0.5)
-        keys, values = behind(past, tuple(new), mask.shape[2])
+        before = past[0], past[1]
+        mixed, *new = cached_attention(qkv, norms, rope, mask, before, heads=heads, scale=spec.head_dim**-0.5)
+        keys, values = behind(before, (new[0], new[1]), mask.shape[2])
         return self.o_proj(F.reshape(mixed, [prompts, length, spec.num_heads * spec.head_dim])), keys, values
 
 

@@ -2,8 +2,8 @@
 
 read: new tokens, keys and values of those before -> logits of the next token, keys and values of all
 
-The conversation is read once, and then one token at a time. Keys and values stay on the device, and every reading
-returns new ones: a text can be continued in several ways.
+The conversation is read once, some hundred tokens at a time, and then what is written token by token. Keys and values
+stay on the device, and every reading returns new ones: a text can be continued in several ways.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from max_zimage.device.devices import download, upload
 from max_zimage.sampling.positions import padded, text_rope
 
 _HIDDEN = np.float32(-1e30)  # exp() of it is zero next to any real score
+_PIECE = 512
+"""New tokens that are read at a time: masks are as large as these times all that was read, and not its square."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +82,15 @@ class LanguageModel:
         tokens = np.asarray(ids, np.int64)[None]
         self._encoder.check_ids(tokens)
         self._encoder.come()
-        rope = np.ascontiguousarray(text_rope(spec.head_dim, spec.rope_theta, padded(end))[begin:end])
-        mask = np.where(np.arange(end) <= np.arange(begin, end)[:, None], np.float32(0), _HIDDEN)[None]
+        rope = text_rope(spec.head_dim, spec.rope_theta, padded(end))
         kept = self._nothing() if before is None else before.kept
-        states, kept = self._encoder.layers.read_on(*(upload(each, device) for each in (tokens, rope, mask)), kept)
-        place = upload(np.array([len(ids) - 1], np.int64), device)
+        for first in range(begin, end, _PIECE):
+            last = min(first + _PIECE, end)
+            mask = np.where(np.arange(last) <= np.arange(first, last)[:, None], np.float32(0), _HIDDEN)[None]
+            given = tokens[:, first - begin : last - begin], rope[first:last], mask
+            new, table, hidden = (upload(np.ascontiguousarray(each), device) for each in given)
+            states, kept = self._encoder.layers.read_on(new, table, hidden, kept)
+        place = upload(np.array([last - first - 1], np.int64), device)
         logits: npt.NDArray[np.float32] = download(self._head(states, place)[0])[0]
         return logits, ReadText(end, kept)
 

@@ -95,7 +95,7 @@ class GenerationRequest(RequestFacts):
         _warn_of_unused(request, arguments.get("negative_prompt"))
         warn_of_small_picture(request)
         is_default = arguments.get("step_cache") is None
-        return with_useful_cache(request, is_default=is_default, limits=limits)
+        return with_useful_cache(request, is_default=is_default, streams_blocks=limits.streams_blocks)
 
 
 def _warn_of_unused(request: GenerationRequest, negative_prompt: object) -> None:

@@ -108,6 +108,28 @@ def test_a_text_is_read_in_parts_and_goes_on_in_several_ways(both: Both) -> None
     assert not np.array_equal(first, other)
 
 
+def test_a_long_text_is_read_in_pieces(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, ours, theirs = both
+    ids = own.tokenizer.encode_chat([{"role": "user", "content": TEXTS[2]}]).tolist()
+    layers, lengths = ours._encoder.layers, []
+    read_on = layers.read_on
+
+    def counted(tokens: Any, *more: Any) -> Any:
+        lengths.append(tokens.shape[1])
+        return read_on(tokens, *more)
+
+    monkeypatch.setattr("max_zimage.components.language_model._PIECE", 7)
+    monkeypatch.setattr(layers, "read_on", counted)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0, -1].numpy()
+    for begin in (0, 3):
+        logits, text = ours.read(ids[begin:], ours.read(ids[:begin])[1] if begin else None)
+        assert np.linalg.norm(logits - expected) <= 1e-5 * np.linalg.norm(expected)
+        assert text.length == len(ids)
+    assert max(lengths) == 7
+    assert sum(lengths) == 2 * len(ids)
+
+
 def test_ids_that_cannot_be_read_are_refused(both: Both) -> None:
     _, ours, _ = both
     with pytest.raises(ValueError, match="0 tokens behind 0 must be at least 1 and at most 2048 together"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ class Attention(Typed):
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         qkv, query, key, rope, mask, *past = inputs
         heads, shared = self.heads
-        sizes = {"heads": heads, "key_heads": shared, "unit_values": self.unit_values}
-        how = {"epsilon": EPSILON, "scale": self.scale}
+        sizes: dict[str, Any] = {"heads": heads, "key_heads": shared, "unit_values": self.unit_values}
+        how: dict[str, Any] = {"epsilon": EPSILON, "scale": self.scale}
         return [*text_ops.cached_attention(qkv, query, key, rope, mask, (*past,), **sizes, **how)]
 
 

@@ -106,7 +106,8 @@ def buffers(inputs: Given) -> list[Buffer]:
 
 
 def exact(inputs: Given, each: int) -> torch.Tensor:
-    return references.experts(inputs[0].double(), inputs[1], *(part.double() for part in inputs[2:]), each)
+    x, scores, shares, gate_up, down = inputs
+    return references.experts(x.double(), scores, shares.double(), gate_up.double(), down.double(), each)
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -126,26 +127,36 @@ def test_the_twin_of_the_experts() -> None:
 
 
 def test_a_token_is_the_same_alone_and_beside_others(compiled: Ops) -> None:
-    x, scores, *rest = given("usual", compiled.dtype, 1, 200)
-    together = run(compiled.models["experts usual"], *buffers((x, scores, *rest)))
+    inputs = given("usual", compiled.dtype, 1, 200)
+    together = run(compiled.models["experts usual"], *buffers(inputs))
     for token in (0, 77, 199):
-        alone = x[:, token : token + 1], scores[:, token : token + 1]
-        assert torch.equal(run(compiled.models["experts usual"], *buffers((*alone, *rest)))[0, 0], together[0, token])
+        alone = inputs[0][:, token : token + 1], inputs[1][:, token : token + 1], *inputs[2:]
+        assert torch.equal(run(compiled.models["experts usual"], *buffers(alone))[0, 0], together[0, token])
 
 
 def test_of_equal_scores_the_first_ones_decide_and_one_expert_may_have_all_tokens(compiled: Ops) -> None:
-    x, scores, *rest = given("few", compiled.dtype, 1, 30)
+    x, scores, shares, gate_up, down = given("few", compiled.dtype, 1, 30)
     scores = torch.zeros_like(scores)
     scores[..., 3] = 1.0
-    inputs = x, scores, *rest
+    inputs = x, scores, shares, gate_up, down
     check(run(compiled.models["experts few"], *buffers(inputs)), references.experts(*inputs, 2), exact(inputs, 2))
 
 
 def test_what_is_no_number_stays_with_its_token(compiled: Ops) -> None:
-    x, scores, *rest = given("few", compiled.dtype, 1, 20)
-    scores[0, 3], x[0, 7, 1] = torch.nan, torch.nan
-    found = run(compiled.models["experts few"], *buffers((x, scores, *rest)))[0].isfinite().all(dim=-1)
+    inputs = given("few", compiled.dtype, 1, 20)
+    inputs[1][0, 3], inputs[0][0, 7, 1] = torch.nan, torch.nan
+    found = run(compiled.models["experts few"], *buffers(inputs))[0].isfinite().all(dim=-1)
     assert found.tolist() == [token not in (3, 7) for token in range(20)]
+
+
+def test_one_score_that_is_no_number_is_not_passed_over(compiled: Ops) -> None:
+    """Wherever it stands: no comparison with it holds, and the others would decide."""
+    inputs = given("few", compiled.dtype, 1, 10)
+    for token in range(5):
+        inputs[1][0, token, token] = torch.nan
+    found = run(compiled.models["experts few"], *buffers(inputs))[0].isfinite()
+    assert found.any(dim=-1).tolist() == [token >= 5 for token in range(10)]
+    assert found[5:].all()
 
 
 def test_no_tokens_are_no_tokens(compiled: Ops) -> None:

@@ -17,18 +17,18 @@ from max.graph import DeviceRef, TensorType
 from max_zimage.checkpoint.layout import packed
 from max_zimage.checkpoint.names import Packing
 from max_zimage.device.dtypes import bfloat16_bits
-from max_zimage.graphs import ops
+from max_zimage.graphs import ops, text_ops
 from max_zimage.graphs.cpu import multiplying_by
+from tests.graphs.test_text_ops import EXPERTS, buffers, exact, expert_op, given
 from tests.references import kernels as references
 from tests.references.op_modules import Op, Ops, buffer, check, compile_ops, numbers, run
 
-OUTPUTS = {"linear": 43, "gated_linear": 21}
+OUTPUTS = {"linear": 43, "gated_linear": 21, "gelu_linear": 21}
 
 
-def widened(op: str) -> Op:
+def product(op: str) -> Op:
     def call(x: Tensor, weight: Tensor) -> Tensor:
-        with multiplying_by("widened"):
-            return getattr(ops, op)(x, weight, OUTPUTS[op])
+        return getattr(text_ops if op == "gelu_linear" else ops, op)(x, weight, OUTPUTS[op])
 
     names = (("items", "length", "inputs"), ("panels", "units", "numbers"))
     return Op(call, [TensorType(DType.bfloat16, list(each), DeviceRef.CPU()) for each in names])
@@ -36,16 +36,25 @@ def widened(op: str) -> Op:
 
 @pytest.fixture(scope="module")
 def compiled() -> Ops:
-    return Ops("bfloat16", compile_ops({op: partial(widened, op) for op in OUTPUTS}, DType.bfloat16, {}))
+    makers = {op: partial(product, op) for op in OUTPUTS} | {"experts": partial(expert_op, "odd", DType.bfloat16)}
+    with multiplying_by("widened"):
+        return Ops("bfloat16", compile_ops(makers, DType.bfloat16, {}))
 
 
-@pytest.mark.parametrize(("op", "packing"), [("linear", "panels"), ("gated_linear", "gated")])
+@pytest.mark.parametrize(("op", "packing"), [("linear", "panels"), ("gated_linear", "gated"), ("gelu_linear", "gated")])
 @pytest.mark.parametrize("length", [1, 12, 13, 96])
 @pytest.mark.parametrize("inputs", [2, 64, 130])
 def test_products(compiled: Ops, op: str, packing: Packing, length: int, inputs: int) -> None:
-    rows, reference = OUTPUTS[op] * (2 if op == "gated_linear" else 1), getattr(references, op)
+    rows, reference = OUTPUTS[op] * (2 if packing == "gated" else 1), getattr(references, op)
     x, weight = numbers("bfloat16", 2, length, inputs), numbers("bfloat16", rows, inputs, seed=1)
     panels: Buffer = packed(bfloat16_bits(weight.float().numpy()), packing)
     ours = run(compiled.models[op], buffer(x), panels)
     check(ours, reference(x, weight), reference(x.double(), weight.double()))
     assert ours.shape == torch.Size([2, length, OUTPUTS[op]])
+
+
+@pytest.mark.parametrize("length", [1, 31])
+def test_experts(compiled: Ops, length: int) -> None:
+    inputs, each = given("odd", "bfloat16", 2, length), EXPERTS["odd"][1]
+    ours = run(compiled.models["experts"], *buffers(inputs))
+    check(ours, references.experts(*inputs, each), exact(inputs, each))

@@ -41,11 +41,12 @@ class Running:
     def by_replica(self, name: str) -> dict[str, float]:
         """A figure of each replica."""
         lines = self.fleet.server.client.get("/metrics").text.splitlines()
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         for line in lines:
             if line.startswith(f"{name}{{"):
-                found[line.partition('replica="')[2].partition('"')[0]] += float(line.rsplit(" ", 1)[1])
-        return dict(found)
+                replica = line.partition('replica="')[2].partition('"')[0]
+                found[replica] = found.get(replica, 0.0) + float(line.rsplit(" ", 1)[1])
+        return found
 
 
 @pytest.fixture(scope="module")

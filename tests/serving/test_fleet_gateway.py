@@ -14,6 +14,7 @@ from max_zimage.serving.ray_serve.call import NOT_SERVING, Call
 from max_zimage.serving.ray_serve.shapes import shape_of
 
 ray_exceptions = pytest.importorskip("ray.exceptions")
+from ray.serve._private.common import DeploymentID  # noqa: E402
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError  # noqa: E402
 
 from max_zimage.serving.ray_serve.door import Door  # noqa: E402
@@ -29,7 +30,8 @@ class Handle:
     """
 
     def __init__(self, *answers: Any) -> None:
-        self.answers, self.calls, self.cancelled = list(answers), [], 0
+        self.calls: list[Call] = []
+        self.answers, self.cancelled = list(answers), 0
         self.answer = self
 
     def options(self, **_: Any) -> Handle:
@@ -111,7 +113,7 @@ def test_an_answer_is_passed_on_and_named_once() -> None:
         ([SILENT, ok()], {}, 200),
         ([SILENT, SILENT, SILENT], {}, (503, "no_replica", True)),
         ([[BackPressureError(num_queued_requests=1, max_queued_requests=1)]], {"seed": 3}, (503, "fleet_full", True)),
-        ([[DeploymentUnavailableError("pictures")]], {}, (503, "no_replica", True)),
+        ([[DeploymentUnavailableError(DeploymentID("pictures"))]], {}, (503, "no_replica", True)),
     ],
 )
 def test_replicas_that_do_not_answer(answers: list[Any], fields: dict[str, Any], told: Any) -> None:
@@ -182,7 +184,8 @@ class Encoders:
     """A handle of encoders."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
-        self._answer, self.asked = answer, []
+        self.asked: list[dict[str, Any]] = []
+        self._answer = answer
         self.encode = self
 
     async def remote(self, asked: dict[str, Any]) -> Any:

@@ -175,14 +175,15 @@ def test_scores_and_card(tmp_path: Path) -> None:
 
 
 def test_the_shipped_model_keeps_what_is_said(tmp_path: Path) -> None:
-    """Forty prompts for one object, also of combinations that it never saw: what its card says of five hundred."""
+    """Forty prompts for one object and for two, also of what it never saw: its card says 99.8 % of five hundred."""
     from benchmarks.training.text.evaluation import with_transformers
 
     write = with_transformers(embedded.TEXT_PATH)
-    for kind in (KINDS[0], KINDS[2]):
+    for kind in KINDS[:4]:
         score = scored(kind, "transformers", write, 40)
         assert score.grammar == 1
-        assert score.kept >= 0.95
+        assert score.kept >= 0.97
+        assert score.apart >= 0.85
     tokenizer = tokenizer_of(tmp_path)
     theirs = tokenizer_of(embedded.TEXT_PATH)
     assert prompt_ids(tokenizer, "red star") == prompt_ids(theirs, "red star")

@@ -25,7 +25,7 @@ often it does is below.
 
 | shape | |
 |---|---|
-| layers | {layers}, of which {full} see everything and {sliding} a window of {window} tokens |
+| layers | {layers}: {full} see everything, {sliding} a window of {window} tokens |
 | hidden | {hidden}; dense {dense}, {experts} experts of {expert}, {chosen} a token |
 | heads | {heads} of {head_dim}, in full layers {global_head_dim} wide |
 | vocabulary | {vocabulary}, the tokenizer of tiny-zimage with a chat template of its own |
@@ -53,7 +53,7 @@ those that tiny-zimage never saw. {prompts} prompts of each kind, always the sam
 
 All kept: everything that was said, and as many objects. Spread: the entropy of the colours of first objects that
 nobody named, as a share of an even choice's. Never seen: every object is of a combination that training never showed.
-What is lost most often is a ground that was named before two objects.
+What goes wrong most often is a ground that nobody named: it gets an object's colour.
 float32, {machine}.
 
 ## How it was made

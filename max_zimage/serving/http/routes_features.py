@@ -70,7 +70,7 @@ async def prompt_features(request: Request) -> Response:
     context = await asyncio.to_thread(encoding, state.served, IMAGES, body.prompt, body.negative_prompt, given)
     job = await state.submit(context, request)
     state.note_texts(job, body.user)
-    features = read_features(await finished(state.dispatcher, job, request))
+    features = await asyncio.to_thread(read_features, await finished(state.dispatcher, job, request))
     tokens = features.tokens + (0 if features.negative is None else len(features.negative))
     answer = {
         "object": "prompt_features",

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import APIRouter, Request
+from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.modeling.types import RequestID
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from max_zimage.errors import RequestError, Wording
 from max_zimage.pipeline.context import ZImageContext
@@ -70,16 +71,9 @@ async def hidden_states(request: Request) -> Response:
     context = await asyncio.to_thread(_context, state.served, body)
     job = await state.submit(context, request)
     state.note_texts(job, None)
-    states = read_features(await finished(state.dispatcher, job, request)).positive
-    answer = {
-        "hidden_states": await asyncio.to_thread(_written, states, body.encoding_format),
-        "shape": list(states.shape),
-        "dtype": "float32",
-        "layer": body.layer,
-        "encoding_format": body.encoding_format,
-        "model": state.served.name,
-    }
-    return JSONResponse(answer)
+    output = await finished(state.dispatcher, job, request)
+    written = await asyncio.to_thread(_written, output, body, state.served.name)  # millions of numbers take seconds
+    return Response(written, media_type="application/json")
 
 
 def _context(served: ServedModel, body: HiddenStatesRequest) -> ZImageContext:
@@ -110,9 +104,16 @@ def _context(served: ServedModel, body: HiddenStatesRequest) -> ZImageContext:
         raise refused(error, NAMES) from error
 
 
-def _written(states: npt.NDArray[np.float32], encoding_format: str) -> str | list[list[float]]:
-    """Hidden states [tokens, width] as an answer has them."""
-    if encoding_format == "base64":
-        return base64.b64encode(np.ascontiguousarray(states, "<f4").tobytes()).decode()
-    rows: list[list[float]] = states.tolist()
-    return rows
+def _written(output: GenerationOutput, body: HiddenStatesRequest, model: str) -> bytes:
+    """The answer's body, of what the worker made of a request."""
+    states = np.ascontiguousarray(read_features(output).positive, "<f4")  # [tokens, width]
+    is_packed = body.encoding_format == "base64"
+    answer = {
+        "hidden_states": base64.b64encode(states.tobytes()).decode() if is_packed else states.tolist(),
+        "shape": list(states.shape),
+        "dtype": "float32",
+        "layer": body.layer,
+        "encoding_format": body.encoding_format,
+        "model": model,
+    }
+    return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()

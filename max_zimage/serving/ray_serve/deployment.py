@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve import Application, Deployment
+from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -33,7 +33,9 @@ _CONSTRUCTED = 3  # times that a replica is tried to be started before the deplo
 class GatewayReplica:
     """As Ray Serve makes it."""
 
-    def __init__(self, settings: ServerSettings, replicas: DeploymentHandle, encoders: DeploymentHandle | None) -> None:
+    def __init__(
+        self, settings: ServerSettings, replicas: DeploymentHandle[Any], encoders: DeploymentHandle[Any] | None
+    ) -> None:
         door = Door(settings.api_key, settings.limits.body_bytes)
         encoding = None if encoders is None else Encoding(encoders)
         self._app = Gateway(replicas, door, encoding, settings.limits.seconds)
@@ -61,16 +63,17 @@ def application(
     """
     from max_zimage.serving.ray_serve.replica import PictureReplica
 
-    gpus = fleet.gpus if fleet.gpus is not None else float("GPU" in ray.cluster_resources())
+    there: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = fleet.gpus if fleet.gpus is not None else float("GPU" in there)
     together = settings.batch_pictures or usual_pictures(on_host=not gpus)
     device = {"num_cpus": fleet.cpus, "num_gpus": gpus}
     room = settings.limits.queue + 2 * together
-    router = RequestRouterConfig(
-        request_router_class=ShapeRouter,
-        request_router_kwargs={"slack": int(together > 1), "room": room},
-        request_routing_stats_period_s=_TOLD,
-    )
-    pictures = serve.deployment(PictureReplica).options(
+    routing: dict[str, Any] = {
+        "request_router_class": ShapeRouter,
+        "request_router_kwargs": {"slack": int(together > 1), "room": room},
+        "request_routing_stats_period_s": _TOLD,
+    }
+    pictures = _deployment(PictureReplica).options(
         name=PICTURES,
         **_count(fleet, together),
         ray_actor_options=device,
@@ -81,12 +84,12 @@ def application(
         graceful_shutdown_wait_loop_s=1.0,
         health_check_period_s=_LOOK,
         max_constructor_retry_count=_CONSTRUCTED,
-        request_router_config=router,
+        request_router_config=RequestRouterConfig(**routing),
     )
     encoders = None
     if fleet.encoders and opening_encoder is not None:
         encoders = _encoders(fleet.encoders, device).bind(opening_encoder)
-    gateway = serve.deployment(GatewayReplica).options(
+    gateway = _deployment(GatewayReplica).options(
         name=GATEWAY,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=settings.connections.connections,
@@ -94,13 +97,14 @@ def application(
         graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
         graceful_shutdown_wait_loop_s=1.0,
     )
-    return gateway.bind(settings, pictures.bind(opening), encoders)
+    bound: Application = gateway.bind(settings, pictures.bind(opening), encoders)
+    return bound
 
 
-def _encoders(count: int, device: Mapping[str, Any]) -> Deployment:
+def _encoders(count: int, device: Mapping[str, Any]) -> Any:
     from max_zimage.serving.ray_serve.encoder import EncoderReplica
 
-    return serve.deployment(EncoderReplica).options(
+    return _deployment(EncoderReplica).options(
         name=ENCODERS,
         num_replicas=count,
         ray_actor_options=device,
@@ -108,6 +112,10 @@ def _encoders(count: int, device: Mapping[str, Any]) -> Deployment:
         health_check_period_s=_LOOK,
         max_constructor_retry_count=_CONSTRUCTED,
     )
+
+
+def _deployment(replica: type) -> Any:
+    return serve.deployment(replica)  # to a type checker a decorator
 
 
 def _count(fleet: FleetSettings, together: int) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ class Encoding:
         encoders: Their handle.
     """
 
-    def __init__(self, encoders: DeploymentHandle) -> None:
+    def __init__(self, encoders: DeploymentHandle[Any]) -> None:
         self._encoders = encoders
 
     def wants(self, scope: Scope) -> bool:

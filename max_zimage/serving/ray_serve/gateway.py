@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,7 +64,7 @@ class Gateway:
         seconds: That a server gives a request.
     """
 
-    def __init__(self, replicas: DeploymentHandle, door: Door, encoding: Encoding | None, seconds: float) -> None:
+    def __init__(self, replicas: DeploymentHandle[Any], door: Door, encoding: Encoding | None, seconds: float) -> None:
         self._replicas, self._door, self._encoding, self._seconds = replicas, door, encoding, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,9 +141,9 @@ class Gateway:
                     answered.events = any(kind.startswith(b"text/event-stream") for kind in kinds)
                 await send(message)
 
-    async def _messages(self, call: Call, seconds: float) -> AsyncIterator[Message]:
+    async def _messages(self, call: Call, seconds: float) -> AsyncGenerator[Message, None]:
         """What a replica says; to leave early is to hang up."""
-        response = self._replicas.options(stream=True).answer.remote(call)
+        response: Any = self._replicas.options(stream=True).answer.remote(call)
         try:
             async with asyncio.timeout(max(0.0, seconds)):
                 first = await anext(response)

@@ -94,4 +94,4 @@ def _put_down(fleet: FleetSettings) -> None:
     """End the application; of a cluster that others use, nothing else."""
     serve.delete(NAME)
     if fleet.address == LOCAL:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
