@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOMS = (
     "cli",
+    "batch",
     "serving",
     "profiling",
     "diagnosis",

@@ -110,5 +110,6 @@ def _declared() -> custom.CustomOp:
             "weight": custom.TemplateType(DType.float32, [panels, inputs, width]),
         },
         outputs=[custom.TemplateType(DType.float32, [items, length, panels * width])],
+        parameters={"widened": False},
         custom_extensions=[KERNELS],
     )

@@ -19,7 +19,7 @@ from max.experimental import functional as F
 from max.experimental.nn import Embedding, Linear, Module
 from max.experimental.tensor import Tensor, defaults
 
-from max_zimage.graphs import code_ops, gpu_ops, ops
+from max_zimage.graphs import code_ops, gpu_ops, ops, text_ops
 from max_zimage.graphs.kernel_library import runs_on_nvidia, uses_cpu_kernels
 
 Storage = Literal["int8", "q4"]
@@ -80,6 +80,11 @@ def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear |
     return PackedGatedLinear(inputs, outputs) if _packed(inputs) else GatedLinear(inputs, outputs)
 
 
+def gelu_linear(inputs: int, outputs: int) -> GeluLinear | PackedGeluLinear:
+    """A layer [items, length, inputs] -> [items, length, outputs]: gelu(x gateᵀ) · (x upᵀ); never quantized."""
+    return PackedGeluLinear(inputs, outputs) if _packed(inputs) else GeluLinear(inputs, outputs)
+
+
 class GatedLinear(Module[[Tensor], Tensor]):
     """silu(x gateᵀ) · (x upᵀ), with gate and up fused into one matrix, one above the other."""
 
@@ -133,6 +138,32 @@ class PackedGatedLinear(Module[[Tensor], Tensor]):
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
         return ops.gated_linear(x, self.weight, self.outputs)
+
+
+class GeluLinear(Module[[Tensor], Tensor]):
+    """gelu(x gateᵀ) · (x upᵀ) by the approximation with tanh, with gate and up one above the other."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.weight = Tensor.zeros([2 * outputs, inputs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[items, length, inputs] -> [items, length, outputs]."""
+        return gelu_gated(x @ self.weight.T)
+
+
+class PackedGeluLinear(PackedGatedLinear):
+    """`GeluLinear` on a CPU. The weight is packed as `graphs.text_ops.gelu_linear` wants it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[items, length, inputs] -> [items, length, outputs]."""
+        return text_ops.gelu_linear(x, self.weight, self.outputs)
+
+
+def gelu_gated(both: Tensor) -> Tensor:
+    """gelu(gate) · up of the two halves of the last axis, by the approximation with tanh."""
+    half = int(both.shape[-1]) // 2
+    gate, up = F.split(both, [half, half], axis=-1)
+    return F.gelu(gate, approximate="tanh") * up
 
 
 class QuantizedLinear(Module[[Tensor], Tensor]):

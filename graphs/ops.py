@@ -22,6 +22,7 @@ from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 from max.nn.kernels import flash_attention_ragged_gpu as _flash_attention_ragged_gpu
 
+from max_zimage.graphs.cpu import inner_loop
 from max_zimage.graphs.kernel_library import libraries
 
 PANEL = 32
@@ -55,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return _own("linear", [x, weight], x, [*x.shape[:2], outputs])
+    return _own("linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
 
 
 def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -69,7 +70,7 @@ def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return _own("gated_linear", [x, weight], x, [*x.shape[:2], outputs])
+    return _own("gated_linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
 
 
 def supports_head_dim(head_dim: int) -> bool:
@@ -209,6 +210,11 @@ def _own(
     return F.custom(
         f"max_zimage.{name}", like.device, inputs, [result], parameters=parameters, custom_extensions=libraries()
     )[0]
+
+
+def widened(dtype: DType) -> dict[str, bool]:
+    """In which way ops of `kernels` are to multiply bfloat16, as their parameter; float32 knows one alone."""
+    return {"widened": dtype == DType.bfloat16 and inner_loop() == "widened"}
 
 
 def _per_unit(dtype: DType) -> int:

@@ -1,8 +1,10 @@
-"""The project's ops. What each computes is said by its twin in `graphs/ops.py` or `graphs/gpu_ops.py`; the README here has
-the table."""
+"""The project's ops. What each computes is said by its twin in `graphs/ops.py`, `graphs/text_ops.py` or
+`graphs/gpu_ops.py`; the README here has the table."""
 
 from .attention import Attention
+from .behind import CachedAttention
 from .convolution import Convolution
+from .experts import Experts
 from .gpu_gated import SwiGLU
 from .gpu_group_moments import GroupMoments
 from .gpu_group_norm import GroupNormApplied
@@ -10,5 +12,8 @@ from .gpu_heads import RotaryHeads
 from .gpu_norms import GatedNorms, ScaledNorm
 from .gpu_wide_attention import WideAttention
 from .group_norm import GroupNorm
-from .linear import GatedLinear, Linear
+from .likeliest import Likeliest
+from .linear import GatedLinear, GeluLinear, Linear
 from .quantized import QuantizedLinear
+from .sandwich import AddedNorms, JoinedNorms
+from .table import TableLogits, TableMeans

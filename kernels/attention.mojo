@@ -187,7 +187,7 @@ def _attend[
             _mask[causal](scores, start, known, first)
         var corrections = Array[Lanes, 2](fill=Lanes(0))
         comptime for half in range(2):
-            corrections[half] = _weigh[dtype](scores, weights, tops[half], sums[half], half * LANES)
+            corrections[half] = weigh[dtype](scores, weights, tops[half], sums[half], half * LANES)
         for panel in range(PANELS):
             var rows = values.unsafe_offset((panel * value_units + start // per_unit[dtype]()) * TILE_ROWS)
             var tile = tile_products[dtype](rows, weights, KEY_UNITS)
@@ -220,7 +220,7 @@ def _mask[causal: Bool](scores: Pointer[mut=True, Float32, _], start: Int, known
 
 
 @always_inline
-def _weigh[
+def weigh[
     dtype: DType
 ](
     scores: Pointer[mut=_, Float32, _],

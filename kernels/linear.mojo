@@ -2,8 +2,8 @@
 
     panels of the input's rows -> one tile of sums in registers -> epilogue -> the output's rows
 
-A panel of weights stays in the second-level cache while the rows pass it. Twins: `graphs.linear.Linear` and
-`graphs.linear.GatedLinear`.
+A panel of weights stays in the second-level cache while the rows pass it. Twins: `graphs.linear.Linear`,
+`graphs.linear.GatedLinear` and `graphs.linear.GeluLinear`.
 """
 
 import extensibility
@@ -38,7 +38,7 @@ struct Linear:
 
     @staticmethod
     def execute[
-        target: StaticString
+        target: StaticString, widened: Bool
     ](
         output: OutputTensor[rank=3, ...],
         x: InputTensor[dtype=output.dtype, rank=3, ...],
@@ -46,6 +46,10 @@ struct Linear:
         ctx: DeviceContext,
     ) raises:
         """Multiply.
+
+        Parameters:
+            target: Where.
+            widened: Whether bfloat16 is multiplied as float32 where the processor could multiply it as it is.
 
         Args:
             output: [items, length, outputs].
@@ -55,7 +59,7 @@ struct Linear:
             ctx: Unused.
         """
         comptime assert target == "cpu", "max_zimage.linear is for CPUs"
-        _multiply[gated=False](output, x, weight)
+        _multiply[gated=False, widened=widened](output, x, weight)
 
 
 @extensibility.register("max_zimage.gated_linear")
@@ -64,7 +68,7 @@ struct GatedLinear:
 
     @staticmethod
     def execute[
-        target: StaticString
+        target: StaticString, widened: Bool
     ](
         output: OutputTensor[rank=3, ...],
         x: InputTensor[dtype=output.dtype, rank=3, ...],
@@ -72,6 +76,10 @@ struct GatedLinear:
         ctx: DeviceContext,
     ) raises:
         """Multiply by both and gate.
+
+        Parameters:
+            target: Where.
+            widened: As in `Linear`.
 
         Args:
             output: [items, length, outputs].
@@ -81,11 +89,40 @@ struct GatedLinear:
             ctx: Unused.
         """
         comptime assert target == "cpu", "max_zimage.gated_linear is for CPUs"
-        _multiply[gated=True](output, x, weight)
+        _multiply[gated=True, widened=widened](output, x, weight)
+
+
+@extensibility.register("max_zimage.gelu_linear")
+struct GeluLinear:
+    """Output = gelu(x gateᵀ) · (x upᵀ), by the approximation with tanh."""
+
+    @staticmethod
+    def execute[
+        target: StaticString, widened: Bool
+    ](
+        output: OutputTensor[rank=3, ...],
+        x: InputTensor[dtype=output.dtype, rank=3, ...],
+        weight: InputTensor[dtype=output.dtype, rank=3, ...],
+        ctx: DeviceContext,
+    ) raises:
+        """Multiply by both and gate; arguments are those of `GatedLinear`.
+
+        Parameters:
+            target: Where.
+            widened: As in `Linear`.
+
+        Args:
+            output: [items, length, outputs].
+            x: [items, length, inputs].
+            weight: [outputs / 16, units, 32 numbers a unit].
+            ctx: Unused.
+        """
+        comptime assert target == "cpu", "max_zimage.gelu_linear is for CPUs"
+        _multiply[gated=True, widened=widened, gelu=True](output, x, weight)
 
 
 def _multiply[
-    gated: Bool
+    gated: Bool, widened: Bool, gelu: Bool = False
 ](
     output: OutputTensor[rank=3, ...],
     x: InputTensor[dtype=output.dtype, rank=3, ...],
@@ -95,7 +132,7 @@ def _multiply[
     var units = weight.dim_size(1)
     if x.dim_size(2) != units * per_unit[dtype]():
         raise Error("x has ", x.dim_size(2), " inputs and the packed weight ", units * per_unit[dtype]())
-    _multiply_panels[dtype, gated](
+    _multiply_panels[dtype, gated, widens[dtype, widened](), gelu](
         output.unsafe_ptr(),
         x.unsafe_ptr().unsafe_bitcast[UInt32](),
         weight.unsafe_ptr().unsafe_bitcast[UInt32](),
@@ -108,7 +145,7 @@ def _multiply[
 
 @no_inline
 def _multiply_panels[
-    dtype: DType, gated: Bool
+    dtype: DType, gated: Bool, wide: Bool, gelu: Bool
 ](
     target: Pointer[mut=True, Scalar[dtype], _],
     source: Pointer[mut=_, UInt32, _],
@@ -119,7 +156,6 @@ def _multiply_panels[
     column_panels: Int,
 ):
     comptime width = LANES if gated else TILE_COLUMNS  # outputs of a tile
-    comptime wide = widens[dtype]()
     var row_panels = ceildiv(rows, TILE_ROWS)
     var words = units * (2 if wide else 1) * TILE_ROWS  # of a panel of rows
     var packed = alloc(Layout[UInt32](count=row_panels * words))
@@ -140,7 +176,7 @@ def _multiply_panels[
     def multiply(task: Int) {imm}:
         for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
             var row, column = tile % row_panels * TILE_ROWS, tile // row_panels
-            _tile[dtype, gated](
+            _tile[dtype, gated, wide, gelu](
                 target.unsafe_offset(row * outputs + column * width),
                 panels.unsafe_offset(row // TILE_ROWS * words),
                 columns.unsafe_offset(column * units * TILE_COLUMNS),
@@ -156,7 +192,7 @@ def _multiply_panels[
 
 @no_inline
 def _tile[
-    dtype: DType, gated: Bool
+    dtype: DType, gated: Bool, wide: Bool, gelu: Bool
 ](
     target: Pointer[mut=True, Scalar[dtype], _],
     rows: Pointer[mut=_, UInt32, _],
@@ -167,7 +203,7 @@ def _tile[
     width: Int,
 ):
     """One tile, of which `height` rows and `width` outputs exist, or all where there are more."""
-    comptime if widens[dtype]():
-        store_tile[gated](target, wide_products(rows, columns, units), stride, height, width)
+    comptime if wide:
+        store_tile[gated, gelu](target, wide_products(rows, columns, units), stride, height, width)
     else:
-        store_tile[gated](target, tile_products[dtype](rows, columns, units), stride, height, width)
+        store_tile[gated, gelu](target, tile_products[dtype](rows, columns, units), stride, height, width)

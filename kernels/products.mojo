@@ -62,12 +62,12 @@ def second(pairs: Units) -> Lanes:
     return bitcast[F32, LANES](pairs & Units(0xFFFF0000))
 
 
-def widens[dtype: DType]() -> Bool:
-    """Whether rows are packed as float32, because the processor multiplies nothing narrower.
+def widens[dtype: DType, widened: Bool = False]() -> Bool:
+    """Whether rows are packed as float32, because it is asked for or the processor multiplies nothing narrower.
 
     What is packed then is [panels][numbers][12] and not in units.
     """
-    return dtype == BF16 and not CompilationTarget._has_feature["avx512bf16"]()
+    return dtype == BF16 and (widened or not CompilationTarget._has_feature["avx512bf16"]())
 
 
 @always_inline
@@ -179,8 +179,21 @@ def store_lanes[dtype: DType](place: Pointer[mut=True, Scalar[dtype], _], number
 
 
 @always_inline
+def gated_lanes[gelu: Bool](gate: Lanes, up: Lanes) -> Lanes:
+    """What a gate lets through: silu(gate) · up, or gelu(gate) · up by the approximation with tanh.
+
+    (1 + tanh u) / 2 is the logistic function of 2 u, so that both are a gate times that function of something.
+    """
+    comptime if gelu:
+        var within = gate * (1 + 0.044715 * gate * gate)
+        return gate / (1 + exp(-1.5957691216057308 * within)) * up  # 2 √(2 / π)
+    else:
+        return gate / (1 + exp(-gate)) * up
+
+
+@always_inline
 def store_tile[
-    dtype: DType, //, gated: Bool
+    dtype: DType, //, gated: Bool, gelu: Bool = False
 ](place: Pointer[mut=True, Scalar[dtype], _], sums: Tile, stride: Int, height: Int, width: Int):
     """Round and store a tile's sums, or what its left half gates of its right half.
 
@@ -194,8 +207,7 @@ def store_tile[
     comptime for row in range(TILE_ROWS):
         if row < height:
             comptime if gated:
-                var gate = sums[2 * row]
-                var gated_sums = gate / (1 + exp(-gate)) * sums[2 * row + 1]
+                var gated_sums = gated_lanes[gelu](sums[2 * row], sums[2 * row + 1])
                 store_lanes(place.unsafe_offset(row * stride), gated_sums, width)
             else:
                 comptime for half in range(2):

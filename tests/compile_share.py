@@ -1,9 +1,10 @@
-"""The slowest tests of a run, and how much of each was MAX compiling in this process: what warm caches would save."""
+"""The slowest tests and files of a run, and how much of each was MAX compiling: what warm caches would save."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator
 from functools import wraps
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-_SHOWN = 10
+_SHOWN, _FILES = 10, 25
 _seconds = 0.0
 _inside = False
 
@@ -57,7 +58,7 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the slowest tests and the sum."""
+    """Print the slowest tests, the slowest files and the sums."""
     reports = [
         report
         for outcome in ("passed", "failed", "error", "")
@@ -71,3 +72,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in sorted(reports, key=lambda report: report.duration, reverse=True)[:_SHOWN]:
         share = report.compiling / report.duration if report.duration else 0.0
         terminalreporter.line(f"{report.duration:7.1f} s, {share:4.0%} compiling: {report.when:5} {report.nodeid}")
+    whole, compiled = Counter[str](), Counter[str]()
+    for report in reports:
+        file = report.nodeid.partition("::")[0]
+        whole[file] += report.duration
+        compiled[file] += report.compiling
+    terminalreporter.line(f"{whole.total():7.0f} s in all; the slowest files:")
+    for file, seconds in whole.most_common(_FILES):
+        terminalreporter.line(f"{seconds:7.1f} s, {compiled[file] / max(seconds, 1e-9):4.0%} compiling: {file}")

@@ -6,38 +6,19 @@ The page's own words stand before the marker, the flags behind it. A test holds 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
-from benchmarks.measure import ROOT
-from max_zimage.cli import main as command_line
-
-PAGE = ROOT / "docs" / "cli.md"
-MARKER = "<!-- from here on written by: python -m benchmarks.docs.cli_page -->\n"
+from benchmarks.docs.written import WrittenPage, cell
 
 
-def main() -> int:
-    """Write the page."""
-    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), command_line._parser()), encoding="utf-8")
-    print(PAGE)
-    return 0
-
-
-def rendered(text: str, parser: argparse.ArgumentParser) -> str:
-    """The page with everything behind its marker made anew.
-
-    Raises:
-        ValueError: If the marker is missing.
-    """
-    own, marker, _ = text.partition(MARKER)
-    if not marker:
-        raise ValueError(f"the page of the command line needs the line {MARKER.strip()!r}")
+def _sections(parser: argparse.ArgumentParser) -> Iterator[str]:
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    sections = [_section(f"{parser.prog} {name}", command) for name, command in commands.choices.items()]
-    return "\n".join([f"{own}{MARKER}", *sections])
+    return (_section(f"{parser.prog} {name}", command) for name, command in commands.choices.items())
 
 
 def _section(name: str, command: argparse.ArgumentParser) -> str:
     """One command: what it does, then a table of flags for each group that its `--help` shows."""
-    lines = [f"## {name}\n", f"{_escaped(command.description or '')}\n"]
+    lines = [f"## {name}\n", f"{cell(command.description or '')}\n"]
     if command.epilog:
         lines += ["```sh", *(line.strip().replace("%%", "%") for line in command.epilog.splitlines()[1:]), "```\n"]
     for group in command._action_groups:
@@ -54,7 +35,7 @@ def _row(action: argparse.Action, prog: str) -> str:
     said = (action.help or "") % (vars(action) | {"prog": prog}) if "%" in (action.help or "") else action.help or ""
     shown = action.default not in (None, False, argparse.SUPPRESS, []) and "default" not in said
     default = f" (default: `{action.default}`)" if shown and action.nargs != 0 else ""
-    return f"| {', '.join(named)} | {_escaped(said)}{default} |"
+    return f"| {', '.join(named)} | {cell(said)}{default} |"
 
 
 def _value(action: argparse.Action) -> str:
@@ -68,10 +49,7 @@ def _value(action: argparse.Action) -> str:
     return action.dest.upper()
 
 
-def _escaped(text: str) -> str:
-    """Text as Markdown shows it in a table's cell: no bars, no tags."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
+PAGE = WrittenPage(file="cli.md", module="benchmarks.docs.cli_page", lines=_sections)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(PAGE.write())

@@ -4,8 +4,8 @@
     router:  softmax(proj(unit norm(x) · scale / √hidden_size)), the largest, divided by their sum, times a scale each
     experts: sum of weight · down(gelu(gate x) · (up x)) over those chosen
 
-An NVIDIA GPU computes the experts that are chosen, by MAX's grouped products. Elsewhere all are computed, as two
-products of matrices, and those that are not chosen weigh nothing: exact, and at a small size cheaper than to gather.
+The experts that are chosen are computed: by MAX's grouped products on an NVIDIA GPU, on a CPU by an op of `kernels`.
+Elsewhere all are computed, and those that are not chosen weigh nothing: exact, and what the others are compared with.
 
 Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py, DiffusionGemmaText4MLP,
 DiffusionGemmaTextRouter and DiffusionGemmaTextExperts.
@@ -13,7 +13,6 @@ DiffusionGemmaTextRouter and DiffusionGemmaTextExperts.
 
 from __future__ import annotations
 
-from max.driver import Device
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Module
@@ -23,28 +22,28 @@ from max.experimental.nn.common_layers.functional_kernels import (
     moe_finalize,
 )
 from max.experimental.tensor import Tensor, defaults
-from max.graph import DeviceRef
 
-from max_zimage.graphs.diffusion_gemma.attention import unit_norm
+from max_zimage.graphs import text_ops
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
-from max_zimage.graphs.kernel_library import is_nvidia
-from max_zimage.graphs.linear import linear
+from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
+from max_zimage.graphs.linear import gelu_gated, gelu_linear, linear
+from max_zimage.graphs.model.cached_attention import unit_norm
 
 
 class GeluMlp(Module[[Tensor], Tensor]):
     """down(gelu(gate x) · (up x)), with gate and up fused into one matrix."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        self.gate_up_proj = linear(hidden_size, 2 * intermediate_size)
+        self.gate_up_proj = gelu_linear(hidden_size, intermediate_size)
         self.down_proj = linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, length, hidden_size] -> the same."""
-        return self.down_proj(gated(self.gate_up_proj(x)))
+        return self.down_proj(self.gate_up_proj(x))
 
 
-class Router(Module[[Tensor], tuple[Tensor, Tensor]]):
-    """Which experts a token is sent to, and how much each of them counts."""
+class Router(Module[[Tensor], Tensor]):
+    """How much each expert suits a token."""
 
     def __init__(self, spec: DiffusionGemmaSpec) -> None:
         self.spec = spec
@@ -52,57 +51,94 @@ class Router(Module[[Tensor], tuple[Tensor, Tensor]]):
         self.scale = Tensor.zeros([spec.hidden_size])
         self.per_expert_scale = Tensor.zeros([spec.num_experts])
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose.
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, length, hidden_size], not normed -> float32 scores [rows, length, experts]."""
+        return self.scores(unit_norm(x, self.spec.norm_eps) * self.scale * self.factor)
 
-        Args:
-            x: [rows, length, hidden_size], not normed.
+    def scores(self, normed: Tensor) -> Tensor:
+        """The same of what is normed, with the scale and the factor."""
+        return self.proj(normed).cast(DType.float32)
 
-        Returns:
-            float32 weights and int64 experts, [rows, length, experts_per_token] each.
-        """
-        spec = self.spec
-        scores = self.proj(unit_norm(x, spec.norm_eps) * self.scale * spec.hidden_size**-0.5)
-        chances, chosen = F.top_k(F.softmax(scores.cast(DType.float32)), spec.experts_per_token, axis=-1)
-        scales = F.gather(self.per_expert_scale, chosen, axis=0).cast(DType.float32)
-        return chances / F.sum(chances, axis=-1) * scales, chosen
+    @property
+    def factor(self) -> float:
+        """What is normed has the length 1 then, but for the scale."""
+        return float(self.spec.hidden_size**-0.5)
 
 
-def experts(spec: DiffusionGemmaSpec) -> DenseExperts | GroupedExperts:
-    """A layer (x, weights, chosen) -> like x, for the device that parameters are declared on."""
-    return GroupedExperts(spec) if has_grouped_products(defaults()[1].devices[0]) else DenseExperts(spec)
+def chosen(scores: Tensor, scales: Tensor, each: int) -> tuple[Tensor, Tensor]:
+    """Which experts a token is sent to, and how much each of them counts.
+
+    Args:
+        scores: float32 [rows, length, experts].
+        scales: [experts].
+        each: Experts that a token is sent to.
+
+    Returns:
+        float32 weights and int64 experts, [rows, length, each] both.
+    """
+    chances, found = F.top_k(F.softmax(scores), each, axis=-1)
+    factors = F.gather(scales, found, axis=0).cast(DType.float32)
+    return chances / F.sum(chances, axis=-1) * factors, found
+
+
+def experts(spec: DiffusionGemmaSpec) -> DenseExperts | GroupedExperts | ChosenExperts:
+    """A layer (x, scores, scales) -> like x, for the dtype and device that parameters are declared in."""
+    dtype, mesh = defaults()
+    device = mesh.devices[0]
+    if uses_cpu_kernels(dtype, device):
+        return ChosenExperts(spec)
+    return GroupedExperts(spec) if is_nvidia(device) else DenseExperts(spec)
 
 
 class DenseExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
-    """Every expert on every token.
-
-    Weights are two matrices: gate and up of each expert one below the other, [experts · 2 expert_size, hidden_size],
-    and all down products side by side, [hidden_size, experts · expert_size].
-    """
+    """Every expert on every token, and what the router did not choose weighs nothing."""
 
     def __init__(self, spec: DiffusionGemmaSpec) -> None:
-        self.count, self.width = spec.num_experts, spec.expert_size
-        self.gate_up_proj = linear(spec.hidden_size, 2 * self.count * self.width)
-        self.down_proj = linear(self.count * self.width, spec.hidden_size)
+        self.count, self.each = spec.num_experts, spec.experts_per_token
+        self.gate_up_proj = Tensor.zeros([self.count, 2 * spec.expert_size, spec.hidden_size])
+        self.down_proj = Tensor.zeros([self.count, spec.hidden_size, spec.expert_size])
 
-    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scores: Tensor, scales: Tensor) -> Tensor:
         """Weigh all experts.
 
         Args:
             x: [rows, length, hidden_size].
-            weights: float32 [rows, length, experts_per_token].
-            chosen: int64 like `weights`.
+            scores: float32 [rows, length, experts].
+            scales: [experts].
 
         Returns:
             Like `x`.
         """
-        rows, length, _ = x.shape
-        every = F.constant([*range(self.count)], DType.int64, device=x.device)
-        is_chosen = (F.unsqueeze(chosen, -1) == every).cast(DType.float32)  # [rows, length, chosen, experts]
-        spread = F.reshape(F.sum(is_chosen * F.unsqueeze(weights, -1), axis=2), [rows, length, self.count, 1])
-        inside = gated(F.reshape(self.gate_up_proj(x), [rows, length, self.count, 2 * self.width]))
-        weighed = (inside.cast(DType.float32) * spread).cast(x.dtype)
-        return self.down_proj(F.reshape(weighed, [rows, length, self.count * self.width]))
+        return self.mixed(x, *chosen(scores, scales, self.each), self.gate_up_proj, self.down_proj)
+
+    @staticmethod
+    def mixed(x: Tensor, weights: Tensor, found: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """All experts of given weights on `x`; see `chosen` for weights and which experts were found."""
+        rows, length, width = x.shape
+        count = int(gate_up.shape[0])
+        every = F.constant([*range(count)], DType.int64, device=x.device)
+        is_chosen = (F.unsqueeze(found, -1) == every).cast(DType.float32)  # [rows, length, chosen, experts]
+        spread = F.squeeze(F.sum(is_chosen * F.unsqueeze(weights, -1), axis=2), 2)  # [rows, length, experts]
+        inside = gelu_gated(F.reshape(x, [1, rows * length, width]) @ F.permute(gate_up, [0, 2, 1]))
+        outside = inside @ F.permute(down, [0, 2, 1])  # [experts, rows · length, hidden_size]
+        shares = F.permute(F.reshape(spread, [rows * length, count, 1]), [1, 0, 2])
+        return F.reshape(F.sum(outside.cast(DType.float32) * shares, axis=0).cast(x.dtype), [rows, length, width])
+
+
+class ChosenExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
+    """The experts that are chosen, each on its own tokens, on a CPU. Their weights are packed one by one."""
+
+    def __init__(self, spec: DiffusionGemmaSpec) -> None:
+        self.spec = spec
+        sizes = spec.num_experts, spec.hidden_size, spec.expert_size
+        gate_up, down = text_ops.expert_shapes(*sizes, defaults()[0])
+        self.gate_up_proj, self.down_proj = Tensor.zeros(list(gate_up)), Tensor.zeros(list(down))
+
+    def forward(self, x: Tensor, scores: Tensor, scales: Tensor) -> Tensor:
+        """The same as `DenseExperts`."""
+        each, width = self.spec.experts_per_token, self.spec.expert_size
+        both = self.gate_up_proj, self.down_proj
+        return text_ops.experts(x, scores, scales.cast(DType.float32), *both, each=each, width=width)
 
 
 class GroupedExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
@@ -116,27 +152,16 @@ class GroupedExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
         self.gate_up_proj = Tensor.zeros([self.count, 2 * spec.expert_size, spec.hidden_size])
         self.down_proj = Tensor.zeros([self.count, spec.hidden_size, spec.expert_size])
 
-    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scores: Tensor, scales: Tensor) -> Tensor:
         """The same as `DenseExperts`."""
         rows, length, width = x.shape
         tokens = rows * length
+        weights, found = chosen(scores, scales, self.each)
         order, starts, restore, ids, usage = moe_create_indices(
-            F.reshape(chosen, [tokens * self.each]).cast(DType.int32), self.count
+            F.reshape(found, [tokens * self.each]).cast(DType.int32), self.count
         )
         sent = F.gather(F.reshape(x, [tokens, width]), (order // self.each).cast(DType.int32), axis=0)
-        inside = gated(grouped_matmul_ragged(sent, self.gate_up_proj, starts, ids, usage))
+        inside = gelu_gated(grouped_matmul_ragged(sent, self.gate_up_proj, starts, ids, usage))
         outside = grouped_matmul_ragged(inside, self.down_proj, starts, ids, usage)
         mixed = moe_finalize(outside, restore, F.reshape(weights, [tokens, self.each]), x.dtype)
         return F.reshape(mixed, [rows, length, width])
-
-
-def has_grouped_products(device: Device | DeviceRef) -> bool:
-    """Whether experts are computed by grouped products on a device, and their weights have that form."""
-    return is_nvidia(device)
-
-
-def gated(both: Tensor) -> Tensor:
-    """gelu(gate) · up of the two halves of the last axis, by the approximation with tanh."""
-    half = int(both.shape[-1]) // 2
-    gate, up = F.split(both, [half, half], axis=-1)
-    return F.gelu(gate, approximate="tanh") * up

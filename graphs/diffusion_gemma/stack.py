@@ -26,6 +26,8 @@ from max_zimage.graphs.diffusion_gemma.attention import Norm
 from max_zimage.graphs.diffusion_gemma.layer import Layer, ScaledEmbedding, SelfConditioning
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerType
 from max_zimage.graphs.dims import CACHED_TOKENS, NEW_TOKENS, ROWS, SEEN_TOKENS
+from max_zimage.graphs.kernel_library import uses_cpu_kernels
+from max_zimage.graphs.text_ops import likeliest
 
 TYPES: tuple[LayerType, ...] = ("sliding_attention", "full_attention")
 
@@ -66,7 +68,7 @@ class Reader(Module[[Tensor], Tensor]):
         for index, (kind, place) in enumerate(zip(self.spec.layer_types, self.spec.places(), strict=True)):
             before = past[kind][place, 0], past[kind][place, 1]
             if is_read and index == last:
-                both = [*self.layers[index].keys_and_values(x, ropes[kind])]
+                both = [*self.layers[index].keys_and_values(x, ropes[kind], masks[kind], *before)]
             else:
                 run = as_subgraph(self.layers[index], name=f"{name}_{kind}")
                 x, *both = run(x, scalars[index : index + 1], ropes[kind], masks[kind], *before)
@@ -138,13 +140,11 @@ class Denoise(Module[..., tuple[Tensor, ...]]):
             second and last; between them float32 chances and int64 tokens of the top, [rows, new_tokens, top].
         """
         ropes, masks, past = sorted_by_type(self.spec, tables)
-        chances = F.softmax(sc_logits.cast(DType.float32)).cast(sc_logits.dtype)
-        enabled = F.unsqueeze(F.unsqueeze(sc_enabled, -1), -1).cast(sc_logits.dtype)
-        signal = self.decoder.embed_tokens.mixed(chances) * enabled
+        signal = self.decoder.embed_tokens.means(sc_logits, sc_enabled)
         x = self.decoder.self_conditioning(self.decoder(canvas), signal)
         x, _ = self.decoder.through(x, self.decoder_scalars, ropes, masks, past, name="denoise", is_read=False)
-        logits = self.decoder.embed_tokens.logits(self.decoder.norm(x))
-        return looked(F.tanh(logits / self.spec.softcap) * self.spec.softcap / temperature, self.spec.top, x.dtype)
+        logits = self.decoder.embed_tokens.logits(self.decoder.norm(x), self.spec.softcap, temperature)
+        return looked(logits, self.spec.top, x.dtype)
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -166,13 +166,16 @@ def behind_all(past: Tensor, new: Tensor) -> Tensor:
 
 def looked(z: Tensor, top: int, dtype: DType) -> tuple[Tensor, ...]:
     """What is told of processed logits, float32 [rows, new_tokens, vocab_size]; see `Denoise.forward`."""
+    if uses_cpu_kernels(z.dtype, z.device):
+        told, named, first, spread = likeliest(z, top)
+        return z.cast(dtype), first, told, named, spread
     above = z - F.max(z, axis=-1)
     shares = F.exp(above)
     total = F.sum(shares, axis=-1)
     entropy = F.log(total) - F.sum(shares * above, axis=-1) / total
     values, tokens = F.top_k(above, top, axis=-1)
-    likeliest = F.squeeze(F.argmax(z, axis=-1), -1)
-    return z.cast(dtype), likeliest, F.exp(values) / total, tokens, F.squeeze(entropy, -1)
+    first = F.squeeze(F.argmax(z, axis=-1), -1)
+    return z.cast(dtype), first, F.exp(values) / total, tokens, F.squeeze(entropy, -1)
 
 
 def kinds(spec: DiffusionGemmaSpec) -> tuple[LayerType, ...]:

@@ -8,6 +8,10 @@ States are numbered as transformers' `hidden_states` are. Every graph adds its s
 state's weight, in float32; a state that is not wanted has weight 0, and layers above the last one that is are not
 called. So one small graph serves every choice, and only layers that run have their weights on the device.
 
+A language model reads on behind what it has read, with another graph for its layers:
+
+    cached layer: state k of new tokens, keys and values so far -> state k + 1, keys and values with theirs
+
 Reference: transformers models/qwen3/modeling_qwen3.py, `output_hidden_states`.
 """
 
@@ -19,7 +23,7 @@ from max.experimental.nn.norm import RMSNorm
 from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
-from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
+from max_zimage.graphs.dims import CACHED_TOKENS, CAPTION_PADDED, NEW_TOKENS, PROMPTS, SEEN_TOKENS
 from max_zimage.graphs.linear import embedding
 from max_zimage.graphs.model.text_encoder import EncoderBlock, TextEncoderSpec
 
@@ -77,6 +81,42 @@ class EncoderLayer(Module[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor
         """Types of `forward`'s arguments."""
         rope = TensorType(DType.float32, [CAPTION_PADDED, self.spec.head_dim // 2, 2], device)
         return (*_sum_types(self.spec, dtype, device), rope)
+
+
+class CachedLayer(Module[..., tuple[Tensor, Tensor, Tensor]]):
+    """One hidden state to the next, of tokens behind others whose keys and values were kept."""
+
+    def __init__(self, spec: TextEncoderSpec) -> None:
+        self.spec = spec
+        self.layer = EncoderBlock(spec)
+
+    def forward(
+        self, x: Tensor, rope: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            x: The state below, of new tokens, [prompts, new_tokens, hidden_size] in the model's dtype.
+            rope: float32 [new_tokens, head_dim/2, 2].
+            mask: float32 [prompts, new_tokens, seen_tokens], added to the scores.
+            keys: Of what was read, [prompts, cached_tokens, num_kv_heads, head_dim].
+            values: Like `keys`.
+
+        Returns:
+            The state above; keys and values of all that is seen, [prompts, seen_tokens, num_kv_heads, head_dim].
+        """
+        return self.layer.read_on(x, rope, mask, keys, values)
+
+    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        spec = self.spec
+        past = TensorType(dtype, [PROMPTS, CACHED_TOKENS, spec.num_kv_heads, spec.head_dim], device)
+        return (
+            TensorType(dtype, [PROMPTS, NEW_TOKENS, spec.hidden_size], device),
+            TensorType(DType.float32, [NEW_TOKENS, spec.head_dim // 2, 2], device),
+            TensorType(DType.float32, [PROMPTS, NEW_TOKENS, SEEN_TOKENS], device),
+            *(past, past),
+        )
 
 
 class EncoderNorm(Module[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]):

@@ -26,6 +26,7 @@ from max_zimage.graphs.dims import CAPTION_PADDED, PROMPTS
 from max_zimage.graphs.linear import embedding, gated_linear, linear
 from max_zimage.graphs.model.attention import rotary_attention
 from max_zimage.graphs.model.attention_backends import chosen_backend
+from max_zimage.graphs.model.cached_attention import Heads, behind, cached_attention
 
 HIDDEN_LAYER = -2
 """The hidden state that Z-Image was trained on."""
@@ -126,6 +127,12 @@ class EncoderBlock(Module[[Tensor, Tensor], Tensor]):
         x = x + self.self_attn(self.input_layernorm(x), rope)
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    def read_on(self, x: Tensor, rope: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same behind what was read; see `CausalAttention.read_on` for arguments and what else is returned."""
+        mixed, keys, values = self.self_attn.read_on(self.input_layernorm(x), rope, mask, *past)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), keys, values
+
 
 class CausalAttention(Module[[Tensor, Tensor], Tensor]):
     """Grouped-query attention with per-head RMSNorm of queries and keys."""
@@ -148,6 +155,28 @@ class CausalAttention(Module[[Tensor, Tensor], Tensor]):
             qkv, self.q_norm, self.k_norm, table, heads=spec.num_heads, causal=True, backend=self.backend
         )
         return self.o_proj(F.reshape(mixed, [prompts, length, spec.num_heads * spec.head_dim]))
+
+    def read_on(self, x: Tensor, rope: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend to what was read, and to what is new.
+
+        Args:
+            x: [prompts, length, hidden_size].
+            rope: float32 [length, head_dim/2, 2].
+            mask: float32 [prompts, length, seen], added to the scores; what was read comes first.
+            *past: Keys and values of what was read, [prompts, cached, num_kv_heads, head_dim] each.
+
+        Returns:
+            Like `x`; keys and values of all that is seen.
+        """
+        spec = self.spec
+        prompts, length = x.shape[0], x.shape[1]
+        heads = Heads(spec.num_heads, spec.num_kv_heads)
+        qkv = F.reshape(self.qkv_proj(x), [prompts, length, heads.query + 2 * heads.key, spec.head_dim])
+        norms = self.q_norm, self.k_norm
+        before = past[0], past[1]
+        mixed, *new = cached_attention(qkv, norms, rope, mask, before, heads=heads, scale=spec.head_dim**-0.5)
+        keys, values = behind(before, (new[0], new[1]), mask.shape[2])
+        return self.o_proj(F.reshape(mixed, [prompts, length, spec.num_heads * spec.head_dim])), keys, values
 
 
 class GatedMlp(Module[[Tensor], Tensor]):

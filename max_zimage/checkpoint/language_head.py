@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from max_zimage.checkpoint.expand import text_encoder_names
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.plan import EMBEDDING, LoadPlan, ParameterRecipe, plan
-from max_zimage.checkpoint.tensors import Source
+from max_zimage.checkpoint.tensors import Source, StoredTensor
+from max_zimage.checkpoint.tied import HEAD, HEADS, check_equal
 from max_zimage.checkpoint.transforms import transformed
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 
-HEAD = "lm_head.weight"
-"""The engine's name of the head."""
-_NAMES = (HEAD, "output.weight", "text_encoders.qwen3_4b.transformer.lm_head.weight", "text_encoders.lm_head.weight")
+_TIED = "tie_word_embeddings of its config.json is true; set it to false for a head of its own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class LanguageModelPlan:
 
 
 def language_model_plan(encoder: LoadPlan, spec: TextEncoderSpec, config: Mapping[str, object]) -> LanguageModelPlan:
-    """Check that the files of a text encoder hold a whole language model; headers are read, and nothing else.
+    """Check that the files of a text encoder hold a whole language model; headers are read, and a head that is a copy.
 
     Args:
         encoder: What is loaded of them for features.
@@ -45,7 +44,7 @@ def language_model_plan(encoder: LoadPlan, spec: TextEncoderSpec, config: Mappin
         config: Its configuration: whether the head is the embedding.
 
     Raises:
-        CheckpointError: With what is missing.
+        CheckpointError: With what is missing, or if a head that config.json says is tied has numbers of its own.
     """
     source = open_source(encoder.files)
     try:
@@ -53,7 +52,7 @@ def language_model_plan(encoder: LoadPlan, spec: TextEncoderSpec, config: Mappin
     except CheckpointError as error:
         raise CheckpointError(f"the text encoder's files hold no whole language model: {error}") from error
     is_tied = config.get("tie_word_embeddings") is True
-    head = _tied(body) if is_tied else _own(source, spec)
+    head = _tied(body, source) if is_tied else _own(source, spec)
     shape = (spec.vocab_size, spec.hidden_size)
     if head.shape != shape:
         raise CheckpointError(f"the language model's head {HEAD} must be {list(shape)}, got {list(head.shape)}")
@@ -64,13 +63,23 @@ def language_model_plan(encoder: LoadPlan, spec: TextEncoderSpec, config: Mappin
     )
 
 
-def _tied(body: LoadPlan) -> ParameterRecipe:
+def _tied(body: LoadPlan, source: Source) -> ParameterRecipe:
+    """The embedding in the head's place.
+
+    Raises:
+        CheckpointError: If the files hold a head of other numbers. Quantized ones are not compared: a head and an
+            embedding of the same numbers are rounded in different ways.
+    """
     (embedding,) = [each for each in body.recipes if each.engine == EMBEDDING]
+    (kept,) = embedding.parts
+    for copy in (source.tensors[name] for name in HEADS if name in source.tensors):
+        if isinstance(copy, StoredTensor) and isinstance(kept, StoredTensor) and copy.dtype == kept.dtype:
+            check_equal(copy, kept, _TIED)
     return replace(embedding, engine=HEAD)
 
 
 def _own(source: Source, spec: TextEncoderSpec) -> ParameterRecipe:
-    found = [name for name in _NAMES if name in source.tensors]
+    found = [name for name in HEADS if name in source.tensors]
     if not found:
         raise CheckpointError(
             f"the text encoder's files hold no whole language model: {HEAD} is missing, and tie_word_embeddings of its "

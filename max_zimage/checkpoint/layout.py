@@ -31,22 +31,33 @@ def deinterleave_pairs(rows: Bits, heads: int, head_dim: int) -> None:
 
 
 def packs(packing: Packing | None, shape: tuple[int, ...], dtype: DType) -> bool:
-    """Whether a parameter of this shape can be packed; only matrices whose inputs are no whole units cannot."""
-    return packing is not None and (packing == "taps" or packable(shape[1], dtype))
+    """Whether a parameter of this shape can be packed; only matrices whose inputs are no whole units cannot.
+
+    Several matrices in one parameter always can: the op that takes them reads its inputs one by one.
+    """
+    return packing is not None and (packing == "taps" or len(shape) == 3 or packable(shape[1], dtype))
 
 
 def packed(values: Bits, packing: Packing) -> Buffer:
     """Order a parameter as the kernels of `graphs.ops` take it.
 
     Args:
-        values: float32 numbers, or bfloat16's bits; a matrix [outputs, inputs], or for "taps" [height, width, inputs,
-            outputs].
+        values: float32 numbers, or bfloat16's bits; a matrix [outputs, inputs], several of them [matrices, outputs,
+            inputs], or for "taps" [height, width, inputs, outputs].
         packing: "panels": 32 outputs side by side. "gated": of the matrix's two halves 16 each. "taps": each tap a
             matrix.
 
     Returns:
-        [panels, units, 32 numbers a unit], see `graphs.ops.packed_shape`; for "taps" [panels, taps, units, numbers].
+        [panels, units, 32 numbers a unit], see `graphs.ops.packed_shape`; of several matrices [matrices, panels, units,
+        numbers], and for "taps" [panels, taps, units, numbers].
     """
+    dtype = DType.float32 if values.dtype == np.float32 else DType.bfloat16
+    ordered = np.stack([_ordered(each, packing) for each in values]) if values.ndim == 3 else _ordered(values, packing)
+    return Buffer.from_numpy(ordered.reshape(-1)).view(dtype, ordered.shape)
+
+
+def _ordered(values: Bits, packing: Packing) -> Bits:
+    """One matrix, or one convolution, as `packed` has it."""
     dtype = DType.float32 if values.dtype == np.float32 else DType.bfloat16
     per_unit = 4 // values.itemsize
     # [tap, part, output, input], of which the outputs of all parts stand in one panel
@@ -62,7 +73,7 @@ def packed(values: Bits, packing: Packing) -> Buffer:
     filled = np.pad(parts, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else parts
     apart = filled.reshape(taps, halves, panels, share, units, per_unit).transpose(2, 0, 4, 1, 3, 5)
     shape = (panels, *((taps,) if packing == "taps" else ()), units, halves * share * per_unit)
-    return Buffer.from_numpy(np.ascontiguousarray(apart).reshape(-1)).view(dtype, shape)
+    return np.ascontiguousarray(apart).reshape(shape)
 
 
 def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packing | None) -> Buffer:

@@ -38,7 +38,9 @@ _GGUF_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def resolve_model(model: str | Path, revision: str | None = None, *, without: Collection[str] = ()) -> Path:
+def resolve_model(
+    model: str | Path, revision: str | None = None, *, without: Collection[str] = (), replaced: Collection[str] = ()
+) -> Path:
     """Find the directory of a model.
 
     Args:
@@ -46,6 +48,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, without: Co
             which is downloaded into the Hugging Face cache, or taken from it where HF_HUB_OFFLINE=1 is set.
         revision: Of a hub id.
         without: Parts that are not downloaded, of a hub id.
+        replaced: Components whose configuration alone is: their weights are files from elsewhere.
 
     Returns:
         A directory that holds a `model_index.json` of a Z-Image pipeline.
@@ -61,7 +64,7 @@ def resolve_model(model: str | Path, revision: str | None = None, *, without: Co
             f"{path} is a file; give the directory that holds {INDEX}, and the file as its weights (--weight-path)"
         )
     elif isinstance(model, str) and _HUB_ID.fullmatch(model):
-        directory = _download(model, revision, without)
+        directory = _download(model, revision, without, replaced)
     else:
         raise CheckpointError(
             f"no model at {model}: there is no such directory, and a hub id has the form owner/name, e.g. "
@@ -207,7 +210,7 @@ def paths_of(weights: Weights) -> list[Path]:
     return [Path(path) for path in weights._filepaths]
 
 
-def _download(hub_id: str, revision: str | None, without: Collection[str]) -> Path:
+def _download(hub_id: str, revision: str | None, without: Collection[str], replaced: Collection[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -216,7 +219,7 @@ def _download(hub_id: str, revision: str | None, without: Collection[str]) -> Pa
         if component in without:
             continue
         wanted.append(f"{component}/{config}")
-        if stem := _WEIGHT_STEMS.get(component):
+        if (stem := _WEIGHT_STEMS.get(component)) and component not in replaced:
             wanted += [f"{component}/{stem}{end}" for end in (".safetensors", ".safetensors.index.json")]
             wanted.append(f"{component}/{stem}-?????-of-?????.safetensors")
     try:

@@ -1,5 +1,6 @@
 """The flags of the commands that have a file for them; none of them imports MAX."""
 
+from max_zimage.cli.batch_flags import add_batch
 from max_zimage.cli.completion import add_completion
 from max_zimage.cli.config_flags import add_config
 from max_zimage.cli.convert_flags import add_convert
@@ -16,6 +17,7 @@ from max_zimage.cli.write_flags import add_write
 __all__ = [
     "DTYPES",
     "add_attention",
+    "add_batch",
     "add_cache",
     "add_completion",
     "add_config",

@@ -24,6 +24,10 @@ def run(arguments: argparse.Namespace) -> int:
         from max_zimage.cli.generate import generate
 
         return generate(arguments)
+    if arguments.command == "batch":
+        from max_zimage.cli.batch import batch
+
+        return batch(arguments)
     if arguments.command == "encode":
         from max_zimage.cli.encode import encode
 

@@ -17,6 +17,11 @@ EXAMPLES = {
         'max-zimage generate "red star" --enhance --show-prompt',
         'max-zimage generate "a harbour" --enhance http://localhost:8080/v1 --model Tongyi-MAI/Z-Image-Turbo',
     ),
+    "batch": (
+        "max-zimage batch prompts.csv --output pictures --steps 8",
+        f"max-zimage batch requests.jsonl --output s3://bucket/job --format webdataset --model {_TURBO}",
+        "max-zimage batch prompts.parquet --output /shared/job --ray auto --max-errors 100",
+    ),
     "encode": (
         'max-zimage encode "a red star" --output star.safetensors',
         f'max-zimage encode "a boat" --negative "blurry" --model {_TURBO} --output boat.safetensors',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from max_zimage.request.fields import ROWS
@@ -47,11 +47,17 @@ def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
     parser.add_argument(row.flag.name, *row.flag.others, **options)
 
 
-def add_group(parser: argparse.ArgumentParser, title: Group) -> argparse._ArgumentGroup:
-    """Add a heading, and under it the flags of all fields that belong there."""
+def add_group(parser: argparse.ArgumentParser, title: Group, without: Collection[str] = ()) -> argparse._ArgumentGroup:
+    """Add a heading, and under it the flags of all fields that belong there.
+
+    Args:
+        parser: Of the command.
+        title: The heading.
+        without: Fields that the command has not.
+    """
     group = parser.add_argument_group(title)
     for name, row in ROWS.items():
-        if row.flag is not None and row.flag.group == title:
+        if row.flag is not None and row.flag.group == title and name not in without:
             add_flag(group, name)
     return group
 

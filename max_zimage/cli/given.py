@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-_SHOWN = ("generate", "encode", "info", "compile", "profile", "serve")
+_SHOWN = ("generate", "batch", "encode", "info", "compile", "profile", "serve")
 """Commands whose arguments `max-zimage config show` can take in."""
 _VALUED = ("--config", "--profile")
 

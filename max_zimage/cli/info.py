@@ -12,18 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from max.driver import Accelerator, Device, accelerator_api, accelerator_architecture_name, accelerator_count
+from max.driver import Device
 
 from max_zimage import embedded
 from max_zimage.checkpoint.weight_check import Damage, check_weights
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries
+from max_zimage.cli.info_devices import devices
 from max_zimage.cli.info_memory import memory_facts, placement_facts
 from max_zimage.cli.info_model import model_facts
 from max_zimage.cli.info_text import print_facts
 from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
-from max_zimage.device.memory import available_memory
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.progress import shown_by
@@ -100,16 +100,6 @@ def _check(prepared: CheckedModel, facts: dict[str, Any], *, quiet: bool) -> tup
 def versions() -> dict[str, str]:
     """Versions of what computes."""
     return {"max_zimage": __version__, "max": version("modular"), "python": platform.python_version()}
-
-
-def devices() -> list[dict[str, Any]]:
-    """The CPU and every accelerator, with the bytes that are free."""
-    found: list[dict[str, Any]] = [{"name": "cpu", "kind": platform.machine(), "free_bytes": available_memory()}]
-    for number in range(accelerator_count()):
-        free = Accelerator(number).stats.get("free_memory")
-        kind = f"{accelerator_api()} {accelerator_architecture_name()}"
-        found.append({"name": f"gpu:{number}", "kind": kind, "free_bytes": free})
-    return found
 
 
 def conditions(model: str, component: str | None, device: Device, dtype: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ def print_facts(facts: dict[str, Any]) -> None:
     console.print("  ".join(f"{name} {number}" for name, number in facts["versions"].items()))
     for device in facts["devices"]:
         console.print(f"{device['name']}: {device['kind']}, {_size(device['free_bytes'])} free")
+        if products := device.get("bfloat16_products"):
+            console.print(f"bfloat16 products: {products}")
     table = Table(title=model["name"], title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("component", "parameters", "in files", "in memory", "size", "files", "format"):
         numeric = heading in ("parameters", "size", "files")

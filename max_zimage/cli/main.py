@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from max_zimage.cli.command_flags import (
     DTYPES,
     add_attention,
+    add_batch,
     add_cache,
     add_completion,
     add_config,
@@ -40,6 +41,7 @@ from max_zimage.cli.examples import add_examples
 from max_zimage.cli.field_flags import add_flag, add_group, with_values
 from max_zimage.cli.given import command_of, given_by, split
 from max_zimage.cli.parser import Parser
+from max_zimage.cli.unknown import said
 from max_zimage.host.lifeline import end_with_named_parent
 from max_zimage.version import __version__
 
@@ -60,7 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words, shown = split(with_values(sys.argv[1:] if argv is None else argv))
     parser = _parser()
-    arguments = parser.parse_args(words)
+    arguments, others = parser.parse_known_args(words)
+    if others:
+        command = parser if arguments.command is None else command_of(parser, arguments.command)
+        command.error(said(others, command))
     if arguments.verbose and not arguments.version:
         parser.error("--verbose goes with --version, or behind a command; give both, or leave it out")
     if arguments.version:
@@ -114,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     help = "show tracebacks, warnings and the libraries' logs"
     shared.add_argument("--debug", "--verbose", "-v", action="store_true", help=help)
     _add_generate(commands, shared)
+    add_batch(commands, shared)
     add_encode(commands, shared)
     add_write(commands, shared)
     _add_info(commands, shared)

@@ -7,6 +7,7 @@ import re
 from typing import NoReturn
 
 _NOT_TAKEN = re.compile(r"invalid (\w+) value: ")
+_HALF = re.compile(r"(invalid choice: '(?:float16|fp16|half)' \(.*\))")
 _KINDS = {
     "int": "a whole number",
     "at_least_one": "a whole number of at least 1",
@@ -27,5 +28,6 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong and end the process with 2."""
         # argparse says which function did not take a value.
         message = _SPELLINGS.sub(r"\1:", message)  # the first one says which
+        message = _HALF.sub(r"\1; bfloat16 takes as much room", message)
         message = _NOT_TAKEN.sub(lambda found: f"must be {_KINDS.get(found[1], 'another value')}, got ", message)
         self.exit(2, f"max-zimage: error: {message} (see {self.prog} --help)\n")

@@ -14,7 +14,8 @@ from max.dtype import DType
 from max_zimage import embedded
 from max_zimage.cli.compile import specs_of
 from max_zimage.cli.console import table_console
-from max_zimage.cli.info import devices, versions
+from max_zimage.cli.info import versions
+from max_zimage.cli.info_devices import devices
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels

@@ -29,7 +29,7 @@ from max.experimental.nn import Module
 from max.graph import TensorType
 
 from max_zimage import graphs
-from max_zimage.graphs.cpu import instructions
+from max_zimage.graphs.cpu import InnerLoop, instructions
 from max_zimage.graphs.kernel_library import KERNELS
 from max_zimage.host.folders import artifact_folder, problem
 from max_zimage.progress import note
@@ -66,6 +66,7 @@ def artifact_key(
     device: Device,
     *,
     weights_in_place: bool = False,
+    loop: InnerLoop = "pairs",
 ) -> str:
     """Digest of all that a compiled graph depends on.
 
@@ -76,13 +77,15 @@ def artifact_key(
         input_types: Its `input_types()`.
         device: Where the graph runs.
         weights_in_place: Whether it reads its weights on the device; see `graphs.layers.trace`.
+        loop: In which way it multiplies bfloat16; see `graphs.cpu`.
 
     Returns:
         Hexadecimal digits.
     """
     parameters = [f"{parameter} {tensor.dtype} {list(tensor.shape)}" for parameter, tensor in module.parameters]
-    parts = [version("max"), _sources_digest(), name, repr(spec), *parameters, *map(repr, input_types), _target(device)]
+    parts = [version("max"), sources_digest(), name, repr(spec), *parameters, *map(repr, input_types), _target(device)]
     parts += ["weights in place"] if weights_in_place else []
+    parts += [loop] if loop != "pairs" else []
     return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()
 
 
@@ -245,7 +248,7 @@ def _used(path: Path) -> float:
 
 
 @lru_cache(maxsize=1)
-def _sources_digest() -> str:
+def sources_digest() -> str:
     """Digest of everything that decides what is traced."""
     return digest_of(_SOURCES, KERNELS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from max.driver import Device
 
-from max_zimage.compile import device_graphs, device_weights
+from max_zimage.compile import device_graphs, device_weights, inner_loops
 from max_zimage.device.libraries import check_libraries
 
 
@@ -17,3 +17,4 @@ def check_device(device: Device) -> None:
     check_libraries(device)
     device_graphs.check(device)
     device_weights.shared(device)
+    inner_loops.given()

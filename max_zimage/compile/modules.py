@@ -24,7 +24,9 @@ from max.graph import TensorType
 from max_zimage import progress
 from max_zimage.compile.artifacts import artifact_key, artifact_name, find, save
 from max_zimage.compile.device_weights import are_in_place, shared
+from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.turns import turn
+from max_zimage.graphs.cpu import InnerLoop, multiplying_by
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
 from max_zimage.host.folders import no_room, room_to_compile
@@ -70,8 +72,13 @@ class GraphDefinition:
     @cached_property
     def key(self) -> str:
         """What the compiled graph depends on."""
-        in_place = self.weights_in_place
-        return artifact_key(self.name, self.spec, self.module, self.input_types, self.device, weights_in_place=in_place)
+        made_of = (self.name, self.spec, self.module, self.input_types, self.device)
+        return artifact_key(*made_of, weights_in_place=self.weights_in_place, loop=self.loop)
+
+    @cached_property
+    def loop(self) -> InnerLoop:
+        """In which way it multiplies bfloat16."""
+        return loop_of(self.module, self.device)
 
     @cached_property
     def weights_in_place(self) -> bool:
@@ -215,11 +222,11 @@ def _compiled(definitions: Sequence[GraphDefinition]) -> CompiledModel:
 
 
 def _compiled_now(definitions: Sequence[GraphDefinition]) -> CompiledModel:
-    together = GraphModule()
-    traced = [
-        trace(each.module, each.input_types, each.name, together, weights_in_place=each.weights_in_place)
-        for each in definitions
-    ]
+    together, traced = GraphModule(), []
+    for each in definitions:
+        with multiplying_by(each.loop):
+            in_place = each.weights_in_place
+            traced.append(trace(each.module, each.input_types, each.name, together, weights_in_place=in_place))
     return compile_with_kernels(definitions[0].session, together, traced)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from max_zimage.compile import counting
 from max_zimage.compile.entry import Entry
-from max_zimage.graphs.model.encoder_layers import EncoderLayer, EncoderNorm, EncoderStart
+from max_zimage.graphs.model.encoder_layers import CachedLayer, EncoderLayer, EncoderNorm, EncoderStart
 from max_zimage.graphs.model.language_head import LanguageHead
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoder
 
@@ -32,6 +32,13 @@ TEXT = (
         label="text encoder, layers",
         runs="with another hidden layer: once per request and layer",
         count=counting.count_encoder_layer,
+    ),
+    Entry(
+        name="text_encoder_cached_layer",
+        component="text_encoder",
+        make=CachedLayer,
+        label="language model, layers",
+        runs="with the enhancer `encoder`: once per layer, for the conversation and then for each token",
     ),
     Entry(
         name="text_encoder_norm",

@@ -34,9 +34,11 @@ from max_zimage.compile.ahead_of_time import TARGETS
 from max_zimage.compile.artifacts import artifact_key, artifact_name, write
 from max_zimage.compile.cubins import Symbol, symbols_in
 from max_zimage.compile.device_weights import shared
+from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.jobs import Job
 from max_zimage.compile.kernel_lists import kernels_of
 from max_zimage.compile.registry import key_of, made
+from max_zimage.graphs.cpu import multiplying_by
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import trace
 from max_zimage.host.folders import room_to_compile
@@ -74,13 +76,15 @@ def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
     module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention)
     in_place = shared(device) and any(True for _ in module.parameters)
     spec = key_of(job.graph, job.specs, job.attention)
-    key = artifact_key(job.graph, spec, module, types, device, weights_in_place=in_place)
+    loop = loop_of(module, device)
+    key = artifact_key(job.graph, spec, module, types, device, weights_in_place=in_place, loop=loop)
     known = kept_launches.find(job.graph, key) if job.list_kernels and not job.symbols else None
     if known is not None:
         result |= {"kernels": asdict(known), "trace_seconds": 0.0, "seconds": time.perf_counter() - begin}
         return
     session, together = InferenceSession(devices=[device]), GraphModule()
-    graph = trace(module, types, job.graph, together, weights_in_place=in_place)
+    with multiplying_by(loop):
+        graph = trace(module, types, job.graph, together, weights_in_place=in_place)
     traced = time.perf_counter()
     result["trace_seconds"] = traced - begin
     if job.list_kernels:

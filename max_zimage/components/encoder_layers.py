@@ -30,8 +30,12 @@ from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.request.hidden_layer import HiddenLayer
 
 _START, _NORM = "embed_tokens", "norm"
+_LAYER, _CACHED = "text_encoder_layer", "text_encoder_cached_layer"
 _GRAPHS = {_START: ("text_encoder_start", _START), _NORM: ("text_encoder_norm", _NORM)}
 """Place -> its graph, and what the graph calls the place; every other one is a layer."""
+
+Kept = tuple[tuple[Buffer, Buffer], ...]
+"""Keys and values of each layer, [prompts, cached_tokens, num_kv_heads, head_dim] on the device."""
 
 
 class EncoderLayers:
@@ -49,7 +53,7 @@ class EncoderLayers:
     def __init__(self, component: ZImageComponent, spec: TextEncoderSpec, transforms: Sequence[Transform]) -> None:
         self._component, self._spec, self._transforms = component, spec, transforms
         self._places = (_START, *(f"layers.{index}" for index in range(spec.num_layers)), _NORM)
-        self._stages: dict[str, CompiledGraph] = {}
+        self._stages: dict[tuple[str, str], CompiledGraph] = {}  # by graph and place
         self.nbytes = 0
 
     def anew(self) -> EncoderLayers:
@@ -81,27 +85,53 @@ class EncoderLayers:
             state, mixed, features = graph(state, mixed, weights[stage : stage + 1], *positions)
         return features
 
-    def _graphs(self, count: int) -> list[CompiledGraph]:
-        """The first stages, bound to their weights."""
+    def read_on(self, tokens: Buffer, rope: Buffer, mask: Buffer, kept: Kept) -> tuple[Buffer, Kept]:
+        """Read tokens behind others, through all layers and the final norm.
+
+        Args:
+            tokens: int64 [prompts, new_tokens], on the device.
+            rope: float32 [new_tokens, head_dim/2, 2], on the device.
+            mask: float32 [prompts, new_tokens, seen_tokens], on the device; zero where a token is seen.
+            kept: Of what was read, from the call before; at the beginning of no tokens.
+
+        Returns:
+            Their last hidden states, [prompts, new_tokens, hidden_size] in the model's dtype; keys and values of all.
+
+        Raises:
+            CheckpointError, NotEnoughMemoryError, RuntimeError: As when called.
+        """
+        start, *layers, norm = self._graphs(len(self._places), _CACHED)
+        none, whole = (upload(np.array([each], np.float32), self._component.device) for each in (0, 1))
+        state, mixed, _ = start(tokens, none)
+        found = []
+        for graph, (keys, values) in zip(layers, kept, strict=True):
+            state, keys, values = graph(state, rope, mask, keys, values)
+            found.append((keys, values))
+        return norm(state, mixed, whole)[2], tuple(found)
+
+    def _graphs(self, count: int, layer: str = _LAYER) -> list[CompiledGraph]:
+        """The first stages, bound to their weights; `layer` is the graph of the layers."""
         wanted = [*self._places[: max(count, 2)]]
         if self._component.device.is_host and holds_final_norm(self._component.plan()):
             wanted.append(_NORM)  # together they compile as fast as one of them
-        missing = [place for place in dict.fromkeys(wanted) if place not in self._stages]
+        graphs = [(_graph_of(place, layer), place) for place in dict.fromkeys(wanted)]
+        missing = [each for each in graphs if each not in self._stages]
         if missing:
             more, nbytes = self._defined(missing)
             stages = {**self._stages, **more}
-            layers = [graph for place, graph in stages.items() if place not in _GRAPHS]
+            layers = [graph for (name, _), graph in stages.items() if name == layer]
             wait_for([graph for graph in more.values() if graph not in layers[1:]])
             share_compiled(layers)
             self._stages, self.nbytes = stages, self.nbytes + nbytes
-        return [self._stages[place] for place in self._places[:count]]
+        return [self._stages[each] for each in graphs[:count]]
 
-    def _defined(self, places: Sequence[str]) -> tuple[dict[str, CompiledGraph], int]:
+    def _defined(self, stages: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], CompiledGraph], int]:
         """Graphs of some places of the network, with their weights, and the memory that those take on an accelerator.
 
         Args:
-            places: What the engine's names of their parameters begin with.
+            stages: Graphs, and what the engine's names of their parameters begin with.
         """
+        places = [place for _, place in stages]
         component, kept = self._component, self._component.kept_weights
         checked = self._plan(final_norm=_NORM in places)
         names = {place: [name for name in loaded_names(checked) if _is_of(name, place)] for place in places}
@@ -113,12 +143,13 @@ class EncoderLayers:
             there = component.nbytes_beside + component.plan().nbytes(component.dtype_name) + self.nbytes
             check_device_memory(there + nbytes, component.device)
         graphs = {}
-        for place, own in names.items():
+        for graph, place in stages:
+            own = names[place]
             new = component.placed(component.load_weights([name for name in own if name in missing], checked))
-            graph, inside = _GRAPHS.get(place, ("text_encoder_layer", "layer"))
+            inside = _GRAPHS[place][1] if place in _GRAPHS else "layer"
             weights = {name: kept[name] if name in kept else new[name] for name in own}
             inner = {f"{inside}{name.removeprefix(place)}": data for name, data in weights.items()}
-            graphs[place] = component.define(graph, inner)
+            graphs[graph, place] = component.define(graph, inner)
         return graphs, nbytes
 
     def _plan(self, *, final_norm: bool) -> LoadPlan:
@@ -126,6 +157,11 @@ class EncoderLayers:
         names = text_encoder_names(self._spec, self._spec.num_layers, final_norm=final_norm)
         kept = self._component.plan()
         return replace(plan(names, open_source(kept.files), self._transforms), kept_as=kept.kept_as)
+
+
+def _graph_of(place: str, layer: str) -> str:
+    """The graph of a place, where layers have the one that is named."""
+    return _GRAPHS[place][0] if place in _GRAPHS else layer
 
 
 def _is_of(name: str, place: str) -> bool:

@@ -93,11 +93,7 @@ class ZImageTextEncoderModel(ZImageComponent):
             CheckpointError: If the files lack the final norm, and its state is asked for.
         """
         for caption in captions:
-            if len(caption) and not 0 <= np.min(caption) <= np.max(caption) < self.spec.vocab_size:
-                raise ValueError(
-                    f"token ids must be from 0 to {self.spec.vocab_size - 1}, got {np.min(caption)} to "
-                    f"{np.max(caption)}; use the tokenizer of the checkpoint"
-                )
+            self.check_ids(caption)
         length = padded(max(len(caption) for caption in captions))
         tokens = np.zeros((len(captions), length), np.int64)
         for row, caption in zip(tokens, captions, strict=True):
@@ -108,6 +104,18 @@ class ZImageTextEncoderModel(ZImageComponent):
         if hidden_layer != DEFAULT_HIDDEN_LAYER:
             return self.layers(*inputs, hidden_layer)
         return self.model(*inputs)[0]
+
+    def check_ids(self, ids: npt.NDArray[np.int64]) -> None:
+        """Look at token ids, of any shape.
+
+        Raises:
+            ValueError: If one has no embedding.
+        """
+        if ids.size and not 0 <= np.min(ids) <= np.max(ids) < self.spec.vocab_size:
+            raise ValueError(
+                f"token ids must be from 0 to {self.spec.vocab_size - 1}, got {np.min(ids)} to {np.max(ids)}; use the "
+                "tokenizer of the checkpoint"
+            )
 
 
 class NoTextEncoder(ZImageTextEncoderModel):

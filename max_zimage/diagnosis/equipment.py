@@ -10,10 +10,11 @@ from max.driver import accelerator_api, accelerator_architecture_name, accelerat
 
 from max_zimage import embedded
 from max_zimage.checkpoint.model_index import INDEX
+from max_zimage.compile.inner_loops import VARIABLE, described
 from max_zimage.device.libraries import LIBRARIES, loaded
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.diagnosis.findings import Finding, fault, ok, warning
-from max_zimage.diagnosis.system import processor
+from max_zimage.host.processor import processor
 from max_zimage.host.sizes import sized
 from max_zimage.pipeline.placing import placed_usually
 from max_zimage.pipeline.zimage import ZImagePipeline
@@ -25,6 +26,10 @@ _LITTLE = 2 * 2**30
 def devices() -> Iterator[Finding]:
     """The processor, and every accelerator that MAX sees; a driver that it does not see."""
     yield ok("processor", processor())
+    try:
+        yield ok("bfloat16 products", described())
+    except ValueError as error:
+        yield fault("bfloat16 products", str(error), f"unset {VARIABLE}")
     count = accelerator_count()
     if count:
         yield ok("accelerators", f"{count} of {accelerator_api()} {accelerator_architecture_name()}")

@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -19,6 +20,8 @@ from max_zimage.host.words import counted
 from max_zimage.version import __version__
 
 PACKAGE = "max-zimage"
+_LINKED = "max.nn.kv_cache"
+"""What of MAX's imports a Mojo module that lies in its wheel as source."""
 OLDEST_PYTHON, FIRST_WITHOUT = (3, 11), (3, 15)
 """Pythons that the package and MAX's wheels are for."""
 OLDEST_GLIBC = (2, 34)
@@ -70,9 +73,14 @@ def _wrong(needed: list[Requirement]) -> Iterator[Finding]:
 
 
 def max_engine() -> Finding:
-    """Whether MAX can be imported at all."""
+    """Whether MAX can be imported at all, with the part that it compiles and links when it is imported first."""
     try:
         from max.engine import InferenceSession
     except (ImportError, OSError) as error:
         return fault("MAX", f"cannot be imported: {error}", "install it again: pip install --force-reinstall modular")
+    try:
+        import_module(_LINKED)
+    except (ImportError, OSError) as error:
+        said = f"cannot compile its {_LINKED}: {error}"
+        return fault("MAX", said, "install a C compiler called cc (Debian: gcc and libc6-dev), with which it links it")
     return ok("MAX", f"{installed('modular')} ({InferenceSession.__module__})")

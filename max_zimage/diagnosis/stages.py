@@ -160,11 +160,12 @@ def bound(stage: Stage, engine: ModelDtype, reference: ModelDtype, loses: float 
     exact = STAGES_L2[stage.tolerance]
     if not stage.has_dtype:
         return exact
-    lost = USUAL[stage.tolerance] if loses is None else loses
+    if loses is None and "bfloat16" in (engine, reference):
+        return USUAL[stage.tolerance]
+    lost = loses or 0.0
     if not on_host:
         exact = max(exact, GPU_FLOAT32_L2)
-    # What nobody has measured must not make the bound of float32 wider.
-    scaled = 0.0 if loses is None else loses * (FINER if on_host else _TF32)
+    scaled = lost * (FINER if on_host else _TF32)
     ours = max(exact, scaled) if engine == "float32" else BFLOAT16_RATIO * lost + exact
     # Both differences are shares of norms that differ a little themselves.
     return ours + (_NEARLY * lost if reference == "bfloat16" else 0.0)

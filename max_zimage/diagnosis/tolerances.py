@@ -45,5 +45,6 @@ USUAL_BFLOAT16_L2: Mapping[str, float] = {
     "step": 0.1,
     "pixels": 0.025,
 }
-"""What bfloat16 may lose where float32 did not fit into memory and nothing tells what it does lose: several times as
-much as it does in the embedded model."""
+"""How far apart two sides may be, one or both in bfloat16, where float32 did not fit into memory and nothing tells what
+bfloat16 loses. In the embedded model both are at most 0.0068, 0.0049, 0.0052, 0.0085, 0.020 and 0.0037 apart: a deeper
+model has room for 5 to 10 times as much."""

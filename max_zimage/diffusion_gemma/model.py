@@ -94,7 +94,7 @@ class DiffusionGemmaForBlockDiffusionModel:
         check_device(self.device)
         dtype: ModelDtype = "float32" if self.config.dtype == DType.float32 else "bfloat16"
         check_heads(self.config.text_config, self.device)
-        checked = plan_weights(self.config.text_config, paths_of(self.weights), self.device)
+        checked = plan_weights(self.config.text_config, paths_of(self.weights))
         file, weights = read_config(self.huggingface_config.to_dict()), load_weights(checked, dtype, self.device)
         self.steps = CompiledDiffusionGemma(file, weights, device=self.device, dtype=dtype, session=session)
         self.steps.compile()

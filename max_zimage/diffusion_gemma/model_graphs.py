@@ -108,7 +108,7 @@ class CompiledDiffusionGemma:
         files = find_files(folder)
         file = read_file(folder)
         check_heads(file.spec, there)
-        checked = plan_weights(file.spec, files, there)
+        checked = plan_weights(file.spec, files)
         model = cls(file, load_weights(checked, chosen, there), device=there, dtype=chosen)
         model.compile()
         return model

@@ -18,7 +18,6 @@ from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 DECODER, ENCODER = "decoder.", "encoder.language_model."
 PREFIXES = ("model.", "")
 VISION = ("encoder.vision_tower.", "encoder.embed_vision.")
-HEAD = "lm_head.weight"
 
 _NORMS = (
     "input_layernorm",
@@ -32,13 +31,12 @@ _NORMS = (
 _NO_VISION = "of the vision tower; this engine reads text only"
 
 
-def names(spec: DiffusionGemmaSpec, files: Collection[str], *, is_grouped: bool) -> ParameterTable:
+def names(spec: DiffusionGemmaSpec, files: Collection[str]) -> ParameterTable:
     """Names of a DiffusionGemma.
 
     Args:
         spec: Its shape.
         files: All tensors that the files hold: those of the vision tower are left out.
-        is_grouped: Whether experts have the form of `GroupedExperts`, see `max_zimage.diffusion_gemma.tied`.
     """
     layers = [(f"layers.{index}", kind) for index, kind in enumerate(spec.layer_types)]
     sizes = {True: _sizes(spec, is_sliding=True), False: _sizes(spec, is_sliding=False)}
@@ -49,7 +47,7 @@ def names(spec: DiffusionGemmaSpec, files: Collection[str], *, is_grouped: bool)
     vision = tuple(f"{prefix}{start}" for prefix in PREFIXES for start in VISION)
     return ParameterTable(
         component=MODEL_TYPE,
-        rows=(*_ENDS, *_LAYER, *_experts(is_grouped)),
+        rows=(*_ENDS, *_LAYER),
         namings={"diffusers": "names of the decoder", "original": "names of the encoder"},
         prefixes=PREFIXES,
         places={
@@ -66,8 +64,6 @@ def names(spec: DiffusionGemmaSpec, files: Collection[str], *, is_grouped: bool)
             "experts": spec.num_experts,
             "expert": spec.expert_size,
             "2 expert": 2 * spec.expert_size,
-            "experts expert": spec.num_experts * spec.expert_size,
-            "experts 2 expert": 2 * spec.num_experts * spec.expert_size,
         },
         dropped=tuple(Dropped(name, _NO_VISION, prefixed=False) for name in files if name.startswith(vision)),
         unused={},
@@ -121,7 +117,7 @@ _ENDS: tuple[Row, ...] = (
         f"{_SELF}.mlp.gate_up_proj.weight",
         (f"{_SELF}.gate_proj.weight", ("dense", "hidden")),
         (f"{_SELF}.up_proj.weight", ("dense", "hidden")),
-        packing="panels",
+        packing="gated",
     ),
     _own(f"{_SELF}.mlp.down_proj.weight", (f"{_SELF}.down_proj.weight", ("hidden", "dense")), packing="panels"),
 )
@@ -136,24 +132,12 @@ _LAYER: tuple[Row, ...] = (
         "{layer}.mlp.gate_up_proj.weight",
         ("{layer}.mlp.gate_proj.weight", ("dense", "hidden")),
         ("{layer}.mlp.up_proj.weight", ("dense", "hidden")),
-        packing="panels",
+        packing="gated",
     ),
     _same("{layer}.mlp.down_proj.weight", "hidden", "dense", packing="panels"),
     _same("{layer}.router.proj.weight", "experts", "hidden", packing="panels"),
     _same("{layer}.router.scale", "hidden"),
     _same("{layer}.router.per_expert_scale", "experts"),
+    _same("{layer}.experts.gate_up_proj", "experts", "2 expert", "hidden", packing="gated"),
+    _same("{layer}.experts.down_proj", "experts", "hidden", "expert", packing="panels"),
 )
-
-
-def _experts(is_grouped: bool) -> tuple[Row, ...]:
-    """Weights of the experts: three axes each, or two matrices; see `max_zimage.diffusion_gemma.tied`."""
-    gate_up, down = "{layer}.experts.gate_up_proj", "{layer}.experts.down_proj"
-    if is_grouped:
-        return (
-            _same(gate_up, "experts", "2 expert", "hidden"),
-            _same(down, "experts", "hidden", "expert"),
-        )
-    return (
-        _row(f"{gate_up}.weight", (gate_up, ("experts 2 expert", "hidden")), packing="panels"),
-        _row(f"{down}.weight", (down, ("hidden", "experts expert")), packing="panels"),
-    )

@@ -12,7 +12,7 @@ from typing import Self
 
 from max_zimage.diffusion_gemma.sampler import temperature
 from max_zimage.errors import CheckpointError, RequestError
-from max_zimage.request.checks import LARGEST, SMALLEST, Problems, number, ranged, whole_number
+from max_zimage.request.checks import SMALLEST, Problems, number, ranged, whole_number
 from max_zimage.strict_json import is_there, plain, read_object, shown
 
 FILE = "generation_config.json"
@@ -78,7 +78,7 @@ class TextSettings:
                 low, high = counts[name]
                 checked[name] = problems.check(before, whole_number, name, value, low=low, high=high)
             elif name == "t_max":
-                checked[name] = problems.check(before, ranged, name, value, above=True, low=SMALLEST, high=LARGEST)
+                checked[name] = problems.check(before, ranged, name, value, above=True, float32=True)
             elif name == "t_min":
                 checked[name] = problems.check(before, ranged, name, value, float32=True)
             else:

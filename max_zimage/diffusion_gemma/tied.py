@@ -4,9 +4,6 @@ A transform of the kind of `max_zimage.checkpoint.transforms`, applied when quan
 
     tied copies (lm_head, the stack a second time) -> equal, or refused -> left out
     experts.J.{gate,up,down}_proj.weight           -> experts.{gate_up_proj, down_proj}, as unquantized files have them
-    where experts are computed all, not grouped:
-    [experts, 2 width, hidden]                     -> [experts · 2 width, hidden]
-    [experts, hidden, width]                       -> [hidden, experts · width]
 
 Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py, DiffusionGemmaTextExperts and
 _tied_weights_keys; MAX's pipelines/architectures/diffusion_gemma/weight_adapters.py for experts one by one.
@@ -18,29 +15,31 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 from typing_extensions import override
 
-from max_zimage.checkpoint.numbers import Bits, FloatArray, round_to
+from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.tensors import Files, Source, StoredTensor, Tensor
+from max_zimage.checkpoint.tied import HEAD, check_equal
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.checkpoint.transforms.reshaped import Stacked
-from max_zimage.diffusion_gemma.names import DECODER, ENCODER, HEAD, PREFIXES
+from max_zimage.diffusion_gemma.names import DECODER, ENCODER, PREFIXES
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 
 _ONE = re.compile(r"(?P<place>.*\.experts)\.(?P<number>\d+)\.(?P<product>gate|up|down)_proj\.weight")
 _ALL = re.compile(r".*\.experts\.(?P<product>gate_up|down)_proj")
 _PRODUCTS = {"gate_up": ("gate", "up"), "down": ("down",)}
-_NUMBERS_AT_A_TIME = 1 << 24
+_ONE_OF_BOTH = (
+    "this engine has one stack for encoder and decoder, and one table for embedding and head; use a file whose ties "
+    "were kept"
+)
 
 
-def arranged(spec: DiffusionGemmaSpec, *, is_grouped: bool) -> Transform:
+def arranged(spec: DiffusionGemmaSpec) -> Transform:
     """A transform that brings a DiffusionGemma's tensors into the form of its graphs.
 
     Args:
         spec: Its shape.
-        is_grouped: Whether experts have the form of `GroupedExperts`; else that of `DenseExperts`.
 
     Returns:
         The transform, which raises CheckpointError if copies of a tied tensor differ, or experts are missing.
@@ -49,13 +48,13 @@ def arranged(spec: DiffusionGemmaSpec, *, is_grouped: bool) -> Transform:
     def transform(source: Source) -> Source:
         tensors = dict(source.tensors)
         for copy, kept in _copies(tensors):
-            _check_equal(tensors[copy], tensors[kept])
+            check_equal(tensors[copy], tensors[kept], _ONE_OF_BOTH)
             del tensors[copy]
         _join_experts(tensors, spec)
         for name, tensor in tensors.items():
             found = _ALL.fullmatch(name)
             if found:
-                tensors[name] = _formed(tensor, spec, found["product"], is_grouped=is_grouped)
+                tensors[name] = _formed(tensor, spec, found["product"])
         return replace(source, tensors=tensors)
 
     return transform
@@ -82,38 +81,6 @@ class Parted(Tensor):
         return self.base.rows(begin * each, end * each, files).reshape(-1, *self.shape[1:])
 
 
-@dataclass(frozen=True)
-class SideBySide(Tensor):
-    """Matrices below each other as matrices side by side, [rows, experts · inputs].
-
-    Attributes:
-        base: [experts · rows, inputs].
-    """
-
-    base: Tensor
-
-    @property
-    @override
-    def storage(self) -> str:
-        return self.base.storage
-
-    @override
-    def rows(self, begin: int, end: int, files: Files) -> FloatArray:
-        height, width = self.shape[0], self.base.shape[1]
-        pieces = [self.base.rows(start + begin, start + end, files) for start in range(0, self.base.shape[0], height)]
-        return np.stack(pieces, axis=1).reshape(end - begin, len(pieces) * width)
-
-    @override
-    def fill(self, target: Bits, files: Files) -> None:
-        """One expert after another, so that each is read in one piece."""
-        height, width = self.shape[0], self.base.shape[1]
-        sides = target.reshape(height, -1, width)
-        one = np.empty(height * width, target.dtype)
-        for expert in range(sides.shape[1]):
-            round_to(one, self.base.rows(expert * height, (expert + 1) * height, files).reshape(-1))
-            sides[:, expert] = one.reshape(height, width)
-
-
 def _copies(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """Tensors that are tied to another one of the files: copy, and what is kept."""
     found = []
@@ -128,27 +95,6 @@ def _copies(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
             if HEAD in tensors and table in tensors and HEAD not in dict(found):
                 found.append((HEAD, table))
     return sorted(found, key=lambda pair: pair[0] != HEAD)  # the head first: what it is tied to may be a copy itself
-
-
-def _check_equal(copy: Tensor, kept: Tensor) -> None:
-    """Compare numbers.
-
-    Raises:
-        CheckpointError: If one differs.
-    """
-    if copy.shape == kept.shape:
-        count, files = (kept.shape[0] if kept.shape else 1), Files()
-        step = max(1, _NUMBERS_AT_A_TIME * count // max(kept.size, 1))
-        if all(
-            np.array_equal(copy.rows(begin, end, files), kept.rows(begin, end, files))
-            for begin in range(0, count, step)
-            for end in [min(begin + step, count)]
-        ):
-            return
-    raise CheckpointError(
-        f"{copy.file}: {copy.name} differs from {kept.name}, which it is tied to: this engine has one stack for "
-        "encoder and decoder, and one table for embedding and head; use a file whose ties were kept"
-    )
 
 
 def _join_experts(tensors: dict[str, Tensor], spec: DiffusionGemmaSpec) -> None:
@@ -189,7 +135,7 @@ def _shape(spec: DiffusionGemmaSpec, product: str) -> tuple[int, int, int]:
     return spec.num_experts, 2 * spec.expert_size, spec.hidden_size
 
 
-def _formed(tensor: Tensor, spec: DiffusionGemmaSpec, product: str, *, is_grouped: bool) -> Tensor:
+def _formed(tensor: Tensor, spec: DiffusionGemmaSpec, product: str) -> Tensor:
     """All experts of a layer in the form that graphs take.
 
     Raises:
@@ -200,7 +146,4 @@ def _formed(tensor: Tensor, spec: DiffusionGemmaSpec, product: str, *, is_groupe
     if tensor.shape not in (shape, below):
         raise CheckpointError(f"{tensor.file}: {tensor.name} is {list(tensor.shape)} and must be {list(shape)}")
     told = tensor.file, tensor.name, "F32" if not isinstance(tensor, StoredTensor) else tensor.dtype
-    if is_grouped:
-        return tensor if tensor.shape == shape else Parted(*told, shape, tensor)
-    matrix = replace(tensor, shape=below)
-    return SideBySide(*told, (shape[1], shape[0] * shape[2]), matrix) if product == "down" else matrix
+    return tensor if tensor.shape == shape else Parted(*told, shape, tensor)

@@ -20,7 +20,6 @@ from max_zimage.diffusion_gemma.config_file import read_file
 from max_zimage.diffusion_gemma.names import names
 from max_zimage.diffusion_gemma.tied import arranged
 from max_zimage.errors import CheckpointError
-from max_zimage.graphs.diffusion_gemma.feed_forward import has_grouped_products
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
 
@@ -56,21 +55,19 @@ def check_heads(spec: DiffusionGemmaSpec, device: Device) -> None:
         )
 
 
-def plan_weights(spec: DiffusionGemmaSpec, files: Sequence[Path], device: Device) -> LoadPlan:
+def plan_weights(spec: DiffusionGemmaSpec, files: Sequence[Path]) -> LoadPlan:
     """Check files against what the graphs need; no numbers are read but those of tied copies.
 
     Args:
         spec: Shape of the model.
         files: One file, or all shards.
-        device: Where the graphs run, which decides the form of the experts.
 
     Raises:
         CheckpointError: With all that is missing, unexpected, or of the wrong shape or dtype; if the files are those of
             another model; if copies of a tied tensor differ.
     """
     source = open_source(files)
-    is_grouped = has_grouped_products(device)
-    return plan(names(spec, source.tensors, is_grouped=is_grouped), source, [arranged(spec, is_grouped=is_grouped)])
+    return plan(names(spec, source.tensors), source, [arranged(spec)])
 
 
 def weights_of(directory: Path, device: str) -> dict[str, int]:
@@ -85,7 +82,7 @@ def weights_of(directory: Path, device: str) -> dict[str, int]:
         RequestError: If there is no such device.
     """
     (there,) = load_devices([device_spec(device)])
-    checked = plan_weights(read_file(directory).spec, find_files(directory), there)
+    checked = plan_weights(read_file(directory).spec, find_files(directory))
     return {device_name(there): _copies(there) * checked.nbytes(model_dtype("auto", there))}
 
 

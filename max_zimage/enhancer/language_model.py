@@ -140,13 +140,13 @@ class LanguageModelEnhancer(Enhancer, ChatModel):
         assert self._model is not None
         settings = {name: getattr(self.settings, name) for name in ("temperature", "top_p", "top_k")}
         how = NextToken(**settings | dict(asked.sampling))
-        text = [*ids]
-        for number in how.numbers(asked.seed, asked.max_tokens):
-            token = how.choose(self._model.next_logits(text), float(number))
+        logits, text = self._model.read(ids)
+        for place, number in enumerate(how.numbers(asked.seed, asked.max_tokens), 1):
+            token = how.choose(logits, float(number))
             yield token
-            if token in self._own.ends:
+            if token in self._own.ends or place == asked.max_tokens:
                 return
-            text.append(token)
+            logits, text = self._model.read([token], text)
 
 
 class Said:

@@ -174,9 +174,11 @@ def check_encoder(
     chosen, cache_bytes = model_dtype(dtype, devices[0]), checked_cache_bytes(embedding_cache_bytes)
     check_device(devices[0])
     storages = asked_storages(quantize, devices[0])
-    directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=_OTHERS)
-    config = read_config(directory, "text_encoder")
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
+    replaced = ("text_encoder",) if given else ()
+    named = model if isinstance(model, str) else Path(model or embedded.PATH)
+    directory = resolve_model(named, without=_OTHERS, replaced=replaced)
+    config = read_config(directory, "text_encoder")
     try:
         spec, limits = text_encoder_spec(config), _limits(directory, config)
     except ConfigError as error:

@@ -13,12 +13,13 @@ from max_zimage.enhancer.apply import applied, prompt_check
 from max_zimage.enhancer.base import Enhancer
 from max_zimage.enhancer.language_model import LanguageModelEnhancer, OwnModel
 from max_zimage.enhancer.opening import Wanted, open_enhancer
+from max_zimage.enhancer.settings import EnhancerError
 from max_zimage.errors import RequestWarning
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.own_language import CheckpointLanguage
 from max_zimage.request.request import GenerationRequest
 
-__all__ = ["Wanted", "enhanced", "is_embedded", "own_of_checked", "own_of_pipeline", "writer_of"]
+__all__ = ["EnhancerError", "Wanted", "enhanced", "is_embedded", "own_of_checked", "own_of_pipeline", "writer_of"]
 
 
 def enhanced(pipeline: Any, request: GenerationRequest, enhancer: Wanted = None) -> GenerationRequest:

@@ -16,7 +16,7 @@ from max.pipelines.lib.config import PipelineConfig
 
 from max_zimage import embedded
 from max_zimage.checkpoint.digest import digest_of_weights
-from max_zimage.checkpoint.locate import resolve_model
+from max_zimage.checkpoint.locate import COMPONENTS, resolve_model, route_weight_files
 from max_zimage.device.plans import Plan, Wish
 from max_zimage.pipeline.bound_adapters import checked_loras, facts
 from max_zimage.pipeline.load_components import (
@@ -115,10 +115,12 @@ def check_model(
     devices = devices_of(wish, dtype)
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
-    directory = resolve_model(model if isinstance(model, str) else Path(model or embedded.PATH), without=without)
+    paths = [Path(path) for path in given]
+    replaced = route_weight_files(paths, COMPONENTS, UNPREFIXED_COMPONENT)
+    named_model = model if isinstance(model, str) else Path(model or embedded.PATH)
+    directory = resolve_model(named_model, without=without, replaced=replaced)
     described = (directory, wish.devices["transformer"], None if dtype == "auto" else dtype, flags_of(cache))
     config = pipeline_config(*described)
-    paths = [Path(path) for path in given]
     how = without, quantize, attention_backend
     found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, *how)
     if paths:

@@ -60,7 +60,7 @@ def named_tests(text: str) -> tuple[str, ...]:
             wanted |= set(GROUPS.get(name, (name,)))
         else:
             near = difflib.get_close_matches(name, [*GROUPS, *known], 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             problems.append(f"{name!r} is no test{hint} There are {', '.join([*GROUPS, *known])}")
     if problems:
         raise ValueError(f"--tests: {'; '.join(problems)}")

@@ -105,12 +105,12 @@ def ranged(
     found = number(name, value, above=above, low=min(low or 0.0, 0.0))
     # What float32, in which the graphs take it, makes 0 or infinite would do something else than it says.
     if float32 and found and not SMALLEST <= found <= LARGEST:
-        message = "{field} must be 0, or from {low:.3g} to {high:.3g} in float32, got {given}"
-        raise RequestError.of(name, message, low=SMALLEST, high=LARGEST, given=found)
+        message = "{field} must be {zero}from {low:.3g} to {high:.3g} in float32, got {given}"
+        raise RequestError.of(name, message, zero="" if above else "0, or ", low=SMALLEST, high=LARGEST, given=found)
     if found < (low or 0) or (high is not None and found > high):
         rule = "{field} must be at most {high:g}, got {given}"
         if low is not None:
-            rule = "{field} must be from {low} to {high:g}, got {given}"
+            rule = "{field} must be from {low:g} to {high:g}, got {given}"
         message = rule + ("; usual are {usual}" if usual else "")
         raise RequestError.of(name, message, low=low, high=high, given=found, usual=usual)
     return found
@@ -295,6 +295,6 @@ def check_token_count(count: int, limit: int, which: str, most: int, field: str 
 
 
 def shown(value: object) -> str:
-    """A value for a message: cut where long, with its type where the value alone would not tell."""
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    """A value for a message: cut where long, with its type where quotes do not tell that it is a string."""
+    cut = text if len(text := repr(value)) <= 60 else text[:57] + "..."
+    return cut if isinstance(value, str) else f"{cut} ({type(value).__name__})"

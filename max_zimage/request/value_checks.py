@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 import numpy as np
 
 from max_zimage.errors import Item, RequestError
 from max_zimage.request.checks import ranged, shown, whole_number
+from max_zimage.sampling.other_names import sampler_of, shape_of
+
+_LONGEST = 60  # letters of a word that is looked for among others
 
 
 def one_of(name: str, value: object, words: tuple[str, ...]) -> str:
     """Return a word that is one of several."""
     if not isinstance(value, str) or value not in words:
-        raise RequestError.of(
-            name, "{field} must be one of {words}, got {given}", words=", ".join(words), given=shown(value)
-        )
+        near = meant(value, words) if isinstance(value, str) else None
+        message = "{field} must be one of {words}, got {given}" + ("; did you mean {near}?" if near else "")
+        raise RequestError.of(name, message, words=", ".join(words), given=shown(value), near=near)
     return value
+
+
+def meant(word: str, words: Iterable[str]) -> str | None:
+    """Which of several words another one stands for: what another program calls it, or the nearest; None for none.
+
+    >>> meant("euler_a", ("euler", "euler_ancestral")), meant("hein", ("euler", "heun")), meant("x", ("euler", "heun"))
+    ('euler_ancestral', 'heun', None)
+    """
+    known, short = list(words), word[:_LONGEST]
+    for found in (sampler_of(short)[0], shape_of(short)):
+        if found in known:
+            return found
+    return next(iter(get_close_matches(short, known, 1)), None)
 
 
 def switch(name: str, value: object) -> bool:

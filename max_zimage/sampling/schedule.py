@@ -174,7 +174,7 @@ def first_step(steps: int, strength: float) -> int:
 
 
 def smallest_strength(steps: int) -> float:
-    """The smallest strength that leaves image-to-image a step; float64 tells it from 0 steps.
+    """The smallest strength of three digits that leaves image-to-image a step; float64 tells it from 0 steps.
 
     >>> first_step(8, smallest_strength(8)), first_step(8, smallest_strength(8) * 0.99)
     (7, 8)
@@ -182,7 +182,9 @@ def smallest_strength(steps: int) -> float:
     too_small, enough = 0.0, 1.0
     while too_small < (middle := (too_small + enough) / 2) < enough:
         too_small, enough = (middle, enough) if first_step(steps, middle) >= steps else (too_small, middle)
-    return enough
+    written = f"{enough:.2e}"
+    digits, _, power = written.partition("e")
+    return float(written) if float(written) >= enough else float(f"{float(digits) + 0.01:.2f}e{power}")
 
 
 def default_sigmas(steps: int) -> FloatArray:

@@ -7,35 +7,30 @@ worker raises becomes a 500 without one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from max.pipelines.context import TokenBuffer
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.lib.request_text import retrieve_input_text
 from max.pipelines.modeling.types import PipelineTokenizer, RequestID, TokenIds
 from max.pipelines.request import OpenResponsesRequest
-from max.pipelines.request.open_responses import InputImageContent
 from max.pipelines.request.provider_options import ImageProviderOptions
 
 from max_zimage.checkpoint.description import describe
 from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.errors import RequestError
-from max_zimage.images.masks import decode_mask
-from max_zimage.images.read import MAX_PIXELS, data_url_bytes, image_of_data_url
-from max_zimage.pipeline.captions import tokens_of_request
+from max_zimage.images.read import MAX_PIXELS
 from max_zimage.pipeline.context import ZImageContext
+from max_zimage.pipeline.request_contexts import context_of_request, context_of_tokens
 from max_zimage.request.fields import ROWS
-from max_zimage.request.legs import legs_of
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
-from max_zimage.request.wire import sharing_key, to_text
-from max_zimage.sampling.step_cache import format_step_cache
 from max_zimage.serving.drawn_by import asked_metadata, source_of, written_parameters
+from max_zimage.serving.input_images import image_urls, mask, start_image
 from max_zimage.text.tokenizer import PromptTokenizer, TokenizerError
 
 OUTPUT_FORMATS = ("jpeg", "png", "webp")
@@ -171,45 +166,21 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             RequestError: If a text has too many tokens, or a step would have no length.
             TokenizerError: If the chat template refuses it.
         """
-        if asked.enhance:  # of `max serve`, or of a route that forgot to
-            raise RequestError.of("enhance", "{field}: prompts are not enhanced here; leave it out")
-        texts, given = tokens_of_request(asked, self._tokenizer, self.limits), asked.features and asked.features[0]
-        prompt, *negative = [np.zeros(given.tokens, np.int64), *texts] if given else texts  # MAX's context wants some
-        plan, settled = asked.schedule(self.specs.schedule), asked.settled()
-        legs = legs_of(asked, self.specs.schedule)
-        seed = asked.seed or 0
-        negative_ids = negative[0] if negative else None
-        return ZImageContext(
-            request_id=request_id,
-            model_name=model_name,
-            tokens=TokenBuffer(prompt),
-            mask=np.ones(len(prompt), np.bool_),
-            negative_tokens=None if negative_ids is None else TokenBuffer(negative_ids),
-            negative_mask=None if negative_ids is None else np.ones(len(negative_ids), np.bool_),
-            explicit_negative_prompt=any(asked.negative_prompts),
-            timesteps=plan.timesteps,
-            sigmas=plan.sigmas,
-            latents=np.empty(0, np.float32),  # a seed says it all: the worker draws them
-            height=asked.height,
-            width=asked.width,
-            num_inference_steps=asked.num_inference_steps,
-            guidance_scale=asked.max_guidance,
-            input_image=settled.image,
-            input_mask=settled.mask_image,
-            strength=asked.strength,
-            cfg_normalization=asked.cfg_normalization,
-            cfg_truncation=asked.cfg_truncation,
-            num_images_per_prompt=asked.num_images_per_prompt,
-            output_format=output_format,
-            seed=seed,
-            step_cache=format_step_cache(asked.step_cache),
-            features=given.positive if given else None,
-            negative_features=given.negative if given else None,
-            request=to_text(settled),
-            sharing=sharing_key(asked, plan.sigmas),
-            all_steps=sum(leg.plan.num_steps for leg in legs),
-            **more,
-        )
+        named = {"request_id": request_id, "model_name": model_name, "output_format": output_format}
+        return context_of_request(asked, self._tokenizer, self.limits, self.specs.schedule, **named, **more)
+
+    def context_of(self, asked: GenerationRequest, texts: Sequence[IdArray], **fields: Any) -> ZImageContext:
+        """Make the schedule of a request whose texts are token ids already.
+
+        Args:
+            asked: The request.
+            texts: int64 [tokens] each: its prompt, where it has no features, and its negative prompt.
+            **fields: Other fields of `ZImageContext`.
+
+        Raises:
+            RequestError: If a step would have no length.
+        """
+        return context_of_tokens(asked, texts, self.specs.schedule, **fields)
 
     def parse(self, request: OpenResponsesRequest) -> GenerationRequest:
         """Read and check a request of the OpenResponses API.
@@ -222,8 +193,8 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             limits=self.limits,
             defaults=self.defaults,
             prompt=_prompt(request),
-            image=_image(request, self.max_input_pixels),
-            mask_image=_mask(request, self.max_input_pixels),
+            image=start_image(request, self.max_input_pixels),
+            mask_image=mask(request, self.max_input_pixels),
             **values,
         )
 
@@ -264,7 +235,7 @@ def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
     refused = {
         "provider_options.video": request.body.provider_options.video is not None,
         "n (use provider_options.image.num_images)": request.body.n not in (None, 1),
-        "strength (without an input_image)": "strength" in given and not _image_urls(request),
+        "strength (without an input_image)": "strength" in given and not image_urls(request),
         "secondary_prompt": options.secondary_prompt is not None,
         "secondary_negative_prompt": options.secondary_negative_prompt is not None,
         "true_cfg_scale (use guidance_scale)": options.true_cfg_scale != 1.0,
@@ -277,24 +248,3 @@ def image_options(request: OpenResponsesRequest) -> ImageProviderOptions:
         message, known = "{field} must be one of {known}, got {given!r}", ", ".join(OUTPUT_FORMATS)
         raise RequestError.of("output_format", message, known=known, given=options.output_format)
     return options
-
-
-def _image_urls(request: OpenResponsesRequest) -> list[str]:
-    """The images of a request's messages, as data URLs: MAX's schema lets no others through."""
-    if isinstance(request.body.input, str):
-        return []
-    contents = [message.content for message in request.body.input if isinstance(message.content, list)]
-    return [part.image_url for content in contents for part in content if isinstance(part, InputImageContent)]
-
-
-def _image(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
-    urls = _image_urls(request)
-    if len(urls) > 1:
-        message = "{field}: one image may be given, got {given}; leave the others out"
-        raise RequestError.of("input_image", message, given=len(urls))
-    return image_of_data_url("input_image", urls[0], max_pixels) if urls else None
-
-
-def _mask(request: OpenResponsesRequest, max_pixels: int) -> npt.NDArray[np.uint8] | None:
-    url = (request.body.metadata or {}).get("mask_image")
-    return None if url is None else decode_mask("mask_image", data_url_bytes("mask_image", url), max_pixels)

@@ -137,6 +137,20 @@ class PromptTokenizer:
         """
         return self._kept(prompt, around)
 
+    def encode_formatted(self, text: str) -> npt.NDArray[np.int64]:
+        """Turn a text that stands in its chat template already into ids, neither padded nor cut.
+
+        Args:
+            text: Is tokenized as it is.
+
+        Returns:
+            int64 [tokens]; at least one.
+
+        Raises:
+            TokenizerError: If the tokenizer cannot take it.
+        """
+        return self._ids(text)
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> npt.NDArray[np.int64]:
         """Turn a conversation into ids that an answer follows, without a block of thoughts.
 

@@ -187,7 +187,7 @@ REFUSED = {
     "count": (["--count", "0"], "argument --count: must be at least 1, got 0"),
     "no number": (["--steps", "many"], "argument --steps: must be a whole number, got 'many'"),
     "device": (["--device", "tpu"], 'device must be "auto", "cpu", "gpu" or "gpu:N", got \'tpu\''),
-    "dtype": (["--dtype", "float16"], "argument --dtype: invalid choice: 'float16'"),
+    "dtype": (["--dtype", "float16"], "'float32', 'bfloat16'); bfloat16 takes as much room (see"),
     "folder": (["--output", "nowhere/a.png"], "folder nowhere does not exist"),
     "ending": (["--output", "a.gif"], "the ending must be one of .png, .jpg, .jpeg, .webp, got '.gif'"),
     "model": (["--model", "nothing"], "no model at nothing: there is no such directory"),
@@ -196,7 +196,7 @@ REFUSED = {
     "negative tokens": (["--negative", "a " * 600], "the negative prompt has"),
     "no picture": (["--from", "absent.png"], "absent.png is no file; name a picture that max_zimage saved"),
     "weights": (["--weight-path", "absent.safetensors"], "absent.safetensors"),
-    "flag": (["--size", "64x64"], "unrecognized arguments: --size"),
+    "flag": (["--zzz", "64x64"], "--zzz is not known (see max-zimage generate --help)"),
 }
 
 
@@ -274,7 +274,7 @@ def test_info(run: Run, compiles_nothing: None) -> None:
     assert code == 0
     facts = json.loads(out)
     assert set(facts["versions"]) == {"max_zimage", "max", "python"}
-    assert facts["devices"][0]["name"] == "cpu"
+    assert (facts["devices"][0]["name"], "widened" in facts["devices"][0]["bfloat16_products"]) == ("cpu", True)
     parts = {part["name"]: part for part in facts["model"]["components"]}
     assert set(parts) == {"text_encoder", "transformer", "vae"}
     for part in parts.values():

@@ -236,10 +236,10 @@ def test_features_are_saved_as_llm_dit_does(
 
 
 def test_the_page_of_the_configuration_is_the_tables() -> None:
-    text = config_page.PAGE.read_text(encoding="utf-8")
-    assert config_page.rendered(text, _parser()) == text, "run: python -m benchmarks.docs.config_page"
+    page = config_page.PAGE
+    assert page.rendered(page.text, _parser()) == page.text, "run: python -m benchmarks.docs.config_page"
     with pytest.raises(ValueError, match="needs the line"):
-        config_page.rendered("# Configuration", _parser())
+        page.rendered("# Configuration", _parser())
 
 
 def test_the_pipeline_takes_a_file(config: Path, embedded: Pair) -> None:

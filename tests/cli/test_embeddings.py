@@ -148,7 +148,7 @@ def test_features_that_say_nothing_are_drawn_and_not_remembered(run: Run, embedd
 BAD: list[tuple[tuple[str, ...], str]] = [
     (("generate", "--embeddings", "none.safetensors"), "none.safetensors cannot be read: No such file"),
     (("generate", "--embeddings", "e.pt"), "e.pt is a Python pickle"),
-    (("generate", "a cat", "--embeddings", "e.safetensors"), "prompt is 'a cat' (str), and --embeddings were made"),
+    (("generate", "a cat", "--embeddings", "e.safetensors"), "prompt is 'a cat', and --embeddings were made"),
     (("generate", "--embeddings", "e.safetensors", "--hidden-layer", "-3"), "--hidden-layer is -3, and --embeddings"),
     (("generate", "--embeddings", "e.safetensors", "--template", "portrait"), "--system-prompt is "),
     (("generate", "--embeddings", ""), "--embeddings is empty"),

@@ -26,7 +26,7 @@ from tests.cli.test_config import loaded as loaded
 from tests.cli.test_config import run as run
 from tests.references.diffusers_runs import Pair
 
-COMMANDS = ("generate", "encode", "serve", "info", "profile", "compile")
+COMMANDS = ("generate", "batch", "encode", "serve", "info", "profile", "compile")
 """Those that read the configuration."""
 
 ONE_PICTURE = "what one picture shows or begins with"
@@ -40,7 +40,9 @@ WITHOUT_KEY: Mapping[str, str] = {
     **dict.fromkeys(
         ("output", "latents_out", "save_embeddings", "encoder_only", "json", "quiet", "debug", "help", "check_weights",
          "memory", "templates", "target", "graphs", "keep", "list_kernels", "symbols", "batch", "component", "tokens",
-         "layers", "repeats", "warmup", "no_sync", "trace", "show_info", "tests", "sweep", "attention"), ONE_CALL
+          "layers", "repeats", "warmup", "no_sync", "trace", "show_info", "tests", "sweep", "attention", "file",
+          "format", "batch_pictures", "id_column", "ignore", "max_errors", "retry_failed", "shard_rows", "workers",
+          "ray", ), ONE_CALL
     ),
     **dict.fromkeys(("model_path", "quantization", "cache_size"), SPELLING),
     "lora": "[lora] paths and scales say it",

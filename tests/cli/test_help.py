@@ -16,6 +16,7 @@ from max_zimage.cli.completion import SHELLS, script
 from max_zimage.cli.examples import EXAMPLES
 from max_zimage.cli.given import split
 from max_zimage.cli.main import _parser, main
+from max_zimage.cli.unknown import ELSEWHERE
 from max_zimage.version import __version__
 
 
@@ -96,3 +97,36 @@ def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str
     assert all(f"{word}" in said for word in ("max-zimage", "verify", "sampler", "dpmpp_2m"))
     if (program := shutil.which(shell)) and shell in ("bash", "zsh"):
         assert subprocess.run([program, "-n"], input=said, text=True, capture_output=True).stderr == ""
+
+
+ASKED = {
+    "another program's": ("generate x --cfg 2", "--cfg is not known; here it is --guidance (the CFG scale - 1, so"),
+    "with its value": ("generate x --denoise=0.5", "--denoise is not known; here it is --strength (with --image) (see"),
+    "several": (
+        "generate x --sampler_name euler --lowvram",
+        "--sampler_name is not known; here it is --sampler; --lowvram is not known; here it is --placement sequential",
+    ),
+    "of another command": ("serve --listen 0.0.0.0", "--listen is not known; here it is --host (see max-zimage serve"),
+    "not of this command": ("info --cfg 2", "--cfg is not known (see max-zimage info --help)"),
+    "a slip": ("generate x --seeed 3", "--seeed is not known; did you mean --seed? (see max-zimage generate --help)"),
+    "underscores": ("generate x --sigma_shape karras", "--sigma_shape is not known; did you mean --sigma-shape?"),
+    "nothing like it": ("generate x --zzz", "error: --zzz is not known (see"),
+    "no quotes": ("generate a red star", "red star is not understood; put a prompt of several words in quotes (see"),
+    "no command": ("--foo", "error: --foo is not known (see max-zimage --help)"),
+}
+
+
+@pytest.mark.parametrize(("line", "said"), ASKED.values(), ids=ASKED)
+def test_a_flag_that_is_not_known_has_its_name_here(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_names_of_other_programs_lead_to_flags_that_there_are() -> None:
+    parsers = commands()
+    flags = {flag for parser in parsers.values() for action in parser._actions for flag in action.option_strings}
+    assert not set(parsers["generate"]._option_string_actions) & set(ELSEWHERE)
+    for told in ELSEWHERE.values():
+        assert set(re.findall(r"--[a-z-]+", told)) <= flags, told

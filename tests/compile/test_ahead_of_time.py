@@ -241,7 +241,8 @@ streamed = ZImageStreamedTransformer(
     session=transformer.session, plan=transformer.plan(), is_away=True,
 )
 compiler.compile_together(list(streamed.step.graphs))
-pipeline.text_encoder.layers._graphs(6)  # the embedding, four layers and the norm
+for layer in ("text_encoder_layer", "text_encoder_cached_layer"):
+    pipeline.text_encoder.layers._graphs(6, layer)  # the embedding, four layers and the norm
 compiler.compile_together([pipeline.own_language.load()._head])
 vae = pipeline.vae
 compiler.compile_together([vae.decode_tile, vae.encode_tile, vae.start_from_moments])

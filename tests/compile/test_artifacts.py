@@ -275,7 +275,7 @@ def test_a_name_says_what_the_graph_contains(monkeypatch: pytest.MonkeyPatch) ->
     assert path() == path()
     assert len({path(), path("other"), path(spec=1e-5), path(spec=1e-6)}) == 4
     before = path()
-    monkeypatch.setattr(artifacts, "_sources_digest", lambda: "other sources")
+    monkeypatch.setattr(artifacts, "sources_digest", lambda: "other sources")
     assert path() != before
 
 

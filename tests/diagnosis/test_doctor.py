@@ -20,8 +20,9 @@ from huggingface_hub import constants
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
-from max_zimage.diagnosis import equipment, installation, places, system
+from max_zimage.diagnosis import equipment, installation, places
 from max_zimage.embedded import PATH as EMBEDDED
+from max_zimage.host.processor import processor
 from max_zimage.pipeline import placing
 
 Told = dict[str, Any]
@@ -63,12 +64,32 @@ def test_a_sound_machine_has_no_fault(run: Run, capsys: pytest.CaptureFixture[st
     assert all(bool(each["remedy"]) == (each["state"] != "ok") for each in told["findings"])
     names = {each["name"] for each in told["findings"]}
     assert names >= {"Python", "C library", "packages", "MAX", "compiled graphs", "MAX's cache", "temporary files"}
-    assert names >= {"hub cache", "hub", "port", "processor", "accelerators", "memory", "checkpoint"}
+    assert names >= {
+        "hub cache",
+        "hub",
+        "port",
+        "processor",
+        "bfloat16 products",
+        "accelerators",
+        "memory",
+        "checkpoint",
+    }
     assert told["versions"]["modular"] == metadata.version("modular")
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("0 faults, ")
     assert len([line for line in lines if line.startswith("ok ")]) >= 10
+
+
+def test_a_machine_without_a_compiler(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise ImportError("Import of Mojo module failed due to compilation error.")
+
+    monkeypatch.setattr(installation, "import_module", fails)
+    code, told = run()
+    assert code == 1
+    assert found(told, "MAX")["remedy"].startswith("install a C compiler called cc (Debian: gcc and libc6-dev)")
+    assert "Mojo module failed" in found(told, "MAX")["found"]
 
 
 def test_caches_that_cannot_be_written_to(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,5 +237,5 @@ def test_a_check_that_breaks_is_a_fault_and_the_others_go_on(run: Run, monkeypat
 
 def test_the_processor_is_named(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A Chip @ 3 GHz\n")
-    assert system.processor(tmp_path / "cpuinfo") == "A Chip @ 3 GHz"
-    assert system.processor(tmp_path / "none")
+    assert processor(tmp_path / "cpuinfo") == "A Chip @ 3 GHz"
+    assert processor(tmp_path / "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from max_zimage.cli.main import main
+from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.diagnosis import reference, reference_process, verify
 from max_zimage.diagnosis.asked import Asked
@@ -70,16 +72,16 @@ def test_the_embedded_model_passes(run: Run) -> None:
     assert str(EMBEDDED) not in json.dumps(told)
 
 
-@pytest.mark.parametrize(
-    ("component", "tensor", "stage", "block"),
-    [
-        ("text_encoder", "model.layers.0.mlp.down_proj.weight", "features", None),
-        ("transformer", "context_refiner.0.feed_forward.w2.weight", "caption tokens", None),
-        ("transformer", "noise_refiner.0.attention.to_v.weight", "first block", None),
-        ("transformer", "layers.3.feed_forward.w2.weight", "velocity", "layers.3"),
-        ("vae", "decoder.conv_in.weight", "pixels", None),
-    ],
-)
+FAULTS = [
+    ("text_encoder", "model.layers.0.mlp.down_proj.weight", "features", None),
+    ("transformer", "context_refiner.0.feed_forward.w2.weight", "caption tokens", None),
+    ("transformer", "noise_refiner.0.attention.to_v.weight", "first block", None),
+    ("transformer", "layers.3.feed_forward.w2.weight", "velocity", "layers.3"),
+    ("vae", "decoder.conv_in.weight", "pixels", None),
+]
+
+
+@pytest.mark.parametrize(("component", "tensor", "stage", "block"), FAULTS)
 def test_a_changed_weight_is_named(
     tmp_path: Path, run: Run, component: str, tensor: str, stage: str, block: str | None
 ) -> None:
@@ -157,6 +159,37 @@ def test_bfloat16_passes_with_diffusers_in_a_process_of_its_own(capsys: pytest.C
     assert len(rows) == 2 + 2 + 4 * (len(NAMES) - 2)
 
 
+@pytest.fixture(scope="module")
+def theirs_in_both(tmp_path_factory: pytest.TempPathFactory) -> verify.References:
+    """The same in float32 and in bfloat16."""
+    return run_reference(EMBEDDED, replace(ASKED, dtypes=DTYPES), tmp_path_factory.mktemp("both"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtypes", [DTYPES, DTYPES[1:]], ids=["both", "bfloat16 alone"])
+@pytest.mark.parametrize(("component", "tensor", "stage", "block"), FAULTS)
+def test_a_fault_is_named_in_each_dtype(
+    tmp_path: Path,
+    theirs_in_both: verify.References,
+    monkeypatch: pytest.MonkeyPatch,
+    component: str,
+    tensor: str,
+    stage: str,
+    block: str | None,
+    dtypes: tuple[ModelDtype, ...],
+) -> None:
+    """Of whichever dtypes the two sides have; also where nothing tells what bfloat16 loses."""
+    monkeypatch.setattr(verify, "run_reference", lambda *_: {each: theirs_in_both[each] for each in dtypes})
+    copy = planted_copy(tmp_path, component, tensor, 16.0)
+    report = verify.verify(verify.Subject(model=str(copy)), replace(ASKED, dtypes=dtypes))
+    for engine, other in itertools.product(dtypes, dtypes):
+        off = [c.stage for c in report.comparisons if (c.engine, c.reference) == (engine, other) and not c.holds]
+        assert off[:1] == [stage], (engine, other, report.comparisons)
+        assert set(off) <= {stage, *(["velocity", "latents"] if component == "transformer" else [])}
+    assert report.failed[0] == stage
+    assert report.block == block or stage != "velocity"
+
+
 def test_without_diffusers_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +247,8 @@ def test_bounds_and_comparisons() -> None:
     assert bound(velocity, "bfloat16", "float32", 0.01, on_host=True) == pytest.approx(0.02, rel=1e-3)
     assert bound(velocity, "bfloat16", "bfloat16", 0.01, on_host=True) == pytest.approx(0.031, rel=1e-3)
     assert bound(velocity, "float32", "float32", 0.004, on_host=False) == 2e-3
+    assert bound(velocity, "bfloat16", "bfloat16", None, on_host=True) == 0.05
+    assert bound(velocity, "float32", "float32", None, on_host=True) == STAGES_L2["prediction"]
     assert bound(tokens, "bfloat16", "bfloat16", None, on_host=True) == 0
     values: Any = {"float32": {"velocity": np.array([3.0, 4.0])}, "bfloat16": {"velocity": np.array([3.0, 4.5])}}
     assert lost_in_bfloat16(velocity, values) == pytest.approx(0.1)

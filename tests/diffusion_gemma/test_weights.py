@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from max.driver import CPU, Device
-from max.graph import DeviceRef
+from max.dtype import DType
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.layout import packed
 from max_zimage.checkpoint.load import load
+from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.plan import plan
 from max_zimage.diffusion_gemma.config_file import read_file
 from max_zimage.diffusion_gemma.names import names
@@ -24,6 +24,7 @@ from max_zimage.diffusion_gemma.tied import arranged
 from max_zimage.diffusion_gemma.weights import find_files, plan_weights
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
+from max_zimage.graphs.text_ops import expert_shapes
 from tests.references.diffusion_gemmas import USUAL, write
 from tests.references.engine_weights import StateDict
 from tests.references.quantized import FORMATS
@@ -51,16 +52,16 @@ def state(checkpoint: Path) -> StateDict:
     return load_file(checkpoint / "model.safetensors")
 
 
-def loaded(spec: DiffusionGemmaSpec, file: Path, *, is_grouped: bool = False) -> Numbers:
+def loaded(spec: DiffusionGemmaSpec, file: Path) -> Numbers:
     """What graphs are given, unpacked and in float32."""
     source = open_source([file])
-    checked = plan(names(spec, source.tensors, is_grouped=is_grouped), source, [arranged(spec, is_grouped=is_grouped)])
+    checked = plan(names(spec, source.tensors), source, [arranged(spec)])
     return {name: data.to_numpy().copy() for name, data in load(checked, "float32").items()}
 
 
-def of(spec: DiffusionGemmaSpec, state: StateDict, tmp_path: Path, *, is_grouped: bool = False) -> Numbers:
+def of(spec: DiffusionGemmaSpec, state: StateDict, tmp_path: Path) -> Numbers:
     save_file({name: values.clone() for name, values in state.items()}, tmp_path / "model.safetensors")
-    return loaded(spec, tmp_path / "model.safetensors", is_grouped=is_grouped)
+    return loaded(spec, tmp_path / "model.safetensors")
 
 
 def expected(state: StateDict) -> Numbers:
@@ -72,15 +73,14 @@ def expected(state: StateDict) -> Numbers:
     full = f"{DECODER}layers.5."
     own = f"{DECODER}self_conditioning."
     products = ("q_proj", "k_proj", "v_proj")
-    experts = state[f"{LAYER}experts.down_proj"]
     return {
         "decoder.embed_tokens.weight": state[f"{DECODER}embed_tokens.weight"].numpy(),
         "decoder.norm.weight": state[f"{DECODER}norm.weight"].numpy(),
         "decoder.layers.3.self_attn.qkv_proj.weight": cat(*(f"{LAYER}self_attn.{each}.weight" for each in products)),
         "decoder.layers.5.self_attn.qkv_proj.weight": cat(*(f"{full}self_attn.{each}.weight" for each in products[:2])),
         "decoder.layers.3.mlp.gate_up_proj.weight": cat(f"{LAYER}mlp.gate_proj.weight", f"{LAYER}mlp.up_proj.weight"),
-        "decoder.layers.3.experts.gate_up_proj.weight": state[f"{LAYER}experts.gate_up_proj"].flatten(0, 1).numpy(),
-        "decoder.layers.3.experts.down_proj.weight": torch.cat(list(experts), dim=1).numpy(),
+        "decoder.layers.3.experts.gate_up_proj": state[f"{LAYER}experts.gate_up_proj"].numpy(),
+        "decoder.layers.3.experts.down_proj": state[f"{LAYER}experts.down_proj"].numpy(),
         "decoder.self_conditioning.mlp.gate_up_proj.weight": cat(f"{own}gate_proj.weight", f"{own}up_proj.weight"),
         "decoder_scalars": cat(*(f"{DECODER}layers.{index}.layer_scalar" for index in range(6))),
         "encoder_scalars": cat(*(f"{ENCODER}layers.{index}.layer_scalar" for index in range(6))),
@@ -98,17 +98,23 @@ def test_every_parameter_comes_from_its_tensors(spec: DiffusionGemmaSpec, state:
 
 
 def test_the_vision_tower_is_skipped_and_said(spec: DiffusionGemmaSpec, state: StateDict, checkpoint: Path) -> None:
-    checked = plan_weights(spec, find_files(checkpoint), CPU())
+    checked = plan_weights(spec, find_files(checkpoint))
     vision = {name for name in state if "vision" in name}
     assert checked.dropped == dict.fromkeys(vision, "of the vision tower; this engine reads text only")
     assert checked.format == "names of the decoder behind 'model.'"
 
 
-def test_grouped_experts_stay_as_they_are_stored(spec: DiffusionGemmaSpec, state: StateDict, checkpoint: Path) -> None:
-    found = loaded(spec, checkpoint / "model.safetensors", is_grouped=True)
-    for product in ("gate_up_proj", "down_proj"):
-        name = f"layers.3.experts.{product}"
-        np.testing.assert_array_equal(found[f"decoder.{name}"], state[f"{DECODER}{name}"].numpy())
+def test_experts_are_packed_one_by_one(spec: DiffusionGemmaSpec, state: StateDict, checkpoint: Path) -> None:
+    source = open_source([checkpoint / "model.safetensors"])
+    checked = plan(names(spec, source.tensors), source, [arranged(spec)])
+    wanted: dict[str, Packing] = {"gate_up_proj": "gated", "down_proj": "panels"}
+    found = load(checked, "float32", to_pack=True, only=[f"decoder.layers.3.experts.{name}" for name in wanted])
+    shapes = expert_shapes(spec.num_experts, spec.hidden_size, spec.expert_size, DType.float32)
+    for (name, packing), shape in zip(wanted.items(), shapes, strict=True):
+        ours = found[f"decoder.layers.3.experts.{name}"].to_numpy()
+        assert ours.shape == shape
+        for mine, matrix in zip(ours, state[f"{LAYER}experts.{name}"], strict=True):
+            np.testing.assert_array_equal(mine, packed(matrix.numpy(), packing).to_numpy())
 
 
 def under_the_encoder(state: StateDict) -> StateDict:
@@ -155,22 +161,15 @@ def one_by_one(state: StateDict) -> StateDict:
 def test_other_ways_to_store_the_same(
     other: Callable[[StateDict], StateDict], spec: DiffusionGemmaSpec, state: StateDict, tmp_path: Path
 ) -> None:
-    stored = other(state)
-    check(of(spec, stored, tmp_path), state)
-    grouped = of(spec, stored, tmp_path, is_grouped=True)
-    name = "layers.3.experts.gate_up_proj"
-    np.testing.assert_array_equal(grouped[f"decoder.{name}"], state[f"{DECODER}{name}"].numpy())
+    check(of(spec, other(state), tmp_path), state)
 
 
 @pytest.mark.parametrize("form", ["ModelOpt NVFP4", "compressed-tensors fp8", "fine-grained fp8"])
-@pytest.mark.parametrize("is_grouped", [False, True])
-def test_quantized_experts(
-    form: str, is_grouped: bool, spec: DiffusionGemmaSpec, state: StateDict, tmp_path: Path
-) -> None:
+def test_quantized_experts(form: str, spec: DiffusionGemmaSpec, state: StateDict, tmp_path: Path) -> None:
     """As the published model's quantized files have them: experts one by one, the rest as it is."""
     file = tmp_path / "model.safetensors"
     decoded = write_quantized(FORMATS[form], one_by_one(state), file, where=".experts.")
-    found = loaded(spec, file, is_grouped=is_grouped)
+    found = loaded(spec, file)
     place = f"{LAYER}experts."
     experts = range(spec.num_experts)
     gate_up = torch.stack(
@@ -178,12 +177,8 @@ def test_quantized_experts(
     )
     down = torch.stack([decoded[f"{place}{number}.down_proj.weight"] for number in experts])
     name = "decoder.layers.3.experts."
-    if is_grouped:
-        np.testing.assert_allclose(found[f"{name}gate_up_proj"], gate_up, rtol=1e-6)
-        np.testing.assert_allclose(found[f"{name}down_proj"], down, rtol=1e-6)
-    else:
-        np.testing.assert_allclose(found[f"{name}gate_up_proj.weight"], gate_up.flatten(0, 1), rtol=1e-6)
-        np.testing.assert_allclose(found[f"{name}down_proj.weight"], torch.cat(list(down), dim=1), rtol=1e-6)
+    np.testing.assert_allclose(found[f"{name}gate_up_proj"], gate_up, rtol=1e-6)
+    np.testing.assert_allclose(found[f"{name}down_proj"], down, rtol=1e-6)
     assert not np.array_equal(gate_up, state[f"{LAYER}experts.gate_up_proj"])
 
 
@@ -250,15 +245,3 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         find_files(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors nor"):
         find_files(tmp_path)
-
-
-def test_the_form_of_the_experts_is_the_devices(
-    spec: DiffusionGemmaSpec, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def engines(device: Device) -> set[str]:
-        return {each.engine for each in plan_weights(spec, find_files(checkpoint), device).recipes}
-
-    name = "decoder.layers.0.experts.down_proj"
-    assert f"{name}.weight" in engines(CPU())
-    monkeypatch.setattr("max_zimage.graphs.kernel_library.accelerator_api", lambda: "cuda")
-    assert name in engines(cast(Device, DeviceRef.GPU()))

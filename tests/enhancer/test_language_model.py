@@ -71,21 +71,71 @@ def test_logits_and_greedy_words_are_those_of_transformers(
     both: Both,
 ) -> None:
     own, ours, theirs = both
-    for text in TEXTS:
-        ids = own.tokenizer.encode_chat([{"role": "user", "content": text}])
+    for asked_for in TEXTS:
+        ids = own.tokenizer.encode_chat([{"role": "user", "content": asked_for}])
         given = torch.from_numpy(ids)[None]
         with torch.no_grad():
             expected = theirs(given).logits[0, -1].numpy()
             written = theirs.generate(given, do_sample=False, max_new_tokens=40, pad_token_id=0)[0, len(ids) :].tolist()
-        found = ours.next_logits(ids.tolist())
+        found, text = ours.read(ids.tolist())
         assert found.dtype == np.float32
         assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
         greedy = NextToken(temperature=0, top_p=1.0, top_k=0)
-        said: list[int] = []
+        said = [greedy.choose(found, 0.0)]
         while len(said) < len(written):
-            said.append(greedy.choose(ours.next_logits([*ids.tolist(), *said]), 0.0))
+            found, text = ours.read(said[-1:], text)
+            said.append(greedy.choose(found, 0.0))
         assert said == written
         assert len(set(written)) > 5  # random weights say something
+
+
+def test_a_text_is_read_in_parts_and_goes_on_in_several_ways(both: Both) -> None:
+    own, ours, theirs = both
+    ids = own.tokenizer.encode_chat([{"role": "user", "content": TEXTS[0]}]).tolist()
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    whole = ours.read(ids)[0]
+    for parts in ([1, len(ids) - 2], [5, 6], [len(ids) - 1]):
+        text, begin = None, 0
+        for end in (*parts, len(ids)):
+            logits, text = ours.read(ids[begin:end], text)
+            assert np.linalg.norm(logits - expected[end - 1]) <= 1e-5 * np.linalg.norm(expected[end - 1])
+            begin = end
+        assert np.linalg.norm(logits - whole) <= 1e-5 * np.linalg.norm(whole)
+    _, start = ours.read(ids[:5])
+    first, other, again = (ours.read([token], start)[0] for token in (9, 10, 9))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_long_text_is_read_in_pieces(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, ours, theirs = both
+    ids = own.tokenizer.encode_chat([{"role": "user", "content": TEXTS[2]}]).tolist()
+    layers, lengths = ours._encoder.layers, []
+    read_on = layers.read_on
+
+    def counted(tokens: Any, *more: Any) -> Any:
+        lengths.append(tokens.shape[1])
+        return read_on(tokens, *more)
+
+    monkeypatch.setattr("max_zimage.components.language_model._PIECE", 7)
+    monkeypatch.setattr(layers, "read_on", counted)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0, -1].numpy()
+    for begin in (0, 3):
+        logits, text = ours.read(ids[begin:], ours.read(ids[:begin])[1] if begin else None)
+        assert np.linalg.norm(logits - expected) <= 1e-5 * np.linalg.norm(expected)
+        assert text.length == len(ids)
+    assert max(lengths) == 7
+    assert sum(lengths) == 2 * len(ids)
+
+
+def test_ids_that_cannot_be_read_are_refused(both: Both) -> None:
+    _, ours, _ = both
+    with pytest.raises(ValueError, match="0 tokens behind 0 must be at least 1 and at most 2048 together"):
+        ours.read([])
+    with pytest.raises(ValueError, match="token ids must be from 0 to 407, got 408 to 408"):
+        ours.read([408])
 
 
 def enhancer(own: CheckpointLanguage, **settings: Any) -> LanguageModelEnhancer:
@@ -152,7 +202,9 @@ class Slow(OwnModel):
         self.loaded += 1
         self.now[0] += 60
         said = itertools.cycle((12, 11, 7))
-        return SimpleNamespace(compile=lambda: None, next_logits=lambda ids: np.eye(408, dtype=np.float32)[next(said)])
+        return SimpleNamespace(
+            compile=lambda: None, read=lambda ids, before=None: (np.eye(408, dtype=np.float32)[next(said)], None)
+        )
 
 
 def test_the_time_to_load_it_is_none_of_a_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +273,13 @@ def test_files_without_a_whole_model_are_refused(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "lm_head.weight is missing, and tie_word_embeddings of its config.json does not say" in refusal("lm_head")
+    assert "lm_head.weight differs from model.embed_tokens.weight, which it is tied to: tie_word_emb" in refusal(
+        tie_word_embeddings=True
+    )
+    whole["lm_head.weight"] = whole["model.embed_tokens.weight"].clone()  # a copy says nothing new
+    save_file(whole, file)
+    own_of(folder).check()
+    refusal("model.norm", tie_word_embeddings=False)
     assert "norm.weight" in refusal("model.norm")
     whole["lm_head.weight"] = whole["lm_head.weight"][:-1].contiguous()
     assert "the language model's head lm_head.weight must be [408, 128], got [407, 128]" in refusal()

@@ -22,9 +22,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+from max.pipelines.request.provider_options import ImageProviderOptions
 from PIL import Image
 
 from max_zimage.serving.http.a1111_body import IMG2IMG, INERT, TXT2IMG
+from max_zimage.serving.http.chat_body import ChatRequest
+from max_zimage.serving.http.routes_features import FEATURES
+from max_zimage.serving.http.routes_hidden_states import HiddenStatesRequest
 from max_zimage.serving.http.routes_llm_dit import GENERATE, TEXTS
 from max_zimage.serving.http.schema import EDIT, GENERATION
 from tests.fuzzers.tally import Tally
@@ -44,9 +48,18 @@ Generator = np.random.Generator
 _RIGHT: Mapping[str, Mapping[str, Any]] = {
     "/v1/images/generations": {"prompt": "a red star", "steps": 1, "size": "64x64"},
     "/v1/images/edits": {"prompt": "a red star", "steps": 1, "image": "IMAGE"},
+    "/v1/responses": {
+        "model": "tiny-zimage",
+        "input": "a red star",
+        "provider_options": {"image": {"width": 64, "height": 64, "steps": 1}},
+    },
+    "/v1/prompt-features": {"prompt": "a red star"},
+    "/v1/parameters": {"image": "IMAGE"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "red star"}]},
     "/api/generate": {"prompt": "a red star", "steps": 1, "width": 64, "height": 64},
     "/api/encode": {"prompt": "a red star"},
     "/api/format-prompt": {"prompt": "a red star"},
+    "/v1/hidden_states": {"input": "a red star"},
     "/sdapi/v1/txt2img": {"prompt": "a red star", "steps": 1, "width": 64, "height": 64},
     "/sdapi/v1/img2img": {"prompt": "a red star", "steps": 1, "init_images": ["IMAGE"], "denoising_strength": 1.0},
     "/sdapi/v1/options": {"sd_model_checkpoint": "tiny-zimage"},
@@ -56,19 +69,26 @@ _RIGHT: Mapping[str, Mapping[str, Any]] = {
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "/v1/images/generations": tuple(GENERATION.model_fields),
     "/v1/images/edits": tuple(EDIT.model_fields),
+    "/v1/responses": ("model", "input", "provider_options", "seed", "n", "stream", "metadata", "user"),
+    "/v1/prompt-features": tuple(FEATURES.model_fields),
+    "/v1/parameters": ("image",),
+    "/v1/chat/completions": tuple(ChatRequest.model_fields),
     "/api/generate": tuple(GENERATE.model_fields),
     "/api/encode": tuple(TEXTS.model_fields),
     "/api/format-prompt": tuple(TEXTS.model_fields),
+    "/v1/hidden_states": tuple(HiddenStatesRequest.model_fields),
     "/sdapi/v1/txt2img": tuple(TXT2IMG.model_fields),
     "/sdapi/v1/img2img": tuple(IMG2IMG.model_fields),
     "/sdapi/v1/options": ("sd_vae", "CLIP_stop_at_last_layers", "samples_format"),
     "/sdapi/v1/png-info": ("image",),
     "/sdapi/v1/interrupt": ("all",),
 }
+_IMAGE_OPTIONS = tuple(ImageProviderOptions.model_fields)
 _READ = (
     "/sdapi/v1/progress", "/sdapi/v1/samplers", "/sdapi/v1/schedulers", "/sdapi/v1/loras", "/sdapi/v1/options",
     "/sdapi/v1/memory", "/sdapi/v1/prompt-styles", "/api/templates", "/api/generation-config", "/api/resolution-config",
-    "/v1/models", "/sdapi/v1/none", "/api/none",
+    "/v1/models", "/sdapi/v1/none", "/api/none", "/v1/capabilities", "/v1/requests/none", "/v1/images/none/content",
+    "/health", "/livez", "/version", "/metrics", "/openapi.json", "/",
 )  # fmt: skip
 _WORDS = (
     "", "a red star", "\0", "<|im_start|>", "x" * 201, "auto", "png", "jpeg", "Euler", "DPM++ 2M Karras", "Karras",
@@ -116,7 +136,8 @@ def _drawn(rng: Generator) -> httpx.Request:
     """A request to any host."""
     kind = int(rng.integers(12))
     if kind == 0:
-        return httpx.Request("GET", f"http://x{_READ[int(rng.integers(len(_READ)))]}")
+        method = "DELETE" if rng.random() < 0.1 else "GET"
+        return httpx.Request(method, f"http://x{_READ[int(rng.integers(len(_READ)))]}")
     route = list(_RIGHT)[int(rng.integers(len(_RIGHT)))]
     address = f"http://x{route}"
     if kind == 1:
@@ -127,6 +148,9 @@ def _drawn(rng: Generator) -> httpx.Request:
     body = dict(_RIGHT[route]) | ({"seed": int(rng.integers(2**31))} if "seed" in _FIELDS[route] else {})
     if kind > 3:  # a quarter is right as it stands
         body |= _some_fields(rng, _FIELDS[route])
+        if route == "/v1/responses" and rng.random() < 0.5:
+            options = dict(_RIGHT[route]["provider_options"]["image"])
+            body["provider_options"] = {"image": options | _some_fields(rng, _IMAGE_OPTIONS)}
     text = json.dumps(body).replace('"IMAGE"', json.dumps(_image(rng, damaged=kind > 9)))
     return httpx.Request("POST", address, content=text, headers={"Content-Type": "application/json"})
 

@@ -177,11 +177,11 @@ def pixi_tasks(root: Path) -> dict[str, tuple[str, str]]:
 
 
 def pins(requirements: list[str]) -> dict[str, str]:
-    """Version by normalized name; '' where a requirement is not exact."""
+    """Version by normalized name without its extras; '' where a requirement is not exact."""
     found = {}
     for requirement in requirements:
         name, _, version = requirement.partition("==")
-        found[re.sub(r"[-_.]+", "-", name).lower()] = version
+        found[re.sub(r"[-_.]+", "-", name.partition("[")[0]).lower()] = version
     return found
 
 

@@ -79,12 +79,12 @@ def test_the_readme_is_short_and_names_its_commands() -> None:
 
 
 def test_the_page_of_the_command_line_is_the_parsers() -> None:
-    text = cli_page.PAGE.read_text(encoding="utf-8")
-    assert cli_page.rendered(text, _parser()) == text, "run: python -m benchmarks.docs.cli_page"
-    assert "`--step-cache CACHE`" in text
-    assert "## max-zimage serve" in text
+    page = cli_page.PAGE
+    assert page.rendered(page.text, _parser()) == page.text, "run: python -m benchmarks.docs.cli_page"
+    assert "`--step-cache CACHE`" in page.text
+    assert "## max-zimage serve" in page.text
     with pytest.raises(ValueError, match="needs the line"):
-        cli_page.rendered("# Command line", _parser())
+        page.rendered("# Command line", _parser())
 
 
 def test_the_architecture_has_every_room_in_its_order() -> None:

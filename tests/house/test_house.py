@@ -32,6 +32,7 @@ PYPROJECT = read_toml(ROOT / "pyproject.toml")
 RUNTIME = ranges(PYPROJECT["project"]["dependencies"])
 TEST = pins(PYPROJECT["project"]["optional-dependencies"]["test"])
 VERIFY = ranges(PYPROJECT["project"]["optional-dependencies"]["verify"])
+JOBS = ranges([each for extra in ("batch", "ray") for each in PYPROJECT["project"]["optional-dependencies"][extra]])
 CONSTRAINTS = pins(
     [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 )
@@ -198,7 +199,7 @@ def test_versions_agree() -> None:
     assert all(TEST.values())
     assert CONSTRAINTS.items() >= TEST.items()
     assert all(CONSTRAINTS.values())
-    for name, allowed in (RUNTIME | VERIFY).items():
+    for name, allowed in (RUNTIME | VERIFY | JOBS).items():
         assert allowed.contains(CONSTRAINTS[name]), f"{name}{allowed} does not allow {CONSTRAINTS[name]}"
         ends = {each.operator for each in allowed}
         assert ends == ({"=="} if name == "modular" else {">=", "<"}), f"{name}{allowed} needs both ends"

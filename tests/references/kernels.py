@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.nn.functional import conv2d, group_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import conv2d, gelu, group_norm, scaled_dot_product_attention, silu
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -17,6 +17,62 @@ def gated_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The weight's upper half gates what its lower half makes."""
     gate, up = (x @ weight.T).chunk(2, dim=-1)
     return silu(gate) * up
+
+
+def gelu_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The same with another gate."""
+    gate, up = (x @ weight.T).chunk(2, dim=-1)
+    return gelu(gate, approximate="tanh") * up
+
+
+def experts(
+    x: torch.Tensor,
+    scores: torch.Tensor,
+    scales: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    each: int,
+) -> torch.Tensor:
+    """Arguments as of `graphs.text_ops.experts`, weights unpacked, [experts, 2 width, hidden] and [.., hidden, width].
+
+    Experts are chosen by scores as they are given, of equal ones the first; all that follows is in x's dtype.
+    """
+    found = torch.argsort(scores, dim=-1, descending=True, stable=True)[..., :each]
+    shares = torch.softmax(scores.gather(-1, found).to(_wide(x).dtype), dim=-1) * scales[found]
+    out = torch.zeros_like(_wide(x))
+    for place in range(each):
+        for expert in range(len(gate_up)):
+            made = gelu_linear(x, gate_up[expert]) @ down[expert].T
+            out += torch.where(found[..., place] == expert, shares[..., place], 0).unsqueeze(-1) * made
+    return out.to(x.dtype)
+
+
+def cached_attention(
+    qkv: torch.Tensor,
+    query_weight: torch.Tensor,
+    key_weight: torch.Tensor,
+    rope: torch.Tensor,
+    mask: torch.Tensor,
+    past: tuple[torch.Tensor, torch.Tensor],
+    heads: tuple[int, int],
+    unit_values: bool,
+    scale: float,
+    epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Arguments and results as of `graphs.text_ops.cached_attention`; norms and rotation in float32 at least."""
+    count, shared = heads
+    query, key, *values = qkv.split([count, *[shared] * ((qkv.shape[2] - count) // shared)], dim=2)
+    value = values[0] if values else key
+    value = normed(value, torch.ones(()).to(qkv.dtype), epsilon) if unit_values else value
+    table = rope.unsqueeze(0)
+    query, key = (
+        rotated(normed(each, weight, epsilon), table) for each, weight in ((query, query_weight), (key, key_weight))
+    )
+    keys, all_values = (torch.cat(each, dim=1).transpose(1, 2) for each in zip(past, (key, value), strict=True))
+    mixed = scaled_dot_product_attention(
+        query.transpose(1, 2), keys, all_values, attn_mask=mask.unsqueeze(1).to(qkv.dtype), scale=scale, enable_gqa=True
+    )
+    return mixed.transpose(1, 2), key, value
 
 
 def rotary_attention(

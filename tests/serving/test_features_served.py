@@ -13,6 +13,7 @@ from PIL import Image
 from max_zimage import PromptFeatures
 from max_zimage.images.texts import embedded_text
 from max_zimage.request.metadata import GenerationParameters
+from max_zimage.serving.worker.messages import read_failure
 from max_zimage.serving.worker.prompt_features import read_features
 from tests.references.diffusers_runs import Pair
 from tests.references.servers import Server
@@ -148,3 +149,27 @@ def test_what_is_only_encoded_takes_its_turn(worker: Worker, embedded: Pair) -> 
     ours = embedded.ours.encode(PROMPT, negative_prompt="dark")
     assert (features.digest, features.made_by) == (ours.digest, ours.made_by)
     assert_same(worker.pictures(drawn), alone(embedded.ours, "a blue ring", 6))
+
+
+def test_features_that_are_not_finite_are_a_failure_that_says_why(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*given: Any) -> list[PromptFeatures]:
+        rows = np.ones((3, 8), np.float32)
+        rows[1, 2] = np.inf
+        return [PromptFeatures(positive=np.ones((2, 8), np.float32), negative=rows)]
+
+    monkeypatch.setattr("max_zimage.serving.worker.prompt_features.features_of_ids", broken)
+    asked = worker.ask(PROMPT)
+    asked.encodes = ["template", "tokenizer"]
+    worker.finish()
+    *_, failure, end = worker.told[asked.request_id]
+    found = read_failure(failure.result)
+    assert found is not None
+    assert found.code == "not_finite"
+    assert found.message.startswith("hidden states of the text encoder came out as NaN or infinity; what may have")
+    assert end.is_done
+    assert found.message in caplog.text
+    again = worker.ask("a blue ring", seed=6)  # others are served
+    worker.finish()
+    assert worker.pictures(again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from typing import Any
@@ -115,6 +116,47 @@ def test_prompts_are_formatted_and_encoded(server: Server, pipeline: ZImagePipel
         "shape": list(features.positive.shape), "dtype": "float32", "token_count": features.tokens, "prompt": PROMPT,
         "formatted_prompt": text,
     }  # fmt: skip
+
+
+def test_hidden_states_of_a_text_that_is_formatted(server: Server, pipeline: ZImagePipeline) -> None:
+    text = pipeline.tokenizer.render(PROMPT)
+    for layer in (-2, -3):
+        expected = pipeline.encode(PROMPT, hidden_layer=layer).positive
+        answer = server.post("/v1/hidden_states", input=text, layer=layer, max_length=512).json()
+        packed = base64.b64decode(answer.pop("hidden_states"))
+        assert answer == {
+            "shape": list(expected.shape), "dtype": "float32", "layer": layer, "encoding_format": "base64",
+            "model": server.client.get("/v1/models").json()["data"][0]["id"],
+        }  # fmt: skip
+        np.testing.assert_array_equal(np.frombuffer(packed, "<f4").reshape(answer["shape"]), expected)
+    plain = server.post("/v1/hidden_states", input=text, layer=-3, encoding_format="float").json()
+    np.testing.assert_array_equal(np.array(plain["hidden_states"], np.float32), expected)
+    bare = server.post("/v1/hidden_states", input=PROMPT).json()  # no template is put around it
+    assert bare["shape"][0] == len(pipeline.tokenizer.encode_formatted(PROMPT)) < len(expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "says"),
+    [
+        ({}, 400, "input", "field required"),
+        ({"input": ""}, 400, "input", "input should have at least 1 character"),
+        ({"input": PROMPT, "model": "qwen3-4b"}, 404, "model", "this server has"),
+        ({"input": PROMPT, "layer": 99}, 400, "layer", "layer must be from"),
+        ({"input": PROMPT, "max_length": 3}, 400, "input", "at most 3 are allowed; shorten it or raise max_length (up"),
+        ({"input": PROMPT, "max_length": 0}, 400, "max_length", "max_length must be"),
+        ({"input": PROMPT, "encoding_format": "hex"}, 400, "encoding_format", "input should be 'base64' or 'float'"),
+        ({"input": [PROMPT]}, 400, "input", "input should be a valid string"),
+        ({"input": "a" * 501}, 400, "input", "at most 500 characters"),
+        ({"input": PROMPT, "pooling": "mean"}, 400, "pooling", "is no field of this route"),
+    ],
+)
+def test_hidden_states_that_are_refused(
+    body: dict[str, Any], status: int, param: str, says: str, server: Server
+) -> None:
+    answer = server.post("/v1/hidden_states", **body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert says in answer.json()["error"]["message"]
 
 
 def test_what_there_is(server: Server) -> None:

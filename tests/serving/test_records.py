@@ -17,6 +17,7 @@ from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.store import records as records_module
+from max_zimage.serving.store import times
 from max_zimage.serving.store.files import StoreError, StoreFiles
 from max_zimage.serving.store.records import RequestRecords
 from max_zimage.serving.store.sealed import Seal
@@ -45,10 +46,15 @@ class Replica:
                 await keeps
 
 
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas that look at each other often."""
+    for name, value in {"TICK": 0.05, "ASK": 0.05, "BEAT": 0.1, "LOST": 2.0}.items():
+        monkeypatch.setattr(times, name, value)
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_TICK": 0.05, "_ASK": 0.05, "_BEAT": 0.1, "_LOST": 2.0}.items():
-        monkeypatch.setattr(records_module, name, value)
+    hurried(monkeypatch)
 
 
 def with_replicas(folder: Path, test: Callable[[Replica, Replica], Awaitable[None]], **options: Any) -> None:

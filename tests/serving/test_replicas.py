@@ -122,6 +122,36 @@ def test_progress_and_cancellation_through_another_replica(fleet: Fleet, way: st
         assert client.get("/v1/requests/none").status_code == 404
 
 
+@pytest.mark.parametrize("way", ["the other replica", "the proxy"])
+def test_clients_without_ids_see_and_end_what_any_replica_draws(fleet: Fleet, way: str) -> None:
+    """AUTOMATIC1111's, which ask how far the current picture is and end it, wherever they come to."""
+    other = fleet.two.client if way == "the other replica" else fleet.proxy
+    slow = {"prompt": "a red star", "width": 512, "height": 512, "steps": SLOW["steps"]}
+
+    def told(client: httpx.Client) -> dict[str, Any]:
+        answer = client.get("/sdapi/v1/progress")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(fleet.one.client.post, "/sdapi/v1/txt2img", json=slow)
+        deadline = time.monotonic() + 60
+        while (found := told(other))["state"]["sampling_step"] < 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert 0 < found["progress"] < 1
+        assert found["eta_relative"] > 0
+        here = told(fleet.one.client)
+        same = ("job", "job_count", "sampling_steps")
+        assert [found["state"][name] for name in same] == [here["state"][name] for name in same]
+        assert found["state"]["sampling_step"] <= here["state"]["sampling_step"] < 100
+        assert other.post("/sdapi/v1/interrupt").json() == {}
+        assert (drawing.result().status_code, error_of(drawing.result())["code"]) == (499, "cancelled")
+    for client in (fleet.one.client, fleet.two.client):
+        while told(client)["state"]["job_count"] and time.monotonic() < deadline + 60:
+            time.sleep(0.1)
+        assert told(client)["progress"] == 0
+
+
 def test_events_come_through_the_proxy_as_they_happen_and_end_with_the_client(fleet: Fleet) -> None:
     asked = {"prompt": "x", "stream": True, "progress": True, **SLOW}
     times = []

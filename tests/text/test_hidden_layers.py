@@ -244,9 +244,10 @@ def test_where_weights_are_shared_layers_get_those_of_the_component(
     kept = encoder.kept_weights
     monkeypatch.setattr(encoder, "define", lambda name, weights: given.append((name, weights)))
     monkeypatch.setattr(encoder, "placed", lambda weights: OnDevice(weights, encoder.device))
-    EncoderLayers(encoder, encoder.spec, ())._defined(["embed_tokens", "layers.2", "layers.3", "norm"])
-    names = [name for name, _ in given]
-    assert names == ["text_encoder_start", "text_encoder_layer", "text_encoder_layer", "text_encoder_norm"]
+    places = ("embed_tokens", "layers.2", "layers.3", "norm")
+    names = ["text_encoder_start", "text_encoder_layer", "text_encoder_layer", "text_encoder_norm"]
+    EncoderLayers(encoder, encoder.spec, ())._defined([*zip(names, places, strict=True)])
+    assert [name for name, _ in given] == names
     for (_, weights), place in zip(given[:2], ("embed_tokens", "layers.2"), strict=True):
         leaves = {name.removeprefix(place): data for name, data in kept.items() if name.startswith(f"{place}.")}
         assert len(leaves) == len(weights)

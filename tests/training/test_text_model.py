@@ -5,23 +5,23 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaForBlockDiffusion
 
 from benchmarks.training.scenes import held_out
 from benchmarks.training.text import __main__ as command
 from benchmarks.training.text import recipe
 from benchmarks.training.text.card import EXAMPLES, write_card
-from benchmarks.training.text.data import batch_of, prompt_ids, tokenizer_of
+from benchmarks.training.text.data import POOL, WIDTHS, batch_of, prompt_ids, tokenizer_of
 from benchmarks.training.text.evaluation import KINDS, Kind, prompts_of, save, scored
-from benchmarks.training.text.loss import loss_of, noised
-from benchmarks.training.text.model import CANVAS, WINDOW, Denoiser, config_of, new_model
+from benchmarks.training.text.loss import CANVASES, noised
+from benchmarks.training.text.model import CANVAS, new_model
 from benchmarks.training.text.prompts import random_pair
 from benchmarks.training.text.wishes import Look, Wish, apart, caption_of, keeps, random_wish, read, said
 from benchmarks.training.training import Plan
@@ -78,6 +78,7 @@ _SAID_AS = {"gray": {"gray", "grey"}, "large": {"large", "big"}, "small": {"smal
 def test_prompts_ask_for_what_they_say_they_do(kind: Kind) -> None:
     """Every word that is asked for stands in the prompt, and no other colour or shape does."""
     for prompt, asked in prompts_of(kind, 150):
+        assert prompt or not asked.objects  # no word asks for no number of objects
         words = [word.strip(",") for word in prompt.split()]
         wanted = [word for look in asked.objects for word in look if word] + ([asked.ground] if asked.ground else [])
         for word in wanted:
@@ -90,10 +91,12 @@ def test_prompts_ask_for_what_they_say_they_do(kind: Kind) -> None:
 
 def test_a_batch_is_always_the_same_and_says_what_it_teaches(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path)
-    prompts, lengths, clean, canvas, told = batch_of(tokenizer, 32, step=7)
-    for found, again in zip(batch_of(tokenizer, 32, step=7), (prompts, lengths, clean, canvas, told), strict=True):
-        assert torch.equal(found, again)
-    assert clean.shape == canvas.shape == (32, CANVAS)
+    prompts, lengths, clean, canvases = batch_of(tokenizer, 32, step=7)
+    again = batch_of(tokenizer_of(tmp_path), 32, step=7)
+    assert all(map(torch.equal, again, (prompts, lengths, clean, canvases)))
+    assert clean.shape == (32, CANVAS)
+    assert canvases.shape == (CANVASES, 32, CANVAS)
+    assert prompts.shape[1] == next(width for width in WIDTHS if width >= lengths.max())
     for row, length, caption in zip(prompts, lengths, clean, strict=True):
         begin = prompts.shape[1] - int(length)
         assert (row[:begin] == tokenizer.pad_token_id).all()
@@ -103,63 +106,27 @@ def test_a_batch_is_always_the_same_and_says_what_it_teaches(tmp_path: Path) -> 
         ends = (caption == tokenizer.eos_token_id).nonzero().flatten()
         assert read(str(tokenizer.decode(caption[: ends[0]]))) is not None
         assert (caption[ends[0] :] == tokenizer.eos_token_id).all()
-    assert 4 < told.sum() < 28
 
 
-def test_noise_takes_a_random_share_of_every_caption() -> None:
-    """Half of all tokens on average, a share that differs from caption to caption, and any token in their place."""
-    clean = torch.zeros(4000, CANVAS, dtype=torch.int64)
+def test_batches_of_a_pool_have_prompts_alike_in_length(tmp_path: Path) -> None:
+    """All that were drawn together, each once, of lengths that do not overlap; batches are in no order of length."""
+    tokenizer = tokenizer_of(tmp_path)
+    lengths = [batch_of(tokenizer, 4, step)[1] for step in range(POOL)]
+    ends = sorted((int(each.min()), int(each.max())) for each in lengths)
+    assert all(longest <= shortest for (_, longest), (shortest, _) in pairwise(ends))
+    assert ends[0][1] < ends[-1][0]
+    means = [float(each.float().mean()) for each in lengths]
+    assert means not in (sorted(means), sorted(means, reverse=True))
+
+
+def test_noise_takes_a_random_share_of_every_canvas() -> None:
+    """Two thirds of all tokens on average, a share that differs from canvas to canvas, and any token in their place."""
+    clean = torch.zeros(2000, CANVAS, dtype=torch.int64)
     replaced = (noised(clean, 1000, torch.Generator().manual_seed(1)) != 0).float()
-    assert replaced.mean() == pytest.approx(0.5, abs=0.02)
-    # Of an even share p: the variance of the mean is that of p, 1/12, and what 16 draws add, 1/6/16.
-    assert replaced.mean(dim=1).var() == pytest.approx(1 / 12 + 1 / 96, rel=0.08)
-
-
-def test_a_step_computes_what_transformers_does(tmp_path: Path) -> None:
-    """Prompts of different lengths beside captions in one cache, against each row alone as it is at generation."""
-    model = new_model(config_of(60, 58, 59)).eval()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.mul_(20 if "router" in name else 4 if value.ndim > 1 else 1)
-    denoiser, random = Denoiser(model), torch.Generator().manual_seed(3)
-    width, lengths = WINDOW + 4, torch.tensor([WINDOW + 4, 3, WINDOW - 1])
-    prompts, captions, canvas = (torch.randint(58, (3, n), generator=random) for n in (width, CANVAS, CANVAS))
-    logits_before = torch.randn(3, CANVAS, 60, generator=random)
-    told = torch.tensor([True, True, False])
-    with torch.no_grad():
-        following, cache = denoiser.encode(torch.cat([prompts, captions[:, :-1]], dim=1), lengths, width)
-        found = denoiser.denoise(canvas, cache, lengths, width, logits_before, told)
-        for row, length in enumerate(lengths.tolist()):
-            prompt = prompts[row : row + 1, width - length :]
-            alone = model(
-                input_ids=prompt,
-                past_key_values=DynamicCache(config=model.config.text_config),
-                decoder_input_ids=canvas[row : row + 1],
-                self_conditioning_logits=logits_before[row : row + 1] if told[row] else None,
-            )
-            torch.testing.assert_close(found[row], alone.logits[0], rtol=1e-4, atol=2e-4)
-            tokens = torch.cat([prompt, captions[row : row + 1, :-1]], dim=1)
-            hidden = model.model.encoder.language_model(input_ids=tokens).last_hidden_state[:, length - 1 :]
-            torch.testing.assert_close(following[row], denoiser._logits(hidden)[0], rtol=1e-4, atol=2e-4)
-
-
-def test_both_losses_reach_the_weights() -> None:
-    """Each parameter but the vision tower's has a gradient, and a step of it lowers the loss."""
-    model = new_model(config_of(60, 58, 59))
-    denoiser, random = Denoiser(model), torch.Generator().manual_seed(3)
-    prompts, captions = (torch.randint(58, (4, n), generator=random) for n in (6, CANVAS))
-    rest = (torch.full((4,), 6), captions, noised(captions, 60, random), torch.tensor([True, False, True, False]))
-    loss, diffusion, causal = loss_of(denoiser, prompts, *rest)
-    assert float(loss.detach()) == pytest.approx(float(diffusion.detach()) + float(causal.detach()))
-    loss.backward()
-    trained: list[tuple[str, Any]] = [
-        (name, value) for name, value in denoiser.named_parameters() if value.requires_grad
-    ]
-    assert all(value.grad is not None and value.grad.abs().sum() > 0 for _, value in trained)
-    with torch.no_grad():
-        for _, value in trained:
-            value.add_(value.grad, alpha=-1e-2)
-        assert loss_of(denoiser, prompts, *rest)[0] < loss - 1e-3
+    assert replaced.shape == (CANVASES, 2000, CANVAS)
+    assert replaced.mean(dim=(1, 2)).tolist() == pytest.approx([2 / 3] * CANVASES, abs=0.02)
+    # Of a share p with density 2p: the variance of the mean is that of p, 1/18, and what 16 draws add, 1/6/16.
+    assert replaced.mean(dim=2).var() == pytest.approx(1 / 18 + 1 / 96, rel=0.08)
 
 
 def test_a_short_training_leaves_a_checkpoint_that_transformers_reads(tmp_path: Path) -> None:
@@ -208,14 +175,15 @@ def test_scores_and_card(tmp_path: Path) -> None:
 
 
 def test_the_shipped_model_keeps_what_is_said(tmp_path: Path) -> None:
-    """Forty prompts for one object, also of combinations that it never saw: what its card says of five hundred."""
+    """Forty prompts for one object and for two, also of what it never saw: its card says 99.8 % of five hundred."""
     from benchmarks.training.text.evaluation import with_transformers
 
     write = with_transformers(embedded.TEXT_PATH)
-    for kind in (KINDS[0], KINDS[2]):
+    for kind in KINDS[:4]:
         score = scored(kind, "transformers", write, 40)
         assert score.grammar == 1
-        assert score.kept >= 0.95
+        assert score.kept >= 0.97
+        assert score.apart >= 0.85
     tokenizer = tokenizer_of(tmp_path)
     theirs = tokenizer_of(embedded.TEXT_PATH)
     assert prompt_ids(tokenizer, "red star") == prompt_ids(theirs, "red star")
@@ -233,6 +201,14 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_compiling_needs_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert command.main(["train", str(tmp_path), "--share", "0.001"]) == 2
+    assert "needs a C++ compiler, there is no c++, g++ or clang++; use --eager" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

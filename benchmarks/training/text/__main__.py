@@ -48,6 +48,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("directory", type=Path, metavar="DIR", help="for all that is made; made if it is not there")
     train.add_argument("--share", type=float, default=1.0, help="of the steps, to see it run (default 1)")
     train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the CPU (default all)")
+    train.add_argument(
+        "--eager", action="store_true", help="compile nothing: for a few steps, or where no C++ compiler is"
+    )
     score = tasks.add_parser("evaluate", help="write for prompts of all kinds, and read what was written")
     score.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint in the layout of transformers")
     score.add_argument(
@@ -79,7 +82,7 @@ def _train(options: argparse.Namespace) -> None:
 
     begin = time.monotonic()
     plans = [scaled(plan, options.share) for plan in recipe.PLANS]
-    checkpoint = recipe.train(options.directory, plans, options.threads)
+    checkpoint = recipe.train(options.directory, plans, options.threads, is_compiled=not options.eager)
     trained = time.monotonic()
     results = options.directory / "text_model.csv"
     _evaluate(checkpoint, options.count, options.writers, results)

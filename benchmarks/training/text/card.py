@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from benchmarks.training.scenes import held_out
+from benchmarks.training.text.loss import CANVASES
 from benchmarks.training.text.model import CANVAS
 from benchmarks.training.training import Plan
 from tests.references.scenes import COLORS, SHAPES
@@ -24,7 +25,7 @@ often it does is below.
 
 | shape | |
 |---|---|
-| layers | {layers}, of which {full} see everything and {sliding} a window of {window} tokens |
+| layers | {layers}: {full} see everything, {sliding} a window of {window} tokens |
 | hidden | {hidden}; dense {dense}, {experts} experts of {expert}, {chosen} a token |
 | heads | {heads} of {head_dim}, in full layers {global_head_dim} wide |
 | vocabulary | {vocabulary}, the tokenizer of tiny-zimage with a chat template of its own |
@@ -52,24 +53,26 @@ those that tiny-zimage never saw. {prompts} prompts of each kind, always the sam
 
 All kept: everything that was said, and as many objects. Spread: the entropy of the colours of first objects that
 nobody named, as a share of an even choice's. Never seen: every object is of a combination that training never showed.
-What is lost most often is a ground that was named before two objects.
+What goes wrong most often is a ground that nobody named: it gets an object's colour.
 float32, {machine}.
 
 ## How it was made
 
 In the project's source, `make text-model ARGS="train DIR"` makes one like it, from fixed seeds:
 
-- {steps:,} steps of {batch} prompts and captions, in {parts} parts, each of which begins with the average of the
-  weights that the one before ended with.
-- A level of noise, evenly from 0 to 1, for each caption; every token replaced, with that probability, by any of the
-  vocabulary; cross-entropy at all places, with the logits of a pass before for half of the captions.
+- {steps:,} steps of {batch} prompts and captions{parts}.
+- {canvases} canvases for each caption, each with a level of noise from 0 to 1, high ones more often than low ones;
+  every token replaced, with that probability, by any of the vocabulary; cross-entropy at all places, on the last canvas
+  with the logits of a pass before.
 - Beside it, with the same weight, the encoder learns the next token of the caption.
+- Products in bfloat16, all else in float32.
 - Matrices by Muon, embeddings, routers, experts and vectors by AdamW; learning rates that stay and then fall to
   nothing; running averages of all weights.
 
 Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
 
+_PARTS = ", in {} parts, each of which begins with the average of the weights that the one before ended with"
 
 EXAMPLES = ("red star", "blue circle green ring", "square below heart on black", "Big grey triangles.")
 """Prompts on the card."""
@@ -115,7 +118,8 @@ def write_card(checkpoint: Path, results: Path, plans: Sequence[Plan], captions:
         machine=_machine(scores[0]),
         steps=sum(plan.steps for plan in plans),
         batch=plans[0].batch,
-        parts=len(plans),
+        parts=_PARTS.format(len(plans)) if len(plans) > 1 else "",
+        canvases=CANVASES,
     )
     (checkpoint / "README.md").write_text(card, encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.training.text.loss import SELF_CONDITIONED, noised
+from benchmarks.training.text.loss import noised
 from benchmarks.training.text.model import CANVAS
 from benchmarks.training.text.prompts import random_pair
 from benchmarks.training.text.wishes import caption_of
 from benchmarks.training.training import chance_of
 from max_zimage import embedded
 
-WIDTH = 20
-"""Most tokens of a prompt in training; longer ones are drawn anew."""
+WIDTHS = (8, 12, 20)
+"""What prompts are padded to in training, each to the first that it fits in; longer ones are drawn anew."""
+POOL = 16
+"""Steps whose prompts are drawn together and sorted by their length, so that little is padding."""
 TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|> ' + message['content'] | trim + '<|im_end|>' }}{%- endfor %}"
 )
@@ -48,28 +51,37 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def left_padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Rows as one tensor int64 [rows, longest], and how long each is, int64 [rows]."""
-    width = max(map(len, rows))
+def left_padded(rows: list[list[int]], pad: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows as one tensor int64 [rows, width], by default of the longest, and how long each is, int64 [rows]."""
+    width = width or max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
     return ids, torch.tensor(list(map(len, rows)))
 
 
 def batch_of(tokenizer: PreTrainedTokenizerBase, batch: int, step: int) -> tuple[Tensor, ...]:
     """What a step of the number given learns from, in the order of `loss.loss_of`."""
-    chance, random = chance_of(_SEED, step)
-    prompts, captions = zip(*(_pair(tokenizer, chance) for _ in range(batch)), strict=True)
-    ids, lengths = left_padded(list(prompts), tokenizer.pad_token_id)
+    pairs = _pool(tokenizer, batch, step // POOL)[step % POOL]
+    prompts, captions = zip(*pairs, strict=True)
+    width = next(width for width in WIDTHS if width >= max(map(len, prompts)))
+    ids, lengths = left_padded(list(prompts), tokenizer.pad_token_id, width)
     clean = torch.tensor(captions)
-    told = torch.rand(batch, generator=random) < SELF_CONDITIONED
-    return ids, lengths, clean, noised(clean, len(tokenizer), random), told
+    _, random = chance_of(_SEED, step)
+    return ids, lengths, clean, noised(clean, len(tokenizer), random)
+
+
+@lru_cache(maxsize=1)
+def _pool(tokenizer: PreTrainedTokenizerBase, batch: int, number: int) -> list[list[tuple[list[int], list[int]]]]:
+    """Prompts and captions of `POOL` steps: alike in length within a step, the steps in random order."""
+    chance, _ = chance_of(_SEED, number)
+    pairs = sorted((_pair(tokenizer, chance) for _ in range(POOL * batch)), key=lambda pair: len(pair[0]))
+    return [pairs[place * batch : (place + 1) * batch] for place in chance.permutation(POOL)]
 
 
 def _pair(tokenizer: PreTrainedTokenizerBase, chance: np.random.Generator) -> tuple[list[int], list[int]]:
     while True:
         prompt, wish = random_pair(chance)
         ids = prompt_ids(tokenizer, prompt)
-        if len(ids) <= WIDTH:
+        if len(ids) <= WIDTHS[-1]:
             break
     caption = list(tokenizer(caption_of(wish), add_special_tokens=False)["input_ids"])
     return ids, caption + [tokenizer.eos_token_id] * (CANVAS - len(caption))

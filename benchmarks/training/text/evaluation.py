@@ -49,7 +49,8 @@ class Kind:
 def _part(objects: int) -> Callable[[np.random.Generator], tuple[str, Wish]]:
     def make(chance: np.random.Generator) -> tuple[str, Wish]:
         asked = partly(chance, random_wish(chance, 1 if objects == 1 else 2))
-        return phrase(chance, asked, reverse=False), asked
+        prompt = phrase(chance, asked, reverse=False)
+        return prompt, asked if prompt else Wish(objects=())  # of no word may come any number of objects
 
     return make
 

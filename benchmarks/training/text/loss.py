@@ -1,8 +1,9 @@
 """What one step of the training computes: uniform noise on captions, and the next token beside it.
 
-The corruption is that of uniform text diffusion: a level t evenly from 0 to 1 a caption, and every token of the canvas
+The corruption is that of uniform text diffusion: a level t from 0 to 1 a canvas, and every token of the canvas
 replaced, with probability t, by any of the vocabulary. All places are supervised, by the cross-entropy of the logits
-without temperature. Reference: TRL examples/scripts/sft_diffusion_gemma.py.
+without temperature. Levels are drawn with a density of 2t, since what was asked for is read from the prompt only where
+the canvas does not show it. Reference: TRL examples/scripts/sft_diffusion_gemma.py, whose levels are even.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ from torch import Tensor
 from benchmarks.training.gradients import Numbers
 from benchmarks.training.text.model import Denoiser
 
-SELF_CONDITIONED = 0.5
-"""Share of captions whose pass is given the logits of a pass before."""
-LEAST_NOISE = 1e-4
+CANVASES = 2
+"""Of a caption, each with noise of its own; the last one is given the logits of a pass before."""
 
 
 def noised(captions: Tensor, vocabulary: int, random: torch.Generator) -> Tensor:
-    """Captions with some tokens replaced, int64 of the same shape [batch, canvas]."""
-    level = torch.empty(len(captions), 1).uniform_(LEAST_NOISE, 1 - LEAST_NOISE, generator=random)
-    replaced = torch.rand(captions.shape, generator=random) < level
-    return torch.where(replaced, torch.randint(vocabulary, captions.shape, generator=random), captions)
+    """Canvases of captions, int64 [canvases, batch, canvas], with some tokens replaced.
+
+    The levels of a step's canvases are spread evenly over what they are drawn from.
+    """
+    count = CANVASES * len(captions)
+    even = (torch.randperm(count, generator=random) + torch.rand(count, generator=random)) / count
+    level = even.sqrt().view(CANVASES, -1, 1)
+    shape = (CANVASES, *captions.shape)
+    replaced = torch.rand(shape, generator=random) < level
+    return torch.where(replaced, torch.randint(vocabulary, shape, generator=random), captions)
 
 
-def loss_of(
-    denoiser: Denoiser, prompts: Tensor, lengths: Tensor, captions: Tensor, canvas: Tensor, told: Tensor
-) -> Numbers:
+def loss_of(denoiser: Denoiser, prompts: Tensor, lengths: Tensor, captions: Tensor, canvases: Tensor) -> Numbers:
     """Both losses added, then each alone.
 
     Args:
@@ -36,15 +40,12 @@ def loss_of(
         prompts: int64 [batch, width], padded on the left.
         lengths: int64 [batch], tokens of each prompt.
         captions: int64 [batch, canvas], what is to be written, filled with ends.
-        canvas: The captions with noise.
-        told: bool [batch], which rows are given logits of a pass before.
+        canvases: The captions with noise, see `noised`.
     """
-    width = prompts.shape[1]
-    tokens = torch.cat([prompts, captions[:, :-1]], dim=1)
-    following, cache = denoiser.encode(tokens, lengths, width)
     with torch.no_grad():
-        known = denoiser.denoise(canvas, cache, lengths, width, None, None)
-    written = denoiser.denoise(canvas, cache, lengths, width, known, told)
-    diffusion = F.cross_entropy(written.flatten(0, 1), captions.flatten())
+        (known,) = denoiser(prompts, lengths, None, [(canvases[-1], None)])
+    asked = [(canvas, None) for canvas in canvases[:-1]] + [(canvases[-1], known)]
+    following, *written = denoiser(prompts, lengths, captions, asked)
+    diffusion = F.cross_entropy(torch.cat(written).flatten(0, 1), captions.repeat(CANVASES, 1).flatten())
     causal = F.cross_entropy(following.flatten(0, 1), captions.flatten())
     return diffusion + causal, diffusion, causal

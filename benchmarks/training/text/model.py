@@ -5,10 +5,11 @@ Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.models.diffusion_gemma.configuration_diffusion_gemma import (
     DiffusionGemmaConfig,
     DiffusionGemmaTextConfig,
@@ -16,15 +17,19 @@ from transformers.models.diffusion_gemma.configuration_diffusion_gemma import (
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaForBlockDiffusion
 from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
+from benchmarks.training.text.stack import PRODUCTS, Sight, Stack, gate, root_mean_square
+
 CANVAS = 16
 """Tokens of a canvas: the longest caption has 14, and one more ends it."""
-WINDOW = 16
-"""Of the sliding layers: shorter than a prompt with its canvas, so that training exercises it."""
+WINDOW = 24
+"""Of the sliding layers: shorter than the longest prompt with its canvas, so that training exercises it; all layers of
+the decoder see a whole prompt, a ground that is named first among its words."""
+LAYERS = ("sliding_attention", "sliding_attention", "full_attention") * 2
 _SEED = 41
 
 
 def config_of(vocabulary: int, pad: int, eos: int) -> DiffusionGemmaConfig:
-    """The shape of the model: the default pattern of layers, as small as the task allows.
+    """The shape of the model: as small as the task allows.
 
     Args:
         vocabulary: Entries of the tokenizer; a random canvas uses all of them.
@@ -36,7 +41,8 @@ def config_of(vocabulary: int, pad: int, eos: int) -> DiffusionGemmaConfig:
         hidden_size=128,
         intermediate_size=128,
         moe_intermediate_size=64,
-        num_hidden_layers=6,
+        num_hidden_layers=len(LAYERS),
+        layer_types=list(LAYERS),
         num_attention_heads=4,
         num_key_value_heads=2,
         num_global_key_value_heads=1,
@@ -71,7 +77,6 @@ def new_model(config: DiffusionGemmaConfig) -> DiffusionGemmaForBlockDiffusion:
     """A model of random weights, always the same; the vision tower wants no gradients."""
     torch.manual_seed(_SEED)
     model = DiffusionGemmaForBlockDiffusion(config)
-    model.set_experts_implementation("eager")  # of what transformers has the fastest on a CPU
     encoder = model.model.encoder
     for part in (encoder.vision_tower, encoder.embed_vision):
         part.requires_grad_(False)
@@ -79,78 +84,98 @@ def new_model(config: DiffusionGemmaConfig) -> DiffusionGemmaForBlockDiffusion:
 
 
 class Denoiser(nn.Module):
-    """Encoder and decoder over prompts and canvases of one step of training.
+    """Encoder and decoder over prompts, captions and canvases of one step of training.
 
-    A sequence is a prompt, padded on its left to one length, and behind it the caption that is to be written, which the
-    encoder learns to continue while the decoder, which sees the prompt alone, learns to write it at once.
+    A sequence is a prompt, padded on its left to one length, behind it the caption that is to be written, which the
+    encoder learns to continue, and canvases, which see the prompt and themselves and learn to become the caption at
+    once.
     """
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
+    def __init__(
+        self,
+        model: DiffusionGemmaForBlockDiffusion,
+        dtype: torch.dtype = PRODUCTS,
+        *,
+        is_compiled: bool = False,
+    ) -> None:
+        """Take a model over.
+
+        Args:
+            model: Whose parameters are trained.
+            dtype: Of matrix products.
+            is_compiled: See `Stack`.
+        """
         super().__init__()
         self.model = model
+        self._stack, self._dtype = Stack(dtype, is_compiled=is_compiled), dtype
 
-    def encode(self, tokens: Tensor, prompts: Tensor, width: int) -> tuple[Tensor, DynamicCache]:
-        """Logits of the next token at the end of the prompt and behind it, and keys and values of all.
+    def forward(
+        self, prompts: Tensor, lengths: Tensor, caption: Tensor | None, canvases: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, ...]:
+        """Logits, float32 [batch, places, vocabulary], of the caption's next tokens and of every canvas's clean ones.
 
         Args:
-            tokens: int64 [batch, sequence].
-            prompts: int64 [batch], tokens of each prompt.
-            width: What prompts are padded to.
-
-        Returns:
-            float32 [batch, sequence - width + 1, vocabulary]; the cache, of every layer's whole sequence.
+            prompts: int64 [batch, width], padded on the left.
+            lengths: int64 [batch], tokens of each prompt.
+            caption: int64 [batch, canvas]; its last token, which nothing follows, is not read. None: no logits of it.
+            canvases: Each int64 [batch, canvas], with the logits of a pass before if there was one.
         """
-        place = torch.arange(tokens.shape[1])
-        real = place >= (width - prompts)[:, None]
-        causal = real[:, None, None, :] & (place[:, None] >= place[None, :])
+        width, size = prompts.shape[1], CANVAS
+        text = prompts if caption is None else torch.cat([prompts, caption[:, :-1]], dim=1)
+        parts = [self.model.model.decoder.embed_tokens(text), *(self._noisy(*canvas) for canvas in canvases)]
+        sights = self._sights(lengths, width, text.shape[1], len(canvases))
+        hidden = self._stack.through(self.model.model.decoder.layers, torch.cat(parts, dim=1), sights)
+        read = hidden[:, width - 1 if caption is not None else width :]
+        return self.logits(read).split(size, dim=1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of places, softcapped, float32, of what is behind the last layer."""
+        cap, decoder = self.model.final_logit_softcapping, self.model.model.decoder
+        states = root_mean_square(hidden, decoder.norm.weight).to(self._dtype)
+        return cap * torch.tanh(F.linear(states, self.model.lm_head.weight.to(self._dtype)).float() / cap)
+
+    def _noisy(self, canvas: Tensor, known: Tensor | None) -> Tensor:
+        """A canvas as the decoder takes it, float32 [batch, canvas, hidden]."""
+        decoder = self.model.model.decoder
+        x = decoder.embed_tokens(canvas)
+        if known is None:
+            return root_mean_square(x)
+        table = decoder.embed_tokens
+        soft = (known.softmax(dim=-1).to(self._dtype) @ table.weight.to(self._dtype)).float() * table.embed_scale
+        part = decoder.self_conditioning
+        normed = root_mean_square(soft, part.pre_norm.weight).to(self._dtype)
+        gate_up = torch.cat([part.gate_proj.weight, part.up_proj.weight]).to(self._dtype)
+        hidden = gate(F.linear(normed, gate_up))
+        return root_mean_square(x + F.linear(hidden, part.down_proj.weight.to(self._dtype)).float())
+
+    def _sights(self, lengths: Tensor, width: int, text: int, canvases: int) -> dict[str, Sight]:
+        """Positions and masks: the text's tokens see what is before them, a canvas's the prompt and their canvas.
+
+        Args:
+            lengths: int64 [batch], tokens of each prompt.
+            width: What prompts are padded to.
+            text: Tokens of prompt and caption.
+            canvases: How many follow.
+        """
+        place = torch.arange(text)
+        canvas = torch.arange(canvases).repeat_interleave(CANVAS)
+        real = (place >= (width - lengths)[:, None])[:, None, :]
+        causal = real & (place[:, None] >= place[None, :])
         # A row of padding sees itself, since a softmax over nothing is no number.
-        causal = causal | torch.eye(len(place), dtype=torch.bool)
-        masks = {
-            "full_attention": causal,
-            "sliding_attention": causal & (place[:, None] - place[None, :] < WINDOW),
-        }
-        cache = DynamicCache()  # without a config: a sliding layer's would forget the prompt behind the caption
-        positions = (place[None] - (width - prompts)[:, None]).clamp(min=0)
-        encoder = self.model.model.encoder.language_model
-        out = encoder(input_ids=tokens, attention_mask=masks, position_ids=positions, past_key_values=cache)
-        return self._logits(out.last_hidden_state[:, width - 1 :]), cache
-
-    def denoise(
-        self,
-        canvas: Tensor,
-        cache: DynamicCache,
-        prompts: Tensor,
-        width: int,
-        known: Tensor | None,
-        told: Tensor | None,
-    ) -> Tensor:
-        """Logits of clean tokens, float32 [batch, canvas, vocabulary].
-
-        Args:
-            canvas: int64 [batch, canvas].
-            cache: Of `encode`, of which the first `width` places are read.
-            prompts: int64 [batch].
-            width: What prompts are padded to.
-            known: Logits of a pass before, of the same shape as the result, or None.
-            told: Which rows take them, bool [batch].
-        """
-        place = torch.arange(cache.get_seq_length())
-        prompt = (place >= (width - prompts)[:, None]) & (place < width)
-        near = prompt & (place >= width - WINDOW + 1)
-        masks = {
-            name: F.pad(seen, (0, canvas.shape[1]), value=True)[:, None, None, :].expand(-1, 1, canvas.shape[1], -1)
-            for name, seen in (("full_attention", prompt), ("sliding_attention", near))
-        }
-        out = self.model.model.decoder(
-            decoder_input_ids=canvas,
-            past_key_values=cache,
-            self_conditioning_logits=known,
-            self_conditioning_mask=told,
-            decoder_attention_mask=masks,
-            decoder_position_ids=prompts[:, None] + torch.arange(canvas.shape[1]),
-        )
-        return self._logits(out.last_hidden_state)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        cap = self.model.final_logit_softcapping
-        return cap * torch.tanh(self.model.lm_head(hidden).float() / cap)
+        causal = causal | torch.eye(text, dtype=torch.bool)
+        prompt = (real & (place < width)).expand(-1, len(canvas), -1)
+        own = (canvas[:, None] == canvas[None, :]).expand(len(lengths), -1, -1)
+        positions = (place - (width - lengths)[:, None]).clamp(min=0)
+        written = lengths[:, None] + torch.arange(CANVAS).repeat(canvases)
+        positions = torch.cat([positions, written], dim=1)
+        sights = {}
+        for kind, near, reach in (
+            ("full_attention", causal, prompt),
+            ("sliding_attention", causal & (place[:, None] - place < WINDOW), prompt & (place >= width - WINDOW + 1)),
+        ):
+            above = F.pad(near, (0, len(canvas)), value=False)
+            seen = torch.cat([above, torch.cat([reach, own], dim=2)], dim=1)
+            mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
+            cos, sin = self.model.model.decoder.rotary_emb(mask, positions, kind)
+            sights[kind] = Sight(cos=cos[:, :, None], sin=sin[:, :, None], mask=mask)
+        return sights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.training.text.wishes import Look, Wish, article, one_of, partly, random_wish
+from benchmarks.training.text.wishes import Look, Wish, article, one_of, partly, random_wish, said
 from tests.references.scenes import COLORS, SHAPES
 
 _WORDS_FOR = {
@@ -22,12 +22,13 @@ _ALL = {*COLORS, *SHAPES, *(word for words in _WORDS_FOR.values() for word in wo
 
 def random_pair(chance: np.random.Generator) -> tuple[str, Wish]:
     """A prompt of any kind, and a full wish that it may stand for."""
-    objects = one_of(chance, (1, 2))
+    objects = one_of(chance, (1, 2, 2))
     wish = random_wish(chance, objects)
     if chance.random() < 0.03:
         return "", wish
-    prompt = phrase(chance, partly(chance, wish))
-    return (mistyped(chance, prompt) if chance.random() < 0.15 else prompt), wish
+    asked = said(wish) if chance.random() < 0.2 else partly(chance, wish)
+    prompt = phrase(chance, asked)
+    return (mistyped(chance, prompt) if chance.random() < 0.2 else prompt), wish
 
 
 def phrase(chance: np.random.Generator, asked: Wish, *, reverse: bool | None = None) -> str:

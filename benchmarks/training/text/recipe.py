@@ -19,10 +19,7 @@ from benchmarks.training.text.model import CANVAS, Denoiser, config_of, new_mode
 from benchmarks.training.training import Plan, Training, muon
 from max_zimage import embedded
 
-PLANS = (
-    Plan(steps=1380, batch=40, rate=2.5e-3, warmup=100, decay=0.5),
-    Plan(steps=840, batch=40, rate=2e-3, warmup=50, decay=0.5),
-)
+PLANS = (Plan(steps=1500, batch=32, rate=2.5e-3, warmup=100, decay=0.37),)
 """One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
 """Names of the matrices that Muon is not meant for: inputs and outputs, and what chooses experts."""
@@ -39,13 +36,14 @@ GENERATION = {
 """What the model is asked with where a request says nothing."""
 
 
-def train(work: Path, plans: Sequence[Plan] = PLANS, threads: int = 1) -> Path:
+def train(work: Path, plans: Sequence[Plan] = PLANS, threads: int = 1, *, is_compiled: bool = False) -> Path:
     """Train what is not trained yet, in a folder that a stopped training goes on in.
 
     Args:
         work: For the tokenizer, the states to go on from, the curves and, after every tenth, a checkpoint.
         plans: How long and how fast.
         threads: Of the CPU.
+        is_compiled: See `Stack`.
 
     Returns:
         The checkpoint's folder.
@@ -53,7 +51,7 @@ def train(work: Path, plans: Sequence[Plan] = PLANS, threads: int = 1) -> Path:
     torch.set_num_threads(threads)
     tokenizer = tokenizer_of(work / "tokenizer")
     config = config_of(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
-    denoiser, checkpoint, done = Denoiser(new_model(config)), work / embedded.TEXT_NAME, 0
+    denoiser, checkpoint, done = Denoiser(new_model(config), is_compiled=is_compiled), work / embedded.TEXT_NAME, 0
     for number, plan in enumerate(plans, 1):
         training = Training(work / f"part-{number}", denoiser, muon(denoiser, plan, BY_ADAM), plan)
         training.run(

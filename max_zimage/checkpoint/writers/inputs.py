@@ -25,14 +25,13 @@ from max_zimage.checkpoint.plan import LoadPlan, holds_final_norm, plan
 from max_zimage.checkpoint.published import published_configs
 from max_zimage.checkpoint.recognition import recognized
 from max_zimage.checkpoint.tensors import Source, Tensor
+from max_zimage.checkpoint.tied import HEADS
 from max_zimage.checkpoint.transforms import transformed
 from max_zimage.checkpoint.transforms.base import Transform
 from max_zimage.errors import CheckpointError
 
 _FULL = frozenset({"F64", "F32", "F16", "BF16"})
 """What is stored without having been quantized."""
-_HEADS = ("lm_head.weight", "output.weight")
-"""Names of the matrix that predicts words, which belongs to the file and not to the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +115,7 @@ def check_component(opened: Opened, component: str, transforms: Sequence[Transfo
         hint = "" if opened.directory is not None else f"\n  {_NO_CONFIGS}"
         raise CheckpointError(f"{error}{hint}") from error
     head = None
-    if heads := [name for name in checked.dropped if component == "text_encoder" and name.endswith(_HEADS)]:
+    if heads := [name for name in checked.dropped if component == "text_encoder" and name.endswith(HEADS)]:
         head = transformed(own_part(source, component)[0], transforms).tensors[heads[0]]
     return Checked(checked, head)
 

@@ -1,7 +1,8 @@
 """AUTOMATIC1111's routes, `/sdapi/v1/txt2img` and `img2img`, and what tells of them and ends them.
 
 Its clients speak of the picture that is drawn as if there were one at a time. Here that is the oldest request of these
-routes that has no answer yet; requests of other routes are not theirs to end.
+routes that is being drawn, on whichever replica, or the oldest that waits; requests of other routes are not theirs to
+end.
 
 Reference: reference/scale-and-ux.md section 11; stable-diffusion-webui modules/api/api.py.
 """
@@ -11,9 +12,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -36,11 +34,11 @@ from max_zimage.serving.http.a1111_info import info
 from max_zimage.serving.http.a1111_pictures import Files, Put, file_of_text, pictures_of
 from max_zimage.serving.http.answers import finished, picture_or_error
 from max_zimage.serving.http.api_names import refused
+from max_zimage.serving.http.media import reached
 from max_zimage.serving.http.remote_images import fetched, is_remote
 from max_zimage.serving.http.requests import carries_metadata, make_context
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import ServerState, state_of
-from max_zimage.serving.job import Job
 
 router = APIRouter(prefix="/sdapi/v1")
 
@@ -107,7 +105,7 @@ async def _answered(
 
     revision, job = await state.submit_enhanced(asked, NAMES, prepared, request)
     state.note(job, None)
-    with _current(state, job):
+    with state.records.currents.known(job):
         output = await finished(state.dispatcher, job, request)
     files = await asyncio.to_thread(put_back, [picture_or_error(item) for item in output.output])
     images = [base64.b64encode(file).decode() for file in files if body.send_images is not False]
@@ -117,40 +115,31 @@ async def _answered(
     return JSONResponse(answer, headers=revision.headers)
 
 
-@contextmanager
-def _current(state: ServerState, job: Job) -> Iterator[None]:
-    """A request among those of which clients speak as the current one, while it has no answer."""
-    state.a1111_jobs.append(job)
-    try:
-        yield
-    finally:
-        state.a1111_jobs.remove(job)
-
-
 @router.get("/progress")
 async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
-    """How far the current picture is, with a small one of it."""
-    jobs = state_of(request).a1111_jobs
-    told = jobs[0].progress if jobs else None
-    share = told.step / told.steps if told else 0.0
-    # From when it was queued: what it has waited for, others wait for too.
-    left = (time.monotonic() - jobs[0].arrived) * (1 - share) / share if share else 0.0
-    preview = jobs[0].preview if jobs and not skip_current_image else None
+    """How far the current picture is, with a small one of it; on whichever replica it is drawn."""
+    state = state_of(request)
+    with reached(state.metrics):
+        found = await state.records.currents.all()
+    first = found[0] if found else None
+    share = first.step / first.steps if first and first.steps else 0.0
+    preview = first.preview if first and not skip_current_image else b""
     return {
         "progress": share,
-        "eta_relative": left,
+        # From when it was queued: what it has waited for, others wait for too.
+        "eta_relative": first.seconds * (1 - share) / share if first and share else 0.0,
         "state": {
             "skipped": False,
             "interrupted": False,
             "stopping_generation": False,
-            "job": jobs[0].name if jobs else "",
-            "job_count": len(jobs),
+            "job": first.name if first else "",
+            "job_count": len(found),
             "job_timestamp": "0",
             "job_no": 0,
-            "sampling_step": told.step if told else 0,
-            "sampling_steps": told.steps if told else 0,
+            "sampling_step": first.step if first else 0,
+            "sampling_steps": first.steps if first else 0,
         },
-        "current_image": None if preview is None else base64.b64encode(preview.png).decode(),
+        "current_image": base64.b64encode(preview).decode() if preview else None,
         "textinfo": None,
     }
 
@@ -159,8 +148,8 @@ async def progress(request: Request, skip_current_image: bool = False) -> dict[s
 async def interrupt(request: Request) -> dict[str, Any]:
     """End the current request, whose own answer becomes an error; nothing happens where there is none."""
     state = state_of(request)
-    for job in state.a1111_jobs[:1]:
-        state.dispatcher.cancel(job, "api")
+    with reached(state.metrics):
+        await state.records.currents.cancel()
     return {}
 
 

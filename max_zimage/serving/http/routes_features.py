@@ -18,6 +18,7 @@ from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.encoding import request_of_texts
 from max_zimage.request.feature_settings import SETTINGS
 from max_zimage.request.fields import ROWS
+from max_zimage.serving.http import routes_hidden_states
 from max_zimage.serving.http.answers import finished
 from max_zimage.serving.http.api_names import IMAGES, ApiNames, refused
 from max_zimage.serving.http.requests import ServedModel, check_model, check_texts
@@ -27,6 +28,7 @@ from max_zimage.serving.worker.prompt_features import read_features
 from max_zimage.text.tokenizer import TokenizerError
 
 router = APIRouter(prefix="/v1")
+router.include_router(routes_hidden_states.router)
 
 
 class FeaturesRequest(BaseModel):
@@ -68,7 +70,7 @@ async def prompt_features(request: Request) -> Response:
     context = await asyncio.to_thread(encoding, state.served, IMAGES, body.prompt, body.negative_prompt, given)
     job = await state.submit(context, request)
     state.note_texts(job, body.user)
-    features = read_features(await finished(state.dispatcher, job, request))
+    features = await asyncio.to_thread(read_features, await finished(state.dispatcher, job, request))
     tokens = features.tokens + (0 if features.negative is None else len(features.negative))
     answer = {
         "object": "prompt_features",

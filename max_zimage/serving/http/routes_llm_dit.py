@@ -217,7 +217,7 @@ async def encode(request: Request) -> Response:
     context = await asyncio.to_thread(encoding, state.served, NAMES, texts["prompt"], None, settings)
     job = await state.submit(context, request)
     state.note_texts(job, None)
-    features = read_features(await finished(state.dispatcher, job, request))
+    features = await asyncio.to_thread(read_features, await finished(state.dispatcher, job, request))
     answer = {
         "shape": list(features.positive.shape),
         "dtype": str(features.positive.dtype),

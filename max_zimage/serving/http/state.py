@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -41,7 +41,6 @@ class ServerState:
         records: Requests by their ids, on whichever replica.
         metrics: Its figures.
         enhancer: Writes prompts out, and answers chats; None for none.
-        a1111_jobs: Requests of AUTOMATIC1111's routes, the oldest first, of which its clients speak as the current one.
         tracing: Takes spans; None for none.
         was_ready: Whether the worker has been ready once. Before, requests are refused; while it restarts, they wait.
     """
@@ -53,7 +52,6 @@ class ServerState:
     records: RequestRecords
     metrics: Metrics
     enhancer: EnhancerDesk | None = None
-    a1111_jobs: list[Job] = field(default_factory=list)
     tracing: Tracing | None = None
     was_ready: bool = False
 

@@ -25,7 +25,7 @@ import fsspec
 
 from max_zimage.serving.addresses import MEMORY
 
-_WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "memory"})
+WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "memory"})
 """Protocols whose file is replaced in one go by writing it."""
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 _UNFINISHED = ".new-"
@@ -78,7 +78,7 @@ class StoreFiles:
             self._root: str = root.rstrip("/")
         protocols = self._system.protocol
         self._is_folder = "file" in protocols
-        self._whole = not _WHOLE.isdisjoint({protocols} if isinstance(protocols, str) else protocols)
+        self._whole = not WHOLE.isdisjoint({protocols} if isinstance(protocols, str) else protocols)
 
     def check(self, folders: tuple[str, ...]) -> None:
         """Make the folders, and try all that will be done with a file.

@@ -11,25 +11,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any
+from typing import Any, Literal, get_args
 
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError, duplicate_id
 from max_zimage.serving.job import Change, Job
 from max_zimage.serving.metrics import Metrics
+from max_zimage.serving.store import times
+from max_zimage.serving.store.currents import CurrentRequests
 from max_zimage.serving.store.files import StoreError
 from max_zimage.serving.store.state_store import StateStore, TooLarge
 from max_zimage.serving.unqueued import Unqueued, UnqueuedRequests
 
 _log = logging.getLogger("max_zimage.serving")
 
-ACTIVE = ("enhancing", "queued", "running")
-_TICK = 1.0  # seconds between two looks at requests that are on their way
-_BEAT = 5.0  # seconds after which a request is written down again though nothing has changed
-_LOST = 30.0  # seconds without that, and its replica is gone; as far as clocks of replicas may differ
+OnItsWay = Literal["enhancing", "queued", "running"]
+ACTIVE: tuple[OnItsWay, ...] = get_args(OnItsWay)
 _SWEEP = 60.0
 _MOST = 4096  # ended requests that are not written down
-_ASK, _ASKS = 0.2, 25  # seconds between two looks whether a replica has obeyed, and how many of them
 
 
 class RequestRecords:
@@ -37,6 +36,7 @@ class RequestRecords:
 
     Attributes:
         unqueued: This replica's requests whose prompts are being written out.
+        currents: Those of clients that know no ids.
 
     Args:
         store: Where they meet.
@@ -54,6 +54,7 @@ class RequestRecords:
         self._complained = float("-inf")
         dispatcher.observers.append(self._note)
         self.unqueued = UnqueuedRequests(dispatcher, metrics, self._note_unqueued)
+        self.currents = CurrentRequests(store, dispatcher, self._urgent.set)
 
     async def find(self, name: str) -> dict[str, Any] | None:
         """How a request stands, as its client is told; None if nothing is known of it.
@@ -85,8 +86,8 @@ class RequestRecords:
         if facts is None or _told(facts)["status"] not in ACTIVE:
             return None
         await self._store.ask_to_cancel(name, facts["run"])
-        for _ in range(_ASKS):
-            await asyncio.sleep(_ASK)
+        for _ in range(times.ASKS):
+            await asyncio.sleep(times.ASK)
             now = await self._store.request(name)
             status = None if now is None or now["run"] != facts["run"] else _told(now)["status"]
             if status not in ACTIVE:
@@ -115,7 +116,7 @@ class RequestRecords:
         while True:
             with contextlib.suppress(TimeoutError):
                 # `wait_for` of Python 3.11 would go on when it is cancelled as the event comes.
-                async with asyncio.timeout(_TICK):
+                async with asyncio.timeout(times.TICK):
                     await self._urgent.wait()
             self._urgent.clear()
             try:
@@ -126,7 +127,7 @@ class RequestRecords:
                     await self._store.sweep()
             except Exception as error:  # whatever it is, later requests are written down again
                 self._complain(error)
-                await asyncio.sleep(_TICK)
+                await asyncio.sleep(times.TICK)
 
     async def flush(self) -> None:
         """Write down all that is due, and wait for what somebody else is writing down.
@@ -137,9 +138,10 @@ class RequestRecords:
         # What is being written is not due: without the lock the last one at a server's end would find nothing to do.
         async with self._flushing:
             if self._store.is_shared:
-                late = time.monotonic() - _BEAT
+                late = time.monotonic() - times.BEAT
                 self._due |= {name for name in self._runs() if self._written.get(name, late) <= late}
-            results = await asyncio.gather(*map(self._write, list(self._due)), return_exceptions=True)
+            writing = (self.currents.flush(), *map(self._write, list(self._due)))
+            results = await asyncio.gather(*writing, return_exceptions=True)
         for failure in results:
             if failure is not None:
                 raise failure
@@ -261,6 +263,6 @@ def _ended(name: str, arrived: float, ended: float | None, end: object) -> dict[
 def _told(facts: dict[str, Any]) -> dict[str, Any]:
     """What a replica has written, unless it wrote so long ago that it cannot be there any more."""
     answer: dict[str, Any] = facts["answer"]
-    if answer["status"] in ACTIVE and facts["written"] < time.time() - _LOST:
+    if answer["status"] in ACTIVE and facts["written"] < time.time() - times.LOST:
         return {"id": answer["id"], "status": "lost"}
     return answer

@@ -21,7 +21,7 @@ from max_zimage.serving.store.sealed import Entry, Seal, SealError
 
 _log = logging.getLogger("max_zimage.serving")
 
-PICTURES, REQUESTS, CANCELS = "pictures", "requests", "cancels"
+_FOLDERS = PICTURES, REQUESTS, CANCELS, CURRENTS = "pictures", "requests", "cancels", "currents"
 KINDS = frozenset({"image/png", "image/jpeg", "image/webp"})
 _SWEEP = 60.0  # seconds between two looks at all files
 _SHARE = 16  # and after this part of the room has been filled
@@ -65,7 +65,7 @@ class StateStore:
     """
 
     def __init__(self, files: StoreFiles, seal: Seal, *, room: int, seconds: float) -> None:
-        files.check((PICTURES, REQUESTS, CANCELS))
+        files.check(_FOLDERS)
         self._files, self._seal, self.room, self._seconds = files, seal, room, seconds
         self.is_shared = files.is_shared
         self._lock = threading.Lock()
@@ -137,6 +137,35 @@ class StateStore:
         """
         return await self._run(self._wishes, names)
 
+    async def put_current(self, run: str, entry: Entry) -> None:
+        """Write down how a request stands whose client knows no id.
+
+        Args:
+            run: By which it is told from all others.
+            entry: How it stands.
+
+        Raises:
+            TooLarge: If it is larger than the whole room.
+            StoreError: If it cannot be written.
+        """
+        await self._run(self._put, CURRENTS, run, Entry(entry.facts | {"written": time.time()}, entry.content))
+
+    async def remove_current(self, run: str) -> None:
+        """Forget such a request.
+
+        Raises:
+            StoreError: If it cannot be removed.
+        """
+        await self._run(self._files.remove, self._seal.path(CURRENTS, run))
+
+    async def currents(self, seconds: float) -> list[Entry]:
+        """All such requests, of all replicas, that were written down within so many seconds.
+
+        Raises:
+            StoreError: If the store cannot be read.
+        """
+        return await self._run(self._currents, seconds)
+
     async def sweep(self) -> None:
         """Remove what is too old, where nothing has been written for a while that would have.
 
@@ -169,7 +198,9 @@ class StateStore:
         self._files.put(path, file)
 
     def _get(self, folder: str, name: str) -> Entry | None:
-        path = self._seal.path(folder, name)
+        return self._opened(self._seal.path(folder, name))
+
+    def _opened(self, path: str) -> Entry | None:
         file = self._files.get(path)
         if file is None:
             return None
@@ -193,6 +224,11 @@ class StateStore:
                 wishes[name] = str(entry.facts.get("run"))
         return wishes
 
+    def _currents(self, seconds: float) -> list[Entry]:
+        since = time.time() - seconds
+        found = (self._opened(each.path) for each in self._files.listed(CURRENTS) if each.written > since)
+        return [each for each in found if each is not None]  # it may have been removed since it was listed
+
     def _sweep(self) -> None:
         with self._lock:
             self._make_room(0)
@@ -203,14 +239,14 @@ class StateStore:
         alone = not self.is_shared or self._since <= self.room // _SHARE
         if rested and alone and self._used + size <= self.room:
             return
-        files = [each for folder in (PICTURES, REQUESTS, CANCELS) for each in self._files.listed(folder)]
+        files = [each for folder in _FOLDERS for each in self._files.listed(folder)]
         files.sort(key=lambda each: each.written)
         self._used, before = sum(each.size for each in files), time.time() - self._seconds
         for each in files:
             if each.written >= before and self._used + size <= self.room:
                 break
             self._remove(each)
-        for folder in (PICTURES, REQUESTS, CANCELS):
+        for folder in _FOLDERS:
             for each in self._files.abandoned(folder, _PATIENCE * 3):
                 self._files.remove(each.path)
         self._since, self._looked = 0, time.monotonic()

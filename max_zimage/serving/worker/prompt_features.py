@@ -11,6 +11,7 @@ from max.pipelines.request.open_responses import OutputTextContent
 
 from max_zimage.pipeline.context import ZImageContext, request_of
 from max_zimage.pipeline.encoding import features_of_ids
+from max_zimage.pipeline.not_finite import NotFiniteError, usual_suspects
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.serving.worker.messages import text_content
@@ -22,12 +23,18 @@ def encoded_output(pipeline: ZImagePipeline, context: ZImageContext) -> Generati
     Args:
         pipeline: Whose text encoder does it.
         context: The request, with token ids of its texts.
+
+    Raises:
+        NotFiniteError: If there is NaN or infinity among its features.
     """
     given = (context.tokens, context.negative_tokens)
     texts = [np.asarray(each.array, np.int64) for each in given if each is not None]
     template, tokenizer = context.encodes
     most = pipeline.sources.limits.max_tokens
     (features,) = features_of_ids(pipeline.text_encoder, request_of(context), texts, most, (template, tokenizer))
+    if not all(np.isfinite(each).all() for each in (features.positive, features.negative) if each is not None):
+        what = "hidden states of the text encoder came out as NaN or infinity"
+        raise NotFiniteError(what, [], usual_suspects(pipeline.text_encoder.dtype_name))
     content = text_content(base64.b64encode(features.to_bytes()).decode())
     return GenerationOutput(
         request_id=context.request_id, final_status=GenerationStatus.END_OF_SEQUENCE, output=[content]

@@ -27,7 +27,7 @@ from max_zimage.compile.modules import counts
 from max_zimage.errors import AdapterError
 from max_zimage.pipeline.bound_adapters import NotApplied
 from max_zimage.pipeline.context import ZImageContext, asked_of, step_cache_of
-from max_zimage.pipeline.not_finite import CODE, Flags, explained, usual_suspects
+from max_zimage.pipeline.not_finite import CODE, Flags, NotFiniteError, explained, usual_suspects
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.request.loras import without_folders
 from max_zimage.serving.worker.encoding import final_output
@@ -169,14 +169,22 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             figures = {"graphs": dict(counts), "embeddings": self._embeddings()}
             self._tell(context, Progress(step=0, steps=steps, seconds={}, batch=pictures, **figures))
         self._starting = batch
-        model = cast(ZImagePipeline, self._model)
         if first.encodes:
-            begin = time.monotonic()
-            output = encoded_output(model, first)
-            self._spans.tell(first, {"captions": (begin, time.monotonic())})
-            self._answer(first.request_id, SchedulerResult.create(cast(Any, output)))
+            self._encode(first)
             return
-        self._running = RunningBatch(model, batch)
+        self._running = RunningBatch(cast(ZImagePipeline, self._model), batch)
+
+    def _encode(self, context: ZImageContext) -> None:
+        """Answer a request that wants features of its texts and no picture."""
+        begin = time.monotonic()
+        try:
+            output = encoded_output(cast(ZImagePipeline, self._model), context)
+        except NotFiniteError as error:
+            _log.error("request %s: %s", context.request_id, error)
+            self._end(context, Failure(code=CODE, message=str(error)))
+            return
+        self._spans.tell(context, {"captions": (begin, time.monotonic())})
+        self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
 
     def _report(self, running: RunningBatch) -> None:
         done = running.is_denoised

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args
 
-from playwright.sync_api import expect
+import pytest
+from playwright.sync_api import Route, expect
 
 from max_zimage.request.metadata import read_parameters
+from max_zimage.serving.store.records import OnItsWay
 from tests.references.browser import WAIT, Visit
 from tests.references.chat_stub import ChatStub
+from tests.references.servers import Server
 
 
 def test_what_was_written_is_shown_and_can_be_taken(here: Visit, writer: ChatStub, tmp_path: Path) -> None:
@@ -43,3 +48,49 @@ def test_a_prompt_that_is_not_written_out_is_drawn_with_a_word(here: Visit, writ
         writer.status = 200
     expect(here.page.locator(".warning")).to_contain_text("the prompt is drawn as it was given: writer answered with")
     expect(here.page.locator("#revised")).to_have_count(0)
+
+
+def test_that_a_prompt_is_being_written_out_is_said_until_it_is(
+    here: Visit, writer: ChatStub, served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = here.page.locator("#progress-said")
+    here.page.get_by_label("Write it out first").check()
+    here.set(prompt="a star", seed=7, width=512, height=512, steps=60)
+    monkeypatch.setattr(writer, "wait", 2.0)
+    here.page.click("#draw")
+    expect(said).to_have_text("Writing the prompt out", timeout=WAIT)
+    expect(here.page.locator("#live")).to_have_text("Writing the prompt out")
+    expect(here.page.locator(".thumb").first).to_have_attribute("aria-label", "enhancing: a star")
+    assert here.page.locator("#progress").evaluate("bar => bar.position") == -1  # nobody knows how far it is
+    expect(said).to_have_text(re.compile(r"Step \d+ of 60"), timeout=WAIT)
+    here.page.click("#cancel")
+    expect(here.page.get_by_role("heading", name="Nothing drawn yet")).to_be_visible()
+    cancelled = served.metric('zimage_cancellations_total{by="api"}')
+    here.page.click("#draw")
+    expect(said).to_have_text("Writing the prompt out", timeout=WAIT)
+    here.page.click("#cancel")  # and what is only written out ends as well
+    expect(here.page.get_by_role("heading", name="Nothing drawn yet")).to_be_visible()
+    assert served.metric('zimage_cancellations_total{by="api"}') == cancelled + 1
+
+
+@pytest.mark.parametrize("status", [*get_args(OnItsWay), "lost", "failed"])
+def test_every_status_that_a_server_can_say_is_shown(here: Visit, status: str) -> None:
+    """Of a stream that a proxy holds back; what became of a request its stream says, whatever else is said."""
+    answers = {"queued": {"before": 2}, "running": {"step": 3, "steps": 8}}
+    told = {"id": "x", "status": status} | answers.get(status, {})
+    said = {"enhancing": "Writing the prompt out", "queued": "Waiting, 2 requests before this one"}
+    said |= {"running": "Step 3 of 8"}
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.method)
+        route.fulfill(json=told)
+
+    here.page.route("**/v1/requests/*", answer)
+    here.page.route("**/v1/images/generations", lambda route: None)  # no answer
+    here.set(prompt="a star")
+    here.page.click("#draw")
+    expect(here.page.locator("#progress-said")).to_have_text(said.get(status, "Sending"), timeout=WAIT)
+    here.page.wait_for_timeout(100 if status in said else 400)
+    expect(here.page.locator("#progress-said")).to_have_text(said.get(status, "Sending"))
+    assert set(asked) == {"GET"}

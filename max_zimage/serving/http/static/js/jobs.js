@@ -4,19 +4,22 @@ import { ApiError, cancel, draw, statusOf } from "./api.js";
 import { blobOf, randomId } from "./dom.js";
 
 const ASK = 1000;
+/** What the server says of a request that is on its way; what became of one, its stream says. */
+const ON_ITS_WAY = ["enhancing", "queued", "running"];
 
 /**
  * A request on its way.
  *
- * status: "sending", "queued", "running", "done", "failed" or "cancelled"; before: requests that come first; step and
- * steps; previews: a URL for each picture; pictures: what has come.
+ * status: "sending", "enhancing", "queued", "running", "done", "failed" or "cancelled"; before: requests that come first;
+ * step and steps; previews: a URL for each picture; pictures: what has come.
  */
 export class Job {
+  #isTold = false;
+
   constructor({ route, size, body, kept }, model, onChange) {
     Object.assign(this, { route, size, body, kept, model, onChange });
     this.id = randomId();
     this.created = Date.now();
-    this.began = null;
     this.status = "sending";
     this.before = 0;
     this.step = 0;
@@ -74,7 +77,7 @@ export class Job {
   #told(event) {
     const kind = event.type.split(".").pop();
     if (kind === "progress") {
-      this.began ??= Date.now();
+      this.#isTold = true;
       Object.assign(this, { status: "running", step: event.step, steps: event.steps });
     } else if (kind === "partial_image") {
       if (this.previews[event.index]) URL.revokeObjectURL(this.previews[event.index]);
@@ -102,12 +105,13 @@ export class Job {
     };
   }
 
+  /** How it stands, until its stream tells of steps: a proxy may keep that back, and of what comes before it says nothing. */
   async #ask() {
-    if (this.status !== "sending" && this.status !== "queued") return;
+    if (this.isOver || this.#isTold) return;
     try {
-      const { status, before } = await statusOf(this.id);
-      if (status !== "queued" || (this.status !== "sending" && this.status !== "queued")) return;
-      Object.assign(this, { status: "queued", before });
+      const { status, before = 0, step = 0, steps = 0 } = await statusOf(this.id);
+      if (this.isOver || this.#isTold || !ON_ITS_WAY.includes(status)) return;
+      Object.assign(this, { status, before, step, steps });
       this.onChange(this);
     } catch {
       // It is not there yet, or not any more: the stream says which.

@@ -161,6 +161,10 @@ export class Stage {
       Object.assign(bar, { max: job.steps, value: job.step });
       said.textContent = `Step ${job.step} of ${job.steps}`;
       if (job.step === 0 || job.step * 4 % job.steps < 4) announce(`Drawing, ${Math.round((100 * job.step) / job.steps)} percent`);
+    } else if (job.status === "enhancing") {
+      said.textContent = "Writing the prompt out";
+      bar.removeAttribute("value");
+      announce(said.textContent);
     } else if (job.status === "queued") {
       said.textContent = job.before ? `Waiting, ${job.before} ${job.before === 1 ? "request" : "requests"} before this one` : "Next in line";
       bar.removeAttribute("value");
@@ -261,8 +265,9 @@ export class Stage {
     }
     const said = item.status === "running" ? `${item.step}/${item.steps}` : item.status === "failed" ? "!" : "…";
     const preview = item.previews.find(Boolean);
-    if (thumb.dataset.said === `${said} ${preview}`) return;
-    thumb.dataset.said = `${said} ${preview}`;
+    const shown = `${item.status} ${said} ${preview}`;
+    if (thumb.dataset.said === shown) return;
+    thumb.dataset.said = shown;
     thumb.replaceChildren(...(preview ? [el("img", { src: preview, alt: "", className: "preview" })] : []), el("span", { className: "badge" }, said));
     thumb.setAttribute("aria-label", `${item.status}: ${item.kept.prompt}`);
   }
