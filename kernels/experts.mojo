@@ -13,7 +13,6 @@ DiffusionGemmaTextExperts.
 """
 
 import extensibility
-
 from extensibility import InputTensor, OutputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
