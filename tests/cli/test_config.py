@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from benchmarks.docs import config_page
 from max_zimage import PromptFeatures, ZImagePipeline
 from max_zimage.cli.configuring import configure
+from max_zimage.cli.fleet import fleet_of
 from max_zimage.cli.given import command_of, given_by
 from max_zimage.cli.main import _parser, main
 from max_zimage.cli.other_flags import OTHERS
@@ -22,6 +24,7 @@ from max_zimage.cli.server_settings import settings_of
 from max_zimage.pipeline import encoder as encoder_module
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.request.metadata import read_parameters
+from max_zimage.serving.ray_serve.settings import FleetSettings
 from max_zimage.serving.settings import ServerSettings
 from tests.references.diffusers_runs import Pair
 
@@ -182,15 +185,26 @@ def test_llm_dits_names_of_flags(theirs: str, ours: str) -> None:
 
 
 def served(*words: str) -> ServerSettings:
+    return settings_of(serving(*words))
+
+
+def serving(*words: str) -> argparse.Namespace:
     line = ["serve", *words]
     arguments = _parser().parse_args(line)
     configure(arguments, given_by(_parser(), line), command_of(_parser(), "serve"))
-    return settings_of(arguments)
+    return arguments
+
+
+def fleet(*words: str) -> tuple[ServerSettings, FleetSettings | None]:
+    arguments = serving(*words)
+    settings = settings_of(arguments)
+    return settings, fleet_of(arguments, settings)
 
 
 VALUES: dict[str, Any] = {"api_key_file": "key", "lora_folder": ".", "allow_host": ["example.org"]}
 VALUES |= {"cors_origin": ["https://example.org"], "served_model_name": "star", "host": "::1"}
-VALUES |= {"trusted_proxy": ["10.0.0.0/8"], "state_store": "file:///shared/state"}
+VALUES |= {"trusted_proxy": ["10.0.0.0/8"], "state_store": "file:///shared/state", "ray": "local"}
+OF_A_FLEET = ("replicas", "max_replicas", "encoders", "replica_cpus", "replica_gpus")
 
 
 @pytest.mark.parametrize("name", server_keys(command_of(_parser(), "serve")))
@@ -203,11 +217,12 @@ def test_every_key_of_the_server_changes_its_settings(
     value = VALUES.get(name, True if key.types == (bool,) else 7)
     file = tmp_path / "config.toml"
     file.write_text(f"[server]\n{name} = {json.dumps(value)}")
-    configured, plain = served("--config", str(file)), served()
+    beside = ("--ray", "local", "--state-store", "file:///shared/state") if name in OF_A_FLEET else ()
+    configured, plain = fleet(*beside, "--config", str(file)), fleet(*beside)
     assert configured != plain
     flag = "--" + name.replace("_", "-")
     words = [flag] if key.types == (bool,) else [flag, *(value if isinstance(value, list) else [str(value)])]
-    assert configured == served(*words)
+    assert configured == fleet(*beside, *words)
 
 
 def test_the_start_of_a_server(tmp_path: Path) -> None:
