@@ -8,8 +8,8 @@ import os
 def is_path(text: str) -> bool:
     """Whether it is a path of this machine, and no URL that fsspec knows.
 
-    >>> [is_path(each) for each in ("a/b.png", "s3://bucket/b.png", "data:image/png;base64,AA==", "zip::a.zip")]
-    [True, False, False, False]
+    >>> is_path("a/b.png"), is_path("s3://bucket/b.png"), is_path("data:image/png;base64,AA=="), is_path("zip::a.zip")
+    (True, False, False, False)
     """
     return "://" not in text and "::" not in text and not text.startswith("data:")
 

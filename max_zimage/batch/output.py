@@ -154,7 +154,7 @@ class Output:
             else:
                 self._system.makedirs(other.rpartition("/")[0], exist_ok=True)
             try:
-                _ = os.replace(one, other) if self.is_folder else self._system.mv(one, other)
+                (os.replace if self.is_folder else self._system.mv)(one, other)
             except FileNotFoundError:
                 return False
             return True
