@@ -154,10 +154,7 @@ class Output:
             else:
                 self._system.makedirs(other.rpartition("/")[0], exist_ok=True)
             try:
-                if self.is_folder:
-                    os.replace(one, other)
-                else:
-                    self._system.mv(one, other)
+                (os.replace if self.is_folder else self._system.mv)(one, other)
             except FileNotFoundError:
                 return False
             return True
