@@ -114,10 +114,11 @@ def test_outcomes_are_told_apart() -> None:
 
 def test_the_model_foretells_the_measured_loads() -> None:
     record = calibrate.Record(fleet.RECORD)
+    if record.measured("1.5").refused == 0:
+        pytest.skip("the recorded run was never above capacity: python -m benchmarks fleet, on a quiet machine")
     slowdown = calibrate.fitted(record)
-    assert record.foretold(calibrate.FITTED, slowdown).mean == pytest.approx(
-        record.measured(calibrate.FITTED).mean, rel=0.02
-    )
+    there = record.foretold(calibrate.FITTED, slowdown), record.measured(calibrate.FITTED)
+    assert there[0].mean == pytest.approx(there[1].mean, rel=0.02)
     others = [load for load in record.loads if load != calibrate.FITTED]
     assert others == ["0.5", "1.5"]
     for load in others:
