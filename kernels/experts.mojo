@@ -264,7 +264,8 @@ def _sums[
 
 def _panel_words[dtype: DType, wide: Bool](inputs: Int) -> Int:
     """Words of a panel of twelve rows, as `_sums` takes it."""
-    return ceildiv(inputs, per_unit[dtype]()) * TILE_ROWS * (per_unit[dtype]() if wide else 1)
+    var units = ceildiv(inputs, per_unit[dtype]())
+    return units * TILE_ROWS * (per_unit[dtype]() if wide else 1)
 
 
 @always_inline
