@@ -10,6 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from max_zimage.cli.configuring import configure
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from max_zimage.pipeline.encoder import CheckedEncoder
+    from max_zimage.request.configuration.configuration import Configuration
     from max_zimage.serving.running import Opened
     from max_zimage.serving.settings import ServerLimits
 
@@ -80,11 +82,11 @@ def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSe
     )
 
 
-def serve_fleet(words: Sequence[str], settings: ServerSettings, fleet: FleetSettings) -> int:
+def serve_fleet(arguments: argparse.Namespace, settings: ServerSettings, fleet: FleetSettings) -> int:
     """Serve until a signal ends it.
 
     Args:
-        words: Of the command, behind the program's name.
+        arguments: Of the command, its own words among them.
         settings: Of each server.
         fleet: How many, and where.
 
@@ -97,7 +99,7 @@ def serve_fleet(words: Sequence[str], settings: ServerSettings, fleet: FleetSett
     if fleet.address == LOCAL and settings.model is not None:  # elsewhere it may lie elsewhere
         with checking():
             resolve_model(settings.model)
-    return run(settings, fleet, lambda: _application(tuple(words), settings, fleet))
+    return run(settings, fleet, lambda: _application(tuple(arguments.words), arguments, settings, fleet))
 
 
 def app(arguments: Mapping[str, Any]) -> Application:
@@ -119,13 +121,19 @@ def app(arguments: Mapping[str, Any]) -> Application:
     settings = settings_of(parsed)
     fleet = fleet_of(parsed, settings)
     assert fleet is not None
-    return _application(words, settings, fleet)
+    return _application(words, parsed, settings, fleet)
 
 
-def _application(words: tuple[str, ...], settings: ServerSettings, fleet: FleetSettings) -> Application:
+def _application(
+    words: tuple[str, ...], arguments: argparse.Namespace, settings: ServerSettings, fleet: FleetSettings
+) -> Application:
     from max_zimage.serving.ray_serve.deployment import application
+    from max_zimage.serving.ray_serve.encoding import CONFIGURED
 
-    return application(settings, fleet, partial(opened_by, words), partial(encoder_by, words))
+    configuration: Configuration = arguments.configuration
+    said = configuration.start | configuration.fields
+    configured = {name: said[name] for name in CONFIGURED if name in said}
+    return application(settings, fleet, partial(opened_by, words), partial(encoder_by, words), configured)
 
 
 def opened_by(words: Sequence[str]) -> Opened:
@@ -146,18 +154,25 @@ def encoder_by(words: Sequence[str]) -> tuple[CheckedEncoder, ServerLimits]:
     Args:
         words: Of the command, behind the program's name.
     """
+    from max_zimage.checkpoint.locate import route_weight_files
     from max_zimage.pipeline.encoder import ZImageTextEncoder
+    from max_zimage.pipeline.manifest import COMPONENTS
+    from max_zimage.pipeline.zimage import ZImagePipeline
 
     arguments = _arguments(words)
     settings = settings_of(arguments)
+    weights = [Path(path) for path in settings.weight_paths]
+    files = route_weight_files(weights, COMPONENTS, ZImagePipeline.unprefixed_weight_component)
     checked = ZImageTextEncoder.prepare(
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
+        weight_path=files.get("text_encoder", ()),
         quantize=arguments.quantize,
         attention_backend=arguments.attention_backend,
         templates_dir=arguments.templates_dir,
         embedding_cache_bytes=settings.embedding_cache_bytes,
+        config=arguments.configuration,
     )
     return checked, settings.limits
 

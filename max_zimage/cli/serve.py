@@ -32,7 +32,7 @@ def serve(arguments: argparse.Namespace) -> int:
         _check_files(settings.connections.connections)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if fleet is not None:
-        return serve_fleet(arguments.words, settings, fleet)
+        return serve_fleet(arguments, settings, fleet)
     found = opened(arguments, settings)
     from max_zimage.serving.server import run
 

@@ -218,3 +218,33 @@ def test_prompts_are_encoded_before_they_are_drawn() -> None:
     told = {"error": {"status": 400, "code": "invalid_value", "message": "too long", "param": "prompt"}}
     answer = ask(Handle(), json=given, encoding=Encoding(Encoders(lambda asked: told)))  # type: ignore[arg-type]
     assert code(answer) == (400, "invalid_value", False)
+
+
+@pytest.mark.parametrize(
+    ("configured", "fields", "negative"),
+    [
+        ({"negative_prompt": "dull", "guidance_scale": 3.0}, {}, "dull"),
+        ({"negative_prompt": "dull"}, {"guidance_scale": 3.0}, "dull"),
+        ({"negative_prompt": "dull"}, {"guidance_scale": 3.0, "negative_prompt": ""}, ""),
+        ({"negative_prompt": "dull"}, {}, None),
+        ({"negative_prompt": "dull", "guidance_scale": 3.0}, {"guidance_scale": 0}, None),
+        ({"enhance": True}, {}, None),
+        ({"enhance": True}, {"enhance": False}, ""),
+        ({"seed_variance": 0.3}, {}, None),
+        ({"loras": ("x",)}, {}, None),
+        ({}, {"loras": [{"name": "x", "scale": 1.0}]}, None),  # it may change the text encoder
+    ],
+)
+def test_what_is_configured_decides_what_is_encoded(
+    configured: dict[str, Any], fields: dict[str, Any], negative: str | None
+) -> None:
+    encoders, handle, given = Encoders(lambda asked: {"features": "AAAA"}), Handle(ok()), {"prompt": "a", **fields}
+    ask(handle, json=given, encoding=Encoding(encoders, configured))  # type: ignore[arg-type]
+    sent = json.loads(handle.calls[0].body)
+    if negative is None:
+        assert (encoders.asked, sent) == ([], given)
+    else:
+        assert encoders.asked == [{"prompt": "a", "negative_prompt": negative}]
+        assert sent == {name: value for name, value in fields.items() if name != "negative_prompt"} | {
+            "features": "AAAA"
+        }

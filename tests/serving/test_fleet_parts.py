@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from max_zimage import embedded
+from max_zimage.checkpoint.locate import find_component_files
 from max_zimage.cli import fleet as fleet_command
 from max_zimage.cli.errors import BadInput
 from max_zimage.cli.main import main
+from max_zimage.pipeline.encoding import request_of_texts
 from max_zimage.request.prompt_features import PromptFeatures
 from max_zimage.serving.metrics import Metrics
 from max_zimage.serving.ray_serve.call import NOT_SERVING, Call
@@ -140,6 +144,20 @@ def test_an_encoder_makes_the_features_of_the_pipeline(embedded: Pair) -> None:
     for asked, blamed in (({"prompt": "x" * 41}, "prompt"), ({"prompt": "a", "hidden_layer": 99}, "hidden_layer")):
         error = asyncio.run(replica.encode(asked))["error"]
         assert (error["status"], error["param"]) == (400, blamed)
+
+
+def test_an_encoder_reads_texts_as_it_is_configured(tmp_path: Path) -> None:
+    """Found and checked, with nothing loaded; weights of another component are not the encoder's."""
+    file = tmp_path / "config.toml"
+    file.write_text('[default.generation]\nhidden_layer = -3\nsystem_prompt = "be brief"\n', encoding="utf-8")
+    (own,) = find_component_files(embedded.PATH, "text_encoder")
+    others = find_component_files(embedded.PATH, "vae")
+    weights = [word for path in (own, *others) for word in ("--weight-path", str(path))]
+    checked, _ = fleet_command.encoder_by(("serve", "--device", "cpu", "--config", str(file), *weights))
+    asked = request_of_texts(checked, "a star", "")
+    assert (asked.hidden_layer, asked.system_prompt) == (((-3, 1.0),), "be brief")
+    assert request_of_texts(checked, "a star", "", hidden_layer=-2).hidden_layer == ((-2, 1.0),)
+    assert list(checked.plan.files) == [own]
 
 
 def test_the_router_passes_over_replicas_that_do_not_serve() -> None:

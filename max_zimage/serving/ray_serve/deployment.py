@@ -34,10 +34,14 @@ class GatewayReplica:
     """As Ray Serve makes it."""
 
     def __init__(
-        self, settings: ServerSettings, replicas: DeploymentHandle[Any], encoders: DeploymentHandle[Any] | None
+        self,
+        settings: ServerSettings,
+        replicas: DeploymentHandle[Any],
+        encoders: DeploymentHandle[Any] | None,
+        configured: Mapping[str, Any],
     ) -> None:
         door = Door(settings.api_key, settings.limits.body_bytes)
-        encoding = None if encoders is None else Encoding(encoders)
+        encoding = None if encoders is None else Encoding(encoders, configured)
         self._app = Gateway(replicas, door, encoding, settings.limits.seconds)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # the name is Ray's
@@ -49,6 +53,7 @@ def application(
     fleet: FleetSettings,
     opening: Callable[[], Any],
     opening_encoder: Callable[[], Any] | None,
+    configured: Mapping[str, Any],
 ) -> Application:
     """The fleet as Ray Serve takes it.
 
@@ -57,6 +62,7 @@ def application(
         fleet: How many there are, and of what they are.
         opening: As `PictureReplica` takes it; has to be importable where replicas are.
         opening_encoder: As `EncoderReplica` takes it; None where there are to be no encoders.
+        configured: As `Encoding` takes it.
 
     Returns:
         What `serve.run` runs. Called where Ray is, whose devices decide where replicas go.
@@ -97,7 +103,7 @@ def application(
         graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
         graceful_shutdown_wait_loop_s=1.0,
     )
-    bound: Application = gateway.bind(settings, pictures.bind(opening), encoders)
+    bound: Application = gateway.bind(settings, pictures.bind(opening), encoders, configured)
     return bound
 
 

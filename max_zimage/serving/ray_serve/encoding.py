@@ -2,6 +2,9 @@
 
 Encoders are processes that hold the text encoder alone, so that there are as many of them as prompts need, whatever the
 number of those that draw. Where none answers, the replica encodes the prompt as it does without them.
+
+What is configured for requests that say nothing is known to encoders as it is to replicas, as far as it says how texts
+are read. What decides whether a prompt is encoded here at all has to be known here.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ _log = logging.getLogger("max_zimage.serving")
 _ROUTES = ("/v1/images/generations", "/v1/images/edits")
 _SETTINGS = tuple(row.images.name for name in (*SETTINGS, "template") if (row := ROWS[name]).images is not None)
 _TEXTS = ("prompt", "negative_prompt", *_SETTINGS)
-_OTHERS = ("features", "enhance", "seed_variance")
-"""Fields of requests that are left to the replicas: the prompt is not the one to encode, or is not all of it."""
+_OTHERS = ("features", "enhance", "seed_variance", "loras")
+"""What is left to the replicas: the prompt is not the one to encode, is not all of it, or the encoder is another."""
 _GUIDANCE = ("guidance_scale", "nag_scale")
+CONFIGURED = ("negative_prompt", *_OTHERS, *_GUIDANCE)
+"""What of a configuration decides whether and what is encoded, besides that which encoders read themselves."""
 _SECONDS = 60.0
 
 
@@ -37,10 +42,11 @@ class Encoding:
 
     Args:
         encoders: Their handle.
+        configured: For requests that say nothing: field of `CONFIGURED` -> value.
     """
 
-    def __init__(self, encoders: DeploymentHandle[Any]) -> None:
-        self._encoders = encoders
+    def __init__(self, encoders: DeploymentHandle[Any], configured: Mapping[str, Any] | None = None) -> None:
+        self._encoders, self._configured = encoders, configured or {}
 
     def wants(self, scope: Scope) -> bool:
         """Whether the body of a request may hold a prompt that is encoded here."""
@@ -55,11 +61,16 @@ class Encoding:
             ApiError: What the replica would say of the texts.
         """
         given = read(body)
-        if given is None or not isinstance(given.get("prompt"), str) or any(given.get(name) for name in _OTHERS):
+        if given is None or not isinstance(given.get("prompt"), str):
             return body
-        if given.get("negative_prompt") and not _guides(given):
+        said = {name: value for name, value in given.items() if value is not None}
+        whole = {**self._configured, **said}
+        if any(whole.get(name) for name in _OTHERS):
+            return body
+        if whole.get("negative_prompt") and not _guides(whole):
             return body  # the replica says whether it would do anything
-        asked = {"negative_prompt": ""} | {name: given[name] for name in _TEXTS if given.get(name) is not None}
+        negative = whole.get("negative_prompt", "")
+        asked = {name: said[name] for name in _TEXTS if name in said} | {"negative_prompt": negative}
         try:
             async with asyncio.timeout(_SECONDS):
                 answer: dict[str, Any] = await self._encoders.encode.remote(asked)
@@ -73,5 +84,5 @@ class Encoding:
 
 
 def _guides(given: Mapping[str, Any]) -> bool:
-    """Whether a request says by itself that a negative prompt counts."""
+    """Whether it is said, whatever the checkpoint, that a negative prompt counts."""
     return any(isinstance(given.get(name), (int, float)) and given[name] > 0 for name in _GUIDANCE)
