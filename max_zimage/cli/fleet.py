@@ -19,8 +19,9 @@ from max_zimage.cli.given import command_of, given_by
 from max_zimage.cli.parser import Parser
 from max_zimage.cli.serve_flags import add_serve
 from max_zimage.cli.server_settings import settings_of
+from max_zimage.host.ray_clusters import LOCAL, before_ray
 from max_zimage.serving.addresses import MEMORY
-from max_zimage.serving.ray_serve.settings import LOCAL, FleetSettings
+from max_zimage.serving.ray_serve.settings import FleetSettings
 from max_zimage.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ _FLAGS = {
     "replica_cpus": "--replica-cpus",
     "replica_gpus": "--replica-gpus",
 }
+
+_PROXY = "connections are those of Ray's proxy, whose time limits are Ray's"
+_OF_ONE_SERVER = {"read_timeout": _PROXY, "write_timeout": _PROXY}
+_OF_A_COMMAND = {"port": "the port of Ray's proxy is that of http_options in the file"}
+"""Flags that a fleet, and a file for Ray, have no use for -> why."""
 
 
 def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSettings | None:
@@ -92,14 +98,22 @@ def serve_fleet(arguments: argparse.Namespace, settings: ServerSettings, fleet: 
 
     Returns:
         The exit code.
+
+    Raises:
+        BadInput: If a flag would do nothing, or Ray Serve listens elsewhere already.
     """
+    _refuse(arguments.words, _OF_ONE_SERVER)
+    before_ray(fleet.address)
     from max_zimage.checkpoint.locate import resolve_model
-    from max_zimage.serving.ray_serve.run import run
+    from max_zimage.serving.ray_serve.run import OtherAddressError, run
 
     if fleet.address == LOCAL and settings.model is not None:  # elsewhere it may lie elsewhere
         with checking():
             resolve_model(settings.model)
-    return run(settings, fleet, lambda: _application(tuple(arguments.words), arguments, settings, fleet))
+    try:
+        return run(settings, fleet, lambda: _application(tuple(arguments.words), arguments, settings, fleet))
+    except OtherAddressError as error:
+        raise BadInput(str(error)) from error
 
 
 def app(arguments: Mapping[str, Any]) -> Application:
@@ -117,11 +131,24 @@ def app(arguments: Mapping[str, Any]) -> Application:
         raise BadInput("args: has one key, flags: a list of words as of max-zimage serve, such as [--replicas, '2']")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     words = ("serve", *([] if "--ray" in flags else ["--ray", "auto"]), *flags)
+    _refuse(words, _OF_ONE_SERVER | _OF_A_COMMAND)
     parsed = _arguments(words)
     settings = settings_of(parsed)
     fleet = fleet_of(parsed, settings)
     assert fleet is not None
     return _application(words, parsed, settings, fleet)
+
+
+def _refuse(words: Sequence[str], idle: Mapping[str, str]) -> None:
+    """Refuse flags that would do nothing. Keys of a configuration file may be for other servers that read it, too.
+
+    Args:
+        words: Of the command.
+        idle: Where argparse leaves them -> why.
+    """
+    given = given_by(_parser(), words)
+    for name in (each for each in idle if each in given):
+        raise BadInput(f"--{name.replace('_', '-')} would do nothing: {idle[name]}; leave it out")
 
 
 def _application(

@@ -11,6 +11,7 @@ from max_zimage.cli.errors import BadInput
 from max_zimage.cli.fleet import fleet_of, serve_fleet
 from max_zimage.cli.opening import opened
 from max_zimage.cli.server_settings import settings_of
+from max_zimage.host.ray_clusters import LOCAL
 
 _OTHER_FILES = 512
 """Files that a server has open besides its connections: those that it is about to refuse, models, pipes, libraries."""
@@ -26,8 +27,9 @@ def serve(arguments: argparse.Namespace) -> int:
         BadInput: If the model, the device, the key file or the port does not do; nothing is loaded before.
     """
     settings = settings_of(arguments)
-    _check_port(settings.host, settings.port)
     fleet = fleet_of(arguments, settings)
+    if fleet is None or fleet.address == LOCAL:  # elsewhere it is another machine's
+        _check_port(settings.host, settings.port)
     if fleet is None:
         _check_files(settings.connections.connections)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -103,6 +103,8 @@ STORE = ("--state-store", "file:///nowhere/state")
         (("--ray", "local", "--device", "cpu", "--replica-gpus", "1"), "--replica-gpus 1 would be idle"),
         (("--ray", "local", "--replica-cpus", "-1"), "must be 0 or more, got -1"),
         (("/nowhere", "--ray", "local"), "/nowhere"),
+        (("--ray", "local", "--read-timeout", "9"), "--read-timeout would do nothing: connections are those of Ray's"),
+        (("--ray", "auto", "--write-timeout", "9"), "--write-timeout would do nothing"),
     ],
 )
 def test_flags_that_do_not_go_together(
@@ -128,6 +130,23 @@ def test_without_ray_it_is_said_what_to_install(
 def test_a_file_for_ray_that_says_something_else(arguments: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="args: has one key, flags"):
         fleet_command.app(arguments)
+
+
+def test_a_file_for_ray_has_its_own_port() -> None:
+    with pytest.raises(BadInput, match=r"--port would do nothing: .* http_options in the file"):
+        fleet_command.app({"flags": ["--port=8001"]})
+
+
+def test_a_ray_serve_that_runs_keeps_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    from max_zimage.serving.ray_serve import run
+
+    there = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0", port=8000))
+    monkeypatch.setattr(run, "_get_global_client", lambda **_: there)
+    run.check_address("0.0.0.0", 8000)
+    with pytest.raises(run.OtherAddressError, match=r"--host 0.0.0.0 --port 9000: .* 0.0.0.0, port 8000; give those"):
+        run.check_address("0.0.0.0", 9000)
+    monkeypatch.setattr(run, "_get_global_client", lambda **_: None)
+    run.check_address("0.0.0.0", 9000)
 
 
 def test_an_encoder_makes_the_features_of_the_pipeline(embedded: Pair) -> None:

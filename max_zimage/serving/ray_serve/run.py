@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,8 +11,10 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 
-from max_zimage.serving.ray_serve.settings import LOCAL, FleetSettings
+from max_zimage.host.ray_clusters import LOCAL, ray_cluster
+from max_zimage.serving.ray_serve.settings import FleetSettings
 from max_zimage.serving.settings import ServerSettings
 
 NAME = "max-zimage"
@@ -23,7 +22,10 @@ NAME = "max-zimage"
 
 _log = logging.getLogger("max_zimage.serving")
 _OBJECTS = 256 * 2**20  # bytes of shared memory for what is larger than 100 KiB: features, pictures that are sent in
-_SMALL_SYSTEM = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+
+
+class OtherAddressError(Exception):
+    """Ray Serve listens elsewhere already."""
 
 
 def run(settings: ServerSettings, fleet: FleetSettings, application: Callable[[], Any]) -> int:
@@ -39,10 +41,12 @@ def run(settings: ServerSettings, fleet: FleetSettings, application: Callable[[]
 
     Raises:
         ConnectionError: If there is no such cluster.
+        OtherAddressError: If Ray Serve runs there already, at another address than that of the settings.
         RuntimeError: If the replicas cannot be started.
     """
     with ExitStack() as stack:
         stack.enter_context(cluster(fleet))
+        check_address(settings.host, settings.port)
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
         stack.callback(_put_down, fleet)
         serve.run(application(), name=NAME, route_prefix="/", blocking=False)
@@ -65,29 +69,30 @@ def cluster(fleet: FleetSettings) -> Iterator[None]:
     Raises:
         ConnectionError: If there is no such cluster.
     """
-    os.environ.update({name: value for name, value in _SMALL_SYSTEM.items() if name not in os.environ})
-    if fleet.address != LOCAL:
-        ray.init(address=fleet.address, log_to_driver=True)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    # Sockets lie there too, whose paths may have a hundred characters.
-    folder = tempfile.mkdtemp(prefix="max-zimage-ray-", dir="/tmp")
-    counted = (fleet.max_replicas + fleet.encoders) * fleet.cpus + 1
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(int(counted), os.cpu_count() or 1),
-            object_store_memory=_OBJECTS,
-            include_dashboard=False,
-            _temp_dir=folder,
-        )
+    counted = int((fleet.max_replicas + fleet.encoders) * fleet.cpus + 1)
+    with ray_cluster(ray, fleet.address, processors=counted, object_bytes=_OBJECTS):
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_address(host: str, port: int) -> None:
+    """See that a Ray Serve which runs already listens where it is to: it takes no other address until it has ended.
+
+    Args:
+        host: That is asked for.
+        port: The same.
+
+    Raises:
+        OtherAddressError: If it does not.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    there = client.http_config
+    if (there.host, there.port) != (host, port):
+        raise OtherAddressError(
+            f"--host {host} --port {port}: Ray Serve runs on this cluster already and listens at {there.host}, port "
+            f"{there.port}; give those, or end it first (serve shutdown), which ends all of its applications"
+        )
 
 
 def _put_down(fleet: FleetSettings) -> None:

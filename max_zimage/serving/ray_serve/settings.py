@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOCAL = "local"
-"""In place of a cluster's address: one of this machine, for as long as the command runs."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FleetSettings:
     """A fleet.
 
     Attributes:
-        address: Of the cluster, as `ray.init` takes it, or `LOCAL`.
+        address: Of the cluster, as `ray.init` takes it, or `ray_clusters.LOCAL`.
         replicas: Of the server, at least.
         max_replicas: At most; as many as at least for a fixed number.
         encoders: Replicas of the text encoder alone; 0 for none.
