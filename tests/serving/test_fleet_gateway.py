@@ -33,6 +33,7 @@ class Handle:
         self.calls: list[Call] = []
         self.answers, self.cancelled = list(answers), 0
         self.answer = self
+        self.pages: list[Any] = []
 
     def options(self, **_: Any) -> Handle:
         return self
@@ -41,6 +42,13 @@ class Handle:
         self.calls.append(call)
         self._said = self._say(self.answers.pop(0))
         return self
+
+    def broadcast(self, method: str, call: Call) -> Handle:
+        assert (method, call.scope["method"]) == ("whole", "GET")
+        return self
+
+    async def results_async(self, **_: Any) -> list[Any]:
+        return self.pages
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._said
@@ -178,6 +186,19 @@ def test_the_door_is_before_the_replicas() -> None:
     right = {"Authorization": "Bearer secret"}
     assert ask(Handle(ok()), json={"prompt": "a"}, key="secret", headers=right).status_code == 200
     assert ask(Handle(ok()), "OPTIONS", key="secret").status_code == 200
+
+
+def test_a_fleet_draws_as_long_as_one_replica_does() -> None:
+    loading = ok(b'{"status": "loading"}')
+    loading[0]["status"] = 503
+    for first in (loading, SILENT, [DEAD]):
+        handle = Handle(first)
+        handle.pages = [DEAD, ("a", 503, b""), ("b", 200, b'{"status": "ready"}')]
+        answer = ask(handle, "GET", "/readyz")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+        handle.answers, handle.pages = [first], [("a", 503, b""), DEAD]
+        assert ask(handle, "GET", "/readyz").status_code == 503
+    assert ask(Handle(ok()), "GET", "/readyz").status_code == 200
 
 
 class Encoders:

@@ -211,7 +211,7 @@ def test_a_replica_whose_worker_is_gone_says_so_and_does_nothing() -> None:
 
     closed: list[bool] = []
     dispatcher = SimpleNamespace(is_closing=False, close=lambda running: closed.append(running))
-    running = SimpleNamespace(failure=None, state=SimpleNamespace(dispatcher=dispatcher))
+    running = SimpleNamespace(is_ready=True, failure=None, state=SimpleNamespace(dispatcher=dispatcher))
     replica: Any = Replica(lambda: pytest.fail("nothing is opened"))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -228,7 +228,11 @@ def test_a_replica_whose_worker_is_gone_says_so_and_does_nothing() -> None:
     assert replica.record_routing_stats() == {READY: True}
     replica.check_health()
     assert asyncio.run(told("POST"))[1]["body"] == b"cba"
-    running.failure = RuntimeError("the worker died")
+    running.is_ready = False  # the worker is being started again
+    assert replica.record_routing_stats() == {READY: False}
+    assert asyncio.run(told("POST")) == [{"type": NOT_SERVING}]
+    replica.check_health()
+    running.is_ready, running.failure = True, RuntimeError("the worker died")
     assert replica.record_routing_stats() == {READY: False}
     with pytest.raises(RuntimeError, match="cannot go on: the worker died"):
         replica.check_health()

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -26,6 +26,7 @@ _ROOM = 16  # requests above those that may wait and be drawn: such as ask how f
 _LOOK = 2.0  # seconds between two looks at a replica's health, of which Ray wants three bad ones
 _TOLD = 1.0  # seconds after which the router hears whether a replica serves
 _LAST_WORDS = 10.0  # seconds above those in which a replica finishes what it draws
+_COME_AGAIN = 2.0  # seconds
 _CONSTRUCTED = 3  # times that a replica is tried to be started before the deployment is given up
 
 
@@ -100,6 +101,7 @@ def application(
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=settings.connections.connections,
         max_queued_requests=settings.connections.connections,
+        backpressure_config=BackpressureConfig(retry_after_s=_COME_AGAIN),  # of Ray's proxy, which refuses beyond
         graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
         graceful_shutdown_wait_loop_s=1.0,
     )

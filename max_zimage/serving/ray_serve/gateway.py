@@ -130,10 +130,13 @@ class Gateway:
             # Under its own id the other replicas would take it for the one that is lost.
             call = replace(call, scope=with_header(call.scope, b"x-request-id", uuid.uuid4().hex.encode()))
 
-    async def _passed_on(self, call: Call, answered: Answered, send: Send, seconds: float) -> None:
+    async def _passed_on(
+        self, call: Call, answered: Answered, send: Send, seconds: float, *, but: int | None = None
+    ) -> None:
+        """Send what a replica says, unless it is an answer of one status."""
         async with aclosing(self._messages(call, seconds)) as messages:
             async for message in messages:
-                if message["type"] == NOT_SERVING:
+                if message["type"] == NOT_SERVING or message.get("status", 0) == but:
                     raise NotServing
                 if message["type"] == "http.response.start":
                     message, answered.begun = _without_id(message), True
@@ -154,11 +157,22 @@ class Gateway:
             response.cancel()
 
     async def _probed(self, call: Call, answered: Answered, send: Send) -> None:
+        """Say whether somebody draws: one replica is asked, and all of them where that one does not."""
         try:
-            await self._passed_on(call, answered, send, _PROBE)
+            await self._passed_on(call, answered, send, _PROBE, but=503)
         except (TimeoutError, NotServing, RayActorError, BackPressureError, DeploymentUnavailableError):
             if not answered.begun:
-                await _respond(503, b'{"status":"loading"}', {}, send)
+                page = await self._drawing(call)
+                await _respond(200 if page else 503, page or b'{"status":"loading"}', {}, send)
+
+    async def _drawing(self, call: Call) -> bytes | None:
+        """What a replica says that draws; None if there is none."""
+        try:
+            asked = self._replicas.broadcast("whole", call)
+            pages = await asked.results_async(timeout_s=_PROBE, return_exceptions=True)
+        except (RayActorError, DeploymentUnavailableError, TimeoutError):
+            return None
+        return next((page[2] for page in pages if isinstance(page, tuple) and page[1] == 200), None)
 
     async def _figures(self, call: Call, send: Send) -> None:
         """The figures of all replicas on one page, each with its replica's name."""

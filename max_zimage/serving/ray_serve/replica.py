@@ -58,7 +58,9 @@ class Replica:
     @property
     def _serves(self) -> bool:
         running = self._running
-        return running is not None and running.failure is None and not running.state.dispatcher.is_closing
+        if running is None or running.failure is not None or running.state.dispatcher.is_closing:
+            return False
+        return running.is_ready  # not while its worker is being started again
 
     async def answer(self, call: Call) -> AsyncGenerator[Message, None]:
         """Answer a request, message by message; to leave early is to hang up.
