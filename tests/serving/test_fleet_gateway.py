@@ -233,9 +233,11 @@ def test_prompts_are_encoded_before_they_are_drawn() -> None:
         unguided,  # the replica says whether guidance is on, and the negative prompt of use
     ]
     assert dict(handle.calls[0].scope["headers"])[b"content-length"] == str(len(handle.calls[0].body)).encode()
-    dead = Handle(ok())
-    ask(dead, json=given, encoding=Encoding(Encoders(lambda asked: DEAD)))  # type: ignore[arg-type]
-    assert json.loads(dead.calls[0].body) == given
+    broken = ray_exceptions.RayTaskError("encode", "out of memory", RuntimeError("out of memory"))
+    for error in (DEAD, broken, BackPressureError(num_queued_requests=1, max_queued_requests=1)):
+        handle = Handle(ok())
+        ask(handle, json=given, encoding=Encoding(Encoders(lambda asked, error=error: error)))  # type: ignore
+        assert json.loads(handle.calls[0].body) == given
     told = {"error": {"status": 400, "code": "invalid_value", "message": "too long", "param": "prompt"}}
     answer = ask(Handle(), json=given, encoding=Encoding(Encoders(lambda asked: told)))  # type: ignore[arg-type]
     assert code(answer) == (400, "invalid_value", False)

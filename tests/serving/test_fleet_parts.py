@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,6 +179,34 @@ def test_an_encoder_reads_texts_as_it_is_configured(tmp_path: Path) -> None:
     assert (asked.hidden_layer, asked.system_prompt) == (((-3, 1.0),), "be brief")
     assert request_of_texts(checked, "a star", "", hidden_layer=-2).hidden_layer == ((-2, 1.0),)
     assert list(checked.plan.files) == [own]
+
+
+def test_an_encoder_has_one_prompt_at_a_time_whoever_hangs_up() -> None:
+    from max_zimage.serving.ray_serve.encoder import EncoderReplica
+
+    replica: Any = EncoderReplica.__new__(EncoderReplica)
+    replica._turns = ThreadPoolExecutor(1)
+    begun, go, seen = threading.Event(), threading.Event(), list[tuple[str, str]]()
+
+    def encoded(asked: dict[str, Any]) -> str:
+        seen.append(("begins", asked["prompt"]))
+        begun.set()
+        go.wait(10)
+        seen.append(("ends", asked["prompt"]))
+        return str(asked["prompt"])
+
+    async def asked() -> None:
+        first = asyncio.create_task(replica.encode({"prompt": "a"}))
+        await asyncio.to_thread(begun.wait, 10)
+        first.cancel()
+        second = asyncio.create_task(replica.encode({"prompt": "b"}))
+        await asyncio.sleep(0.05)
+        go.set()
+        assert await second == {"features": "b"}
+
+    replica._encoded = encoded
+    asyncio.run(asked())
+    assert seen == [("begins", "a"), ("ends", "a"), ("begins", "b"), ("ends", "b")]
 
 
 def test_the_router_passes_over_replicas_that_do_not_serve() -> None:

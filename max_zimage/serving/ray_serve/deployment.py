@@ -26,6 +26,7 @@ _ROOM = 16  # requests above those that may wait and be drawn: such as ask how f
 _LOOK = 2.0  # seconds between two looks at a replica's health, of which Ray wants three bad ones
 _TOLD = 1.0  # seconds after which the router hears whether a replica serves
 _LAST_WORDS = 10.0  # seconds above those in which a replica finishes what it draws
+_PROMPTS = 16  # at a gateway that wait for each encoder; replicas encode what comes above
 _COME_AGAIN = 2.0  # seconds
 _CONSTRUCTED = 3  # times that a replica is tried to be started before the deployment is given up
 
@@ -117,6 +118,7 @@ def _encoders(count: int, device: Mapping[str, Any]) -> Any:
         num_replicas=count,
         ray_actor_options=device,
         max_ongoing_requests=4,
+        max_queued_requests=_PROMPTS * count,
         health_check_period_s=_LOOK,
         max_constructor_retry_count=_CONSTRUCTED,
     )

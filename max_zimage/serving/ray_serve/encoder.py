@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from max_zimage.errors import RequestError
@@ -31,7 +32,7 @@ class EncoderReplica:
     def __init__(self, opening: Callable[[], tuple[CheckedEncoder, ServerLimits]]) -> None:
         checked, self._limits = opening()
         self._encoder = ZImageTextEncoder(checked)
-        self._turn = asyncio.Lock()
+        self._turns = ThreadPoolExecutor(1)  # who hangs up ends no thread: the next prompt waits for it all the same
 
     async def encode(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Encode texts.
@@ -42,12 +43,11 @@ class EncoderReplica:
         Returns:
             `features`, base64 of a file of them; or `error`, the arguments of an `ApiError`.
         """
-        async with self._turn:
-            try:
-                return {"features": await asyncio.to_thread(self._encoded, asked)}
-            except ApiError as error:
-                told = {"status": error.status, "code": error.code, "message": str(error), "param": error.param}
-                return {"error": told}
+        try:
+            return {"features": await asyncio.get_running_loop().run_in_executor(self._turns, self._encoded, asked)}
+        except ApiError as error:
+            told = {"status": error.status, "code": error.code, "message": str(error), "param": error.param}
+            return {"error": told}
 
     def _encoded(self, asked: dict[str, Any]) -> str:
         body = parsed(FEATURES, json.dumps(asked).encode())

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Scope
@@ -74,8 +74,9 @@ class Encoding:
         try:
             async with asyncio.timeout(_SECONDS):
                 answer: dict[str, Any] = await self._encoders.encode.remote(asked)
-        except (RayActorError, BackPressureError, DeploymentUnavailableError, TimeoutError) as error:
-            _log.warning("no encoder answers (%s); the replica encodes the prompt", type(error).__name__)
+        except (RayError, BackPressureError, DeploymentUnavailableError, TimeoutError) as error:
+            # A failure of its own among them: whether the prompt can be encoded is then the replica's to say.
+            _log.warning("no encoder answers (%s: %s); the replica encodes the prompt", type(error).__name__, error)
             return body
         if "error" in answer:
             raise ApiError(**answer["error"])
