@@ -117,6 +117,8 @@ def test_an_answer_is_passed_on_and_named_once() -> None:
     [
         ([[DEAD], ok()], {"seed": 3}, 200),
         ([[DEAD]], {}, (502, "replica_died", False)),
+        ([[DEAD]], {"seed": -1}, (502, "replica_died", False)),
+        ([SILENT, [DEAD], ok()], {"seed": 0}, 200),
         ([[DEAD], [DEAD], [DEAD]], {"seed": 3}, (502, "replica_died", False)),
         ([SILENT, ok()], {}, 200),
         ([SILENT, SILENT, SILENT], {}, (503, "no_replica", True)),
@@ -130,8 +132,9 @@ def test_replicas_that_do_not_answer(answers: list[Any], fields: dict[str, Any],
     assert (answer.status_code if told == 200 else code(answer)) == told
     assert handle.answers == []
     names = [dict(call.scope["headers"])[b"x-request-id"] for call in handle.calls]
-    assert names[0] == b"mine"
-    assert len({*names}) == len(names)  # another replica would take the same id for the lost request
+    deaths = [answers[:number].count([DEAD]) for number in range(len(names))]
+    assert [name == b"mine" for name in names] == [number == 0 for number in deaths]
+    assert len({*names}) == len({*deaths})  # another replica would take the same id for the lost request
 
 
 def test_what_breaks_in_the_middle_is_not_asked_again() -> None:
@@ -241,6 +244,18 @@ def test_prompts_are_encoded_before_they_are_drawn() -> None:
     told = {"error": {"status": 400, "code": "invalid_value", "message": "too long", "param": "prompt"}}
     answer = ask(Handle(), json=given, encoding=Encoding(Encoders(lambda asked: told)))  # type: ignore[arg-type]
     assert code(answer) == (400, "invalid_value", False)
+
+
+def test_features_take_no_body_over_its_limit_and_no_seed_from_it() -> None:
+    encoders = Encoding(Encoders(lambda asked: {"features": "A" * 5 * 2**20}))  # type: ignore[arg-type]
+    given = {"prompt": "a", "seed": 2}
+    small = Handle(ok())
+    assert ask(small, json=given, encoding=encoders).status_code == 200
+    assert json.loads(small.calls[0].body) == given
+    assert dict(small.calls[0].scope["headers"])[b"content-length"] == str(len(small.calls[0].body)).encode()
+    large = Handle([DEAD], ok())
+    assert ask(large, json=given, encoding=encoders, limit=6 * 2**20).status_code == 200
+    assert ["features" in json.loads(call.body) for call in large.calls] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,13 @@ class Call:
         scope: ASGI's, without what belongs to a process.
         body: All of it.
         shape: From `shapes.shape_of`, by which the router chooses.
+        is_seeded: Whether the client names a seed, so that the same picture comes of it wherever it is drawn.
     """
 
     scope: Mapping[str, Any]
     body: bytes
     shape: str = ""
+    is_seeded: bool = False
 
     @property
     def only_reads(self) -> bool:

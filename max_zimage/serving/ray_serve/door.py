@@ -16,10 +16,13 @@ class Door:
     Args:
         api_key: What clients send; None lets everybody in.
         body_bytes: Of a request's body.
+
+    Attributes:
+        body_bytes: The same.
     """
 
     def __init__(self, api_key: str | None, body_bytes: int) -> None:
-        self._key, self._limit = api_key, body_bytes
+        self._key, self.body_bytes = api_key, body_bytes
         self._arriving = 0
 
     def check(self, scope: Scope) -> None:
@@ -30,7 +33,7 @@ class Door:
         """
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         key = None if scope["method"] == "OPTIONS" else self._key  # browsers ask without it; replicas know whom to tell
-        check_access(scope["path"], headers, key, self._limit)
+        check_access(scope["path"], headers, key, self.body_bytes)
 
     async def body(self, receive: Receive) -> bytes:
         """All of a body.
@@ -49,9 +52,9 @@ class Door:
                 parts.append(part)
                 held += len(part)
                 self._arriving += len(part)
-                if held > self._limit:
-                    raise too_large(held, self._limit)
-                if self._arriving > _BODIES * self._limit:
+                if held > self.body_bytes:
+                    raise too_large(held, self.body_bytes)
+                if self._arriving > _BODIES * self.body_bytes:
                     raise ApiError(
                         503,
                         "too_many_bodies",

@@ -26,7 +26,7 @@ from max_zimage.serving.ray_serve.call import NOT_SERVING, Call, scope_to_send, 
 from max_zimage.serving.ray_serve.door import Door
 from max_zimage.serving.ray_serve.encoding import Encoding
 from max_zimage.serving.ray_serve.figures import merged
-from max_zimage.serving.ray_serve.shapes import read, shape_of
+from max_zimage.serving.ray_serve.shapes import has_seed, shape_of
 
 _log = logging.getLogger("max_zimage.serving")
 _TRIES = 3
@@ -95,11 +95,14 @@ class Gateway:
 
     async def _call(self, scope: Scope, body: bytes) -> Call:
         """The request as a replica gets it, its prompt encoded where others do that."""
-        sent, shape = scope_to_send(scope), await asyncio.to_thread(shape_of, body)
+        sent = scope_to_send(scope)
+        shape, is_seeded = await asyncio.to_thread(lambda: (shape_of(body), has_seed(body)))
         if self._encoding is not None and self._encoding.wants(scope):
-            body = await self._encoding.encoded(body)
-            sent = with_header(sent, b"content-length", str(len(body)).encode())
-        return Call(sent, body, shape)
+            encoded = await self._encoding.encoded(body)
+            if len(encoded) <= self._door.body_bytes:  # features are larger than texts: the replica would refuse it
+                body = encoded
+                sent = with_header(sent, b"content-length", str(len(body)).encode())
+        return Call(sent, body, shape, is_seeded)
 
     async def _relayed(self, call: Call, answered: Answered, send: Send) -> None:
         """Pass on the answer of a replica, or of another where the first one cannot and nothing is lost by it."""
@@ -109,14 +112,15 @@ class Gateway:
                 left = begin + self._seconds + GRACE - time.monotonic()
                 await self._passed_on(call, answered, send, left)
                 return
-            except NotServing:
+            except NotServing:  # nothing is known there of the request: it keeps its id
                 error = _unavailable("no_replica", "the replica that was asked does not serve; try again later")
-                again = True
+                again, name = True, None
             except RayActorError:
                 message = (
                     "the replica that had this request died; what it drew is lost, and the request may be sent again"
                 )
-                error, again = ApiError(502, "replica_died", message), _is_idempotent(call)
+                error, again = ApiError(502, "replica_died", message), call.only_reads or call.is_seeded
+                name = uuid.uuid4().hex  # under its own id the other replicas would take it for the one that is lost
             except BackPressureError:
                 raise _unavailable("fleet_full", "all replicas have as much as they may; try again later") from None
             except DeploymentUnavailableError:
@@ -127,8 +131,8 @@ class Gateway:
                 raise error
             _log.warning("%s; asking another one", error)
             await asyncio.sleep(_PAUSE)
-            # Under its own id the other replicas would take it for the one that is lost.
-            call = replace(call, scope=with_header(call.scope, b"x-request-id", uuid.uuid4().hex.encode()))
+            if name is not None:
+                call = replace(call, scope=with_header(call.scope, b"x-request-id", name.encode()))
 
     async def _passed_on(
         self, call: Call, answered: Answered, send: Send, seconds: float, *, but: int | None = None
@@ -186,12 +190,6 @@ class Gateway:
             return
         text = await asyncio.to_thread(merged, {name: body.decode() for name, _, body in pages})
         await _respond(200, text, {"content-type": "text/plain; version=0.0.4; charset=utf-8"}, send)
-
-
-def _is_idempotent(call: Call) -> bool:
-    """Whether a request may be sent again: one that only reads, or whose picture its seed decides."""
-    given = read(call.body)
-    return call.only_reads or (given is not None and given.get("seed") is not None)
 
 
 def _unavailable(code: str, message: str) -> ApiError:

@@ -47,6 +47,16 @@ def shape_of(body: bytes) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def has_seed(body: bytes) -> bool:
+    """Whether a JSON body names a seed; one that is negative asks for a random one.
+
+    Args:
+        body: Of the request.
+    """
+    seed = (read(body) or {}).get("seed")
+    return isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+
+
 def read(body: bytes) -> dict[str, Any] | None:
     """A JSON object; None where the body is none, or too large to be looked into."""
     if not body or len(body) > _LARGEST:
