@@ -189,6 +189,33 @@ def test_the_door_is_before_the_replicas() -> None:
     right = {"Authorization": "Bearer secret"}
     assert ask(Handle(ok()), json={"prompt": "a"}, key="secret", headers=right).status_code == 200
     assert ask(Handle(ok()), "OPTIONS", key="secret").status_code == 200
+    assert code(ask(handle, "OPTIONS", key="secret", content=b"x")) == (413, "body_too_large", False)
+    assert code(ask(handle, "OPTIONS", key="secret", content=pieces())) == (413, "body_too_large", False)
+    assert handle.calls == []
+
+
+def test_bodies_take_up_room_until_they_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("max_zimage.serving.ray_serve.door._BODIES", 1)
+
+    async def asked() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
+        begun, go = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            begun.set()
+            await go.wait()
+
+        handle = Handle([wait, *ok()], ok())
+        gateway: Any = Gateway(handle, Door(None, 100), None, 60.0)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(gateway)
+        async with httpx.AsyncClient(transport=transport, base_url="http://fleet") as client:
+            first = asyncio.create_task(client.post("/v1/images/generations", content=b"x" * 60))
+            await begun.wait()
+            refused = await client.post("/v1/images/generations", content=b"x" * 60)
+            go.set()
+            return await first, refused, await client.post("/v1/images/generations", content=b"x" * 60)
+
+    first, refused, last = asyncio.run(asked())
+    assert (first.status_code, code(refused), last.status_code) == (200, (503, "too_many_bodies", True), 200)
 
 
 def test_a_fleet_draws_as_long_as_one_replica_does() -> None:

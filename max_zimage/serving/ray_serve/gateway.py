@@ -77,8 +77,8 @@ class Gateway:
         answered = Answered()
         try:
             self._door.check(scope)
-            body = await self._door.body(receive)
-            await _unless_gone(self._served(scope, body, answered, send), receive)
+            async with self._door.body(receive) as body:
+                await _unless_gone(self._served(scope, body, answered, send), receive)
         except ApiError as error:
             await _end(error, scope["path"], answered, send)
 
