@@ -21,6 +21,7 @@ from benchmarks.fleet_model.simulate import Fleet, Seen, Service, Setup
 FITTED = "0.9"
 """The load at which the model is fitted: both replicas are often at work there, and not always."""
 _RANGE = (0.6, 4.0)  # of the slowdown
+_ANSWERED, _REFUSED = 200, 429  # as the record has them, whatever a refusal's status
 _ROUNDS = 30  # of bisection
 
 
@@ -75,11 +76,23 @@ class Record:
         self.overhead = np.maximum(0.0, alone - self.work)
 
     def measured(self, load: str) -> Figures:
-        """What was measured at a load."""
+        """What was measured at a load.
+
+        Raises:
+            ValueError: If requests failed or were lost: the model knows neither, and figures without them are better
+                than what clients saw.
+        """
         slices = self.loads[load]
-        seconds = [each[3] for one in slices for each in one if each[2] == 200]
-        refused = sum(each[2] == 429 for one in slices for each in one)
-        lasted = sum(max((each[0] + each[3] for each in one if each[2] == 200), default=0.0) for one in slices)
+        seconds = [each[3] for one in slices for each in one if each[2] == _ANSWERED]
+        refused = sum(each[2] == _REFUSED for one in slices for each in one)
+        others = [each[2] for one in slices for each in one if each[2] not in (_ANSWERED, _REFUSED)]
+        if others:
+            lost = others.count(0)
+            raise ValueError(
+                f"at {load} of capacity {len(others) - lost} requests failed and {lost} were lost, which the model has "
+                "no place for; find out why, and measure again: python -m benchmarks fleet"
+            )
+        lasted = sum(max((each[0] + each[3] for each in one if each[2] == _ANSWERED), default=0.0) for one in slices)
         return Figures.of(seconds, refused, lasted)
 
     def foretold(self, load: str, slowdown: float) -> Figures:

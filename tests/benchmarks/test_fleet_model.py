@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +126,17 @@ def test_the_model_foretells_the_measured_loads() -> None:
     for load in others:
         off = calibrate.errors(record.measured(load), record.foretold(load, slowdown))
         assert {name: value for name, value in off.items() if abs(value) > ENOUGH} == {}, (load, off)
+
+
+@pytest.mark.parametrize(("status", "told"), [(502, "1 requests failed and 0 were lost"), (0, "0 .* and 1 were lost")])
+def test_a_record_with_failures_is_no_measurement(status: int, told: str, tmp_path: Path) -> None:
+    facts = json.loads(fleet.RECORD.read_text(encoding="utf-8"))
+    facts["loads"]["0.5"][0][0][2] = status
+    (tmp_path / "record.json").write_text(json.dumps(facts), encoding="utf-8")
+    record = calibrate.Record(tmp_path / "record.json")
+    assert record.measured("0.9").mean > 0
+    with pytest.raises(ValueError, match=f"at 0.5 of capacity {told}.*measure again"):
+        record.measured("0.5")
 
 
 def test_the_page_has_the_comparison() -> None:
