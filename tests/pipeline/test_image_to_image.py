@@ -124,7 +124,7 @@ def test_first_step() -> None:
             "image: it has 128x128 pixels and the request asks for 128x256; ask for the image's size, resize it",
         ),
         ({"resize": True}, "resize is set without an image; give the image too, or leave it out"),
-        ({"image": start(), "resize": "yes"}, r"resize must be true or false, got 'yes' \(str\)"),
+        ({"image": start(), "resize": "yes"}, r"resize must be true or false, got 'yes'"),
         (
             {"image": start().astype(np.float32)},
             r"image must be a PIL image or a uint8 array \[height, width, 3\], got f",

@@ -191,7 +191,7 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str, str]] = [
         "system_prompt",
         r"were made with several, 'You\\ndraw' and 'other'",
     ),
-    ({"features": of(), "prompt": "a cat"}, "prompt", "prompt is 'a cat' .*were made from"),
+    ({"features": of(), "prompt": "a cat"}, "prompt", "prompt is 'a cat'.*were made from"),
     ({"features": of(), "negative_prompt": "dark"}, "negative_prompt", "negative_prompt is 'dark'"),
     ({"features": of(), "hidden_layer": -2}, "hidden_layer", "hidden_layer is -2, and features were made with -2:0.7"),
     ({"features": of(), "system_prompt": ""}, "system_prompt", "system_prompt is '', and features were made with 'You"),
