@@ -10,14 +10,10 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from max_zimage.cli.configuring import configure
 from max_zimage.cli.errors import BadInput, checking
-from max_zimage.cli.given import command_of, given_by
-from max_zimage.cli.parser import Parser
-from max_zimage.cli.serve_flags import add_serve
+from max_zimage.cli.fleet_words import arguments_of, encoder_by, given_of, opened_by
 from max_zimage.cli.server_settings import settings_of
 from max_zimage.host.ray_clusters import LOCAL, before_ray
 from max_zimage.serving.addresses import MEMORY
@@ -27,10 +23,7 @@ from max_zimage.serving.settings import ServerSettings
 if TYPE_CHECKING:
     from ray.serve import Application
 
-    from max_zimage.pipeline.encoder import CheckedEncoder
     from max_zimage.request.configuration.configuration import Configuration
-    from max_zimage.serving.running import Opened
-    from max_zimage.serving.settings import ServerLimits
 
 _FLAGS = {
     "replicas": "--replicas",
@@ -132,7 +125,7 @@ def app(arguments: Mapping[str, Any]) -> Application:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     words = ("serve", *([] if "--ray" in flags else ["--ray", "auto"]), *flags)
     _refuse(words, _OF_ONE_SERVER | _OF_A_COMMAND)
-    parsed = _arguments(words)
+    parsed = arguments_of(words)
     settings = settings_of(parsed)
     fleet = fleet_of(parsed, settings)
     assert fleet is not None
@@ -146,7 +139,7 @@ def _refuse(words: Sequence[str], idle: Mapping[str, str]) -> None:
         words: Of the command.
         idle: Where argparse leaves them -> why.
     """
-    given = given_by(_parser(), words)
+    given = given_of(words)
     for name in (each for each in idle if each in given):
         raise BadInput(f"--{name.replace('_', '-')} would do nothing: {idle[name]}; leave it out")
 
@@ -161,58 +154,3 @@ def _application(
     said = configuration.start | configuration.fields
     configured = {name: said[name] for name in CONFIGURED if name in said}
     return application(settings, fleet, partial(opened_by, words), partial(encoder_by, words), configured)
-
-
-def opened_by(words: Sequence[str]) -> Opened:
-    """What a replica is made of.
-
-    Args:
-        words: Of the command, behind the program's name.
-    """
-    from max_zimage.cli.opening import opened
-
-    arguments = _arguments(words)
-    return opened(arguments, settings_of(arguments))
-
-
-def encoder_by(words: Sequence[str]) -> tuple[CheckedEncoder, ServerLimits]:
-    """What an encoder is made of, and a server's limits.
-
-    Args:
-        words: Of the command, behind the program's name.
-    """
-    from max_zimage.checkpoint.locate import route_weight_files
-    from max_zimage.pipeline.encoder import ZImageTextEncoder
-    from max_zimage.pipeline.manifest import COMPONENTS
-    from max_zimage.pipeline.zimage import ZImagePipeline
-
-    arguments = _arguments(words)
-    settings = settings_of(arguments)
-    weights = [Path(path) for path in settings.weight_paths]
-    files = route_weight_files(weights, COMPONENTS, ZImagePipeline.unprefixed_weight_component)
-    checked = ZImageTextEncoder.prepare(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        weight_path=files.get("text_encoder", ()),
-        quantize=arguments.quantize,
-        attention_backend=arguments.attention_backend,
-        templates_dir=arguments.templates_dir,
-        embedding_cache_bytes=settings.embedding_cache_bytes,
-        config=arguments.configuration,
-    )
-    return checked, settings.limits
-
-
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    """The command's words as the command line reads them, configuration and all."""
-    arguments = _parser().parse_args(words)
-    configure(arguments, given_by(_parser(), words), command_of(_parser(), "serve"))
-    return arguments
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Of the one command: that of all commands imports this module, by way of this one."""
-    parser = Parser(prog="max-zimage")
-    add_serve(parser.add_subparsers(dest="command"))
-    return parser

@@ -18,6 +18,7 @@ from max_zimage import embedded
 from max_zimage.checkpoint.locate import find_component_files
 from max_zimage.cli import fleet as fleet_command
 from max_zimage.cli.errors import BadInput
+from max_zimage.cli.fleet_words import encoder_by
 from max_zimage.cli.main import main
 from max_zimage.pipeline.encoding import request_of_texts
 from max_zimage.request.prompt_features import PromptFeatures
@@ -154,9 +155,7 @@ def test_a_ray_serve_that_runs_keeps_its_address(monkeypatch: pytest.MonkeyPatch
 def test_an_encoder_makes_the_features_of_the_pipeline(embedded: Pair) -> None:
     from max_zimage.serving.ray_serve.encoder import EncoderReplica
 
-    replica = EncoderReplica(
-        lambda: fleet_command.encoder_by(("serve", "--device", "cpu", "--max-prompt-characters", "40"))
-    )
+    replica = EncoderReplica(lambda: encoder_by(("serve", "--device", "cpu", "--max-prompt-characters", "40")))
     answer = asyncio.run(replica.encode({"prompt": "a red star", "negative_prompt": ""}))
     made = PromptFeatures.from_bytes(base64.b64decode(answer["features"]))
     wanted = embedded.ours.encode("a red star", negative_prompt="")
@@ -174,7 +173,7 @@ def test_an_encoder_reads_texts_as_it_is_configured(tmp_path: Path) -> None:
     (own,) = find_component_files(embedded.PATH, "text_encoder")
     others = find_component_files(embedded.PATH, "vae")
     weights = [word for path in (own, *others) for word in ("--weight-path", str(path))]
-    checked, _ = fleet_command.encoder_by(("serve", "--device", "cpu", "--config", str(file), *weights))
+    checked, _ = encoder_by(("serve", "--device", "cpu", "--config", str(file), *weights))
     asked = request_of_texts(checked, "a star", "")
     assert (asked.hidden_layer, asked.system_prompt) == (((-3, 1.0),), "be brief")
     assert request_of_texts(checked, "a star", "", hidden_layer=-2).hidden_layer == ((-2, 1.0),)
