@@ -82,6 +82,7 @@ def test_features_take_no_body_over_its_limit_and_no_seed_from_it() -> None:
         ({"enhance": True}, {"enhance": False}, ""),
         ({"seed_variance": 0.3}, {}, None),
         ({"loras": ("x",)}, {}, None),
+        ({"loras": ("x",)}, {"loras": []}, None),
         ({}, {"loras": [{"name": "x", "scale": 1.0}]}, None),  # it may change the text encoder
     ],
 )

@@ -65,7 +65,7 @@ class Encoding:
             return body
         said = {name: value for name, value in given.items() if value is not None}
         whole = {**self._configured, **said}
-        if any(whole.get(name) for name in _OTHERS):
+        if any(whole.get(name) for name in _OTHERS) or self._configured.get("loras"):
             return body
         if whole.get("negative_prompt") and not _guides(whole):
             return body  # the replica says whether it would do anything
