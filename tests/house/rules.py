@@ -47,7 +47,7 @@ MUST_NOT_IMPORT = {
 REFERENCE_FILE = "max_zimage/diagnosis/reference.py"
 """The one file of the package that may import the references, and that runs in a process of its own."""
 
-OPS_FILES = {"graphs/ops.py", "graphs/code_ops.py", "graphs/gpu_ops.py", "graphs/kernel_library.py"}
+OPS_FILES = {f"graphs/{name}.py" for name in ("ops", "code_ops", "gpu_ops", "text_ops", "kernel_library")}
 MOJO_NAMES = re.compile(r"custom_extensions|ops\.custom|inplace_custom|experimental\.custom|max\.nn\.kernels|\bmo\.")
 """What only these files may say: a Mojo op by name, MAX's or the project's own, and where a library of them is."""
 

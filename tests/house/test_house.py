@@ -31,7 +31,7 @@ from tests.paths import ROOT
 PYPROJECT = read_toml(ROOT / "pyproject.toml")
 RUNTIME = ranges(PYPROJECT["project"]["dependencies"])
 TEST = pins(PYPROJECT["project"]["optional-dependencies"]["test"])
-VERIFY = ranges(PYPROJECT["project"]["optional-dependencies"]["verify"])
+EXTRAS = {name: ranges(PYPROJECT["project"]["optional-dependencies"][name]) for name in ("verify", "batch", "ray")}
 JOBS = ranges([each for extra in ("batch", "ray") for each in PYPROJECT["project"]["optional-dependencies"][extra]])
 CONSTRAINTS = pins(
     [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
@@ -199,11 +199,11 @@ def test_versions_agree() -> None:
     assert all(TEST.values())
     assert CONSTRAINTS.items() >= TEST.items()
     assert all(CONSTRAINTS.values())
-    for name, allowed in (RUNTIME | VERIFY | JOBS).items():
+    for name, allowed in (RUNTIME | EXTRAS["verify"] | JOBS).items():
         assert allowed.contains(CONSTRAINTS[name]), f"{name}{allowed} does not allow {CONSTRAINTS[name]}"
         ends = {each.operator for each in allowed}
         assert ends == ({"=="} if name == "modular" else {">=", "<"}), f"{name}{allowed} needs both ends"
-    assert {name: TEST[name] for name in VERIFY} == {name: CONSTRAINTS[name] for name in VERIFY}
+    assert {name: TEST[name] for name in EXTRAS["verify"]} == {name: CONSTRAINTS[name] for name in VERIFY}
     assert pins(PYPROJECT["build-system"]["requires"]) == {"hatchling": TEST["hatchling"]}
 
 
@@ -224,7 +224,7 @@ def test_pixi_takes_its_versions_from_pyproject() -> None:
 
 @pytest.mark.parametrize("folder", list(MAY_IMPORT))
 def test_what_is_imported_is_declared(folder: str) -> None:
-    declared = set(RUNTIME) | (set(TEST) if folder in ("tests", "benchmarks") else set(VERIFY))
+    declared = set(RUNTIME) | (set(TEST) if folder in ("tests", "benchmarks") else set().union(*EXTRAS.values()))
     # The distribution modular is a name for these, which it pins to its own version.
     declared |= {"max", "max-core", "mojo-compiler"}
     owners = packages_distributions()

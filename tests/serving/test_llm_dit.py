@@ -139,7 +139,7 @@ def test_hidden_states_of_a_text_that_is_formatted(server: Server, pipeline: ZIm
     ("body", "status", "param", "says"),
     [
         ({}, 400, "input", "field required"),
-        ({"input": ""}, 400, "input", "input should have at least 1 character"),
+        ({"input": ""}, 400, "input", "string should have at least 1 character"),
         ({"input": PROMPT, "model": "qwen3-4b"}, 404, "model", "this server has"),
         ({"input": PROMPT, "layer": 99}, 400, "layer", "layer must be from"),
         ({"input": PROMPT, "max_length": 3}, 400, "input", "at most 3 are allowed; shorten it or raise max_length (up"),
