@@ -54,6 +54,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("fleet")
     fleet = LocalFleet(folder, ["--max-queue", "2", "--batch-pictures", "1"])
     with fleet.server:
+        deadline = time.monotonic() + 300
+        while fleet.serving() < 2 and time.monotonic() < deadline:  # it is ready as soon as one of them is
+            time.sleep(0.2)
         yield Running(fleet)
 
 
@@ -131,8 +134,8 @@ def both_at_work(running: Running, pool: ThreadPoolExecutor) -> tuple[list[str],
     """Two requests that are drawn, one at each replica.
 
     One after the other: of two that come at once Ray may choose the replica of the second before it has counted the
-    first. It forgets what it has heard of a replica's requests after ten seconds; until then, after a burst, it may take
-    one for busy that is idle.
+    first. It forgets what it has heard of a replica's requests after ten seconds; until then, after a burst, it may
+    take one for busy that is idle.
     """
     client = running.fleet.server.client
     for attempt in range(3):
