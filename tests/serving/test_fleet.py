@@ -54,6 +54,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("fleet")
     fleet = LocalFleet(folder, ["--max-queue", "2", "--batch-pictures", "1"])
     with fleet.server:
+        deadline = time.monotonic() + 300
+        while fleet.serving() < 2 and time.monotonic() < deadline:  # it is ready as soon as one of them is
+            time.sleep(0.2)
         yield Running(fleet)
 
 
@@ -130,20 +133,25 @@ def test_above_capacity_is_refused_with_a_time_to_come_again(running: Running) -
 def both_at_work(running: Running, pool: ThreadPoolExecutor) -> tuple[list[str], list[Future[httpx.Response]]]:
     """Two requests that are drawn, one at each replica.
 
-    Ray forgets what it has heard of a replica's requests after ten seconds. Until then, after a burst, it may take one
-    for busy that is idle, and both go to the other one.
+    One after the other: of two that come at once Ray may choose the replica of the second before it has counted the
+    first. It forgets what it has heard of a replica's requests after ten seconds; until then, after a burst, it may
+    take one for busy that is idle.
     """
+    client = running.fleet.server.client
     for attempt in range(3):
         names = [f"doomed-{attempt}-{number}" for number in range(2)]
-        slow = [pool.submit(running.draw, name, **SLOW) for name in names]
-        deadline = time.monotonic() + 12
-        while time.monotonic() < deadline:
-            answers = [running.fleet.server.client.get(f"/v1/requests/{name}") for name in names]
-            if all(answer.status_code == 200 and answer.json()["status"] == "running" for answer in answers):
-                return names, slow
-            time.sleep(0.1)
+        slow: list[Future[httpx.Response]] = []
+        for name in names:
+            slow.append(pool.submit(running.draw, name, **SLOW))
+            deadline, status = time.monotonic() + 12, ""
+            while status != "running" and time.monotonic() < deadline:
+                time.sleep(0.1)
+                answer = client.get(f"/v1/requests/{name}")
+                status = answer.json()["status"] if answer.status_code == 200 else ""
+        if status == "running":
+            return names, slow
         for name, drawing in zip(names, slow, strict=True):
-            running.fleet.server.client.delete(f"/v1/requests/{name}")
+            client.delete(f"/v1/requests/{name}")
             drawing.result()
     raise AssertionError("one replica had both requests, three times")
 
