@@ -203,7 +203,7 @@ def test_versions_agree() -> None:
         assert allowed.contains(CONSTRAINTS[name]), f"{name}{allowed} does not allow {CONSTRAINTS[name]}"
         ends = {each.operator for each in allowed}
         assert ends == ({"=="} if name == "modular" else {">=", "<"}), f"{name}{allowed} needs both ends"
-    assert {name: TEST[name] for name in EXTRAS["verify"]} == {name: CONSTRAINTS[name] for name in VERIFY}
+    assert {name: TEST[name] for name in EXTRAS["verify"]} == {name: CONSTRAINTS[name] for name in EXTRAS["verify"]}
     assert pins(PYPROJECT["build-system"]["requires"]) == {"hatchling": TEST["hatchling"]}
 
 
