@@ -154,7 +154,7 @@ def read_config(model_dir: Path, component: str, *, flat: bool = False) -> dict[
 
 
 def route_weight_files(
-    paths: Sequence[Path], components: Sequence[str], unprefixed_component: str
+    paths: Sequence[Path], components: Sequence[str], unprefixed_component: str, *, quiet: bool = False
 ) -> dict[str, list[Path]]:
     """Tell which component each weight file belongs to.
 
@@ -162,6 +162,7 @@ def route_weight_files(
         paths: Weight files, possibly from several repositories.
         components: Names of components.
         unprefixed_component: Takes the files of which nothing tells whose they are.
+        quiet: Whether not to note which of two files is taken, for who asks before loading does.
 
     Returns:
         Component -> its files, in the order given. The folder that a file stands in decides first; a component's name
@@ -185,7 +186,7 @@ def route_weight_files(
                 f"{' and '.join(map(str, files))} hold a {component} each, beside other components; give one of them, "
                 f"or a file of the {component} alone besides"
             )
-        if component in routed:
+        if component in routed and not quiet:
             progress.note(f"{component}: taken from {routed[component][0]}, not from {files[0]}, which holds one, too")
         routed.setdefault(component, files)
     return routed

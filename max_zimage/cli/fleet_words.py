@@ -44,7 +44,7 @@ def encoder_by(words: Sequence[str]) -> tuple[CheckedEncoder, ServerLimits]:
     arguments = arguments_of(words)
     settings = settings_of(arguments)
     weights = [Path(path) for path in settings.weight_paths]
-    files = route_weight_files(weights, COMPONENTS, UNPREFIXED_COMPONENT)
+    files = route_weight_files(weights, COMPONENTS, UNPREFIXED_COMPONENT, quiet=True)
     checked = ZImageTextEncoder.prepare(
         settings.model,
         device=settings.device,

@@ -116,7 +116,7 @@ def check_model(
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
     paths = [Path(path) for path in given]
-    replaced = route_weight_files(paths, COMPONENTS, UNPREFIXED_COMPONENT)
+    replaced = route_weight_files(paths, COMPONENTS, UNPREFIXED_COMPONENT, quiet=True)
     named_model = model if isinstance(model, str) else Path(model or embedded.PATH)
     directory = resolve_model(named_model, without=without, replaced=replaced)
     described = (directory, wish.devices["transformer"], None if dtype == "auto" else dtype, flags_of(cache))

@@ -114,7 +114,13 @@ def test_layers_above_are_neither_bound_nor_run(embedded: Pair, monkeypatch: pyt
     encoder([np.arange(5)], ((-3, 1.0),))
     assert [place for _, place in encoder.layers._stages] == ["embed_tokens", "layers.0", "layers.1", "norm"]
     encoder([np.arange(5)], ((-2, 0.5), (-5, 0.5)))
-    assert [place for _, place in encoder.layers._stages] == ["embed_tokens", "layers.0", "layers.1", "norm", "layers.2"]
+    assert [place for _, place in encoder.layers._stages] == [
+        "embed_tokens",
+        "layers.0",
+        "layers.1",
+        "norm",
+        "layers.2",
+    ]
     assert encoder.layers.nbytes == 0, "on a CPU weights are there once"
     assert modules.counts["misses"] - compiled <= 1, "one module for all layers"
 
