@@ -112,7 +112,8 @@ def test_layers_above_are_neither_bound_nor_run(embedded: Pair, monkeypatch: pyt
     monkeypatch.setattr(encoder, "layers", EncoderLayers(encoder, encoder.spec, ()))
     compiled = modules.counts["misses"]
     encoder([np.arange(5)], ((-3, 1.0),))
-    assert [place for _, place in encoder.layers._stages] == ["embed_tokens", "layers.0", "layers.1", "norm"]
+    first = ["embed_tokens", "layers.0", "layers.1", "norm"]
+    assert [place for _, place in encoder.layers._stages] == first
     encoder([np.arange(5)], ((-2, 0.5), (-5, 0.5)))
     assert [place for _, place in encoder.layers._stages] == [
         "embed_tokens",
