@@ -94,6 +94,7 @@ def command(address: str, folder: Path, cwd: Path, workers: int) -> subprocess.P
         )
 
 
+@pytest.mark.slow
 def test_a_small_job_on_one_node(embedded: Pair, tmp_path: Path) -> None:
     """The same bytes as where one process draws, though the actor that drew ends amid the job."""
     file = write_lines(tmp_path / "a.jsonl", rows_of(18))

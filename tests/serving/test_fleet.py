@@ -26,6 +26,7 @@ from tests.references.fleets import LocalFleet
 from tests.references.servers import SLOW, error_of
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # nine processes; requests that are timed need a machine that does little else
 
 
 @dataclass
