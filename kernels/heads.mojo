@@ -5,10 +5,10 @@ with element i + head_dim/2.
 """
 
 from std.collections import Array
-from std.math import ceildiv, isfinite, nan, rsqrt
+from std.math import ceildiv
 from std.memory import Pointer, bitcast
 
-from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, U32, Lanes, per_unit
+from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, U32, Lanes, inverse_root, per_unit
 
 comptime KEYS = 8 * TILE_ROWS
 """Keys of a block: its scores and weights stay in the first-level cache."""
@@ -33,9 +33,7 @@ def prepared[
         squares = x[i].fma(x[i], squares)
     comptime if not rotary:
         return x^
-    var mean_square = squares.reduce_add() / Float32(head_dim)
-    # The root of an infinite one would make zeros of the head and hide that it overflowed.
-    var scale = rsqrt(mean_square + epsilon) if isfinite(mean_square) else nan[F32]()
+    var scale = inverse_root(squares.reduce_add() / Float32(head_dim), epsilon)
     comptime for i in range(VECTORS):
         x[i] *= scale * weight.unsafe_load[width=LANES](i * LANES).cast[F32]()
     comptime for i in range(HALF):

@@ -2,12 +2,12 @@
 
 from max.algorithm import sync_parallelize
 from std.collections import Array
-from std.math import ceildiv, isfinite, nan, rsqrt
+from std.math import ceildiv
 from std.memory import Pointer, bitcast
 
 from .attention import MASKED
 from .heads import KEYS, joined, prepared, store_units
-from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, U32, Lanes, per_unit
+from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, U32, Lanes, inverse_size, per_unit
 
 
 @no_inline
@@ -39,12 +39,7 @@ def prepare_new[
                 var value = source.unsafe_offset(key_heads * head_dim if has_values else 0)
                 var scale = Float32(1)
                 comptime if unit_values:
-                    var squares = Lanes(0)
-                    comptime for i in range(head_dim // LANES):
-                        var x = value.unsafe_load[width=LANES](i * LANES).cast[F32]()
-                        squares = x.fma(x, squares)
-                    var mean = squares.reduce_add() / Float32(head_dim)
-                    scale = rsqrt(mean + epsilon) if isfinite(mean) else nan[F32]()
+                    scale = inverse_size(value, head_dim, epsilon)
                 comptime for i in range(head_dim // LANES):
                     var x = value.unsafe_load[width=LANES](i * LANES).cast[F32]()
                     values.unsafe_store(place + i * LANES, (x * scale).cast[dtype]())

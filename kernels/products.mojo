@@ -12,7 +12,7 @@ its rows are summed at a time. It is summed over the whole axis before it leaves
 """
 
 from std.collections import Array
-from std.math import exp
+from std.math import exp, isfinite, nan, rsqrt
 from std.memory import Pointer, bitcast
 from std.sys import CompilationTarget, llvm_intrinsic
 
@@ -176,6 +176,27 @@ def store_lanes[dtype: DType](place: Pointer[mut=True, Scalar[dtype], _], number
         return
     for i in range(count):
         place.unsafe_store(i, numbers[i].cast[dtype]())
+
+
+@always_inline
+def inverse_size[dtype: DType, //](numbers: Pointer[mut=_, Scalar[dtype], _], width: Int, epsilon: Float32) -> Float32:
+    """One by the root of the mean square of `width` numbers and epsilon."""
+    var whole = width // LANES * LANES
+    var squares = Lanes(0)
+    for i in range(0, whole, LANES):
+        var number = numbers.unsafe_load[width=LANES](i).cast[F32]()
+        squares = number.fma(number, squares)
+    var total = squares.reduce_add()
+    for i in range(whole, width):
+        var number = numbers.unsafe_load(i).cast[F32]()
+        total = number.fma(number, total)
+    return inverse_root(total / Float32(width), epsilon)
+
+
+@always_inline
+def inverse_root(mean_square: Float32, epsilon: Float32) -> Float32:
+    """One by the root of both; NaN of an infinite mean, which would make zeros and hide that it overflowed."""
+    return rsqrt(mean_square + epsilon) if isfinite(mean_square) else nan[F32]()
 
 
 @always_inline

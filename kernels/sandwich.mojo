@@ -11,12 +11,12 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
-from std.math import ceildiv, isfinite, nan, rsqrt
+from std.math import ceildiv
 from std.memory import Pointer
 from std.sys.info import num_physical_cores
 
 from .linear import TASKS_PER_CORE
-from .products import F32, LANES
+from .products import F32, inverse_size
 
 comptime TOKENS = 8
 """Of a task, at least."""
@@ -76,14 +76,14 @@ struct AddedNorms:
         def add(task: Int) {imm}:
             for token in range(task * tokens // tasks, (task + 1) * tokens // tasks):
                 var at = token * width
-                var size = _inverse_size(part.unsafe_offset(at), width, epsilon)
+                var size = inverse_size(part.unsafe_offset(at), width, epsilon)
 
                 for i in range(width):
                     var number = (part.unsafe_load(at + i).cast[F32]() * size * scale.unsafe_load(i).cast[F32]()).cast[
                         dtype
                     ]()
                     to.unsafe_store(at + i, (stream.unsafe_load(at + i).cast[F32]() + number.cast[F32]()).cast[dtype]())
-                size = _inverse_size(to.unsafe_offset(at), width, epsilon)
+                size = inverse_size(to.unsafe_offset(at), width, epsilon)
                 for i in range(width):
                     var unit = to.unsafe_load(at + i).cast[F32]() * size
                     one.unsafe_store(at + i, (unit * w1.unsafe_load(i).cast[F32]()).cast[dtype]())
@@ -142,13 +142,13 @@ struct JoinedNorms:
         def join(task: Int) {imm}:
             for token in range(task * tokens // tasks, (task + 1) * tokens // tasks):
                 var at = token * width
-                var size1 = _inverse_size(one.unsafe_offset(at), width, eps)
-                var size2 = _inverse_size(two.unsafe_offset(at), width, eps)
+                var size1 = inverse_size(one.unsafe_offset(at), width, eps)
+                var size2 = inverse_size(two.unsafe_offset(at), width, eps)
                 for i in range(width):
                     var left = one.unsafe_load(at + i).cast[F32]() * size1 * w1.unsafe_load(i).cast[F32]()
                     var right = two.unsafe_load(at + i).cast[F32]() * size2 * w2.unsafe_load(i).cast[F32]()
                     to.unsafe_store(at + i, (left + right).cast[dtype]())
-                var size = _inverse_size(to.unsafe_offset(at), width, eps)
+                var size = inverse_size(to.unsafe_offset(at), width, eps)
                 for i in range(width):
                     var both = to.unsafe_load(at + i).cast[F32]() * size * scale.unsafe_load(i).cast[F32]()
                     to.unsafe_store(at + i, ((stream.unsafe_load(at + i).cast[F32]() + both) * times).cast[dtype]())
@@ -158,19 +158,3 @@ struct JoinedNorms:
 
 def _tasks(tokens: Int) -> Int:
     return min(ceildiv(tokens, TOKENS), TASKS_PER_CORE * num_physical_cores())
-
-
-@always_inline
-def _inverse_size[dtype: DType, //](numbers: Pointer[mut=_, Scalar[dtype], _], width: Int, epsilon: Float32) -> Float32:
-    """One by the root of the mean square and epsilon; NaN where it is not finite, which would make zeros of a token."""
-    var whole = width // LANES * LANES
-    var squares = SIMD[F32, LANES](0)
-    for i in range(0, whole, LANES):
-        var number = numbers.unsafe_load[width=LANES](i).cast[F32]()
-        squares = number.fma(number, squares)
-    var total = squares.reduce_add()
-    for i in range(whole, width):
-        var number = numbers.unsafe_load(i).cast[F32]()
-        total = number.fma(number, total)
-    var mean = total / Float32(width)
-    return rsqrt(mean + epsilon) if isfinite(mean) else nan[F32]()
