@@ -31,6 +31,7 @@ from .products import (
     Tile,
     gated_lanes,
     per_unit,
+    store_lanes,
     tile_products,
     wide_products,
     widens,
@@ -244,12 +245,8 @@ def _through[
             if row < height:
                 var place = made.unsafe_offset(Int(slots.unsafe_load(row)) * inputs + first)
                 comptime for half in range(2):
-                    var there = min(LANES, inputs - first - half * LANES)
-                    if there == LANES:
-                        place.unsafe_store(half * LANES, sums[2 * row + half])
-                    else:
-                        for i in range(there):
-                            place.unsafe_store(half * LANES + i, sums[2 * row + half][i])
+                    var there = place.unsafe_offset(half * LANES)
+                    store_lanes(there, sums[2 * row + half], inputs - first - half * LANES)
 
 
 @always_inline
