@@ -12,7 +12,6 @@ from extensibility import InputTensor, OutputTensor
 from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
-from std.memory import Pointer
 from std.sys.info import num_physical_cores
 
 from .linear import TASKS_PER_CORE
