@@ -188,18 +188,10 @@ def _attend[
         var corrections = Array[Lanes, 2](fill=Lanes(0))
         comptime for half in range(2):
             corrections[half] = weigh[dtype](scores, weights, tops[half], sums[half], half * LANES)
-        for panel in range(PANELS):
-            var rows = values.unsafe_offset((panel * value_units + start // per_unit[dtype]()) * TILE_ROWS)
-            var tile = tile_products[dtype](rows, weights, KEY_UNITS)
-            comptime for i in range(2 * TILE_ROWS):
-                var place = (panel * 2 * TILE_ROWS + i) * LANES
-                var before = mixed.unsafe_load[width=LANES](place)
-                mixed.unsafe_store(place, before.fma(corrections[i % 2], tile[i]))
-    for query in range(min(TILE_COLUMNS, length - first)):
-        var share = 1 / (sums[0] if query < LANES else sums[1])[query % LANES]
-        var place = output.unsafe_offset((first + query) * output_stride)
-        for i in range(head_dim):
-            place.unsafe_store(i, (mixed.unsafe_load(i * TILE_COLUMNS + query) * share).cast[dtype]())
+        var block = values.unsafe_offset(start // per_unit[dtype]() * TILE_ROWS)
+        mix[dtype, head_dim](mixed, block, value_units, weights, corrections)
+    var target = output.unsafe_offset(first * output_stride)
+    store_mixed[dtype, head_dim](target, output_stride, mixed, sums, min(TILE_COLUMNS, length - first))
     dealloc(sums_memory^)
     dealloc(operands_memory^)
 
@@ -251,3 +243,49 @@ def weigh[
     top = highest
     sum = sum.fma(correction, total)
     return correction
+
+
+@always_inline
+def mix[
+    dtype: DType, head_dim: Int
+](
+    mixed: Pointer[mut=True, Float32, _],
+    values: Pointer[mut=_, UInt32, _],
+    value_units: Int,
+    weights: Pointer[mut=_, UInt32, _],
+    corrections: Array[Lanes, 2],
+):
+    """Correct what is mixed of earlier keys, and add a block's values times their weights.
+
+    Args:
+        mixed: [panels of a head * 12][32].
+        values: The block's in the first panel, [units][12].
+        value_units: From one panel to the next.
+        weights: [KEY_UNITS][32].
+        corrections: Of both halves of the queries.
+    """
+    for panel in range(ceildiv(head_dim, TILE_ROWS)):
+        var rows = values.unsafe_offset(panel * value_units * TILE_ROWS)
+        var tile = tile_products[dtype](rows, weights, KEYS // per_unit[dtype]())
+        comptime for i in range(2 * TILE_ROWS):
+            var place = (panel * 2 * TILE_ROWS + i) * LANES
+            var before = mixed.unsafe_load[width=LANES](place)
+            mixed.unsafe_store(place, before.fma(corrections[i % 2], tile[i]))
+
+
+@always_inline
+def store_mixed[
+    dtype: DType, head_dim: Int
+](
+    output: Pointer[mut=True, Scalar[dtype], _],
+    stride: Int,
+    mixed: Pointer[mut=_, Float32, _],
+    sums: Array[Lanes, 2],
+    queries: Int,
+):
+    """What is mixed by the sums of its weights, rounded, turned back: a query's head is `stride` behind the last one's."""
+    for query in range(queries):
+        var share = 1 / (sums[0] if query < LANES else sums[1])[query % LANES]
+        var place = output.unsafe_offset(query * stride)
+        for i in range(head_dim):
+            place.unsafe_store(i, (mixed.unsafe_load(i * TILE_COLUMNS + query) * share).cast[dtype]())

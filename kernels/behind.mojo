@@ -18,7 +18,7 @@ from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 
-from .attention import MASKED, weigh
+from .attention import MASKED, mix, store_mixed, weigh
 from .heads import KEYS, pack_queries
 from .kept import pack_kept, prepare_new, turn_mask
 from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, Lanes, per_unit, tile_products
@@ -254,17 +254,9 @@ def _attend[
         var corrections = Array[Lanes, 2](fill=Lanes(0))
         comptime for half in range(2):
             corrections[half] = weigh[dtype](scores, weights, tops[half], sums[half], half * LANES)
-        for panel in range(PANELS):
-            var rows = values.unsafe_offset((panel * blocks + block) * KEY_UNITS * TILE_ROWS)
-            var tile = tile_products[dtype](rows, weights, KEY_UNITS)
-            comptime for i in range(2 * TILE_ROWS):
-                var place = (panel * 2 * TILE_ROWS + i) * LANES
-                var before = mixed.unsafe_load[width=LANES](place)
-                mixed.unsafe_store(place, before.fma(corrections[i % 2], tile[i]))
-    for query in range(min(TILE_COLUMNS, length - first)):
-        var share = 1 / (sums[0] if query < LANES else sums[1])[query % LANES]
-        var place = output.unsafe_offset((first + query) * output_stride)
-        for i in range(head_dim):
-            place.unsafe_store(i, (mixed.unsafe_load(i * TILE_COLUMNS + query) * share).cast[dtype]())
+        var there = values.unsafe_offset(block * KEY_UNITS * TILE_ROWS)
+        mix[dtype, head_dim](mixed, there, blocks * KEY_UNITS, weights, corrections)
+    var target = output.unsafe_offset(first * output_stride)
+    store_mixed[dtype, head_dim](target, output_stride, mixed, sums, min(TILE_COLUMNS, length - first))
     dealloc(sums_memory^)
     dealloc(operands_memory^)
