@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from max.experimental import functional as F
 from max.experimental.tensor import Tensor
-from max.graph import TensorType
 
-from max_zimage.graphs.kernel_library import libraries
+from max_zimage.graphs.kernel_library import own
 from max_zimage.graphs.ops import PANEL
 
 
@@ -29,14 +27,8 @@ def quantized_linear(
     Returns:
         Like x, [items, length, outputs].
     """
-    return F.custom(
-        "max_zimage.quantized_linear",
-        x.device,
-        [x, weight, scales],
-        [TensorType(x.dtype, [*x.shape[:2], outputs], x.device)],
-        parameters={"bits": bits, "group": group, "gated": gated},
-        custom_extensions=libraries(),
-    )[0]
+    parameters: dict[str, bool | int] = {"bits": bits, "group": group, "gated": gated}
+    return own("quantized_linear", [x, weight, scales], x, [*x.shape[:2], outputs], parameters)
 
 
 def quantized_shapes(

@@ -7,28 +7,13 @@ the ops on a CPU, where they take float32 too, in loops of the same arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from max.driver import CPU
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
 from max.graph import TensorType
 
-from max_zimage.graphs.kernel_library import libraries
-
-
-def _own(
-    name: str,
-    inputs: Sequence[Tensor],
-    results: Sequence[TensorType],
-    parameters: Mapping[str, bool | int] | None = None,
-) -> list[Tensor]:
-    """Results of an op of `kernels`, which runs on the device of the first."""
-    device = results[0].device
-    return list(
-        F.custom(f"max_zimage.{name}", device, inputs, results, parameters=parameters, custom_extensions=libraries())
-    )
+from max_zimage.graphs.kernel_library import results_of
 
 
 def has_rotary_heads(head_dim: int) -> bool:
@@ -69,7 +54,7 @@ def rotary_heads(
         "all_heads": int(all_heads),
         "head_dim": int(head_dim),
     }
-    query, key = _own(
+    query, key = results_of(
         "rotary_heads", [heads, query_weight, key_weight, rope, _host_scalar(epsilon)], results, parameters
     )
     return query, key
@@ -114,7 +99,7 @@ def gated_norms(
     width = int(branch.shape[2])
     parameters = {"width": width, "threads": threads_of(width), "gate": gate, "scale": scale}
     inputs = [branch, residual, table, _row(first), _host_scalar(epsilon)]
-    added, normed = _own("gated_norms", inputs, [branch.type, branch.type], parameters)
+    added, normed = results_of("gated_norms", inputs, [branch.type, branch.type], parameters)
     return added, normed
 
 
@@ -133,7 +118,7 @@ def scaled_norm(x: Tensor, table: Tensor, first: Tensor | None = None, *, scale:
     """
     width = int(x.shape[2])
     parameters = {"width": width, "threads": threads_of(width), "scale": scale}
-    return _own("scaled_norm", [x, table, _row(first), _host_scalar(epsilon)], [x.type], parameters)[0]
+    return results_of("scaled_norm", [x, table, _row(first), _host_scalar(epsilon)], [x.type], parameters)[0]
 
 
 def has_swiglu(outputs: int) -> bool:
@@ -152,7 +137,7 @@ def swiglu(both: Tensor, outputs: int) -> Tensor:
         bfloat16 [items, length, outputs], rounded once.
     """
     result = TensorType(both.dtype, [*both.shape[:2], outputs], both.device)
-    return _own("swiglu", [both], [result], {"outputs": outputs})[0]
+    return results_of("swiglu", [both], [result], {"outputs": outputs})[0]
 
 
 GROUP_SLABS = 256
@@ -185,9 +170,9 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, epsilon:
     channels = int(x.shape[3])
     parameters: dict[str, bool | int] = {"channels": channels, "groups": groups, "slabs": GROUP_SLABS}
     measured = TensorType(DType.float32, [x.shape[0], GROUP_SLABS, groups, 2], x.device)
-    (moments,) = _own("group_moments", [x], [measured], parameters)
+    (moments,) = results_of("group_moments", [x], [measured], parameters)
     inputs = [x, moments, weight, bias, _host_scalar(epsilon)]
-    return _own("group_norm_applied", inputs, [x.type], {**parameters, "silu": silu})[0]
+    return results_of("group_norm_applied", inputs, [x.type], {**parameters, "silu": silu})[0]
 
 
 def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -203,7 +188,7 @@ def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         Like `query`.
     """
-    return _own("wide_attention", [query, key, value], [query.type], {"width": int(query.shape[2])})[0]
+    return results_of("wide_attention", [query, key, value], [query.type], {"width": int(query.shape[2])})[0]
 
 
 def host_row(number: int) -> Tensor:

@@ -1,11 +1,12 @@
 """The project's Mojo sources as a library of MAX's: found, compiled once a process, and given to graphs.
 
-`graph_with_kernels` begins every graph and `compile_with_kernels` compiles it. What the ops are is in `graphs.ops`.
+`graph_with_kernels` begins every graph and `compile_with_kernels` compiles it; `own` and `results_of` call an op. What
+the ops are is in `graphs.ops`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -16,7 +17,9 @@ from max.driver import Device, accelerator_api
 from max.dtype import DType
 from max.engine import CompiledModel, InferenceSession
 from max.experimental import custom
-from max.graph import DeviceRef, Graph, Module, Type
+from max.experimental import functional as F
+from max.experimental.tensor import Tensor
+from max.graph import DeviceRef, Dim, Graph, Module, TensorType, Type
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 """Folder of the Mojo sources: beside `graphs`, in a checkout and in a wheel."""
@@ -88,6 +91,30 @@ def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iter
     if any(device.api == "cuda" for device in session.devices):
         session._use_vendor_blas("true")  # public as `use_vendor_blas` of MAX's server alone
     return session.compile(module, custom_extensions=sources)
+
+
+def own(
+    name: str,
+    inputs: Sequence[Tensor],
+    like: Tensor,
+    shape: Sequence[Dim | int],
+    parameters: Mapping[str, bool | int] | None = None,
+) -> Tensor:
+    """One result of an op of `kernels`, in the dtype and on the device of one of its inputs."""
+    return results_of(name, inputs, [TensorType(like.dtype, list(shape), like.device)], parameters)[0]
+
+
+def results_of(
+    name: str,
+    inputs: Sequence[Tensor],
+    results: Sequence[TensorType],
+    parameters: Mapping[str, bool | int] | None = None,
+) -> list[Tensor]:
+    """All results of an op of `kernels`, which runs on the device of the first."""
+    device = results[0].device
+    return list(
+        F.custom(f"max_zimage.{name}", device, inputs, results, parameters=parameters, custom_extensions=libraries())
+    )
 
 
 def libraries() -> list[Path]:

@@ -11,19 +11,19 @@ which are one float32 number or two bfloat16 numbers. What does not fill the las
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from max.driver import CPU
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
-from max.graph import Dim, TensorType
+from max.graph import Dim
 from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 from max.nn.kernels import flash_attention_ragged_gpu as _flash_attention_ragged_gpu
 
 from max_zimage.graphs.cpu import inner_loop
-from max_zimage.graphs.kernel_library import libraries
+from max_zimage.graphs.kernel_library import own
 
 PANEL = 32
 """Outputs side by side in a packed weight: as many sums as the kernels keep in two vector registers."""
@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return _own("linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
+    return own("linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
 
 
 def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -70,7 +70,7 @@ def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return _own("gated_linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
+    return own("gated_linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
 
 
 def supports_head_dim(head_dim: int) -> bool:
@@ -140,7 +140,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, epsilon:
         float32 [items, 3, channels]: means, scales and offsets, so that (x - mean) · scale + offset is normalized.
     """
     added = F.constant([epsilon], DType.float32, device=CPU())
-    return _own("group_norm", [x, weight, bias, added], x, [x.shape[0], 3, x.shape[3]], {"groups": groups})
+    return own("group_norm", [x, weight, bias, added], x, [x.shape[0], 3, x.shape[3]], {"groups": groups})
 
 
 def convolution(
@@ -182,7 +182,7 @@ def convolution(
         "normed": norm is not None,
         "residual": shortcut is not None,
     }
-    return _own("convolution", [x, norm_or_nothing, weight, bias, shortcut_or_nothing], x, shape, parameters)
+    return own("convolution", [x, norm_or_nothing, weight, bias, shortcut_or_nothing], x, shape, parameters)
 
 
 def _attention(inputs: Sequence[Tensor], *, heads: int, causal: bool, rotary: bool) -> Tensor:
@@ -195,21 +195,7 @@ def _attention(inputs: Sequence[Tensor], *, heads: int, causal: bool, rotary: bo
         "causal": causal,
         "rotary": rotary,
     }
-    return _own("attention", inputs, qkv, [*qkv.shape[:2], heads, head_dim], parameters)
-
-
-def _own(
-    name: str,
-    inputs: Sequence[Tensor],
-    like: Tensor,
-    shape: Sequence[Dim | int],
-    parameters: Mapping[str, bool | int] | None = None,
-) -> Tensor:
-    """One result of an op of `kernels`, in the dtype and on the device of one of its inputs."""
-    result = TensorType(like.dtype, list(shape), like.device)
-    return F.custom(
-        f"max_zimage.{name}", like.device, inputs, [result], parameters=parameters, custom_extensions=libraries()
-    )[0]
+    return own("attention", inputs, qkv, [*qkv.shape[:2], heads, head_dim], parameters)
 
 
 def widened(dtype: DType) -> dict[str, bool]:

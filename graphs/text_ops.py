@@ -12,7 +12,7 @@ from max.experimental import functional as F
 from max.experimental.tensor import Tensor
 from max.graph import TensorType
 
-from max_zimage.graphs.kernel_library import libraries
+from max_zimage.graphs.kernel_library import own, results_of
 from max_zimage.graphs.ops import packed_shape, widened
 
 _GATES = 16
@@ -30,14 +30,7 @@ def gelu_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return F.custom(
-        "max_zimage.gelu_linear",
-        x.device,
-        [x, weight],
-        [TensorType(x.dtype, [*x.shape[:2], outputs], x.device)],
-        parameters=widened(x.dtype),
-        custom_extensions=libraries(),
-    )[0]
+    return own("gelu_linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
 
 
 def expert_shapes(
@@ -74,14 +67,8 @@ def experts(
     Returns:
         Like `x`.
     """
-    return F.custom(
-        "max_zimage.experts",
-        x.device,
-        [x, scores, scales, gate_up, down],
-        [x.type],
-        parameters={"each": each, "width": width, **widened(x.dtype)},
-        custom_extensions=libraries(),
-    )[0]
+    parameters = {"each": each, "width": width, **widened(x.dtype)}
+    return own("experts", [x, scores, scales, gate_up, down], x, x.shape, parameters)
 
 
 def cached_attention(
@@ -129,9 +116,7 @@ def cached_attention(
     ]
     factors = F.constant([epsilon, scale], DType.float32, device=qkv.device)
     inputs = [qkv, query_weight, key_weight, rope, mask, *past, factors]
-    mixed, key, value = F.custom(
-        "max_zimage.cached_attention", qkv.device, inputs, types, parameters=parameters, custom_extensions=libraries()
-    )
+    mixed, key, value = results_of("cached_attention", inputs, types, parameters)
     return mixed, key, value
 
 
@@ -153,9 +138,7 @@ def added_norms(
     """
     factors = F.constant([epsilon, factor], DType.float32, device=x.device)
     inputs = [x, branch, weight, *weights, factors]
-    added, first, second, third = F.custom(
-        "max_zimage.added_norms", x.device, inputs, [x.type] * 4, custom_extensions=libraries()
-    )
+    added, first, second, third = results_of("added_norms", inputs, [x.type] * 4)
     return added, first, second, third
 
 
@@ -176,7 +159,7 @@ def joined_norms(
     """
     added = F.constant([epsilon], DType.float32, device=x.device)
     inputs = [x, *branches, *weights, scalar, added]
-    return F.custom("max_zimage.joined_norms", x.device, inputs, [x.type], custom_extensions=libraries())[0]
+    return own("joined_norms", inputs, x, x.shape)
 
 
 def table_logits(x: Tensor, table: Tensor, softcap: float, temperature: Tensor) -> Tensor:
@@ -194,13 +177,7 @@ def table_logits(x: Tensor, table: Tensor, softcap: float, temperature: Tensor) 
         float32 [rows, length, vocabulary].
     """
     cap = F.constant([softcap], DType.float32, device=x.device)
-    return F.custom(
-        "max_zimage.table_logits",
-        x.device,
-        [x, table, cap, temperature],
-        [TensorType(DType.float32, [*x.shape[:2], table.shape[0]], x.device)],
-        custom_extensions=libraries(),
-    )[0]
+    return own("table_logits", [x, table, cap, temperature], cap, [*x.shape[:2], table.shape[0]])
 
 
 def table_means(logits: Tensor, enabled: Tensor, table: Tensor, factor: float) -> Tensor:
@@ -218,13 +195,7 @@ def table_means(logits: Tensor, enabled: Tensor, table: Tensor, factor: float) -
         Like `logits`, [rows, length, width].
     """
     times = F.constant([factor], DType.float32, device=logits.device)
-    return F.custom(
-        "max_zimage.table_means",
-        logits.device,
-        [logits, enabled, table, times],
-        [TensorType(logits.dtype, [*logits.shape[:2], table.shape[1]], logits.device)],
-        custom_extensions=libraries(),
-    )[0]
+    return own("table_means", [logits, enabled, table, times], logits, [*logits.shape[:2], table.shape[1]])
 
 
 def likeliest(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -246,7 +217,5 @@ def likeliest(logits: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
         TensorType(DType.int64, positions, place),
         TensorType(DType.float32, positions, place),
     ]
-    chances, tokens, first, entropies = F.custom(
-        "max_zimage.likeliest", place, [logits], types, custom_extensions=libraries()
-    )
+    chances, tokens, first, entropies = results_of("likeliest", [logits], types)
     return chances, tokens, first, entropies
