@@ -132,8 +132,7 @@ class PackedGatedLinear(Module[[Tensor], Tensor]):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self.outputs = outputs
-        # A panel has 16 gates and 16 ups, so a last one that is not full has too few of both.
-        self.weight = _panels(inputs, 2 * (-(-outputs // 16) * 16))
+        self.weight = _panels(inputs, ops.gated_rows(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
@@ -171,7 +170,7 @@ class QuantizedLinear(Module[[Tensor], Tensor]):
 
     def __init__(self, inputs: int, outputs: int, codes: Codes, *, gated: bool = False) -> None:
         self.outputs, self.codes, self.gated = outputs, codes, gated
-        rows = 2 * (-(-outputs // 16) * 16) if gated else outputs
+        rows = ops.gated_rows(outputs) if gated else outputs
         weight, scales = code_ops.quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
         self.weight = Tensor.zeros(list(weight), dtype=DType.uint8)
         self.scales = Tensor.zeros(list(scales), dtype=DType.float32)

@@ -45,6 +45,14 @@ def packed_shape(inputs: int, outputs: int, dtype: DType) -> tuple[int, int, int
     return -(-outputs // PANEL), -(-inputs // _per_unit(dtype)), PANEL * _per_unit(dtype)
 
 
+def gated_rows(outputs: int) -> int:
+    """Outputs of a packed weight whose panels hold 16 gates each, then the ups that belong to them.
+
+    A last panel that is not full has too few of both.
+    """
+    return PANEL * -(-outputs // (PANEL // 2))
+
+
 def linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     """Product x weightᵀ, summed in float32; the twin is MAX's Linear.
 

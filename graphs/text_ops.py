@@ -13,10 +13,7 @@ from max.experimental.tensor import Tensor
 from max.graph import TensorType
 
 from max_zimage.graphs.kernel_library import own, results_of
-from max_zimage.graphs.ops import packed_shape, widened
-
-_GATES = 16
-"""Gates of a panel, whose other half are the ups that belong to them."""
+from max_zimage.graphs.ops import gated_rows, packed_shape, widened
 
 
 def gelu_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -44,7 +41,7 @@ def expert_shapes(
         width: Gates of an expert.
         dtype: Of the weights.
     """
-    gate_up = packed_shape(hidden, 2 * _GATES * -(-width // _GATES), dtype)
+    gate_up = packed_shape(hidden, gated_rows(width), dtype)
     return (experts, *gate_up), (experts, *packed_shape(width, hidden, dtype))
 
 

@@ -21,10 +21,9 @@ from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.graphs.code_ops import quantized_shapes
 from max_zimage.graphs.linear import Codes
-from max_zimage.graphs.ops import PANEL
+from max_zimage.graphs.ops import PANEL, gated_rows
 
 CodeArray = npt.NDArray[np.uint8]
-_GATES = PANEL // 2  # of a gated panel; behind them come as many ups
 
 
 def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffer, Buffer]:
@@ -40,7 +39,7 @@ def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffe
         has a scale that is none either.
     """
     outputs, inputs = values.shape
-    rows = 2 * (-(-outputs // PANEL) * _GATES) if packing == "gated" else outputs
+    rows = gated_rows(outputs // 2) if packing == "gated" else outputs
     weight_shape, scales_shape = quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
     packed, scales = np.empty(weight_shape, np.uint8), np.empty(scales_shape, np.float32)
 
