@@ -126,9 +126,9 @@ class Denoiser(nn.Module):
         sights = self._sights(lengths, width, text.shape[1], len(canvases))
         hidden = self._stack.through(self.model.model.decoder.layers, torch.cat(parts, dim=1), sights)
         read = hidden[:, width - 1 if caption is not None else width :]
-        return self.logits(read).split(size, dim=1)
+        return self._logits(read).split(size, dim=1)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         """Logits of places, softcapped, float32, of what is behind the last layer."""
         cap, decoder = self.model.final_logit_softcapping, self.model.model.decoder
         states = root_mean_square(hidden, decoder.norm.weight).to(self._dtype)
