@@ -66,7 +66,7 @@ def artifact_key(
     device: Device,
     *,
     weights_in_place: bool = False,
-    loop: InnerLoop = "pairs",
+    loop: InnerLoop,
 ) -> str:
     """Digest of all that a compiled graph depends on.
 
@@ -84,8 +84,7 @@ def artifact_key(
     """
     parameters = [f"{parameter} {tensor.dtype} {list(tensor.shape)}" for parameter, tensor in module.parameters]
     parts = [version("max"), sources_digest(), name, repr(spec), *parameters, *map(repr, input_types), _target(device)]
-    parts += ["weights in place"] if weights_in_place else []
-    parts += [loop] if loop != "pairs" else []
+    parts += [loop, "weights in place"] if weights_in_place else [loop]
     return hashlib.sha256(chr(0).join(parts).encode()).hexdigest()
 
 

@@ -214,6 +214,7 @@ from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
 from max_zimage.compile import compiler
 from max_zimage.device import libraries
 from max_zimage.compile.artifacts import artifact_key
+from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.registry import AHEAD, made, spec_of
 from max_zimage.compile import registry
 from max_zimage.components import ZImageStreamedTransformer
@@ -256,7 +257,8 @@ device, specs = Accelerator(), replace(pipeline.sources.specs, diffusion_gemma=D
 workers = {}
 for name in pipelines:
     module, types = made(name, specs, sys.argv[1], DeviceRef.from_device(device))
-    workers[name] = artifact_key(name, registry.GRAPHS[name].key_of(spec_of(name, specs)), module, types, device)
+    of = name, registry.GRAPHS[name].key_of(spec_of(name, specs)), module, types, device
+    workers[name] = artifact_key(*of, loop=loop_of(module, device))
 print(json.dumps([pipelines, workers]), flush=True)
 os._exit(0)
 """

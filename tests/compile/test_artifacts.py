@@ -270,7 +270,8 @@ def test_a_name_says_what_the_graph_contains(monkeypatch: pytest.MonkeyPatch) ->
     types = module.input_types(DType.float32, DeviceRef.CPU())
 
     def path(name: str = "pack", spec: object = None) -> str:
-        return artifacts.artifact_name([name], [artifacts.artifact_key(name, spec, module, types, CPU())])
+        key = artifacts.artifact_key(name, spec, module, types, CPU(), loop="pairs")
+        return artifacts.artifact_name([name], [key])
 
     assert path() == path()
     assert len({path(), path("other"), path(spec=1e-5), path(spec=1e-6)}) == 4

@@ -108,7 +108,8 @@ def test_where_weights_lie() -> None:
 
 def test_graphs_that_read_weights_elsewhere_have_other_artifacts(embedded: Pair) -> None:
     module = SimpleNamespace(parameters=[])
-    keys = [artifact_key("g", None, cast(Any, module), (), CPU(), weights_in_place=place) for place in (False, True)]
+    of = ("g", None, cast(Any, module), (), CPU())
+    keys = [artifact_key(*of, weights_in_place=place, loop="pairs") for place in (False, True)]
     assert len(set(keys)) == 2
 
 
