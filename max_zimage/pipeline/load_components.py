@@ -14,6 +14,7 @@ from max.pipelines.diffusion.config import DenoisingCacheConfig
 from max.pipelines.lib.config import PipelineConfig
 from max.pipelines.modeling.base.component_model import ComponentModel
 
+from max_zimage.checkpoint.locate import COMPONENTS, route_weight_files
 from max_zimage.compile.device_check import check_device
 from max_zimage.components import NoTextEncoder, ZImageComponent, ZImageStreamedTransformer
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
@@ -35,9 +36,14 @@ DEFAULT_STEPS = 50
 """Of a checkpoint that is not distilled."""
 
 
+def routed(weight_paths: Sequence[Path], unprefixed: str) -> dict[str, list[Path]]:
+    """Files that take the place of a checkpoint's own, of each component; see `route_weight_files`."""
+    return route_weight_files(weight_paths, COMPONENTS, unprefixed)
+
+
 def sources_of(
     config: PipelineConfig,
-    weight_paths: Sequence[Path],
+    replaced: Mapping[str, list[Path]],
     unprefixed: str,
     devices: Mapping[str, Device],
     default_steps: int,
@@ -49,7 +55,7 @@ def sources_of(
     storages = asked_storages(quantize, devices)
     for device in devices.values():
         check_device(device)
-    found = find_sources(config, weight_paths, unprefixed, devices["transformer"], default_steps, without)
+    found = find_sources(config, replaced, unprefixed, devices["transformer"], default_steps, without)
     return with_attention(with_storages(found, storages), attention, devices)
 
 

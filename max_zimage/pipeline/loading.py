@@ -16,7 +16,7 @@ from max.pipelines.lib.config import PipelineConfig
 
 from max_zimage import embedded
 from max_zimage.checkpoint.digest import digest_of_weights
-from max_zimage.checkpoint.locate import COMPONENTS, resolve_model, route_weight_files
+from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.device.plans import Plan, Wish
 from max_zimage.pipeline.bound_adapters import checked_loras, facts
 from max_zimage.pipeline.load_components import (
@@ -24,6 +24,7 @@ from max_zimage.pipeline.load_components import (
     UNPREFIXED_COMPONENT,
     PathName,
     checked_cache_bytes,
+    routed,
     sources_of,
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
@@ -116,13 +117,13 @@ def check_model(
     cache = checked_step_cache(step_cache, None)
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
     paths = [Path(path) for path in given]
-    replaced = route_weight_files(paths, COMPONENTS, UNPREFIXED_COMPONENT, quiet=True)
+    replaced = routed(paths, UNPREFIXED_COMPONENT)
     named_model = model if isinstance(model, str) else Path(model or embedded.PATH)
     directory = resolve_model(named_model, without=without, replaced=replaced)
     described = (directory, wish.devices["transformer"], None if dtype == "auto" else dtype, flags_of(cache))
     config = pipeline_config(*described)
     how = without, quantize, attention_backend
-    found = sources_of(config, paths, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, *how)
+    found = sources_of(config, replaced, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, *how)
     if paths:
         config = pipeline_config(*described, {name: files for name, files in found.files.items() if files[0] in paths})
     sources = found.with_step_cache(cache).with_streams(wish.placement == "streamed")

@@ -98,7 +98,7 @@ class CheckpointManifest:
 
 def find_sources(
     config: PipelineConfig,
-    weight_paths: Sequence[Path],
+    replaced: Mapping[str, list[Path]],
     unprefixed_component: str,
     device: Device,
     default_steps: int,
@@ -108,8 +108,8 @@ def find_sources(
 
     Args:
         config: MAX's configuration, one model entry a component.
-        weight_paths: Files that take the place of the checkpoint's own; see `route_weight_files`.
-        unprefixed_component: Takes the files that stand in no component's folder.
+        replaced: Component -> files that take the place of the checkpoint's own, from `route_weight_files`.
+        unprefixed_component: Takes those that MAX's configuration names and that stand in no component's folder.
         device: Where the components run.
         default_steps: Denoising steps of a checkpoint that is not distilled.
         without: Components whose files are left alone; the text encoder may be one.
@@ -123,7 +123,7 @@ def find_sources(
     models = config.models
     described = describe(config, default_steps, without=without)
     files = _weight_files(
-        {name: models[name] for name in COMPONENTS if name not in without}, weight_paths, unprefixed_component
+        {name: models[name] for name in COMPONENTS if name not in without}, replaced, unprefixed_component
     )
     plans = _plans(described.specs, files)
     has_final_norm = "text_encoder" not in plans or holds_final_norm(plans["text_encoder"])
@@ -148,13 +148,13 @@ def text_encoder_plan(spec: TextEncoderSpec, files: Sequence[Path]) -> LoadPlan:
 
 
 def _weight_files(
-    models: Mapping[str, MAXModelConfig], weight_paths: Sequence[Path], unprefixed_component: str
+    models: Mapping[str, MAXModelConfig], replaced: Mapping[str, list[Path]], unprefixed_component: str
 ) -> dict[str, list[Path]]:
     named = {name: model.resolved_weight_paths() for name, model in models.items() if model.weight_path}
     # MAX writes a pipeline-wide --weight-path into every component; only the folder tells whose it is.
     if len(named) == len(models) and len({tuple(paths) for paths in named.values()}) == 1:
         named = route_weight_files(next(iter(named.values())), COMPONENTS, unprefixed_component)
-    named |= route_weight_files(weight_paths, COMPONENTS, unprefixed_component)
+    named |= replaced
     return {name: named[name] if name in named else _own_files(name, model) for name, model in models.items()}
 
 

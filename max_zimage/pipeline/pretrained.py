@@ -26,6 +26,7 @@ from max_zimage.pipeline.load_components import (
     PathName,
     load_components,
     new_session,
+    routed,
     sources_of,
 )
 from max_zimage.pipeline.loading import CheckedModel, check_model
@@ -102,7 +103,7 @@ class PretrainedMethods:
         """
         self._plan, self._max_memory = plan or plan_for_worker(devices), max_memory
         names = self.unprefixed_weight_component, self._devices_of(devices), self.default_num_inference_steps
-        found = sources or sources_of(config, weight_paths, *names)
+        found = sources or sources_of(config, routed(weight_paths, names[0]), *names)
         self.sources = found.with_streams(self._plan.residency == "streamed")
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:

@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from max_zimage import ZImagePipeline
+from max_zimage.checkpoint import locate
+from max_zimage.checkpoint.formats import Source, open_source
 from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.parts import owner, parts_in
 from max_zimage.checkpoint.weight_check import check_weights
@@ -136,6 +138,18 @@ def test_a_file_of_one_component_goes_before_one_of_several(notes: list[str], tm
     found = ZImagePipeline.prepare(device="cpu", weight_path=[file, vae]).sources
     assert (found.files["vae"], found.files["transformer"]) == ([vae], [file])
     assert notes == [f"vae: taken from {vae}, not from {file}, which holds one, too"]
+
+
+def test_names_are_read_once_to_tell_where_a_file_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file, read = _all_in_one(tmp_path), list[Path]()
+
+    def counted(files: list[Path]) -> Source:
+        read.extend(files)
+        return open_source(files)
+
+    monkeypatch.setattr(locate, "open_source", counted)
+    ZImagePipeline.prepare(device="cpu", weight_path=file)
+    assert read == [file]
 
 
 def test_two_files_of_several_components(tmp_path: Path) -> None:

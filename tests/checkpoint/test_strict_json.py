@@ -139,7 +139,7 @@ def test_a_worker_reads_what_its_server_has_read(tmp_path: Path) -> None:
     """MAX sends its configuration to the worker's process, where it would read every file again, in its own way."""
     found = prepared(with_marks(tmp_path / "model"))
     config = pickle.loads(pickle.dumps(found.config))
-    sources = find_sources(config, [], "transformer", found.devices[0], 50)
+    sources = find_sources(config, {}, "transformer", found.devices[0], 50)
     assert sources == found.sources
 
 

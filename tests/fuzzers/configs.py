@@ -151,7 +151,7 @@ def _unusable(prepared: CheckedModel) -> str | None:
     server = served_model(ServerSettings(model=str(prepared.directory), name="fuzzed"), prepared).tokenizer
     if server.defaults != sources.defaults:
         return f"the server's defaults are {server.defaults}, the pipeline's {sources.defaults}"
-    worker = find_sources(pickle.loads(pickle.dumps(prepared.config)), [], "transformer", prepared.devices[0], 50)
+    worker = find_sources(pickle.loads(pickle.dumps(prepared.config)), {}, "transformer", prepared.devices[0], 50)
     return None if worker == sources else f"the worker finds {worker}, the pipeline {sources}"
 
 
