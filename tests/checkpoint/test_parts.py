@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from max_zimage.checkpoint.tensors import Source
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +18,7 @@ from max_zimage.checkpoint import locate
 from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.parts import owner, parts_in
+from max_zimage.checkpoint.tensors import Source
 from max_zimage.checkpoint.weight_check import check_weights
 from max_zimage.cli.main import main
 from max_zimage.embedded import PATH as EMBEDDED
