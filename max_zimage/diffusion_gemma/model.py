@@ -24,7 +24,7 @@ from max_zimage.diffusion_gemma.config import DiffusionGemmaForBlockDiffusionCon
 from max_zimage.diffusion_gemma.config_file import read_config
 from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma, GemmaCache
 from max_zimage.diffusion_gemma.steps import Ids
-from max_zimage.diffusion_gemma.weights import check_heads, load_weights, plan_weights
+from max_zimage.diffusion_gemma.weights import load_weights, plan_weights
 
 
 class DiffusionGemmaForBlockDiffusionModel:
@@ -93,7 +93,6 @@ class DiffusionGemmaForBlockDiffusionModel:
         """
         check_device(self.device)
         dtype: ModelDtype = "float32" if self.config.dtype == DType.float32 else "bfloat16"
-        check_heads(self.config.text_config, self.device)
         checked = plan_weights(self.config.text_config, paths_of(self.weights))
         file, weights = read_config(self.huggingface_config.to_dict()), load_weights(checked, dtype, self.device)
         self.steps = CompiledDiffusionGemma(file, weights, device=self.device, dtype=dtype, session=session)

@@ -27,7 +27,7 @@ from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.diffusion_gemma.config_file import DiffusionGemmaFile, read_file
 from max_zimage.diffusion_gemma.steps import CanvasLook, Ids
 from max_zimage.diffusion_gemma.tables import canvas_mask, reading_mask, rotary_table
-from max_zimage.diffusion_gemma.weights import check_heads, find_files, load_weights, plan_weights
+from max_zimage.diffusion_gemma.weights import find_files, load_weights, plan_weights
 from max_zimage.graphs.diffusion_gemma.stack import kinds
 from max_zimage.request.checks import LARGEST, SMALLEST
 
@@ -107,7 +107,6 @@ class CompiledDiffusionGemma:
         chosen = model_dtype(dtype, there)
         files = find_files(folder)
         file = read_file(folder)
-        check_heads(file.spec, there)
         checked = plan_weights(file.spec, files)
         model = cls(file, load_weights(checked, chosen, there), device=there, dtype=chosen)
         model.compile()

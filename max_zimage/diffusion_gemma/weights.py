@@ -23,9 +23,6 @@ from max_zimage.errors import CheckpointError
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
 
-_HEAD_MULTIPLE = 32
-"""MAX's attention for a CPU reads past heads that do not fill its vectors, and the process ends."""
-
 
 def find_files(directory: Path) -> list[Path]:
     """The weight files of a checkpoint: `model.safetensors`, or the shards that its index names.
@@ -39,20 +36,6 @@ def find_files(directory: Path) -> list[Path]:
             "`hf download google/diffusiongemma-26B-A4B-it --local-dir DIR`"
         )
     return find_component_files(directory, "text_encoder", flat=True)
-
-
-def check_heads(spec: DiffusionGemmaSpec, device: Device) -> None:
-    """Check that attention can be computed there.
-
-    Raises:
-        CheckpointError: If heads do not fill the vectors of a CPU.
-    """
-    widths = {spec.sliding.head_dim, spec.full.head_dim}
-    if device.is_host and any(width % _HEAD_MULTIPLE for width in widths):
-        raise CheckpointError(
-            f"on a CPU head_dim and global_head_dim must be multiples of {_HEAD_MULTIPLE}, got {sorted(widths)}; use a "
-            "GPU, or another checkpoint"
-        )
 
 
 def plan_weights(spec: DiffusionGemmaSpec, files: Sequence[Path]) -> LoadPlan:

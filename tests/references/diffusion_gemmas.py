@@ -57,12 +57,12 @@ ODD: Mapping[str, object] = {
     "vocab_size": 50,
     "hidden_size": 36,
     "intermediate_size": 20,
-    "moe_intermediate_size": 10,
+    "moe_intermediate_size": 12,
     "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 3,
     "num_global_key_value_heads": 2,
-    "head_dim": 6,
+    "head_dim": 32,
     "global_head_dim": 16,
     "num_experts": 5,
     "top_k_experts": 3,
@@ -72,7 +72,10 @@ ODD: Mapping[str, object] = {
     "final_logit_softcapping": 5.0,
     "rms_norm_eps": 1e-5,
 }
-"""A vocabulary below 64, heads that fill no vector, a full layer first, a softcap and an epsilon of its own."""
+"""A vocabulary below 64, heads that fill no vector, a full layer first, a softcap and an epsilon of its own.
+
+transformers multiplies by experts whose rows are whole 16 bytes alone.
+"""
 
 
 def write(directory: Path, text: Mapping[str, object], canvas_length: int, seed: int) -> None:
@@ -139,5 +142,10 @@ class Both(NamedTuple):
 def pair(directory: Path, text: Mapping[str, object], canvas_length: int, seed: int) -> Both:
     """Write a checkpoint, and load it on both sides."""
     write(directory, text, canvas_length, seed)
+    return opened(directory)
+
+
+def opened(directory: Path) -> Both:
+    """Load a checkpoint on both sides."""
     theirs = load(directory)
     return Both(directory, CompiledDiffusionGemma.from_pretrained(directory, device="cpu"), theirs, Routing(theirs))
