@@ -20,7 +20,7 @@ from benchmarks.fleet_model.simulate import Fleet, Seen, Service, Setup
 
 FITTED = "0.9"
 """The load at which the model is fitted: both replicas are often at work there, and not always."""
-_RANGE = (0.6, 4.0)  # of the slowdown
+_RANGE = (1.0, 4.0)  # of the slowdown: two replicas do not make each other faster
 _ANSWERED, _REFUSED = 200, 429  # as the record has them, whatever a refusal's status
 _ROUNDS = 30  # of bisection
 
@@ -130,9 +130,23 @@ def figures(slices: Sequence[Seen]) -> Figures:
 
 
 def fitted(record: Record) -> float:
-    """The slowdown with which the model's mean latency is the measured one at `FITTED`."""
+    """The slowdown with which the model's mean latency is the measured one at `FITTED`.
+
+    Raises:
+        ValueError: If there is none: the record is of a machine that did other work.
+    """
     wanted = record.measured(FITTED).mean
-    return bisected(lambda slowdown: record.foretold(FITTED, slowdown).mean - wanted, *_RANGE)
+
+    def off(slowdown: float) -> float:
+        return record.foretold(FITTED, slowdown).mean - wanted
+
+    low, high = (off(each) for each in _RANGE)
+    if not low < 0 < high:
+        raise ValueError(
+            f"the mean latency at {FITTED}, {wanted:.2f} s, is none of the model's, from {wanted + low:.2f} to "
+            f"{wanted + high:.2f} s; measure again on a machine that does nothing else: python -m benchmarks fleet"
+        )
+    return bisected(off, *_RANGE)
 
 
 def bisected(difference: Callable[[float], float], low: float, high: float) -> float:

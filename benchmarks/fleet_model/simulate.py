@@ -19,6 +19,8 @@ import simpy
 
 from max_zimage.serving.ray_serve.shapes import ranked
 
+_SOON = 1e-9  # seconds that are none, but for rounding
+
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
@@ -146,9 +148,12 @@ class Fleet:
             if not queue:
                 self._calls[number] = self._env.event()
                 yield self._calls[number]
-            shape = queue[0][0]
-            if setup.window and sum(each == shape for each, _ in queue) < setup.together:
-                yield self._env.timeout(setup.window)
+            shape, came = queue[0]
+            while (left := came + setup.window - self._env.now) > _SOON:
+                if sum(each == shape for each, _ in queue) >= setup.together:
+                    break
+                self._calls[number] = self._env.event()
+                yield self._env.any_of((self._env.timeout(left), self._calls[number]))
             batch = [each for each in queue if each[0] == shape][: setup.together]
             for each in batch:
                 queue.remove(each)

@@ -103,7 +103,7 @@ class Job:
         survey: What is known of it.
         planner: Makes windows of its rows.
         book: What is recorded.
-        form: How pictures are kept, one of `max_zimage.batch.packing.FORMATS`.
+        form: How pictures are kept, "files", "parquet" or "webdataset".
         window_rows: Rows of a window.
         max_errors: Pictures that may fail; None for any number.
         retry_failed: Whether pictures that failed in earlier runs are tried again.

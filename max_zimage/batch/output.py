@@ -219,7 +219,7 @@ class Output:
         """Whatever a file system raises, as one kind of error."""
         try:
             yield
-        except (ValueError, GeneratorExit):
+        except ValueError:
             raise
         except Exception as error:
             said = getattr(error, "strerror", None) or str(error) or type(error).__name__

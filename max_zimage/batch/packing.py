@@ -27,7 +27,6 @@ from max_zimage.batch.record_book import RecordBook, results_path, work_folder
 from max_zimage.batch.records import ORDER, schema, table, to_parquet
 from max_zimage.batch.work import Window
 
-FORMATS = ("files", "parquet", "webdataset")
 _GROUP = 64  # pictures that are in memory together
 _IN_TAR = ("id", "seed", "parameters", "digest", "error", "note")
 
@@ -38,7 +37,7 @@ def finish(book: RecordBook, window: Window, form: str) -> list[dict[str, Any]]:
     Args:
         book: Has its records, and nothing of it is missing.
         window: The window.
-        form: One of `FORMATS`.
+        form: "files", "parquet" or "webdataset".
 
     Returns:
         Its records.

@@ -133,6 +133,8 @@ class Planner:
         arguments = {name: value for name, value in values.items() if value is not _TO_BE_READ} | {**pictures}
         if arguments.get("seed") is None and "seed" not in sources.defaults.configured:
             arguments["seed"] = seed_of(row.id)
+        if "image" in arguments:
+            arguments.setdefault("resize", False)  # a column may say it, which what is wrong with a size is to name
         return GenerationRequest.create(limits=sources.limits, defaults=sources.defaults, **arguments, output_type="np")
 
     def _checked(self, request: GenerationRequest) -> str:

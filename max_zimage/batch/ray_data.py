@@ -37,7 +37,7 @@ _RESTARTS = 8  # of one actor
 _FRUITLESS = 3  # runs one after the other in which nothing was recorded and nothing begun
 PASSED_ON = (
     *("MAX_ZIMAGE_CACHE", "MAX_ZIMAGE_DEVICE_GRAPHS", "MAX_ZIMAGE_DEVICE_WEIGHTS", "MAX_ZIMAGE_INNER_LOOP"),
-    *("MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND", "MAX_ZIMAGE_QUANTIZE", "MAX_ZIMAGE_SPLIT", "MAX_ZIMAGE_TEMPLATES_DIR"),
+    *("MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND", "MAX_ZIMAGE_QUANTIZE", "MAX_ZIMAGE_TEMPLATES_DIR"),
     *("MODULAR_CACHE_DIR", "MODULAR_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "PYTHONPATH"),
 )
 """Variables that actors get from here: a cluster shows them to everybody, so none that may hold a key or a token."""
@@ -157,8 +157,9 @@ class RayData:
                     note(f"a run of Ray Data ended early: {why}; what is not recorded is tried again")
                 left = [unit for unit in wave if unit.key not in seen]
                 wave = []
+                tries = self._tries(left, book)
                 for unit in left:
-                    more, ended = self._left(unit, why, book)
+                    more, ended = self._left(unit, why, book, tries[unit.key])
                     wave += more
                     if ended is not None:
                         yield ended
@@ -166,12 +167,18 @@ class RayData:
                 if wave and fruitless == _FRUITLESS:
                     raise JobError(f"{_FRUITLESS} runs of Ray Data ended before anything was drawn: {why}")
 
-    def _left(self, unit: Unit, why: str, book: RecordBook) -> tuple[list[Unit], Report | None]:
+    def _tries(self, units: Sequence[Unit], book: RecordBook) -> dict[tuple[int, str], int]:
+        """How often each of them has ended its process; a window's marks are read once for all of its units."""
+        if not units:
+            return {}
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        ended = {window: book.ended(window, alive) for window in {unit.window for unit in units}}
+        return {unit.key: ended[unit.window][unit.name] for unit in units}
+
+    def _left(self, unit: Unit, why: str, book: RecordBook, tries: int) -> tuple[list[Unit], Report | None]:
         """What is to be done with a unit that Ray has not reported."""
         if (report := book.report(unit)) is not None:
             return [], report
-        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-        tries = book.ended(unit.window, alive)[unit.name]
         return again(counted(unit, tries), why, book) if tries else ([unit], None)
 
     def _drawn(self, wave: Sequence[Unit]) -> Iterator[Report]:

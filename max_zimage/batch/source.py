@@ -1,6 +1,7 @@
 """The file of a job: Parquet, JSON lines or CSV, read as rows, from any file system that fsspec knows.
 
-A file is read twice: once to count and to find what is wrong with it as a whole, and then window after window. A line
+A file is read three times: to count and to find what is wrong with it as a whole, for its digest, and then window after
+window. A line
 that cannot be read is a row all the same, with a sentence in place of its fields. Of rows that may name themselves 16
 bytes each stay in memory, by which a name that is there twice is found; nothing else grows with the file.
 
@@ -187,9 +188,7 @@ class Source:
         with self._told(), fsspec.open(self.url, "rb", compression="infer") as file:
             if self._kind == "parquet":
                 return set(parquet().ParquetFile(file).schema_arrow.names)
-            return set(
-                csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")).fieldnames or ()
-            )
+            return set(_csv_of(file).fieldnames or ())
 
     def _of_lines(self) -> Iterator[tuple[dict[str, Any], str | None]]:
         with fsspec.open(self.url, "rb", compression="infer") as file:
@@ -221,10 +220,6 @@ class Source:
         """Whatever a file system or a format raises, as one kind of error."""
         try:
             yield
-        except GeneratorExit:
-            raise
-        except ModuleNotFoundError:
-            raise
         except Exception as error:
             said = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ValueError(f"{self.url} cannot be read as {self._kind}: {said}") from error

@@ -36,7 +36,6 @@ def batch(arguments: argparse.Namespace) -> int:
         with checking():
             parquet()
             job = job_of(arguments)
-            job.claim()
         with checking(), shown_by(display(quiet=arguments.quiet, note=_PATIENCE)):
             counts = job.run(executor_of(arguments, job))
     seconds = time.perf_counter() - begin

@@ -24,7 +24,6 @@ from max_zimage.cli.options import model_path
 from max_zimage.cli.placement_flags import placement_options
 from max_zimage.pipeline.zimage import ZImagePipeline
 
-_PLACES = ("placement", "max_memory", "encoder_device", "dit_device", "vae_device", "cpu_offload")
 _TOGETHER, _TOGETHER_ON_CPU = 4, 1  # pictures a batch: one keeps a CPU as busy as four
 
 
@@ -60,10 +59,9 @@ def job_of(arguments: argparse.Namespace) -> Job:
         columns = survey.columns - {source.id_name if survey.has_ids else ""}
         check_columns(arguments.file, columns, survey.anywhere, arguments.ignore)
     options, defaults = options_of(arguments), given_fields(arguments)
-    if "mask_image" not in defaults and getattr(arguments, "mask", None) is not None:
-        defaults["mask_image"] = arguments.mask
     if arguments.ray is not None:  # this machine draws nothing, and may have no such device
-        options = {name: value for name, value in options.items() if name not in _PLACES} | {"device": "cpu"}
+        places = placement_options(arguments)
+        options = {name: value for name, value in options.items() if name not in places} | {"device": "cpu"}
     model, prepared = arguments.model or embedded.NAME, ZImagePipeline.prepare(**options)
     on_cpu = arguments.ray is None and prepared.devices[0].is_host
     planner = Planner(

@@ -12,6 +12,7 @@ from typing import Any
 
 from max_zimage.batch.columns import PICTURES
 from max_zimage.batch.pictures_in import contents_of, digests_of
+from max_zimage.enhancer.settings import EnhancerSettings
 from max_zimage.request.templates import Templates
 from max_zimage.version import __version__
 
@@ -40,8 +41,16 @@ def settings_of(arguments: argparse.Namespace, model: str, defaults: Mapping[str
         "configured": {name: str(value) for name, value in sorted(arguments.configuration.fields.items())},
         "default_pictures": digests_of(contents_of(pictures)),
         "templates": _digest_of_templates(arguments.templates_dir),
+        "enhancer": _digest_of_enhancer(arguments.configuration.start.get("enhancer", {})),
         **{name: getattr(arguments, name) for name in _SAME},
     }
+
+
+def _digest_of_enhancer(values: Mapping[str, Any]) -> str:
+    """Of a digest, for an address may say more than everybody is to read; where a key lies changes no prompt."""
+    settings = EnhancerSettings.of(dict(values)) if values else EnhancerSettings()
+    said = {name: str(value) for name, value in asdict(settings).items() if name != "key_file"}
+    return hashlib.sha256(json.dumps([said, settings.system()], sort_keys=True).encode()).hexdigest()
 
 
 def _digest_of_templates(folder: str | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.fleet_words import arguments_of, encoder_by, given_of, opened_by
-from max_zimage.cli.server_settings import settings_of
+from max_zimage.cli.server_settings import KEY_VARIABLE, settings_of
 from max_zimage.host.ray_clusters import LOCAL, before_ray
 from max_zimage.serving.addresses import MEMORY
 from max_zimage.serving.ray_serve.settings import FleetSettings
@@ -35,7 +35,10 @@ _FLAGS = {
 
 _PROXY = "connections are those of Ray's proxy, whose time limits are Ray's"
 _OF_ONE_SERVER = {"read_timeout": _PROXY, "write_timeout": _PROXY}
-_OF_A_COMMAND = {"port": "the port of Ray's proxy is that of http_options in the file"}
+_OF_A_COMMAND = {
+    "port": "the port of Ray's proxy is that of http_options in the file",
+    "ray": "the cluster is the one that the file is given to",
+}
 """Flags that a fleet, and a file for Ray, have no use for -> why."""
 
 
@@ -58,6 +61,10 @@ def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSe
         return None
     if importlib.util.find_spec("ray") is None:
         raise BadInput("--ray needs Ray, which is not installed; install it with: pip install 'max-zimage[ray]'")
+    if arguments.ray != LOCAL and settings.api_key is not None and arguments.api_key_file is None:
+        raise BadInput(
+            f"{KEY_VARIABLE} is not known to replicas on other nodes; give --api-key-file, a file that all of them have"
+        )
     replicas = given.get("replicas", 1)
     most = given.get("max_replicas", replicas)
     if most < replicas:
@@ -113,7 +120,7 @@ def app(arguments: Mapping[str, Any]) -> Application:
     """The fleet of a `serve.yaml`, whose `import_path` is `max_zimage.cli.fleet:app`.
 
     Args:
-        arguments: Its `args`: `flags`, a list of words of `max-zimage serve`, of which `--ray` may be left out.
+        arguments: Its `args`: `flags`, a list of words of `max-zimage serve`.
 
     Raises:
         BadInput: If they do not do.
@@ -123,8 +130,8 @@ def app(arguments: Mapping[str, Any]) -> Application:
     if unknown or not isinstance(flags, list) or not all(isinstance(each, str) for each in flags):
         raise BadInput("args: has one key, flags: a list of words as of max-zimage serve, such as [--replicas, '2']")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    words = ("serve", *([] if "--ray" in flags else ["--ray", "auto"]), *flags)
-    _refuse(words, _OF_ONE_SERVER | _OF_A_COMMAND)
+    _refuse(("serve", *flags), _OF_ONE_SERVER | _OF_A_COMMAND)
+    words = ("serve", "--ray", "auto", *flags)
     parsed = arguments_of(words)
     settings = settings_of(parsed)
     fleet = fleet_of(parsed, settings)

@@ -173,7 +173,7 @@ def test_what_pictures_depend_on_is_pinned(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
     flags = dict.fromkeys(("id_column", "dtype", "weight_path", "quantize", "attention_backend", "no_metadata"))
     arguments = argparse.Namespace(**flags, ignore=[], device="cpu", templates_dir=str(templates))
-    arguments.configuration = argparse.Namespace(fields={})
+    arguments.configuration = argparse.Namespace(fields={}, start={})
 
     def pinned() -> dict[str, Any]:
         return settings_of(arguments, "tiny-zimage", {"image": str(tmp_path / "in.png"), "strength": 0.5})
@@ -188,4 +188,10 @@ def test_what_pictures_depend_on_is_pinned(tmp_path: Path) -> None:
     third = pinned()
     assert [name for name in first if second[name] != third[name]] == ["templates"]
     arguments.device = "cuda"
-    assert [name for name in first if third[name] != pinned()[name]] == ["device"]
+    fourth = pinned()
+    assert [name for name in first if third[name] != fourth[name]] == ["device"]
+    arguments.configuration.start = {"enhancer": {"temperature": 0.2}}
+    assert [name for name in first if fourth[name] != pinned()[name]] == ["enhancer"]
+    other = pinned()
+    arguments.configuration.start = {"enhancer": {"temperature": 0.2, "key_file": "elsewhere"}}
+    assert pinned() == other

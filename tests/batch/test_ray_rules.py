@@ -53,14 +53,17 @@ def test_machines_that_are_lost_count_against_no_unit_unless_there_are_many(tmp_
     def begin(place: str) -> None:
         RecordBook(book.output, "run", place).begin(unit)
 
+    def left() -> tuple[list[Unit], Report | None]:
+        return cluster._left(unit, "it", book, cluster._tries([unit], book)[unit.key])
+
     for _ in range(6):
         begin("c")
-    assert cluster._left(unit, "it", book) == ([unit], None)
+    assert left() == ([unit], None)
     begin("a")
-    ([again], none) = cluster._left(unit, "it", book)
+    ([again], none) = left()
     assert (again.tries, none) == (1, None)
     begin("c")
-    more, report = cluster._left(unit, "it", book)
+    more, report = left()
     assert more == []
     assert report == Report(window=0, name=unit.name, pictures=0, failed=1)
     assert book.sentences(unit) == ["0: 2 processes ended while they drew it by itself, the last one with it"]

@@ -76,7 +76,8 @@ def test_equal_shapes_share_a_batch_and_a_window_waits_for_them() -> None:
     assert seen.shapes == [0, 1, 0, 0, 0]
     waited = Fleet(Setup(replicas=1, shapes=2, room=9, together=2, window=0.25), Service(parts=parts)).run(planned)
     assert waited.batches[0] == 2
-    assert waited.seconds[0] == pytest.approx(0.25 + 1.2)
+    assert waited.seconds[0] == pytest.approx(0.2 + 1.2)  # until it is full
+    assert waited.seconds[2] == pytest.approx(1.4 - 0.1 + 1.1)  # it has waited for longer than a window already
 
 
 def test_features_that_are_kept_cost_nothing() -> None:

@@ -38,7 +38,7 @@ def test_prompts_are_encoded_before_they_are_drawn() -> None:
     handle = Handle(ok(), ok(), ok(), ok())
     unguided = {**given, "negative_prompt": "b"}
     for fields in (given, {**given, "features": "BBBB"}, {**given, "enhance": True}, unguided):
-        ask(handle, json=fields, encoding=Encoding(encoders))  # type: ignore[arg-type]
+        ask(handle, json=fields, encoding=Encoding(encoders, {}))  # type: ignore[arg-type]
     assert encoders.asked == [{"prompt": "a", "negative_prompt": "", "template": "x"}]
     sent = [json.loads(call.body) for call in handle.calls]
     assert sent == [
@@ -51,15 +51,15 @@ def test_prompts_are_encoded_before_they_are_drawn() -> None:
     broken = ray_exceptions.RayTaskError("encode", "out of memory", RuntimeError("out of memory"))
     for error in (DEAD, broken, BackPressureError(num_queued_requests=1, max_queued_requests=1)):
         handle = Handle(ok())
-        ask(handle, json=given, encoding=Encoding(Encoders(lambda asked, error=error: error)))  # type: ignore
+        ask(handle, json=given, encoding=Encoding(Encoders(lambda asked, error=error: error), {}))  # type: ignore
         assert json.loads(handle.calls[0].body) == given
     told = {"error": {"status": 400, "code": "invalid_value", "message": "too long", "param": "prompt"}}
-    answer = ask(Handle(), json=given, encoding=Encoding(Encoders(lambda asked: told)))  # type: ignore[arg-type]
+    answer = ask(Handle(), json=given, encoding=Encoding(Encoders(lambda asked: told), {}))  # type: ignore[arg-type]
     assert code(answer) == (400, "invalid_value", False)
 
 
 def test_features_take_no_body_over_its_limit_and_no_seed_from_it() -> None:
-    encoders = Encoding(Encoders(lambda asked: {"features": "A" * 5 * 2**20}))  # type: ignore[arg-type]
+    encoders = Encoding(Encoders(lambda asked: {"features": "A" * 5 * 2**20}), {})  # type: ignore[arg-type]
     given = {"prompt": "a", "seed": 2}
     small = Handle(ok())
     assert ask(small, json=given, encoding=encoders).status_code == 200

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from max_zimage.serving.ray_serve.call import NOT_SERVING, Call
-from max_zimage.serving.ray_serve.shapes import shape_of
+from max_zimage.serving.ray_serve.shapes import read, shape_of
 
 ray_exceptions = pytest.importorskip("ray.exceptions")
 from ray.serve._private.common import DeploymentID  # noqa: E402
@@ -107,7 +107,7 @@ def test_an_answer_is_passed_on_and_named_once() -> None:
     assert (answer.status_code, answer.json()) == (200, {"data": []})
     assert "x-request-id" not in answer.headers  # Ray's proxy adds it
     (call,) = handle.calls
-    assert (call.shape, call.body) == (shape_of(call.body), b'{"prompt":"a","steps":3}')
+    assert (call.shape, call.body) == (shape_of(read(call.body)), b'{"prompt":"a","steps":3}')
     assert dict(call.scope["headers"])[b"x-request-id"] == b"mine"
 
 

@@ -8,6 +8,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("updated")
-    flags = ["--ray", "local", "--replicas", "2", "--encoders", "1", "--device", "cpu", "--batch-pictures", "1"]
+    flags = ["--replicas", "2", "--encoders", "1", "--device", "cpu", "--batch-pictures", "1"]
     return [*flags, "--state-store", f"file://{folder}/state", "--restart"]
 
 
@@ -87,13 +88,14 @@ def test_an_update_under_load_loses_nothing(client: httpx.Client, flags: list[st
             answer = client.post("/v1/images/generations", json={"prompt": "a star", "size": "128x128", "steps": 4})
             statuses.append(answer.status_code)
 
-    asking = [threading.Thread(target=ask) for _ in range(2)]
-    for each in asking:
-        each.start()
-    serve.run(fleet_command.app({"flags": [*flags, "--max-steps", "50"]}), name=NAME, route_prefix="/")
-    done.set()
-    for each in asking:
-        each.join()
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            serve.run(fleet_command.app({"flags": [*flags, "--max-steps", "50"]}), name=NAME, route_prefix="/")
+        finally:
+            done.set()
+        for each in asking:
+            each.result()  # with what a connection that was lost raised
     assert set(Counter(statuses)) == {200}
     assert len(statuses) > 4
     refused = client.post("/v1/images/generations", json=more)

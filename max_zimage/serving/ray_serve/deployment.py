@@ -17,7 +17,7 @@ from max_zimage.serving.ray_serve.encoding import Encoding
 from max_zimage.serving.ray_serve.gateway import Gateway
 from max_zimage.serving.ray_serve.router import ShapeRouter
 from max_zimage.serving.ray_serve.settings import FleetSettings
-from max_zimage.serving.settings import ServerSettings, usual_pictures
+from max_zimage.serving.settings import ServerSettings
 
 GATEWAY, PICTURES, ENCODERS = "gateway", "pictures", "encoders"
 """Names of the deployments, by which a `serve.yaml` may say more of them."""
@@ -54,7 +54,7 @@ def application(
     settings: ServerSettings,
     fleet: FleetSettings,
     opening: Callable[[], Any],
-    opening_encoder: Callable[[], Any] | None,
+    opening_encoder: Callable[[], Any],
     configured: Mapping[str, Any],
 ) -> Application:
     """The fleet as Ray Serve takes it.
@@ -63,7 +63,7 @@ def application(
         settings: Of each server.
         fleet: How many there are, and of what they are.
         opening: As `PictureReplica` takes it; has to be importable where replicas are.
-        opening_encoder: As `EncoderReplica` takes it; None where there are to be no encoders.
+        opening_encoder: As `EncoderReplica` takes it.
         configured: As `Encoding` takes it.
 
     Returns:
@@ -73,7 +73,7 @@ def application(
 
     there: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = fleet.gpus if fleet.gpus is not None else float("GPU" in there)
-    together = settings.batch_pictures or usual_pictures(on_host=not gpus)
+    together = settings.pictures_together(on_host=not gpus)
     device = {"num_cpus": fleet.cpus, "num_gpus": gpus}
     room = settings.limits.queue + 2 * together
     routing: dict[str, Any] = {
@@ -94,9 +94,7 @@ def application(
         max_constructor_retry_count=_CONSTRUCTED,
         request_router_config=RequestRouterConfig(**routing),
     )
-    encoders = None
-    if fleet.encoders and opening_encoder is not None:
-        encoders = _encoders(fleet.encoders, device).bind(opening_encoder)
+    encoders = _encoders(fleet.encoders, device).bind(opening_encoder) if fleet.encoders else None
     gateway = _deployment(GatewayReplica).options(
         name=GATEWAY,
         ray_actor_options={"num_cpus": 0},

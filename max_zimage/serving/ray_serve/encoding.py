@@ -23,7 +23,6 @@ from starlette.types import Scope
 from max_zimage.request.feature_settings import SETTINGS
 from max_zimage.request.fields import ROWS
 from max_zimage.serving.errors import ApiError
-from max_zimage.serving.ray_serve.shapes import read
 
 _log = logging.getLogger("max_zimage.serving")
 _ROUTES = ("/v1/images/generations", "/v1/images/edits")
@@ -45,8 +44,8 @@ class Encoding:
         configured: For requests that say nothing: field of `CONFIGURED` -> value.
     """
 
-    def __init__(self, encoders: DeploymentHandle[Any], configured: Mapping[str, Any] | None = None) -> None:
-        self._encoders, self._configured = encoders, configured or {}
+    def __init__(self, encoders: DeploymentHandle[Any], configured: Mapping[str, Any]) -> None:
+        self._encoders, self._configured = encoders, configured
 
     def wants(self, scope: Scope) -> bool:
         """Whether the body of a request may hold a prompt that is encoded here."""
@@ -54,14 +53,17 @@ class Encoding:
         is_json = len(kinds) == 1 and kinds[0].lower().startswith(b"application/json")
         return scope["method"] == "POST" and scope["path"] in _ROUTES and is_json
 
-    async def encoded(self, body: bytes) -> bytes:
+    async def encoded(self, given: Mapping[str, Any], body: bytes) -> bytes:
         """The body with features in place of what they are made of; as it is where it is not for encoders.
+
+        Args:
+            given: The body, read.
+            body: As it came.
 
         Raises:
             ApiError: What the replica would say of the texts.
         """
-        given = read(body)
-        if given is None or not isinstance(given.get("prompt"), str):
+        if not isinstance(given.get("prompt"), str):
             return body
         said = {name: value for name, value in given.items() if value is not None}
         whole = {**self._configured, **said}

@@ -26,7 +26,7 @@ from max_zimage.serving.ray_serve.call import NOT_SERVING, Call, scope_to_send, 
 from max_zimage.serving.ray_serve.door import Door
 from max_zimage.serving.ray_serve.encoding import Encoding
 from max_zimage.serving.ray_serve.figures import merged
-from max_zimage.serving.ray_serve.shapes import has_seed, shape_of
+from max_zimage.serving.ray_serve.shapes import has_seed, read, shape_of
 
 _log = logging.getLogger("max_zimage.serving")
 _TRIES = 3
@@ -96,13 +96,13 @@ class Gateway:
     async def _call(self, scope: Scope, body: bytes) -> Call:
         """The request as a replica gets it, its prompt encoded where others do that."""
         sent = scope_to_send(scope)
-        shape, is_seeded = await asyncio.to_thread(lambda: (shape_of(body), has_seed(body)))
-        if self._encoding is not None and self._encoding.wants(scope):
-            encoded = await self._encoding.encoded(body)
+        given = await asyncio.to_thread(read, body) if body else None
+        if given is not None and self._encoding is not None and self._encoding.wants(scope):
+            encoded = await self._encoding.encoded(given, body)
             if len(encoded) <= self._door.body_bytes:  # features are larger than texts: the replica would refuse it
                 body = encoded
                 sent = with_header(sent, b"content-length", str(len(body)).encode())
-        return Call(sent, body, shape, is_seeded)
+        return Call(sent, body, shape_of(given), has_seed(given))
 
     async def _relayed(self, call: Call, answered: Answered, send: Send) -> None:
         """Pass on the answer of a replica, or of another where the first one cannot and nothing is lost by it."""

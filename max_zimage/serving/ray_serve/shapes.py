@@ -31,29 +31,28 @@ NAMES = _names()
 """Fields of bodies that requests must have in common to share steps, by the names of all routes."""
 
 
-def shape_of(body: bytes) -> str:
+def shape_of(given: Mapping[str, Any] | None) -> str:
     """A short name of the shape that a JSON body asks for; empty where it cannot be told.
 
     Args:
-        body: Of the request.
+        given: The body, from `read`.
     """
-    given = read(body)
     if given is None:
         return ""
     options = given.get("provider_options")
     image = options.get("image") if isinstance(options, dict) else None
-    fields = given | (image if isinstance(image, dict) else {})
+    fields = {**given, **(image if isinstance(image, dict) else {})}
     told = {name: fields[name] for name in NAMES & fields.keys() if fields[name] is not None}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def has_seed(body: bytes) -> bool:
+def has_seed(given: Mapping[str, Any] | None) -> bool:
     """Whether a JSON body names a seed; one that is negative asks for a random one.
 
     Args:
-        body: Of the request.
+        given: The body, from `read`.
     """
-    seed = (read(body) or {}).get("seed")
+    seed = (given or {}).get("seed")
     return isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
 
 

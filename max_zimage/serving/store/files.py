@@ -77,8 +77,8 @@ class StoreFiles:
             self._system, root = fsspec.core.url_to_fs(url, **options)
             self._root: str = root.rstrip("/")
         protocols = self._system.protocol
-        self._is_folder = "file" in protocols
-        self._whole = not WHOLE.isdisjoint({protocols} if isinstance(protocols, str) else protocols)
+        names = {protocols} if isinstance(protocols, str) else set(protocols)
+        self._is_folder, self._whole = "file" in names, not WHOLE.isdisjoint(names)
 
     def check(self, folders: tuple[str, ...]) -> None:
         """Make the folders, and try all that will be done with a file.

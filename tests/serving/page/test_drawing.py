@@ -178,7 +178,7 @@ def test_history_survives_a_reload(here: Visit) -> None:
     here.drawn(prompt=PROMPT, seed=1, steps=1)
     here.drawn(prompt="a green ring", seed=2, steps=1)
     last = here.saved()
-    here.page.wait_for_function("document.body.dataset.kept === '2'")
+    here.page.wait_for_function("() => document.body.dataset.kept === '2'")
     here.page.reload()
     thumbs = here.page.locator(".thumb")
     expect(thumbs).to_have_count(2)

@@ -78,7 +78,7 @@ def test_what_the_policy_forbids_is_noticed(planted: str, blamed: str, browser: 
         visits.append(here)
         page = here.open()
         page.evaluate(f"() => {{ try {{ {planted}; document.body.append(tag) }} catch {{}} }}")
-        page.wait_for_function("refusals.length > 0")
+        page.wait_for_function("() => refusals.length > 0")
     assert any(blamed in each for each in visits[0].complaints), visits[0].complaints
 
 

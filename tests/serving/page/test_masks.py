@@ -100,7 +100,7 @@ def test_soft_edges_of_a_painted_mask(here: Visit, pipeline: ZImagePipeline) -> 
     here.page.fill("#feather", "6")
     expect(here.page.locator("#soft_mask")).to_be_checked()
     expect(here.page.locator("#feather-range")).to_have_value("6")
-    here.page.wait_for_function("new Set(document.querySelector('#start-mask').src).size > 0")
+    here.page.wait_for_function("() => new Set(document.querySelector('#start-mask').src).size > 0")
     here.page.wait_for_timeout(100)  # it is drawn with the next frame
     soft = mask_of(here)
     # Pillow's blur of the same deviation, which makes it of three boxes too and rounds after each of them.
