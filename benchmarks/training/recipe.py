@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -15,6 +16,8 @@ from benchmarks.training.sheets import watch
 from benchmarks.training.tokenizer import train_tokenizer
 from benchmarks.training.training import Plan
 from benchmarks.training.transformer import Model, new_text_encoder, new_transformer
+
+P = TypeVar("P", bound=Plan)
 
 PICTURES = 24_000
 CROPS = Plan(steps=1800, batch=16, rate=4e-3, warmup=20)
@@ -59,7 +62,7 @@ def train(work: Path, checkpoint: Path, *, share: float, device: str, threads: i
     tell(f"checkpoint of {size / 1e6:.1f} MB: {checkpoint}")
 
 
-def scaled(plan: Plan, share: float, device: str = "cpu") -> Plan:
+def scaled(plan: P, share: float, device: str = "cpu") -> P:
     """A plan with a share of its steps."""
     return replace(plan, steps=max(2, round(plan.steps * share)), device=device)
 

@@ -23,8 +23,8 @@ from benchmarks.training.text.evaluation import KINDS, Kind, prompts_of, save, s
 from benchmarks.training.text.loss import CANVASES, noised
 from benchmarks.training.text.model import CANVAS, new_model
 from benchmarks.training.text.prompts import random_pair
+from benchmarks.training.text.recipe import TextPlan
 from benchmarks.training.text.wishes import Look, Wish, apart, caption_of, keeps, random_wish, read, said
-from benchmarks.training.training import Plan
 from max_zimage import embedded
 from tests.training.without_max import run_without_max
 
@@ -129,8 +129,25 @@ def test_noise_takes_a_random_share_of_every_canvas() -> None:
     assert replaced.mean(dim=2).var() == pytest.approx(1 / 18 + 1 / 96, rel=0.08)
 
 
+def test_likely_noise_is_words_of_captions() -> None:
+    """Half of it from the same place of another caption, half from the own caption, beside any tokens."""
+    rows = 200
+    clean = torch.arange(rows).view(-1, 1) * CANVAS + torch.arange(CANVAS)  # a token says whose it is, and where
+    most = rows * CANVAS
+    canvases = noised(clean, 10 * most, torch.Generator().manual_seed(1), likely=0.5)
+    other = canvases != clean
+    place, row = torch.where(canvases < most, canvases % CANVAS, -1), canvases // CANVAS
+    beside = other & (place == torch.arange(CANVAS))
+    own = other & (row == torch.arange(rows).view(1, -1, 1))
+    shares = [float(each.sum() / other.sum()) for each in (beside, own)]
+    assert shares == pytest.approx([0.25, 0.25], abs=0.02)
+
+
 def test_a_short_training_leaves_a_checkpoint_that_transformers_reads(tmp_path: Path) -> None:
-    plans = (Plan(steps=2, batch=4, rate=1e-3, warmup=1), Plan(steps=1, batch=3, rate=1e-3, warmup=1))
+    plans = (
+        TextPlan(steps=2, batch=4, rate=1e-3, warmup=1),
+        TextPlan(steps=1, batch=3, rate=1e-3, warmup=1, likely=0.5),
+    )
     checkpoint = recipe.train(tmp_path, plans)
     before = (checkpoint / "model.safetensors").read_bytes()
     assert recipe.train(tmp_path, plans) == checkpoint  # nothing is left to do
@@ -166,7 +183,7 @@ def test_scores_and_card(tmp_path: Path) -> None:
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert (row["kind"], row["kept"], row["prompts"]) == (kind.name, "0.3333", "6")
-    checkpoint = recipe.train(tmp_path / "work", [Plan(steps=1, batch=1, rate=1e-3, warmup=1)])
+    checkpoint = recipe.train(tmp_path / "work", [TextPlan(steps=1, batch=1, rate=1e-3, warmup=1)])
     write_card(checkpoint, tmp_path / "scores.csv", recipe.PLANS, ["a", "b", "c", "d"])
     card = (checkpoint / "README.md").read_text()
     assert f"| {kind.name} | somebody | 33.3 % | 33.3 % | 33.3 % | 33.3 % |  | 2.0 |" in card

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from benchmarks.training.scenes import held_out
 from benchmarks.training.text.loss import CANVASES
 from benchmarks.training.text.model import CANVAS
-from benchmarks.training.training import Plan
+from benchmarks.training.text.recipe import TextPlan
 from tests.references.scenes import COLORS, SHAPES
 
 _CARD = """# tiny-diffusion-gemma: the embedded text model
@@ -62,8 +62,8 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
 
 - {steps:,} steps of {batch} prompts and captions{parts}.
 - {canvases} canvases for each caption, each with a level of noise from 0 to 1, high ones more often than low ones;
-  every token replaced, with that probability, by any of the vocabulary; cross-entropy at all places, on the last canvas
-  with the logits of a pass before.
+  every token replaced, with that probability, by any of the vocabulary{noise}; cross-entropy at all places, on the last
+  canvas with the logits of a pass before.
 - Beside it, with the same weight, the encoder learns the next token of the caption.
 - Products in bfloat16, all else in float32.
 - Matrices by Muon, embeddings, routers, experts and vectors by AdamW; learning rates that stay and then fall to
@@ -72,13 +72,14 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
 Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
 
+_NOISE = ", in the last part {share:.0%} of them by words of captions"
 _PARTS = ", in {} parts, each of which begins with the average of the weights that the one before ended with"
 
 EXAMPLES = ("red star", "blue circle green ring", "square below heart on black", "Big grey triangles.")
 """Prompts on the card."""
 
 
-def write_card(checkpoint: Path, results: Path, plans: Sequence[Plan], captions: Sequence[str]) -> None:
+def write_card(checkpoint: Path, results: Path, plans: Sequence[TextPlan], captions: Sequence[str]) -> None:
     """Write README.md into a checkpoint.
 
     Args:
@@ -120,6 +121,7 @@ def write_card(checkpoint: Path, results: Path, plans: Sequence[Plan], captions:
         batch=plans[0].batch,
         parts=_PARTS.format(len(plans)) if len(plans) > 1 else "",
         canvases=CANVASES,
+        noise=_NOISE.format(share=plans[-1].likely) if plans[-1].likely else "",
     )
     (checkpoint / "README.md").write_text(card, encoding="utf-8")
 

@@ -58,15 +58,15 @@ def left_padded(rows: list[list[int]], pad: int, width: int | None = None) -> tu
     return ids, torch.tensor(list(map(len, rows)))
 
 
-def batch_of(tokenizer: PreTrainedTokenizerBase, batch: int, step: int) -> tuple[Tensor, ...]:
-    """What a step of the number given learns from, in the order of `loss.loss_of`."""
+def batch_of(tokenizer: PreTrainedTokenizerBase, batch: int, step: int, likely: float = 0.0) -> tuple[Tensor, ...]:
+    """What a step of the number given learns from, in the order of `loss.loss_of`; `likely` is that of its `noised`."""
     pairs = _pool(tokenizer, batch, step // POOL)[step % POOL]
     prompts, captions = zip(*pairs, strict=True)
     width = next(width for width in WIDTHS if width >= max(map(len, prompts)))
     ids, lengths = left_padded(list(prompts), tokenizer.pad_token_id, width)
     clean = torch.tensor(captions)
     _, random = chance_of(_SEED, step)
-    return ids, lengths, clean, noised(clean, len(tokenizer), random)
+    return ids, lengths, clean, noised(clean, len(tokenizer), random, likely)
 
 
 @lru_cache(maxsize=1)

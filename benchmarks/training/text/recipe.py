@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,22 @@ from benchmarks.training.text.model import CANVAS, Denoiser, config_of, new_mode
 from benchmarks.training.training import Plan, Training, muon
 from max_zimage import embedded
 
-PLANS = (Plan(steps=1500, batch=32, rate=2.5e-3, warmup=100, decay=0.37),)
+
+@dataclass(frozen=True, kw_only=True)
+class TextPlan(Plan):
+    """How a part of the training goes.
+
+    Attributes:
+        likely: Share of noise that is words of captions, see `noised`.
+    """
+
+    likely: float = 0.0
+
+
+PLANS = (
+    TextPlan(steps=1500, batch=32, rate=2.5e-3, warmup=100, decay=0.37),
+    TextPlan(steps=3500, batch=32, rate=2e-3, warmup=50, decay=0.6, likely=0.5),
+)
 """One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
 """Names of the matrices that Muon is not meant for: inputs and outputs, and what chooses experts."""
@@ -36,7 +52,7 @@ GENERATION = {
 """What the model is asked with where a request says nothing."""
 
 
-def train(work: Path, plans: Sequence[Plan] = PLANS, threads: int = 1, *, is_compiled: bool = False) -> Path:
+def train(work: Path, plans: Sequence[TextPlan] = PLANS, threads: int = 1, *, is_compiled: bool = False) -> Path:
     """Train what is not trained yet, in a folder that a stopped training goes on in.
 
     Args:
@@ -55,7 +71,7 @@ def train(work: Path, plans: Sequence[Plan] = PLANS, threads: int = 1, *, is_com
     for number, plan in enumerate(plans, 1):
         training = Training(work / f"part-{number}", denoiser, muon(denoiser, plan, BY_ADAM), plan)
         training.run(
-            partial(_inputs, tokenizer, plan.batch, done),
+            partial(_inputs, tokenizer, plan, done),
             partial(loss_of, denoiser),
             lambda diffusion, causal: f"diffusion {diffusion:.4f}  causal {causal:.4f}",
             lambda averaged, step: print(f"{export(averaged, checkpoint):,} bytes: {checkpoint}", flush=True),
@@ -66,8 +82,8 @@ def train(work: Path, plans: Sequence[Plan] = PLANS, threads: int = 1, *, is_com
     return checkpoint
 
 
-def _inputs(tokenizer: PreTrainedTokenizerBase, batch: int, before: int, step: int) -> tuple[Tensor, ...]:
-    return batch_of(tokenizer, batch, before + step)
+def _inputs(tokenizer: PreTrainedTokenizerBase, plan: TextPlan, before: int, step: int) -> tuple[Tensor, ...]:
+    return batch_of(tokenizer, plan.batch, before + step, plan.likely)
 
 
 def export(denoiser: Denoiser, checkpoint: Path) -> int:
