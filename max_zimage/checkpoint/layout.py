@@ -11,10 +11,16 @@ from max.dtype import DType
 
 from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.numbers import Bits
+from max_zimage.checkpoint.tensors import at_once
 from max_zimage.device.dtypes import bfloat16_bits
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.ops import packable, packed_shape
+
+_UNIT = np.dtype(np.uint32)
+"""What the kernels read at a time: one float32 number, or two of bfloat16."""
+_PIECE = 1 << 22
+"""Bytes that a thread orders at a time, about."""
 
 
 def deinterleave_pairs(rows: Bits, heads: int, head_dim: int) -> None:
@@ -59,7 +65,7 @@ def packed(values: Bits, packing: Packing) -> Buffer:
 def _ordered(values: Bits, packing: Packing) -> Bits:
     """One matrix, or one convolution, as `packed` has it."""
     dtype = DType.float32 if values.dtype == np.float32 else DType.bfloat16
-    per_unit = 4 // values.itemsize
+    per_unit = _UNIT.itemsize // values.itemsize
     # [tap, part, output, input], of which the outputs of all parts stand in one panel
     parts = values[np.newaxis].reshape(1, 2 if packing == "gated" else 1, -1, values.shape[-1])
     if packing == "taps":
@@ -71,9 +77,17 @@ def _ordered(values: Bits, packing: Packing) -> Bits:
     missing = (panels * share - outputs, units * per_unit - inputs)
     # Nothing is missing from the matrices of the published models, the largest of which is not to be copied twice.
     filled = np.pad(parts, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else parts
-    apart = filled.reshape(taps, halves, panels, share, units, per_unit).transpose(2, 0, 4, 1, 3, 5)
+    whole = np.ascontiguousarray(filled).view(_UNIT).reshape(taps, halves, panels, share, units)
+    ordered = np.empty((panels, taps, units, halves, share), _UNIT)
+
+    step = max(1, _PIECE * panels // ordered.nbytes)
+
+    def order(begin: int) -> None:
+        ordered[begin : begin + step] = whole[:, :, begin : begin + step].transpose(2, 0, 4, 1, 3)
+
+    at_once(order, range(0, panels, step))
     shape = (panels, *((taps,) if packing == "taps" else ()), units, halves * share * per_unit)
-    return np.ascontiguousarray(apart).reshape(shape)
+    return ordered.view(values.dtype).reshape(shape)
 
 
 def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packing | None) -> Buffer:

@@ -8,9 +8,7 @@ GGUF type Q4_0 has it. `graphs.code_ops.quantized_shapes` says what is stored wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ from max.dtype import DType
 
 from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.numbers import FloatArray
+from max_zimage.checkpoint.tensors import at_once
 from max_zimage.graphs.code_ops import quantized_shapes
 from max_zimage.graphs.linear import Codes
 from max_zimage.graphs.ops import PANEL, gated_rows
@@ -43,27 +42,27 @@ def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffe
     weight_shape, scales_shape = quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
     packed, scales = np.empty(weight_shape, np.uint8), np.empty(scales_shape, np.float32)
 
-    def fill(panel: int, rows_of_panel: FloatArray) -> None:
-        found, scales[panel] = _rounded(rows_of_panel, codes)
+    halves = np.split(values, 2) if packing == "gated" else [values]
+
+    def fill(panel: int) -> None:
+        found, scales[panel] = _rounded(_rows_of(panel, halves), codes)
         packed[panel] = _units(found, codes.bits)
 
-    with ThreadPoolExecutor(cpu_count()) as threads:
-        for done in [threads.submit(fill, *each) for each in enumerate(_panels(values, packing))]:
-            done.result()
+    at_once(fill, range(len(packed)))
     return (
         Buffer.from_numpy(packed.reshape(-1)).view(DType.uint8, weight_shape),
         Buffer.from_numpy(scales.reshape(-1)).view(DType.float32, scales_shape),
     )
 
 
-def _panels(values: FloatArray, packing: Packing) -> Iterator[FloatArray]:
-    """The rows of each panel; zeros where there are none."""
-    halves = np.split(values, 2) if packing == "gated" else [values]
+def _rows_of(panel: int, halves: Sequence[FloatArray]) -> FloatArray:
+    """The rows of a panel, as many of each half; zeros where there are none."""
     share = PANEL // len(halves)
-    for start in range(0, len(halves[0]), share):
-        parts = [half[start : start + share] for half in halves]
-        missing = share - len(parts[0])
-        yield np.concatenate([np.pad(part, ((0, missing), (0, 0))) for part in parts] if missing else parts)
+    parts = [half[panel * share : (panel + 1) * share] for half in halves]
+    missing = share - len(parts[0])
+    if missing:
+        parts = [np.pad(part, ((0, missing), (0, 0))) for part in parts]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _rounded(rows: FloatArray, codes: Codes) -> tuple[CodeArray, FloatArray]:

@@ -110,6 +110,9 @@ class Tensor(ABC):
 
 def at_once(make: Callable[[T], None], pieces: Sequence[T]) -> None:
     """Make pieces at the same time, by as many threads as there are processors, eight at most."""
+    if len(pieces) == 1:
+        make(pieces[0])
+        return
     with ThreadPoolExecutor(max(1, min(_MAX_THREADS, len(pieces), os.cpu_count() or 1))) as threads:
         for _done in threads.map(make, pieces):
             pass
