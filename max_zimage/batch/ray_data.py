@@ -26,6 +26,7 @@ from max_zimage.batch.extra import ray
 from max_zimage.batch.record_book import RecordBook
 from max_zimage.batch.tries import TRIES, again, counted
 from max_zimage.batch.work import JobError, Report, Unit
+from max_zimage.host.processors import keep_to, share_of
 from max_zimage.host.ray_clusters import before_ray, ray_cluster
 from max_zimage.progress import note
 
@@ -49,12 +50,14 @@ class RayDrawer:
     Args:
         drawing: `Drawing`, pickled.
         folder: Where its relative paths begin; "" if it has none.
+        actors: That share this machine's processors evenly.
 
     Raises:
         ValueError: If there is no such folder on this machine.
     """
 
-    def __init__(self, drawing: bytes, folder: str) -> None:
+    def __init__(self, drawing: bytes, folder: str, actors: int) -> None:
+        keep_to(share_of(actors))
         if folder:
             try:
                 os.chdir(folder)
@@ -184,11 +187,16 @@ class RayData:
     def _drawn(self, wave: Sequence[Unit]) -> Iterator[Report]:
         """One run of Ray Data."""
         data, gpus = self._ray.data, int(self._ray.cluster_resources().get("GPU", 0))
-        count = min(self._workers(gpus), len(wave))
+        nodes = self._nodes()
+        count = min(self._cluster.workers or gpus or nodes, len(wave))
+        if not count:
+            raise JobError("no node of the cluster has a CPU for an actor; add one, or raise its --num-cpus")
+        together = 1 if gpus else -(-count // max(nodes, 1))
+        folder = os.getcwd() if self._cluster.has_relative else ""
         rows = data.from_items([{"unit": pickle.dumps(unit)} for unit in wave], override_num_blocks=len(wave))
         drawn = rows.map_batches(
             RayDrawer,
-            fn_constructor_args=(pickle.dumps(self._drawing), os.getcwd() if self._cluster.has_relative else ""),
+            fn_constructor_args=(pickle.dumps(self._drawing), folder, together),
             batch_size=1,
             compute=data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
             num_gpus=1 if gpus else 0,
@@ -217,13 +225,8 @@ class RayData:
             time.sleep(0.5)
         self._is_shared = True
 
-    def _workers(self, gpus: int) -> int:
-        if self._cluster.workers:
-            return self._cluster.workers
-        nodes = [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-        if not gpus and not nodes:
-            raise JobError("no node of the cluster has a CPU for an actor; add one, or raise its --num-cpus")
-        return gpus or len(nodes)
+    def _nodes(self) -> int:
+        return sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in self._ray.nodes())
 
 
 def waves(units: Iterator[Unit]) -> Iterator[list[Unit]]:

@@ -83,7 +83,7 @@ def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSe
         replicas=replicas,
         max_replicas=most,
         encoders=given.get("encoders", 0),
-        cpus=given.get("replica_cpus", 1.0),
+        cpus=given.get("replica_cpus"),
         gpus=gpus,
     )
 

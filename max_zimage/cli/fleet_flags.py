@@ -34,7 +34,11 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
         help="processes that encode prompts for all servers; each does for itself if not given",
     )
     fleet.add_argument(
-        "--replica-cpus", type=share, metavar="X", help="processors that Ray counts for each; 1 if not given"
+        "--replica-cpus",
+        type=share,
+        metavar="X",
+        help="processors that Ray counts for each, and that each has for itself where it has no GPU; if not given an "
+        "even share of them on a Ray of its own, and elsewhere 1 that is only counted",
     )
     fleet.add_argument(
         "--replica-gpus",

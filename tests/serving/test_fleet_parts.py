@@ -159,7 +159,7 @@ def test_a_ray_serve_that_runs_keeps_its_address(monkeypatch: pytest.MonkeyPatch
 def test_an_encoder_makes_the_features_of_the_pipeline(embedded: Pair) -> None:
     from max_zimage.serving.ray_serve.encoder import EncoderReplica
 
-    replica = EncoderReplica(lambda: encoder_by(("serve", "--device", "cpu", "--max-prompt-characters", "40")))
+    replica = EncoderReplica(lambda: encoder_by(("serve", "--device", "cpu", "--max-prompt-characters", "40")), 0)
     answer = asyncio.run(replica.encode({"prompt": "a red star", "negative_prompt": ""}))
     made = PromptFeatures.from_bytes(base64.b64decode(answer["features"]))
     wanted = embedded.ours.encode("a red star", negative_prompt="")

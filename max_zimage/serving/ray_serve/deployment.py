@@ -12,6 +12,8 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRoute
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
+from max_zimage.host.processors import share_of
+from max_zimage.host.ray_clusters import LOCAL
 from max_zimage.serving.ray_serve.door import Door
 from max_zimage.serving.ray_serve.encoding import Encoding
 from max_zimage.serving.ray_serve.gateway import Gateway
@@ -74,7 +76,8 @@ def application(
     there: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = fleet.gpus if fleet.gpus is not None else float("GPU" in there)
     together = settings.pictures_together(on_host=not gpus)
-    device = {"num_cpus": fleet.cpus, "num_gpus": gpus}
+    device = {"num_cpus": fleet.counted, "num_gpus": gpus}
+    own = 0 if gpus else _processors(fleet)
     room = settings.limits.queue + 2 * together
     routing: dict[str, Any] = {
         "request_router_class": ShapeRouter,
@@ -94,7 +97,7 @@ def application(
         max_constructor_retry_count=_CONSTRUCTED,
         request_router_config=RequestRouterConfig(**routing),
     )
-    encoders = _encoders(fleet.encoders, device).bind(opening_encoder) if fleet.encoders else None
+    encoders = _encoders(fleet.encoders, device).bind(opening_encoder, own) if fleet.encoders else None
     gateway = _deployment(GatewayReplica).options(
         name=GATEWAY,
         ray_actor_options={"num_cpus": 0},
@@ -104,8 +107,15 @@ def application(
         graceful_shutdown_timeout_s=settings.shutdown_seconds + _LAST_WORDS,
         graceful_shutdown_wait_loop_s=1.0,
     )
-    bound: Application = gateway.bind(settings, pictures.bind(opening), encoders, configured)
+    bound: Application = gateway.bind(settings, pictures.bind(opening, own), encoders, configured)
     return bound
+
+
+def _processors(fleet: FleetSettings) -> int:
+    """How many a replica without a GPU is kept to; 0 for no limit."""
+    if fleet.cpus is not None:
+        return int(fleet.cpus)
+    return share_of(fleet.max_replicas + fleet.encoders) if fleet.address == LOCAL else 0
 
 
 def _encoders(count: int, device: Mapping[str, Any]) -> Any:

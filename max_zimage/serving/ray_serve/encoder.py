@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from max_zimage.errors import RequestError
+from max_zimage.host.processors import keep_to
 from max_zimage.pipeline.encoder import CheckedEncoder, ZImageTextEncoder
 from max_zimage.pipeline.encoding import request_of_texts
 from max_zimage.request.feature_settings import SETTINGS
@@ -27,9 +28,11 @@ class EncoderReplica:
 
     Args:
         opening: Checks and returns the encoder and a server's limits; called here, where the device is.
+        processors: That it keeps to; 0 for no limit.
     """
 
-    def __init__(self, opening: Callable[[], tuple[CheckedEncoder, ServerLimits]]) -> None:
+    def __init__(self, opening: Callable[[], tuple[CheckedEncoder, ServerLimits]], processors: int) -> None:
+        keep_to(processors)
         checked, self._limits = opening()
         self._encoder = ZImageTextEncoder(checked)
         self._turns = ThreadPoolExecutor(1)  # who hangs up ends no thread: the next prompt waits for it all the same

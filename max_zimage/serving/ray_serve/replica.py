@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from max_zimage.host.processors import keep_to
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.ray_serve.call import NOT_SERVING, Call
@@ -144,8 +145,9 @@ class Replica:
 class PictureReplica(Replica):
     """As Ray Serve makes and ends it."""
 
-    async def __init__(self, opening: Callable[[], Opened]) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self, opening: Callable[[], Opened], processors: int) -> None:  # type: ignore[misc]  # Ray awaits
         super().__init__(opening)
+        keep_to(processors)  # the worker that is started inherits it
         await self.start()
 
     async def __del__(self) -> None:  # Ray calls and awaits it

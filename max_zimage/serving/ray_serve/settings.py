@@ -14,7 +14,8 @@ class FleetSettings:
         replicas: Of the server, at least.
         max_replicas: At most; as many as at least for a fixed number.
         encoders: Replicas of the text encoder alone; 0 for none.
-        cpus: That Ray counts for each replica; it only counts.
+        cpus: Processors that each replica has for itself where it has no GPU, as far as there are free ones, and that
+            Ray counts. None for an even share of them on a Ray of its own, and for one elsewhere, that Ray only counts.
         gpus: That Ray gives to each replica; 0 for one on the CPU, None for one where the cluster has any.
     """
 
@@ -22,5 +23,10 @@ class FleetSettings:
     replicas: int = 1
     max_replicas: int = 1
     encoders: int = 0
-    cpus: float = 1.0
+    cpus: float | None = None
     gpus: float | None = None
+
+    @property
+    def counted(self) -> float:
+        """Processors that Ray counts for each replica."""
+        return 1.0 if self.cpus is None else self.cpus
