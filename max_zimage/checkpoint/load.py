@@ -7,7 +7,9 @@ buffer while the pages it came from are given back, so that a component is never
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 from max.driver import Buffer
@@ -45,8 +47,12 @@ def load(
     """
     files, made = Files(), dict[str, Buffer]()
     recipes = [_as_stored(each) if keep_filters and each.layout == "conv" else each for each in checked.recipes]
-    for each in recipes:
-        if only is None or each.engine in only:
+    wanted = [each for each in recipes if only is None or each.engine in only]
+    with ThreadPoolExecutor(1) as disk:
+        for each, following in zip_longest(wanted, wanted[1:]):
+            if to_pack and following is not None:  # while this one is packed
+                for part in following.parts:
+                    disk.submit(part.ahead)
             codes = checked.codes(each)
             if codes is None:
                 made[each.engine] = _made(each, files, checked.dtype_of(each, dtype), to_pack)

@@ -107,6 +107,10 @@ class Tensor(ABC):
         """The numbers where the file is mapped, if they stand there in the model's dtype; keeps the map alive."""
         return None
 
+    def ahead(self) -> None:
+        """Have the system begin to read it from the disk, where it knows such a thing."""
+        return
+
 
 def at_once(make: Callable[[T], None], pieces: Sequence[T]) -> None:
     """Make pieces at the same time, by as many threads as there are processors, eight at most."""
@@ -141,6 +145,12 @@ class StoredTensor(Tensor):
     def fill(self, target: Bits, files: Files) -> None:
         for begin in range(0, self.size, _CHUNK):
             self._convert(begin, target[begin : begin + _CHUNK], files)
+
+    @override
+    def ahead(self) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with self.file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), self.start, self.nbytes, os.POSIX_FADV_WILLNEED)
 
     @override
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:
