@@ -44,8 +44,8 @@ GENERATION = {
     "max_new_tokens": CANVAS,
     "max_denoising_steps": 48,
     "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
-    "t_max": 0.8,
-    "t_min": 0.4,
+    "t_max": 0.6,
+    "t_min": 0.3,
     "stability_threshold": 1,
     "confidence_threshold": 0.005,
 }
