@@ -21,8 +21,8 @@ from max_zimage.sampling.noise import fresh_seed
 from max_zimage.serving.enhancing import EnhancerDesk
 from max_zimage.serving.errors import ApiError, bad_request
 from max_zimage.serving.http.answers import EventResponse
-from max_zimage.serving.http.hanging_up import unless_gone
 from max_zimage.serving.http.chat_body import ELSEWHERE, ChatRequest, messages_of, sampling_of, tokens_of
+from max_zimage.serving.http.hanging_up import unless_gone
 from max_zimage.serving.http.middleware import internal_error
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import ServerState, state_of
