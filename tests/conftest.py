@@ -18,6 +18,7 @@ import pytest
 from max_zimage.embedded import PATH as EMBEDDED
 
 if TYPE_CHECKING:
+    from max_zimage import ZImagePipeline
     from tests.references.diffusers_runs import Pair
     from tests.references.servers import Server
 
@@ -61,6 +62,12 @@ def load_random(directory: Path, *, head_dim: int, refiner_layers: int, shift: f
 def embedded() -> Pair:
     """The embedded model in float32: head dim 128, one refiner layer, shift 3; its pictures mean something."""
     return load_pair(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def pipeline(embedded: Pair) -> ZImagePipeline:
+    """The embedded model as servers and commands draw with it on a CPU."""
+    return embedded.ours
 
 
 @pytest.fixture(scope="session")
