@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,17 +12,14 @@ from tests.paths import ROOT
 from tests.scheduling import SECONDS, TOGETHER, Scheduling, place_of
 
 
-def functions(file: Path) -> Iterator[ast.FunctionDef]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef):
-            yield node
-
-
 def users(fixture: str) -> set[str]:
     """Files with a function that begins as tests and fixtures do and has the fixture, but none of its own name."""
     found = set()
     for file in (ROOT / "tests").rglob("test_*.py"):
-        defined = [*functions(file)]
+        text = file.read_text(encoding="utf-8")
+        defined = (
+            [each for each in ast.walk(ast.parse(text)) if isinstance(each, ast.FunctionDef)] if fixture in text else []
+        )
         asks = any(
             each.name.startswith("test_") or each.decorator_list
             for each in defined
