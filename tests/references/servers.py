@@ -58,7 +58,8 @@ class Server:
     command: tuple[str, ...] = ("max-zimage", "serve")
     environment: dict[str, str] = field(default_factory=dict)
 
-    def __enter__(self) -> Server:
+    def begin(self) -> None:
+        """Start it without waiting for it; `__exit__` ends it."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.folder / "server.log"
@@ -75,6 +76,9 @@ class Server:
             )
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=300)
+
+    def __enter__(self) -> Server:
+        self.begin()
         try:
             self.wait_until_ready()
         except BaseException:

@@ -53,7 +53,11 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         servers = []
         for name in ("one", "two"):
             (folder / name).mkdir()
-            servers.append(stack.enter_context(Server(folder / name, flags, key=KEY, environment=environment)))
+            servers.append(Server(folder / name, flags, key=KEY, environment=environment))
+            servers[-1].begin()
+            stack.push(servers[-1])
+        for each in servers:
+            each.wait_until_ready()
         balancer = stack.enter_context(Balancer([each.url for each in servers]))
         proxy = httpx.Client(base_url=balancer.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=300)
         yield Fleet(servers[0], servers[1], stack.enter_context(proxy), spans)
