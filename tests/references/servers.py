@@ -23,6 +23,7 @@ _C = ctypes.CDLL(None)  # opened here: between fork and exec nothing may be lock
 KEY = "correct-horse"
 SLOW: dict[str, Any] = {"size": "512x512", "steps": 100}
 """A request that takes half a minute on two cores: nothing waits for its end."""
+_WITHOUT_TORCH = Path(__file__).with_name("without_torch")
 START_SECONDS = 1200  # a cold compile on two cores, of the encoder too
 STOP_SECONDS = 40
 
@@ -50,6 +51,7 @@ class Server:
         key: Sent with every request; None for none.
         command: What is started, a program beside Python's and its first arguments.
         environment: Variables besides this process's own.
+        torch: Whether it finds PyTorch where that is installed, which takes twice as long to start.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Server:
     key: str | None = None
     command: tuple[str, ...] = ("max-zimage", "serve")
     environment: dict[str, str] = field(default_factory=dict)
+    torch: bool = False
 
     def begin(self) -> None:
         """Start it without waiting for it; `__exit__` ends it."""
@@ -64,11 +67,12 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.folder / "server.log"
         program, *arguments = self.command
+        places = os.pathsep.join(map(str, (ROOT, *([] if self.torch else [_WITHOUT_TORCH]))))
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).with_name(program)), *arguments, "--port", str(self.port), *self.flags],
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **self.environment},
+                env={**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1", **self.environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
