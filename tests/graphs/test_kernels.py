@@ -68,8 +68,8 @@ class Repeated(Typed):
         self.layers = ModuleList([PackedLinear(64, 64) for _ in range(2)])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        for layer in self.layers:
-            x = as_subgraph(layer, name="layer")(x)
+        for layer in self.layers:  # subgraphs of one module of MAX have names of their own
+            x = as_subgraph(layer, name=f"layer_{x.dtype.name}")(x)
         return [x]
 
 

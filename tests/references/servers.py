@@ -17,13 +17,12 @@ from typing import Any
 
 import httpx
 
-from tests.paths import ROOT
+from tests.paths import INSTALLED, ROOT
 
 _C = ctypes.CDLL(None)  # opened here: between fork and exec nothing may be locked
 KEY = "correct-horse"
 SLOW: dict[str, Any] = {"size": "512x512", "steps": 100}
 """A request that takes half a minute on two cores: nothing waits for its end."""
-_WITHOUT_TORCH = Path(__file__).with_name("without_torch")
 START_SECONDS = 1200  # a cold compile on two cores, of the encoder too
 STOP_SECONDS = 40
 
@@ -67,7 +66,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.folder / "server.log"
         program, *arguments = self.command
-        places = os.pathsep.join(map(str, (ROOT, *([] if self.torch else [_WITHOUT_TORCH]))))
+        places = str(ROOT) if self.torch else INSTALLED
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).with_name(program)), *arguments, "--port", str(self.port), *self.flags],

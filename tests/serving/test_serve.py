@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags += ["--devices", "cpu", "--host", "127.0.0.1"]
     flags += ["--taylorseer", "--taylorseer-cache-interval", "2", "--taylorseer-warmup-steps", "3"]
     folder = tmp_path_factory.mktemp("serve")
-    with Server(folder, flags, command=("max", "serve"), environment=environment) as running:
+    with Server(folder, flags, command=("max", "serve"), environment=environment, torch=True) as running:
         yield running
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(STOP_SECONDS)
