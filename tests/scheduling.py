@@ -95,7 +95,7 @@ def place_of(test: str) -> tuple[int, str]:
     return -SECONDS.get(group, 0), group if group in TOGETHER else ""
 
 
-class Scheduling(LoadFileScheduling):
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """Gives groups of files to processes, in the order of the tests, which are sorted by `place_of` before."""
 
     def __init__(self, config: Any, log: Any = None) -> None:

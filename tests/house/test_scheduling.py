@@ -71,8 +71,8 @@ def test_long_ones_come_first_and_groups_stay_whole() -> None:
     config: Any = SimpleNamespace(option=options, getvalue=lambda name: getattr(options, name))
     scheduling, nodes = Scheduling(config), [Node(), Node()]
     for node in nodes:
-        scheduling.add_node(node)  # type: ignore[arg-type]
-        scheduling.add_node_collection(node, tests)  # type: ignore[arg-type]
+        scheduling.add_node(node)
+        scheduling.add_node_collection(node, tests)
     scheduling.schedule()
     first, second = ([tests[index] for index in node.given] for node in nodes)
     assert first == tests[:3]
