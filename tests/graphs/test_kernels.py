@@ -26,19 +26,7 @@ from max_zimage.graphs import ops
 from max_zimage.graphs.linear import PackedLinear
 from max_zimage.graphs.model.attention import rotary_attention
 from tests.references import kernels as references
-from tests.references.op_modules import (
-    TORCH,
-    Makers,
-    Op,
-    Ops,
-    Typed,
-    Wanted,
-    buffer,
-    check,
-    needs_kernels,
-    numbers,
-    run,
-)
+from tests.references.op_modules import TORCH, Op, Ops, Typed, Wanted, buffer, check, needs_kernels, numbers, run
 
 HOST = DeviceRef.CPU()
 EPSILON = 1e-5
@@ -103,7 +91,7 @@ def attention_op(dtype: DType) -> Op:
 OUTPUTS = {"linear": (32, 96, 320, 43), "gated_linear": (16, 48, 160, 21)}
 
 
-def makers_of(name: ModelDtype) -> Makers:
+def makers_of(name: ModelDtype) -> dict[str, Callable[[], Typed]]:
     dtype = DType[name]
     makers: dict[str, Callable[[], Typed]] = {
         f"{op} {outputs}": partial(product_op, getattr(ops, op), outputs, dtype)
