@@ -75,6 +75,8 @@ SECONDS: dict[str, int] = {
     "tests/training/test_text_model.py": 45,
     "tests/compile/test_shared_folder.py": 40,
     "tests/compile/test_cubins.py": 40,
+    "tests/compile/test_launches.py": 40,
+    "tests/compile/test_ahead_of_time.py": 30,
     "tests/serving/test_serve.py": 35,
     "tests/training/test_embedded_model_command.py": 30,
     "tests/cli/test_cli.py": 28,
