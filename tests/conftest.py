@@ -11,13 +11,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from max_zimage.embedded import PATH as EMBEDDED
 
 if TYPE_CHECKING:
+    from max_zimage import ZImagePipeline
     from tests.references.diffusers_runs import Pair
     from tests.references.servers import Server
 
@@ -67,6 +68,12 @@ def load_random(directory: Path, *, head_dim: int, refiner_layers: int, shift: f
 def embedded() -> Pair:
     """The embedded model in float32: head dim 128, one refiner layer, shift 3; its pictures mean something."""
     return load_pair(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def pipeline(embedded: Pair) -> ZImagePipeline:
+    """The embedded model as servers and commands draw with it on a CPU."""
+    return embedded.ours
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +143,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "key").write_text(f"{KEY}\n")
     flags = ["--restart", "--api-key-file", "key", "--max-queue", "3", "--max-body-bytes", "2000000"]
     flags += ["--max-images", "3", "--max-pixels", "262144", "--max-prompt-characters", "500", "--batch-pictures", "2"]
-    with Server(folder, flags, key=KEY) as running:
+    with Server(folder, flags, key=KEY, torch=True) as running:  # as with whoever has it for something else
         yield running
 
 
@@ -146,6 +153,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "[tiny128" in item.name:
             item.add_marker(pytest.mark.slow)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from tests.scheduling import place_of
+
+        items.sort(key=lambda item: place_of(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How files are given to processes, with `--dist loadfile`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.scheduling import Scheduling
+
+    return Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -21,12 +21,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import fsspec
+from typing import BinaryIO, cast
 
 from max_zimage.batch.addresses import absolute
-from max_zimage.serving.store.files import WHOLE
+from max_zimage.host.addressed_files import AddressedFiles
 
 WORK, RESULTS, PICTURES = "work", "results", "pictures"
 JOB, MANIFEST = "job.json", "manifest.json"
@@ -34,7 +32,7 @@ _SCRATCH = f"{WORK}/scratch"
 _LOCK = "job.lock"  # stays: one that is removed while it is held would let somebody else hold another
 
 
-class Output:
+class Output(AddressedFiles):
     """Files below an address.
 
     Args:
@@ -46,29 +44,7 @@ class Output:
 
     def __init__(self, url: str) -> None:
         self.url = absolute(url)  # for processes that begin elsewhere
-        with self._told("cannot be opened"):
-            self._system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        self._root: str = root.rstrip("/")
-        protocols = self._system.protocol
-        names = {protocols} if isinstance(protocols, str) else set(protocols)
-        self.is_folder, self._is_whole = "file" in names, not WHOLE.isdisjoint(names)
-
-    def put(self, path: str, content: bytes) -> None:
-        """Write a file, or replace it.
-
-        Raises:
-            ValueError: If that cannot be done.
-        """
-        with self._told("cannot be written to"):
-            if self._is_whole:
-                self._system.pipe_file(self._full(path), content)
-                return
-            with self._renamed(path) as scratch:
-                if self.is_folder:
-                    with open(scratch, "wb") as file:
-                        _write(file, content)
-                else:
-                    self._system.pipe_file(scratch, content)
+        super().__init__(self.url, self.url)
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[BinaryIO]:
@@ -81,29 +57,16 @@ class Output:
             if self.is_folder:
                 with self._renamed(path) as scratch, open(scratch, "wb") as file:
                     yield file
-                    _write(file)
+                    _to_disk(file)
                 return
             with tempfile.NamedTemporaryFile() as own:
                 yield cast(BinaryIO, own)
                 own.flush()
-                if self._is_whole:
+                if self.is_whole:
                     self._system.put_file(own.name, self._full(path))
                 else:
                     with self._renamed(path) as scratch:
                         self._system.put_file(own.name, scratch)
-
-    def get(self, path: str) -> bytes | None:
-        """A file's content; None if there is none.
-
-        Raises:
-            ValueError: If it cannot be read.
-        """
-        with self._told("cannot be read"):
-            try:
-                content: bytes = self._system.cat_file(self._full(path))
-            except FileNotFoundError:
-                return None
-            return content
 
     @contextlib.contextmanager
     def reading(self, path: str) -> Iterator[BinaryIO]:
@@ -149,12 +112,9 @@ class Output:
         """
         one, other = self._full(path), self._full(to)
         with self._told("cannot be written to"):
-            if self.is_folder:
-                os.makedirs(os.path.dirname(other), exist_ok=True)
-            else:
-                self._system.makedirs(other.rpartition("/")[0], exist_ok=True)
+            self._make_folder_of(other)
             try:
-                (os.replace if self.is_folder else self._system.mv)(one, other)
+                self._rename(one, other)
             except FileNotFoundError:
                 return False
             return True
@@ -196,39 +156,30 @@ class Output:
         finally:
             os.close(handle)
 
-    @contextlib.contextmanager
-    def _renamed(self, path: str) -> Iterator[str]:
-        """Another name to write to, renamed at the end."""
-        scratch, full = self._full(f"{_SCRATCH}/{secrets.token_hex(12)}"), self._full(path)
-        if self.is_folder:
-            for each in (scratch, full):
-                os.makedirs(os.path.dirname(each), exist_ok=True)
-            yield scratch
-            os.replace(scratch, full)
-            return
+    def _unfinished(self, full: str) -> str:
+        scratch = self._full(f"{_SCRATCH}/{secrets.token_hex(12)}")
         for each in (scratch, full):
-            self._system.makedirs(each.rpartition("/")[0], exist_ok=True)
-        yield scratch
-        self._system.mv(scratch, full)
+            self._make_folder_of(each)
+        return scratch
 
-    def _full(self, path: str) -> str:
-        return f"{self._root}/{path}"
+    def _write(self, full: str, content: bytes) -> None:
+        if not self.is_folder:
+            super()._write(full, content)
+            return
+        with open(full, "wb") as file:
+            file.write(content)
+            _to_disk(file)
 
-    @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Whatever a file system raises, as one kind of error."""
-        try:
-            yield
-        except ValueError:
-            raise
-        except Exception as error:
-            said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise ValueError(f"{self.url} {what}: {said}") from error
+    def _make_folder_of(self, full: str) -> None:
+        folder = full.rpartition("/")[0]
+        if self.is_folder:
+            os.makedirs(folder, exist_ok=True)
+        else:
+            self._system.makedirs(folder, exist_ok=True)
 
 
-def _write(file: Any, content: bytes = b"") -> None:
-    """Write the rest, and have the system write all of it to the disk."""
-    file.write(content)
+def _to_disk(file: BinaryIO) -> None:
+    """Have the system write all that was written to the disk."""
     file.flush()
     os.fsync(file.fileno())
 

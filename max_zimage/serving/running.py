@@ -85,6 +85,21 @@ class Running:
         """Why it cannot go on; None while it can."""
         return next((task.exception() for task in self.lasting if task.done() and not task.cancelled()), None)
 
+    async def finish(self, at_once: asyncio.Event | None = None) -> None:
+        """Reject what waits, let finish what is drawn within the time of the settings, answer the rest with an error.
+
+        Args:
+            at_once: Set where that time is not to be waited for; None if nobody can wish it.
+        """
+        dispatcher, seconds = self.state.dispatcher, self._opened.settings.shutdown_seconds
+        _log.info("ending; work in flight has %g s", seconds)
+        dispatcher.close()
+        waits = [asyncio.create_task(each.wait()) for each in (dispatcher.idle, at_once) if each is not None]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
+        dispatcher.close(running=True)
+
     async def end(self) -> bool:
         """Write down what became of the last requests and end all of it; the queue is closed before, by `dispatcher`.
 

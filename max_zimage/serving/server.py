@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from typing import Any
 
 import uvicorn
 
-from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.http.connections import BACKLOG, LimitedProtocol, watch
@@ -21,7 +19,6 @@ from max_zimage.serving.http.state import ServerState
 from max_zimage.serving.running import Opened, Running, use_folder
 from max_zimage.serving.settings import ServerSettings
 
-_log = logging.getLogger("max_zimage.serving")
 _LAST_WORDS = 5.0  # seconds for answers to get out when work in flight is ended
 _ONE_SIGNAL = 0.5  # seconds: a terminal and a supervisor may both pass on the same wish
 
@@ -49,7 +46,7 @@ async def _serve(opened: Opened, folder: ServerFolder) -> int:
     http, ended = asyncio.create_task(server.serve()), asyncio.create_task(end.wished.wait())
     watching = asyncio.create_task(watch(server.server_state.connections))
     await asyncio.wait((*running.lasting, http, ended), return_when=asyncio.FIRST_COMPLETED)
-    await _shut_down(settings, state.dispatcher, server, http, end)
+    await _shut_down(running, server, http, end)
     failed = await running.end()
     for task in (ended, watching):
         task.cancel()
@@ -83,18 +80,12 @@ class Ending:
             self.at_once.set()
 
 
-async def _shut_down(
-    settings: ServerSettings, dispatcher: Dispatcher, server: _Server, http: asyncio.Task[None], end: Ending
-) -> None:
-    """Reject what waits, let finish what is drawn within a bound, answer the rest with an error, close the port."""
+async def _shut_down(running: Running, server: _Server, http: asyncio.Task[None], end: Ending) -> None:
+    """End the queue as was wished for, or at once where something has failed; and then close the port."""
     if end.wished.is_set():
-        _log.info("ending; work in flight has %g s", settings.shutdown_seconds)
-        dispatcher.close()
-        waits = [asyncio.create_task(event.wait()) for event in (dispatcher.idle, end.at_once)]
-        await asyncio.wait(waits, timeout=settings.shutdown_seconds, return_when=asyncio.FIRST_COMPLETED)
-        for task in waits:
-            task.cancel()
-    dispatcher.close(running=True)
+        await running.finish(end.at_once)
+    else:
+        running.state.dispatcher.close(running=True)
     server.should_exit = True
     await http
 

@@ -25,7 +25,7 @@ from max_zimage.batch.work import JobError
 from max_zimage.cli.batch_settings import settings_of
 from tests.batch.fakes import Here, digests, job_of, results, write_lines
 from tests.batch.light import POISON, TOO_MUCH, LightDrawing
-from tests.paths import ROOT
+from tests.paths import INSTALLED
 from tests.references.diffusers_runs import Pair
 
 SIZE = ("--steps", "2", "--guidance", "0", "--batch-pictures", "3", "--shard-rows", "8")
@@ -62,7 +62,7 @@ class Command:
     """`max-zimage batch` as a process of its own."""
 
     def __init__(self, *words: str, cwd: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": INSTALLED}
         self.log = cwd / "log"
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "max_zimage", "batch", *words]

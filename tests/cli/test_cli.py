@@ -23,7 +23,7 @@ from max_zimage.cli.main import main
 from max_zimage.errors import RequestError
 from max_zimage.images.save import ImageFileError, save_image
 from max_zimage.request.metadata import GenerationParameters, read_parameters
-from tests.paths import ROOT
+from tests.paths import INSTALLED, ROOT
 
 QUICK = ("--steps", "2", "--height", "64", "--width", "96")
 Run = Callable[..., tuple[int, str, str]]
@@ -73,7 +73,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_one_command_draws_and_another_repeats(tmp_path: Path, run: Run, draws: None) -> None:
     words = ("generate", "a green circle", "--seed", "3", *QUICK, "--json", "--output", "a.png")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # as a process of its own
+    environment = os.environ | {"PYTHONPATH": INSTALLED}  # as a process of its own
     whole = [sys.executable, "-m", "max_zimage", *words]
     done = subprocess.run(whole, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

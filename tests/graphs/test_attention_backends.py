@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from max_zimage.compile.ahead_of_time import FULL_MODEL
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.model.attention import rotary_attention, sequence_mask
 from max_zimage.graphs.model.attention_backends import (
@@ -31,7 +32,7 @@ from max_zimage.graphs.model.blocks import Attention
 from max_zimage.graphs.model.text_encoder import CausalAttention
 from max_zimage.sampling.positions import sequence_offsets
 from tests.references import kernels as references
-from tests.references.op_modules import Ops, Typed, buffer, check, compile_ops, numbers, run
+from tests.references.op_modules import Makers, Ops, Typed, Wanted, buffer, check, numbers, run
 
 HOST = DeviceRef.CPU()
 EPSILON = 1e-5
@@ -75,13 +76,23 @@ class Ragged(Typed):
         return [plain_attention(query, key, value, WIDTH**-0.5, sequence_mask(offsets, value))]
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Ops:
+def makers_of(_: ModelDtype) -> Makers:
     makers: dict[str, Callable[[], Typed]] = {
         f"{backend} {causal}": partial(Rotary, backend, causal) for backend in BACKENDS for causal in (False, True)
     }
-    weights = {f"{each}_norm.weight": buffer(weight(each)) for each in "qk"}
-    return Ops("float32", compile_ops(makers | {"ragged": Ragged}, DType.float32, weights))
+    return makers | {"ragged": Ragged}
+
+
+OPS = Wanted(
+    makers=makers_of,
+    dtypes=["float32"],
+    weights=lambda _: {f"{each}_norm.weight": buffer(weight(each)) for each in "qk"},
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Ops:
+    return compiled_ops["test_attention_backends", "float32"]
 
 
 def weight(name: str) -> torch.Tensor:

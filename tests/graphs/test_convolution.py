@@ -5,7 +5,7 @@ Columns are counted around the 12 pixels of a tile, channels around vectors of 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from torch.nn.functional import conv2d, group_norm, interpolate, pad, silu
 from max_zimage.checkpoint.layout import packed
 from max_zimage.device.dtypes import DTYPES, ModelDtype, bfloat16_bits
 from max_zimage.graphs import ops
-from tests.references.op_modules import TORCH, Op, Ops, Typed, buffer, check, compile_ops, numbers, run
+from tests.references.op_modules import TORCH, Makers, Op, Ops, Typed, Wanted, buffer, check, numbers, run
 
 HOST = DeviceRef.CPU()
 EPSILON = 1e-6
@@ -94,9 +94,8 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def compiled(request: pytest.FixtureRequest) -> Ops:
-    dtype = DType[request.param]
+def makers_of(name: ModelDtype) -> Makers:
+    dtype = DType[name]
     makers: dict[str, Callable[[], Typed]] = {
         name: partial(convolution.op, dtype) for name, convolution in CONVOLUTIONS.items()
     }
@@ -115,7 +114,15 @@ def compiled(request: pytest.FixtureRequest) -> Ops:
             TensorType(DType.float32, ["outputs"], HOST),
         ],
     )
-    return Ops(request.param, compile_ops(makers, dtype, {}))
+    return makers
+
+
+OPS = Wanted(makers=makers_of)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def compiled(request: pytest.FixtureRequest, compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Ops:
+    return compiled_ops["test_convolution", request.param]
 
 
 def as_ours(tensor: torch.Tensor, place: int) -> Buffer:

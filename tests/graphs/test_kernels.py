@@ -5,7 +5,7 @@ Rows are counted around the 12 of a tile, queries around the 32 of a panel, keys
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -26,18 +26,7 @@ from max_zimage.graphs import ops
 from max_zimage.graphs.linear import PackedLinear
 from max_zimage.graphs.model.attention import rotary_attention
 from tests.references import kernels as references
-from tests.references.op_modules import (
-    TORCH,
-    Op,
-    Ops,
-    Typed,
-    buffer,
-    check,
-    compile_ops,
-    needs_kernels,
-    numbers,
-    run,
-)
+from tests.references.op_modules import TORCH, Op, Ops, Typed, Wanted, buffer, check, needs_kernels, numbers, run
 
 HOST = DeviceRef.CPU()
 EPSILON = 1e-5
@@ -67,8 +56,8 @@ class Repeated(Typed):
         self.layers = ModuleList([PackedLinear(64, 64) for _ in range(2)])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        for layer in self.layers:
-            x = as_subgraph(layer, name="layer")(x)
+        for layer in self.layers:  # subgraphs of one module of MAX have names of their own
+            x = as_subgraph(layer, name=f"layer_{x.dtype.name}")(x)
         return [x]
 
 
@@ -102,10 +91,7 @@ def attention_op(dtype: DType) -> Op:
 OUTPUTS = {"linear": (32, 96, 320, 43), "gated_linear": (16, 48, 160, 21)}
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def compiled(request: pytest.FixtureRequest) -> Ops:
-    """Every op in one dtype, compiled as one module."""
-    name: ModelDtype = request.param
+def makers_of(name: ModelDtype) -> dict[str, Callable[[], Typed]]:
     dtype = DType[name]
     makers: dict[str, Callable[[], Typed]] = {
         f"{op} {outputs}": partial(product_op, getattr(ops, op), outputs, dtype)
@@ -114,12 +100,25 @@ def compiled(request: pytest.FixtureRequest) -> Ops:
     }
     makers |= {shape.split(",")[0]: partial(rotary_op, *sizes, dtype) for shape, sizes in SHAPES.items()}
     makers["attention"] = lambda: attention_op(dtype)
-    weights = {}
     if needs_kernels(name):
         makers |= {"repeated": lambda: Repeated(dtype), "wired": lambda: Wired(dtype)}
-        weights = {f"layers.{i}.weight": panels(numbers(name, 64, 64, seed=i), "panels") for i in range(2)}
-        weights |= {f"{each}_norm.weight": buffer(norm(name, each)) for each in "qk"}
-    return Ops(name, compile_ops(makers, dtype, weights))
+    return makers
+
+
+def weights_of(name: ModelDtype) -> dict[str, Buffer]:
+    if not needs_kernels(name):
+        return {}
+    weights = {f"layers.{i}.weight": panels(numbers(name, 64, 64, seed=i), "panels") for i in range(2)}
+    return weights | {f"{each}_norm.weight": buffer(norm(name, each)) for each in "qk"}
+
+
+OPS = Wanted(makers=makers_of, weights=weights_of)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def compiled(request: pytest.FixtureRequest, compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Ops:
+    """Every op in one dtype."""
+    return compiled_ops["test_kernels", request.param]
 
 
 def norm(dtype: ModelDtype, name: str) -> torch.Tensor:

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from max.driver import Buffer
 from max.dtype import DType
-from max.engine import InferenceSession, Model
-from max.experimental.nn import Module
-from max.experimental.tensor import Tensor
+from max.engine import Model
 from max.graph import DeviceRef, TensorType
-from max.graph import Module as GraphModule
 
-from max_zimage.graphs.kernel_library import compile_with_kernels
-from max_zimage.graphs.layers import build, trace
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.model.normalized_attention import Strength, normalized
 from tests.references.diffusers_runs import FloatArray, relative_l2
+from tests.references.op_modules import Op, Ops, Wanted
 
 CPU = DeviceRef.CPU()
 BATCH, TOKENS, DIM = 2, 37, 3 * 64  # heads of 64: the sums run over all of them
 GUIDED_L2 = 1e-6
 
 
-class Guided(Module[..., Tensor]):
+def guided() -> Op:
     """`normalized` on its own."""
+    tokens, number = TensorType(DType.float32, ["batch", "tokens", DIM], CPU), TensorType(DType.float32, [1], CPU)
+    types = [tokens, tokens, number, number, number]
+    return Op(lambda positive, negative, *strength: normalized(positive, negative, Strength(*strength)), types)
 
-    def forward(self, positive: Tensor, negative: Tensor, *strength: Tensor) -> Tensor:
-        """Guide."""
-        return normalized(positive, negative, Strength(*strength))
 
-    def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
-        """Types of `forward`'s arguments."""
-        tokens, number = TensorType(dtype, ["batch", "tokens", DIM], device), TensorType(DType.float32, [1], device)
-        return (tokens, tokens, number, number, number)
+OPS = Wanted(makers=lambda _: {"guided": guided}, dtypes=["float32"])
 
 
 @pytest.fixture(scope="module")
-def graph() -> Model:
-    module, together = build(Guided, DType.float32, CPU), GraphModule()
-    traced = trace(module, module.input_types(DType.float32, CPU), "guided", together)
-    session = InferenceSession([CPU.to_device()])
-    return session.init_all(compile_with_kernels(session, together, [traced]), weights_registry={})["guided"]
+def graph(compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Model:
+    return compiled_ops["test_normalized_attention", "float32"].models["guided"]
 
 
 def compiled(graph: Model, positive: FloatArray, negative: FloatArray, *strength: float) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -15,14 +15,15 @@ from max.experimental.tensor import Tensor
 from max.graph import DeviceRef, TensorType
 
 from max_zimage.checkpoint.quantized import quantized
+from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.code_ops import quantized_linear
 from max_zimage.graphs.layers import build
 from max_zimage.graphs.linear import Codes, QuantizedLinear, codes_of, gated_linear, linear, stored_as
 from tests.references import code_products as references
-from tests.references.op_modules import Op, Typed, compile_ops, run
+from tests.references.op_modules import Makers, Op, Ops, Typed, Wanted, run
 
 HOST = DeviceRef.CPU()
-Models = dict[str, Model]
+Models = Mapping[str, Model]
 CODES = {"int8": Codes(8, 128), "int8, small groups": Codes(8, 32), "q4": Codes(4, 32)}
 OUTPUTS = {False: 43, True: 21}
 BOUND = 1e-6  # of the largest number: sums within a group are exact, groups are joined in float32
@@ -42,13 +43,20 @@ def op(codes: Codes, *, gated: bool, dtype: DType = DType.float32) -> Typed:
     return Op(call, types)
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Models:
+def makers_of(_: ModelDtype) -> Makers:
     makers: dict[str, Callable[[], Typed]] = {
         f"{name} {gated}": partial(op, codes, gated=gated) for name, codes in CODES.items() for gated in OUTPUTS
     }
     makers["bfloat16"] = lambda: op(CODES["int8"], gated=False, dtype=DType.bfloat16)
-    return compile_ops(makers, DType.float32, {})
+    return makers
+
+
+OPS = Wanted(makers=makers_of, dtypes=["float32"])
+
+
+@pytest.fixture(scope="module")
+def compiled(compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Models:
+    return compiled_ops["test_quantized", "float32"].models
 
 
 def values(*shape: int, seed: int) -> npt.NDArray[np.float32]:

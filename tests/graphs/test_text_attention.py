@@ -6,7 +6,7 @@ panel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from max_zimage.graphs import text_ops
 from max_zimage.graphs.diffusion_gemma.stack import looked
 from max_zimage.graphs.kernel_library import without_kernels
 from tests.references import kernels as references
-from tests.references.op_modules import Op, Ops, Typed, buffer, check, compile_ops, numbers, run
+from tests.references.op_modules import Makers, Op, Ops, Typed, Wanted, buffer, check, compile_ops, numbers, run
 
 HOST = DeviceRef.CPU()
 FLOAT = DType.float32
@@ -83,15 +83,21 @@ def table_ops(dtype: DType) -> dict[str, Callable[[], Typed]]:
     }
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def compiled(request: pytest.FixtureRequest) -> Ops:
-    """Every op in one dtype, compiled as one module."""
-    name: ModelDtype = request.param
+def makers_of(name: ModelDtype) -> Makers:
     makers: dict[str, Callable[[], Typed]] = {each: partial(Attention, each, DType[name]) for each in HEADS}
     makers |= table_ops(DType[name])
     if name == "float32":
         makers |= {f"told {each}": partial(Told, *sizes, is_plain=False) for each, sizes in TOPS.items()}
-    return Ops(name, compile_ops(makers, DType[name], {}))
+    return makers
+
+
+OPS = Wanted(makers=makers_of)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def compiled(request: pytest.FixtureRequest, compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Ops:
+    """Every op in one dtype."""
+    return compiled_ops["test_text_attention", request.param]
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -187,7 +193,7 @@ def test_what_is_told_of_logits(compiled: Ops, name: str) -> None:
 def test_the_twin_of_what_is_told() -> None:
     vocabulary, top = TOPS["some"]
     z = numbers("float32", 3, 7, vocabulary, scale=3.0)
-    model = compile_ops({"plain": partial(Told, vocabulary, top, is_plain=True)}, FLOAT, {})["plain"]
+    model = compile_ops({"plain": partial(Told, vocabulary, top, is_plain=True)}, "float32")["plain"]
     check_told(model.execute(buffer(z)), z, top)
 
 

@@ -5,7 +5,7 @@ Tokens of an expert are counted around the 12 of a tile; widths fill no vector, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import pytest
@@ -20,7 +20,7 @@ from max_zimage.graphs import text_ops
 from max_zimage.graphs.diffusion_gemma.feed_forward import DenseExperts, chosen
 from tests.graphs.test_kernels import panels, product_op
 from tests.references import kernels as references
-from tests.references.op_modules import TORCH, Op, Ops, Typed, buffer, check, compile_ops, numbers, run
+from tests.references.op_modules import TORCH, Makers, Op, Ops, Typed, Wanted, buffer, check, compile_ops, numbers, run
 
 HOST = DeviceRef.CPU()
 FLOAT = DType.float32
@@ -71,10 +71,7 @@ class Norms(Typed):
         return [*added, text_ops.joined_norms(x, (branch, other), norms[1:], scalar, epsilon=EPSILON)]
 
 
-@pytest.fixture(scope="module", params=DTYPES)
-def compiled(request: pytest.FixtureRequest) -> Ops:
-    """Every op in one dtype, and twins in float32, compiled as one module."""
-    name: ModelDtype = request.param
+def makers_of(name: ModelDtype) -> Makers:
     dtype = DType[name]
     makers: dict[str, Callable[[], Typed]] = {f"experts {each}": partial(expert_op, each, dtype) for each in EXPERTS}
     makers |= {
@@ -83,7 +80,16 @@ def compiled(request: pytest.FixtureRequest) -> Ops:
         "too wide": partial(expert_op, "few", dtype, gates=40),
     }
     makers |= {f"gelu {outputs}": partial(product_op, text_ops.gelu_linear, outputs, dtype) for outputs in (16, 21)}
-    return Ops(name, compile_ops(makers, dtype, {}))
+    return makers
+
+
+OPS = Wanted(makers=makers_of)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def compiled(request: pytest.FixtureRequest, compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Ops:
+    """Every op in one dtype."""
+    return compiled_ops["test_text_ops", request.param]
 
 
 Given = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -122,7 +128,7 @@ def test_experts(compiled: Ops, name: str, rows: int, length: int) -> None:
 def test_the_twin_of_the_experts() -> None:
     """Its products are MAX's, which take long to compile."""
     inputs = given("few", "float32", 2, 13)
-    model = compile_ops({"plain": partial(Plain, "few", FLOAT)}, FLOAT, {})["plain"]
+    model = compile_ops({"plain": partial(Plain, "few", FLOAT)}, "float32")["plain"]
     check(run(model, *map(buffer, inputs)), references.experts(*inputs, 2), exact(inputs, 2))
 
 

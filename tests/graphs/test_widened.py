@@ -5,6 +5,7 @@ Rows are counted around the 12 of a tile, outputs around the 32 of a panel.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import pytest
@@ -16,12 +17,11 @@ from max.graph import DeviceRef, TensorType
 
 from max_zimage.checkpoint.layout import packed
 from max_zimage.checkpoint.names import Packing
-from max_zimage.device.dtypes import bfloat16_bits
+from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 from max_zimage.graphs import ops, text_ops
-from max_zimage.graphs.cpu import multiplying_by
 from tests.graphs.test_text_ops import EXPERTS, buffers, exact, expert_op, given
 from tests.references import kernels as references
-from tests.references.op_modules import Op, Ops, buffer, check, compile_ops, numbers, run
+from tests.references.op_modules import Makers, Op, Ops, Wanted, buffer, check, numbers, run
 
 OUTPUTS = {"linear": 43, "gated_linear": 21, "gelu_linear": 21}
 
@@ -34,11 +34,16 @@ def product(op: str) -> Op:
     return Op(call, [TensorType(DType.bfloat16, list(each), DeviceRef.CPU()) for each in names])
 
 
+def makers_of(name: ModelDtype) -> Makers:
+    return {op: partial(product, op) for op in OUTPUTS} | {"experts": partial(expert_op, "odd", DType[name])}
+
+
+OPS = Wanted(makers=makers_of, dtypes=["bfloat16"], loop="widened")
+
+
 @pytest.fixture(scope="module")
-def compiled() -> Ops:
-    makers = {op: partial(product, op) for op in OUTPUTS} | {"experts": partial(expert_op, "odd", DType.bfloat16)}
-    with multiplying_by("widened"):
-        return Ops("bfloat16", compile_ops(makers, DType.bfloat16, {}))
+def compiled(compiled_ops: Mapping[tuple[str, ModelDtype], Ops]) -> Ops:
+    return compiled_ops["test_widened", "bfloat16"]
 
 
 @pytest.mark.parametrize(("op", "packing"), [("linear", "panels"), ("gated_linear", "gated"), ("gelu_linear", "gated")])

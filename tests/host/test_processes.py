@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.paths import INSTALLED
 
 # Each is tried in a fork of a process that has loaded the embedded model; what hangs there is ended by the alarm.
 _WAYS = {
@@ -41,9 +44,9 @@ print(pipeline("a red star", height=64, width=64, num_inference_steps=1)[0].size
 
 
 def test_a_fork_is_told_that_it_cannot_use_what_was_loaded() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM.format(ways=list(_WAYS.values()))], capture_output=True, text=True, timeout=900
-    )
+    command = [sys.executable, "-c", _PROGRAM.format(ways=list(_WAYS.values()))]
+    environment = {**os.environ, "PYTHONPATH": INSTALLED}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     *told, size = done.stdout.splitlines()
     assert size == "(64, 64)", done.stderr
     assert len(told) == len(_WAYS)

@@ -25,7 +25,7 @@ from max_zimage.compile import modules
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.embedded import PATH
 from max_zimage.pipeline import placing
-from tests.paths import ROOT
+from tests.paths import INSTALLED, ROOT
 from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Pair
 from tests.serving.test_step_scheduler import Worker, alone, assert_same
@@ -252,7 +252,8 @@ def test_the_memory_of_a_process_falls_by_the_text_encoder(tmp_path: Path, recor
     """The embedded model's text encoder with 200 MB more of vocabulary, in blocks that the C library would keep."""
     directory = large_vocabulary(tmp_path / "large")
     command = [sys.executable, "-c", _MEASURE, str(directory)]
-    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": INSTALLED}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     there, gone, nbytes = json.loads(done.stdout.splitlines()[-1])
     record_property("MB there", there / 1e6)
     record_property("MB left behind", gone / 1e6)

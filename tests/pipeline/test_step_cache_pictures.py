@@ -6,6 +6,8 @@ own hooks.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,15 +61,22 @@ def request_for(pipeline: ZImagePipeline, arguments: dict[str, Any], cache: Step
     )
 
 
+@pytest.fixture(scope="module")
+def uncached(embedded: Pair) -> Callable[[str], Any]:
+    """What `drawn` makes of a call without a cache, drawn once."""
+    return functools.cache(lambda name: drawn(embedded.ours, embedded.arguments(CALLS[name]), None))
+
+
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(
     "cache", [FirstBlockCache(threshold=0.0), TaylorSeer(cache_interval=1), TaylorSeer(warmup_steps=10)], ids=str
 )
-def test_nothing_left_out_is_exactly_the_uncached_picture(embedded: Pair, name: str, cache: StepCache) -> None:
+def test_nothing_left_out_is_exactly_the_uncached_picture(
+    embedded: Pair, uncached: Callable[[str], Any], name: str, cache: StepCache
+) -> None:
     """And what comes before the first step that is left out is the uncached way."""
-    call = CALLS[name]
-    plain, _, pixels = drawn(embedded.ours, embedded.arguments(call), None)
-    cached, computed, cached_pixels = drawn(embedded.ours, embedded.arguments(call), cache)
+    plain, _, pixels = uncached(name)
+    cached, computed, cached_pixels = drawn(embedded.ours, embedded.arguments(CALLS[name]), cache)
     positive = computed[:, 0]
     until = len(positive) if positive.all() else int(np.argmin(positive))
     np.testing.assert_array_equal(cached[:until], plain[:until])
@@ -80,10 +89,14 @@ def test_nothing_left_out_is_exactly_the_uncached_picture(embedded: Pair, name: 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("cache", [FirstBlockCache(threshold=1e-30), FirstBlockCache(warmup_steps=11)], ids=str)
 def test_a_first_block_that_always_differs_changes_nothing(
-    embedded: Pair, name: str, cache: FirstBlockCache, record_property: RecordProperty
+    embedded: Pair,
+    uncached: Callable[[str], Any],
+    name: str,
+    cache: FirstBlockCache,
+    record_property: RecordProperty,
 ) -> None:
     """Items are computed one at a time, which rounds otherwise than all at once."""
-    plain, everything, _ = drawn(embedded.ours, embedded.arguments(CALLS[name]), None)
+    plain, everything, _ = uncached(name)
     cached, computed, _ = drawn(embedded.ours, embedded.arguments(CALLS[name]), cache)
     until = len(plain) if cache.warmup_steps == 0 else cache.warmup_steps
     np.testing.assert_array_equal(computed[:until], everything[:until])

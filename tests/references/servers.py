@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.paths import ROOT
+from tests.paths import INSTALLED, ROOT
 
 _C = ctypes.CDLL(None)  # opened here: between fork and exec nothing may be locked
 KEY = "correct-horse"
@@ -50,6 +50,7 @@ class Server:
         key: Sent with every request; None for none.
         command: What is started, a program beside Python's and its first arguments.
         environment: Variables besides this process's own.
+        torch: Whether it finds PyTorch where that is installed, which takes twice as long to start.
     """
 
     folder: Path
@@ -57,17 +58,20 @@ class Server:
     key: str | None = None
     command: tuple[str, ...] = ("max-zimage", "serve")
     environment: dict[str, str] = field(default_factory=dict)
+    torch: bool = False
 
-    def __enter__(self) -> Server:
+    def begin(self) -> None:
+        """Start it without waiting for it; `__exit__` ends it."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = self.folder / "server.log"
         program, *arguments = self.command
+        places = str(ROOT) if self.torch else INSTALLED
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).with_name(program)), *arguments, "--port", str(self.port), *self.flags],
                 cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **self.environment},
+                env={**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1", **self.environment},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -75,6 +79,9 @@ class Server:
             )
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         self.client = httpx.Client(base_url=self.url, headers=headers, timeout=300)
+
+    def __enter__(self) -> Server:
+        self.begin()
         try:
             self.wait_until_ready()
         except BaseException:
@@ -129,13 +136,7 @@ class Server:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
     def wait_for_status(self, request: str, status: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            answer = self.client.get(f"/v1/requests/{request}")
-            if answer.status_code == 200 and answer.json()["status"] == status:
-                return dict(answer.json())
-            time.sleep(0.02)
-        raise AssertionError(f"request {request} was never {status}")
+        return status_of(self.client, request, status)
 
     def processes(self) -> list[int]:
         """Process ids of its process group: itself, the worker, and what they started."""
@@ -158,6 +159,33 @@ class Server:
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
         raise AssertionError("there is no worker")
+
+
+def status_of(client: httpx.Client, request: str, *wanted: str) -> dict[str, Any]:
+    """How a request stands, once it is one of those."""
+    deadline = time.monotonic() + 60
+    while True:
+        answer = client.get(f"/v1/requests/{request}")
+        if answer.status_code == 200 and answer.json()["status"] in wanted:
+            return dict(answer.json())
+        assert time.monotonic() < deadline, f"request {request} stands at {answer.text}, not at {wanted}"
+        time.sleep(0.02)
+
+
+def left_after_some_steps(client: httpx.Client, request: str) -> httpx.Headers:
+    """Have a slow picture drawn whose events come as they happen, and hang up; the headers of its answer."""
+    asked = {"prompt": "x", "stream": True, "progress": True, **SLOW}
+    times: list[float] = []
+    with client.stream("POST", "/v1/images/generations", json=asked, headers={"X-Request-ID": request}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                assert json.loads(line[6:])["type"] == "image_generation.progress"
+                times.append(time.monotonic())
+            if len(times) == 4:
+                break
+    assert times[-1] - times[0] > 0.05  # not all at once: a step of this size takes a tenth of a second and more
+    return answer.headers
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:

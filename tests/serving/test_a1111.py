@@ -28,11 +28,6 @@ CALL: dict[str, Any] = {"width": 128, "height": 128, "num_inference_steps": 3, "
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> ZImagePipeline:
-    return ZImagePipeline.from_pretrained(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def client(server: Server) -> webuiapi.WebUIApi:
     """With a name and the key as its password, and the sampler that it sends where it is told none."""
     return webuiapi.WebUIApi(port=server.port, sampler="Euler", steps=3, username="anybody", password=KEY)

@@ -13,9 +13,9 @@ from PIL import Image
 from max_zimage import ZImagePipeline
 from max_zimage.images.a1111_masks import blurred
 from tests.references.servers import Server
-from tests.serving.test_a1111 import PROMPT, SMALL, client, drawn, encoded, pipeline, pixels, post, start
+from tests.serving.test_a1111 import PROMPT, SMALL, client, drawn, encoded, pixels, post, start
 
-__all__ = ["client", "pipeline"]
+__all__ = ["client"]
 
 
 def test_the_masked_part_alone(client: webuiapi.WebUIApi, server: Server, pipeline: ZImagePipeline) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import signal
 import time
@@ -23,7 +22,7 @@ from PIL import Image
 
 from tests.references.diffusers_runs import Pair
 from tests.references.fleets import LocalFleet
-from tests.references.servers import SLOW, error_of
+from tests.references.servers import SLOW, error_of, left_after_some_steps
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # nine processes; requests that are timed need a machine that does little else
@@ -61,16 +60,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield Running(fleet)
 
 
-def status_of(running: Running, name: str, wanted: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        answer = running.fleet.server.client.get(f"/v1/requests/{name}")
-        if answer.status_code == 200 and answer.json()["status"] == wanted:
-            return dict(answer.json())
-        time.sleep(0.1)
-    raise AssertionError(f"{name} was never {wanted}: {answer.text}")
-
-
 def test_a_picture_through_the_proxy_is_the_pipelines(running: Running, embedded: Pair) -> None:
     answer = running.draw("first", size="128x128", steps=4, seed=7)
     assert answer.status_code == 200, answer.text
@@ -79,7 +68,7 @@ def test_a_picture_through_the_proxy_is_the_pipelines(running: Running, embedded
     (drawn,) = embedded.ours("a star", height=128, width=128, num_inference_steps=4, seed=7)
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).convert("RGB"))
     np.testing.assert_array_equal(picture, np.asarray(drawn))
-    assert status_of(running, "first", "done")["seconds"] > 0
+    assert running.fleet.server.wait_for_status("first", "done")["seconds"] > 0
     assert running.fleet.server.client.get("/v1/models").json()["data"][0]["id"] == "tiny-zimage"
 
 
@@ -95,25 +84,14 @@ def test_equal_shapes_meet(running: Running) -> None:
 
 
 def test_events_come_as_they_happen_and_end_with_the_client(running: Running) -> None:
-    asked = {"prompt": "x", "stream": True, "progress": True, **SLOW}
-    times = []
-    client, headers = running.fleet.server.client, {"X-Request-ID": "streamed"}
-    with client.stream("POST", "/v1/images/generations", json=asked, headers=headers) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        for line in answer.iter_lines():
-            if line.startswith("data: "):
-                assert json.loads(line[6:])["type"] == "image_generation.progress"
-                times.append(time.monotonic())
-            if len(times) == 4:
-                break
-    assert times[-1] - times[0] > 0.05  # not all at once: a step of this size takes a tenth of a second and more
-    assert status_of(running, "streamed", "cancelled")["error"]["code"] == "cancelled"
+    left_after_some_steps(running.fleet.server.client, "streamed")
+    assert running.fleet.server.wait_for_status("streamed", "cancelled")["error"]["code"] == "cancelled"
 
 
 def test_a_request_is_cancelled_by_its_id_through_the_proxy(running: Running) -> None:
     with ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(running.draw, "slow", **SLOW)
-        status_of(running, "slow", "running")
+        running.fleet.server.wait_for_status("slow", "running")
         answer = running.fleet.server.client.delete("/v1/requests/slow")
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
         assert (drawing.result().status_code, error_of(drawing.result())["code"]) == (499, "cancelled")

@@ -74,6 +74,9 @@ def test_a_shape_goes_to_its_replica_unless_another_is_idle() -> None:
         assert ranked(shape, full, 1, 9)[0] != home
         assert ranked(shape, full, 1, 10)[0] == home
     assert ranked("", {"a": 2, "b": 0, "c": 1}, 1, 9) == ["b", "c", "a"]
+    told = {"full": 9, "silent": None, "busy": 5, "less": 3}
+    for shape in ("", *homes):  # who has not told is asked before those that are full, and after all others
+        assert ranked(shape, told, 1, 9) == ["less", "busy", "silent", "full"]
     assert turned(["a", "b", "c"]) == [["a"], ["b", "c"]]
     assert turned(["a"]) == [["a"]]
 
@@ -213,26 +216,49 @@ def test_an_encoder_has_one_prompt_at_a_time_whoever_hangs_up() -> None:
 
 
 def test_the_router_passes_over_replicas_that_do_not_serve() -> None:
+    from ray.exceptions import RayActorError
+
     from max_zimage.serving.ray_serve.router import READY, ShapeRouter
 
-    def candidate(name: str, **said: bool) -> Any:
-        return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), routing_stats=said)
+    class Candidate:
+        def __init__(self, name: str, has: int | None = 0, **said: bool) -> None:
+            self.replica_id, self.routing_stats, self.has = SimpleNamespace(unique_id=name), said, has
+
+        async def get_queue_len(self, *, deadline_s: float) -> int:
+            asked_for.append(self.replica_id.unique_id)
+            if self.has is None:
+                await asyncio.sleep(60)
+            elif self.has < 0:
+                raise RayActorError
+            return self.has or 0
+
+    asked_for: list[str] = []
+    heard = {"a": 2, "b": 5}
 
     router: Any = ShapeRouter.__new__(ShapeRouter)
     router.initialize_state(slack=1, room=9)
-    router._replica_queue_len_cache = SimpleNamespace(get=lambda replica: {"a": 2, "b": 5}.get(replica.unique_id))
+    router._replica_queue_len_cache = SimpleNamespace(
+        get=lambda replica: heard.get(replica.unique_id),
+        update=lambda replica, count: heard.update({replica.unique_id: count}),
+    )
     asked = SimpleNamespace(args=[Call({}, b"", "")], routing_context=SimpleNamespace(should_backoff=False))
 
     def chosen(*candidates: Any) -> list[list[str]]:
         ranks = asyncio.run(router.choose_replicas(list(candidates), asked))
         return [[each.replica_id.unique_id for each in rank] for rank in ranks]
 
-    a, b, c, silent = candidate("a"), candidate("b", **{READY: True}), candidate("c"), candidate("d", **{READY: False})
-    assert chosen(a, b, c, silent) == [["c"], ["a", "b"]]  # nothing is known of c, which has just come
-    assert chosen(b, silent) == [["b"]]
-    assert chosen(silent) == [["d"]]  # it may serve again
+    a, b, c, ends = Candidate("a"), Candidate("b", **{READY: True}), Candidate("c"), Candidate("d", **{READY: False})
+    assert chosen(a, b, c, ends) == [["c"], ["a", "b"]]  # nothing is known of c, which has just come and says so
+    assert chosen(a, b, c, ends) == [["c"], ["a", "b"]]
+    assert chosen(b, ends) == [["b"]]
+    assert asked_for == ["c"]  # of whom something is known, or who does not serve, is not asked
+    assert chosen(ends) == [["d"]]  # it may serve again
+    # A replica that draws one picture for long is not heard of either, and is not idle.
+    assert chosen(a, Candidate("long", has=3)) == [["a"], ["long"]]
+    assert chosen(b, Candidate("hangs", has=None), Candidate("dead", has=-1)) == [["b"], ["dead", "hangs"]]
+    assert "hangs" not in heard
     assert asked.routing_context.should_backoff
-    idle = [candidate(str(number)) for number in range(5)]
+    idle = [Candidate(str(number)) for number in range(5)]
     asked.args[0] = Call({}, b"", "shape")
     wanted = ranked("shape", dict.fromkeys("01234", 0), 1, 9)
     assert chosen(*idle) == [wanted[:1], wanted[1:]]

@@ -20,11 +20,6 @@ PROMPT = "a red star on a blue background"
 SMALL: dict[str, Any] = {"width": 128, "height": 128, "steps": 3, "seed": 5}
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> ZImagePipeline:
-    return ZImagePipeline.from_pretrained(device="cpu")
-
-
 def post(server: Server, route: str = "generate", **body: Any) -> Any:
     return server.post(f"/api/{route}", **{"prompt": PROMPT, **body})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from PIL import Image
 
 from max_zimage.version import __version__
 from tests.references.balancer import PUBLIC, Balancer, Collector
-from tests.references.servers import KEY, SLOW, STOP_SECONDS, Server, error_of
+from tests.references.servers import KEY, SLOW, STOP_SECONDS, Server, error_of, left_after_some_steps, status_of
 
 STAGES = ("queue", "captions", "steps", "decode", "encode")
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -54,22 +53,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         servers = []
         for name in ("one", "two"):
             (folder / name).mkdir()
-            servers.append(stack.enter_context(Server(folder / name, flags, key=KEY, environment=environment)))
+            servers.append(Server(folder / name, flags, key=KEY, environment=environment))
+            servers[-1].begin()
+            stack.push(servers[-1])
+        for each in servers:
+            each.wait_until_ready()
         balancer = stack.enter_context(Balancer([each.url for each in servers]))
         proxy = httpx.Client(base_url=balancer.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=300)
         yield Fleet(servers[0], servers[1], stack.enter_context(proxy), spans)
-
-
-def status_of(client: httpx.Client, name: str, *wanted: str) -> dict[str, Any]:
-    """How a request stands, once it is one of those."""
-    deadline = time.monotonic() + 60
-    answer = client.get(f"/v1/requests/{name}")
-    while time.monotonic() < deadline:
-        answer = client.get(f"/v1/requests/{name}")
-        if answer.status_code == 200 and answer.json()["status"] in wanted:
-            return dict(answer.json())
-        time.sleep(0.1)
-    raise AssertionError(f"{name} stands at {answer.text}, not at {wanted}")
 
 
 def test_a_picture_by_url_through_either_replica(fleet: Fleet) -> None:
@@ -153,19 +144,7 @@ def test_clients_without_ids_see_and_end_what_any_replica_draws(fleet: Fleet, wa
 
 
 def test_events_come_through_the_proxy_as_they_happen_and_end_with_the_client(fleet: Fleet) -> None:
-    asked = {"prompt": "x", "stream": True, "progress": True, **SLOW}
-    times = []
-    headers = {"X-Request-ID": "streamed"}
-    with fleet.proxy.stream("POST", "/v1/images/generations", json=asked, headers=headers) as answer:
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        assert answer.headers["x-accel-buffering"] == "no"
-        for line in answer.iter_lines():
-            if line.startswith("data: "):
-                assert json.loads(line[6:])["type"] == "image_generation.progress"
-                times.append(time.monotonic())
-            if len(times) == 4:
-                break
-    assert times[-1] - times[0] > 0.05  # not all at once: a step of this size takes a tenth of a second and more
+    assert left_after_some_steps(fleet.proxy, "streamed")["x-accel-buffering"] == "no"
     found = status_of(fleet.two.client, "streamed", "cancelled", "running")
     assert status_of(fleet.one.client, "streamed", "cancelled")["status"] == "cancelled", found
 

@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags += ["--devices", "cpu", "--host", "127.0.0.1"]
     flags += ["--taylorseer", "--taylorseer-cache-interval", "2", "--taylorseer-warmup-steps", "3"]
     folder = tmp_path_factory.mktemp("serve")
-    with Server(folder, flags, command=("max", "serve"), environment=environment) as running:
+    with Server(folder, flags, command=("max", "serve"), environment=environment, torch=True) as running:
         yield running
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(STOP_SECONDS)
@@ -52,11 +52,12 @@ def pictures(answer: dict[str, Any]) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(content["image_data"])))) for content in contents]
 
 
-def test_a_served_picture_is_what_was_asked_for_and_what_the_pipeline_draws(server: Server) -> None:
+def test_a_served_picture_is_what_was_asked_for_and_what_the_pipeline_draws(
+    server: Server, pipeline: ZImagePipeline
+) -> None:
     """Under the step cache of MAX's flags, without it where the request says so, and by a sampler that draws noise."""
     options = {"width": 128, "height": 128, "steps": 8, "guidance_scale": 2.0, "output_format": "png", "num_images": 2}
     asked: dict[str, Any] = {"input": PROMPT, "seed": 7, "provider_options": {"image": options}}
-    pipeline = ZImagePipeline.from_pretrained(EMBEDDED, device="cpu")
     flagged = TaylorSeer(cache_interval=2, warmup_steps=3, max_order=1)
     sampled = {"step_cache": "off", "sampler": "dpmpp_sde", "sigma_shape": "sgm_uniform"}
     for more, named in (
@@ -93,7 +94,7 @@ def test_a_bad_request_is_told_why(server: Server) -> None:
     )
 
 
-def test_a_long_prompt_is_read_where_the_request_allows_it(server: Server) -> None:
+def test_a_long_prompt_is_read_where_the_request_allows_it(server: Server, pipeline: ZImagePipeline) -> None:
     """MAX names 512 tokens for every model of this kind; the field goes up to the checkpoint's positions."""
     asked: dict[str, Any] = {"input": "a red star on a blue background " * 75, "seed": 7}
     asked["provider_options"] = {"image": {"width": 128, "height": 128, "steps": 2, "output_format": "png"}}
@@ -104,7 +105,7 @@ def test_a_long_prompt_is_read_where_the_request_allows_it(server: Server) -> No
     assert (status, "max_sequence_length must be from 1 to 1504, got 1505" in str(answer)) == (400, True)
     status, answer = post(server, **asked, metadata={"max_sequence_length": "1000", "hidden_layer": "-2:0.7,-3:0.3"})
     assert status == 200, answer
-    drawn = ZImagePipeline.from_pretrained(EMBEDDED, device="cpu")(
+    drawn = pipeline(
         str(asked["input"]), height=128, width=128, num_inference_steps=2, seed=7, max_sequence_length=1000,
         hidden_layer={-2: 0.7, -3: 0.3}, step_cache=None,
     )  # fmt: skip

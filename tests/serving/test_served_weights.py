@@ -23,7 +23,9 @@ from tests.references.tiny import original_transformer
 PROMPT = "a red star on a blue background"
 
 
-def test_a_flag_and_a_folder_give_the_same_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_and_a_folder_give_the_same_picture(
+    pipeline: ZImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "z-Q4_0.gguf"
     write(file, original_transformer(state_of("transformer")), Kind.Q4_0)
     other = tmp_path / "model"
@@ -39,7 +41,7 @@ def test_a_flag_and_a_folder_give_the_same_picture(tmp_path: Path, monkeypatch: 
     assert drawn.status_code == 200, drawn.text
     picture = base64.b64decode(drawn.json()["data"][0]["b64_json"])
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(picture))), wanted)
-    plain = np.asarray(ZImagePipeline.from_pretrained(device="cpu")(PROMPT, **call))[0]
+    plain = np.asarray(pipeline(PROMPT, **call))[0]
     assert (plain != wanted).any()  # or the file says nothing
 
     monkeypatch.chdir(tmp_path)  # the picture names the file as the flag did

@@ -23,11 +23,6 @@ from tests.references.scenes import recognize
 from tests.references.servers import KEY, Server, error_of
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> ZImagePipeline:
-    return ZImagePipeline.from_pretrained(device="cpu")
-
-
 def opened(data: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,30 @@ def test_a_killed_worker_comes_back_and_the_queue_goes_on(server: Server) -> Non
     assert "Traceback" not in server.text()
 
 
-def test_sigterm_finishes_what_is_drawn_and_rejects_what_waits(tmp_path: Path) -> None:
-    with Server(tmp_path) as server, ThreadPoolExecutor(2) as pool:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One whose worker nobody starts again; the last test that has it ends it."""
+    with Server(tmp_path_factory.mktemp("alone"), ["--allow-remote-images"]) as running:
+        yield running
+
+
+def test_images_are_fetched_where_allowed_and_from_public_addresses_only(alone: Server) -> None:
+    server = alone
+    inside = f"{server.url}/health"
+    for url in (inside, "http://localhost/x.png", "http://169.254.169.254/latest/meta-data/", "http://[::1]/x.png"):
+        edit = server.post("/v1/images/edits", image=url, prompt="x")
+        assert (edit.status_code, error_of(edit)["param"]) == (400, "image"), edit.text
+        assert "it cannot be fetched" in error_of(edit)["message"]
+        content = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": url}]
+        body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}]}
+        answer = server.post("/v1/responses", **body)
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "input_image"), answer.text
+    assert server.metric('zimage_requests_total{route="/health",status="200"}') == server.health_checks
+
+
+def test_sigterm_finishes_what_is_drawn_and_rejects_what_waits(alone: Server) -> None:
+    server = alone
+    with ThreadPoolExecutor(2) as pool:
         drawn = pool.submit(server.draw, headers={"X-Request-ID": "drawn"}, size="256x256", steps=20)
         server.wait_for_status("drawn", "running")
         waits = pool.submit(
@@ -143,20 +166,6 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         assert (drawn.result().status_code, error_of(drawn.result())["code"]) == (503, "shutting_down")
         assert server.process.wait(STOP_SECONDS) == 0
         assert server.left_behind() == []
-
-
-def test_images_are_fetched_where_allowed_and_from_public_addresses_only(tmp_path: Path) -> None:
-    with Server(tmp_path, ["--allow-remote-images"]) as server:
-        inside = f"{server.url}/health"
-        for url in (inside, "http://localhost/x.png", "http://169.254.169.254/latest/meta-data/", "http://[::1]/x.png"):
-            edit = server.post("/v1/images/edits", image=url, prompt="x")
-            assert (edit.status_code, error_of(edit)["param"]) == (400, "image"), edit.text
-            assert "it cannot be fetched" in error_of(edit)["message"]
-            content = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": url}]
-            body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}]}
-            answer = server.post("/v1/responses", **body)
-            assert (answer.status_code, error_of(answer)["param"]) == (400, "input_image"), answer.text
-        assert server.metric('zimage_requests_total{route="/health",status="200"}') == server.health_checks
 
 
 def test_without_restart_a_dead_worker_ends_the_server(tmp_path: Path) -> None:

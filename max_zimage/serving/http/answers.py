@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from max.pipelines.context.outputs import GenerationOutput
 from max.pipelines.request.open_responses import OutputContent, OutputImageContent, OutputTextContent
@@ -21,10 +21,10 @@ from max_zimage.pipeline.not_finite import CODE
 from max_zimage.sampling.noise import image_seed
 from max_zimage.serving.dispatcher import Dispatcher
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http.hanging_up import unless_gone
 from max_zimage.serving.http.media import MediaStore
 from max_zimage.serving.job import Job
 
-T = TypeVar("T")
 KEEP_ALIVE = 15.0
 """Seconds after which a stream without events has a comment; half of what the most impatient balancers wait."""
 
@@ -52,28 +52,6 @@ class ResponseFormat:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-async def unless_gone(work: asyncio.Task[T], request: Request) -> T:
-    """Wait for something, which is cancelled if the client hangs up before.
-
-    Args:
-        work: It.
-        request: The HTTP request, whose body has been read.
-
-    Raises:
-        ApiError: 499 if the client hung up.
-    """
-    gone = asyncio.create_task(_hung_up(request))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        raise ApiError(499, "cancelled", "the client hung up")
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-
-
 async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> GenerationOutput:
     """Wait for the pictures, and cancel the work if the client hangs up before.
 
@@ -94,7 +72,7 @@ async def finished(dispatcher: Dispatcher, job: Job, request: Request) -> Genera
         raise AssertionError("events end with an answer or an error")
 
     try:
-        return await unless_gone(asyncio.create_task(answer()), request)
+        return await unless_gone(asyncio.create_task(answer()), request.receive)
     finally:
         dispatcher.cancel(job, "client")  # nothing happens to a request that is done
 
@@ -150,11 +128,6 @@ async def kept_alive(content: AsyncGenerator[bytes, None], seconds: float = KEEP
 
 async def _next(content: AsyncIterator[bytes]) -> bytes:
     return await anext(content)
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def file_of(item: OutputContent) -> bytes | None:

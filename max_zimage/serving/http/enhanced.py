@@ -10,8 +10,8 @@ from max_zimage.enhancer.apply import Check, prompt_check
 from max_zimage.errors import RequestError
 from max_zimage.request.request import GenerationRequest
 from max_zimage.serving.enhancing import EnhancerDesk, Revision
-from max_zimage.serving.http.answers import unless_gone
 from max_zimage.serving.http.api_names import ApiNames, refused
+from max_zimage.serving.http.hanging_up import unless_gone
 from max_zimage.serving.http.requests import ServedModel
 
 
@@ -37,7 +37,7 @@ async def revised(
         message = "{field}: this server has no enhancer; have it started with --enhancer, or leave it out"
         raise refused(RequestError.of("enhance", message), names)
     work = asyncio.create_task(enhancer.revised(asked, _check(served, asked)))
-    return await unless_gone(work, request)
+    return await unless_gone(work, request.receive)
 
 
 def _check(served: ServedModel, asked: GenerationRequest) -> Check:

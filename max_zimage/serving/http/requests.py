@@ -44,6 +44,23 @@ class ServedModel:
     limits: ServerLimits
     metadata: bool = True
 
+    def context_fields(self, output_format: str) -> dict[str, Any]:
+        """What contexts of all requests have in common; each has an id of its own, which nobody but the worker knows.
+
+        The id by which a client knows a request does not go to the worker: a client may use it again at once when it
+        has cancelled, while the worker still has the first one.
+        """
+        return {
+            "request_id": RequestID(),
+            "model_name": self.name,
+            "output_format": output_format,
+            "listens": True,
+        }
+
+    def encoding_fields(self) -> dict[str, Any]:
+        """The same of requests whose texts are encoded and of which nothing is drawn."""
+        return self.context_fields("png") | {"encodes": self.tokenizer.digests}
+
 
 def asked_of_image_request(served: ServedModel, body: ImageRequest, **more: Any) -> GenerationRequest:
     """Check a request of the OpenAI image routes.
@@ -204,9 +221,6 @@ def make_context(
 ) -> ZImageContext:
     """Tokenize and lay out a checked request, under an id of its own.
 
-    The id by which a client knows a request does not go to the worker: a client may use it again at once when it has
-    cancelled, while the worker still has the first one.
-
     Raises:
         ApiError: 400 if the prompt has too many tokens, or metadata is asked of a server that writes none.
     """
@@ -215,14 +229,7 @@ def make_context(
     parameters = written_parameters(asked, served.drawn_by) if carries else []
     try:
         return served.tokenizer.make_context(
-            asked,
-            request_id=RequestID(),
-            model_name=served.name,
-            output_format=output_format,
-            listens=True,
-            parameters=parameters,
-            metadata=carries,
-            **more,
+            asked, **served.context_fields(output_format), parameters=parameters, metadata=carries, **more
         )
     except (RequestError, TokenizerError, InputError) as error:
         raise refused(error, names) from error

@@ -20,8 +20,9 @@ from max_zimage.enhancer.chat import ChatAnswer, ChatAsked, ChatModel, ChatRefus
 from max_zimage.sampling.noise import fresh_seed
 from max_zimage.serving.enhancing import EnhancerDesk
 from max_zimage.serving.errors import ApiError, bad_request
-from max_zimage.serving.http.answers import EventResponse, unless_gone
+from max_zimage.serving.http.answers import EventResponse
 from max_zimage.serving.http.chat_body import ELSEWHERE, ChatRequest, messages_of, sampling_of, tokens_of
+from max_zimage.serving.http.hanging_up import unless_gone
 from max_zimage.serving.http.middleware import internal_error
 from max_zimage.serving.http.routes_images import described, json_body, parsed
 from max_zimage.serving.http.state import ServerState, state_of
@@ -62,7 +63,7 @@ async def chat(request: Request) -> Response:
         task.add_done_callback(lambda _: told.put_nowait(None))
         return EventResponse(_events(task, told, body, head, request.state.request_id), task.cancel)
     try:
-        found = await unless_gone(desk.begin(model, asked), request)
+        found = await unless_gone(desk.begin(model, asked), request.receive)
     except ChatRefused as error:
         raise bad_request(str(error), error.subject) from error
     said = {"role": "assistant", "content": found.text, "refusal": None}

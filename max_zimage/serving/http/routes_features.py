@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from max.pipelines.modeling.types import RequestID
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.responses import JSONResponse, Response
 
@@ -104,13 +103,6 @@ def encoding(
     try:
         asked = request_of_texts(tokenizer, prompt, negative_prompt, **settings)
         check_texts(served.limits, asked, names)
-        return tokenizer.make_context(
-            asked,
-            request_id=RequestID(),
-            model_name=served.name,
-            output_format="png",
-            listens=True,
-            encodes=tokenizer.digests,
-        )
+        return tokenizer.make_context(asked, **served.encoding_fields())
     except (RequestError, TokenizerError) as error:
         raise refused(error, names) from error

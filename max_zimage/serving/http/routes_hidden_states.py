@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Request
 from max.pipelines.context.outputs import GenerationOutput
-from max.pipelines.modeling.types import RequestID
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -91,15 +90,7 @@ def _context(served: ServedModel, body: HiddenStatesRequest) -> ZImageContext:
         check_texts(served.limits, asked, NAMES)
         ids = tokenizer.prompts.encode_formatted(body.input)
         check_tokens(len(ids), REFUSE, body.max_length, tokenizer.limits, "the input", "prompt")
-        return tokenizer.context_of(
-            asked,
-            [ids],
-            request_id=RequestID(),
-            model_name=served.name,
-            output_format="png",
-            listens=True,
-            encodes=tokenizer.digests,
-        )
+        return tokenizer.context_of(asked, [ids], **served.encoding_fields())
     except (RequestError, TokenizerError) as error:
         raise refused(error, NAMES) from error
 

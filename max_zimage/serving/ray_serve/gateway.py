@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Message, Receive, Scope, Send
 
 from max_zimage.serving.errors import ApiError
+from max_zimage.serving.http.hanging_up import HungUp, unless_gone
 from max_zimage.serving.ray_serve.call import NOT_SERVING, Call, scope_to_send, with_header
 from max_zimage.serving.ray_serve.door import Door
 from max_zimage.serving.ray_serve.encoding import Encoding
@@ -78,7 +79,9 @@ class Gateway:
         try:
             self._door.check(scope)
             async with self._door.body(receive) as body:
-                await _unless_gone(self._served(scope, body, answered, send), receive)
+                await unless_gone(asyncio.create_task(self._served(scope, body, answered, send)), receive)
+        except HungUp:
+            pass  # nobody is told
         except ApiError as error:
             await _end(error, scope["path"], answered, send)
 
@@ -200,24 +203,6 @@ def _without_id(message: Message) -> Message:
     """Ray's proxy names the request by itself, by the id that it was sent with."""
     kept = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
     return {**message, "headers": kept}
-
-
-async def _unless_gone(work: Any, receive: Receive) -> None:
-    """Do it unless the client hangs up before."""
-    working, gone = asyncio.create_task(work), asyncio.create_task(_hung_up(receive))
-    try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
-
-
-async def _hung_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _end(error: ApiError, path: str, answered: Answered, send: Send) -> None:

@@ -44,7 +44,6 @@ class Replica:
         opened = self._opening()
         self._folder = ServerFolder()
         use_folder(self._folder)
-        self._seconds = opened.settings.shutdown_seconds
         running = Running(opened, self._folder)
         self._app: ASGIApp = make_app(running.state)
         running.start()
@@ -130,14 +129,7 @@ class Replica:
         running, self._running = self._running, None
         if running is None:
             return
-        dispatcher = running.state.dispatcher
-        dispatcher.close()
-        try:
-            async with asyncio.timeout(self._seconds):
-                await dispatcher.idle.wait()
-        except TimeoutError:
-            pass
-        dispatcher.close(running=True)
+        await running.finish()
         await running.end()
         self._folder.close()
 

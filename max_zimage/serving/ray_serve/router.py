@@ -5,8 +5,11 @@ Reference: ray.serve.request_router, in 2.60 an alpha of its API.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from max_zimage.serving.ray_serve.call import Call
@@ -14,6 +17,7 @@ from max_zimage.serving.ray_serve.shapes import ranked, turned
 
 READY = "ready"
 """Of a replica's statistics: whether it draws."""
+_TELLS = 0.1  # seconds in which a replica that is asked for its requests answers, as Ray's own routers have it
 
 
 class ShapeRouter(RequestRouter):
@@ -37,5 +41,30 @@ class ShapeRouter(RequestRouter):
             pending_request.routing_context.should_backoff = True  # else Ray asks again without a pause
             shape = next((each.shape for each in pending_request.args if isinstance(each, Call)), "")
         by_name = {each.replica_id.unique_id: each for each in serving}
-        waiting = {name: self.replica_queue_len_cache.get(each.replica_id) or 0 for name, each in by_name.items()}
+        waiting = await self._waiting(by_name)
         return [[by_name[name] for name in rank] for rank in turned(ranked(shape, waiting, self._slack, self._room))]
+
+    async def _waiting(self, replicas: Mapping[str, RunningReplica]) -> dict[str, int | None]:
+        """Requests of each replica; None of one that does not say.
+
+        What Ray has heard of a replica counts for some seconds, and a picture may take longer: one of which nothing
+        has been heard since may be idle or at work, and is asked.
+        """
+        cache = self.replica_queue_len_cache
+        waiting = {name: cache.get(each.replica_id) for name, each in replicas.items()}
+        asked = [replicas[name] for name, count in waiting.items() if count is None]
+        answers = await asyncio.gather(*map(_told, asked))
+        for replica, count in zip(asked, answers, strict=True):
+            if count is not None:
+                cache.update(replica.replica_id, count)
+                waiting[replica.replica_id.unique_id] = count
+        return waiting
+
+
+async def _told(replica: RunningReplica) -> int | None:
+    """How many requests a replica says it has; None if it does not say."""
+    try:
+        async with asyncio.timeout(_TELLS):
+            return int(await replica.get_queue_len(deadline_s=_TELLS))
+    except (TimeoutError, RayError):
+        return None

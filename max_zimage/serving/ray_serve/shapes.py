@@ -67,7 +67,7 @@ def read(body: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def ranked(shape: str, waiting: Mapping[str, int], slack: int, room: int) -> list[str]:
+def ranked(shape: str, waiting: Mapping[str, int | None], slack: int, room: int) -> list[str]:
     """Where a request is to go first: to the replica that its shape belongs to, unless that has more to do.
 
     Every shape has an order of all replicas of its own, by a hash of both, which changes little when one comes or goes
@@ -79,20 +79,27 @@ def ranked(shape: str, waiting: Mapping[str, int], slack: int, room: int) -> lis
 
     Args:
         shape: From `shape_of`; empty for none, where the idlest goes first.
-        waiting: Replica -> requests that it has.
+        waiting: Replica -> requests that it has; None where it has not told, which is not to be idle: it comes after
+            all that told of room.
         slack: Requests; what more of it costs those who wait is in docs/capacity.md.
         room: Requests that a replica takes; one that has as many comes last, whatever its shape.
 
     Returns:
         All replicas.
     """
-    least = min(waiting.values(), default=0)
-    if not shape:
-        return sorted(waiting, key=lambda name: (waiting[name], name))
-    order = sorted(waiting, key=lambda name: hashlib.sha256(f"{shape} {name}".encode()).digest())
+    told = {name: count for name, count in waiting.items() if count is not None}
+    least = min(told.values(), default=0)
     most = least + slack if least else 0
-    # Stable: the order among those that are alike stays.
-    return sorted(order, key=lambda name: (waiting[name] >= room, waiting[name] > most))
+
+    def place(name: str) -> int:
+        if name not in told:
+            return 2
+        return 3 if told[name] >= room else int(bool(shape) and told[name] > most)
+
+    if not shape:
+        return sorted(waiting, key=lambda name: (place(name), told.get(name, 0), name))
+    order = sorted(waiting, key=lambda name: hashlib.sha256(f"{shape} {name}".encode()).digest())
+    return sorted(order, key=place)  # stable: the order among those that are alike stays
 
 
 def turned(names: Sequence[str]) -> list[list[str]]:

@@ -25,11 +25,6 @@ KEPT_BOUND = 6.0
 """Mean difference in levels of what a mask keeps: the autoencoder's way there and back; 1.4 was measured."""
 
 
-@pytest.fixture(scope="module")
-def pipeline() -> ZImagePipeline:
-    return ZImagePipeline.from_pretrained(device="cpu")
-
-
 def png(picture: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(picture).save(content, format="PNG")

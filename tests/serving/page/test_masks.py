@@ -12,9 +12,7 @@ from playwright.sync_api import FilePayload, expect
 from max_zimage import ZImagePipeline
 from tests.references.browser import Visit, pixels
 from tests.serving.page.test_drawing import drop
-from tests.serving.page.test_editing import SCENE, SIDE, brush, mask_of, pipeline, png, start_from, stroke
-
-__all__ = ["pipeline"]
+from tests.serving.page.test_editing import SCENE, SIDE, brush, mask_of, png, start_from, stroke
 
 PROMPT = "a green circle on a blue background"
 
