@@ -18,6 +18,7 @@ from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.images.read import decode_image, image_of_data_url, picture_pixels, starting_image
 from max_zimage.request.checks import check_token_count
 from max_zimage.request.fields import FLAGS
+from max_zimage.request.legs import legs_of
 from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.serving.http.api_names import IMAGES, RESPONSES, refused
 from tests.request.test_prompt_features import BAD_REQUESTS
@@ -229,6 +230,8 @@ OTHERS: list[Callable[[], object]] = [
     lambda: make(sigmas=[1.0, 1.0 - 1e-7], shift=100).schedule(SPEC),
     lambda: make(sigmas=[0.5, 2e-38], shift=0.01).schedule(SPEC),
     lambda: make(nag_scale=5, nag_sigma_end=0.9, guidance_scale=0, sigmas=[0.6, 0.3], shift=1).schedule(SPEC),
+    lambda: legs_of(make(guidance_interval=[0.5, 1.0], cfg_truncation=0.1), SPEC),
+    lambda: legs_of(make(guidance_interval=[0.5, 1.0], guidance_variant="cfg_zero_star", zero_init=True), SPEC),
     lambda: check_token_count(600, 512, "the prompt", 1504, "prompt"),
     lambda: check_token_count(1505, 512, "the negative prompt", 1504, "negative_prompt"),
     lambda: check_token_count(1505, 512, "prompt 0", 1504),
@@ -246,7 +249,14 @@ OTHERS: list[Callable[[], object]] = [
     lambda: picture_pixels("image", Image.new("I", (16, 16), -5)),
     lambda: starting_image("image", Image.new("RGB", (64, 64)), (16, 16)),
 ]
-WARNINGS: list[dict[str, Any]] = [{"guidance_scale": 0, "negative_prompt": "blurry"}, {"dype": "yarn"}]
+LINE = np.where(np.arange(128 * 96).reshape(128, 96) % 96 == 5, np.uint8(255), np.uint8(0))
+WARNINGS: list[dict[str, Any]] = [
+    {"guidance_scale": 0, "negative_prompt": "blurry"},
+    {"dype": "yarn"},
+    {"image": START, "mask_image": MASK},
+    {"image": START, "mask_image": LINE},
+    {"image": np.zeros((128, 89, 3), np.uint8), "outpaint": [0, 0, 7, 0]},
+]
 
 
 def cases() -> list[Callable[[], object]]:
