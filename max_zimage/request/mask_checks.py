@@ -47,14 +47,15 @@ def warn_of_kept_picture(asked: RequestFacts, mask: Pixels | None) -> None:
     """
     if mask is None or (mask.any() if asked.soft_mask else (mask[::_LATENT, ::_LATENT] >= _WHITE).any()):
         return
-    name = "outpaint" if asked.mask_image is None else "mask_image"
-    message = "{field} has nothing drawn anew: it is black all over, and white is drawn anew"
+    name, remedy = "mask_image", "make white parts at least {side} pixels wide, or set {name[soft_mask]}"
+    if asked.mask_image is None:
+        name, remedy = "outpaint", "add at least {side} pixels"
+    message = "{field} has nothing drawn anew: "
     if mask.any():
-        message = (
-            "{field} has nothing drawn anew: of {side}x{side} pixels the one at the upper left counts, from {white} on "
-        )
-        message += "as white, and none of those is; make it at least {side} pixels wide, or take {name[soft_mask]}"
-    warnings.warn(RequestWarning(Problem.of(name, message, side=_LATENT, white=_WHITE)), stacklevel=3)
+        message += "of {side}x{side} pixels the one at the upper left counts, and none of those is white; " + remedy
+    else:
+        message += "it is black all over, and white is drawn anew"
+    warnings.warn(RequestWarning(Problem.of(name, message, side=_LATENT)), stacklevel=3)
 
 
 def framed(image: Pixels, margins: Margins | None, height: int, width: int) -> Pixels:

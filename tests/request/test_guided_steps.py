@@ -30,14 +30,12 @@ SKIPS: dict[str, Any] = {"slg": True, "slg_start": 0.0}
         {"cfg_truncation": 0.0, "passes": "0.5x8,1.0x8:0.5"},  # on in the first pass
         STAR,
         STAR | IMAGE | {"strength": 0.5},
-        STAR | LATE | {"guidance_scale": 0.0, "guidance_variant": "cfg", "zero_init": False, "slg": True, **SKIPS}
-        | {"guidance_interval": (0.0, 1.0)},
         STAR | LATE | SKIPS,
         STAR | {"passes": "0.5x8:guidance_scale=0,1.0x8:0.5"},
         STAR | {"progressive": 0.5},
     ],
-    ids=str,
-)  # fmt: skip
+    ids=lambda asked: "-".join(asked),
+)
 def test_guidance_that_is_on_somewhere(asked: dict[str, Any]) -> None:
     assert legs_of(make(**asked), SPEC)
 
@@ -61,7 +59,7 @@ def test_guidance_that_is_on_somewhere(asked: dict[str, Any]) -> None:
         (STAR | {"guidance_scale": [0.0] + [2.0] * 7}, "zero_init is of guidance in the first evaluation"),
         (STAR | LATE | SKIPS | {"slg_start": 0.2}, "zero_init is of guidance in the first evaluation"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_guidance_that_would_be_on_nowhere(asked: dict[str, Any], says: str) -> None:
     with pytest.raises(RequestError) as caught:

@@ -22,11 +22,14 @@ NARROW = np.zeros((128, 89, 3), np.uint8)
     [
         ({"mask_image": np.zeros_like(LINE)}, "mask_image has nothing drawn anew: it is black all over, and white is"),
         ({"mask_image": np.zeros_like(LINE), "soft_mask": True}, "it is black all over"),
-        ({"mask_image": LINE}, "of 8x8 pixels the one at the upper left counts, from 128 on as white, and none of"),
-        ({"mask_image": np.full_like(LINE, 127)}, "make it at least 8 pixels wide, or take soft_mask"),
-        ({"image": NARROW, "outpaint": (0, 0, 7, 0)}, "outpaint has nothing drawn anew: of 8x8 pixels"),
+        (
+            {"mask_image": LINE},
+            "of 8x8 pixels the one at the upper left counts, and none of those is white; make white",
+        ),
+        ({"mask_image": np.full_like(LINE, 127)}, "parts at least 8 pixels wide, or set soft_mask"),
+        ({"image": NARROW, "outpaint": (0, 0, 7, 0)}, "none of those is white; add at least 8 pixels"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_mask_that_keeps_everything_is_said(asked: dict[str, Any], says: str) -> None:
     with pytest.warns(RequestWarning) as caught:
@@ -43,7 +46,7 @@ def test_a_mask_that_keeps_everything_is_said(asked: dict[str, Any], says: str) 
         {"image": NARROW[:, :88], "outpaint": (0, 0, 8, 0)},
         {},
     ],
-    ids=str,
+    ids=lambda asked: "-".join(asked),
 )
 def test_others_are_not(asked: dict[str, Any]) -> None:
     with warnings.catch_warnings():
