@@ -52,10 +52,12 @@ def warn_of_kept_picture(asked: RequestFacts, mask: Pixels | None) -> None:
         name, remedy = "outpaint", "add at least {side} pixels"
     message = "{field} has nothing drawn anew: "
     if mask.any():
-        message += "of {side}x{side} pixels the one at the upper left counts, and none of those is white; " + remedy
+        message += (
+            "of {side}x{side} pixels the one at the upper left counts, and none of those is {white} or more; " + remedy
+        )
     else:
         message += "it is black all over, and white is drawn anew"
-    warnings.warn(RequestWarning(Problem.of(name, message, side=_LATENT)), stacklevel=3)
+    warnings.warn(RequestWarning(Problem.of(name, message, side=_LATENT, white=_WHITE)), stacklevel=3)
 
 
 def framed(image: Pixels, margins: Margins | None, height: int, width: int) -> Pixels:

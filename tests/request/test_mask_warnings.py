@@ -24,10 +24,11 @@ NARROW = np.zeros((128, 89, 3), np.uint8)
         ({"mask_image": np.zeros_like(LINE), "soft_mask": True}, "it is black all over"),
         (
             {"mask_image": LINE},
-            "of 8x8 pixels the one at the upper left counts, and none of those is white; make white",
+            "of 8x8 pixels the one at the upper left counts, and none of those is 128 or more; make white",
         ),
+        ({"mask_image": np.ones_like(LINE)}, "none of those is 128 or more"),  # of 0 and 1, as float masks are
         ({"mask_image": np.full_like(LINE, 127)}, "parts at least 8 pixels wide, or set soft_mask"),
-        ({"image": NARROW, "outpaint": (0, 0, 7, 0)}, "none of those is white; add at least 8 pixels"),
+        ({"image": NARROW, "outpaint": (0, 0, 7, 0)}, "none of those is 128 or more; add at least 8 pixels"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
