@@ -7,7 +7,7 @@ from typing import Any
 
 from max_zimage.errors import RequestError
 from max_zimage.images.masks import mask_of
-from max_zimage.request import checks, guidance_checks, value_checks
+from max_zimage.request import checks, guidance_checks
 from max_zimage.request import start_image as start_images
 from max_zimage.request.checks import Problems
 from max_zimage.request.fields import ROWS
@@ -15,11 +15,9 @@ from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.passes import guidance_scales
 from max_zimage.request.passes_values import with_steps
 from max_zimage.request.row import Of, Row
-from max_zimage.request.seed_uses import draws_more
+from max_zimage.request.seeds import seed_of
 from max_zimage.request.text_values import resolved
-from max_zimage.sampling import samplers
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
-from max_zimage.sampling.noise import fresh_seed
 from max_zimage.sampling.ranges import DEFAULT_STRENGTH
 
 
@@ -62,7 +60,7 @@ def values_of(
     }
     values |= with_steps(problems, passes, given["num_inference_steps"], values["num_inference_steps"])
     apart: dict[str, Callable[[], Any]] = {
-        "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, variance, given["noise"]),
+        "seed": lambda: check(0, seed_of, given["seed"], given["latents"], sampler, variance, given["noise"]),
         "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits, is_masked=is_masked),
         # As pictures say it that were drawn from the prompt as it was given.
         "original_prompt": lambda: () if _is_own(given["original_prompt"], given) else alone("original_prompt"),
@@ -147,15 +145,6 @@ def _shape(value: object, levels: tuple[float, ...] | None, defaults: RequestDef
             raise RequestError.of("sigma_shape", message)
         return DEFAULT_SHAPE
     return str(ROWS["sigma_shape"].kind.check("sigma_shape", defaults.sigma_shape if value is None else value, limits))
-
-
-def _seed(value: object, latents: object, sampler: str, variance: float, noise: object) -> int | None:
-    if value is None:
-        return fresh_seed() if latents is None or samplers.is_stochastic(sampler) else None
-    if latents is not None and not draws_more(sampler, variance):
-        message = "{field} and {name[latents]} exclude each other, got both; the {field} only draws the {name[latents]}"
-        raise RequestError.of("seed", message)
-    return value_checks.seed("seed", value, noise)
 
 
 def _strength(value: object, image: object, limits: Limits, *, is_masked: bool) -> float:

@@ -220,6 +220,12 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         "seed",
         "got 18446744073709551615; torch looks at the lowest 32 bits alone, and draws the same for 4294967295",
     ),
+    (
+        {"seed_variance": 0.1, "seed_variance_share": 0},
+        "seed_variance_share",
+        "0 moves none of the numbers; set it abov",
+    ),
+    ({"progressive": 0.5, "height": 16}, "height", "where progressive halves it, got 16; the nearest is 32"),
     ({"seed": "7"}, "seed", "must be a whole number from 0 to 9223372036854775807, got '7'"),
     ({"max_sequence_length": 1505}, "max_sequence_length", "must be from 1 to 1504, got 1505"),
     ({"output_type": "pt"}, "output_type", "must be one of pil, np, latent, got 'pt'"),
