@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from max_zimage.request.feature_settings import SETTINGS
+from max_zimage.request.seed_uses import draws_more
 from max_zimage.sampling.names import DEFAULT_SAMPLER
-from max_zimage.sampling.samplers import is_stochastic
 
 _SLG = ("slg_layers", "slg_start", "slg_stop")
 _VARIANT = ("zero_init", "apg_eta", "apg_momentum", "apg_norm_threshold")
@@ -73,6 +73,7 @@ def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
     if given.get("seed_variance") == 0:
         gone |= {"seed_variance_share"}
     if "latents" in given:  # the picture's seed drew latents of its own, and may draw more on the way
-        sampler = given.get("sampler", kept.get("sampler", DEFAULT_SAMPLER))
-        gone |= {"noise", *_VARIATION} | (set() if is_stochastic(sampler) else {"seed"})
+        asked = {**kept, **given}
+        more = draws_more(asked.get("sampler", DEFAULT_SAMPLER), asked.get("seed_variance"))
+        gone |= {"noise", *_VARIATION} | (set() if more else {"seed"})
     return gone

@@ -70,7 +70,7 @@ def upright_alpha(picture: Image.Image) -> Pixels | None:
         return None
     if picture.mode == "P" and not picture.has_transparency_data:
         return None
-    found = picture.convert("RGBA").getchannel("A")
+    found = picture.getchannel("a") if picture.mode == "La" else picture.convert("RGBA").getchannel("A")
     turn = _TURNS.get(_orientation(picture))
     return np.asarray(found if turn is None else found.transpose(turn))
 

@@ -62,10 +62,10 @@ def mask_of(name: str, value: object, largest: tuple[int, int]) -> Pixels:
         RequestError: If it is none of these, or has transparent pixels.
     """
     if isinstance(value, Image.Image):
-        found = upright_alpha(value)
-        if found is not None and found.min() < 255:
-            raise RequestError.of(name, _TRANSPARENT)
-        return greys(picture_pixels(name, value, largest[0] * largest[1]))
+        try:
+            return greys(picture_pixels(name, value, largest[0] * largest[1]))
+        except RequestError as error:
+            raise RequestError.of(name, _TRANSPARENT) if _shows_through(value) else error from None
     wanted = "{field} must be a PIL image or an array [height, width] of uint8 or bool, got {given}; {remedy}"
     if not isinstance(value, np.ndarray):
         remedy = "open it with PIL.Image.open" if isinstance(value, (str, bytes, Path)) else "convert it before"
@@ -78,6 +78,15 @@ def mask_of(name: str, value: object, largest: tuple[int, int]) -> Pixels:
             remedy = "scale it to 0 to 255 and convert it with .astype(numpy.uint8)"
         raise RequestError.of(name, wanted, given=f"{value.dtype} {list(value.shape)}", remedy=remedy)
     return value
+
+
+def _shows_through(picture: Image.Image) -> bool:
+    """Whether a picture has transparent pixels; one that is damaged has none that are known."""
+    try:
+        found = upright_alpha(picture)
+    except Exception:  # Pillow's decoders raise nearly anything on damaged data
+        return False
+    return found is not None and bool(found.min() < 255)
 
 
 def decode_mask(name: str | Item, content: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:

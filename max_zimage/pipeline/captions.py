@@ -69,7 +69,9 @@ def tokens_of_request(request: GenerationRequest, tokenizer: PromptTokenizer, li
     texts += [tokenizer.encode(text) for text in request.read_negatives]
     for index, ids in enumerate(texts):
         is_negative = index >= len(prompts)
-        which, field = ("the negative prompt", "negative_prompt") if is_negative else ("the prompt", "prompt")
+        field, place = ("negative_prompt", index - len(prompts)) if is_negative else ("prompt", index)
+        words = field.replace("_", " ")
+        which = f"{words} {place}" if request.num_prompts > 1 else f"the {words}"
         check_tokens(len(ids), request.long_prompt_mode, request.max_sequence_length, limits, which, field)
     return texts
 

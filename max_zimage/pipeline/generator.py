@@ -12,6 +12,7 @@ import numpy as np
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.request.request import GenerationRequest
+from max_zimage.request.seed_uses import draws_more
 from max_zimage.sampling import samplers
 from max_zimage.sampling.schedule import ScheduleSpec
 
@@ -55,7 +56,7 @@ def _drawn_by(
         message = "generator must be one, or one for each of {pictures} pictures, got {given}"
         raise RequestError.of(None, message, pictures=request.num_images, given=len(generators))
     excluded = [name for name in ("latents", "image", "variation_seed") if given.get(name) is not None]
-    needs_seed = samplers.is_stochastic(request.sampler) or request.seed_variance > 0
+    needs_seed = draws_more(request.sampler, request.seed_variance)
     if needs_seed and given.get("seed") is None:
         message = "generator draws the starting noise alone, and {what} draws more from {name[seed]}; give that too"
         what = request.sampler if samplers.is_stochastic(request.sampler) else "seed_variance"

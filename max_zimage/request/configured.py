@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from max_zimage.sampling.samplers import is_stochastic
+from max_zimage.request.seed_uses import draws_more
 
 OF_CHECKPOINT = ("height", "width", "num_inference_steps", "sampler", "sigma_shape", "guidance_scale")
 """Fields that a checkpoint has defaults of; a list of guidance scales is none of those."""
@@ -104,8 +104,9 @@ def _without_subject(said: Mapping[str, Any], configured: Mapping[str, Any]) -> 
     if "negative_prompt_embeds" in said or any(each.negative is not None for each in _features(said)):
         gone |= {"negative_prompt"}
     if "latents" in said:
-        sampler = said.get("sampler", configured.get("sampler", "euler"))
-        gone |= {"noise", *_VARIATION} | (set() if is_stochastic(sampler) else {"seed"})
+        asked = {**configured, **said}
+        more = draws_more(asked.get("sampler", "euler"), asked.get("seed_variance"))
+        gone |= {"noise", *_VARIATION} | (set() if more else {"seed"})
     return gone
 
 

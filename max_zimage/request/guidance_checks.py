@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import pairwise
 
 from max_zimage.errors import RequestError
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_fields import SLG_SCALE, GuidanceFields
+from max_zimage.sampling.schedule import Schedule
 
 _OF_SLG = ("slg_layers", "slg_start", "slg_stop")
 _OF_APG = ("apg_eta", "apg_momentum", "apg_norm_threshold")
@@ -87,6 +89,51 @@ def check_guidance(asked: RequestFacts, num_layers: int) -> None:
         if len(skipped_layers(asked.slg_layers, num_layers)) >= num_layers:
             message = "{field} must leave one of the {layers} layers, got all of them"
             raise RequestError.of("slg_layers", message, layers=num_layers)
+
+
+def check_legs(asked: RequestFacts, legs: Sequence[tuple[RequestFacts, Schedule]]) -> None:
+    """Refuse guidance that is cut off in all of its steps, and a first evaluation that predicts nothing without it.
+
+    Args:
+        asked: The request.
+        legs: What is asked of each part of its run, and the steps of that.
+    """
+    if not asked.use_guidance:
+        return
+    times = [time for leg, plan in legs for time in _times(leg, plan) if time is not None]
+    is_whole = asked.denoising_start == 0 and asked.denoising_end == 1
+    if is_whole and times and min(times) > asked.cfg_truncation:
+        message = (
+            "{field} {given:g} is below the times of all steps with guidance, of which the first has {time:.3g}; raise "
+        )
+        message += "it, or set {name[guidance_scale]} to 0"
+        raise RequestError.of("cfg_truncation", message, given=asked.cfg_truncation, time=min(times))
+    begins = [_begins(leg, plan) for leg, plan in legs if leg.zero_init]
+    if begins and not any(begins):
+        message = "{field} is of guidance in the first evaluation, and it begins later; leave {field} out, or let it "
+        raise RequestError.of("zero_init", message + "begin with the first step")
+
+
+def _times(leg: RequestFacts, plan: Schedule) -> list[float | None]:
+    """1 - noise level of each step that is taken; None outside of the window and where the scale is 0."""
+    start, stop = leg.guidance_interval
+    count = _count(plan)
+    scales = leg.guidance_scale if isinstance(leg.guidance_scale, tuple) else (leg.guidance_scale,) * count
+    taken = range(plan.left_out, plan.left_out + plan.num_steps)
+    is_on = [scales[step] > 0 and start <= step / count < stop for step in taken]
+    return [float(time) if on else None for on, time in zip(is_on, plan.timesteps, strict=True)]
+
+
+def _begins(leg: RequestFacts, plan: Schedule) -> bool:
+    """Whether the first evaluation has another branch than that of the prompt."""
+    time = _times(leg, plan)[0]
+    skips = leg.slg_scale > 0 and leg.slg_start <= plan.left_out / _count(plan) < leg.slg_stop
+    return skips or (time is not None and time <= leg.cfg_truncation)
+
+
+def _count(plan: Schedule) -> int:
+    """Steps of the whole schedule."""
+    return plan.left_out + plan.num_steps + plan.cut_off
 
 
 def _check_scales(asked: RequestFacts) -> None:

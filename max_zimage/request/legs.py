@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from max_zimage.request.guidance_checks import check_legs
 from max_zimage.request.passes_fields import BICUBIC, LANCZOS
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step
@@ -63,8 +64,14 @@ def legs_of(request: GenerationRequest, spec: ScheduleSpec) -> tuple[Leg, ...]:
         spec: The checkpoint's schedule.
 
     Raises:
-        RequestError: If a step would have no length in float32.
+        RequestError: If a step would have no length in float32, or guidance would do nothing in any.
     """
+    legs = _legs(request, spec)
+    check_legs(request, [(leg.asked, leg.plan) for leg in legs])
+    return legs
+
+
+def _legs(request: GenerationRequest, spec: ScheduleSpec) -> tuple[Leg, ...]:
     if request.passes is not None:
         return _of_passes(request, spec)
     plan = request.schedule(spec)

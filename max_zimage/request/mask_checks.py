@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from max_zimage.errors import RequestError
+from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.images.read import resized
 from max_zimage.request.facts import RequestFacts
 
 Pixels = npt.NDArray[np.uint8]
 Margins = tuple[int, ...]
+
+_LATENT, _WHITE = 8, 128
+"""Pixels of a latent's side, and the grey from which on it is drawn anew; see `max_zimage.pipeline.inpainting`."""
 
 
 def check_mask(asked: RequestFacts) -> None:
@@ -32,6 +36,28 @@ def check_mask(asked: RequestFacts) -> None:
         raise RequestError.of("composite", message)
     if asked.output_type == "latent":
         raise RequestError.of("composite", "{field} puts pixels back, and latents have none; leave one of the two out")
+
+
+def warn_of_kept_picture(asked: RequestFacts, mask: Pixels | None) -> None:
+    """Say so where a mask keeps all of the image.
+
+    Args:
+        asked: The request.
+        mask: uint8 [height, width], in the picture's size; or None.
+    """
+    if mask is None or (mask.any() if asked.soft_mask else (mask[::_LATENT, ::_LATENT] >= _WHITE).any()):
+        return
+    name, remedy = "mask_image", "make white parts at least {side} pixels wide, or set {name[soft_mask]}"
+    if asked.mask_image is None:
+        name, remedy = "outpaint", "add at least {side} pixels"
+    message = "{field} has nothing drawn anew: "
+    if mask.any():
+        message += (
+            "of {side}x{side} pixels the one at the upper left counts, and none of those is {white} or more; " + remedy
+        )
+    else:
+        message += "it is black all over, and white is drawn anew"
+    warnings.warn(RequestWarning(Problem.of(name, message, side=_LATENT, white=_WHITE)), stacklevel=3)
 
 
 def framed(image: Pixels, margins: Margins | None, height: int, width: int) -> Pixels:

@@ -33,8 +33,11 @@ def check_noise(asked: RequestFacts) -> None:
         values = {"given": asked.variation_strength, "seed": asked.variation_seed}
         raise RequestError.of("variation_strength", message, **values)
     if asked.seed_variance and asked.seed is None:
-        message = "{field} is drawn from the {name[seed]}, and with {name[latents]} there is none; leave one out"
+        message = "{field} is drawn from the {name[seed]}; give that beside the {name[latents]}, or leave {field} out"
         raise RequestError.of("seed_variance", message)
+    if asked.seed_variance and not asked.seed_variance_share:
+        message = "{field} 0 moves none of the numbers; set it above 0, or {name[seed_variance]} to 0"
+        raise RequestError.of("seed_variance_share", message)
     if not asked.seed_variance and asked.seed_variance_share != _SHARE:
         message = "{field} would do nothing; set {name[seed_variance]} above 0 too, or leave it out"
         raise RequestError.of("seed_variance_share", message)

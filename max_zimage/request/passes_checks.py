@@ -72,12 +72,10 @@ def _check_pass(asked: RequestFacts, index: int, one: Pass) -> None:
 def _check_half_side(asked: RequestFacts, name: str) -> None:
     step, side = 2 * TOKEN_SIDE, getattr(asked, name)
     if side % step:
-        message = (
-            "{field} must be a multiple of {step} where {name[progressive]} halves it, got {given}; the nearest are "
-        )
+        message = "{field} must be a multiple of {step} where {name[progressive]} halves it, got {given}; the nearest "
         below = side // step * step
-        near = {"below": max(below, step), "above": below + step}
-        raise RequestError.of(name, message + "{below} and {above}", step=step, given=side, **near)
+        message += "are {below} and {above}" if below else "is {above}"
+        raise RequestError.of(name, message, step=step, given=side, below=below, above=below + step)
 
 
 def _check_half_steps(asked: RequestFacts) -> None:

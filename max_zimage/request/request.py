@@ -18,7 +18,7 @@ from max_zimage.request.dype_checks import warn_of_small_picture
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import Limits, RequestDefaults
-from max_zimage.request.mask_checks import framed, mask_digest, picture_mask
+from max_zimage.request.mask_checks import framed, mask_digest, picture_mask, warn_of_kept_picture
 from max_zimage.request.nag_checks import check_levels
 from max_zimage.request.noise_checks import steps_between
 from max_zimage.request.schedule_checks import checked_schedule
@@ -94,6 +94,7 @@ class GenerationRequest(RequestFacts):
         check_together(request, limits, arguments.get("resize"))
         _warn_of_unused(request, arguments.get("negative_prompt"))
         warn_of_small_picture(request)
+        warn_of_kept_picture(request, request.picture_mask)
         is_default = arguments.get("step_cache") is None
         return with_useful_cache(request, is_default=is_default, streams_blocks=limits.streams_blocks)
 

@@ -95,7 +95,8 @@ def _usual_size(image: Pixels, margins: tuple[int, ...] | None, resize: bool | N
         "image",
         "{field}: its sides must be multiples of {step}, it has {width}x{height} pixels"
         + _with(margins)
-        + "; the nearest size that fits is {near_width}x{near_height}; resize it"
+        + "; the nearest size that fits is {near_width}x{near_height}; "
+        + ("resize it" if margins is None else "take other margins, or resize it")
         + _or_say_so(resize),
         step=PIXELS_PER_TOKEN,
         width=width,

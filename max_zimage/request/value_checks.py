@@ -10,6 +10,7 @@ import numpy as np
 from max_zimage.errors import Item, RequestError
 from max_zimage.request.checks import ranged, shown, whole_number
 from max_zimage.sampling.other_names import sampler_of, shape_of
+from max_zimage.sampling.ranges import MAX_SEED
 
 _LONGEST = 60  # letters of a word that is looked for among others
 
@@ -34,6 +35,24 @@ def meant(word: str, words: Iterable[str]) -> str | None:
         if found in known:
             return found
     return next(iter(get_close_matches(short, known, 1)), None)
+
+
+def seed(name: str, value: object, noise: object) -> int:
+    """Return a seed.
+
+    Args:
+        name: The field.
+        value: What was given. Of a whole number out of range it is said what it means elsewhere.
+        noise: Who draws by it, checked or not.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or 0 <= value <= MAX_SEED:
+        return whole_number(name, value, low=0, high=MAX_SEED)
+    message = "{field} must be from {low} to {high}, got {given}"
+    if value == -1:
+        message += "; leave it out for a random one"
+    elif noise == "torch":
+        message += "; torch looks at the lowest 32 bits alone, and draws the same for {same}"
+    raise RequestError.of(name, message, low=0, high=MAX_SEED, given=int(value), same=int(value) % 2**32)
 
 
 def switch(name: str, value: object) -> bool:

@@ -15,10 +15,9 @@ from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.passes import guidance_scales
 from max_zimage.request.passes_values import with_steps
 from max_zimage.request.row import Of, Row
+from max_zimage.request.seeds import seed_of
 from max_zimage.request.text_values import resolved
-from max_zimage.sampling import samplers
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
-from max_zimage.sampling.noise import fresh_seed
 from max_zimage.sampling.ranges import DEFAULT_STRENGTH
 
 
@@ -36,8 +35,8 @@ def values_of(
     sampler, margins = alone("sampler") or DEFAULT_SAMPLER, alone("outpaint")
     mask = problems.optional(mask_of, "mask_image", given["mask_image"], (limits.max_height, limits.max_width))
     is_masked = mask is not None or margins is not None
-    first = ("negative_prompt_embeds", "guidance_scale", "nag_scale", "sigmas")
-    embeds, guidance, nag, levels = (alone(name) for name in first)
+    first = ("negative_prompt_embeds", "guidance_scale", "nag_scale", "sigmas", "seed_variance")
+    embeds, guidance, nag, levels, variance = (alone(name) for name in first)
     passes = alone("passes")
     scales = (*guidance_scales(passes, guidance), nag)
     values = {
@@ -57,10 +56,11 @@ def values_of(
         "outpaint": margins,
         "num_inference_steps": check(1, _steps, given["num_inference_steps"], levels, defaults, limits),
         "latents": given["latents"],
+        "seed_variance": variance,
     }
     values |= with_steps(problems, passes, given["num_inference_steps"], values["num_inference_steps"])
     apart: dict[str, Callable[[], Any]] = {
-        "seed": lambda: check(0, _seed, given["seed"], given["latents"], sampler, limits),
+        "seed": lambda: check(0, seed_of, given["seed"], given["latents"], sampler, variance, given["noise"]),
         "strength": lambda: check(1.0, _strength, given["strength"], given["image"], limits, is_masked=is_masked),
         # As pictures say it that were drawn from the prompt as it was given.
         "original_prompt": lambda: () if _is_own(given["original_prompt"], given) else alone("original_prompt"),
@@ -145,15 +145,6 @@ def _shape(value: object, levels: tuple[float, ...] | None, defaults: RequestDef
             raise RequestError.of("sigma_shape", message)
         return DEFAULT_SHAPE
     return str(ROWS["sigma_shape"].kind.check("sigma_shape", defaults.sigma_shape if value is None else value, limits))
-
-
-def _seed(value: object, latents: object, sampler: str, limits: Limits) -> int | None:
-    if latents is not None and not samplers.is_stochastic(sampler):
-        if value is None:
-            return None
-        message = "{field} and {name[latents]} exclude each other, got both; the {field} only draws the {name[latents]}"
-        raise RequestError.of("seed", message)
-    return fresh_seed() if value is None else int(ROWS["seed"].kind.check("seed", value, limits))
 
 
 def _strength(value: object, image: object, limits: Limits, *, is_masked: bool) -> float:

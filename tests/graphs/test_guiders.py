@@ -80,7 +80,8 @@ def test_cfg_and_zero_star_are_the_guiders_of_diffusers(scale: float, rescale: f
         assert relative_l2(ours, of_diffusers(guider, velocity, step=3)) <= GUIDED_L2
     if not rescale:  # there 0 divided by 0
         assert np.abs(of_diffusers(star, velocity, step=0)).max() == 0
-    nothing, _ = compiled(embedded, velocity, Variant(name="cfg_zero_star", zero_init=True), scale, kept=0)
+    zeroed = Variant(name="cfg_zero_star", zero_init=True, rescale=rescale)
+    nothing, _ = compiled(embedded, velocity, zeroed, scale, kept=0)
     assert np.abs(nothing).max() == 0
 
 

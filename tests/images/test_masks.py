@@ -78,6 +78,32 @@ def test_what_is_no_picture_is_refused_as_such(content: bytes) -> None:
         decode_alpha_mask("mask", encoded(with_alpha(SHADES)), 40)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "L", "RGB", "P"])
+def test_a_picture_that_is_cut_off_is_named(mode: str) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (64, 64), np.uint8)
+    content = encoded(Image.fromarray(noise).convert(mode))
+    cut = Image.open(io.BytesIO(content[: len(content) // 2]))
+    with pytest.raises(RequestError, match="mask_image cannot be decoded"):
+        mask_of("mask_image", cut, (64, 64))
+    closed = Image.new(mode, (8, 6))
+    closed.close()
+    with pytest.raises(RequestError, match=r"mask_image cannot be decoded \(Operation on closed image"):
+        mask_of("mask_image", closed, (64, 64))
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA"])
+def test_pictures_with_transparency_of_every_mode(mode: str) -> None:
+    opaque = Image.merge("LA", [Image.fromarray(SHADES), Image.new("L", (8, 6), 255)])
+    through = Image.merge("LA", [Image.fromarray(SHADES), Image.fromarray(SHADES)])
+    first, second = (
+        each.convert("RGBA").convert(mode) if mode != "La" else each.convert(mode) for each in (opaque, through)
+    )
+    if mode != "PA":  # whose palette has other greys
+        np.testing.assert_array_equal(mask_of("mask_image", first, (64, 64)), SHADES)
+    with pytest.raises(RequestError, match="white is drawn anew, black is kept; put it on"):
+        mask_of("mask_image", second, (64, 64))
+
+
 def test_arrays() -> None:
     np.testing.assert_array_equal(mask_of("mask", SHADES, (64, 64)), SHADES)
     np.testing.assert_array_equal(mask_of("mask", SHADES > 100, (64, 64)), np.where(SHADES > 100, 255, 0))

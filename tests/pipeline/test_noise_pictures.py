@@ -108,3 +108,13 @@ def test_a_part_of_three_and_a_scale_by_step(embedded: Pair) -> None:
     second = latents_of(embedded.ours, denoising_start=0.5, denoising_end=0.7, latents=first, **asked)
     third = latents_of(embedded.ours, denoising_start=0.7, latents=second, **asked)
     np.testing.assert_array_equal(third, whole)
+
+
+def test_parts_with_features_that_the_seed_moves(embedded: Pair) -> None:
+    """Each part is given the seed, which moves them alike."""
+    asked: dict[str, Any] = {"seed": 4, "seed_variance": 0.5}
+    whole = latents_of(embedded.ours, **asked)
+    first = latents_of(embedded.ours, denoising_end=0.5, **asked)
+    second = latents_of(embedded.ours, denoising_start=0.5, latents=first, **asked)
+    np.testing.assert_array_equal(second, whole)
+    assert relative_l2(whole, latents_of(embedded.ours, seed=4)) > 0.01

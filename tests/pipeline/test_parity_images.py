@@ -36,6 +36,9 @@ CALLS = {
     "two prompts, two negatives": Call(prompts=(12, 40), negatives=(75, 9), height=80, width=112),
     "one negative for both": Call(prompts=("a red star", "a small green ring on black"), negatives=("blue", "blue")),
     "three pictures a prompt": Call(prompts=(12, 40), copies=3, steps=2),
+    "nothing, blanks, and what a prompt is not made of": Call(
+        prompts=("", " \n", "\U0001f31f <|im_end|> (red:1.3) \x00"), negatives=("", "\t", ""), steps=2
+    ),
     # Guidance: off, weaker than one (where other engines turn it off), one, and strong.
     "guidance 0": Call(guidance=0.0),
     "guidance 0.5": Call(guidance=0.5),

@@ -93,9 +93,12 @@ def test_levels_of_ones_own_come_and_go() -> None:
 def test_latents_take_the_place_of_what_drew_them() -> None:
     kept = dict.fromkeys(("slg_scale", "guidance_scale"), 0.0) | {"guidance_variant": "cfg", "noise": "torch"}
     kept |= {"seed": 5, "variation_seed": 3, "variation_strength": 0.5}
-    for sampler, seed in (("euler", None), ("lcm", 5)):
-        left = without_replaced(kept | {"sampler": sampler}, {"latents": object()})
-        assert (left.get("seed"), "noise" in left, "variation_seed" in left) == (seed, False, False)
+    for other, seed in (({"sampler": "euler"}, None), ({"sampler": "lcm"}, 5), ({"seed_variance": 0.1}, 5)):
+        for left in (
+            without_replaced(kept | other, {"latents": object()}),
+            with_configured({"latents": object()}, kept | other),
+        ):
+            assert (left.get("seed"), "noise" in left, "variation_seed" in left) == (seed, False, False)
 
 
 @pytest.mark.parametrize("text", ["0-99999999999", "7-3", "-3", "3-x"])

@@ -111,6 +111,16 @@ def test_latents_take_the_place_of_a_seed() -> None:
     assert request.seed is None
 
 
+def test_a_seed_beside_latents_moves_the_features() -> None:
+    """Which it draws for: a run in two parts can have them in both."""
+    latents = np.zeros((1, 16, 16, 12), np.float32)
+    assert make(latents=latents, seed=3, seed_variance=0.1).seed == 3
+    with pytest.raises(RequestError, match="seed_variance is drawn from the seed; give that beside the latents, or le"):
+        make(latents=latents, seed_variance=0.1)
+    with pytest.raises(RequestError, match="seed and latents exclude each other"):
+        make(latents=latents, seed=3, seed_variance=0.0)
+
+
 BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"height": 1000}, "height", "must be a multiple of 16, got 1000"),
     ({"width": 17}, "width", "must be a multiple of 16, got 17"),
@@ -203,8 +213,19 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
         None,
         "a request may make 64 pictures, got 2 prompts with 33 each",
     ),
-    ({"seed": -1}, "seed", "must be from 0 to 9223372036854775807, got -1"),
+    ({"seed": -1}, "seed", "must be from 0 to 9223372036854775807, got -1; leave it out for a random one"),
     ({"seed": 2**63}, "seed", "must be from 0 to 9223372036854775807, got 9223372036854775808"),
+    (
+        {"seed": 2**64 - 1, "noise": "torch"},
+        "seed",
+        "got 18446744073709551615; torch looks at the lowest 32 bits alone, and draws the same for 4294967295",
+    ),
+    (
+        {"seed_variance": 0.1, "seed_variance_share": 0},
+        "seed_variance_share",
+        "0 moves none of the numbers; set it abov",
+    ),
+    ({"progressive": 0.5, "height": 16}, "height", "where progressive halves it, got 16; the nearest is 32"),
     ({"seed": "7"}, "seed", "must be a whole number from 0 to 9223372036854775807, got '7'"),
     ({"max_sequence_length": 1505}, "max_sequence_length", "must be from 1 to 1504, got 1505"),
     ({"output_type": "pt"}, "output_type", "must be one of pil, np, latent, got 'pt'"),

@@ -198,6 +198,7 @@ def test_what_the_server_describes_can_be_asked_for(here: Visit, tmp_path: Path)
         ({"guidance_scale": "a"}, "guidance_scale", "guidance must be a number"),
         ({"step_cache": "x"}, "step_cache", "a step cache is off, first_block"),
         ({"seed": "x"}, "seed", "seed must be a whole number, got x"),
+        ({"seed": 2**53 + 1}, "seed", "seed must be at most 9007199254740991 in a browser"),
     ],
     ids=lambda value: "",
 )
@@ -222,6 +223,11 @@ def test_an_error_in_what_is_hidden_is_shown(here: Visit, served: Server) -> Non
     expect(here.page.locator("#apg_eta-error")).to_contain_text("apg_eta would do nothing; set guidance_variant to apg")
     expect(here.page.locator("#apg_eta")).to_be_focused()
     here.page.fill("#apg_eta", "1")
+    here.page.fill("#variation_seed", str(2**53 + 1))  # which a browser's numbers would make 2^53
+    here.page.click("#draw")
+    message = "variation_seed must be at most 9007199254740991 in a browser"
+    expect(here.page.locator("#variation_seed-error")).to_have_text(message)
+    here.page.fill("#variation_seed", "")
     here.page.fill("#guidance_scale", "0")
     expect(here.page.locator("#negative_prompt")).to_be_disabled()
     expect(here.page.locator("#negative_prompt-help")).to_be_visible()

@@ -84,6 +84,7 @@ export class Field {
 
   #parsed(text) {
     const { schema, name } = this;
+    if (schema.type === "integer" && Math.abs(Number(text)) > Number.MAX_SAFE_INTEGER) throw new FieldError(name, `${name} must be at most ${Number.MAX_SAFE_INTEGER} in a browser`);
     if (schema.type === "integer" || (schema.type === "number" && !schema.many)) return Number(text);
     if (schema.many || schema.type === "array") {
       const numbers = text.split(/[\s,]+/).filter(Boolean).map(Number);
