@@ -62,8 +62,8 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
 
 - {steps:,} steps of {batch} prompts and captions{parts}.
 - {canvases} canvases for each caption, each with a level of noise from 0 to 1, high ones more often than low ones;
-  every token replaced, with that probability, by any of the vocabulary{noise}; cross-entropy at all places, on the last
-  canvas with the logits of a pass before.
+  every token replaced, with that probability, by any of the vocabulary; cross-entropy at all places, on the last canvas
+  with the logits of a pass before.{noise}
 - Beside it, with the same weight, the encoder learns the next token of the caption.
 - Products in bfloat16, all else in float32.
 - Matrices by Muon, embeddings, routers, experts and vectors by AdamW; learning rates that stay and then fall to
@@ -72,8 +72,8 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
 Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
 
-_NOISE = ", in the last part {share:.0%} of them by words of captions"
-_PARTS = ", in {} parts, each of which begins with the average of the weights that the one before ended with"
+_NOISE = " In the last part, {share:.0%} of the replaced tokens are words of captions."
+_PARTS = ", in {} parts, each of which begins with the average of the\n  weights that the one before ended with"
 
 EXAMPLES = ("red star", "blue circle green ring", "square below heart on black", "Big grey triangles.")
 """Prompts on the card."""
