@@ -147,7 +147,8 @@ async def closed_loop(url: str, clients: int, seconds: float, seed: int) -> floa
             nonlocal done
             while time.perf_counter() < end:
                 kind = chance.choices(range(len(KINDS)), [each.share for each in KINDS])[0]
-                done += (await asked(client, 0.0, kind, 0)).status == 200
+                told = await asked(client, 0.0, kind, 0)
+                done += told.status == 200  # not in one statement: that reads `done` before it waits
 
         await asyncio.gather(*(ask() for _ in range(clients)))
         return done / (time.perf_counter() - begin)
