@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import fleet
+from benchmarks import fleet, fleet_load
 from benchmarks.fleet_load import KINDS, Told, arrivals, counted, percentiles
 from benchmarks.fleet_model import __main__ as command
 from benchmarks.fleet_model import calibrate, gpus, plan
@@ -104,6 +107,22 @@ def test_arrivals_have_their_rate_and_their_mix() -> None:
     assert len(found) / 2000 == pytest.approx(5.0, rel=0.03)
     for kind, wanted in enumerate(KINDS):
         assert np.mean([each == kind for _, each in found]) == pytest.approx(wanted.share, abs=0.02)
+
+
+def test_what_clients_get_beside_each_other_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them, and not those that were refused."""
+    statuses = list[int]()
+
+    async def asked(client: Any, at: float, kind: int, seed: int) -> Told:
+        await asyncio.sleep(0.01)
+        statuses.append(200 if len(statuses) % 3 else 429)
+        return Told(at, kind, statuses[-1], 0.01, True)
+
+    monkeypatch.setattr(fleet_load, "asked", asked)
+    begin = time.perf_counter()
+    rate = asyncio.run(fleet_load.closed_loop("http://nowhere", 6, 0.3, 0))
+    assert len(statuses) > 12
+    assert rate == pytest.approx(statuses.count(200) / (time.perf_counter() - begin), rel=0.5)
 
 
 def test_outcomes_are_told_apart() -> None:
