@@ -72,8 +72,10 @@ class Record:
         self.setup = Setup(replicas=facts["replicas"], shapes=len(self.kinds), room=facts["room"])
         # Of each round by itself, as its slices are: the machine does other work, at one time more than at another.
         rounds = len(next(iter(self.loads.values())))
-        self.work, alone = (_by_round(facts[name], rounds) for name in ("work", "alone"))
-        self.overhead = np.maximum(0.0, alone - self.work)
+        self.work = _by_round(facts["work"], rounds)
+        # What a request takes besides is small, but for a few that wait for something: of all rounds, so that those few
+        # count as what they are.
+        self.overhead = np.median(np.maximum(0.0, np.subtract(facts["alone"], facts["work"])), axis=1)
 
     def measured(self, load: str) -> Figures:
         """What was measured at a load.
@@ -109,10 +111,10 @@ class Record:
         return figures(seen)
 
     def _service(self, number: int, slowdown: float) -> Service:
-        work, overhead = self.work[:, number], self.overhead[:, number]
+        work = self.work[:, number]
         return Service(
             parts=lambda shape, _: [float(work[shape]) / self.steps[shape]] * self.steps[shape],
-            overhead=lambda shape: float(overhead[shape]),
+            overhead=lambda shape: float(self.overhead[shape]),
             slowdown=lambda working: slowdown if working > 1 else 1.0,
         )
 
