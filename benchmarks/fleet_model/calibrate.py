@@ -69,7 +69,7 @@ class Record:
     def __init__(self, path: Path) -> None:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         self.kinds, self.steps, self.loads = facts["kinds"], facts["steps"], facts["loads"]
-        self.setup = Setup(replicas=facts["replicas"], shapes=len(self.kinds), room=facts["room"])
+        self.setup = Setup(replicas=facts["replicas"], shapes=len(self.kinds), room=facts["room"], slack=0)
         # Of each round by itself, as its slices are: the machine does other work, at one time more than at another.
         rounds = len(next(iter(self.loads.values())))
         self.work = _by_round(facts["work"], rounds)

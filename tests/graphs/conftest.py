@@ -12,5 +12,6 @@ from tests.references.op_modules import Ops, Wanted, compile_wanted
 def compiled_ops(request: pytest.FixtureRequest) -> dict[tuple[str, ModelDtype], Ops]:
     """File and dtype -> its ops, for those files whose tests run: what each calls `OPS`."""
     modules = {item.module for item in request.session.items if isinstance(item, pytest.Function)}
-    named = {module.__name__.rpartition(".")[2]: vars(module).get("OPS") for module in modules}
-    return compile_wanted({name: ops for name, ops in sorted(named.items()) if isinstance(ops, Wanted)})
+    wanted = [(module, ops) for module in modules if isinstance(ops := vars(module).get("OPS"), Wanted)]
+    named = {module.__name__.rpartition(".")[2]: ops for module, ops in wanted}
+    return compile_wanted({name: named[name] for name in sorted(named)})
