@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_each_has_its_own_until_it_is_killed(tmp_path: Path) -> None:
 
 
 def test_no_limit_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processors.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     there = sorted(os.sched_getaffinity(0))
     assert processors.keep_to(0) == processors.keep_to(len(there)) == there
     assert list(tmp_path.iterdir()) == []
