@@ -223,7 +223,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     (
         {"seed_variance": 0.1, "seed_variance_share": 0},
         "seed_variance_share",
-        "0 moves none of the numbers; set it abov",
+        "0 moves none of the numbers; set it above",
     ),
     ({"progressive": 0.5, "height": 16}, "height", "where progressive halves it, got 16; the nearest is 32"),
     ({"seed": "7"}, "seed", "must be a whole number from 0 to 9223372036854775807, got '7'"),
