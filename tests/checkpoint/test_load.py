@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.load import load
 from max_zimage.checkpoint.locate import CONFIG_FILES, find_component_files, paths_of, read_config
 from max_zimage.checkpoint.plan import LoadPlan, ParameterRecipe, plan
-from max_zimage.checkpoint.tensors import StoredTensor
 from max_zimage.device.dtypes import DTYPES, ModelDtype, bfloat16_bits
 from max_zimage.errors import CheckpointError
 from max_zimage.graphs.kernel_library import uses_cpu_kernels, without_kernels
@@ -187,18 +185,6 @@ def test_names_are_those_of_the_graphs(tiny: Tiny, dtype: ModelDtype, packed: bo
         declared = {name: tuple(map(int, value.shape)) for module in modules for name, value in module.parameters}
         loaded = load(tiny.plan(component), dtype, to_pack=packed)
         assert declared == {name: tuple(buffer.shape) for name, buffer in loaded.items()}
-
-
-def test_the_next_parameter_is_read_while_one_is_packed(bfloat16_tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = set[tuple[int, int]]()
-    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, count, __: asked.add((start, count)))
-    checked = bfloat16_tiny.plan("transformer")
-    load(checked, "bfloat16")
-    assert not asked
-    load(checked, "bfloat16", to_pack=True)
-    parts = [part for each in checked.recipes[1:] for part in each.parts]
-    assert all(isinstance(part, StoredTensor) for part in parts)
-    assert asked == {(part.start, part.nbytes) for part in parts if isinstance(part, StoredTensor)}
 
 
 def test_what_a_plan_says(float32_tiny: Tiny, bfloat16_tiny: Tiny) -> None:
