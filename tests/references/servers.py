@@ -38,6 +38,9 @@ def _end_with_tests() -> None:
     """On Linux have the kernel end a server whose tests were killed before they could."""
     if sys.platform == "linux":
         _C.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    # Tests may be kept to a share of the processors, see conftest.py; a server is not.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 @dataclass
