@@ -167,7 +167,11 @@ def theirs_in_both(tmp_path_factory: pytest.TempPathFactory) -> verify.Reference
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtypes", [DTYPES, DTYPES[1:]], ids=["both", "bfloat16 alone"])
-@pytest.mark.parametrize(("component", "tensor", "stage", "block"), FAULTS)
+@pytest.mark.parametrize(
+    ("component", "tensor", "stage", "block"),
+    # Of the first block one number of a value's weight is too little: behind a norm it is 1.5 % of the result.
+    [(*each[:1], "all_x_embedder.2-1.weight", *each[2:]) if each[2] == "first block" else each for each in FAULTS],
+)
 def test_a_fault_is_named_in_each_dtype(
     tmp_path: Path,
     theirs_in_both: verify.References,
@@ -180,7 +184,8 @@ def test_a_fault_is_named_in_each_dtype(
 ) -> None:
     """Of whichever dtypes the two sides have; also where nothing tells what bfloat16 loses."""
     monkeypatch.setattr(verify, "run_reference", lambda *_: {each: theirs_in_both[each] for each in dtypes})
-    copy = planted_copy(tmp_path, component, tensor, 16.0)
+    # More than bfloat16 loses; of a number of 16 in a block a hundredth of its result, where that loses a twentieth.
+    copy = planted_copy(tmp_path, component, tensor, 256.0 if component == "transformer" else 16.0)
     report = verify.verify(verify.Subject(model=str(copy)), replace(ASKED, dtypes=dtypes))
     for engine, other in itertools.product(dtypes, dtypes):
         off = [c.stage for c in report.comparisons if (c.engine, c.reference) == (engine, other) and not c.holds]
