@@ -8,12 +8,14 @@ they drew 3.5 with both sharing both, and one alone 9.9 (embedded model, 128x128
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 _ALL = "all"  # locked while somebody looks for free ones
 _held: list[int] = []  # locks, for as long as the process lives
 
@@ -33,17 +35,17 @@ def keep_to(count: int) -> list[int]:
         count: How many; 0 claims none.
 
     Returns:
-        Those that it has. Where fewer are free, and where a system has no such thing, it keeps all it had.
+        Those that it has. Where fewer are free, where nothing can be written to the folder for temporary files, and
+        where a system has no such thing, it keeps all it had.
     """
     allowed = _allowed()
     if not 0 < count < len(allowed):
         return allowed
-    folder = _folder()
-    with _locked(folder / _ALL):
-        taken = dict[int, int]()
-        for processor in allowed:
-            if len(taken) < count and (handle := _claimed(folder / str(processor))) is not None:
-                taken[processor] = handle
+    try:
+        taken = _taken(allowed, count, _folder())
+    except OSError as error:
+        _log.warning("processors are shared with other processes, which is slow: %s", error)
+        return allowed
     if len(taken) < count:
         for handle in taken.values():
             os.close(handle)
@@ -52,6 +54,16 @@ def keep_to(count: int) -> list[int]:
     for thread in os.listdir("/proc/self/task"):  # an affinity is a thread's, and passes to those that it starts
         os.sched_setaffinity(int(thread), taken)
     return list(taken)
+
+
+def _taken(allowed: list[int], count: int, folder: Path) -> dict[int, int]:
+    """Processor -> its lock, of as many as are free and wanted."""
+    with _locked(folder / _ALL):
+        taken = dict[int, int]()
+        for processor in allowed:
+            if len(taken) < count and (handle := _claimed(folder / str(processor))) is not None:
+                taken[processor] = handle
+    return taken
 
 
 def _allowed() -> list[int]:

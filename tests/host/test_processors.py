@@ -74,6 +74,17 @@ def test_no_limit_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_takes_no_files_costs_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    monkeypatch.setattr(processors, "_allowed", lambda: [0, 1])
+    before = os.sched_getaffinity(0)
+    assert processors.keep_to(1) == [0, 1]
+    assert os.sched_getaffinity(0) == before
+    assert "processors are shared with other processes" in caplog.text
+
+
 @pytest.mark.parametrize(("there", "processes", "each"), [(8, 1, 0), (8, 2, 4), (8, 3, 2), (2, 5, 1), (0, 2, 0)])
 def test_a_share_is_even(there: int, processes: int, each: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processors, "_allowed", lambda: list(range(there)))
