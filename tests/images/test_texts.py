@@ -15,7 +15,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
-from sd_parsers import ParserManager
 
 from max_zimage.images.infotext import read_infotext
 from max_zimage.images.save import ImageFileError, encode_image, save_image
@@ -23,6 +22,7 @@ from max_zimage.images.texts import embedded_text, has_other_text
 from max_zimage.images.xmp import Source, properties
 from max_zimage.request.metadata import GenerationParameters, read_parameters
 from tests.images.test_save import PARAMETERS, picture
+from tests.references.image_readers import read_by_sd_parsers
 
 KINDS = ["PNG", "JPEG", "WEBP"]
 EARLIER = Path(__file__).with_name("earlier")
@@ -67,7 +67,7 @@ def said(content: bytes) -> str:
 def test_sd_parsers_reads_it(kind: str, prompt: str, negative: str) -> None:
     parameters = changed(PLAIN, prompt=prompt, negative_prompt=negative, sampler="euler_ancestral", shift=3.5)
     parameters = changed(parameters, sigma_shape="comfy_karras", model="folder/Z-Image-Turbo", guidance_scale=2.5)
-    found = ParserManager().parse(io.BytesIO(encoded(parameters, kind)))
+    found = read_by_sd_parsers(encoded(parameters, kind))
     assert found is not None
     (sampler,) = found.samplers
     assert [each.value for each in found.prompts] == [prompt]
@@ -104,7 +104,7 @@ def test_any_prompt_survives(prompt: str, negative: str, kind: str, tmp_path_fac
     stripped = ["\n".join(line.strip() for line in lines).strip() for lines in wanted]
     assert [found.prompt.strip(), found.negative_prompt.strip()] == stripped
     assert (found.pairs["Steps"], found.pairs["Seed"]) == ("20", str(2**63 - 1))
-    theirs = ParserManager().parse(path)
+    theirs = read_by_sd_parsers(path.read_bytes())
     assert theirs is not None
     assert [each.value for each in theirs.prompts] == ([text.split("\nNegative prompt:")[0].split("\nSteps: 20,")[0]
             .strip()] if prompt.strip().replace("\0", "x") else [])  # fmt: skip
@@ -156,7 +156,7 @@ def test_as_much_as_a_server_takes(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(encoded(parameters, kind))
     assert read_parameters(path) == parameters
-    found = ParserManager().parse(path)
+    found = read_by_sd_parsers(path.read_bytes())
     assert found is not None
     assert [each.value for each in (*found.prompts, *found.negative_prompts)] == [prompt, negative]
     if kind == "JPEG":

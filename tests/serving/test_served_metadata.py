@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sd_parsers import ParserManager
 
 from max_zimage.checkpoint.locate import COMPONENTS
 from max_zimage.pipeline.attention import VARIABLE
@@ -18,6 +17,7 @@ from max_zimage.serving.drawn_by import DrawnBy, source_of
 from max_zimage.serving.errors import ApiError
 from max_zimage.serving.http.requests import ServedModel, make_context
 from max_zimage.serving.settings import ServerLimits
+from tests.references.image_readers import read_by_sd_parsers
 from tests.references.servers import Server
 from tests.request.test_repeat import data_url, start
 
@@ -31,7 +31,7 @@ def file_of(answer: Any) -> bytes:
 def test_image_routes(server: Server, kind: str) -> None:
     asked: dict[str, Any] = {"seed": 11, "steps": 1, "size": "64x64", "output_format": kind}
     full = file_of(server.draw("a white ring", **asked))
-    found = ParserManager().parse(io.BytesIO(full))
+    found = read_by_sd_parsers(full)
     assert found is not None
     assert [each.value for each in found.prompts] == ["a white ring"]
     assert found.samplers[0].parameters["seed"] == "11"
