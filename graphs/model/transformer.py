@@ -103,6 +103,7 @@ class BlockContext(NamedTuple):
     valid_length: Tensor
     offsets: Tensor
     modulation: Tensor
+    more: tuple[Tensor, ...] = ()
 
 
 MakeBlock = Callable[[TransformerSpec], Module[..., Any]]
@@ -120,14 +121,21 @@ class Trunk(Module[..., Tensor]):
         spec: Shape of the whole transformer.
         num_layers: Main layers that it has.
         main: Makes one of them; those of every step if not given.
+        refiner: Makes a block of the noise refiner, likewise.
     """
 
-    def __init__(self, spec: TransformerSpec, num_layers: int, main: MakeBlock | None = None) -> None:
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        num_layers: int,
+        main: MakeBlock | None = None,
+        refiner: MakeBlock | None = None,
+    ) -> None:
         self.spec, self.fused, self.ragged = spec, fuses(spec), attends_ragged(spec)
         block = block_kind(spec)
         self.x_embedder = linear(spec.patch_dim, spec.dim, bias=True)
         self.x_pad_token = Tensor.zeros([1, spec.dim])
-        self.noise_refiner = ModuleList(block(spec) for _ in range(spec.num_refiner_layers))
+        self.noise_refiner = ModuleList((refiner or block)(spec) for _ in range(spec.num_refiner_layers))
         self.layers = ModuleList((main or block)(spec) for _ in range(num_layers))
 
     def run(self, tokens: Tensor, blocks: range, around: BlockContext) -> Tensor:
@@ -192,8 +200,8 @@ class Trunk(Module[..., Tensor]):
 class Transformer(Trunk):
     """The part of Z-Image that runs once a step."""
 
-    def __init__(self, spec: TransformerSpec, main: MakeBlock | None = None) -> None:
-        super().__init__(spec, spec.num_layers, main)
+    def __init__(self, spec: TransformerSpec, main: MakeBlock | None = None, refiner: MakeBlock | None = None) -> None:
+        super().__init__(spec, spec.num_layers, main, refiner)
         self.final_layer = FinalLayer(spec)
 
     def forward(
@@ -206,6 +214,7 @@ class Transformer(Trunk):
         offsets: Tensor,
         modulation: Tensor,
         final_scale: Tensor,
+        *more: Tensor,
     ) -> Tensor:
         """Velocity of every image token.
 
@@ -220,12 +229,13 @@ class Transformer(Trunk):
             modulation: float32 [num_blocks, 4, 1 or items, dim] of this timestep, see
                 `graphs.model.conditioning.ModulationTable`.
             final_scale: float32 [dim] of this timestep.
+            *more: What blocks of another kind see besides.
 
         Returns:
             float32 [items, image_tokens, patch_dim].
         """
         image = self.embed(latents.cast(caption_tokens.dtype), image_rope.shape[1])
-        surroundings = BlockContext(caption_tokens, image_rope, rope, valid_length, offsets, modulation)
+        surroundings = BlockContext(caption_tokens, image_rope, rope, valid_length, offsets, modulation, more)
         tokens = self.run(image, range(self.spec.num_blocks), surroundings)
         return self.project(tokens[:, : latents.shape[1]], final_scale)
 

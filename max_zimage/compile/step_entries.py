@@ -6,6 +6,7 @@ from functools import partial
 
 from max_zimage.compile import counting
 from max_zimage.compile.entry import Entry
+from max_zimage.graphs.step.adapted import denoise_adapted
 from max_zimage.graphs.step.compose import UpdatePicture, denoise_step, extrapolated_step
 from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
@@ -37,6 +38,15 @@ STEPS: tuple[Entry, ...] = (
         count=partial(counting.count_denoise, is_paired=True),
         prefix=f"predict.{_STEP}",
         is_replayed=True,
+    ),
+    Entry(
+        name="denoise_adapted",
+        component="transformer",
+        make=denoise_adapted,
+        label="denoising steps, adapters by picture",
+        runs="on a CPU, where pictures of one batch have different adapters: once per evaluation",
+        count=counting.count_denoise,
+        prefix=f"predict.{_STEP}",
     ),
     Entry(
         name="streamed_start",

@@ -55,6 +55,11 @@ class ZImageStreamedTransformer(ZImageTransformerModel):
         return self.model
 
     @property
+    def mixes_adapters(self) -> bool:
+        """No: a layer's low-rank parts would have to come with it."""
+        return False
+
+    @property
     def step(self) -> Callable[..., list[Buffer]]:
         """One evaluation and its update, see `StreamedStep`."""
         return self._step

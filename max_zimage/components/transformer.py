@@ -18,6 +18,7 @@ from max_zimage.components.base import ZImageComponent
 from max_zimage.device.devices import upload
 from max_zimage.device.memory import check_device_memory
 from max_zimage.graphs.dims import FirstBlock
+from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.sampling.positions import RopeSpec
 
@@ -102,6 +103,19 @@ class ZImageTransformerModel(ZImageComponent):
             NotEnoughMemoryError: If that does not fit.
         """
         return self._once_more("denoise_nag")
+
+    @cached_property
+    def adapted(self) -> CompiledGraph:
+        """A step with adapters by picture, `graphs.step.adapted`; compiled when it is first asked for."""
+        return self._once_more("denoise_adapted")
+
+    @property
+    def mixes_adapters(self) -> bool:
+        """Whether pictures of one batch can have adapters of their own: on a CPU, with weights that are not quantized.
+
+        There it was measured to be faster than to add and take away; elsewhere it was not measured.
+        """
+        return uses_cpu_kernels(self.dtype, self.device) and self.plan().kept_as is None
 
     def _once_more(self, name: str) -> CompiledGraph:
         """Another graph with the transformer in it, compiled: on an accelerator its weights take their memory again.

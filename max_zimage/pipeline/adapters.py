@@ -17,7 +17,9 @@ from typing import Any, cast
 from max_zimage.pipeline.bound_adapters import COMPONENTS, BoundAdapters, checked_loras, opened
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.parts import Parts
+from max_zimage.pipeline.prompt_adapters import LoraSet, PromptAdapters, sets_of_call
 from max_zimage.request.loras import SUFFIX, Lora
+from max_zimage.request.request import GenerationRequest
 
 _USUAL_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 
@@ -171,6 +173,14 @@ class AdapterMethods:
     def unload_lora_weights(self) -> None:
         """Forget all adapters."""
         self._use(NamedLoras())
+
+    def loras_by_prompt(self, loras: object) -> tuple[LoraSet, ...] | None:
+        """See `max_zimage.pipeline.prompt_adapters.sets_of_call`."""
+        return sets_of_call(loras, self.sources)
+
+    def prompt_adapters(self, request: GenerationRequest, loras: Sequence[LoraSet] | None) -> PromptAdapters:
+        """See `max_zimage.pipeline.prompt_adapters.PromptAdapters`."""
+        return PromptAdapters(cast(Parts, self), request, loras)
 
     def _use(self, named: NamedLoras) -> None:
         self.adapters.settle(named.loras)

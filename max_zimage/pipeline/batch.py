@@ -14,9 +14,9 @@ from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.pipeline.inpainting import Masked, Paste
 from max_zimage.pipeline.items import Items
+from max_zimage.pipeline.mixed_adapters import LoraSet, MixedAdapters
 from max_zimage.request.hidden_layer import DEFAULT_HIDDEN_LAYER, HiddenLayer
 from max_zimage.request.legs import Leg
-from max_zimage.request.loras import Lora
 from max_zimage.sampling.evaluations import Evaluations
 from max_zimage.sampling.guidance import Guidance
 from max_zimage.sampling.positions import (
@@ -121,6 +121,7 @@ class ZImageModelInputs:
         later: The legs of the run behind this one.
         tiling: How pictures are decoded.
         loras: Adapters that the weights have for it.
+        mixed: Adapters of each picture beside weights that have none; or None.
     """
 
     captions: Captions
@@ -139,7 +140,14 @@ class ZImageModelInputs:
     dype: Dype | None = None
     later: tuple[Later, ...] = ()
     tiling: Tiling = WHOLE
-    loras: tuple[Lora, ...] = ()
+    loras: LoraSet = ()
+    mixed: MixedAdapters | None = None
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Of all adapters that any of its pictures has."""
+        sets = self.mixed.loras if self.mixed else (self.loras,)
+        return list(dict.fromkeys(each.name for one in sets for each in one))
 
     @property
     def num_inference_steps(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from max_zimage.device.devices import device_kind
 from max_zimage.images.texts import save_options
 from max_zimage.images.xmp import source_of
+from max_zimage.request.loras import Lora
 from max_zimage.request.metadata import GenerationParameters
 from max_zimage.request.request import GenerationRequest
 
@@ -27,12 +28,14 @@ class Carried:
         drawn_by: Arguments of `GenerationParameters.of` that name the model and how it ran.
         is_whole: Whether the request says all of the pictures: a callback may have changed latents.
         is_usual: Whether files say it where nobody says whether they are to.
+        loras: Adapters of each picture, where these differ; empty where the request says them.
     """
 
     request: GenerationRequest
     drawn_by: dict[str, Any]
     is_whole: bool
     is_usual: bool = True
+    loras: tuple[tuple[Lora, ...], ...] = ()
 
     def parameters(self, picture: int) -> GenerationParameters | None:
         """Of one picture; None where they would not draw it again.
@@ -42,7 +45,8 @@ class Carried:
         """
         if not self.is_whole or not self.request.is_repeatable or self.request.seed is None:
             return None
-        return GenerationParameters.of(self.request, **self.drawn_by, picture=picture)
+        request = replace(self.request, loras=self.loras[picture]) if self.loras else self.request
+        return GenerationParameters.of(request, **self.drawn_by, picture=picture)
 
     def save_options(self, file: object, format: str | None, picture: int) -> dict[str, Any]:
         """Options of `PIL.Image.Image.save`; none for formats that hold no such texts.

@@ -10,6 +10,7 @@ import numpy as np
 from max.driver import Buffer
 from max.pipelines.context import PixelContext
 
+from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.components import ZImageTextEncoderModel, ZImageTransformerModel, ZImageVaeModel
 from max_zimage.pipeline.batch import Captions, FloatArray, ZImageModelInputs
 from max_zimage.pipeline.captions import (
@@ -22,10 +23,12 @@ from max_zimage.pipeline.captions import (
 from max_zimage.pipeline.context import ZImageContext, asked_of, request_of, schedule_of, step_cache_of
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.pipeline.inpainting import Masked, Paste
+from max_zimage.pipeline.mixed_adapters import mixed_of
 from max_zimage.pipeline.planning import planned, planned_later, seeds_of
 from max_zimage.pipeline.prepare import drawn_noise, laid_out
 from max_zimage.pipeline.start_from_image import begin, pastes_of, starting_latents
 from max_zimage.request.legs import Leg, legs_of
+from max_zimage.request.wire import without_loras
 from max_zimage.sampling.positions import max_caption_tokens
 from max_zimage.sampling.schedule import ScheduleSpec
 
@@ -48,6 +51,14 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
     )
 
 
+def fit_together(one: PixelContext, other: PixelContext) -> bool:
+    """Whether two requests could share steps, each under its own adapters where they differ in these."""
+    if sharing_key(one) == sharing_key(other):
+        return True
+    texts = [each.sharing if isinstance(each, ZImageContext) else "" for each in (one, other)]
+    return all(texts) and without_loras(texts[0]) == without_loras(texts[1])
+
+
 def inputs_of_contexts(
     contexts: Sequence[PixelContext],
     schedule_spec: ScheduleSpec,
@@ -58,17 +69,18 @@ def inputs_of_contexts(
     """Bring requests of a server to the device, as one batch.
 
     Args:
-        contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; all of one `sharing_key`.
+        contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; `fit_together`. The adapters of
+            the batch are the first one's; `with_own_adapters` gives each its own.
         schedule_spec: The checkpoint's schedule.
         transformer: Will run the steps.
         vae: Encodes the images of requests that have one.
         text_encoder: Encodes the negative prompts of requests that bring features of their prompts alone.
 
     Raises:
-        ValueError: If the requests have not the same `sharing_key`.
+        ValueError: If the requests do not `fit_together`.
     """
     first = contexts[0]
-    if any(sharing_key(context) != sharing_key(first) for context in contexts[1:]):
+    if any(not fit_together(first, context) for context in contexts[1:]):
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     legs = _legs(first, schedule_spec)
     asked, plan = legs[0].asked, legs[0].plan
@@ -85,6 +97,21 @@ def inputs_of_contexts(
     requests = [asked_of(each) for each in contexts] if len(legs) > 1 else []
     later = planned_later(legs, requests, captions, transformer.spec.num_layers)
     return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling, loras=asked.loras)
+
+
+def with_own_adapters(
+    inputs: ZImageModelInputs, contexts: Sequence[PixelContext], specs: ModelSpecs, transformer: ZImageTransformerModel
+) -> ZImageModelInputs:
+    """A batch whose requests have different adapters: each keeps its own, and the weights have none.
+
+    Raises:
+        NotApplied: If an adapter's file is gone, or is another one than when its request was made.
+    """
+    sets = [(asked_of(each).loras, each.num_images_per_prompt) for each in contexts]
+    if len({loras for loras, _ in sets}) == 1:
+        return inputs
+    loras = [each for each, pictures in sets for _ in range(pictures)]
+    return replace(inputs, loras=(), mixed=mixed_of(loras, specs, transformer))
 
 
 def pastes_of_context(context: PixelContext) -> tuple[Paste | None, ...]:

@@ -240,7 +240,7 @@ def finished(
         ValueError: If the output type is unknown.
         NotFiniteError: If a picture or its latents are NaN or infinity; it holds the others.
     """
-    names = [each.name for each in inputs.loras] if inputs else []
+    names = inputs.adapter_names if inputs else []
     kind = checked_output_type(output_type)
     suspects = usual_suspects(vae.dtype_name, inputs and inputs.step_cache, names)
     if kind == "latent":

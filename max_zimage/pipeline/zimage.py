@@ -183,30 +183,34 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
         if cfg_normalization is None:
             del given["cfg_normalization"]
         given |= fields_of(others)
-        return self.generate(request_of_call(self.sources, given), callback_on_step_end, given.get("enhancer"))
+        if (sets := self.loras_by_prompt(given.get("loras"))) is not None:
+            given["loras"] = []
+        return self.generate(request_of_call(self.sources, given), callback_on_step_end, given.get("enhancer"), sets)
 
     def generate(
         self,
         request: GenerationRequest,
         callback_on_step_end: StepCallback | None = None,
         enhancer: Wanted = None,
+        loras: Sequence[Any] | None = None,
     ) -> Pictures | PictureArray:
-        """Make the pictures of a validated request; see `__call__`.
+        """Make the pictures of a validated request; see `__call__`. `loras` are those of each prompt, if they differ.
 
         Raises:
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
             NotApplied: If its adapters cannot be added to the weights.
         """
         request = enhanced(self, request, enhancer)
+        sets = self.prompt_adapters(request, loras)
         self.residency.check(self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
         with self.adapters.using(request.loras), stages.blaming(request.latents):
-            inputs = encoding.inputs_of_texts(request, self.sources, *parts)
+            inputs = sets.added_to(encoding.inputs_of_texts(request, self.sources, *parts))
             hook, callback = None, callback_on_step_end
             if callback is not None:
                 hook = step_hook(self, callback, sides=partial(sides_at, inputs), pack=self.preprocess_latents)
             images = self.execute(inputs, request.output_type, hook).images
-        return result(images, self.carried(request, is_whole=callback is None))
+        return result(images, sets.told_by(self.carried(request, is_whole=callback is None)))
 
     def execute(  # type: ignore[override]  # named arguments in place of the base class's keywords
         self, model_inputs: ZImageModelInputs, output_type: str = "np", on_step: StepHook | None = None

@@ -91,6 +91,12 @@ def sharing_key(request: GenerationRequest, sigmas: npt.NDArray[np.float32]) -> 
     return json.dumps([np.asarray(sigmas, np.float32).tobytes().hex(), shared])
 
 
+def without_loras(key: str) -> str:
+    """What of a `sharing_key` is left where each request may have adapters of its own."""
+    levels, shared = json.loads(key)
+    return json.dumps([levels, {name: value for name, value in shared.items() if name != "loras"}])
+
+
 def _rows(*, arrays: bool) -> list[Row]:
     return [row for row in ROWS.values() if row.attribute and row.kind.is_array == arrays]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.pipeline.batch import ZImageModelInputs
+from max_zimage.pipeline.steppers.adapted import AdaptedStepper
 from max_zimage.pipeline.steppers.base import Stepper
 from max_zimage.pipeline.steppers.first_block import FirstBlockStepper
 from max_zimage.pipeline.steppers.paired import PairedStepper
@@ -31,6 +32,8 @@ def _by_cache(transformer: ZImageTransformerModel, inputs: ZImageModelInputs) ->
     cache = inputs.step_cache
     # With a threshold of 0 every evaluation is computed, and the plain stepper computes all branch rows at once.
     nag = inputs.guidance.nag
+    if inputs.mixed is not None:
+        return AdaptedStepper(transformer, inputs.mixed)
     if cache is None or (isinstance(cache, FirstBlockCache) and cache.threshold == 0):
         return PlainStepper(transformer) if nag is None else PairedStepper(transformer, inputs.guidance, nag)
     if nag is not None:

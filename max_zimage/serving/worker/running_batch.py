@@ -12,7 +12,7 @@ from max.pipelines.modeling.types import RequestID
 
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import Flags
-from max_zimage.pipeline.prepare_contexts import inputs_of_contexts, pastes_of_context
+from max_zimage.pipeline.prepare_contexts import inputs_of_contexts, pastes_of_context, with_own_adapters
 from max_zimage.pipeline.stages import decoded
 from max_zimage.pipeline.zimage import ZImagePipeline
 
@@ -31,7 +31,7 @@ class RunningBatch:
 
     Args:
         pipeline: Runs it.
-        contexts: Requests of one `max_zimage.pipeline.prepare_contexts.sharing_key`.
+        contexts: Requests that `max_zimage.pipeline.prepare_contexts.fit_together`.
     """
 
     def __init__(self, pipeline: ZImagePipeline, contexts: Sequence[ZImageContext]) -> None:
@@ -42,6 +42,7 @@ class RunningBatch:
         spec = pipeline.sources.specs.schedule
         parts = pipeline.transformer, pipeline.vae, pipeline.text_encoder
         inputs = inputs_of_contexts(self.contexts, spec, *parts)
+        inputs = with_own_adapters(inputs, self.contexts, pipeline.sources.specs, pipeline.transformer)
         self._tiling = inputs.tiling
         pipeline.vae.expect(self._tiling, inputs.height, inputs.width)
         self._run = pipeline.denoising(inputs)

@@ -27,7 +27,9 @@ from max_zimage.compile.modules import counts
 from max_zimage.errors import AdapterError
 from max_zimage.pipeline.bound_adapters import NotApplied
 from max_zimage.pipeline.context import ZImageContext, asked_of, step_cache_of
+from max_zimage.pipeline.mixed_adapters import why_apart
 from max_zimage.pipeline.not_finite import CODE, Flags, NotFiniteError, explained, usual_suspects
+from max_zimage.pipeline.prepare_contexts import fit_together
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.request.loras import without_folders
 from max_zimage.serving.worker.encoding import final_output
@@ -157,7 +159,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         pictures, key = 0, "" if first.encodes else first.sharing
         for context in self._waiting:
             count = context.num_images_per_prompt
-            shares = bool(key) and not context.encodes and context.sharing == key
+            shares = bool(key) and not context.encodes and (context.sharing == key or self._mixes(first, context))
             if not batch or (shares and pictures + count <= self._max_pictures):
                 batch.append(context)
                 pictures += count
@@ -185,6 +187,17 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
             return
         self._spans.tell(context, {"captions": (begin, time.monotonic())})
         self._answer(context.request_id, SchedulerResult.create(cast(Any, output)))
+
+    def _mixes(self, one: ZImageContext, other: ZImageContext) -> bool:
+        """Whether two requests that differ in their adapters can share steps, each under its own."""
+        model = cast(ZImagePipeline, self._model)
+        if not other.sharing or not fit_together(one, other):
+            return False
+        try:
+            asked, specs = (asked_of(one), asked_of(other)), model.sources.specs
+            return all(why_apart(each, each.loras, specs, model.transformer) is None for each in asked)
+        except ValueError:  # a file that is gone: the one whose it is will be told, alone
+            return False
 
     def _report(self, running: RunningBatch) -> None:
         done = running.is_denoised
