@@ -26,6 +26,7 @@ PARTS = {
     "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
     "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
+    "mixed_adapters": "four pictures under four adapters, together and one by one",
     "storages": "quantized weights of the embedded model: pictures beside those of whole ones, and memory",
     "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
@@ -36,6 +37,18 @@ PARTS = {
     "serving": "the server: what it adds, pictures a second, memory over many requests",
     "fleet": "two replicas on Ray Serve under open-loop load, memory, and one of them killed",
 }
+_OF_SIZES = (
+    "storages",
+    "additions",
+    "tiles",
+    "adapters",
+    "mixed_adapters",
+    "sweep",
+    "first_picture",
+    "serving",
+    "text_diffusion",
+)
+"""Parts whose `rows` take sizes and repeats alone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,7 +155,7 @@ def _computed(part: str, options: argparse.Namespace, roofs: dict[str, float]) -
         from benchmarks import published_size
 
         return published_size.rows(quick=quick)
-    if part in ("storages", "additions", "tiles", "adapters", "sweep", "first_picture", "serving", "text_diffusion"):
+    if part in _OF_SIZES:
         module = import_module(f"benchmarks.{part}")
         found: list[Row] = module.rows(module.QUICK if quick else module.FULL, repeats)
         return found

@@ -54,7 +54,7 @@ def _opening(root: Path, specs: ModelSpecs, sizes: Sizes, repeats: int) -> Itera
     """Reading names and shapes, looking for NaN and infinity, and the digest, from a file that is in memory."""
     for rank in sizes.ranks:
         file = root / f"rank{rank}.safetensors"
-        _write_adapter(file, specs, rank, tuple(f"layers.{index}." for index in range(sizes.num_layers)))
+        write_adapter(file, specs, rank, tuple(f"layers.{index}." for index in range(sizes.num_layers)))
         calls = {"first time": partial(_opened_anew, file, specs), "again": partial(open_adapter, file, specs)}
         timings = interleave(calls, repeats)
         modules = sum(map(len, open_adapter(file, specs).modules.values()))
@@ -80,7 +80,7 @@ def _loading(root: Path, specs: ModelSpecs, sizes: Sizes, repeats: int) -> Itera
     adapters = {}
     for rank in sizes.ranks:
         file = root / f"block{rank}.safetensors"
-        _write_adapter(file, specs, rank, (_BLOCK,))
+        write_adapter(file, specs, rank, (_BLOCK,))
         adapters[rank] = open_adapter(file, specs)
     cases: tuple[tuple[str, ModelDtype], ...] = (
         ("float32", "float32"),
@@ -125,7 +125,8 @@ def _is_matrix(name: str) -> bool:
     return name.endswith(".weight") and any(word in name for word in (".to_", ".w1.", ".w2.", ".w3."))
 
 
-def _write_adapter(file: Path, specs: ModelSpecs, rank: int, places: tuple[str, ...]) -> None:
+def write_adapter(file: Path, specs: ModelSpecs, rank: int, places: tuple[str, ...]) -> None:
+    """Write an adapter of random numbers for the matrices of the blocks whose names begin so."""
     tensors = {}
     for name, (outputs, inputs) in _parts(specs, places).items():
         stem = f"transformer.{name.removesuffix('.weight')}"

@@ -73,7 +73,7 @@ def rows(sizes: Sizes, repeats: int) -> list[Row]:
 
 
 def _rows(pipeline: ZImagePipeline, sizes: Sizes, case: str, added: Mapping[str, Fields], repeats: int) -> list[Row]:
-    made = {name: _inputs(pipeline, sizes, fields) for name, fields in added.items()}
+    made = {name: inputs_of(pipeline, sizes, fields) for name, fields in added.items()}
 
     def denoise(inputs: ZImageModelInputs) -> None:
         pipeline.denoising(inputs).run()
@@ -95,7 +95,8 @@ def _rows(pipeline: ZImagePipeline, sizes: Sizes, case: str, added: Mapping[str,
     ]
 
 
-def _inputs(pipeline: ZImagePipeline, sizes: Sizes, fields: Fields) -> ZImageModelInputs:
+def inputs_of(pipeline: ZImagePipeline, sizes: Sizes, fields: Fields) -> ZImageModelInputs:
+    """A batch, ready to be denoised, of a prompt and what is added."""
     sources = pipeline.sources
     asked: dict[str, Any] = {"prompt": _PROMPT, "height": sizes.side, "width": sizes.side, "seed": 1}
     asked |= {"num_inference_steps": sizes.steps, "guidance_scale": 2.0, **fields}

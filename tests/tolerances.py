@@ -18,6 +18,7 @@ __all__ = [
     "EXACT_TILES_SHARE",
     "FEATURES_L2",
     "GPU_FLOAT32_L2",
+    "MIXED_ADAPTERS_L2",
     "PIXEL_SHARE",
     "RECORDED_L2",
     "SAMPLED_L2",
@@ -34,6 +35,9 @@ above; 4.4e-5 to 8.9e-5 for three seeds of the weights on an AMD EPYC."""
 
 ENCODER_L2 = 1e-5
 """Relative L2 of the autoencoder's float32 latents: its group norms and 3x3 convolutions sum far more products."""
+
+MIXED_ADAPTERS_L2 = 2e-6
+"""Relative L2 of latents with adapters beside the weights and in them: other sums of the same products in float32."""
 
 PIXEL_SHARE = 0.999
 """Share of a picture's values that equal the reference's to within one level."""

@@ -39,7 +39,8 @@ class Entry:
         is_float32: Whether it is float32 whatever the model's dtype.
         prefix: What stands before the component's names of its parameters.
         is_replayed: See `max_zimage.compile.compiler.GraphDefinition`.
-        is_ahead: Whether it is compiled ahead of time; one that differs from another in nothing but a block is not.
+        is_ahead: Whether it is compiled ahead of time; one that differs from another in nothing but a block is not, nor
+            one that a CPU alone has.
         is_numbered: Whether there is one for each unit of the decoder, whose number is behind the name; without one it
             is that of the last.
     """

@@ -47,6 +47,7 @@ STEPS: tuple[Entry, ...] = (
         runs="on a CPU, where pictures of one batch have different adapters: once per evaluation",
         count=counting.count_denoise,
         prefix=f"predict.{_STEP}",
+        is_ahead=False,
     ),
     Entry(
         name="streamed_start",

@@ -1,0 +1,156 @@
+"""Prompts of one call under adapters of their own: each the picture that it is alone, with them in the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from max_zimage import ZImagePipeline
+from max_zimage.checkpoint.adapters import open_adapter
+from max_zimage.checkpoint.adapters.factors import factors_of, why_not
+from max_zimage.errors import AdapterError, RequestError
+from tests.recording import RecordProperty
+from tests.references.diffusers_runs import Pair, relative_l2
+from tests.references.loras import EVERYWHERE, TEXT, write_adapter
+from tests.tolerances import MIXED_ADAPTERS_L2
+
+PARTS = (
+    "noise_refiner.0.attention.to_q", "noise_refiner.0.feed_forward.w3", "layers.0.attention.to_k",
+    "layers.1.attention.to_out.0", "layers.2.attention.to_v", "layers.3.feed_forward.w2", "layers.4.feed_forward.w1",
+)  # fmt: skip
+CALL: dict[str, Any] = {"num_inference_steps": 2, "height": 64, "width": 96, "output_type": "latent"}
+PROMPTS = ["a red star", "a blue ring on a green ground", "a red star"]
+Latents = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A few modules, others with more than a panel of ranks in the original's naming, and some that do not do."""
+    folder = tmp_path_factory.mktemp("mixed")
+    one = write_adapter(folder / "one.safetensors", PARTS).path
+    wide, random = folder / "wide.safetensors", np.random.default_rng(3)
+    tensors = {}
+    for name, outputs in (("layers.0.attention.qkv", 768), ("layers.5.feed_forward.w3", 682)):
+        down, up = (random.standard_normal(shape) / 40 for shape in ((40, 256), (outputs, 40)))
+        tensors[f"diffusion_model.{name}.lora_down.weight"] = torch.from_numpy(down.astype(np.float32))
+        tensors[f"diffusion_model.{name}.lora_up.weight"] = torch.from_numpy(up.astype(np.float32))
+        tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(20.0)
+    save_file(tensors, wide)
+    return {
+        "one": one,
+        "wide": wide,
+        "everywhere": write_adapter(folder / "everywhere.safetensors", EVERYWHERE).path,
+        "text": write_adapter(folder / "text.safetensors", PARTS[:1], TEXT).path,
+    }
+
+
+@pytest.fixture
+def ours(embedded: Pair) -> Iterator[ZImagePipeline]:
+    yield embedded.ours
+    embedded.ours.set_loras()
+
+
+def draw(pipeline: ZImagePipeline, prompt: Any, **given: Any) -> Latents:
+    return np.array(pipeline(prompt, **CALL | given))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"guidance_scale": 0.0}, {"guidance_scale": 3.0, "negative_prompt": "dark", "num_images_per_prompt": 2}],
+    ids=["plain", "guided, two each"],
+)
+def test_each_is_the_picture_that_it_is_alone(
+    more: dict[str, Any], ours: ZImagePipeline, files: dict[str, Path], record_property: RecordProperty
+) -> None:
+    sets: list[list[Any]] = [[(files["one"], 0.5)], [files["wide"], (files["one"], -1.0)], []]
+    together, each = draw(ours, PROMPTS, seed=3, loras=sets, **more), more.get("num_images_per_prompt", 1)
+    assert ours.adapters.loras == ()
+    plain = draw(ours, PROMPTS, seed=3, **more)
+    for index, (prompt, loras) in enumerate(zip(PROMPTS, sets, strict=True)):
+        alone = draw(ours, prompt, seed=3 + index * each, loras=loras, **more)
+        rows = slice(index * each, (index + 1) * each)
+        error = relative_l2(together[rows], alone)
+        record_property("mixed_adapters_l2", error)
+        assert error <= MIXED_ADAPTERS_L2
+        assert (relative_l2(plain[rows], alone) > 0.02) == bool(loras)
+
+
+def test_an_interval_of_guidance_and_skipped_layers(ours: ZImagePipeline, files: dict[str, Path]) -> None:
+    """Evaluations have unequal numbers of branch rows."""
+    more: dict[str, Any] = {"guidance_scale": 2.0, "guidance_interval": (0.0, 0.5), "slg_scale": 1.0, "slg_layers": [2]}
+    sets: list[list[Any]] = [[files["one"]], [files["wide"]], []]
+    together = draw(ours, PROMPTS, seed=3, loras=sets, **more)
+    for index, (prompt, loras) in enumerate(zip(PROMPTS, sets, strict=True)):
+        alone = draw(ours, prompt, seed=3 + index, loras=loras, **more)
+        assert relative_l2(together[index : index + 1], alone) <= MIXED_ADAPTERS_L2
+
+
+def test_pictures_remember_their_own(ours: ZImagePipeline, files: dict[str, Path]) -> None:
+    sets: list[list[Any]] = [[(files["one"], 0.5)], []]
+    pictures: Any = ours(PROMPTS[:2], seed=3, loras=sets, **CALL | {"output_type": "pil"})
+    kept = [[(each["name"], each["scale"]) for each in known.loras] for known in pictures.parameters]
+    assert kept == [[("one.safetensors", 0.5)], []]
+    assert [known.seed for known in pictures.parameters] == [3, 4]
+
+
+def test_what_cannot_be_mixed_is_said(ours: ZImagePipeline, files: dict[str, Path], tmp_path: Path) -> None:
+    def refusal(loras: Any, **more: Any) -> str:
+        with pytest.raises(RequestError) as caught:
+            draw(ours, PROMPTS[:2], seed=3, loras=loras, **more)
+        return str(caught.value)
+
+    start = "loras: prompts cannot be drawn together under adapters of their own: "
+    one: list[Any] = [[files["one"]], []]
+    text = f"{start}text.safetensors changes the text encoder; draw them one by one"
+    assert refusal([[files["text"]], []]) == text
+    assert "everywhere.safetensors changes " in refusal([[], [files["everywhere"]]])
+    assert "which is no matrix of the noise refiner or the main layers" in refusal([[], [files["everywhere"]]])
+    tensors = load_file(files["one"])
+    for name in [name for name in tensors if "lora_B" in name]:
+        rows = len(tensors[name])
+        tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = torch.ones(rows)
+    save_file(tensors, tmp_path / "dora.safetensors")
+    assert "by more than a low-rank product" in refusal([[tmp_path / "dora.safetensors"], []])
+    assert refusal(one, step_cache="taylorseer").startswith(f"{start}a step cache is asked for")
+    assert refusal(one, nag_scale=2.0, guidance_scale=0.0, negative_prompt="x").startswith(f"{start}normalized")
+    assert refusal(one, progressive=0.5).startswith(f"{start}passes are asked for")
+    assert "has a list for each of 3 prompts, and there are 2; give as many" in refusal([[], [], []])
+    assert "loras[1][0]: " in refusal([[], ["nowhere.safetensors"]])
+
+
+def test_a_pair_is_no_list_of_adapters(ours: ZImagePipeline, files: dict[str, Path]) -> None:
+    pair = draw(ours, PROMPTS[0], seed=3, loras=[[str(files["one"]), 0.5]])
+    np.testing.assert_array_equal(pair, draw(ours, PROMPTS[0], seed=3, loras=[(files["one"], 0.5)]))
+
+
+def test_a_file_that_is_gone(ours: ZImagePipeline, files: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "gone.safetensors"
+    file.write_bytes(files["one"].read_bytes())
+    sets = ours.loras_by_prompt([[file], []])
+    assert sets is not None
+    file.unlink()
+    with pytest.raises(AdapterError, match=r"gone\.safetensors cannot be read"):
+        draw(ours, PROMPTS[:2], seed=3, loras=[list(each) for each in sets])
+    draw(ours, PROMPTS[:2], seed=3)
+
+
+def test_factors_in_bfloat16_are_those_of_float32_rounded(ours: ZImagePipeline, files: dict[str, Path]) -> None:
+    specs = ours.sources.specs
+    adapter = open_adapter(files["wide"], specs)
+    assert why_not(adapter) is None
+    exact = factors_of([[(adapter, 0.5)], []], specs.transformer, "float32")
+    rounded = factors_of([[(adapter, 0.5)], []], specs.transformer, "bfloat16")
+    for ours32, ours16 in zip(exact, rounded, strict=True):
+        blocks, slots, panels, units, numbers = map(int, ours32.shape)
+        assert tuple(map(int, ours16.shape)) == (blocks, slots, panels, units // 2, 2 * numbers)
+        pairs = torch.from_dlpack(ours32).reshape(blocks, slots, panels, units // 2, 2, numbers).transpose(-1, -2)
+        expected = pairs.reshape(blocks, slots, panels, units // 2, 2 * numbers).bfloat16()
+        assert torch.equal(torch.from_dlpack(ours16), expected)
+        assert not torch.from_dlpack(ours32)[:, 1].any()
