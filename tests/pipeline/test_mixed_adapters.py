@@ -13,18 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from max_zimage import ZImagePipeline
-from max_zimage.checkpoint.adapters import open_adapter
-from max_zimage.checkpoint.adapters.factors import factors_of, why_not
+from max_zimage.checkpoint.adapters import factors
 from max_zimage.errors import AdapterError, RequestError
 from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Pair, relative_l2
-from tests.references.loras import EVERYWHERE, TEXT, write_adapter
+from tests.references.loras import BLOCKS, EVERYWHERE, TEXT, write_adapter, write_wide
 from tests.tolerances import MIXED_ADAPTERS_L2
 
-PARTS = (
-    "noise_refiner.0.attention.to_q", "noise_refiner.0.feed_forward.w3", "layers.0.attention.to_k",
-    "layers.1.attention.to_out.0", "layers.2.attention.to_v", "layers.3.feed_forward.w2", "layers.4.feed_forward.w1",
-)  # fmt: skip
 CALL: dict[str, Any] = {"num_inference_steps": 2, "height": 64, "width": 96, "output_type": "latent"}
 PROMPTS = ["a red star", "a blue ring on a green ground", "a red star"]
 Latents = npt.NDArray[np.float32]
@@ -34,20 +29,11 @@ Latents = npt.NDArray[np.float32]
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A few modules, others with more than a panel of ranks in the original's naming, and some that do not do."""
     folder = tmp_path_factory.mktemp("mixed")
-    one = write_adapter(folder / "one.safetensors", PARTS).path
-    wide, random = folder / "wide.safetensors", np.random.default_rng(3)
-    tensors = {}
-    for name, outputs in (("layers.0.attention.qkv", 768), ("layers.5.feed_forward.w3", 682)):
-        down, up = (random.standard_normal(shape) / 40 for shape in ((40, 256), (outputs, 40)))
-        tensors[f"diffusion_model.{name}.lora_down.weight"] = torch.from_numpy(down.astype(np.float32))
-        tensors[f"diffusion_model.{name}.lora_up.weight"] = torch.from_numpy(up.astype(np.float32))
-        tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(20.0)
-    save_file(tensors, wide)
     return {
-        "one": one,
-        "wide": wide,
+        "one": write_adapter(folder / "one.safetensors", BLOCKS).path,
+        "wide": write_wide(folder / "wide.safetensors"),
         "everywhere": write_adapter(folder / "everywhere.safetensors", EVERYWHERE).path,
-        "text": write_adapter(folder / "text.safetensors", PARTS[:1], TEXT).path,
+        "text": write_adapter(folder / "text.safetensors", BLOCKS[:1], TEXT).path,
     }
 
 
@@ -141,16 +127,12 @@ def test_a_file_that_is_gone(ours: ZImagePipeline, files: dict[str, Path], tmp_p
     draw(ours, PROMPTS[:2], seed=3)
 
 
-def test_factors_in_bfloat16_are_those_of_float32_rounded(ours: ZImagePipeline, files: dict[str, Path]) -> None:
-    specs = ours.sources.specs
-    adapter = open_adapter(files["wide"], specs)
-    assert why_not(adapter) is None
-    exact = factors_of([[(adapter, 0.5)], []], specs.transformer, "float32")
-    rounded = factors_of([[(adapter, 0.5)], []], specs.transformer, "bfloat16")
-    for ours32, ours16 in zip(exact, rounded, strict=True):
-        blocks, slots, panels, units, numbers = map(int, ours32.shape)
-        assert tuple(map(int, ours16.shape)) == (blocks, slots, panels, units // 2, 2 * numbers)
-        pairs = torch.from_dlpack(ours32).reshape(blocks, slots, panels, units // 2, 2, numbers).transpose(-1, -2)
-        expected = pairs.reshape(blocks, slots, panels, units // 2, 2 * numbers).bfloat16()
-        assert torch.equal(torch.from_dlpack(ours16), expected)
-        assert not torch.from_dlpack(ours32)[:, 1].any()
+def test_what_does_not_fit_is_said(
+    ours: ZImagePipeline, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7 blocks, 2 sets, ranks of 32: (256 + 768 + 256 + 256 + 256 + 1364 + 682 + 256) numbers of 4 bytes each."""
+    monkeypatch.setattr(factors, "available_memory", lambda: 7 * 2 * 32 * 4094 * 4 - 1)
+    with pytest.raises(AdapterError, match="adapters beside the weights need 7 MiB, 7 MiB are available"):
+        draw(ours, PROMPTS[:2], seed=3, loras=[[files["one"]], []])
+    monkeypatch.setattr(factors, "available_memory", lambda: 7 * 2 * 32 * 4094 * 4)
+    draw(ours, PROMPTS[:2], seed=3, loras=[[files["one"]], []])

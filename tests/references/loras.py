@@ -23,6 +23,16 @@ FloatArray = npt.NDArray[np.float32]
 RANK = 2
 STYLE = ("layers.0.attention.to_k", "layers.1.attention.to_out.0", "layers.3.feed_forward.w2")
 """Modules of the step graph, one of them a part of what is stacked."""
+BLOCKS = (
+    "noise_refiner.0.attention.to_q",
+    "noise_refiner.0.feed_forward.w3",
+    "layers.0.attention.to_k",
+    "layers.1.attention.to_out.0",
+    "layers.2.attention.to_v",
+    "layers.3.feed_forward.w2",
+    "layers.4.feed_forward.w1",
+)
+"""Modules of the step graph, one of each kind."""
 EVERYWHERE = (
     "layers.2.attention.to_q",
     "layers.4.adaLN_modulation.0",
@@ -75,6 +85,18 @@ def write_adapter(
             deltas.setdefault(component, {})[weight] = up @ down
     save_file(tensors, path)
     return Adapter(path, deltas)
+
+
+def write_wide(path: Path) -> Path:
+    """Write an adapter in the original's naming, of more ranks than a panel of the kernels has."""
+    random, tensors = np.random.default_rng(3), dict[str, torch.Tensor]()
+    for name, outputs in (("layers.0.attention.qkv", 768), ("layers.5.feed_forward.w3", 682)):
+        down, up = (random.standard_normal(shape) / 40 for shape in ((40, 256), (outputs, 40)))
+        tensors[f"diffusion_model.{name}.lora_down.weight"] = torch.from_numpy(down.astype(np.float32))
+        tensors[f"diffusion_model.{name}.lora_up.weight"] = torch.from_numpy(up.astype(np.float32))
+        tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(20.0)
+    save_file(tensors, path)
+    return path
 
 
 def write_checkpoint(folder: Path, *scaled: tuple[Adapter, float]) -> Path:

@@ -28,10 +28,12 @@ from max_zimage.checkpoint.layout import deinterleave_pairs, packed
 from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.tensors import Files
-from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
+from max_zimage.device.dtypes import BYTES, ModelDtype, bfloat16_bits
+from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.graphs.model.adapted import Factors
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.ops import PANEL
+from max_zimage.host.sizes import sized
 
 MATRICES = {
     "attention.qkv.weight": "qkv",
@@ -43,6 +45,8 @@ MATRICES = {
 
 Bits = npt.NDArray[np.uint16] | FloatArray
 Scaled = tuple[Adapter, float]
+Pair = tuple[list[FloatArray], list[FloatArray]]
+"""The parts of down, and those of up."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +99,21 @@ def factors_of(slots: Sequence[Sequence[Scaled]], spec: TransformerSpec, dtype: 
 
     Raises:
         AdapterError: If a file was changed after it was opened.
+        NotEnoughMemoryError: If they do not fit.
     """
-    found: dict[tuple[int, int, str], tuple[list[FloatArray], list[FloatArray]]] = {}
+    found: dict[tuple[int, int, str], Pair] = {}
     for slot, adapters in enumerate(slots):
         for place, down, up in _pairs(adapters, spec):
             downs, ups = found.setdefault((slot, place.block, place.matrix), ([], []))
             downs.append(down)
             ups.append(up)
-    sources = {place.matrix: place for place in _places(spec).values()}
+    shapes = {place.matrix: place.shape for place in _places(spec).values()}
+    ranks = {matrix: _rank([pair for key, pair in found.items() if key[2] == matrix]) for matrix in shapes}
+    _check_memory(sum(ranks[name] * sum(shape) for name, shape in shapes.items()) * len(slots), spec, dtype)
     made: dict[str, Buffer] = {}
     for matrix in MATRICES.values():
         own = {(slot, block): pair for (slot, block, name), pair in found.items() if name == matrix}
-        rank = max([PANEL, *(sum(map(len, downs)) for downs, _ in own.values())])
-        rank = -(-rank // PANEL) * PANEL
-        outputs, inputs = sources[matrix].shape
+        (outputs, inputs), rank = shapes[matrix], ranks[matrix]
         packing: Packing = "gated" if matrix == "w13" else "panels"
         downs = _stacked(len(slots), spec.num_blocks, (rank, inputs), "panels", dtype)
         ups = _stacked(len(slots), spec.num_blocks, (outputs, rank), packing, dtype)
@@ -119,6 +124,21 @@ def factors_of(slots: Sequence[Sequence[Scaled]], spec: TransformerSpec, dtype: 
             ups[block, slot] = _packed(np.pad(up, ((0, 0), (0, missing))), packing, dtype)
         made[f"{matrix}_down"], made[f"{matrix}_up"] = _buffer(downs, dtype), _buffer(ups, dtype)
     return Factors(**made)
+
+
+def _rank(pairs: Sequence[Pair]) -> int:
+    """The rank of a matrix: that of the largest, in whole panels, at least one."""
+    most = max((sum(map(len, downs)) for downs, _ in pairs), default=1)
+    return -(-most // PANEL) * PANEL
+
+
+def _check_memory(numbers_of_block: int, spec: TransformerSpec, dtype: ModelDtype) -> None:
+    needed, available = numbers_of_block * spec.num_blocks * BYTES[dtype], available_memory()
+    if needed > available:
+        raise NotEnoughMemoryError(
+            f"adapters beside the weights need {sized(needed)}, {sized(available)} are available; draw fewer sets of "
+            "adapters together, or free memory"
+        )
 
 
 def _pairs(adapters: Sequence[Scaled], spec: TransformerSpec) -> Iterator[tuple[Place, FloatArray, FloatArray]]:
