@@ -28,12 +28,12 @@ from .products import (
     LANES,
     TILE_COLUMNS,
     TILE_ROWS,
-    Tile,
     gated_lanes,
+    panel_words,
     per_unit,
+    put_number,
     store_lanes,
-    tile_products,
-    wide_products,
+    sums_of,
     widens,
 )
 
@@ -148,8 +148,8 @@ def _send[
     var down_words = ceildiv(inputs, TILE_COLUMNS) * ceildiv(width, per_unit[dtype]()) * TILE_COLUMNS
 
     def compute(task: Int) {imm}:
-        var rows_memory = alloc(Layout[UInt32](count=_panel_words[dtype, wide](inputs)))
-        var inside_memory = alloc(Layout[UInt32](count=_panel_words[dtype, wide](width)))
+        var rows_memory = alloc(Layout[UInt32](count=panel_words[dtype, wide](inputs)))
+        var inside_memory = alloc(Layout[UInt32](count=panel_words[dtype, wide](width)))
         for tile in range(task * count // tile_tasks, (task + 1) * count // tile_tasks):
             var expert = Int(tiles.unsafe_load(3 * tile))
             _through[dtype, wide](
@@ -220,26 +220,26 @@ def _through[
         width: Gates.
         each: Slots of a token.
     """
-    for i in range(_panel_words[dtype, wide](inputs)):
+    for i in range(panel_words[dtype, wide](inputs)):
         rows.unsafe_store(i, UInt32(0))
     for row in range(height):
         var source = x.unsafe_offset(Int(slots.unsafe_load(row)) // each * inputs)
         for i in range(inputs):
-            _put[dtype, wide](rows, row, i, source.unsafe_load(i))
-    for i in range(_panel_words[dtype, wide](width)):
+            put_number[dtype, wide](rows, row, i, source.unsafe_load(i))
+    for i in range(panel_words[dtype, wide](width)):
         inside.unsafe_store(i, UInt32(0))
     var units = ceildiv(inputs, per_unit[dtype]())
     for panel in range(ceildiv(width, LANES)):
-        var sums = _sums[dtype, wide](rows, gate_up.unsafe_offset(panel * units * TILE_COLUMNS), units)
+        var sums = sums_of[dtype, wide](rows, gate_up.unsafe_offset(panel * units * TILE_COLUMNS), units)
         var there = min(LANES, width - panel * LANES)
         comptime for row in range(TILE_ROWS):
             if row < height:
                 var gated = gated_lanes[True](sums[2 * row], sums[2 * row + 1]).cast[dtype]()
                 for i in range(there):
-                    _put[dtype, wide](inside, row, panel * LANES + i, gated[i])
+                    put_number[dtype, wide](inside, row, panel * LANES + i, gated[i])
     units = ceildiv(width, per_unit[dtype]())
     for panel in range(ceildiv(inputs, TILE_COLUMNS)):
-        var sums = _sums[dtype, wide](inside, down.unsafe_offset(panel * units * TILE_COLUMNS), units)
+        var sums = sums_of[dtype, wide](inside, down.unsafe_offset(panel * units * TILE_COLUMNS), units)
         var first = panel * TILE_COLUMNS
         comptime for row in range(TILE_ROWS):
             if row < height:
@@ -247,31 +247,6 @@ def _through[
                 comptime for half in range(2):
                     var there = place.unsafe_offset(half * LANES)
                     store_lanes(there, sums[2 * row + half], inputs - first - half * LANES)
-
-
-@always_inline
-def _sums[
-    dtype: DType, wide: Bool
-](rows: Pointer[mut=_, UInt32, _], columns: Pointer[mut=_, UInt32, _], units: Int) -> Tile:
-    comptime if wide:
-        return wide_products(rows, columns, units)
-    else:
-        return tile_products[dtype](rows, columns, units)
-
-
-def _panel_words[dtype: DType, wide: Bool](inputs: Int) -> Int:
-    """Words of a panel of twelve rows, as `_sums` takes it."""
-    var units = ceildiv(inputs, per_unit[dtype]())
-    return units * TILE_ROWS * (per_unit[dtype]() if wide else 1)
-
-
-@always_inline
-def _put[dtype: DType, wide: Bool](panel: Pointer[mut=True, UInt32, _], row: Int, i: Int, number: Scalar[dtype]):
-    """Input i of a row of a panel."""
-    comptime if wide or dtype == F32:
-        panel.unsafe_bitcast[Float32]().unsafe_store(i * TILE_ROWS + row, number.cast[F32]())
-    else:
-        panel.unsafe_bitcast[Scalar[dtype]]().unsafe_store((i // 2 * TILE_ROWS + row) * 2 + i % 2, number)
 
 
 def _join[

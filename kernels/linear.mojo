@@ -92,57 +92,6 @@ struct GatedLinear:
         _multiply[gated=True, widened=widened](output, x, weight)
 
 
-@extensibility.register("max_zimage.chosen_linear")
-struct ChosenLinear:
-    """Output = x weightᵀ, each item by one of several weights."""
-
-    @staticmethod
-    def execute[
-        target: StaticString, widened: Bool
-    ](
-        output: OutputTensor[rank=3, ...],
-        x: InputTensor[dtype=output.dtype, rank=3, ...],
-        weight: InputTensor[dtype=output.dtype, rank=4, ...],
-        which: InputTensor[dtype=DType.int32, rank=1, ...],
-        ctx: DeviceContext,
-    ) raises:
-        """Multiply.
-
-        Parameters:
-            target: Where.
-            widened: As in `Linear`.
-
-        Args:
-            output: [items, length, outputs].
-            x: [items, length, inputs].
-            weight: [weights, outputs / 32, units, 32 numbers a unit], each packed as in `Linear`.
-            which: [items], the weight of each item.
-            ctx: Unused.
-        """
-        comptime assert target == "cpu", "max_zimage.chosen_linear is for CPUs"
-        comptime dtype = output.dtype
-        var units = weight.dim_size(2)
-        if x.dim_size(2) != units * per_unit[dtype]():
-            raise Error("x has ", x.dim_size(2), " inputs and the packed weight ", units * per_unit[dtype]())
-        if which.dim_size(0) != x.dim_size(0):
-            raise Error("x has ", x.dim_size(0), " items, and a weight is named for ", which.dim_size(0))
-        for item in range(which.dim_size(0)):
-            var named = Int(which.unsafe_ptr().unsafe_load(item))
-            if named < 0 or named >= weight.dim_size(0):
-                raise Error("item ", item, " names weight ", named, " of ", weight.dim_size(0))
-        _multiply_panels[dtype, False, widens[dtype, widened](), chosen=True](
-            output.unsafe_ptr(),
-            x.unsafe_ptr().unsafe_bitcast[UInt32](),
-            weight.unsafe_ptr().unsafe_bitcast[UInt32](),
-            which.unsafe_ptr(),
-            x.dim_size(0),
-            x.dim_size(1),
-            units,
-            output.dim_size(2),
-            weight.dim_size(1),
-        )
-
-
 @extensibility.register("max_zimage.gelu_linear")
 struct GeluLinear:
     """Output = gelu(x gateᵀ) · (x upᵀ), by the approximation with tanh."""
@@ -187,8 +136,6 @@ def _multiply[
         output.unsafe_ptr(),
         x.unsafe_ptr().unsafe_bitcast[UInt32](),
         weight.unsafe_ptr().unsafe_bitcast[UInt32](),
-        weight.unsafe_ptr().unsafe_bitcast[Int32](),  # not read
-        1,
         x.dim_size(0) * x.dim_size(1),
         units,
         output.dim_size(2),
@@ -198,54 +145,45 @@ def _multiply[
 
 @no_inline
 def _multiply_panels[
-    dtype: DType, gated: Bool, wide: Bool, gelu: Bool = False, chosen: Bool = False
+    dtype: DType, gated: Bool, wide: Bool, gelu: Bool
 ](
     target: Pointer[mut=True, Scalar[dtype], _],
     source: Pointer[mut=_, UInt32, _],
     columns: Pointer[mut=_, UInt32, _],
-    which: Pointer[mut=_, Int32, _],
-    items: Int,
     rows: Int,
     units: Int,
     outputs: Int,
     column_panels: Int,
 ):
-    """Multiply items of so many rows each, where `chosen` each by one of several weights."""
     comptime width = LANES if gated else TILE_COLUMNS  # outputs of a tile
-    var row_panels = ceildiv(rows, TILE_ROWS)  # of an item
+    var row_panels = ceildiv(rows, TILE_ROWS)
     var words = units * (2 if wide else 1) * TILE_ROWS  # of a panel of rows
-    var packed = alloc(Layout[UInt32](count=items * row_panels * words))
+    var packed = alloc(Layout[UInt32](count=row_panels * words))
     var panels = packed.unsafe_ptr()
 
     def pack(panel: Int) {imm}:
-        var item, first = panel // row_panels, panel % row_panels * TILE_ROWS
-        var some = source.unsafe_offset((item * rows + first) * units)
-        var place = panels.unsafe_offset(panel * words)
+        var first = panel * TILE_ROWS
+        var some, place = source.unsafe_offset(first * units), panels.unsafe_offset(panel * words)
         comptime if wide:
             pack_wide_rows(some, place, min(TILE_ROWS, rows - first), units)
         else:
             pack_rows(some, place, min(TILE_ROWS, rows - first), units)
 
-    sync_parallelize(pack, items * row_panels)
-    var each = row_panels * column_panels  # tiles of an item
-    var tiles = items * each
+    sync_parallelize(pack, row_panels)
+    var tiles = row_panels * column_panels
     var tasks = min(tiles, TASKS_PER_CORE * num_physical_cores())
 
     def multiply(task: Int) {imm}:
         for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
-            var item, place = tile // each, tile % each
-            var row, column = place % row_panels * TILE_ROWS, place // row_panels * width
-            var weight = columns
-            comptime if chosen:
-                weight = columns.unsafe_offset(Int(which.unsafe_load(item)) * column_panels * units * TILE_COLUMNS)
+            var row, column = tile % row_panels * TILE_ROWS, tile // row_panels
             _tile[dtype, gated, wide, gelu](
-                target.unsafe_offset((item * rows + row) * outputs + column),
-                panels.unsafe_offset((item * row_panels + row // TILE_ROWS) * words),
-                weight.unsafe_offset(place // row_panels * units * TILE_COLUMNS),
+                target.unsafe_offset(row * outputs + column * width),
+                panels.unsafe_offset(row // TILE_ROWS * words),
+                columns.unsafe_offset(column * units * TILE_COLUMNS),
                 units,
                 outputs,
                 min(TILE_ROWS, rows - row),
-                outputs - column,
+                outputs - column * width,
             )
 
     sync_parallelize(multiply, tasks)

@@ -169,6 +169,32 @@ def pack_wide_rows(source: Pointer[mut=_, UInt32, _], panel: Pointer[mut=True, U
 
 
 @always_inline
+def sums_of[
+    dtype: DType, wide: Bool
+](rows: Pointer[mut=_, UInt32, _], columns: Pointer[mut=_, UInt32, _], units: Int) -> Tile:
+    """A tile's sums, in either way; see `widens`."""
+    comptime if wide:
+        return wide_products(rows, columns, units)
+    else:
+        return tile_products[dtype](rows, columns, units)
+
+
+def panel_words[dtype: DType, wide: Bool](inputs: Int) -> Int:
+    """Words of a panel of twelve rows, as `sums_of` takes it."""
+    var units = ceildiv(inputs, per_unit[dtype]())
+    return units * TILE_ROWS * (per_unit[dtype]() if wide else 1)
+
+
+@always_inline
+def put_number[dtype: DType, wide: Bool](panel: Pointer[mut=True, UInt32, _], row: Int, i: Int, number: Scalar[dtype]):
+    """Input i of a row of a panel."""
+    comptime if wide or dtype == F32:
+        panel.unsafe_bitcast[Float32]().unsafe_store(i * TILE_ROWS + row, number.cast[F32]())
+    else:
+        panel.unsafe_bitcast[Scalar[dtype]]().unsafe_store((i // 2 * TILE_ROWS + row) * 2 + i % 2, number)
+
+
+@always_inline
 def store_lanes[dtype: DType](place: Pointer[mut=True, Scalar[dtype], _], numbers: Lanes, count: Int):
     """Round and store sixteen numbers, or as many as `count` says if they are fewer."""
     if count >= LANES:
