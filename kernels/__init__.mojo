@@ -1,6 +1,7 @@
 """The project's ops. What each computes is said by its twin in `graphs/ops.py`, `graphs/text_ops.py` or
 `graphs/gpu_ops.py`; the README here has the table."""
 
+from .adapted import AdaptedLinear
 from .attention import Attention
 from .behind import CachedAttention
 from .convolution import Convolution

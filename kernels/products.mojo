@@ -12,7 +12,7 @@ its rows are summed at a time. It is summed over the whole axis before it leaves
 """
 
 from std.collections import Array
-from std.math import exp, isfinite, nan, rsqrt
+from std.math import ceildiv, exp, isfinite, nan, rsqrt
 from std.memory import Pointer, bitcast
 from std.sys import CompilationTarget, llvm_intrinsic
 

@@ -34,6 +34,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     ),
     # `compiled_ops` of tests/graphs/conftest.py
     "ops of a CPU": (
+        "tests/graphs/test_adapted_linear.py",
         "tests/graphs/test_attention_backends.py",
         "tests/graphs/test_convolution.py",
         "tests/graphs/test_kernels.py",

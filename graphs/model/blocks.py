@@ -90,17 +90,13 @@ class ModulatedBlock(Module[..., Tensor]):
             Like `x`.
         """
         scale_attention, gate_attention, scale_ffn, gate_ffn = (modulation[i] for i in range(4))
-        mixed = self.mixed(times(self.attention_norm1(x), scale_attention), rope, extent, *more)
-        x = x + times(self.attention_norm2(mixed), gate_attention)
-        fed = self.fed(times(self.ffn_norm1(x), scale_ffn), *more)
-        return x + times(self.ffn_norm2(fed), gate_ffn)
-
-    def mixed(self, x: Tensor, rope: Tensor, extent: Tensor | None, *more: Any) -> Tensor:
-        """What attention makes of its input; arguments are those of `forward`."""
-        return self.attention(x, rope, extent, *more)
+        mixed = self.attention(_times(self.attention_norm1(x), scale_attention), rope, extent, *more)
+        x = x + _times(self.attention_norm2(mixed), gate_attention)
+        fed = self.fed(_times(self.ffn_norm1(x), scale_ffn), *more)
+        return x + _times(self.ffn_norm2(fed), gate_ffn)
 
     def fed(self, x: Tensor, *more: Any) -> Tensor:
-        """What the feed-forward layer makes of its input."""
+        """What the feed-forward layer makes of its input, whatever attention takes besides."""
         return self.feed_forward(x)
 
 

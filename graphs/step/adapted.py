@@ -26,9 +26,12 @@ from max_zimage.graphs.step.predict import modulation_of
 
 
 class AdaptedInputs:
-    """`PredictInputs`, the slot of each picture (int32 [batch]), then `Factors` of all blocks."""
+    """`PredictInputs`; where the parts of each picture's first block stand, int32 [batch]; then `Factors`.
 
-    _fields = (*PredictInputs._fields, "slots", *Factors._fields)
+    A picture that has no adapters says minus the number of blocks.
+    """
+
+    _fields = (*PredictInputs._fields, "first_parts", *Factors._fields)
 
 
 class AdaptedPredict(Module[..., Tensor]):
@@ -50,7 +53,7 @@ class AdaptedPredict(Module[..., Tensor]):
             float32 [items, image_tokens, patch_dim].
         """
         count = len(PredictInputs._fields)
-        given, slots, factors = PredictInputs(*inputs[:count]), inputs[count], inputs[count + 1 :]
+        given, first_parts, factors = PredictInputs(*inputs[:count]), inputs[count], inputs[count + 1 :]
         return self.transformer(
             F.gather(given.latents, given.latent_rows, axis=0),
             given.caption_tokens,
@@ -60,14 +63,14 @@ class AdaptedPredict(Module[..., Tensor]):
             given.offsets,
             modulation_of(given.modulation, given.variants),
             given.final_scale,
-            F.gather(slots, given.latent_rows, axis=0),
+            F.gather(first_parts, given.latent_rows, axis=0),
             *factors,
         )
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        slots = TensorType(DType.int32, [BATCH], device)
-        return (*predict_types(self.spec, dtype, device), slots, *factor_types(self.spec, dtype, device))
+        first_parts = TensorType(DType.int32, [BATCH], device)
+        return (*predict_types(self.spec, dtype, device), first_parts, *factor_types(self.spec, dtype, device))
 
 
 def denoise_adapted(spec: TransformerSpec) -> Composed:

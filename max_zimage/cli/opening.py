@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.placement_flags import placement_options
-from max_zimage.cli.server_settings import store_of
+from max_zimage.cli.server_settings import check_mixing, store_of
 from max_zimage.request.templates import VARIABLE, Templates
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def opened(arguments: argparse.Namespace, settings: ServerSettings) -> Opened:
         enhancer = _enhancer(prepared, arguments)
         prepared = with_capacity(settings, prepared, enhancer)
         assert prepared.plan is not None
+        check_mixing(settings, prepared)
         os.environ[PLAN] = prepared.plan.to_json()
     from max_zimage.serving.running import Opened
 

@@ -107,6 +107,12 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
     add_cache(running, ServerSettings.embedding_cache_bytes)
     running.add_argument("--lora-folder", metavar="DIR", help="its adapters (LoRA) may be named by requests")
+    running.add_argument(
+        "--mix-loras",
+        action="store_true",
+        help="requests under different adapters share steps, each with its own beside the weights; on a CPU, with "
+        "--batch-pictures",
+    )
     add_enhancer(running)
     running.add_argument("--restart", action="store_true", help="start the worker again when it dies")
     running.add_argument(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from max_zimage import embedded
 from max_zimage.cli.errors import BadInput
 from max_zimage.cli.options import model_path
+from max_zimage.device.plans import HOST
 from max_zimage.serving.settings import ConnectionLimits, ServerLimits, ServerSettings
 from max_zimage.serving.store.files import StoreError, StoreFiles
 from max_zimage.serving.store.sealed import Seal
 from max_zimage.serving.store.state_store import StateStore
+
+if TYPE_CHECKING:
+    from max_zimage.pipeline.loading import CheckedModel
 
 KEY_VARIABLE = "MAX_ZIMAGE_API_KEY"
 
@@ -38,6 +43,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         step_cache=arguments.step_cache,
         lora_folder=None if arguments.lora_folder is None else str(Path(arguments.lora_folder).resolve()),
         batch_pictures=arguments.batch_pictures,
+        mix_loras=arguments.mix_loras,
         shutdown_seconds=arguments.shutdown_seconds,
         media_bytes=arguments.media_bytes,
         state_store=arguments.state_store,
@@ -81,6 +87,29 @@ def _key(text: str, where: str) -> str:
     if not key:
         raise BadInput(f"{where} is empty; put the key into it, or leave it out for a server without one")
     return key
+
+
+def check_mixing(settings: ServerSettings, prepared: CheckedModel) -> None:
+    """Refuse `--mix-loras` where it could do nothing.
+
+    Args:
+        settings: The server's.
+        prepared: The checkpoint, with where its components go.
+
+    Raises:
+        BadInput: With the flag that is wanted besides, or what is in the way.
+    """
+    if not settings.mix_loras:
+        return
+    if settings.lora_folder is None:
+        raise BadInput("--mix-loras would do nothing without --lora-folder; give that too, or leave it out")
+    assert prepared.plan is not None
+    if (device := prepared.plan.devices["transformer"]) != HOST:
+        raise BadInput(f"--mix-loras is for a transformer on a CPU, and it goes to {device}; leave it out")
+    if prepared.sources.plans["transformer"].kept_as is not None or prepared.plan.residency == "streamed":
+        raise BadInput("--mix-loras is for a transformer that is neither quantized nor streamed; leave it out")
+    if settings.pictures_together(on_host=True) == 1:
+        raise BadInput("--mix-loras would do nothing where one picture is drawn at a time; give --batch-pictures too")
 
 
 def store_of(settings: ServerSettings) -> StateStore:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from max_zimage.compile import work
 from max_zimage.compile.work import Work
+from max_zimage.graphs.model.adapted import Factors
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
+from max_zimage.graphs.ops import PANEL
 from max_zimage.graphs.step.inputs import PredictInputs
 
 Shapes = Sequence[tuple[int, ...]]
@@ -77,6 +79,24 @@ def count_denoise(counter: Counter, shapes: Shapes, *, is_paired: bool = False) 
         size=counter.size,
         is_paired=is_paired,
     )
+
+
+def count_adapted(counter: Counter, shapes: Shapes) -> Work:
+    """Inputs of the transformer come first, where a picture's parts stand behind them, then those parts."""
+    count, spec = len(PredictInputs._fields), counter.transformer
+    given, factors = PredictInputs(*shapes[:count]), Factors(*shapes[count + 1 : count + 1 + len(Factors._fields)])
+    rows = given.rope[0] * (given.image_rope[1] * spec.num_refiner_layers + given.rope[1] * spec.num_layers)
+    products = (
+        (factors.qkv_down, spec.dim, 3 * spec.dim),
+        (factors.out_down, spec.dim, spec.dim),
+        (factors.w13_down, spec.dim, 2 * spec.ffn_dim),
+        (factors.w2_down, spec.ffn_dim, spec.dim),
+    )
+    total = count_denoise(counter, shapes)
+    for (_, panels, *_), inner, outer in products:
+        rank = PANEL * panels
+        total += work.linear(rows, inner, rank, counter.size) + work.linear(rows, rank, outer, counter.size)
+    return total
 
 
 def count_streamed_start(counter: Counter, shapes: Shapes) -> Work:

@@ -45,7 +45,7 @@ STEPS: tuple[Entry, ...] = (
         make=denoise_adapted,
         label="denoising steps, adapters by picture",
         runs="on a CPU, where pictures of one batch have different adapters: once per evaluation",
-        count=counting.count_denoise,
+        count=counting.count_adapted,
         prefix=f"predict.{_STEP}",
         is_ahead=False,
     ),

@@ -106,15 +106,16 @@ class ZImageTransformerModel(ZImageComponent):
 
     @cached_property
     def adapted(self) -> CompiledGraph:
-        """A step with adapters by picture, `graphs.step.adapted`; compiled when it is first asked for."""
+        """A step with adapters by picture, `graphs.step.adapted`; compiled when it is first asked for.
+
+        Raises:
+            RuntimeError: If MAX cannot compile it.
+        """
         return self._once_more("denoise_adapted")
 
     @property
     def mixes_adapters(self) -> bool:
-        """Whether pictures of one batch can have adapters of their own: on a CPU, with weights that are not quantized.
-
-        There it was measured to be faster than to add and take away; elsewhere it was not measured.
-        """
+        """Whether pictures of a batch can have adapters of their own: on a CPU, with weights that are not quantized."""
         return uses_cpu_kernels(self.dtype, self.device) and self.plan().kept_as is None
 
     def _once_more(self, name: str) -> CompiledGraph:

@@ -8,7 +8,8 @@ its own beside the matrices, if its adapters are of that kind.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import fsum
 
 from max.driver import Buffer
 
@@ -29,34 +30,43 @@ class MixedAdapters:
 
     Attributes:
         loras: Of each picture.
-        slots: Which of the sets in `factors` each picture has.
-        factors: Low-rank parts of every distinct set.
+        sets: Which of the sets in `factors` each picture has; -1 for none, which the weights alone draw.
+        factors: Low-rank parts of every distinct set that changes anything; None where none does.
     """
 
     loras: tuple[LoraSet, ...]
-    slots: tuple[int, ...]
-    factors: Factors[Buffer]
+    sets: tuple[int, ...]
+    factors: Factors[Buffer] | None
+
+
+def effective(loras: LoraSet) -> LoraSet:
+    """What a set comes to, whatever its order: a file that is named twice once, none whose scales are 0 together."""
+    by_digest = {each.digest: each for each in loras}
+    scales = {name: fsum(each.scale for each in loras if each.digest == name) for name in sorted(by_digest)}
+    return tuple(replace(by_digest[name], scale=scale) for name, scale in scales.items() if scale)
 
 
 def mixed_of(loras: Sequence[LoraSet], specs: ModelSpecs, transformer: ZImageTransformerModel) -> MixedAdapters:
     """Read the adapters of pictures.
 
     Args:
-        loras: Of each picture; `why_apart` has nothing against any.
+        loras: Of each picture; `why_apart` has nothing against them.
         specs: Of the checkpoint.
         transformer: Will run the steps.
 
     Raises:
-        NotApplied: If a file is gone, or is another one than when the request was made.
+        NotApplied: If a file is gone, or is another one than when the request was made, or if memory does not suffice.
     """
-    sets = list(dict.fromkeys(loras))
+    changing = [effective(each) for each in loras]
+    distinct = [each for each in dict.fromkeys(changing) if each]
     try:
-        adapters = [[(opened(each, specs), each.scale) for each in one] for one in sets]
-        factors = factors_of(adapters, specs.transformer, transformer.dtype_name)
+        adapters = [[(opened(each, specs), each.scale) for each in one] for one in distinct]
+        factors = factors_of(adapters, specs.transformer, transformer.dtype_name) if adapters else None
     except ValueError as error:
-        names = ", ".join(dict.fromkeys(each.name for one in sets for each in one))
+        names = ", ".join(dict.fromkeys(each.name for one in distinct for each in one))
         raise NotApplied(f"adapters {names}: {error}") from error
-    return MixedAdapters(loras=tuple(loras), slots=tuple(map(sets.index, loras)), factors=factors)
+    sets = tuple(distinct.index(each) if each else -1 for each in changing)
+    return MixedAdapters(loras=tuple(loras), sets=sets, factors=factors)
 
 
 def why_apart(
@@ -81,5 +91,4 @@ def why_apart(
         return "normalized attention guidance is asked for"
     if request.passes or request.progressive:
         return "passes are asked for"
-    reasons = ((each.name, why_not(opened(each, specs))) for each in loras)
-    return next((f"{name} {reason}" for name, reason in reasons if reason), None)
+    return why_not([opened(each, specs) for each in effective(loras)])

@@ -23,7 +23,7 @@ from max_zimage.pipeline.captions import (
 from max_zimage.pipeline.context import ZImageContext, asked_of, request_of, schedule_of, step_cache_of
 from max_zimage.pipeline.features import FeatureChange
 from max_zimage.pipeline.inpainting import Masked, Paste
-from max_zimage.pipeline.mixed_adapters import mixed_of
+from max_zimage.pipeline.mixed_adapters import MixedAdapters, mixed_of
 from max_zimage.pipeline.planning import planned, planned_later, seeds_of
 from max_zimage.pipeline.prepare import drawn_noise, laid_out
 from max_zimage.pipeline.start_from_image import begin, pastes_of, starting_latents
@@ -51,9 +51,13 @@ def sharing_key(context: PixelContext) -> tuple[object, ...]:
     )
 
 
+def _share(one: PixelContext, other: PixelContext) -> bool:
+    return sharing_key(one) == sharing_key(other)
+
+
 def fit_together(one: PixelContext, other: PixelContext) -> bool:
     """Whether two requests could share steps, each under its own adapters where they differ in these."""
-    if sharing_key(one) == sharing_key(other):
+    if _share(one, other):
         return True
     texts = [each.sharing if isinstance(each, ZImageContext) else "" for each in (one, other)]
     return all(texts) and without_loras(texts[0]) == without_loras(texts[1])
@@ -65,22 +69,25 @@ def inputs_of_contexts(
     transformer: ZImageTransformerModel,
     vae: ZImageVaeModel,
     text_encoder: ZImageTextEncoderModel,
+    mixed: MixedAdapters | None = None,
 ) -> ZImageModelInputs:
     """Bring requests of a server to the device, as one batch.
 
     Args:
-        contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; `fit_together`. The adapters of
-            the batch are the first one's; `with_own_adapters` gives each its own.
+        contexts: From `ZImageTokenizer`: validated, with schedule and noise in them; all of one `sharing_key`, or with
+            `mixed` such that `fit_together`.
         schedule_spec: The checkpoint's schedule.
         transformer: Will run the steps.
         vae: Encodes the images of requests that have one.
         text_encoder: Encodes the negative prompts of requests that bring features of their prompts alone.
+        mixed: From `own_adapters`.
 
     Raises:
-        ValueError: If the requests do not `fit_together`.
+        ValueError: If the requests cannot share a batch.
     """
     first = contexts[0]
-    if any(not fit_together(first, context) for context in contexts[1:]):
+    fits = fit_together if mixed else _share
+    if any(not fits(first, context) for context in contexts[1:]):
         raise ValueError("requests that share a batch must have the same size, schedule and guidance")
     legs = _legs(first, schedule_spec)
     asked, plan = legs[0].asked, legs[0].plan
@@ -96,22 +103,23 @@ def inputs_of_contexts(
     pastes = tuple(each for context in contexts for each in pastes_of_context(context))
     requests = [asked_of(each) for each in contexts] if len(legs) > 1 else []
     later = planned_later(legs, requests, captions, transformer.spec.num_layers)
-    return replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling, loras=asked.loras)
+    made = replace(made, masked=Masked.joined(kept), pastes=pastes, later=later, tiling=asked.tiling)
+    return replace(made, loras=() if mixed else asked.loras, mixed=mixed)
 
 
-def with_own_adapters(
-    inputs: ZImageModelInputs, contexts: Sequence[PixelContext], specs: ModelSpecs, transformer: ZImageTransformerModel
-) -> ZImageModelInputs:
-    """A batch whose requests have different adapters: each keeps its own, and the weights have none.
+def own_adapters(
+    contexts: Sequence[PixelContext], specs: ModelSpecs, transformer: ZImageTransformerModel
+) -> MixedAdapters | None:
+    """The adapters of a batch whose requests differ in them; None where all have the same.
 
     Raises:
-        NotApplied: If an adapter's file is gone, or is another one than when its request was made.
+        NotApplied: If an adapter's file is gone, or is another one than when its request was made, or if memory does
+            not suffice.
     """
     sets = [(asked_of(each).loras, each.num_images_per_prompt) for each in contexts]
     if len({loras for loras, _ in sets}) == 1:
-        return inputs
-    loras = [each for each, pictures in sets for _ in range(pictures)]
-    return replace(inputs, loras=(), mixed=mixed_of(loras, specs, transformer))
+        return None
+    return mixed_of([each for each, pictures in sets for _ in range(pictures)], specs, transformer)
 
 
 def pastes_of_context(context: PixelContext) -> tuple[Paste | None, ...]:

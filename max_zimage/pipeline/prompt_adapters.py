@@ -33,29 +33,36 @@ def sets_of_call(given: object, sources: CheckpointManifest) -> tuple[LoraSet, .
 
 
 class PromptAdapters:
-    """The adapters of each prompt of a call; nothing is done where there are none.
+    """The adapters of each prompt of a call; nothing is done where there are none, or all have the same.
 
     Args:
         parts: The components, and the checkpoint.
         request: The call's.
         sets: Of each prompt; None where the request says what all have.
 
+    Attributes:
+        request: The request, with the adapters in it where all prompts have the same.
+
     Raises:
         RequestError: If there are more or fewer than prompts, or these cannot be drawn together.
     """
 
     def __init__(self, parts: Parts, request: GenerationRequest, sets: Sequence[LoraSet] | None) -> None:
-        self._transformer, self._specs = parts.transformer, parts.sources.specs
-        self._loras = tuple(each for each in sets or () for _ in range(request.num_images_per_prompt))
+        self._transformer, self._specs, self.request = parts.transformer, parts.sources.specs, request
+        self._loras: tuple[LoraSet, ...] = ()
         if sets is None:
             return
         if len(sets) != request.num_prompts:
             message = "{field} has a list for each of {given} prompts, and there are {prompts}; give as many"
             raise RequestError.of("loras", message, given=len(sets), prompts=request.num_prompts)
+        if len({*sets}) == 1:  # in the weights they cost a step nothing
+            self.request = replace(request, loras=sets[0])
+            return
         for each in sets:
             if reason := why_apart(request, each, self._specs, self._transformer):
                 message = "{field}: prompts cannot be drawn together under adapters of their own: {reason}; draw them "
                 raise RequestError.of("loras", message + "one by one", reason=reason)
+        self._loras = tuple(each for each in sets for _ in range(request.num_images_per_prompt))
 
     def added_to(self, inputs: ZImageModelInputs) -> ZImageModelInputs:
         """The batch, with the adapters of each picture.

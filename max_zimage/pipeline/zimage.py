@@ -200,8 +200,8 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
             NotApplied: If its adapters cannot be added to the weights.
         """
-        request = enhanced(self, request, enhancer)
-        sets = self.prompt_adapters(request, loras)
+        sets = self.prompt_adapters(enhanced(self, request, enhancer), loras)
+        request = sets.request
         self.residency.check(self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
         with self.adapters.using(request.loras), stages.blaming(request.latents):

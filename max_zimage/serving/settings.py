@@ -72,6 +72,7 @@ class ServerSettings:
         lora_folder: Whose adapters requests may name; None for no adapters.
         batch_pictures: Pictures of several requests that may share their denoising steps; None for
             `usual_pictures`.
+        mix_loras: Whether requests under different adapters may share steps, each with its own beside the weights.
         shutdown_seconds: How long work in flight may go on after SIGTERM.
         embedding_cache_bytes: Of text features that the worker keeps for prompts that come again; 0 for none.
         state_store: Where requests and pictures by URL are kept, from `addresses.store_address`.
@@ -99,6 +100,7 @@ class ServerSettings:
     step_cache: str | None = None
     lora_folder: str | None = None
     batch_pictures: int | None = None
+    mix_loras: bool = False
     shutdown_seconds: float = 30.0
     embedding_cache_bytes: int = 256 * 2**20
     state_store: str = "memory"

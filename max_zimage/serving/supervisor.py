@@ -40,6 +40,7 @@ from max_zimage.serving.http.state import ServerState
 from max_zimage.serving.worker.max_hooks import (
     EMBEDDING_CACHE_VARIABLE,
     MAX_PICTURES_VARIABLE,
+    MIX_LORAS_VARIABLE,
     PixelGenerationPipeline,
 )
 
@@ -147,6 +148,7 @@ class Worker:
         """One life of the worker."""
         self.folder.restore()
         os.environ[MAX_PICTURES_VARIABLE] = str(self.pictures_together)
+        os.environ[MIX_LORAS_VARIABLE] = "1" if self.state.settings.mix_loras else "0"
         os.environ[EMBEDDING_CACHE_VARIABLE] = str(self.state.settings.embedding_cache_bytes)
         os.environ[PARENT_VARIABLE] = str(os.getpid())
         settings = Settings(

@@ -19,6 +19,7 @@ from max_zimage.checkpoint.layout import packed
 from max_zimage.checkpoint.names import Packing
 from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 from max_zimage.graphs import ops, text_ops
+from tests.graphs import test_adapted_linear as adapted
 from tests.graphs.test_text_ops import EXPERTS, buffers, exact, expert_op, given
 from tests.references import kernels as references
 from tests.references.op_modules import Makers, Op, Ops, Wanted, buffer, check, numbers, run
@@ -35,7 +36,8 @@ def product(op: str) -> Op:
 
 
 def makers_of(name: ModelDtype) -> Makers:
-    return {op: partial(product, op) for op in OUTPUTS} | {"experts": partial(expert_op, "odd", DType[name])}
+    products = {op: partial(product, op) for op in OUTPUTS} | {"experts": partial(expert_op, "odd", DType[name])}
+    return products | {**adapted.makers_of(name)}
 
 
 OPS = Wanted(makers=makers_of, dtypes=["bfloat16"], loop="widened")
@@ -63,3 +65,8 @@ def test_experts(compiled: Ops, length: int) -> None:
     inputs, each = given("odd", "bfloat16", 2, length), EXPERTS["odd"][1]
     ours = run(compiled.models["experts"], *buffers(inputs))
     check(ours, references.experts(*inputs, each), exact(inputs, each))
+
+
+@pytest.mark.parametrize("op", adapted.OUTPUTS)
+def test_low_rank_parts(compiled: Ops, op: str) -> None:
+    adapted.compare(compiled, op, [2, -1, 2, 1], 25, 130)

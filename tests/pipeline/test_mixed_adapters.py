@@ -98,17 +98,36 @@ def test_what_cannot_be_mixed_is_said(ours: ZImagePipeline, files: dict[str, Pat
     assert refusal([[files["text"]], []]) == text
     assert "everywhere.safetensors changes " in refusal([[], [files["everywhere"]]])
     assert "which is no matrix of the noise refiner or the main layers" in refusal([[], [files["everywhere"]]])
-    tensors = load_file(files["one"])
-    for name in [name for name in tensors if "lora_B" in name]:
-        rows = len(tensors[name])
-        tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = torch.ones(rows)
-    save_file(tensors, tmp_path / "dora.safetensors")
+    for kind in ("dora", "high"):
+        tensors = load_file(files["one"])
+        for name in [name for name in tensors if "lora_B" in name]:
+            rows = len(tensors[name])
+            if kind == "dora":
+                tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = torch.ones(rows)
+            else:
+                other = name.replace("lora_B", "lora_A")
+                tensors[name], tensors[other] = torch.ones(rows, 97), torch.ones(97, tensors[other].shape[1])
+        save_file(tensors, tmp_path / f"{kind}.safetensors")
     assert "by more than a low-rank product" in refusal([[tmp_path / "dora.safetensors"], []])
+    said = "high.safetensors changes noise_refiner.0.attention.to_q, whose rank comes to 97, where 96 is the most"
+    assert said in refusal([[tmp_path / "high.safetensors"], []])
     assert refusal(one, step_cache="taylorseer").startswith(f"{start}a step cache is asked for")
     assert refusal(one, nag_scale=2.0, guidance_scale=0.0, negative_prompt="x").startswith(f"{start}normalized")
     assert refusal(one, progressive=0.5).startswith(f"{start}passes are asked for")
     assert "has a list for each of 3 prompts, and there are 2; give as many" in refusal([[], [], []])
     assert "loras[1][0]: " in refusal([[], ["nowhere.safetensors"]])
+
+
+def test_sets_that_change_nothing_or_are_the_same(ours: ZImagePipeline, files: dict[str, Path]) -> None:
+    """The bits are those of the plain step, of pictures without any beside others, too."""
+    alike = draw(ours, PROMPTS[:2], seed=3, loras=[[files["one"]], [files["one"]]])
+    np.testing.assert_array_equal(alike, draw(ours, PROMPTS[:2], seed=3, loras=[files["one"]]))
+    plain, one = draw(ours, PROMPTS[:2], seed=3), files["one"]
+    for sets in ([[(one, 0.0)], []], [[one, (one, -1.0)], [(files["wide"], 0.0)]]):
+        np.testing.assert_array_equal(draw(ours, PROMPTS[:2], seed=3, loras=sets), plain)
+    mixed = draw(ours, PROMPTS[:2], seed=3, loras=[[one], [(one, 0.0)]])
+    np.testing.assert_array_equal(mixed[1], plain[1])
+    assert relative_l2(mixed[:1], plain[:1]) > 0.02
 
 
 def test_a_pair_is_no_list_of_adapters(ours: ZImagePipeline, files: dict[str, Path]) -> None:
@@ -130,9 +149,9 @@ def test_a_file_that_is_gone(ours: ZImagePipeline, files: dict[str, Path], tmp_p
 def test_what_does_not_fit_is_said(
     ours: ZImagePipeline, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """7 blocks, 2 sets, ranks of 32: (256 + 768 + 256 + 256 + 256 + 1364 + 682 + 256) numbers of 4 bytes each."""
-    monkeypatch.setattr(factors, "available_memory", lambda: 7 * 2 * 32 * 4094 * 4 - 1)
-    with pytest.raises(AdapterError, match="adapters beside the weights need 7 MiB, 7 MiB are available"):
+    """7 blocks, 1 set, ranks of 32: (256 + 768 + 256 + 256 + 256 + 1364 + 682 + 256) numbers of 4 bytes, twice."""
+    monkeypatch.setattr(factors, "available_memory", lambda: 7 * 32 * 4094 * 8 - 1)
+    with pytest.raises(AdapterError, match="draw fewer sets of adapters together"):
         draw(ours, PROMPTS[:2], seed=3, loras=[[files["one"]], []])
-    monkeypatch.setattr(factors, "available_memory", lambda: 7 * 2 * 32 * 4094 * 4)
+    monkeypatch.setattr(factors, "available_memory", lambda: 7 * 32 * 4094 * 8)
     draw(ours, PROMPTS[:2], seed=3, loras=[[files["one"]], []])

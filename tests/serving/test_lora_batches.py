@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from max.pipelines.context.exceptions import InputError
 
+from max_zimage.checkpoint.adapters import factors
 from max_zimage.serving.worker.messages import read_failure
 from tests.references.diffusers_runs import Pair
 from tests.references.loras import STYLE, TEXT, write_adapter
@@ -22,6 +23,12 @@ def folder(tmp_path: Path) -> Path:
     write_adapter(tmp_path / "style.safetensors", STYLE, TEXT)
     write_adapter(tmp_path / "other.safetensors", STYLE[1:], seed=2)
     return tmp_path
+
+
+@pytest.fixture
+def mixing(worker: Worker, embedded: Pair) -> Worker:
+    """The same where requests under different adapters may share steps."""
+    return Worker(embedded.ours, mix_loras=True)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def named(name: str, scale: float = 1.0) -> str:
 
 
 def test_each_under_its_own(worker: Worker, embedded: Pair, folder: Path) -> None:
-    """Those of equal sets share a batch, and those that can stand beside the weights; the oldest goes first."""
+    """Those of equal sets share a batch; the oldest that waits goes first."""
     style, other = folder / "style.safetensors", folder / "other.safetensors"
     asked = [
         worker.ask("a red star", loras=named("style", 0.5)),
@@ -49,7 +56,7 @@ def test_each_under_its_own(worker: Worker, embedded: Pair, folder: Path) -> Non
         worker.ask("a red star", loras=named("style", -0.5)),
     ]
     worker.finish()
-    assert [worker.steps(each)[0][1] for each in asked] == [2, 2, 2, 2, 1]
+    assert [worker.steps(each)[0][1] for each in asked] == [2, 1, 1, 2, 1]
     order = list(worker.told)
     assert order == [asked[at].request_id for at in (0, 3, 1, 2, 4)]
     expected = [
@@ -61,6 +68,7 @@ def test_each_under_its_own(worker: Worker, embedded: Pair, folder: Path) -> Non
     ]
     for each, pictures in zip(asked, expected, strict=True):
         assert_same(worker.pictures(each), pictures)
+    np.testing.assert_array_equal(worker.pictures(asked[1]), expected[1])
     np.testing.assert_array_equal(worker.pictures(asked[4]), expected[4])
 
 
@@ -81,46 +89,55 @@ def test_a_file_that_is_gone_costs_its_requests_alone(
         assert failure.message.startswith("adapters style.safetensors: style.safetensors cannot be read: No such file")
         assert str(folder) in caplog.text  # the log is the owner's
     assert_same(worker.pictures(first), alone(embedded.ours, "a red star", loras=[folder / "other.safetensors"]))
-    assert_same(worker.pictures(after), alone(embedded.ours, "a red star", 6))
+    np.testing.assert_array_equal(worker.pictures(after), alone(embedded.ours, "a red star", 6))
 
 
-def test_different_adapters_share_steps(worker: Worker, embedded: Pair, folder: Path) -> None:
+def test_different_adapters_share_steps(mixing: Worker, embedded: Pair, folder: Path) -> None:
     """Each is the picture that it is alone; one of several pictures, and one that is cancelled on the way, too."""
     other, third = folder / "other.safetensors", write_adapter(folder / "third.safetensors", STYLE, seed=4).path
     asked = [
-        worker.ask("a red star", loras=named("other", 0.5)),
-        worker.ask("a blue ring", seed=6, num_images=2, loras=named("third", -1.0)),
-        worker.ask("a green square", seed=9),
-        worker.ask("a red ring", seed=2, loras=named("style")),  # of the text encoder, too
+        mixing.ask("a red star", loras=named("other", 0.5)),
+        mixing.ask("a blue ring", seed=6, num_images=2, loras=named("third", -1.0)),
+        mixing.ask("a green square", seed=9),
+        mixing.ask("a red ring", seed=2, loras=named("style")),  # of the text encoder, too
     ]
-    worker.turn()
-    worker.turn()
-    assert [worker.steps(each)[0][1] for each in asked[:3]] == [4, 4, 4]
-    worker.cancels.put([asked[0].request_id])
-    worker.finish()
-    assert worker.is_cancelled(asked[0])
-    assert worker.steps(asked[3])[0][1] == 1
-    assert_same(
-        worker.pictures(asked[1]),
-        alone(embedded.ours, "a blue ring", 6, num_images_per_prompt=2, loras=[(third, -1.0)]),
-    )
-    assert_same(worker.pictures(asked[2]), alone(embedded.ours, "a green square", 9))
-    assert_same(worker.pictures(asked[3]), alone(embedded.ours, "a red ring", 2, loras=[folder / "style.safetensors"]))
+    mixing.turn()
+    mixing.turn()
+    assert [mixing.steps(each)[0][1] for each in asked[:3]] == [4, 4, 4]
+    mixing.cancels.put([asked[0].request_id])
+    mixing.finish()
+    assert mixing.is_cancelled(asked[0])
+    assert mixing.steps(asked[3])[0][1] == 1
+    two = alone(embedded.ours, "a blue ring", 6, num_images_per_prompt=2, loras=[(third, -1.0)])
+    assert_same(mixing.pictures(asked[1]), two)
+    assert_same(mixing.pictures(asked[2]), alone(embedded.ours, "a green square", 9))
+    assert_same(mixing.pictures(asked[3]), alone(embedded.ours, "a red ring", 2, loras=[folder / "style.safetensors"]))
     again = [
-        worker.ask("a red star", loras=named("other", 0.5)),
-        worker.ask("a red star", seed=6, step_cache="taylorseer"),
+        mixing.ask("a red star", loras=named("other", 0.5)),
+        mixing.ask("a red star", seed=6, step_cache="taylorseer"),
     ]
-    worker.finish()  # what is drawn in another way is drawn by itself
-    assert [worker.steps(each)[0][1] for each in again] == [1, 1]
-    assert_same(worker.pictures(again[0]), alone(embedded.ours, "a red star", loras=[(other, 0.5)]))
+    mixing.finish()  # what is drawn in another way is drawn by itself
+    assert [mixing.steps(each)[0][1] for each in again] == [1, 1]
+    assert_same(mixing.pictures(again[0]), alone(embedded.ours, "a red star", loras=[(other, 0.5)]))
 
 
-def test_equal_adapters_stay_in_the_weights(worker: Worker, embedded: Pair, folder: Path) -> None:
-    """Where all have the same, nothing stands beside them: the bits are those of a call."""
-    asked = [worker.ask("a red star", loras="other.safetensors"), worker.ask("a red star", loras="other.safetensors")]
-    worker.finish()
-    assert [worker.steps(each)[0][1] for each in asked] == [2, 2]
+def test_equal_adapters_stay_in_the_weights(mixing: Worker, embedded: Pair) -> None:
+    asked = [mixing.ask("a red star", loras="other.safetensors"), mixing.ask("a red star", loras="other.safetensors")]
+    mixing.finish()
+    assert [mixing.steps(each)[0][1] for each in asked] == [2, 2]
     assert [each.name for each in embedded.ours.adapters.loras] == ["other.safetensors"]
+
+
+def test_what_does_not_fit_beside_the_weights_is_drawn_one_by_one(
+    mixing: Worker, embedded: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(factors, "available_memory", lambda: 0)
+        asked = [mixing.ask("a red star", loras="other.safetensors"), mixing.ask("a blue ring", seed=6)]
+        mixing.finish()
+    assert [mixing.steps(each)[-1][1] for each in asked] == [1, 1]
+    assert_same(mixing.pictures(asked[0]), alone(embedded.ours, "a red star", loras=[folder / "other.safetensors"]))
+    assert_same(mixing.pictures(asked[1]), alone(embedded.ours, "a blue ring", 6))
 
 
 @pytest.mark.parametrize("name", ["style.safetensors", "/style.safetensors", "../style.safetensors"])

@@ -38,13 +38,13 @@ _NAMED = tuple(name for name, row in ROWS.items() if row.responses and row.respo
 class Worker:
     """A scheduler with queues that a test fills and reads."""
 
-    def __init__(self, pipeline: ZImagePipeline, max_pictures: int = 4) -> None:
+    def __init__(self, pipeline: ZImagePipeline, max_pictures: int = 4, *, mix_loras: bool = False) -> None:
         self.requests: queue.Queue[Any] = queue.Queue()
         self.answers: queue.Queue[dict[RequestID, Any]] = queue.Queue()
         self.cancels: queue.Queue[list[RequestID]] = queue.Queue()
         self.told: dict[RequestID, list[Any]] = {}
         self.scheduler: StepScheduler[Any, Any, Any] = StepScheduler(
-            pipeline=SimpleNamespace(_pipeline_model=pipeline, max_pictures=max_pictures),
+            pipeline=SimpleNamespace(_pipeline_model=pipeline, max_pictures=max_pictures, mix_loras=mix_loras),
             batch_constructor=None,
             request_queue=self.requests,
             response_queue=self.answers,

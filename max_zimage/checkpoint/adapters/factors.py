@@ -10,130 +10,115 @@ Reference: `graphs.model.adapted`, which takes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from max.driver import Buffer
-from max.dtype import DType
 
 from max_zimage.checkpoint.adapters.adapter import Adapter
 from max_zimage.checkpoint.adapters.changes import Change
 from max_zimage.checkpoint.adapters.deltas import LowRank
+from max_zimage.checkpoint.adapters.places import MATRICES, Place, matrix_places
 from max_zimage.checkpoint.adapters.values import numbers
-from max_zimage.checkpoint.expand import ParameterSource, transformer_names, weights
 from max_zimage.checkpoint.layout import deinterleave_pairs, packed
 from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.tensors import Files
 from max_zimage.device.dtypes import BYTES, ModelDtype, bfloat16_bits
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
+from max_zimage.errors import AdapterError
 from max_zimage.graphs.model.adapted import Factors
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.ops import PANEL
 from max_zimage.host.sizes import sized
 
-MATRICES = {
-    "attention.qkv.weight": "qkv",
-    "attention.out.weight": "out",
-    "feed_forward.w13.weight": "w13",
-    "feed_forward.w2.weight": "w2",
-}
-"""The graphs' names of a block's matrices, and what `Factors` call them."""
-
-Bits = npt.NDArray[np.uint16] | FloatArray
 Scaled = tuple[Adapter, float]
-Pair = tuple[list[FloatArray], list[FloatArray]]
-"""The parts of down, and those of up."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor of the files stands in a matrix of a block.
+def why_not(adapters: Sequence[Adapter]) -> str | None:
+    """Why the adapters of a picture cannot stand beside the matrices, and are added to the weights; None if they can.
 
-    Attributes:
-        block: Number of the block, those of the noise refiner first.
-        matrix: As `MATRICES` has it.
-        begin: Its first row there.
-        source: The whole matrix.
+    Args:
+        adapters: All of them: their ranks add up.
+
+    Returns:
+        Begins with the adapter's name.
     """
-
-    block: int
-    matrix: str
-    begin: int
-    source: ParameterSource
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs of the whole matrix."""
-        return sum(part.shape[0] for part in self.source.parts), self.source.parts[0].shape[1]
-
-
-def why_not(adapter: Adapter) -> str | None:
-    """Why an adapter cannot stand beside the matrices, and is added to the weights; None if it can."""
-    if others := [name for name, found in adapter.modules.items() if found and name != "transformer"]:
-        return f"changes the {others[0].replace('_', ' ')}"
-    places = _places(adapter.specs.transformer)
-    for module, changes in adapter.modules.get("transformer", {}).items():
-        for change in changes:
-            if not isinstance(change.delta, LowRank) or change.magnitude is not None or change.replaces:
-                return f"changes {module} by more than a low-rank product"
-            if any(stretch.name not in places for stretch in change.target.stretches):
-                return f"changes {module}, which is no matrix of the noise refiner or the main layers"
+    ranks: dict[tuple[int, str], int] = {}
+    for adapter in adapters:
+        if others := [each for each, found in adapter.modules.items() if found and each != "transformer"]:
+            return f"{adapter.path.name} changes the {others[0].replace('_', ' ')}"
+    for adapter, change in _changes(adapters):
+        what, places = f"{adapter.path.name} changes {change.module}", matrix_places(adapter.specs.transformer)
+        if not isinstance(change.delta, LowRank) or change.magnitude is not None or change.replaces:
+            return f"{what} by more than a low-rank product"
+        if any(stretch.name not in places for stretch in change.target.stretches):
+            return f"{what}, which is no matrix of the noise refiner or the main layers"
+        place = places[change.target.stretches[0].name]
+        rank = ranks.get(place.where, 0) + change.delta.down.shape[0]
+        if rank > place.most:
+            return f"{what}, whose rank comes to {rank}, where {place.most} is the most"
+        ranks[place.where] = rank
     return None
 
 
-def factors_of(slots: Sequence[Sequence[Scaled]], spec: TransformerSpec, dtype: ModelDtype) -> Factors[Buffer]:
+def factors_of(sets: Sequence[Sequence[Scaled]], spec: TransformerSpec, dtype: ModelDtype) -> Factors[Buffer]:
     """The low-rank parts of all matrices.
 
     Args:
-        slots: Adapters and their scales, of each slot; none for the weights as they are. `why_not` has nothing against
-            any of them.
+        sets: Adapters and their scales, at least one set; `why_not` has nothing against any of them.
         spec: The transformer's.
         dtype: Of the model.
 
     Returns:
-        In host memory, packed; every matrix has the rank that its largest slot needs, rounded up to whole panels.
+        In host memory, packed; every matrix has the rank that its largest set needs, rounded up to whole panels.
 
     Raises:
-        AdapterError: If a file was changed after it was opened.
+        AdapterError: If a file was changed after it was opened, or numbers come out infinite.
         NotEnoughMemoryError: If they do not fit.
     """
-    found: dict[tuple[int, int, str], Pair] = {}
-    for slot, adapters in enumerate(slots):
+    shapes = {place.matrix: place.shape for place in matrix_places(spec).values()}
+    ranks, count = _ranks(sets, spec), len(sets) * spec.num_blocks
+    _check_memory(count * sum(ranks[matrix] * sum(shape) for matrix, shape in shapes.items()), dtype)
+    downs = {matrix: np.zeros((count, ranks[matrix], inputs), np.float32) for matrix, (_, inputs) in shapes.items()}
+    ups = {matrix: np.zeros((count, outputs, ranks[matrix]), np.float32) for matrix, (outputs, _) in shapes.items()}
+    for index, adapters in enumerate(sets):
+        filled: dict[tuple[int, str], int] = {}
         for place, down, up in _pairs(adapters, spec):
-            downs, ups = found.setdefault((slot, place.block, place.matrix), ([], []))
-            downs.append(down)
-            ups.append(up)
-    shapes = {place.matrix: place.shape for place in _places(spec).values()}
-    ranks = {matrix: _rank([pair for key, pair in found.items() if key[2] == matrix]) for matrix in shapes}
-    _check_memory(sum(ranks[name] * sum(shape) for name, shape in shapes.items()) * len(slots), spec, dtype)
+            at, begin = index * spec.num_blocks + place.block, filled.get(place.where, 0)
+            end = filled[place.where] = begin + len(down)
+            downs[place.matrix][at, begin:end] = down
+            ups[place.matrix][at, :, begin:end] = up
     made: dict[str, Buffer] = {}
-    for matrix in MATRICES.values():
-        own = {(slot, block): pair for (slot, block, name), pair in found.items() if name == matrix}
-        (outputs, inputs), rank = shapes[matrix], ranks[matrix]
-        packing: Packing = "gated" if matrix == "w13" else "panels"
-        downs = _stacked(len(slots), spec.num_blocks, (rank, inputs), "panels", dtype)
-        ups = _stacked(len(slots), spec.num_blocks, (outputs, rank), packing, dtype)
-        for (slot, block), (down_parts, up_parts) in own.items():
-            down, up = np.concatenate(down_parts), np.concatenate(up_parts, axis=1)
-            missing = rank - len(down)
-            downs[block, slot] = _packed(np.pad(down, ((0, missing), (0, 0))), "panels", dtype)
-            ups[block, slot] = _packed(np.pad(up, ((0, 0), (0, missing))), packing, dtype)
-        made[f"{matrix}_down"], made[f"{matrix}_up"] = _buffer(downs, dtype), _buffer(ups, dtype)
+    for matrix in shapes:
+        made[f"{matrix}_down"] = _packed(downs.pop(matrix), "panels", dtype)
+        made[f"{matrix}_up"] = _packed(ups.pop(matrix), "gated" if matrix == "w13" else "panels", dtype)
     return Factors(**made)
 
 
-def _rank(pairs: Sequence[Pair]) -> int:
-    """The rank of a matrix: that of the largest, in whole panels, at least one."""
-    most = max((sum(map(len, downs)) for downs, _ in pairs), default=1)
-    return -(-most // PANEL) * PANEL
+def _changes(adapters: Iterable[Adapter]) -> Iterator[tuple[Adapter, Change]]:
+    """What adapters change of the transformer, but for what an alpha of 0 leaves as it is."""
+    for adapter in adapters:
+        for changes in adapter.modules.get("transformer", {}).values():
+            yield from ((adapter, change) for change in changes if not change.is_nothing)
 
 
-def _check_memory(numbers_of_block: int, spec: TransformerSpec, dtype: ModelDtype) -> None:
-    needed, available = numbers_of_block * spec.num_blocks * BYTES[dtype], available_memory()
+def _ranks(sets: Sequence[Sequence[Scaled]], spec: TransformerSpec) -> dict[str, int]:
+    """The rank of each matrix: that of the largest of all blocks and sets, in whole panels, at least one."""
+    places = matrix_places(spec)
+    most = dict.fromkeys(MATRICES.values(), 1)
+    for adapters in sets:
+        ranks: dict[tuple[int, str], int] = {}
+        for _, change in _changes(adapter for adapter, _ in adapters):
+            place = places[change.target.stretches[0].name]
+            ranks[place.where] = ranks.get(place.where, 0) + _low_rank(change).down.shape[0]
+            most[place.matrix] = max(most[place.matrix], ranks[place.where])
+    return {matrix: -(-rank // PANEL) * PANEL for matrix, rank in most.items()}
+
+
+def _check_memory(count: int, dtype: ModelDtype) -> None:
+    """While they are packed, numbers are there in float32 too."""
+    needed, available = count * (BYTES["float32"] + BYTES[dtype]), available_memory()
     if needed > available:
         raise NotEnoughMemoryError(
             f"adapters beside the weights need {sized(needed)}, {sized(available)} are available; draw fewer sets of "
@@ -142,22 +127,29 @@ def _check_memory(numbers_of_block: int, spec: TransformerSpec, dtype: ModelDtyp
 
 
 def _pairs(adapters: Sequence[Scaled], spec: TransformerSpec) -> Iterator[tuple[Place, FloatArray, FloatArray]]:
-    places, files = _places(spec), Files()
+    places, files = matrix_places(spec), Files()
     for adapter, scale in adapters:
         adapter.check_unchanged()
-        for changes in adapter.modules.get("transformer", {}).values():
-            for change in changes:
-                if not change.is_nothing:
-                    yield _pair(change, scale, places, files)
+        for _, change in _changes([adapter]):
+            place, down, up = _pair(change, scale, places, files)
+            if not np.isfinite(up).all():
+                raise AdapterError(f"{adapter.path}: {change.module} is infinite at a scale of {scale:g}")
+            yield place, down, up
+
+
+def _low_rank(change: Change) -> LowRank:
+    assert isinstance(change.delta, LowRank)  # see `why_not`
+    return change.delta
 
 
 def _pair(
     change: Change, scale: float, places: Mapping[str, Place], files: Files
 ) -> tuple[Place, FloatArray, FloatArray]:
     """A change's matrix, down [rank, inputs], and up [outputs of the whole matrix, rank] times factor and scale."""
-    assert isinstance(change.delta, LowRank)
-    down, up = numbers(change.delta.down, files), numbers(change.delta.up, files)
-    up = up * np.float32(change.delta.factor * scale)
+    delta = _low_rank(change)
+    down, up = numbers(delta.down, files), numbers(delta.up, files)
+    with np.errstate(over="ignore"):  # what comes of it is looked at
+        up = up * np.float32(delta.factor * scale)
     place = places[change.target.stretches[0].name]
     whole = np.zeros((place.shape[0], len(down)), np.float32)
     for stretch in change.target.stretches:
@@ -168,36 +160,6 @@ def _pair(
     return place, down, whole
 
 
-@lru_cache(maxsize=4)
-def _places(spec: TransformerSpec) -> Mapping[str, Place]:
-    """Tensors of the files, by name -> where they stand."""
-    found: dict[str, Place] = {}
-    starts = {"noise_refiner": 0, "layers": spec.num_refiner_layers}
-    for source in weights(transformer_names(spec), "diffusers", ""):
-        room, _, rest = source.engine.partition(".")
-        number, _, name = rest.partition(".")
-        if room not in starts or name not in MATRICES:
-            continue
-        begin = 0
-        for part in source.parts:
-            found[part.name] = Place(starts[room] + int(number), MATRICES[name], begin, source)
-            begin += part.shape[0]
-    return found
-
-
-def _packed(values: FloatArray, packing: Packing, dtype: ModelDtype) -> Bits:
-    if dtype == "float32":
-        return packed(values, packing).to_numpy()
-    bits = packed(bfloat16_bits(values), packing)
-    return bits.view(DType.uint16, tuple(map(int, bits.shape))).to_numpy()
-
-
-def _stacked(slots: int, blocks: int, shape: tuple[int, int], packing: Packing, dtype: ModelDtype) -> Bits:
-    """Zeros of all blocks and slots."""
-    one = _packed(np.zeros(shape, np.float32), packing, dtype)
-    return np.zeros((blocks, slots, *one.shape), one.dtype)
-
-
-def _buffer(values: Bits, dtype: ModelDtype) -> Buffer:
-    buffer = Buffer.from_numpy(values.reshape(-1))
-    return buffer.view(DType[dtype], values.shape)
+def _packed(values: FloatArray, packing: Packing, dtype: ModelDtype) -> Buffer:
+    """Matrices [count, outputs, inputs] as `graphs.adapted_ops.adapted_linear` takes them."""
+    return packed(values if dtype == "float32" else bfloat16_bits(values), packing)

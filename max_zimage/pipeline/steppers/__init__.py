@@ -32,8 +32,8 @@ def _by_cache(transformer: ZImageTransformerModel, inputs: ZImageModelInputs) ->
     cache = inputs.step_cache
     # With a threshold of 0 every evaluation is computed, and the plain stepper computes all branch rows at once.
     nag = inputs.guidance.nag
-    if inputs.mixed is not None:
-        return AdaptedStepper(transformer, inputs.mixed)
+    if inputs.mixed is not None and inputs.mixed.factors is not None:
+        return AdaptedStepper(transformer, inputs.mixed.sets, inputs.mixed.factors)
     if cache is None or (isinstance(cache, FirstBlockCache) and cache.threshold == 0):
         return PlainStepper(transformer) if nag is None else PairedStepper(transformer, inputs.guidance, nag)
     if nag is not None:

@@ -24,6 +24,9 @@ from max_zimage.serving.settings import usual_pictures
 MAX_PICTURES_VARIABLE = "MAX_ZIMAGE_MAX_BATCH_PICTURES"
 """Pictures that may share a batch; MAX hands its worker no settings of ours, so the environment does."""
 
+MIX_LORAS_VARIABLE = "MAX_ZIMAGE_MIX_LORAS"
+"""Whether requests under different adapters may share a batch; likewise."""
+
 EMBEDDING_CACHE_VARIABLE = "MAX_ZIMAGE_EMBEDDING_CACHE_BYTES"
 """Bytes of features that the worker keeps; likewise."""
 
@@ -33,6 +36,7 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
 
     Attributes:
         max_pictures: Pictures that requests may share a batch with.
+        mix_loras: Whether requests may share one whose adapters differ.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,6 +51,7 @@ class PixelGenerationPipeline(MaxPixelGenerationPipeline[PixelGenerationContextT
         super().__init__(*args, **kwargs)
         usual = usual_pictures(on_host=self._devices[0].is_host)
         self.max_pictures = int(os.environ.get(MAX_PICTURES_VARIABLE, usual))
+        self.mix_loras = os.environ.get(MIX_LORAS_VARIABLE) == "1"
         model, kept = getattr(self, "_pipeline_model", None), int(os.environ.get(EMBEDDING_CACHE_VARIABLE, "0"))
         if kept and isinstance(model, ZImagePipeline):
             model.text_encoder.kept_features = KeptFeatures(kept)

@@ -12,7 +12,7 @@ from max.pipelines.modeling.types import RequestID
 
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.not_finite import Flags
-from max_zimage.pipeline.prepare_contexts import inputs_of_contexts, pastes_of_context, with_own_adapters
+from max_zimage.pipeline.prepare_contexts import inputs_of_contexts, own_adapters, pastes_of_context
 from max_zimage.pipeline.stages import decoded
 from max_zimage.pipeline.zimage import ZImagePipeline
 
@@ -41,8 +41,8 @@ class RunningBatch:
         self.times: dict[str, tuple[float, float]] = {}
         spec = pipeline.sources.specs.schedule
         parts = pipeline.transformer, pipeline.vae, pipeline.text_encoder
-        inputs = inputs_of_contexts(self.contexts, spec, *parts)
-        inputs = with_own_adapters(inputs, self.contexts, pipeline.sources.specs, pipeline.transformer)
+        mixed = own_adapters(self.contexts, pipeline.sources.specs, pipeline.transformer)
+        inputs = inputs_of_contexts(self.contexts, spec, *parts, mixed)
         self._tiling = inputs.tiling
         pipeline.vae.expect(self._tiling, inputs.height, inputs.width)
         self._run = pipeline.denoising(inputs)

@@ -61,6 +61,9 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         # The fit takes the autoencoder's encoder along, which may have to be compiled: now, not while a request waits.
         self._previewer = Previewer(self._model).fitted() if self._model else None
         self._max_pictures = int(getattr(self.pipeline, "max_pictures", 1))
+        self._mixing = bool(getattr(self.pipeline, "mix_loras", False)) and self._model is not None
+        if self._mixing:
+            _ = cast(ZImagePipeline, self._model).transformer.adapted  # compiled now, likewise
         self._waiting: list[ZImageContext] = []
         self._running: RunningBatch | None = None
         self._starting: list[ZImageContext] = []
@@ -174,7 +177,20 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         if first.encodes:
             self._encode(first)
             return
-        self._running = RunningBatch(cast(ZImagePipeline, self._model), batch)
+        self._running = self._begun(batch)
+
+    def _begun(self, batch: list[ZImageContext]) -> RunningBatch:
+        """Begin a batch; where its different adapters cannot be had together, the first request goes alone."""
+        model = cast(ZImagePipeline, self._model)
+        try:
+            return RunningBatch(model, batch)
+        except NotApplied as error:
+            if all(context.sharing == batch[0].sharing for context in batch):
+                raise
+            _log.warning("request %s goes alone, for adapters cannot be mixed: %s", batch[0].request_id, error)
+        self._waiting = [*batch[1:], *self._waiting]
+        self._starting = batch[:1]
+        return RunningBatch(model, self._starting)
 
     def _encode(self, context: ZImageContext) -> None:
         """Answer a request that wants features of its texts and no picture."""
@@ -191,7 +207,7 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
     def _mixes(self, one: ZImageContext, other: ZImageContext) -> bool:
         """Whether two requests that differ in their adapters can share steps, each under its own."""
         model = cast(ZImagePipeline, self._model)
-        if not other.sharing or not fit_together(one, other):
+        if not self._mixing or not fit_together(one, other):
             return False
         try:
             asked, specs = (asked_of(one), asked_of(other)), model.sources.specs

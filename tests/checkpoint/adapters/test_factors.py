@@ -11,7 +11,8 @@ import torch
 from max.driver import Buffer
 
 from max_zimage.checkpoint.adapters import added, open_adapter
-from max_zimage.checkpoint.adapters.factors import MATRICES, Scaled, factors_of, why_not
+from max_zimage.checkpoint.adapters.factors import Scaled, factors_of, why_not
+from max_zimage.checkpoint.adapters.places import MATRICES
 from max_zimage.checkpoint.config import ModelSpecs, model_specs
 from max_zimage.checkpoint.expand import transformer_names
 from max_zimage.checkpoint.formats import open_source
@@ -38,7 +39,7 @@ def matrix(packed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def test_products_are_what_is_added_to_the_weights(adapters: list[Scaled]) -> None:
-    assert all(why_not(adapter) is None for adapter, _ in adapters)
+    assert why_not([adapter for adapter, _ in adapters]) is None
     source, table = (
         open_source(list((PATH / "transformer").glob("*.safetensors"))),
         transformer_names(SPECS.transformer),
@@ -52,23 +53,23 @@ def test_products_are_what_is_added_to_the_weights(adapters: list[Scaled]) -> No
         layer = block - SPECS.transformer.num_refiner_layers
         name = f"layers.{layer}" if layer >= 0 else f"noise_refiner.{block}"
         for parameter, field in MATRICES.items():
-            down, up = (getattr(found, f"{field}_{side}").to_numpy()[block] for side in ("down", "up"))
-            engine = f"{name}.{parameter}"
+            down, up = (found._asdict()[f"{field}_{side}"].to_numpy() for side in ("down", "up"))
+            engine, at = f"{name}.{parameter}", SPECS.transformer.num_blocks + block
             expected = matrix(adapted[engine].to_numpy()) - matrix(base[engine].to_numpy())
-            np.testing.assert_allclose(matrix(up[1]) @ matrix(down[1]), expected, atol=1e-6)
-            assert not up[0].any()
+            np.testing.assert_allclose(matrix(up[at]) @ matrix(down[at]), expected, atol=1e-6)
+            assert not up[block].any()
             changed += bool(np.abs(expected).max() > 0.001)
     assert changed == 8
 
 
 def test_in_bfloat16_they_are_those_of_float32_rounded(adapters: list[Scaled]) -> None:
-    slots = [adapters, []]
+    sets = [adapters, []]
     for exact, rounded in zip(
-        *(factors_of(slots, SPECS.transformer, dtype) for dtype in ("float32", "bfloat16")), strict=True
+        *(factors_of(sets, SPECS.transformer, dtype) for dtype in ("float32", "bfloat16")), strict=True
     ):
-        blocks, count, panels, units, numbers = map(int, exact.shape)
-        pairs = as_torch(exact).reshape(blocks, count, panels, units // 2, 2, numbers).transpose(-1, -2)
-        expected = pairs.reshape(blocks, count, panels, units // 2, 2 * numbers).bfloat16()
+        blocks, panels, units, numbers = map(int, exact.shape)
+        pairs = as_torch(exact).reshape(blocks, panels, units // 2, 2, numbers).transpose(-1, -2)
+        expected = pairs.reshape(blocks, panels, units // 2, 2 * numbers).bfloat16()
         assert torch.equal(as_torch(rounded), expected)
 
 
