@@ -47,7 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    with Server(folder.parent, ["--lora-folder", "loras"]) as running:
+    flags = ["--lora-folder", "loras", "--batch-pictures", "2", "--mix-loras"]
+    with Server(folder.parent, flags) as running:
         yield running
 
 
@@ -173,3 +174,37 @@ def test_a_server_without_a_folder(folder: Path) -> None:
 def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "0", "--lora-folder", str(tmp_path / "gone")]) == 2
     assert f"--lora-folder {tmp_path / 'gone'} is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "--mix-loras would do nothing without --lora-folder"),
+        (["--lora-folder", "."], "--mix-loras would do nothing where one picture is drawn at a time"),
+        (
+            ["--lora-folder", ".", "--batch-pictures", "4", "--quantize", "transformer=int8"],
+            "--mix-loras is for a transformer that is neither quantized nor streamed",
+        ),
+    ],
+)
+def test_mixing_where_it_could_do_nothing(flags: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "0", "--device", "cpu", "--mix-loras", *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_different_adapters_share_steps(server: Server, folder: Path, embedded: Pair, tmp_path: Path) -> None:
+    """Where they wait together: one that has some, and one that has none."""
+    before = server.metric("zimage_batch_pictures_sum"), server.metric("zimage_batch_pictures_count")
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(server.draw, PROMPT, {"X-Request-ID": "mixed"}, steps=40, size="256x256")
+        server.wait_for_status("mixed", "running")
+        loras = [{"name": "other.safetensors", "scale": 0.5}]
+        others = [pool.submit(server.draw, PROMPT, None, **SIZE | more) for more in ({"loras": loras}, {})]
+        answers = [future.result() for future in (first, *others)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    after = server.metric("zimage_batch_pictures_sum"), server.metric("zimage_batch_pictures_count")
+    assert (after[0] - before[0], after[1] - before[1]) == (5, 3)
+    for answer, own in zip(answers[1:], ([(folder / "other.safetensors", 0.5)], []), strict=True):
+        keep(tmp_path / "a.png", answer)
+        difference = pixels(tmp_path / "a.png").astype(int) - expected(embedded, loras=own)
+        assert np.mean(np.abs(difference) <= 1) > 0.999
