@@ -26,7 +26,7 @@ PARTS = {
     "additions": "what samplers, guidance variants and the like cost in a step",
     "tiles": "the autoencoder in tiles: against the whole one, time and estimated memory",
     "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
-    "mixed_adapters": "four pictures under four adapters, together and one by one",
+    "mixed_adapters": "pictures under different adapters, together and set by set; low-rank products by themselves",
     "storages": "quantized weights of the embedded model: pictures beside those of whole ones, and memory",
     "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
