@@ -148,7 +148,7 @@ def _steps(pipeline: ZImagePipeline, side: int, steps: int, made: dict[int, list
 def _products(dtype: ModelDtype, sizes: Sizes, repeats: int) -> Iterator[Row]:
     """All products of one block at the published widths, of two rows with parts of their own."""
     kind = DType[dtype]
-    models = compile_ops(_makers(kind), kind)
+    models = compile_ops(_makers(kind), dtype)
     held = {
         name: (_data(dtype, None, 2, sizes.tokens, inputs), _data(dtype, packing, outputs, inputs))
         for name, (inputs, outputs, packing) in MATRICES.items()

@@ -60,8 +60,8 @@ def factor_types(spec: TransformerSpec, dtype: DType, device: DeviceRef) -> Fact
 
     def types(name: str, inputs: int, outputs: int) -> tuple[TensorType, TensorType]:
         panels, units, numbers = ops.packed_shape(inputs, outputs, dtype)
-        down = ["adapted_blocks", f"{name}_rank_panels", units, numbers]
-        up = ["adapted_blocks", panels, f"{name}_rank_units", numbers]
+        down: list[int | str] = ["adapted_blocks", f"{name}_rank_panels", units, numbers]
+        up: list[int | str] = ["adapted_blocks", panels, f"{name}_rank_units", numbers]
         return TensorType(dtype, down, device), TensorType(dtype, up, device)
 
     pairs = (

@@ -16,8 +16,9 @@ from typing import Any, cast
 
 from max_zimage.pipeline.bound_adapters import COMPONENTS, BoundAdapters, checked_loras, opened
 from max_zimage.pipeline.manifest import CheckpointManifest
+from max_zimage.pipeline.mixed_adapters import LoraSet
 from max_zimage.pipeline.parts import Parts
-from max_zimage.pipeline.prompt_adapters import LoraSet, PromptAdapters, sets_of_call
+from max_zimage.pipeline.prompt_adapters import PromptAdapters, sets_of_call
 from max_zimage.request.loras import SUFFIX, Lora
 from max_zimage.request.request import GenerationRequest
 

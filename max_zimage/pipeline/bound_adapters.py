@@ -21,7 +21,7 @@ from max_zimage.compile.device_weights import shared
 from max_zimage.components import ZImageComponent
 from max_zimage.device.dtypes import BYTES
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, check_device_memory
-from max_zimage.errors import AdapterError, Item
+from max_zimage.errors import AdapterError
 from max_zimage.host.sizes import sized
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.parts import Parts
@@ -54,7 +54,7 @@ def opened(lora: Lora, specs: ModelSpecs) -> Adapter:
     return adapter
 
 
-def checked_loras(given: object, sources: CheckpointManifest, name: str | Item = "loras") -> tuple[Lora, ...]:
+def checked_loras(given: object, sources: CheckpointManifest, name: str = "loras") -> tuple[Lora, ...]:
     """Check adapters as a request's are checked, and that they fit the checkpoint.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from max_zimage.errors import Item, RequestError
+from max_zimage.errors import RequestError
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.bound_adapters import checked_loras
 from max_zimage.pipeline.carried import Carried
@@ -29,7 +29,7 @@ def sets_of_call(given: object, sources: CheckpointManifest) -> tuple[LoraSet, .
     """
     if not isinstance(given, (list, tuple)) or not given or not all(map(_is_set, given)):
         return None
-    return tuple(checked_loras(each, sources, Item("loras", f"[{index}]")) for index, each in enumerate(given))
+    return tuple(checked_loras(each, sources, f"loras[{index}]") for index, each in enumerate(given))
 
 
 class PromptAdapters:

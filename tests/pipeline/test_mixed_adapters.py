@@ -71,6 +71,7 @@ def test_each_is_the_picture_that_it_is_alone(
 def test_an_interval_of_guidance_and_skipped_layers(ours: ZImagePipeline, files: dict[str, Path]) -> None:
     """Evaluations have unequal numbers of branch rows."""
     more: dict[str, Any] = {"guidance_scale": 2.0, "guidance_interval": (0.0, 0.5), "slg_scale": 1.0, "slg_layers": [2]}
+    more |= {"slg_start": 0.0, "slg_stop": 1.0}
     sets: list[list[Any]] = [[files["one"]], [files["wide"]], []]
     together = draw(ours, PROMPTS, seed=3, loras=sets, **more)
     for index, (prompt, loras) in enumerate(zip(PROMPTS, sets, strict=True)):
@@ -109,7 +110,7 @@ def test_what_cannot_be_mixed_is_said(ours: ZImagePipeline, files: dict[str, Pat
                 tensors[name], tensors[other] = torch.ones(rows, 97), torch.ones(97, tensors[other].shape[1])
         save_file(tensors, tmp_path / f"{kind}.safetensors")
     assert "by more than a low-rank product" in refusal([[tmp_path / "dora.safetensors"], []])
-    said = "high.safetensors changes noise_refiner.0.attention.to_q, whose rank comes to 97, where 96 is the most"
+    said = "high.safetensors changes layers.0.attention.to_k, whose rank comes to 97, where 96 is the most"
     assert said in refusal([[tmp_path / "high.safetensors"], []])
     assert refusal(one, step_cache="taylorseer").startswith(f"{start}a step cache is asked for")
     assert refusal(one, nag_scale=2.0, guidance_scale=0.0, negative_prompt="x").startswith(f"{start}normalized")
