@@ -37,8 +37,8 @@ ENCODER_L2 = 1e-5
 """Relative L2 of the autoencoder's float32 latents: its group norms and 3x3 convolutions sum far more products."""
 
 MIXED_ADAPTERS_L2 = 5e-6
-"""Relative L2 of latents with adapters beside the weights and in them: other sums of the same products in float32. At most
-2.1e-6 with a guidance of 3, which weighs what two evaluations differ by three times."""
+"""Relative L2 of latents with adapters beside the weights and in them: other sums of the same products in float32.
+At most 2.1e-6 with a guidance of 3, which weighs what two evaluations differ by three times."""
 
 PIXEL_SHARE = 0.999
 """Share of a picture's values that equal the reference's to within one level."""
