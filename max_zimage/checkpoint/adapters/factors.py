@@ -21,7 +21,6 @@ from max_zimage.checkpoint.adapters.deltas import LowRank
 from max_zimage.checkpoint.adapters.places import MATRICES, Place, matrix_places
 from max_zimage.checkpoint.adapters.values import numbers
 from max_zimage.checkpoint.layout import deinterleave_pairs, packed
-from max_zimage.checkpoint.names import Packing
 from max_zimage.checkpoint.numbers import FloatArray
 from max_zimage.checkpoint.tensors import Files
 from max_zimage.device.dtypes import BYTES, ModelDtype, bfloat16_bits
@@ -91,8 +90,8 @@ def factors_of(sets: Sequence[Sequence[Scaled]], spec: TransformerSpec, dtype: M
             ups[place.matrix][at, :, begin:end] = up
     made: dict[str, Buffer] = {}
     for matrix in shapes:
-        made[f"{matrix}_down"] = _packed(downs.pop(matrix), "panels", dtype)
-        made[f"{matrix}_up"] = _packed(ups.pop(matrix), "gated" if matrix == "w13" else "panels", dtype)
+        made[f"{matrix}_down"] = _packed(downs.pop(matrix), dtype)
+        made[f"{matrix}_up"] = _packed(ups.pop(matrix), dtype, gated=matrix == "w13")
     return Factors(**made)
 
 
@@ -160,6 +159,6 @@ def _pair(
     return place, down, whole
 
 
-def _packed(values: FloatArray, packing: Packing, dtype: ModelDtype) -> Buffer:
+def _packed(values: FloatArray, dtype: ModelDtype, *, gated: bool = False) -> Buffer:
     """Matrices [count, outputs, inputs] as `graphs.adapted_ops.adapted_linear` takes them."""
-    return packed(values if dtype == "float32" else bfloat16_bits(values), packing)
+    return packed(values if dtype == "float32" else bfloat16_bits(values), "gated" if gated else "panels")
