@@ -166,7 +166,7 @@ def _products(dtype: ModelDtype, sizes: Sizes, repeats: int) -> Iterator[Row]:
     calls |= {f"rank {rank}": partial(adapted, _parts(dtype, rank)) for rank in sizes.ranks}
     for name, timing in interleave(calls, repeats).items():
         yield Row(
-            case="products of a block at the published widths",
+            case=f"products of a block at the published widths, {dtype}",
             variant=name,
             dtype=dtype,
             sizes=f"2 rows of {sizes.tokens} tokens",
