@@ -112,7 +112,7 @@ def test_what_cannot_be_mixed_is_said(ours: ZImagePipeline, files: dict[str, Pat
     assert "by more than a low-rank product" in refusal([[tmp_path / "dora.safetensors"], []])
     said = "high.safetensors changes layers.0.attention.to_k, whose rank comes to 97, where 96 is the most"
     assert said in refusal([[tmp_path / "high.safetensors"], []])
-    assert refusal(one, step_cache="taylorseer").startswith(f"{start}a step cache is asked for")
+    assert refusal(one, step_cache="first_block").startswith(f"{start}a step cache is asked for")
     assert refusal(one, nag_scale=2.0, guidance_scale=0.0, negative_prompt="x").startswith(f"{start}normalized")
     assert refusal(one, progressive=0.5).startswith(f"{start}passes are asked for")
     assert "has a list for each of 3 prompts, and there are 2; give as many" in refusal([[], [], []])

@@ -112,13 +112,6 @@ def test_different_adapters_share_steps(mixing: Worker, embedded: Pair, folder: 
     assert_same(mixing.pictures(asked[1]), two)
     assert_same(mixing.pictures(asked[2]), alone(embedded.ours, "a green square", 9))
     assert_same(mixing.pictures(asked[3]), alone(embedded.ours, "a red ring", 2, loras=[folder / "style.safetensors"]))
-    again = [
-        mixing.ask("a red star", loras=named("other", 0.5)),
-        mixing.ask("a red star", seed=6, step_cache="taylorseer"),
-    ]
-    mixing.finish()  # what is drawn in another way is drawn by itself
-    assert [mixing.steps(each)[0][1] for each in again] == [1, 1]
-    assert_same(mixing.pictures(again[0]), alone(embedded.ours, "a red star", loras=[(other, 0.5)]))
 
 
 def test_equal_adapters_stay_in_the_weights(mixing: Worker, embedded: Pair) -> None:
