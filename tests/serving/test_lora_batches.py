@@ -94,7 +94,7 @@ def test_a_file_that_is_gone_costs_its_requests_alone(
 
 def test_different_adapters_share_steps(mixing: Worker, embedded: Pair, folder: Path) -> None:
     """Each is the picture that it is alone; one of several pictures, and one that is cancelled on the way, too."""
-    other, third = folder / "other.safetensors", write_adapter(folder / "third.safetensors", STYLE, seed=4).path
+    third = write_adapter(folder / "third.safetensors", STYLE, seed=4).path
     asked = [
         mixing.ask("a red star", loras=named("other", 0.5)),
         mixing.ask("a blue ring", seed=6, num_images=2, loras=named("third", -1.0)),
