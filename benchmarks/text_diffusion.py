@@ -1,9 +1,9 @@
 """A denoising step of DiffusionGemma beside transformers, on this CPU in float32, with random weights.
 
 Both look at the same canvas behind the same prompt, with self-conditioning, in turn, and ten times each, as a text is
-written: threads of the one that was before wait for work for a while, and take a core from the first steps. transformers
-runs its experts in each of its own ways, of which some suit a CPU better than the default one. The first compilation of
-the graphs is timed in a process of its own, with folders that hold nothing of one before.
+written: threads of the one before wait for work for a while, and take a core from the first steps. transformers runs
+its experts in each of its own ways, of which some suit a CPU better than the default one. The first compilation of the
+graphs is timed in a process of its own, with folders that hold nothing of one before.
 """
 
 from __future__ import annotations
