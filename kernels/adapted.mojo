@@ -12,14 +12,11 @@ References: LoRA (arXiv 2106.09685); Punica (arXiv 2310.18547), which multiplies
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
-from std.sys.info import num_physical_cores
 
-from .linear import TASKS_PER_CORE
 from .products import (
     LANES,
     TILE_COLUMNS,
@@ -33,6 +30,7 @@ from .products import (
     sums_of,
     widens,
 )
+from .sharing import PRODUCTS, share_out, tasks_for
 
 
 @extensibility.register("max_zimage.adapted_linear")
@@ -137,9 +135,10 @@ def _multiply[
             var columns = down.unsafe_offset(own * rank_panels * units * TILE_COLUMNS)
             _narrow[dtype, wide](narrow.unsafe_offset(panel * narrow_words), place, columns, units, rank_panels)
 
-    sync_parallelize(prepare, count)
+    var numbers = items * rows * units * per_unit[dtype]()
+    share_out(prepare, count, numbers + numbers * rank // PRODUCTS)
     var tiles = count * weight_panels
-    var tasks = min(tiles, TASKS_PER_CORE * num_physical_cores())
+    var tasks = tasks_for(tiles)
 
     def multiply(task: Int) {imm}:
         for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
@@ -159,7 +158,7 @@ def _multiply[
                 outputs - column * width,
             )
 
-    sync_parallelize(multiply, tasks)
+    share_out(multiply, tasks, (numbers + items * rows * rank) * weight_panels * TILE_COLUMNS // PRODUCTS)
     dealloc(packed_memory^)
     dealloc(narrow_memory^)
 
