@@ -42,6 +42,7 @@ class Entry:
         is_ahead: Whether it is compiled ahead of time; one that differs from another in nothing but a block is not.
         is_numbered: Whether there is one for each unit of the decoder, whose number is behind the name; without one it
             is that of the last.
+        is_meshed: Whether it runs on several devices, and is made from a `graphs.model.mesh_spec.MeshSpec`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Entry:
     is_replayed: bool = False
     is_ahead: bool = True
     is_numbered: bool = False
+    is_meshed: bool = False
 
     def module(
         self,

@@ -21,6 +21,8 @@ STAGES = ("text_encoder", "transformer", "vae")
 IN_TURNS = ("text_encoder", "transformer")
 """Those of them that are large."""
 HOST = "cpu"
+SIGNALS = 294_387_728
+"""Bytes of each device of a mesh for what they tell each other; see `max_zimage.device.signals`."""
 RESERVED = 600_000_000
 """Bytes of an accelerator that its driver and the allocator's rounding take."""
 
@@ -77,6 +79,9 @@ class Wish:
         placement: What stays in memory; "auto" for the first that fits.
         devices: Component -> where it runs, such as "cpu" or "gpu:0".
         named: Components that are to run there and nowhere else.
+        mesh: Devices that the transformer runs on together, its own first; none for that one alone.
+        split: What these are to share, "auto", "tokens" or "branches".
+        groups: Of them, each with some of the branch rows.
         max_memory: Bytes of the transformer's device that may be taken; None for all there is.
         taken: Device -> bytes that something else will take there.
         notes: What of it has no effect here, in sentences.
@@ -85,6 +90,9 @@ class Wish:
     placement: Placement = "auto"
     devices: Mapping[str, str]
     named: frozenset[str] = frozenset()
+    mesh: tuple[str, ...] = ()
+    split: str = "auto"
+    groups: int = 1
     max_memory: int | None = None
     taken: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -92,7 +100,7 @@ class Wish:
     @property
     def asks(self) -> bool:
         """Whether anything was said of it."""
-        return self.placement != "auto" or bool(self.named) or self.max_memory is not None
+        return self.placement != "auto" or bool(self.named) or self.max_memory is not None or bool(self.mesh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +112,8 @@ class Plan:
         residency: What stays in memory.
         decodes_alone: Whether the transformer leaves before the autoencoder works.
         stay: Blocks of the transformer that stay, where they are streamed.
+        mesh: Devices that the transformer runs on together, its own first; none for that one alone.
+        groups: Of them, each with some of the branch rows.
         peaks: Device -> bytes that are taken at most, about.
         why: In words.
     """
@@ -112,13 +122,15 @@ class Plan:
     residency: Residency = "resident"
     decodes_alone: bool = False
     stay: int = 0
+    mesh: tuple[str, ...] = ()
+    groups: int = 1
     peaks: Mapping[str, int] = field(default_factory=dict)
     why: str = ""
 
     @property
     def is_plain(self) -> bool:
         """Whether all components stay on one device."""
-        return self.residency == "resident" and len({*self.devices.values()}) == 1
+        return self.residency == "resident" and len({*self.devices.values()}) == 1 and not self.mesh
 
     def others_of(self, component: str) -> tuple[str, ...]:
         """The components that leave before this one comes."""
@@ -138,7 +150,8 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """What `to_json` gave."""
-        return cls(**json.loads(text))
+        given = json.loads(text)
+        return cls(**{**given, "mesh": tuple(given["mesh"])})
 
 
 @dataclass(frozen=True)
@@ -157,11 +170,20 @@ class Change:
 def weights_on(device: str, plan: Plan, name: str, need: Need) -> int:
     """Bytes of a component's weights on a device, while they are in memory."""
     own = plan.devices[name] == device
+    if plan.mesh and name == "transformer":
+        return need.weights + SIGNALS if own or device in plan.mesh else 0
     if plan.residency != "streamed" or need.streams is None:
         return need.weights if own else 0
     if own:
         return need.streams.there(plan.stay) + (need.streams.passing if device == HOST else 0)
     return need.streams.waiting(plan.stay) if device == HOST else 0
+
+
+def work_on(device: str, plan: Plan, name: str, need: Need) -> int:
+    """Bytes of a component's work on a device; what several share is counted as if nothing were there twice."""
+    if plan.mesh and name == "transformer":
+        return need.work // len(plan.mesh) if device in plan.mesh else 0
+    return need.work if plan.devices[name] == device else 0
 
 
 def usable(total: int) -> int:

@@ -16,7 +16,12 @@ from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage.checkpoint.locate import COMPONENTS, route_weight_files
 from max_zimage.compile.device_check import check_device
-from max_zimage.components import NoTextEncoder, ZImageComponent, ZImageStreamedTransformer
+from max_zimage.components import (
+    NoTextEncoder,
+    ZImageComponent,
+    ZImageMeshedTransformer,
+    ZImageStreamedTransformer,
+)
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
 from max_zimage.device.plans import HOST, Plan
 from max_zimage.graphs.linear import Storage
@@ -25,6 +30,7 @@ from max_zimage.pipeline.attention import Backend as Backend
 from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
+from max_zimage.pipeline.placing import device_of
 from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
 from max_zimage.request.checks import whole_number
 
@@ -101,7 +107,7 @@ def new_session(devices: list[Device]) -> InferenceSession:
         RuntimeError: If MAX cannot be used in this process because it is a fork.
     """
     check_process()
-    return InferenceSession(devices=devices)
+    return InferenceSession(devices=[*dict.fromkeys(devices)])
 
 
 def load_components(
@@ -131,6 +137,7 @@ def load_components(
         whole = [size for name, size in sources.nbytes.items() if name != "transformer" or plan.residency != "streamed"]
         check_memory(max(whole), available_memory())
     components: dict[str, ComponentModel] = {}
+    mesh = [devices["transformer"], *map(device_of, plan.mesh[1:])]
     sizes, sessions = sources.nbytes, {devices["transformer"]: session}
     for name, component in make.items():
         device = devices.get(name, devices["transformer"])
@@ -142,10 +149,13 @@ def load_components(
         # Only the files' names: MAX would open them once more, as safetensors whatever they are.
         unread: dict[str, Any] = {"tensors": frozenset(), "tensors_to_file_idx": {}, "_st_file_handles": {}}
         weights, checked = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
-        what = sources.configs[name], sources.dtypes[name], [device], weights
+        on = mesh if name == "transformer" else [device]
+        what = sources.configs[name], sources.dtypes[name], on, weights
         how: dict[str, Any] = {"session": sessions[device], "cache_config": cache_config, "plan": checked}
         if name == "transformer" and plan.residency == "streamed":
             component = ZImageStreamedTransformer
+        if name == "transformer" and plan.mesh:
+            component, how["groups"] = ZImageMeshedTransformer, plan.groups
         how |= {"is_away": plan.residency != "resident", "attention": sources.attention.get(name)}
         components[name] = made = component(*what, **how)
         made.nbytes_beside = sum(sizes[other] for other in plan.beside(name) if other in sizes)

@@ -80,6 +80,22 @@ class CheckpointManifest:
             raise RequestError.of("step_cache", message, cache=cache)
         return replace(self, limits=replace(self.limits, streams_blocks=streams_blocks))
 
+    def with_mesh(self, groups: int) -> CheckpointManifest:
+        """The same, whose requests are those that can be drawn on several devices, or all.
+
+        Args:
+            groups: Of devices; 0 for one device.
+
+        Raises:
+            RequestError: If the step cache of those that say nothing cannot.
+        """
+        cache = self.defaults.step_cache
+        if groups > 1 and isinstance(cache, FirstBlockCache):
+            message = "{field} {cache} takes one branch at a time, which devices cannot share; take taylorseer, or "
+            message += 'split="tokens"'
+            raise RequestError.of("step_cache", message, cache=cache)
+        return replace(self, limits=replace(self.limits, groups=groups))
+
     @property
     def quantize(self) -> str:
         """Which components have quantized matrices, as a user says it, such as "transformer=int8"; empty for none."""

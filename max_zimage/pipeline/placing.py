@@ -19,8 +19,8 @@ from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
-from max_zimage.device.placement import place
-from max_zimage.device.plans import HOST, STAGES, Change, Need, Needs, Plan, Streams, Wish, usable
+from max_zimage.device.placement import everything_on, grouped, place
+from max_zimage.device.plans import HOST, Change, Need, Needs, Plan, Streams, Wish, usable
 from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.estimate import (
     can_stream,
@@ -39,6 +39,9 @@ from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 VARIABLE = "MAX_ZIMAGE_PLAN"
 """`Plan.to_json` of a server, for its worker, to which MAX hands no settings of ours."""
+
+SPLIT_VARIABLE = "MAX_ZIMAGE_SPLIT"
+"""What several devices share where a server of MAX's has them: tokens, unless it says branches."""
 
 _TEXTS = 512  # tokens of a prompt, at most unless more are asked for
 _CAPTION = 128  # tokens of a caption behind a picture's, as `estimate` has it
@@ -166,7 +169,7 @@ def memory_of(wish: Wish) -> dict[str, int]:
 
     What something else will take is counted off.
     """
-    accelerators = {*wish.devices.values()} - {HOST}
+    accelerators = {*wish.devices.values(), *wish.mesh} - {HOST}
     there = {HOST: available_memory()} | {
         name: usable(int(device_of(name).stats["total_memory"])) for name in accelerators
     }
@@ -201,13 +204,22 @@ def devices_of(wish: Wish, dtype: str) -> dict[str, Device]:
     return devices
 
 
+def mesh_of(wish: Wish, main: Device) -> list[Device]:
+    """The devices that the transformer is to run on, its own first."""
+    return [main, *map(device_of, wish.mesh[1:])]
+
+
+def with_groups(wish: Wish, sources: CheckpointManifest) -> Wish:
+    """The wish with what its devices share; see `max_zimage.device.placement.grouped`."""
+    return grouped(wish, sources.quantize, is_guided=sources.defaults.guidance_scale > 0)
+
+
 def plan_for_worker(devices: list[Device]) -> Plan:
-    """What the server of this process has chosen, or else everything on the one device."""
+    """What the server of this process has chosen, or else everything on the first device, the transformer on all."""
     given = os.environ.get(VARIABLE)
     if given:
         return Plan.from_json(given)
-    name = device_name(devices[0])
-    return Plan(devices=dict.fromkeys(STAGES, name))
+    return everything_on([*map(device_name, devices)], os.environ.get(SPLIT_VARIABLE, "auto"))
 
 
 def usual_cache_bytes(plan: Plan) -> int:
