@@ -64,8 +64,8 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         if arguments.symbols:
             check_symbols(target, arguments.list_kernels)
         specs, components = what_to_compile(arguments.model)
-        graphs = check_graphs(arguments.graphs, components, arguments.device_count)
         mesh = check_mesh(arguments.device_count, arguments.split, target)
+        graphs = check_graphs(arguments.graphs, components, mesh)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"

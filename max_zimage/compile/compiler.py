@@ -27,7 +27,7 @@ from max_zimage.compile.device_graphs import DeviceGraphs
 from max_zimage.compile.modules import CompiledModule, GraphDefinition, module_of
 from max_zimage.compile.observer import observed
 from max_zimage.device.memory import give_back
-from max_zimage.device.signals import signals_of
+from max_zimage.device.signals import NO_SIGNALS, signals_of
 from max_zimage.host.processes import check_process
 
 _lock = threading.Lock()
@@ -48,7 +48,7 @@ class CompiledGraph:
         self.recall: Callable[[], None] | None = None
         self._definition: GraphDefinition | None = definition
         self._device, self._replayed = definition.device, definition.replayed
-        self._accelerators, self._signals = definition.accelerators, tuple[Buffer, ...]()
+        self._accelerators, self._signals = definition.accelerators, NO_SIGNALS
         self._on_host = [each.device.is_cpu() and not self._device.is_host for each in definition.input_types]
         self._module: CompiledModule | None = None
         self._model: Model | None = None
@@ -96,6 +96,7 @@ class CompiledGraph:
         if self.device_graphs is not None:
             self.device_graphs.give_up()
         self.device_graphs = self._model = None
+        self._signals = NO_SIGNALS
         if self._definition is not None:
             self._definition = replace(self._definition, weights={}, is_unbound=True)
 
@@ -119,7 +120,7 @@ class CompiledGraph:
         assert self._model is not None
         buffers = [*map(_buffer, inputs)]
         with Tracer(self.name):
-            return observed(self.name, buffers, lambda: self._run([*buffers, *self._signals]))
+            return observed(self.name, buffers, lambda: self._run([*buffers, *self._signals.buffers]))
 
     def _run(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """Once; or again, if it fails while recordings of device graphs hold memory that it may have wanted."""

@@ -102,6 +102,7 @@ STEPS: tuple[Entry, ...] = (
             prefix=_STEP,
             is_ahead=block == "noise_refiner",
             is_meshed=True,
+            is_of_one_row=True,
         )
         for block in ("noise_refiner", "layers")
     ),

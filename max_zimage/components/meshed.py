@@ -6,14 +6,13 @@ Reference: see `graphs.model.meshed`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 from max.driver import Buffer
 from max.experimental.tensor import Tensor
 
 from max_zimage.checkpoint.config import transformer_spec
-from max_zimage.compile.compiler import CompiledGraph
+from max_zimage.compile.compiler import CompiledGraph, unbind
 from max_zimage.compile.graphs import define
 from max_zimage.compile.registry import entry_of
 from max_zimage.components.transformer import ZImageTransformerModel
@@ -22,21 +21,24 @@ from max_zimage.graphs.dims import FirstBlock
 from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.graphs.step.inputs import PredictInputs
 
+_FULL, _PADDED = "denoise_meshed", "denoise_meshed_padded"
+
 
 class ZImageMeshedTransformer(ZImageTransformerModel):
     """Compiled transformer on several devices.
 
     Args:
         groups: In which branch rows are shared, see `graphs.model.mesh_spec.MeshSpec`.
+        is_padded: Whether rows of unequal length are expected; see `step`.
 
     Attributes:
-        model: One evaluation and update for rows without padding, `graphs.step.meshed.meshed_step`.
+        model: One evaluation and update, `graphs.step.meshed.meshed_step`.
     """
 
     _first_block = "meshed_first_block"
 
-    def __init__(self, *args: Any, groups: int, **kwargs: Any) -> None:
-        self.groups = groups
+    def __init__(self, *args: Any, groups: int, is_padded: bool, **kwargs: Any) -> None:
+        self.groups, self.is_padded = groups, is_padded
         super().__init__(*args, **kwargs)
 
     def load_model(self) -> CompiledGraph:
@@ -44,7 +46,7 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         self.spec = transformer_spec(self.config)
         weights = self.provide()
         self._first_block_graphs = {}
-        self.model = self.graph("denoise_meshed", weights)
+        self.model = self.graph(_PADDED if self.is_padded else _FULL, weights)
         self._nbytes = self.model.weight_bytes
         self.conditioning = self.graph("conditioning", weights)
         self.modulation = self.graph("modulation", weights)
@@ -58,17 +60,12 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
 
     @property
     def step(self) -> Callable[..., list[Buffer]]:
-        """One evaluation and its update; of rows of unequal length another graph, compiled when it is first needed."""
-        return self._step
+        """One evaluation and its update.
 
-    @cached_property
-    def padded(self) -> CompiledGraph:
-        """The step for rows of unequal length. Holds the transformer once more, on each device; see `_once_more`.
-
-        Raises:
-            NotEnoughMemoryError: If that does not fit.
+        There is one graph of it, with one copy of the weights on each device. The graph for rows without padding gives
+        way, for good, to the one that takes any rows when these are first unequal, which then is compiled.
         """
-        return self._once_more("denoise_meshed_padded")
+        return self._step
 
     def _once_more(self, name: str) -> CompiledGraph:
         for other in self.devices[1:] if self.is_here and not self.device.is_host else ():
@@ -79,7 +76,28 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         given = PredictInputs(*inputs[: len(PredictInputs._fields)])
         # Padding behind a row is a sequence of its own, see `max_zimage.sampling.positions.sequence_offsets`.
         is_full = int(given.offsets.shape[0]) == int(given.valid_length.shape[0]) + 1
-        return (self.model if is_full else self.padded)(*inputs)
+        if not (is_full or self.is_padded):
+            self._take_padding()
+        return self.model(*inputs)
+
+    def _take_padding(self) -> None:
+        """Go over to the graph for rows of unequal length; before it comes, the other gives its weights back.
+
+        Raises:
+            RuntimeError: If MAX cannot compile it; the component then is as before.
+        """
+        weights, before = self.provide(), self.model
+        padded = self.graph(_PADDED, weights)
+        if not self.device.is_host:  # on a CPU all graphs read the same copy
+            unbind([before])
+        try:
+            self.compile(padded)
+        except BaseException:
+            self._bind(weights)
+            raise
+        if not self.device.is_host:
+            self._graphs.remove(before)
+        self.model, self.is_padded = padded, True
 
     def define(self, name: str, weights: Mapping[str, Buffer]) -> CompiledGraph:
         """See `ZImageComponent.define`; graphs of a step run on all devices."""

@@ -57,23 +57,24 @@ def mesh_names(given: str | Sequence[str], field: str = "devices") -> tuple[str,
     return tuple(names)
 
 
-def groups_of(split: str, count: int, *, is_guided: bool) -> int:
+def groups_of(split: str, count: int, *, is_guided: bool, field: str = "split") -> int:
     """In how many groups devices share branch rows.
 
     Args:
         split: "tokens", "branches" or "auto", which is branches where a model's pictures have two of them by default.
         count: Of devices.
         is_guided: Whether they have.
+        field: What was set to it, for the error.
 
     Raises:
         RequestError: If there is no such split, or devices in odd number cannot be halved.
     """
     if split not in ("auto", *SPLITS):
         message = "{field} must be auto, tokens or branches, got {given!r}"
-        raise RequestError.of("split", message, given=split)
+        raise RequestError.of(field, message, given=split)
     if split == "branches" and count % 2:
         message = "{field} branches halves the devices, got {count}; name one more or one less, or take tokens"
-        raise RequestError.of("split", message, count=count)
+        raise RequestError.of(field, message, count=count)
     return 2 if split == "branches" or (split == "auto" and is_guided and count % 2 == 0) else 1
 
 

@@ -67,16 +67,16 @@ def place(needs: Needs, memory: Mapping[str, int], wish: Wish, changes: Sequence
     raise NotEnoughMemoryError(_refusal(needs, memory, wish, wanted, _ways_out(needs, memory, wish, changes)))
 
 
-def everything_on(names: Sequence[str], split: str) -> Plan:
+def everything_on(names: Sequence[str], groups: int = 1) -> Plan:
     """All components on one device.
 
     Args:
         names: That device, or several that compute together, the one with all components first.
-        split: What several share, see `max_zimage.device.mesh.groups_of`.
+        groups: In which several share branch rows.
     """
     mesh = tuple(names) if len(names) > 1 else ()
-    groups = groups_of(split, len(mesh), is_guided=False) if mesh else 1
-    return Plan(devices=dict.fromkeys(STAGES, names[0]), mesh=mesh, groups=groups)
+    # Whoever sends requests decides about guidance, and a server draws those of several together.
+    return Plan(devices=dict.fromkeys(STAGES, names[0]), mesh=mesh, groups=groups, is_padded=bool(mesh))
 
 
 def grouped(wish: Wish, quantized: str, *, is_guided: bool) -> Wish:
@@ -95,7 +95,8 @@ def grouped(wish: Wish, quantized: str, *, is_guided: bool) -> Wish:
     if quantized:
         message = "{field} {given} and devices exclude each other: weights quantized in memory are for one CPU; "
         raise RequestError.of("quantize", f"{message}leave one of the two out", given=quantized)
-    return replace(wish, groups=groups_of(wish.split, len(wish.mesh), is_guided=is_guided))
+    groups = groups_of(wish.split, len(wish.mesh), is_guided=is_guided)
+    return replace(wish, groups=groups, is_padded=wish.is_padded or is_guided)
 
 
 def with_peaks(plan: Plan, needs: Needs) -> Plan:
@@ -131,7 +132,8 @@ def _allowed(memory: Mapping[str, int], wish: Wish) -> dict[str, int]:
 
 def _candidates(needs: Needs, wish: Wish) -> Iterator[Plan]:
     """What may be done, the best first."""
-    plan = Plan(devices={name: wish.devices[name] for name in needs}, mesh=wish.mesh, groups=wish.groups)
+    devices = {name: wish.devices[name] for name in needs}
+    plan = Plan(devices=devices, mesh=wish.mesh, groups=wish.groups, is_padded=wish.is_padded)
     if wish.placement in ("auto", "resident"):
         yield plan
     turns = replace(plan, residency="sequential")
@@ -206,25 +208,25 @@ def _listed(names: Sequence[str]) -> str:
 def _ways_out(needs: Needs, memory: Mapping[str, int], wish: Wish, changes: Sequence[Change]) -> list[str]:
     """The smallest changes that fit: of what is asked for, or else of how much may be taken."""
     ways = []
-    if wish.placement != "auto" and not wish.mesh:
-        # Whatever is chosen, the same is drawn.
-        freed = replace(wish, placement="auto")
-        if (plan := _first(needs, memory, freed)) is not None:
-            ways.append(f'placement="{plan.residency if plan.devices == wish.devices else "auto"}"')
+    # Whatever is chosen, the same is drawn; on several devices everything stays.
+    freed = wish if wish.mesh else replace(wish, placement="auto")
+    if freed != wish and (plan := _first(needs, memory, freed)) is not None:
+        ways.append(f'placement="{plan.residency if plan.devices == wish.devices else "auto"}"')
     for change in changes if not ways else ():
-        if _first(change.needs, memory, replace(wish, placement="auto")) is not None:
+        if _first(change.needs, memory, freed) is not None:
             ways.append(change.words)
             break
-    if not ways and "text_encoder" in wish.named and wish.devices["text_encoder"] != HOST:
-        moved = replace(wish, placement="auto", devices={**wish.devices, "text_encoder": HOST})
+    is_kept = "text_encoder" in wish.named or wish.mesh  # else it has been tried elsewhere
+    if not ways and is_kept and "text_encoder" in needs and wish.devices["text_encoder"] != HOST:
+        moved = replace(freed, devices={**wish.devices, "text_encoder": HOST})
         if _first(needs, memory, moved) is not None:
             ways.append(f'encoder_device="{HOST}"')
     if wish.max_memory is not None:
-        main = wish.devices["transformer"]
+        limited = {wish.devices["transformer"], *wish.mesh}
         plans = [with_peaks(each, needs) for each in _candidates(needs, wish)]
         fits = [each for each in plans if all(peak <= memory[device] for device, peak in each.peaks.items())]
         if fits:
-            least = min(each.peaks[main] for each in fits)
+            least = min(max(each.peaks[device] for device in limited) for each in fits)
             ways.append(f"max_memory={_rounded_up(least)}")
     return ways
 

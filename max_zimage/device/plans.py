@@ -53,6 +53,39 @@ class Streams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What work that several devices can share consists of.
+
+    Attributes:
+        items: Branch rows.
+        tokens: Of each.
+        token: Bytes for each token that a device computes.
+        gathered: Bytes for each token of its rows, whoever computes it: keys and values, and the parts they come in.
+        score: Bytes for each pair of them in a mask.
+    """
+
+    items: int
+    tokens: int
+    token: int
+    gathered: int
+    score: int
+
+    def on_each(self, devices: int, groups: int, *, is_padded: bool) -> int:
+        """Bytes on each device, at most: a group has half of the rows, or the only one, and of tokens nobody fewer.
+
+        Args:
+            devices: How many there are.
+            groups: Of them.
+            is_padded: Whether rows of unequal length are told apart, by a mask.
+        """
+        items, size = -(-self.items // groups), devices // groups
+        part = -(-self.tokens // size)
+        gathered = self.tokens * self.gathered if size > 1 else 0
+        mask = part * self.tokens * self.score if is_padded or self.items > 1 else 0
+        return items * (part * self.token + gathered + mask)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Need:
     """What a component takes, in bytes.
 
@@ -60,11 +93,13 @@ class Need:
         weights: As they are in memory.
         work: Beside them, at most, while its stage lasts.
         streams: How its weights can come in blocks; None where they cannot.
+        shared: What that work consists of; None where it is not shared out.
     """
 
     weights: int
     work: int
     streams: Streams | None = None
+    shared: Rows | None = None
 
 
 Needs = Mapping[str, Need]
@@ -82,6 +117,7 @@ class Wish:
         mesh: Devices that the transformer runs on together, its own first; none for that one alone.
         split: What these are to share, "auto", "tokens" or "branches".
         groups: Of them, each with some of the branch rows.
+        is_padded: Whether their step is to take rows of unequal length from the beginning.
         max_memory: Bytes of the transformer's device that may be taken; None for all there is.
         taken: Device -> bytes that something else will take there.
         notes: What of it has no effect here, in sentences.
@@ -93,6 +129,7 @@ class Wish:
     mesh: tuple[str, ...] = ()
     split: str = "auto"
     groups: int = 1
+    is_padded: bool = False
     max_memory: int | None = None
     taken: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -114,6 +151,7 @@ class Plan:
         stay: Blocks of the transformer that stay, where they are streamed.
         mesh: Devices that the transformer runs on together, its own first; none for that one alone.
         groups: Of them, each with some of the branch rows.
+        is_padded: Whether their step takes rows of unequal length from the beginning.
         peaks: Device -> bytes that are taken at most, about.
         why: In words.
     """
@@ -124,6 +162,7 @@ class Plan:
     stay: int = 0
     mesh: tuple[str, ...] = ()
     groups: int = 1
+    is_padded: bool = False
     peaks: Mapping[str, int] = field(default_factory=dict)
     why: str = ""
 
@@ -180,9 +219,11 @@ def weights_on(device: str, plan: Plan, name: str, need: Need) -> int:
 
 
 def work_on(device: str, plan: Plan, name: str, need: Need) -> int:
-    """Bytes of a component's work on a device; what several share is counted as if nothing were there twice."""
+    """Bytes of a component's work on a device."""
     if plan.mesh and name == "transformer":
-        return need.work // len(plan.mesh) if device in plan.mesh else 0
+        if device not in plan.mesh or need.shared is None:
+            return need.work if device in plan.mesh else 0
+        return need.shared.on_each(len(plan.mesh), plan.groups, is_padded=plan.is_padded)
     return need.work if plan.devices[name] == device else 0
 
 

@@ -6,7 +6,8 @@ Reference: MAX's `max.nn.comm.Signals`, which makes them; its graphs take one fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from max.driver import Buffer, Device
 from max.nn.comm import Signals
@@ -15,11 +16,24 @@ BYTES = Signals.NUM_BYTES
 """Of each device."""
 
 
-def signals_of(devices: Sequence[Device]) -> tuple[Buffer, ...]:
-    """One for each device, in order; the same ones for all graphs of these devices, which run one after the other."""
-    return _allocated(tuple(devices))
+@dataclass(frozen=True, eq=False)
+class SignalBuffers:
+    """Of some devices; their memory is given back with the last graph that has them.
+
+    Attributes:
+        buffers: One for each device, in order.
+    """
+
+    buffers: tuple[Buffer, ...] = ()
 
 
-@lru_cache(maxsize=2)
-def _allocated(devices: tuple[Device, ...]) -> tuple[Buffer, ...]:
-    return tuple(Signals.allocate(devices))
+NO_SIGNALS = SignalBuffers()
+_there: WeakValueDictionary[tuple[Device, ...], SignalBuffers] = WeakValueDictionary()
+
+
+def signals_of(devices: Sequence[Device]) -> SignalBuffers:
+    """The same ones for all graphs of these devices, which run one after the other."""
+    found = _there.get(tuple(devices))
+    if found is None:
+        found = _there[tuple(devices)] = SignalBuffers(tuple(Signals.allocate(devices)))
+    return found

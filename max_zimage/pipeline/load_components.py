@@ -23,7 +23,7 @@ from max_zimage.components import (
     ZImageStreamedTransformer,
 )
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
-from max_zimage.device.plans import HOST, Plan
+from max_zimage.device.plans import HOST, Need, Plan, weights_on
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.attention import Backend as Backend
@@ -100,6 +100,28 @@ def check_fit(sizes: Sequence[int], device: Device) -> None:
         check_device_memory(sum(sizes), device)
 
 
+def check_mesh(sizes: Mapping[str, int], plan: Plan, devices: Sequence[Device]) -> None:
+    """Compare what each device of a mesh is to hold with its memory, and the devices with each other.
+
+    Args:
+        sizes: Component -> bytes of its weights.
+        plan: Where they go.
+        devices: Those of `plan.mesh`.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+        ValueError: If the devices are of several kinds: what runs on all of them is compiled for one.
+    """
+    there = [each for each in zip(plan.mesh, devices, strict=True) if not each[1].is_host]
+    kinds = {name: f"{device.api} {device.architecture_name}" for name, device in there}
+    if len({*kinds.values()}) > 1:
+        listed = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        raise ValueError(f"devices that compute together must be of one architecture: {listed}; name those that are")
+    for name, device in there:
+        needs = {part: Need(weights=size, work=0) for part, size in sizes.items()}
+        check_device_memory(sum(weights_on(name, plan, part, need) for part, need in needs.items()), device)
+
+
 def new_session(devices: list[Device]) -> InferenceSession:
     """Where graphs run.
 
@@ -136,8 +158,10 @@ def load_components(
     elif {*plan.devices.values()} != {HOST}:  # on the way to an accelerator weights pass through the host's memory
         whole = [size for name, size in sources.nbytes.items() if name != "transformer" or plan.residency != "streamed"]
         check_memory(max(whole), available_memory())
-    components: dict[str, ComponentModel] = {}
     mesh = [devices["transformer"], *map(device_of, plan.mesh[1:])]
+    if plan.mesh:
+        check_mesh(sources.nbytes, plan, mesh)
+    components: dict[str, ComponentModel] = {}
     sizes, sessions = sources.nbytes, {devices["transformer"]: session}
     for name, component in make.items():
         device = devices.get(name, devices["transformer"])
@@ -155,7 +179,8 @@ def load_components(
         if name == "transformer" and plan.residency == "streamed":
             component = ZImageStreamedTransformer
         if name == "transformer" and plan.mesh:
-            component, how["groups"] = ZImageMeshedTransformer, plan.groups
+            component = ZImageMeshedTransformer
+            how |= {"groups": plan.groups, "is_padded": plan.is_padded}
         how |= {"is_away": plan.residency != "resident", "attention": sources.attention.get(name)}
         components[name] = made = component(*what, **how)
         made.nbytes_beside = sum(sizes[other] for other in plan.beside(name) if other in sizes)

@@ -20,6 +20,7 @@ from max_zimage.compile.device_check import check_device as check_device
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.errors import CheckpointError, RequestError
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
+from max_zimage.request.cache_checks import check_shared
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
 from max_zimage.sampling.step_cache import FirstBlockCache, StepCache
@@ -89,11 +90,7 @@ class CheckpointManifest:
         Raises:
             RequestError: If the step cache of those that say nothing cannot.
         """
-        cache = self.defaults.step_cache
-        if groups > 1 and isinstance(cache, FirstBlockCache):
-            message = "{field} {cache} takes one branch at a time, which devices cannot share; take taylorseer, or "
-            message += 'split="tokens"'
-            raise RequestError.of("step_cache", message, cache=cache)
+        check_shared(self.defaults.step_cache, groups)
         return replace(self, limits=replace(self.limits, groups=groups))
 
     @property

@@ -19,14 +19,17 @@ from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.devices import device_name, device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
+from max_zimage.device.mesh import groups_of
 from max_zimage.device.placement import everything_on, grouped, place
 from max_zimage.device.plans import HOST, Change, Need, Needs, Plan, Streams, Wish, usable
+from max_zimage.errors import RequestError
 from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.estimate import (
     can_stream,
     check_maps,
     decode_bytes,
     map_bytes,
+    shared_rows,
     step_bytes,
     text_bytes,
     tiling_of,
@@ -119,19 +122,22 @@ def needs_by_shape(
     """
     area = size.height, size.width
     tokens = padded(size.height * size.width // PIXELS_PER_TOKEN**2) + _CAPTION
+    step = {"items": size.pictures * size.branches, "tokens": tokens}
     decoder = {"pictures": size.pictures, "height": size.height, "width": size.width}
     work = {
         "text_encoder": text_bytes(
             specs.text_encoder, prompts=min(2, size.branches), tokens=_TEXTS, dtype=dtypes["text_encoder"]
         ),
-        "transformer": step_bytes(
-            specs.transformer, items=size.pictures * size.branches, tokens=tokens, dtype=dtypes["transformer"]
-        ),
+        "transformer": step_bytes(specs.transformer, **step, dtype=dtypes["transformer"]),
         "vae": decode_bytes(specs.vae, **decoder, dtype=dtypes["vae"], tiling=size.tiling)
         + (map_bytes(specs.vae, *area, dtypes["vae"], size.tiling) if vae_on_host else 0),
     }
-    blocks = {"transformer": streams} if size.streams else {}
-    return {name: Need(weights=nbytes, work=work[name], streams=blocks.get(name)) for name, nbytes in weights.items()}
+    found = {name: Need(weights=nbytes, work=work[name]) for name, nbytes in weights.items()}
+    if "transformer" in found:
+        shared = shared_rows(specs.transformer, **step, dtype=dtypes["transformer"])
+        more: Any = {"streams": streams if size.streams else None, "shared": shared}
+        found["transformer"] = replace(found["transformer"], **more)
+    return found
 
 
 def placed(sources: CheckpointManifest, wish: Wish, size: Size) -> Plan:
@@ -157,7 +163,7 @@ def placed_usually(sources: CheckpointManifest, wish: Wish) -> Plan:
     try:
         return placed(sources, wish, size)
     except NotEnoughMemoryError as error:
-        weights = {name: replace(each, work=0) for name, each in needs_of(sources, size).items()}
+        weights = {name: replace(each, work=0, shared=None) for name, each in needs_of(sources, size).items()}
         try:
             return place(weights, memory_of(wish), wish)
         except NotEnoughMemoryError:
@@ -219,7 +225,27 @@ def plan_for_worker(devices: list[Device]) -> Plan:
     given = os.environ.get(VARIABLE)
     if given:
         return Plan.from_json(given)
-    return everything_on([*map(device_name, devices)], os.environ.get(SPLIT_VARIABLE, "auto"))
+    return everything_on([*map(device_name, devices)], groups_for_worker(len(devices)) or 1)
+
+
+def groups_for_worker(count: int) -> int:
+    """In how many groups so many devices of this process's server share branch rows; 0 for one device.
+
+    Raises:
+        RequestError: If the variable that says it has no meaning, or there is nothing to be shared.
+    """
+    if given := os.environ.get(VARIABLE):
+        plan = Plan.from_json(given)
+        return plan.groups if plan.mesh else 0
+    split = os.environ.get(SPLIT_VARIABLE)
+    # A word that there is not is said first, whatever the number of devices.
+    groups = groups_of(split or "auto", 2 if count == 1 else count, is_guided=False, field=SPLIT_VARIABLE)
+    if count > 1:
+        return groups
+    if split is not None:
+        message = "{field} says what several devices share, got {given} and one device; unset it, or name several"
+        raise RequestError.of(SPLIT_VARIABLE, message, given=split)
+    return 0
 
 
 def usual_cache_bytes(plan: Plan) -> int:

@@ -95,6 +95,7 @@ class Residency:
             named=frozenset(devices),
             mesh=self.plan.mesh,
             groups=self.plan.groups,
+            is_padded=self.plan.is_padded,
             max_memory=self._max_memory,
         )
         memory = memory_of(wish)

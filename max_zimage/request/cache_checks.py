@@ -11,7 +11,7 @@ from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import guidance_comes_on
 from max_zimage.request.limits import Limits
 from max_zimage.sampling import samplers
-from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer
 
 R = TypeVar("R", bound=RequestFacts)
 
@@ -37,6 +37,22 @@ def with_useful_cache(request: R, *, is_default: bool, limits: Limits | None = N
         raise RequestError.of("step_cache", message + remedy, **values)
     warnings.warn(RequestWarning(Problem.of("step_cache", message + _OFF, **values)), stacklevel=3)
     return replace(request, step_cache=None)
+
+
+def check_shared(cache: StepCache | None, groups: int) -> None:
+    """Refuse a step cache, of requests that say nothing of one, which several devices cannot share.
+
+    Args:
+        cache: The cache.
+        groups: Of devices; 0 for one device.
+
+    Raises:
+        RequestError: If it is first-block caching, and they share branches.
+    """
+    if groups > 1 and isinstance(cache, FirstBlockCache):
+        message = "{field} {cache} takes one branch at a time, which devices cannot share; take taylorseer, or "
+        message += 'split="tokens"'
+        raise RequestError.of("step_cache", message, cache=cache)
 
 
 def _problem(request: RequestFacts, limits: Limits | None) -> tuple[str, str, dict[str, object]] | None:

@@ -64,7 +64,7 @@ def test_bad_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str],
 
 
 def test_graphs_for_several_devices_come_with_their_number() -> None:
-    assert check_graphs((), devices=2) == (*AHEAD, *MESHED)
+    assert check_graphs((), mesh=TWO) == (*AHEAD, *MESHED)
     with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, .*, got 'denoise_meshed'"):
         check_graphs(("denoise_meshed",))
 

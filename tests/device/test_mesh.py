@@ -136,7 +136,7 @@ def test_the_smallest_device_decides() -> None:
 
 
 def test_without_several_devices_nothing_is_counted_for_them() -> None:
-    plan = with_peaks(everything_on(["gpu:0"], "auto"), BF16)
+    plan = with_peaks(everything_on(["gpu:0"]), BF16)
     assert plan.is_plain
     assert plan.peaks == {"gpu:0": sum(each.weights for each in BF16.values()) + BF16["vae"].work}
 

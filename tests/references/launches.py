@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--symbols", action="store_true", help=f"of {PINNED}")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
-    graphs = check_graphs(options.graphs or (WITH_SYMBOLS if options.symbols else ()), devices=TWO.devices)
+    graphs = check_graphs(options.graphs or (WITH_SYMBOLS if options.symbols else ()), mesh=TWO)
     file = SYMBOLS if options.symbols else FILES[options.target]
     ways = {"list_kernels": True, "symbols": options.symbols}
     for report in () if options.page else compile_target(FULL_MODEL, options.target, "bfloat16", graphs, **ways):

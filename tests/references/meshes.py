@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from max_zimage.graphs.step.inputs import AdvanceInputs, BranchInputs, GuideInpu
 from max_zimage.graphs.step.meshed import meshed_step
 from max_zimage.graphs.step.meshed_first_block import MeshedFirstBlockStep
 from max_zimage.sampling.positions import padded, sequence_offsets
+from tests.references.fused_steps import as_on_nvidia
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -43,6 +44,8 @@ SPEC = TransformerSpec(
     t_scale=1000.0,
 )
 """Heads of 64, which the project's own attention takes; two main layers, so that one's result is another's input."""
+FUSED = replace(SPEC, dim=256, num_heads=4)
+"""The same in the least width that blocks of an NVIDIA GPU take."""
 PLAIN = "plain"
 
 
@@ -89,19 +92,28 @@ class Case:
         return len({padded(each) for each in (*self.captions, self.longest or self.captions[0])}) == 1
 
 
-def compiled(variants: Sequence[Variant], cached: Sequence[int] = ()) -> dict[str, Model]:
+def compiled(
+    variants: Sequence[Variant], cached: Sequence[int] = (), shape: TransformerSpec = SPEC
+) -> dict[str, Model]:
     """The plain step and others, bound to the same random weights.
 
     Args:
         variants: Of a mesh each.
         cached: Devices of further ones, with first-block caching by the noise refiner's first block.
+        shape: Of the transformer.
     """
-    made = {PLAIN: _built(lambda: denoise_step(SPEC))}
+    made = {PLAIN: _built(lambda: denoise_step(shape))}
     for each in variants:
-        spec = MeshSpec(transformer=SPEC, places=tuple(range(each.devices)), groups=each.groups)
+        spec = MeshSpec(transformer=shape, places=tuple(range(each.devices)), groups=each.groups)
         made[each.name] = _built(partial(meshed_step, spec, each.is_padded))
     made |= {cached_name(devices): _built(partial(_cached, devices, "noise_refiner")) for devices in cached}
     return _together(made)
+
+
+def compiled_fused(variants: Sequence[Variant]) -> dict[str, Model]:
+    """`compiled` of the graphs that an NVIDIA GPU gets, for a CPU; see `tests.references.fused_steps`."""
+    with as_on_nvidia():
+        return compiled(variants, shape=FUSED)
 
 
 def cached_name(devices: int) -> str:
@@ -161,9 +173,9 @@ def _weights(module: Any) -> Mapping[str, Buffer]:
     return found
 
 
-def arguments(case: Case, seed: int = 0) -> list[Buffer]:
+def arguments(case: Case, seed: int = 0, spec: TransformerSpec = SPEC) -> list[Buffer]:
     """Random arguments of a step, in order."""
-    draw, spec = np.random.default_rng(seed), SPEC
+    draw = np.random.default_rng(seed)
     lengths = [padded(each) for each in case.captions]
     items, image, caption = len(lengths), padded(case.image_tokens), max(*lengths, padded(case.longest))
     attended = [image + each for each in lengths]
