@@ -18,7 +18,7 @@ from max_zimage.checkpoint.config import QWEN3_4B, ModelSpecs
 from max_zimage.compile.artifacts import check_writable
 from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
 from max_zimage.compile.jobs import Job, Report, done
-from max_zimage.compile.registry import AHEAD, GRAPHS, MESHED, TWO, Mesh
+from max_zimage.compile.registry import AHEAD, GRAPHS, MESHED, ONE, TWO, Mesh
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.device.mesh import groups_of
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape, LayerType
@@ -99,19 +99,19 @@ def check_target(name: str) -> str:
 
 
 def check_graphs(
-    names: Sequence[str], components: Collection[ComponentName] = EVERY_COMPONENT, mesh: Mesh | None = None
+    names: Sequence[str], components: Collection[ComponentName] = EVERY_COMPONENT, mesh: Mesh = ONE
 ) -> tuple[str, ...]:
     """Return names of graphs in the order they are compiled; all of a model's if none is named.
 
     Args:
         names: Of graphs.
         components: That the model has.
-        mesh: That the transformer runs on, from `check_mesh`; its graphs come last. None for one device.
+        mesh: That the transformer runs on, from `check_mesh`; its graphs come last.
 
     Raises:
         ValueError: If there is no such graph; names those there are.
     """
-    shared = [] if mesh is None else [name for name in MESHED if mesh.groups == 1 or not GRAPHS[name].is_of_one_row]
+    shared = [] if mesh == ONE else [name for name in MESHED if mesh.groups == 1 or not GRAPHS[name].is_of_one_row]
     every = (*AHEAD, *shared)
     there = [name for name in every if GRAPHS[name].component in components]
     unknown = [name for name in names if name not in there]
@@ -120,8 +120,8 @@ def check_graphs(
     return tuple(name for name in there if not names or name in names)
 
 
-def check_mesh(devices: int, split: str | None, target: str) -> Mesh | None:
-    """Return how many devices the transformer runs on together; None for one.
+def check_mesh(devices: int, split: str | None, target: str) -> Mesh:
+    """Return how many devices the transformer runs on together.
 
     Args:
         devices: Of the target.
@@ -134,7 +134,7 @@ def check_mesh(devices: int, split: str | None, target: str) -> Mesh | None:
     if devices == 1:
         if split is not None:
             raise ValueError("split says what several devices share; name their number with --device-count")
-        return None
+        return ONE
     if TARGETS[target] is None:
         raise ValueError(f"several devices are GPUs, got target {target!r}; name one, such as cuda:sm_90a")
     if not 2 <= devices <= MOST:
@@ -227,7 +227,7 @@ def compile_target(
     list_kernels: bool = False,
     symbols: bool = False,
     attention: Backend | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh = TWO,
 ) -> Generator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
@@ -259,7 +259,7 @@ def compile_target(
     if keep:
         check_keep(target)
     ways = {"keep": keep, "list_kernels": list_kernels, "symbols": symbols}
-    first = Job(graph="", target=target, dtype=dtype, specs=specs, attention=attention, mesh=mesh or TWO, **ways)
+    first = Job(graph="", target=target, dtype=dtype, specs=specs, attention=attention, mesh=mesh, **ways)
     jobs = [replace(first, graph=graph) for graph in graphs]
     apart = [job for job in jobs if GRAPHS[job.graph].is_meshed]  # with a number of devices of their own
     together = [job for job in jobs if job not in apart]

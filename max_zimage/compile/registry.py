@@ -142,6 +142,8 @@ class Mesh(NamedTuple):
     groups: int
 
 
+ONE = Mesh(devices=1, groups=1)
+"""Without graphs that run on several."""
 TWO = Mesh(devices=2, groups=1)
 """Of graphs that are made for no mesh in particular."""
 

@@ -247,8 +247,10 @@ for layer in ("text_encoder_layer", "text_encoder_cached_layer"):
     pipeline.text_encoder.layers._graphs(6, layer)  # the embedding, four layers and the norm
 both = [Accelerator(0), Accelerator(1)]
 which = transformer.config, transformer.encoding, both, transformer.weights
-meshed = ZImageMeshedTransformer(*which, session=InferenceSession(devices=both), plan=transformer.plan(), groups=1)
-compiler.compile_together([meshed.model, meshed.padded, meshed.first_block_graphs("noise_refiner")[0]])
+how = {"session": InferenceSession(devices=both), "plan": transformer.plan(), "groups": 1}
+compiler.compile_together([ZImageMeshedTransformer(*which, **how, is_padded=True).model])
+meshed = ZImageMeshedTransformer(*which, **how, is_padded=False)
+compiler.compile_together([meshed.model, meshed.first_block_graphs("noise_refiner")[0]])
 compiler.compile_together([pipeline.own_language.load()._head])
 vae = pipeline.vae
 compiler.compile_together([vae.decode_tile, vae.encode_tile, vae.start_from_moments])

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from max.graph import DeviceRef
 
 from max_zimage.cli.main import main
-from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, check_mesh, compile_target
-from max_zimage.compile.registry import AHEAD, MESHED
+from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, check_mesh, compile_target, with_layers
+from max_zimage.compile.registry import AHEAD, MESHED, TWO, made
 from max_zimage.compile.sent import Sent, nbytes_by_device, sent_in, sizes_of
 from tests.paths import ROOT
 from tests.references.launches import PINNED
@@ -67,6 +68,17 @@ def test_graphs_for_several_devices_come_with_their_number() -> None:
     assert check_graphs((), mesh=TWO) == (*AHEAD, *MESHED)
     with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, .*, got 'denoise_meshed'"):
         check_graphs(("denoise_meshed",))
+
+
+def test_graphs_of_one_row_are_none_of_two_groups() -> None:
+    branches, one_row = check_mesh(4, "branches", PINNED), "meshed_first_block_noise_refiner"
+    assert one_row in check_graphs((), mesh=check_mesh(4, "tokens", PINNED))
+    named = check_graphs((), mesh=branches)
+    assert named == (*AHEAD, "denoise_meshed", "denoise_meshed_padded")
+    with pytest.raises(ValueError, match=f"graphs must be among .*, denoise_meshed_padded, got '{one_row}'"):
+        check_graphs((one_row,), mesh=branches)
+    for name in named[len(AHEAD) :]:  # whatever is named can be made
+        made(name, with_layers(FULL_MODEL, 1), "float32", DeviceRef.CPU(), mesh=branches)
 
 
 @pytest.mark.targets

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from max.driver import CPU
 
-from max_zimage.device import devices
+from max_zimage.compile.ahead_of_time import FULL_MODEL
+from max_zimage.device import devices, signals
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.device.mesh import groups_of, mesh_names, simulated_mesh
 from max_zimage.device.placement import everything_on, place, with_peaks
-from max_zimage.device.plans import HOST, SIGNALS, STAGES, Plan, Wish
+from max_zimage.device.plans import HOST, SIGNALS, STAGES, Change, Plan, Rows, Wish
 from max_zimage.device.signals import BYTES
 from max_zimage.errors import RequestError
 from max_zimage.graphs.model.mesh_spec import MeshSpec
-from max_zimage.pipeline.placing import SPLIT_VARIABLE, plan_for_worker
+from max_zimage.pipeline.estimate import shared_rows, step_bytes
+from max_zimage.pipeline.load_components import check_mesh
+from max_zimage.pipeline.placing import SPLIT_VARIABLE, groups_for_worker, plan_for_worker
 from max_zimage.pipeline.wishes import Placing
 from tests.device.test_placement import BF16, gb
 from tests.references.meshes import SPEC
@@ -109,19 +114,45 @@ def test_the_first_one_has_the_other_components() -> None:
 
 
 MESH = ("gpu:0", "gpu:1", "gpu:2", "gpu:3")
+ROWS = Rows(items=3, tokens=4225, token=1000, gathered=100, score=2)
+SHARED = {**BF16, "transformer": replace(BF16["transformer"], shared=ROWS)}
 WISH = Wish(devices=dict.fromkeys(STAGES, MESH[0]), mesh=MESH, groups=2, placement="resident")
 
 
 def test_each_device_holds_the_transformer_and_a_share_of_its_work() -> None:
-    plan = place(BF16, {**dict.fromkeys(MESH, gb(40)), HOST: gb(64)}, WISH)
+    plan = place(SHARED, {**dict.fromkeys(MESH, gb(40)), HOST: gb(64)}, WISH)
     assert (plan.mesh, plan.groups, plan.is_plain) == (MESH, 2, False)
-    others = gb(12.31) + SIGNALS + gb(0.84) // 4
+    # Of three rows a group has two, and of their 4,225 tokens each of its devices 2,113.
+    others = gb(12.31) + SIGNALS + 2 * (2113 * 1000 + 4225 * 100 + 2113 * 4225 * 2)
     assert [plan.peaks[name] for name in MESH[1:]] == [others] * 3
-    weights = sum(each.weights for each in BF16.values()) + SIGNALS
-    assert plan.peaks[MESH[0]] == weights + BF16["vae"].work
+    weights = sum(each.weights for each in SHARED.values()) + SIGNALS
+    assert plan.peaks[MESH[0]] == weights + SHARED["vae"].work
     assert "transformer on gpu:1, about" in plan.why
     assert SIGNALS == BYTES
     assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("items", "devices", "groups", "is_padded", "expected"),
+    [
+        (1, 2, 1, False, 2113 * 1000 + 4225 * 100),
+        (1, 2, 1, True, 2113 * 1000 + 4225 * 100 + 2113 * 4225 * 2),
+        # Both groups compute the only row, and of two each has one; a device that is a group gathers nothing.
+        (1, 2, 2, False, 4225 * 1000),
+        (2, 2, 2, False, 4225 * 1000 + 4225 * 4225 * 2),
+        (3, 8, 2, True, 2 * (1057 * 1000 + 4225 * 100 + 1057 * 4225 * 2)),
+    ],
+)
+def test_work_of_a_device(items: int, devices: int, groups: int, is_padded: bool, expected: int) -> None:
+    assert replace(ROWS, items=items).on_each(devices, groups, is_padded=is_padded) == expected
+
+
+def test_rows_of_the_published_model() -> None:
+    """Alone a device would have the work of one device, and what it would gather besides."""
+    dims: dict[str, Any] = {"items": 2, "tokens": 4224, "dtype": "bfloat16"}
+    rows, whole = shared_rows(FULL_MODEL.transformer, **dims), step_bytes(FULL_MODEL.transformer, **dims)
+    assert rows.items * rows.tokens * rows.token == whole
+    assert (rows.gathered, rows.score) == (2 * 2 * 3840 * 2, 2)
 
 
 def test_the_smallest_device_decides() -> None:
@@ -133,6 +164,53 @@ def test_the_smallest_device_decides() -> None:
     assert "placement=" not in str(caught.value)  # no other would have room with several devices
     with pytest.raises(NotEnoughMemoryError, match=r'max_memory="\d+MiB" would fit'):
         place(BF16, {**dict.fromkeys(MESH, gb(40)), HOST: gb(64)}, replace(WISH, max_memory=gb(12)))
+
+
+def test_ways_out_of_what_does_not_fit() -> None:
+    """Only what several devices can do: everything stays, and the text encoder may do so on the CPU."""
+    memory = {**dict.fromkeys(MESH, gb(22)), HOST: gb(64), MESH[0]: gb(16)}
+    smaller = {**SHARED, "vae": replace(SHARED["vae"], work=0)}
+    with pytest.raises(NotEnoughMemoryError, match='encoder_device="cpu" would fit') as caught:
+        place(SHARED, memory, WISH, [Change("512x512 pixels", smaller)])
+    assert "512x512" not in str(caught.value)  # in turns it would fit, which there is not on several devices
+    memory[MESH[0]] = gb(21)
+    with pytest.raises(NotEnoughMemoryError, match="512x512 pixels would fit"):
+        place(SHARED, memory, WISH, [Change("512x512 pixels", smaller)])
+    moved = replace(WISH, devices={**WISH.devices, "text_encoder": HOST, "vae": HOST}, max_memory=gb(12))
+    with pytest.raises(NotEnoughMemoryError, match=r'max_memory="(\d+)MiB" would fit') as caught:
+        place(SHARED, {**dict.fromkeys(MESH, gb(40)), HOST: gb(64)}, moved)
+    limit = int(str(caught.value).split('max_memory="')[1].partition("MiB")[0]) * 2**20
+    place(SHARED, {**dict.fromkeys(MESH, gb(40)), HOST: gb(64)}, replace(moved, max_memory=limit))
+
+
+def gpu(total: float, architecture: str = "sm_90a") -> Any:
+    name = {"api": "cuda", "architecture_name": architecture, "label": "gpu", "id": 1, "is_host": False}
+    return SimpleNamespace(**name, stats={"total_memory": gb(total)})
+
+
+def test_each_device_is_asked_before_weights_are_read() -> None:
+    """Where a server of MAX's names them, for which nothing else is planned."""
+    plan, sizes = everything_on(["gpu:0", "gpu:1"]), {name: need.weights for name, need in BF16.items()}
+    assert (plan.mesh, plan.groups, plan.is_padded) == (("gpu:0", "gpu:1"), 1, True)
+    check_mesh(sizes, plan, [gpu(24), gpu(13)])
+    for small in ([gpu(20), gpu(24)], [gpu(24), gpu(12.5)]):
+        with pytest.raises(NotEnoughMemoryError, match="on gpu:1"):
+            check_mesh(sizes, plan, small)
+    with pytest.raises(ValueError, match="of one architecture: gpu:0 is cuda sm_90a, gpu:1 is cuda sm_100a"):
+        check_mesh(sizes, plan, [gpu(24), gpu(24, "sm_100a")])
+    check_mesh(sizes, Plan(devices=dict.fromkeys(STAGES, HOST), mesh=(HOST, HOST)), [CPU(), CPU()])
+
+
+def test_signal_buffers_go_with_the_last_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(signals.Signals, "allocate", lambda devices: made.append(devices) or [*devices])
+    one, same = (signals.signals_of([CPU()]) for _ in range(2))
+    assert one is same
+    assert (len(made), one.buffers) == (1, (CPU(),))
+    del one, same
+    gc.collect()
+    signals.signals_of([CPU()])
+    assert len(made) == 2
 
 
 def test_without_several_devices_nothing_is_counted_for_them() -> None:
@@ -147,7 +225,19 @@ def test_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_for_worker([CPU(), CPU()]).groups == 1
     monkeypatch.setenv(SPLIT_VARIABLE, "branches")
     found = plan_for_worker([CPU(), CPU()])
-    assert (found.mesh, found.groups) == ((HOST, HOST), 2)
+    assert (found.mesh, found.groups, found.is_padded) == ((HOST, HOST), 2, True)
+    for value, count, message in (
+        ("branches", 1, "MAX_ZIMAGE_SPLIT says what several devices share, got branches and one device; unset it"),
+        ("branches", 3, "MAX_ZIMAGE_SPLIT branches halves the devices, got 3"),
+        ("rows", 2, "MAX_ZIMAGE_SPLIT must be auto, tokens or branches, got 'rows'"),
+        ("rows", 1, "MAX_ZIMAGE_SPLIT must be auto, tokens or branches, got 'rows'"),
+    ):
+        monkeypatch.setenv(SPLIT_VARIABLE, value)
+        with pytest.raises(RequestError, match=message):
+            plan_for_worker([CPU()] * count)
+    monkeypatch.setenv("MAX_ZIMAGE_PLAN", found.to_json())  # our own server says all of it
+    assert plan_for_worker([CPU(), CPU()]) == found
+    assert groups_for_worker(2) == 2
 
 
 @pytest.mark.parametrize(

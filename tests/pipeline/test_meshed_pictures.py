@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from max_zimage import FirstBlockCache, ZImagePipeline
 from max_zimage.cli.main import main
+from max_zimage.components import meshed as meshed_components
 from max_zimage.components.meshed import ZImageMeshedTransformer
 from max_zimage.device.mesh import simulated_mesh
 from max_zimage.errors import RequestError
@@ -27,8 +31,9 @@ def prepared(devices: int, **given: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def meshed() -> ZImagePipeline:
-    """Three devices that share tokens, whose parts are of unequal length."""
-    return ZImagePipeline.from_prepared(prepared(3, split="tokens"))
+    """Three devices that share tokens, whose parts are of unequal length; to begin with, of rows of equal length."""
+    checked = prepared(3, split="tokens")
+    return ZImagePipeline.from_prepared(replace(checked, wish=replace(checked.wish, is_padded=False)))
 
 
 def latents(pipeline: ZImagePipeline, prompt: str | list[str], given: dict[str, Any]) -> Any:
@@ -58,15 +63,47 @@ def test_pictures_are_those_of_one_device(
 
 @pytest.mark.slow
 def test_captions_of_unequal_length_and_a_cache_of_first_blocks(meshed: ZImagePipeline, embedded: Pair) -> None:
-    """Graphs of their own, compiled when they are first needed."""
+    """Graphs of their own, compiled when they are first needed: from then on the one for any rows takes all."""
+    assert isinstance(meshed.transformer, ZImageMeshedTransformer)
     prompts = [RED, "a long prompt about a blue circle that stands before a red star on a green ground " * 3]
     given = {"height": 64, "width": 64}
     for pair in zip(*(latents(each, prompts, given) for each in (meshed, embedded.ours)), strict=True):
         assert relative_l2(*pair) <= SAMPLED_L2
+    assert meshed.transformer.is_padded
+    assert meshed.transformer.model.name == "denoise_meshed_padded"
     cached = {**given, "num_inference_steps": 6, "step_cache": FirstBlockCache(0.2, warmup_steps=2)}
     ours, plain = (latents(each, prompts, cached) for each in (meshed, embedded.ours))
     for pair in zip(ours, plain, strict=True):
         assert relative_l2(*pair) <= SAMPLED_L2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_copy_of_the_weights_on_each_gpu(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph for rows of equal length gives its weights back before the other one takes them; no GPU needed."""
+    events: list[str] = []
+    component = ZImageMeshedTransformer.__new__(ZImageMeshedTransformer)
+    before, after = (SimpleNamespace(name=name) for name in ("denoise_meshed", "denoise_meshed_padded"))
+
+    def graph(name: str, weights: Any) -> Any:
+        component._graphs.append(after)  # type: ignore[arg-type]
+        return after
+
+    def compile(made: Any) -> None:
+        events.append(f"compile {made.name}")
+        if fails:
+            component._graphs.remove(made)
+            raise RuntimeError("no")
+
+    own: dict[str, Any] = {"device": SimpleNamespace(is_host=False), "is_padded": False, "model": before}
+    own |= {"_graphs": [before], "provide": dict, "graph": graph, "compile": compile}
+    own |= {"_bind": lambda weights: events.append("bind")}
+    vars(component).update(own)
+    monkeypatch.setattr(meshed_components, "unbind", lambda graphs: events.append(f"unbind {graphs[0].name}"))
+    with pytest.raises(RuntimeError, match="no") if fails else nullcontext():
+        component._take_padding()
+    assert events == ["unbind denoise_meshed", "compile denoise_meshed_padded", *["bind"][: int(fails)]]
+    assert (component.is_padded, component.model) == ((False, before) if fails else (True, after))
+    assert component._graphs == [component.model]
 
 
 @pytest.mark.slow
@@ -98,8 +135,8 @@ def test_requests_that_one_device_alone_can_draw() -> None:
 
 
 def test_what_devices_share_by_default() -> None:
-    """The embedded model guides, unless a configuration says otherwise."""
-    assert prepared(2).wish.groups == 2
+    """The embedded model guides, unless a configuration says otherwise: rows of unequal length are to be expected."""
+    assert (prepared(2).wish.groups, prepared(2).wish.is_padded) == (2, True)
     assert prepared(3).wish.groups == 1
     assert prepared(2, split="tokens").wish.groups == 1
 
