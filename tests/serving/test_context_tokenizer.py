@@ -51,8 +51,8 @@ class Config:
 
 def load(folder: Path, devices: int = 1, **flags: Any) -> ZImageTokenizer:
     cache = DEFAULT_DENOISING_CACHE_CONFIG.model_copy(update=flags)
-    config: Any = Config(ModelManifest.from_model_path(str(folder)), cache)
-    config.models["transformer"].device_specs = [DeviceSpec.accelerator(number) for number in range(devices)]
+    specs = {"device_specs": [*map(DeviceSpec.accelerator, range(devices))]} if devices > 1 else {}
+    config: Any = Config(ModelManifest.from_model_path(str(folder), **specs), cache)
     return ZImageTokenizer(
         str(folder), config, "tokenizer", max_length=512, default_num_inference_steps=50, trust_remote_code=False
     )
