@@ -31,7 +31,8 @@ from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.placing import device_of
-from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
+from max_zimage.pipeline.storages import VARIABLE, storages_of, with_storages
+from max_zimage.pipeline.storages import Quantize as Quantize
 from max_zimage.request.checks import whole_number
 
 PathName = str | os.PathLike[str]

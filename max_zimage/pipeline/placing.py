@@ -5,7 +5,6 @@ Reference: `reference/weights.md` section 4.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,13 +15,11 @@ from max.driver import Device, load_devices
 from max_zimage import progress
 from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.config import ModelSpecs
-from max_zimage.device.devices import device_name, device_spec
+from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
-from max_zimage.device.mesh import groups_of
-from max_zimage.device.placement import everything_on, grouped, place
+from max_zimage.device.placement import grouped, place
 from max_zimage.device.plans import HOST, Change, Need, Needs, Plan, Streams, Wish, usable
-from max_zimage.errors import RequestError
 from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.estimate import (
     can_stream,
@@ -39,12 +36,6 @@ from max_zimage.pipeline.storages import with_storages
 from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
-
-VARIABLE = "MAX_ZIMAGE_PLAN"
-"""`Plan.to_json` of a server, for its worker, to which MAX hands no settings of ours."""
-
-SPLIT_VARIABLE = "MAX_ZIMAGE_SPLIT"
-"""What several devices share where a server of MAX's has them: tokens, unless it says branches."""
 
 _TEXTS = 512  # tokens of a prompt, at most unless more are asked for
 _CAPTION = 128  # tokens of a caption behind a picture's, as `estimate` has it
@@ -218,34 +209,6 @@ def mesh_of(wish: Wish, main: Device) -> list[Device]:
 def with_groups(wish: Wish, sources: CheckpointManifest) -> Wish:
     """The wish with what its devices share; see `max_zimage.device.placement.grouped`."""
     return grouped(wish, sources.quantize, is_guided=sources.defaults.guidance_scale > 0)
-
-
-def plan_for_worker(devices: list[Device]) -> Plan:
-    """What the server of this process has chosen, or else everything on the first device, the transformer on all."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Plan.from_json(given)
-    return everything_on([*map(device_name, devices)], groups_for_worker(len(devices)) or 1)
-
-
-def groups_for_worker(count: int) -> int:
-    """In how many groups so many devices of this process's server share branch rows; 0 for one device.
-
-    Raises:
-        RequestError: If the variable that says it has no meaning, or there is nothing to be shared.
-    """
-    if given := os.environ.get(VARIABLE):
-        plan = Plan.from_json(given)
-        return plan.groups if plan.mesh else 0
-    split = os.environ.get(SPLIT_VARIABLE)
-    # A word that there is not is said first, whatever the number of devices.
-    groups = groups_of(split or "auto", 2 if count == 1 else count, is_guided=False, field=SPLIT_VARIABLE)
-    if count > 1:
-        return groups
-    if split is not None:
-        message = "{field} says what several devices share, got {given} and one device; unset it, or name several"
-        raise RequestError.of(SPLIT_VARIABLE, message, given=split)
-    return 0
 
 
 def usual_cache_bytes(plan: Plan) -> int:

@@ -24,6 +24,7 @@ from max_zimage.pipeline.load_components import (
     DEFAULT_STEPS,
     UNPREFIXED_COMPONENT,
     PathName,
+    Quantize,
     load_components,
     new_session,
     routed,
@@ -31,9 +32,9 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.placing import device_of, placed_usually, plan_for_worker, tell
+from max_zimage.pipeline.placing import device_of, placed_usually, tell
 from max_zimage.pipeline.residency import Residency
-from max_zimage.pipeline.storages import Quantize
+from max_zimage.pipeline.worker_plan import plan_for_worker
 from max_zimage.request.configuration.values import PLACES
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer

@@ -25,8 +25,8 @@ from max_zimage.checkpoint.locate import resolve_model
 from max_zimage.errors import RequestError
 from max_zimage.images.read import MAX_PIXELS
 from max_zimage.pipeline.context import ZImageContext
-from max_zimage.pipeline.placing import groups_for_worker
 from max_zimage.pipeline.request_contexts import context_of_request, context_of_tokens
+from max_zimage.pipeline.worker_plan import groups_for_worker
 from max_zimage.request.cache_checks import check_shared
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH

@@ -209,15 +209,13 @@ from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_c
 set_virtual_device_api("cuda")
 set_virtual_device_target_arch("sm_90a")
 set_virtual_device_count(2)
-from max.engine import InferenceSession
 from max.graph import DeviceRef
 from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
-from max_zimage.compile import compiler
+from max_zimage.compile import compiler, registry
 from max_zimage.device import libraries
 from max_zimage.compile.artifacts import artifact_key
 from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.registry import AHEAD, made, spec_of
-from max_zimage.compile import registry
 from max_zimage.components import ZImageMeshedTransformer, ZImageStreamedTransformer
 from max_zimage.compile.ahead_of_time import DIFFUSION_GEMMA
 from max_zimage.diffusion_gemma.config_file import DiffusionGemmaFile
@@ -247,10 +245,9 @@ for layer in ("text_encoder_layer", "text_encoder_cached_layer"):
     pipeline.text_encoder.layers._graphs(6, layer)  # the embedding, four layers and the norm
 both = [Accelerator(0), Accelerator(1)]
 which = transformer.config, transformer.encoding, both, transformer.weights
-how = {"session": InferenceSession(devices=both), "plan": transformer.plan(), "groups": 1}
-compiler.compile_together([ZImageMeshedTransformer(*which, **how, is_padded=True).model])
-meshed = ZImageMeshedTransformer(*which, **how, is_padded=False)
-compiler.compile_together([meshed.model, meshed.first_block_graphs("noise_refiner")[0]])
+how = {"plan": transformer.plan(), "groups": 1}
+meshed = [ZImageMeshedTransformer(*which, **how, is_padded=is_padded) for is_padded in (False, True)]
+compiler.compile_together([meshed[0].model, meshed[1].model, meshed[0].first_block_graphs("noise_refiner")[0]])
 compiler.compile_together([pipeline.own_language.load()._head])
 vae = pipeline.vae
 compiler.compile_together([vae.decode_tile, vae.encode_tile, vae.start_from_moments])

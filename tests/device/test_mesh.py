@@ -21,8 +21,8 @@ from max_zimage.errors import RequestError
 from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.pipeline.estimate import shared_rows, step_bytes
 from max_zimage.pipeline.load_components import check_mesh
-from max_zimage.pipeline.placing import SPLIT_VARIABLE, groups_for_worker, plan_for_worker
 from max_zimage.pipeline.wishes import Placing
+from max_zimage.pipeline.worker_plan import SPLIT_VARIABLE, groups_for_worker, plan_for_worker
 from tests.device.test_placement import BF16, gb
 from tests.references.meshes import SPEC
 

@@ -26,7 +26,7 @@ from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext, request_of
-from max_zimage.pipeline.placing import SPLIT_VARIABLE
+from max_zimage.pipeline.worker_plan import SPLIT_VARIABLE
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import WireError, sharing_key
 from max_zimage.sampling.schedule import ScheduleSpec, schedule
