@@ -51,7 +51,7 @@ class Config:
 
 def load(folder: Path, devices: int = 1, **flags: Any) -> ZImageTokenizer:
     cache = DEFAULT_DENOISING_CACHE_CONFIG.model_copy(update=flags)
-    specs = {"device_specs": [*map(DeviceSpec.accelerator, range(devices))]} if devices > 1 else {}
+    specs: dict[str, Any] = {"device_specs": [*map(DeviceSpec.accelerator, range(devices))]} if devices > 1 else {}
     config: Any = Config(ModelManifest.from_model_path(str(folder), **specs), cache)
     return ZImageTokenizer(
         str(folder), config, "tokenizer", max_length=512, default_num_inference_steps=50, trust_remote_code=False
@@ -234,7 +234,9 @@ def test_what_several_devices_cannot_draw_is_refused_before_the_worker_has_it(mo
     several = load(EMBEDDED, devices=2)
     with pytest.raises(InputError, match="nag_scale cannot go with several devices, got 5"):
         context(tokenizer=several, **nag)
-    assert context(tokenizer=several, **cached).step_cache is not None
+    made = context(tokenizer=several, **cached)
+    assert isinstance(made, ZImageContext)
+    assert made.step_cache is not None
     monkeypatch.setenv(SPLIT_VARIABLE, "branches")
     with pytest.raises(InputError, match="takes one branch at a time, and the devices share branches"):
         context(tokenizer=load(EMBEDDED, devices=2), **cached)
