@@ -203,7 +203,12 @@ def test_each_device_is_asked_before_weights_are_read() -> None:
 
 def test_signal_buffers_go_with_the_last_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(signals.Signals, "allocate", lambda devices: made.append(devices) or [*devices])
+
+    def allocate(given: Any) -> list[Any]:
+        made.append(given)
+        return [*given]
+
+    monkeypatch.setattr("max.nn.comm.Signals.allocate", allocate)
     one, same = (signals.signals_of([CPU()]) for _ in range(2))
     assert one is same
     assert (len(made), one.buffers) == (1, (CPU(),))

@@ -71,7 +71,7 @@ def test_captions_of_unequal_length_and_a_cache_of_first_blocks(meshed: ZImagePi
         assert relative_l2(*pair) <= SAMPLED_L2
     assert meshed.transformer.is_padded
     assert meshed.transformer.model.name == "denoise_meshed_padded"
-    cached = {**given, "num_inference_steps": 6, "step_cache": FirstBlockCache(0.2, warmup_steps=2)}
+    cached = {**given, "num_inference_steps": 6, "step_cache": FirstBlockCache(threshold=0.2, warmup_steps=2)}
     ours, plain = (latents(each, prompts, cached) for each in (meshed, embedded.ours))
     for pair in zip(ours, plain, strict=True):
         assert relative_l2(*pair) <= SAMPLED_L2

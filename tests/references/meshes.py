@@ -237,8 +237,8 @@ def walk(model: Model, given: Sequence[Buffer], block: FirstBlock, threshold: fl
     for step in range(3):
         moved = own._replace(latents=_float(latents + 0.02 * step * moves))
         velocity, *residuals, flag = model.execute(*moved, _float([threshold]), *residuals)
-        numbers = (np.array(each.to_numpy()) for each in (velocity, residuals[0]))
-        found.append(Walked(*numbers, int(flag.to_numpy()[0])))
+        numbers, first = (np.array(each.to_numpy()) for each in (velocity, residuals[0]))
+        found.append(Walked(numbers, first, int(flag.to_numpy()[0])))
     return found
 
 
