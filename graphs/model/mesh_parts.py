@@ -25,12 +25,15 @@ class Place(NamedTuple):
         groups: How many there are.
         part: Which part of the tokens it has.
         parts: How many there are.
+        is_named: Whether sizes that differ from part to part have names of their own: MAX takes no sums in the types of
+            a subgraph, and in the branches of a condition no names but those of a graph's arguments.
     """
 
     group: int
     groups: int
     part: int
     parts: int
+    is_named: bool
 
 
 def each(mesh: DeviceMesh, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,8 +67,7 @@ def positions(place: Place, image: Dim, tokens: Dim, device: Device) -> Tensor:
 
 def joined(place: Place, image: Tensor, caption: Tensor) -> Tensor:
     """A device's image tokens with its caption tokens behind: [items, part, ...]."""
-    both = F.concat([image, caption], axis=1)
-    return F.rebind(both, [both.shape[0], named("part", place), *both.shape[2:]])
+    return _named(F.concat([image, caption], axis=1), "part", place)
 
 
 def rows_of(place: Place, x: Tensor, axis: int = 0) -> Tensor:
@@ -85,8 +87,7 @@ def half(items: Dim) -> Dim:
 
 def part(place: Place, x: Tensor, name: str) -> Tensor:
     """The device's part of tokens, [items, tokens, ...]."""
-    found = cut(x, 1, place.part, place.parts)
-    return F.rebind(found, [x.shape[0], named(name, place), *x.shape[2:]])
+    return _named(cut(x, 1, place.part, place.parts), name, place)
 
 
 def cut(x: Tensor, axis: int, part: int, parts: int) -> Tensor:
@@ -95,6 +96,6 @@ def cut(x: Tensor, axis: int, part: int, parts: int) -> Tensor:
     return x[(*(slice(None),) * axis, slice(length * part // parts, length * (part + 1) // parts))]
 
 
-def named(what: str, place: Place) -> str:
-    """A size that differs from part to part has a name of its own: MAX takes no sums in the types of a subgraph."""
-    return f"{what}_{place.part}"
+def _named(x: Tensor, what: str, place: Place) -> Tensor:
+    """The same with a name for its second size."""
+    return F.rebind(x, [x.shape[0], f"{what}_{place.part}", *x.shape[2:]]) if place.is_named else x

@@ -27,12 +27,11 @@ from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.sharding.action import PerShard
 from max.experimental.tensor import Tensor, default_device, defaults
-from max.graph import Dim
 
 from max_zimage.graphs import gpu_ops
 from max_zimage.graphs.linear import linear
 from max_zimage.graphs.model.blocks import fuses
-from max_zimage.graphs.model.mesh_parts import Place, each, half, joined, named, part, positions, rows_of, spread
+from max_zimage.graphs.model.mesh_parts import Place, each, half, joined, part, positions, rows_of, spread
 from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.graphs.model.meshed_blocks import MeshedBlock, MeshedFusedBlock
 from max_zimage.graphs.model.transformer import FinalLayer
@@ -47,7 +46,7 @@ class Surroundings(NamedTuple):
         caption: [group_items, caption_part, dim].
         image_rope: float32 [group_items, image_part, head_dim/2, 2].
         rope: float32 [group_items, part, head_dim/2, 2], image and caption.
-        hidden: [group_items, part, tokens], float32 on a CPU and in the model's dtype elsewhere, added to the scores of
+        hidden: [group_items, 1, tokens], float32 on a CPU and in the model's dtype elsewhere, added to the scores of
             all keys; None where all are attended.
         modulation: float32 [num_blocks, 4, group_items, dim].
     """
@@ -66,13 +65,13 @@ class MeshedTransformer(Module[..., Tensor]):
         spec: The mesh.
         is_padded: Whether rows of unequal length are told apart by their valid lengths; without it all must be full.
             Hiding keys takes another kernel of MAX's on a GPU, and a mask in memory.
-        purpose: In the names of its blocks, of a graph that is no plain step.
+        in_place: Whether its blocks are traced where they stand, and not as subgraphs that those of one kind share.
     """
 
-    def __init__(self, spec: MeshSpec, is_padded: bool, purpose: str = "") -> None:
-        self.around, self.spec, self.is_padded = spec, spec.transformer, is_padded
+    def __init__(self, spec: MeshSpec, is_padded: bool, in_place: bool = False) -> None:
+        self.around, self.spec, self.is_padded, self.in_place = spec, spec.transformer, is_padded, in_place
         # In a module of several graphs each has blocks of its own.
-        own = f"{spec.groups}x{spec.size}{purpose or ('_padded' if is_padded else '')}"
+        own = f"{spec.groups}x{spec.size}{'_padded' if is_padded else ''}"
         self.refiner_name, self.main_name = f"refiner_block_{own}", f"main_block_{own}"
         self.mesh = spec.mesh(defaults()[1].devices[0])
         shape = spec.transformer
@@ -141,12 +140,10 @@ class MeshedTransformer(Module[..., Tensor]):
         for index in blocks:
             modulation = each(self.mesh, lambda table, block=index: table[block])(around.modulation)
             if index < refiners:
-                block = as_subgraph(self.noise_refiner[index], name=self.refiner_name)
-                tokens = block(tokens, around.image_rope, None, modulation)
+                tokens = self._block(index)(tokens, around.image_rope, None, modulation)
                 continue
             tokens = self.join(tokens, around) if index == refiners else tokens
-            block = as_subgraph(self.layers[index - refiners], name=self.main_name)
-            tokens = block(tokens, around.rope, around.hidden, modulation)
+            tokens = self._block(index)(tokens, around.rope, around.hidden, modulation)
         return tokens
 
     def _run_fused(self, tokens: Tensor, blocks: range, around: Surroundings) -> Tensor:
@@ -158,13 +155,16 @@ class MeshedTransformer(Module[..., Tensor]):
             first = gpu_ops.host_row(4 * index)
             if normed is None:
                 normed = each(self.mesh, gpu_ops.scaled_norm)(tokens, rows, first, scale=0, epsilon=epsilon)
-            if index < refiners:
-                block = as_subgraph(self.noise_refiner[index], name=self.refiner_name)
-                tokens, normed = block(tokens, normed, around.image_rope, None, rows, first)
-            else:
-                block = as_subgraph(self.layers[index - refiners], name=self.main_name)
-                tokens, normed = block(tokens, normed, around.rope, around.hidden, rows, first)
+            seen = (around.image_rope, None) if index < refiners else (around.rope, around.hidden)
+            tokens, normed = self._block(index)(tokens, normed, *seen, rows, first)
         return tokens
+
+    def _block(self, index: int) -> Callable[..., Any]:
+        refiners = self.spec.num_refiner_layers
+        block = self.noise_refiner[index] if index < refiners else self.layers[index - refiners]
+        if self.in_place:
+            return block
+        return as_subgraph(block, name=self.refiner_name if index < refiners else self.main_name)
 
     def join(self, image: Tensor, around: Surroundings) -> Tensor:
         """A device's image tokens with its caption tokens behind: [group_items, part, dim]."""
@@ -186,8 +186,8 @@ class MeshedTransformer(Module[..., Tensor]):
     @property
     def places(self) -> PerShard[Place]:
         """Every device's place."""
-        groups, size = self.around.groups, self.around.size
-        return PerShard([Place(group, groups, part, size) for group in range(groups) for part in range(size)])
+        groups, size, named = self.around.groups, self.around.size, not self.in_place
+        return PerShard([Place(group, groups, part, size, named) for group in range(groups) for part in range(size)])
 
 
 def _embedded(place: Place, embedder: Module[..., Tensor], pad: Tensor, latents: Tensor, rope: Tensor) -> Tensor:
@@ -212,14 +212,13 @@ def _surroundings(
 
 
 def _hidden(place: Place, captions: Tensor, image_rope: Tensor, rope: Tensor, valid_length: Tensor) -> Tensor:
-    """What is added to scores, [group_items, part, tokens]: very little where a key is padding of the batch."""
+    """What is added to scores, [group_items, 1, tokens]: very little where a key is padding of the batch."""
     valid, image, tokens = rows_of(place, valid_length), image_rope.shape[1], rope.shape[1]
     ordered = [positions(place._replace(part=each), image, tokens, valid.device) for each in range(place.parts)]
     order = F.rebind(F.concat(ordered, axis=0), [tokens])
     beyond = F.unsqueeze(order, 0) >= F.unsqueeze(valid.cast(DType.int32), 1)
     hidden = F.unsqueeze(beyond.cast(DType.float32) * _MASKED, 1)
-    hidden = hidden if hidden.device.is_host else hidden.cast(captions.dtype)
-    return F.broadcast_to(hidden, [valid.shape[0], Dim(named("part", place)), tokens])
+    return hidden if hidden.device.is_host else hidden.cast(captions.dtype)
 
 
 def _projected(final_layer: FinalLayer, tokens: Tensor, image_rope: Tensor, final_scale: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class MeshedBlock(ModulatedBlock):
         Args:
             x: [items, part, dim] in the model's dtype.
             rope: float32 [items, part, head_dim/2, 2].
-            hidden: [items, part, tokens], added to the scores of all keys, float32 on a CPU and in the model's dtype
+            hidden: [items, 1, tokens], added to the scores of all keys, float32 on a CPU and in the model's dtype
                 elsewhere; None where all are attended.
             modulation: float32 [4, items, dim].
 
@@ -142,7 +142,7 @@ def crossed(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, ba
         query: [items, part, heads, head_dim].
         key: [items, tokens, heads, head_dim].
         value: Like `key`.
-        hidden: [items, part, tokens], or None for nothing; see `MeshedBlock.forward`.
+        hidden: [items, 1, tokens], or None for nothing; see `MeshedBlock.forward`.
         backend: "plain", or whatever else for MAX's kernel.
 
     Returns:
@@ -151,14 +151,15 @@ def crossed(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, ba
     scale = int(query.shape[3]) ** -0.5
     if backend == "plain":
         return plain_attention(query, key, value, scale, _mask(hidden))
+    if hidden is None and not query.device.is_host:
+        return ops.flash_attention_gpu(query, key, value, scale, causal=False, valid_length=None)
+    nothing = F.constant(0.0, DType.float32, device=query.device)
+    mask = F.broadcast_to(nothing if hidden is None else hidden, [query.shape[0], query.shape[1], key.shape[1]])
     if not query.device.is_host:
-        if hidden is None:
-            return ops.flash_attention_gpu(query, key, value, scale, causal=False, valid_length=None)
-        return gpu_ops.masked_attention(query, key, value, hidden, scale)
-    dtype, shape = query.dtype, [query.shape[0], query.shape[1], key.shape[1]]
+        return gpu_ops.masked_attention(query, key, value, mask, scale)
+    dtype = query.dtype
     query, key, value = (each.cast(DType.float32) for each in (query, key, value))
-    nothing = F.broadcast_to(F.constant(0.0, DType.float32, device=query.device), shape)
-    return ops.flash_attention_cpu(query, key, value, nothing if hidden is None else hidden, scale).cast(dtype)
+    return ops.flash_attention_cpu(query, key, value, mask, scale).cast(dtype)
 
 
 def _mask(hidden: Tensor | None) -> Tensor | None:

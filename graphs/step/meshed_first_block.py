@@ -1,7 +1,9 @@
 """First-block caching on several devices: one decision for all of them, on the value of all of them.
 
 Each device has a part of the first block's residual. What they add up over their parts is summed over the devices, so
-that all of them compare the same two numbers; on the first device's comparison all blocks are left out, or none.
+that all of them compare the same two numbers; on the first device's comparison all blocks are left out, or none. What
+follows from either is computed outside of the branch: MAX 26.7 does not take a value of a branch for one of the same
+type from outside where the type has sums in it.
 
 Arguments and results are those of `graphs.step.first_block.FirstBlockStep`, on the first device. Its items are one row,
 of which the devices share the tokens.
@@ -17,12 +19,12 @@ from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Module
 from max.experimental.tensor import Tensor
-from max.graph import DeviceRef, Dim, TensorType, TensorValue
+from max.graph import DeviceRef, TensorType, TensorValue
 
-from max_zimage.graphs.dims import FirstBlock
+from max_zimage.graphs.dims import CAPTION_PADDED, FirstBlock
 from max_zimage.graphs.layers import choose
 from max_zimage.graphs.model import mesh_spec
-from max_zimage.graphs.model.mesh_parts import Place, each, home, joined, named, part, positions, spread
+from max_zimage.graphs.model.mesh_parts import Place, each, home, joined, part, positions, spread
 from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.graphs.model.meshed import MeshedTransformer
 from max_zimage.graphs.step.first_block import first_block_types
@@ -40,7 +42,7 @@ class MeshedFirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         if not (shape.num_refiner_layers if first == "noise_refiner" else shape.num_layers):
             raise ValueError(f"the first block of {first} is to decide, and this transformer has none there")
         # A row that is alone still has the padding of the batch behind it.
-        self.transformer = MeshedTransformer(spec, is_padded=True, purpose=f"_{first}")
+        self.transformer = MeshedTransformer(spec, is_padded=True, in_place=True)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One evaluation; see `graphs.step.first_block.FirstBlockStep.forward`."""
@@ -63,29 +65,30 @@ class MeshedFirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         first = each(mesh, _first_part)(places, spread(first_residual, mesh), padded)
         tail = each(mesh, _tail_part)(places, spread(tail_residual, mesh), padded)
         head = each(mesh, _head)(after, around.image_rope)
+        reused = each(mesh, lambda x, y: x + y)(head, tail)
         seen = (spread(x, mesh) for x in (given.rope, given.valid_length))
-        sizes = each(mesh, _sizes)(places, added, first, padded, *seen)
+        sizes = each(mesh, _sizes)(places, added, first, padded, around.image_rope, *seen)
         now, then = F.split(home(F.allreduce_sum(sizes, mesh_axis=mesh_spec.TOKENS)), [1, 1], axis=0)
 
         def reuse() -> Sequence[TensorValue]:
-            return _values(each(mesh, lambda x, y: x + y)(head, tail), first, tail, _flag(0, threshold))
+            return _values(reused, _flag(0, threshold))
 
         def compute() -> Sequence[TensorValue]:
             blocks = range(self.index + 1, self.spec.transformer.num_blocks)
             hidden = each(mesh, _head)(transformer.run(after, blocks, around), around.image_rope)
-            return _values(hidden, added, each(mesh, lambda x, y: x - y)(hidden, head), _flag(1, threshold))
+            return _values(hidden, _flag(1, threshold))
 
-        types = [value.type for value in _values(head, first, tail, _flag(0, threshold))]
+        types = [value.type for value in _values(reused, _flag(0, threshold))]
         # In this order: MAX's x < y is "not x >= y", and NaN would resemble everything.
-        found = choose(F.squeeze(threshold * then > now, 0), types, reuse, compute)
-        count = mesh.num_devices
-        hidden, first, tail = (
-            Tensor.from_shard_values(found[begin : begin + count], head.mapping) for begin in range(0, 3 * count, count)
-        )
+        *shards, computed = choose(F.squeeze(threshold * then > now, 0), types, reuse, compute)
+        hidden = Tensor.from_shard_values(shards, head.mapping)
+        is_new = spread(computed > 0, mesh)
+        first = each(mesh, F.where)(is_new, added, first)
+        tail = each(mesh, F.where)(is_new, each(mesh, lambda x, y: x - y)(hidden, head), tail)
         noisy = F.gather(given.latents, given.latent_rows, axis=0)
         velocity = transformer.project(hidden, around, spread(given.final_scale, mesh), like=noisy)
         remembered = _together(first, around.image_rope, like=first_residual)
-        return velocity, remembered, _together(tail, around.image_rope, like=tail_residual), found[-1]
+        return velocity, remembered, _together(tail, around.image_rope, like=tail_residual), computed
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
@@ -98,7 +101,8 @@ def _first_part(place: Place, residual: Tensor, image_rope: Tensor) -> Tensor:
     own = part(place, F.rebind(residual[:, :image], [residual.shape[0], image, residual.shape[2]]), "image")
     if residual.shape[1] == image:
         return own
-    return joined(place, own, part(place, residual[:, image:], "caption"))
+    caption = F.rebind(residual[:, image:], [residual.shape[0], CAPTION_PADDED, residual.shape[2]])
+    return joined(place, own, part(place, caption, "caption"))
 
 
 def _tail_part(place: Place, residual: Tensor, image_rope: Tensor) -> Tensor:
@@ -115,14 +119,20 @@ def _head(tokens: Tensor, image_rope: Tensor) -> Tensor:
 
 
 def _sizes(
-    place: Place, added: Tensor, first: Tensor, image_rope: Tensor, rope: Tensor, valid_length: Tensor
+    place: Place,
+    added: Tensor,
+    first: Tensor,
+    image_rope: Tensor,
+    own_image_rope: Tensor,
+    rope: Tensor,
+    valid_length: Tensor,
 ) -> Tensor:
     """Sums of absolute values, float32 [2]: of the difference between two residuals, and of the second one.
 
     Captions behind the valid length are padding of the batch and do not count; the whole image does.
     """
     now, then = (x.cast(DType.float32) for x in (added, first))
-    if added.shape[1] == Dim(named("part", place)):
+    if added.shape[1] != own_image_rope.shape[1]:
         where = F.rebind(positions(place, image_rope.shape[1], rope.shape[1], added.device), [added.shape[1]])
         exists = F.unsqueeze(where, 0) < F.unsqueeze(valid_length.cast(DType.int32), 1)
         weight = F.unsqueeze(exists.cast(DType.float32), 2)

@@ -87,7 +87,7 @@ def test_attention_of_some_queries_over_all_keys(widths: tuple[int, int], device
         tokens, items = lengths[0], len(lengths)
         given = [torch.randn(items, each, heads, head_dim, generator=generator) for each in (part, tokens, tokens)]
         beyond = torch.arange(tokens) >= torch.tensor(lengths)[:, None]
-        hidden = (beyond * -1e30)[:, None].expand(-1, part, -1)
+        hidden = (beyond * -1e30)[:, None]
         tensors = [each.to(torch.bfloat16).contiguous() for each in (*given, hidden)]
         poison(device, (items, part, heads, head_dim), (items, part, heads, head_dim))
         found = model.execute(*(Buffer.from_dlpack(each).to(device) for each in tensors))

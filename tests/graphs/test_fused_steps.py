@@ -135,6 +135,7 @@ def meshed() -> dict[str, Model]:
     return compiled_fused(MESHES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", MESHES, ids=lambda variant: variant.name)
 @pytest.mark.parametrize("name", CASES, ids=lambda name: name.replace(" ", "_").replace(",", ""))
 def test_several_devices(variant: Variant, name: str, meshed: dict[str, Model]) -> None:
@@ -152,6 +153,7 @@ def test_several_devices(variant: Variant, name: str, meshed: dict[str, Model]) 
             assert relative_l2(*pair) <= MESHED_L2
 
 
+@pytest.mark.slow
 def test_several_devices_with_padding_that_is_attended(meshed: dict[str, Model]) -> None:
     """The comparison above can fail."""
     given = arguments(CASES["guided, unequal"], spec=FUSED)

@@ -40,6 +40,7 @@ def latents(pipeline: ZImagePipeline, prompt: str | list[str], given: dict[str, 
     return np.asarray(pipeline(prompt, output_type="latent", **{**CALL, **given}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

@@ -175,7 +175,7 @@ class PartMix(Module[..., list[Tensor]]):
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
         shapes = [("items", length, self.heads, self.head_dim) for length in ("part", "tokens", "tokens")]
-        return tuple(TensorType(DType.bfloat16, shape, device) for shape in (*shapes, ("items", "part", "tokens")))
+        return tuple(TensorType(DType.bfloat16, shape, device) for shape in (*shapes, ("items", 1, "tokens")))
 
 
 def compile_part(heads: int, head_dim: int, device: Device) -> Model:

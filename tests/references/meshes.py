@@ -23,15 +23,16 @@ from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.step.compose import denoise_step
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.inputs import AdvanceInputs, BranchInputs, GuideInputs, PredictInputs
-from max_zimage.graphs.step.meshed import meshed_step
+from max_zimage.graphs.step.meshed import MeshedPredict, meshed_step
 from max_zimage.graphs.step.meshed_first_block import MeshedFirstBlockStep
+from max_zimage.graphs.step.predict import Predict
 from max_zimage.sampling.positions import padded, sequence_offsets
 from tests.references.fused_steps import as_on_nvidia
 
 FloatArray = npt.NDArray[np.float32]
 
 SPEC = TransformerSpec(
-    dim=128,
+    dim=64,
     num_heads=2,
     num_layers=2,
     num_refiner_layers=1,
@@ -39,12 +40,12 @@ SPEC = TransformerSpec(
     caption_dim=64,
     norm_eps=1e-5,
     rope_theta=256.0,
-    axes_dims=(16, 24, 24),
+    axes_dims=(8, 12, 12),
     axes_lens=(1536, 512, 512),
     t_scale=1000.0,
 )
-"""Heads of 64, which the project's own attention takes; two main layers, so that one's result is another's input."""
-FUSED = replace(SPEC, dim=256, num_heads=4)
+"""Heads of 32, which the project's own attention takes; two main layers, so that one's result is another's input."""
+FUSED = replace(SPEC, dim=256, num_heads=4, axes_dims=(16, 24, 24))
 """The same in the least width that blocks of an NVIDIA GPU take."""
 PLAIN = "plain"
 
@@ -92,20 +93,27 @@ class Case:
         return len({padded(each) for each in (*self.captions, self.longest or self.captions[0])}) == 1
 
 
-def compiled(
-    variants: Sequence[Variant], cached: Sequence[int] = (), shape: TransformerSpec = SPEC
-) -> dict[str, Model]:
+def compiled(variants: Sequence[Variant], shape: TransformerSpec = SPEC) -> dict[str, Model]:
     """The plain step and others, bound to the same random weights.
 
     Args:
         variants: Of a mesh each.
-        cached: Devices of further ones, with first-block caching by the noise refiner's first block.
         shape: Of the transformer.
     """
     made = {PLAIN: _built(lambda: denoise_step(shape))}
-    for each in variants:
-        spec = MeshSpec(transformer=shape, places=tuple(range(each.devices)), groups=each.groups)
-        made[each.name] = _built(partial(meshed_step, spec, each.is_padded))
+    made |= {each.name: _built(partial(meshed_step, _spec(each, shape), each.is_padded)) for each in variants}
+    return _together(made)
+
+
+def compiled_predicts(variants: Sequence[Variant], cached: Sequence[int] = ()) -> dict[str, Model]:
+    """The same without guidance and update, which are those of any step: a third of what MAX has to compile.
+
+    Args:
+        variants: Of a mesh each.
+        cached: Devices of further ones, with first-block caching by the noise refiner's first block.
+    """
+    made = {PLAIN: _built(lambda: Predict(SPEC))}
+    made |= {each.name: _built(partial(MeshedPredict, _spec(each, SPEC), each.is_padded)) for each in variants}
     made |= {cached_name(devices): _built(partial(_cached, devices, "noise_refiner")) for devices in cached}
     return _together(made)
 
@@ -129,6 +137,10 @@ def compiled_with_cache(devices: int, block: FirstBlock) -> Model:
         block: Decides.
     """
     return _together({"cached": _built(partial(_cached, devices, block))})["cached"]
+
+
+def _spec(variant: Variant, shape: TransformerSpec) -> MeshSpec:
+    return MeshSpec(transformer=shape, places=tuple(range(variant.devices)), groups=variant.groups)
 
 
 def _built(make: Callable[[], Any]) -> Any:
@@ -206,8 +218,10 @@ def arguments(case: Case, seed: int = 0, spec: TransformerSpec = SPEC) -> list[B
 
 
 def run(model: Model, given: Sequence[Buffer]) -> dict[str, FloatArray]:
-    """What a step gives."""
-    latents, _, prediction, velocity = model.execute(*given)
+    """What a step gives, or its Predict."""
+    if len(results := model.execute(*given[: len(model.input_metadata)])) == 1:
+        return {"velocity": np.array(results[0].to_numpy())}
+    latents, _, prediction, velocity = results
     found = {"latents": latents, "prediction": prediction, "velocity": velocity}
     return {name: np.array(each.to_numpy()) for name, each in found.items()}
 
