@@ -91,7 +91,7 @@ def rows() -> Iterator[str]:
     for case in CASES:
         mesh = check_mesh(case.devices, case.split, TARGET)
         traced[mesh] = sent = traced[mesh] if mesh in traced else sent_by(mesh)
-        sizes = sizes_of(mesh, items=case.items, image=4096, caption=32)
+        sizes = sizes_of(items=case.items, image=4096, caption=32)
         most = max(nbytes_by_device(sent, sizes).values())
         gathered = max(nbytes_by_device([each for each in sent if each.gathered], sizes).values(), default=0)
         cells = [case.devices, case.split, case.items, f"{most / 1e9:.3f}", f"{gathered / 1e9:.3f}"]

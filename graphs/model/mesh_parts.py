@@ -25,15 +25,12 @@ class Place(NamedTuple):
         groups: How many there are.
         part: Which part of the tokens it has.
         parts: How many there are.
-        is_named: Whether sizes that differ from part to part have names of their own: MAX takes no sums in the types of
-            a subgraph, and in the branches of a condition no names but those of a graph's arguments.
     """
 
     group: int
     groups: int
     part: int
     parts: int
-    is_named: bool
 
 
 def each(mesh: DeviceMesh, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,9 +62,9 @@ def positions(place: Place, image: Dim, tokens: Dim, device: Device) -> Tensor:
     return F.concat([cut(each, 0, place.part, place.parts) for each in both], axis=0)
 
 
-def joined(place: Place, image: Tensor, caption: Tensor) -> Tensor:
+def joined(image: Tensor, caption: Tensor) -> Tensor:
     """A device's image tokens with its caption tokens behind: [items, part, ...]."""
-    return _named(F.concat([image, caption], axis=1), "part", place)
+    return F.concat([image, caption], axis=1)
 
 
 def rows_of(place: Place, x: Tensor, axis: int = 0) -> Tensor:
@@ -85,17 +82,12 @@ def half(items: Dim) -> Dim:
     return (items + 1) // 2
 
 
-def part(place: Place, x: Tensor, name: str) -> Tensor:
+def part(place: Place, x: Tensor) -> Tensor:
     """The device's part of tokens, [items, tokens, ...]."""
-    return _named(cut(x, 1, place.part, place.parts), name, place)
+    return cut(x, 1, place.part, place.parts)
 
 
 def cut(x: Tensor, axis: int, part: int, parts: int) -> Tensor:
     """One of so many parts of nearly equal length."""
     length = x.shape[axis]
     return x[(*(slice(None),) * axis, slice(length * part // parts, length * (part + 1) // parts))]
-
-
-def _named(x: Tensor, what: str, place: Place) -> Tensor:
-    """The same with a name for its second size."""
-    return F.rebind(x, [x.shape[0], f"{what}_{place.part}", *x.shape[2:]]) if place.is_named else x

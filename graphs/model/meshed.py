@@ -9,6 +9,9 @@ Queries stay where they are, so heads need not be shared out, and any number of 
 weights. A device's image tokens stand before its caption tokens, and so does what is gathered of it: attention sums
 over keys, whose order changes nothing but rounding.
 
+Blocks are no subgraphs, as those of one device are: MAX 26.7 calls one whose sizes are none of the graph's arguments'
+with wrong ones (docs/measured-facts.md).
+
 With two groups each has half of the branch rows, the last row of the first group once more where their number is odd.
 A single row is computed by both groups.
 
@@ -22,7 +25,6 @@ from typing import Any, NamedTuple
 
 from max.dtype import DType
 from max.experimental import functional as F
-from max.experimental.compilation import as_subgraph
 from max.experimental.nn import Module
 from max.experimental.nn.sequential import ModuleList
 from max.experimental.sharding.action import PerShard
@@ -65,14 +67,10 @@ class MeshedTransformer(Module[..., Tensor]):
         spec: The mesh.
         is_padded: Whether rows of unequal length are told apart by their valid lengths; without it all must be full.
             Hiding keys takes another kernel of MAX's on a GPU, and a mask in memory.
-        in_place: Whether its blocks are traced where they stand, and not as subgraphs that those of one kind share.
     """
 
-    def __init__(self, spec: MeshSpec, is_padded: bool, in_place: bool = False) -> None:
-        self.around, self.spec, self.is_padded, self.in_place = spec, spec.transformer, is_padded, in_place
-        # In a module of several graphs each has blocks of its own.
-        own = f"{spec.groups}x{spec.size}{'_padded' if is_padded else ''}"
-        self.refiner_name, self.main_name = f"refiner_block_{own}", f"main_block_{own}"
+    def __init__(self, spec: MeshSpec, is_padded: bool) -> None:
+        self.around, self.spec, self.is_padded = spec, spec.transformer, is_padded
         self.mesh = spec.mesh(defaults()[1].devices[0])
         shape = spec.transformer
         with default_device(self.mesh):
@@ -140,10 +138,10 @@ class MeshedTransformer(Module[..., Tensor]):
         for index in blocks:
             modulation = each(self.mesh, lambda table, block=index: table[block])(around.modulation)
             if index < refiners:
-                tokens = self._block(index)(tokens, around.image_rope, None, modulation)
+                tokens = self.noise_refiner[index](tokens, around.image_rope, None, modulation)
                 continue
             tokens = self.join(tokens, around) if index == refiners else tokens
-            tokens = self._block(index)(tokens, around.rope, around.hidden, modulation)
+            tokens = self.layers[index - refiners](tokens, around.rope, around.hidden, modulation)
         return tokens
 
     def _run_fused(self, tokens: Tensor, blocks: range, around: Surroundings) -> Tensor:
@@ -155,20 +153,15 @@ class MeshedTransformer(Module[..., Tensor]):
             first = gpu_ops.host_row(4 * index)
             if normed is None:
                 normed = each(self.mesh, gpu_ops.scaled_norm)(tokens, rows, first, scale=0, epsilon=epsilon)
-            seen = (around.image_rope, None) if index < refiners else (around.rope, around.hidden)
-            tokens, normed = self._block(index)(tokens, normed, *seen, rows, first)
+            if index < refiners:
+                tokens, normed = self.noise_refiner[index](tokens, normed, around.image_rope, None, rows, first)
+            else:
+                tokens, normed = self.layers[index - refiners](tokens, normed, around.rope, around.hidden, rows, first)
         return tokens
-
-    def _block(self, index: int) -> Callable[..., Any]:
-        refiners = self.spec.num_refiner_layers
-        block = self.noise_refiner[index] if index < refiners else self.layers[index - refiners]
-        if self.in_place:
-            return block
-        return as_subgraph(block, name=self.refiner_name if index < refiners else self.main_name)
 
     def join(self, image: Tensor, around: Surroundings) -> Tensor:
         """A device's image tokens with its caption tokens behind: [group_items, part, dim]."""
-        found: Tensor = each(self.mesh, joined)(self.places, image, around.caption)
+        found: Tensor = each(self.mesh, joined)(image, around.caption)
         return found
 
     def project(self, tokens: Tensor, around: Surroundings, final_scale: Tensor, like: Tensor) -> Tensor:
@@ -186,8 +179,8 @@ class MeshedTransformer(Module[..., Tensor]):
     @property
     def places(self) -> PerShard[Place]:
         """Every device's place."""
-        groups, size, named = self.around.groups, self.around.size, not self.in_place
-        return PerShard([Place(group, groups, part, size, named) for group in range(groups) for part in range(size)])
+        groups, size = self.around.groups, self.around.size
+        return PerShard([Place(group, groups, part, size) for group in range(groups) for part in range(size)])
 
 
 def _embedded(place: Place, embedder: Module[..., Tensor], pad: Tensor, latents: Tensor, rope: Tensor) -> Tensor:
@@ -196,7 +189,7 @@ def _embedded(place: Place, embedder: Module[..., Tensor], pad: Tensor, latents:
     items, count, dim = own.shape[0], own.shape[1], pad.shape[1]
     pads = F.broadcast_to(F.unsqueeze(pad, 0), [items, padded - count, dim])
     image = F.rebind(F.concat([embedder(own), pads], axis=1), [items, padded, dim])
-    return part(place, image, "image")
+    return part(place, image)
 
 
 def _surroundings(
@@ -206,9 +199,8 @@ def _surroundings(
     captions, image_rope, rope = (rows_of(place, given) for given in (captions, image_rope, rope))
     behind = rope[:, image_rope.shape[1] :]
     behind = F.rebind(behind, [*captions.shape[:2], *rope.shape[2:]])
-    image, caption = part(place, image_rope, "image"), part(place, behind, "caption")
-    own = part(place, captions, "caption")
-    return own, image, joined(place, image, caption), rows_of(place, modulation, axis=2)
+    image, caption = part(place, image_rope), part(place, behind)
+    return part(place, captions), image, joined(image, caption), rows_of(place, modulation, axis=2)
 
 
 def _hidden(place: Place, captions: Tensor, image_rope: Tensor, rope: Tensor, valid_length: Tensor) -> Tensor:

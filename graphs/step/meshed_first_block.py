@@ -42,7 +42,7 @@ class MeshedFirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
         if not (shape.num_refiner_layers if first == "noise_refiner" else shape.num_layers):
             raise ValueError(f"the first block of {first} is to decide, and this transformer has none there")
         # A row that is alone still has the padding of the batch behind it.
-        self.transformer = MeshedTransformer(spec, is_padded=True, in_place=True)
+        self.transformer = MeshedTransformer(spec, is_padded=True)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One evaluation; see `graphs.step.first_block.FirstBlockStep.forward`."""
@@ -98,11 +98,11 @@ class MeshedFirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
 def _first_part(place: Place, residual: Tensor, image_rope: Tensor) -> Tensor:
     """The device's part of what the first block added: of the image, and of the captions where there are some."""
     image = image_rope.shape[1]
-    own = part(place, F.rebind(residual[:, :image], [residual.shape[0], image, residual.shape[2]]), "image")
+    own = part(place, F.rebind(residual[:, :image], [residual.shape[0], image, residual.shape[2]]))
     if residual.shape[1] == image:
         return own
     caption = F.rebind(residual[:, image:], [residual.shape[0], CAPTION_PADDED, residual.shape[2]])
-    return joined(place, own, part(place, caption, "caption"))
+    return joined(own, part(place, caption))
 
 
 def _tail_part(place: Place, residual: Tensor, image_rope: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _tail_part(place: Place, residual: Tensor, image_rope: Tensor) -> Tensor:
     items, count, dim = residual.shape
     nothing = F.constant(0.0, residual.dtype, device=residual.device)
     pads = F.broadcast_to(nothing, [items, image_rope.shape[1] - count, dim])
-    return part(place, F.rebind(F.concat([residual, pads], axis=1), [items, image_rope.shape[1], dim]), "image")
+    return part(place, F.rebind(F.concat([residual, pads], axis=1), [items, image_rope.shape[1], dim]))
 
 
 def _head(tokens: Tensor, image_rope: Tensor) -> Tensor:

@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from max_zimage.compile.registry import Mesh
-
 _GRAPH = re.compile(r"mo\.graph @(?P<name>\w+)")
 _CALL = re.compile(r"mo\.call @(?P<name>\w+)")
 _TRANSFER = re.compile(r"mo\.transfer\S* .*: (?P<type>!mo\.tensor<.*>) to <\"gpu\", (?P<target>\d+)>")
@@ -100,22 +98,16 @@ def nbytes_by_device(sent: Iterable[Sent], sizes: Mapping[str, int]) -> dict[int
     return dict(sorted(found.items()))
 
 
-def sizes_of(mesh: Mesh, *, items: int, image: int, caption: int) -> dict[str, int]:
+def sizes_of(*, items: int, image: int, caption: int) -> dict[str, int]:
     """What the words of a mesh's graphs mean, see `graphs.model.mesh_parts`.
 
     Args:
-        mesh: The devices.
         items: Branch rows.
         image: Image tokens of each, in whole multiples of 32.
         caption: Caption tokens of each, likewise.
     """
-    parts = mesh.devices // mesh.groups
     found = {"items": items, "group_items": -(-items // 2), "image_tokens": image, "image_padded": image}
-    found |= {"caption_padded": caption, "tokens": image + caption}
-    for part in range(parts):
-        own = [length * (part + 1) // parts - length * part // parts for length in (image, caption)]
-        found |= {f"image_{part}": own[0], f"caption_{part}": own[1], f"part_{part}": sum(own)}
-    return found
+    return found | {"caption_padded": caption, "tokens": image + caption}
 
 
 def _runs(graph: str, calls: Mapping[str, Counter[str]]) -> Iterator[tuple[str, int]]:

@@ -19,6 +19,8 @@ from tests.recording import RecordProperty
 from tests.references.diffusers_runs import relative_l2
 from tests.references.meshes import (
     PLAIN,
+    SMALL,
+    SPEC,
     Case,
     Variant,
     arguments,
@@ -73,7 +75,7 @@ def cases_of(variants: Sequence[Variant]) -> list[ParameterSet]:
 
 
 def check(variant: Variant, name: str, record_property: RecordProperty, *, slow: bool) -> None:
-    found, given = models(slow=slow), arguments(CASES[name])
+    found, given = models(slow=slow), arguments(CASES[name], spec=SPEC if slow else SMALL)
     ours, plain = run(found[variant.name], given), run(found[PLAIN], given)
     errors = {key: max(relative_l2(*rows) for rows in zip(ours[key], plain[key], strict=True)) for key in plain}
     record_property("relative_l2", errors["velocity"])
@@ -95,7 +97,7 @@ def test_other_meshes(variant: Variant, name: str, record_property: RecordProper
 
 def test_a_cache_decides_for_all_devices() -> None:
     """As numpy decides on the whole residual; what a device finds of its own part would decide otherwise."""
-    found, given = models(slow=False), arguments(CASES["image padding"])
+    found, given = models(slow=False), arguments(CASES["image padding"], spec=SMALL)
     computed = walk(found[cached_name(3)], given, "noise_refiner", 0.0)
     assert [each.computed for each in computed] == [1, 1, 1]
     assert relative_l2(computed[0].velocity, run(found[PLAIN], given)["velocity"]) <= MESHED_L2

@@ -45,6 +45,8 @@ SPEC = TransformerSpec(
     t_scale=1000.0,
 )
 """Heads of 32, which the project's own attention takes; two main layers, so that one's result is another's input."""
+SMALL = replace(SPEC, num_layers=1)
+"""The same with a block of each kind."""
 FUSED = replace(SPEC, dim=256, num_heads=4, axes_dims=(16, 24, 24))
 """The same in the least width that blocks of an NVIDIA GPU take."""
 PLAIN = "plain"
@@ -112,9 +114,9 @@ def compiled_predicts(variants: Sequence[Variant], cached: Sequence[int] = ()) -
         variants: Of a mesh each.
         cached: Devices of further ones, with first-block caching by the noise refiner's first block.
     """
-    made = {PLAIN: _built(lambda: Predict(SPEC))}
-    made |= {each.name: _built(partial(MeshedPredict, _spec(each, SPEC), each.is_padded)) for each in variants}
-    made |= {cached_name(devices): _built(partial(_cached, devices, "noise_refiner")) for devices in cached}
+    made = {PLAIN: _built(lambda: Predict(SMALL))}
+    made |= {each.name: _built(partial(MeshedPredict, _spec(each, SMALL), each.is_padded)) for each in variants}
+    made |= {cached_name(devices): _built(partial(_cached, devices, "noise_refiner", SMALL)) for devices in cached}
     return _together(made)
 
 
@@ -160,10 +162,10 @@ def _together(made: Mapping[str, Any]) -> dict[str, Model]:
     return dict(session.init_all(whole, weights_registry={name: every[name] for name in known}))
 
 
-def _cached(devices: int, block: FirstBlock) -> Any:
+def _cached(devices: int, block: FirstBlock, shape: TransformerSpec = SPEC) -> Any:
     if devices == 1:
-        return FirstBlockStep(SPEC, block)
-    return MeshedFirstBlockStep(MeshSpec(transformer=SPEC, places=tuple(range(devices))), block)
+        return FirstBlockStep(shape, block)
+    return MeshedFirstBlockStep(MeshSpec(transformer=shape, places=tuple(range(devices))), block)
 
 
 def _weights(module: Any) -> Mapping[str, Buffer]:
