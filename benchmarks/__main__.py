@@ -33,6 +33,7 @@ PARTS = {
     "text_diffusion": "a denoising step of DiffusionGemma beside transformers, and its first compilation",
     "sweep": "the profiler's sweep: dtypes, step caches, quantized weights, ways to compute attention",
     "first_picture": "from the command of a server to the first picture on its page, in a browser",
+    "jobs": "a job's pictures a second, in one process and by actors of Ray, beside a loop in Python",
     "serving": "the server: what it adds, pictures a second, memory over many requests",
     "fleet": "two replicas on Ray Serve under open-loop load, memory, and one of them killed",
 }
@@ -93,6 +94,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import fleet
 
         return fleet.rows(fleet.QUICK if options.quick else fleet.FULL, options.repeats, options.seconds)
+    if part == "jobs":
+        from benchmarks import jobs
+
+        return jobs.rows(jobs.QUICK if options.quick else jobs.FULL, options.repeats)
     return _computed(part, options, roofs)
 
 

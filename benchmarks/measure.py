@@ -167,22 +167,30 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def interleave(calls: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1) -> dict[str, Timing]:
+def interleave(
+    calls: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1, together: int = 1
+) -> dict[str, Timing]:
     """Time competitors in turn.
 
     Args:
         calls: By name.
         repeats: Timed calls of each.
         warmups: Calls of each before the first timed one.
+        together: Calls that a turn has one after the other, of which the mean counts: where they come so in use, too.
 
     Returns:
         A timing for each name.
     """
+
+    def turn_of(call: Callable[[], object]) -> None:
+        for _ in range(together):
+            call()
+
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmups + repeats):
         for name, call in calls.items():
             time.sleep(PAUSE_SECONDS)
-            taken = seconds_of(call)
+            taken = seconds_of(lambda: turn_of(call)) / together  # noqa: B023  (called at once)
             if turn >= warmups:
                 seconds[name].append(taken)
     return {name: Timing.of(taken) for name, taken in seconds.items()}

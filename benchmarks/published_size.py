@@ -103,7 +103,8 @@ def rows(*, quick: bool) -> list[Row]:
         with tempfile.TemporaryDirectory(prefix="stable-diffusion.cpp-", dir=directory.parent) as folder:
             code = _STABLE.replace("FILES", repr(_files_of_stable(directory, Path(folder))))
             found += _rows("stable-diffusion.cpp", "Q8_0", _measured(code, directory, python))
-    return found
+    cases = [row.case for row in found]
+    return sorted(found, key=lambda row: cases.index(row.case))
 
 
 def _files_of_stable(directory: Path, folder: Path) -> dict[str, str]:

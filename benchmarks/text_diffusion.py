@@ -1,8 +1,9 @@
 """A denoising step of DiffusionGemma beside transformers, on this CPU in float32, with random weights.
 
-Both look at the same canvas behind the same prompt, with self-conditioning, in turn. transformers runs its experts in
-each of its own ways, of which some suit a CPU better than the default one. The first compilation of the graphs is
-timed in a process of its own, with folders that hold nothing of one before.
+Both look at the same canvas behind the same prompt, with self-conditioning, in turn, and ten times each, as a text is
+written: threads of the one before wait for work for a while, and take a core from the first steps. transformers runs
+its experts in each of its own ways, of which some suit a CPU better than the default one. The first compilation of the
+graphs is timed in a process of its own, with folders that hold nothing of one before.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.measure import ROOT, Row, interleave, relative_l2
 from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma
 from tests.references.diffusion_gemmas import USUAL, load, write
 
+TOGETHER = 10
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
 """How transformers computes the experts: what it loads a model with, and the others."""
 
@@ -101,7 +103,7 @@ def _steps(
 
     calls: dict[str, Callable[[], Any]] = {f"transformers, {way}": with_experts(way) for way in EXPERTS}
     calls["max_zimage"] = lambda: ours.denoise(canvas, logits, every, 0.8, cache)
-    timings = interleave(calls, repeats)
+    timings = interleave(calls, repeats, together=TOGETHER)
     wanted = with_experts(EXPERTS[0])().numpy()
     error = relative_l2(calls["max_zimage"]().logits.to_numpy(), wanted)
     return [

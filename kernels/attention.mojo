@@ -14,7 +14,6 @@ Reference: Dao et al., FlashAttention (arXiv 2205.14135), algorithm 1.
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.collections import Array
 from std.math import ceildiv, exp, rsqrt
@@ -23,6 +22,7 @@ from std.memory.alloc import Layout, alloc, dealloc
 
 from .heads import KEYS, joined, pack_keys, pack_queries, pack_values
 from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, U32, Lanes, per_unit, tile_products
+from .sharing import PRODUCTS, share_out
 
 comptime MASKED: Float32 = -1e30  # exp() of it is zero next to any real score, and a row of it alone gives no NaN
 
@@ -112,7 +112,7 @@ struct Attention:
                 blocks * KEY_UNITS,
             )
 
-        sync_parallelize(pack, items * key_value_heads * blocks)
+        share_out(pack, items * key_value_heads * blocks, 4 * items * key_value_heads * length * head_dim)
         var panels = ceildiv(length, TILE_COLUMNS)
 
         def attend(task: Int) {imm}:
@@ -138,7 +138,8 @@ struct Attention:
                 eps,
             )
 
-        sync_parallelize(attend, items * heads * panels)
+        var scores = items * heads * length * length
+        share_out(attend, items * heads * panels, 2 * scores + 2 * scores * head_dim // PRODUCTS)
         dealloc(packed_keys^)
         dealloc(packed_values^)
 

@@ -11,7 +11,6 @@ Twin: what `graphs.model.cached_attention` does with plain operations.
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.collections import Array
 from std.math import ceildiv
@@ -22,6 +21,7 @@ from .attention import MASKED, mix, store_mixed, weigh
 from .heads import KEYS, pack_queries
 from .kept import pack_kept, prepare_new, turn_mask
 from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, Lanes, per_unit, tile_products
+from .sharing import PRODUCTS, share_out
 
 
 @extensibility.register("max_zimage.cached_attention")
@@ -179,7 +179,8 @@ def _attend_all[
             blocks * KEY_UNITS,
         )
 
-    sync_parallelize(pack, groups * blocks + rows * panels)
+    var numbers = 2 * groups * seen * head_dim + rows * length * seen
+    share_out(pack, groups * blocks + rows * panels, numbers)
 
     def attend(task: Int) {imm}:
         # The panels of one head follow each other, so that its keys and values stay in the cache.
@@ -203,7 +204,8 @@ def _attend_all[
             scale,
         )
 
-    sync_parallelize(attend, rows * heads * panels)
+    var scores = rows * heads * length * seen
+    share_out(attend, rows * heads * panels, 2 * scores + 2 * scores * head_dim // PRODUCTS)
     dealloc(packed_keys^)
     dealloc(packed_values^)
     dealloc(turned_masks^)

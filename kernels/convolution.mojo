@@ -19,9 +19,9 @@ from std.memory.alloc import Layout, alloc, dealloc
 from std.sys.info import num_physical_cores
 
 from .products import F32, LANES, PART_ROWS, TILE_COLUMNS, Lanes, Part, add_units, per_unit, store_lanes
+from .sharing import TASKS_PER_CORE
 
 comptime STRIPE_BYTES = 1 << 20  # what a stripe takes at most, unless one row takes more
-comptime TASKS_PER_CORE = 4  # a core that another program takes away holds up a part of the work only
 
 
 @extensibility.register("max_zimage.convolution")

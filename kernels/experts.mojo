@@ -14,15 +14,12 @@ DiffusionGemmaTextExperts.
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
-from std.sys.info import num_physical_cores
 
 from .chosen import choose_experts, sort_slots
-from .linear import TASKS_PER_CORE
 from .products import (
     F32,
     LANES,
@@ -36,6 +33,7 @@ from .products import (
     wide_products,
     widens,
 )
+from .sharing import PRODUCTS, share_out, tasks_for
 
 
 @extensibility.register("max_zimage.experts")
@@ -127,8 +125,7 @@ def _send[
     var chosen, order = chosen_memory.unsafe_ptr(), order_memory.unsafe_ptr()  # [slots]: an expert; a slot
     var starts = starts_memory.unsafe_ptr()  # [experts + 1]
     var tiles = tiles_memory.unsafe_ptr()  # [tiles][3]: expert, first place in the order, slots
-    var most_tasks = TASKS_PER_CORE * num_physical_cores()
-    var token_tasks = min(ceildiv(tokens, 2 * TILE_ROWS), most_tasks)
+    var token_tasks = tasks_for(ceildiv(tokens, 2 * TILE_ROWS))
 
     def choose(task: Int) {imm}:
         for token in range(task * tokens // token_tasks, (task + 1) * tokens // token_tasks):
@@ -141,9 +138,9 @@ def _send[
                 each,
             )
 
-    sync_parallelize(choose, token_tasks)
+    share_out(choose, token_tasks, tokens * experts * (each + 1))
     var count = sort_slots(chosen, order, starts, tiles, slots, experts)
-    var tile_tasks = min(count, most_tasks)
+    var tile_tasks = tasks_for(count)
     var gate_up_words = ceildiv(width, LANES) * ceildiv(inputs, per_unit[dtype]()) * TILE_COLUMNS
     var down_words = ceildiv(inputs, TILE_COLUMNS) * ceildiv(width, per_unit[dtype]()) * TILE_COLUMNS
 
@@ -168,7 +165,7 @@ def _send[
         dealloc(rows_memory^)
         dealloc(inside_memory^)
 
-    sync_parallelize(compute, tile_tasks)
+    share_out(compute, tile_tasks, slots * 3 * inputs * width // PRODUCTS)
 
     def join(task: Int) {imm}:
         for token in range(task * tokens // token_tasks, (task + 1) * tokens // token_tasks):
@@ -180,7 +177,7 @@ def _send[
                 each,
             )
 
-    sync_parallelize(join, token_tasks)
+    share_out(join, token_tasks, slots * inputs)
     dealloc(shares_memory^)
     dealloc(made_memory^)
     dealloc(chosen_memory^)

@@ -11,13 +11,13 @@ Reference: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for 
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import nan, sqrt
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 
 from .products import F32, LANES
+from .sharing import share_out
 
 comptime LIMIT: Float64 = 1e16
 """As `graphs.overflow.LIMIT`."""
@@ -96,7 +96,7 @@ def _measure[
         for channel in range(whole, channels):
             _measure_row[1](source.unsafe_offset(channel), place.unsafe_offset(channel), columns, channels)
 
-    sync_parallelize(measure_row, items * rows)
+    share_out(measure_row, items * rows, items * rows * columns * channels)
 
     def join(task: Int) {imm}:
         var item, width = task // groups, channels // groups
@@ -122,7 +122,7 @@ def _measure[
             place.unsafe_store(channels + channel, scale.cast[F32]())
             place.unsafe_store(2 * channels + channel, bias.unsafe_load(channel).cast[F32]())
 
-    sync_parallelize(join, items * groups)
+    share_out(join, items * groups, 2 * items * rows * channels)
     dealloc(memory^)
 
 

@@ -1,6 +1,5 @@
 """New keys and values, packed behind those that were kept for `products.tile_products`, and the mask over them all."""
 
-from max.algorithm import sync_parallelize
 from std.collections import Array
 from std.math import ceildiv
 from std.memory import Pointer, bitcast
@@ -8,6 +7,7 @@ from std.memory import Pointer, bitcast
 from .attention import MASKED
 from .heads import KEYS, joined, prepared, store_units
 from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, U32, Lanes, inverse_size, per_unit
+from .sharing import share_out
 
 
 @no_inline
@@ -44,7 +44,7 @@ def prepare_new[
                     var x = value.unsafe_load[width=LANES](i * LANES).cast[F32]()
                     values.unsafe_store(place + i * LANES, (x * scale).cast[dtype]())
 
-    sync_parallelize(prepare, tasks)
+    share_out(prepare, tasks, 2 * tokens * key_heads * head_dim)
 
 
 def turn_mask(

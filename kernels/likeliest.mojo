@@ -9,14 +9,12 @@ The twin is `graphs.diffusion_gemma.stack.looked`.
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import exp, log
 from std.memory import Pointer
-from std.sys.info import num_physical_cores
 
-from .linear import TASKS_PER_CORE
 from .products import F32, LANES, Lanes
+from .sharing import share_out, tasks_for
 
 
 @extensibility.register("max_zimage.likeliest")
@@ -74,7 +72,7 @@ def _look(
     vocabulary: Int,
     top: Int,
 ):
-    var tasks = min(positions, TASKS_PER_CORE * num_physical_cores())
+    var tasks = tasks_for(positions)
 
     def look(task: Int) {imm}:
         for position in range(task * positions // tasks, (task + 1) * positions // tasks):
@@ -88,7 +86,7 @@ def _look(
             for i in range(top):
                 values.unsafe_store(i, exp(values.unsafe_load(i) - highest) / sums[0])
 
-    sync_parallelize(look, tasks)
+    share_out(look, tasks, positions * (3 * vocabulary + 16 * top))
 
 
 def _rank(

@@ -9,12 +9,10 @@ A panel of weights stays in the second-level cache while the rows pass it. Twins
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
-from std.sys.info import num_physical_cores
 
 from .products import (
     LANES,
@@ -28,8 +26,7 @@ from .products import (
     wide_products,
     widens,
 )
-
-comptime TASKS_PER_CORE = 4  # a core that another program takes away holds up a part of the work only
+from .sharing import PRODUCTS, share_out, tasks_for
 
 
 @extensibility.register("max_zimage.linear")
@@ -169,9 +166,9 @@ def _multiply_panels[
         else:
             pack_rows(some, place, min(TILE_ROWS, rows - first), units)
 
-    sync_parallelize(pack, row_panels)
+    share_out(pack, row_panels, rows * units * per_unit[dtype]())
     var tiles = row_panels * column_panels
-    var tasks = min(tiles, TASKS_PER_CORE * num_physical_cores())
+    var tasks = tasks_for(tiles)
 
     def multiply(task: Int) {imm}:
         for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
@@ -186,7 +183,8 @@ def _multiply_panels[
                 outputs - column * width,
             )
 
-    sync_parallelize(multiply, tasks)
+    var products = rows * units * per_unit[dtype]() * column_panels * TILE_COLUMNS
+    share_out(multiply, tasks, products // PRODUCTS)
     dealloc(packed^)
 
 

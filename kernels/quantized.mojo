@@ -8,16 +8,14 @@ Twins: `graphs.linear.QuantizedLinear` says what they compute.
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
-from std.sys.info import num_physical_cores
 
 from .codes import PER_UNIT, ROW_WORDS, code_products, middle, pack_codes
-from .linear import TASKS_PER_CORE
 from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, store_tile
+from .sharing import PRODUCTS, share_out, tasks_for
 
 
 @extensibility.register("max_zimage.quantized_linear")
@@ -101,9 +99,9 @@ def _multiply[
             inputs,
         )
 
-    sync_parallelize(pack, row_panels)
+    share_out(pack, row_panels, 2 * rows * inputs)
     var tiles = row_panels * column_panels
-    var tasks = min(tiles, TASKS_PER_CORE * num_physical_cores())
+    var tasks = tasks_for(tiles)
 
     def multiply(task: Int) {imm}:
         for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
@@ -121,7 +119,7 @@ def _multiply[
                 outputs - column * width,
             )
 
-    sync_parallelize(multiply, tasks)
+    share_out(multiply, tasks, rows * inputs * column_panels * TILE_COLUMNS // PRODUCTS)
     dealloc(packed^)
     dealloc(scales_memory^)
     dealloc(starts_memory^)

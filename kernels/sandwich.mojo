@@ -9,13 +9,11 @@ Sums are float32 and results rounded once. The twin is `graphs.diffusion_gemma.l
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
-from std.sys.info import num_physical_cores
 
-from .linear import TASKS_PER_CORE
 from .products import F32, inverse_size
+from .sharing import share_out, tasks_for
 
 comptime TOKENS = 8
 """Of a task, at least."""
@@ -89,7 +87,7 @@ struct AddedNorms:
                     two.unsafe_store(at + i, (unit * w2.unsafe_load(i).cast[F32]()).cast[dtype]())
                     three.unsafe_store(at + i, (unit * w3.unsafe_load(i).cast[F32]() * factor).cast[dtype]())
 
-        sync_parallelize(add, tasks)
+        share_out(add, tasks, 4 * tokens * width)
 
 
 @extensibility.register("max_zimage.joined_norms")
@@ -152,8 +150,8 @@ struct JoinedNorms:
                     var both = to.unsafe_load(at + i).cast[F32]() * size * scale.unsafe_load(i).cast[F32]()
                     to.unsafe_store(at + i, ((stream.unsafe_load(at + i).cast[F32]() + both) * times).cast[dtype]())
 
-        sync_parallelize(join, tasks)
+        share_out(join, tasks, 4 * tokens * width)
 
 
 def _tasks(tokens: Int) -> Int:
-    return min(ceildiv(tokens, TOKENS), TASKS_PER_CORE * num_physical_cores())
+    return tasks_for(ceildiv(tokens, TOKENS))

@@ -10,13 +10,13 @@ float32 until the end. Twins: `graphs.diffusion_gemma.layer.ScaledEmbedding`.
 import extensibility
 
 from extensibility import InputTensor, OutputTensor
-from max.algorithm import sync_parallelize
 from max.gpu.host import DeviceContext
 from std.math import ceildiv, exp, tanh
 from std.memory import Pointer
 from std.memory.alloc import Layout, alloc, dealloc
 
 from .products import F32, LANES, TILE_COLUMNS, TILE_ROWS, Lanes, store_lanes, tile_products
+from .sharing import PRODUCTS, share_out
 
 comptime CHUNK = 8192
 """Tokens whose rows are brought together at a time, so that they stay in the cache."""
@@ -134,7 +134,7 @@ def _logits[
                 var number = x.unsafe_load(position * width + i).cast[F32]() if position < positions else Float32(0)
                 place.unsafe_store(i * TILE_ROWS + row, number)
 
-    sync_parallelize(pack, row_panels)
+    share_out(pack, row_panels, positions * width)
 
     def multiply(panel: Int) {imm}:
         var memory = alloc(Layout[Float32](count=width * TILE_COLUMNS))
@@ -159,7 +159,8 @@ def _logits[
             )
         dealloc(memory^)
 
-    sync_parallelize(multiply, ceildiv(vocabulary, TILE_COLUMNS) if positions > 0 else 0)
+    var numbers = vocabulary * (width + 2 * positions + positions * width // PRODUCTS)
+    share_out(multiply, ceildiv(vocabulary, TILE_COLUMNS) if positions > 0 else 0, numbers)
     dealloc(packed^)
 
 
@@ -213,7 +214,7 @@ def _means[
             else:
                 _shares[dtype](logits.unsafe_offset(position * vocabulary), place, vocabulary, share)
 
-    sync_parallelize(weigh, row_panels)
+    share_out(weigh, row_panels, 2 * positions * vocabulary)
 
     def mix(panel: Int) {imm}:
         var most = min(CHUNK, vocabulary)
@@ -245,7 +246,7 @@ def _means[
         dealloc(columns_memory^)
         dealloc(sums_memory^)
 
-    sync_parallelize(mix, column_panels if positions > 0 else 0)
+    share_out(mix, column_panels if positions > 0 else 0, vocabulary * width * (1 + positions // PRODUCTS))
     dealloc(packed^)
 
 

@@ -25,6 +25,7 @@ from max_zimage.checkpoint.numbers import READ, Bits, FloatArray, round_to
 from max_zimage.device.dtypes import ModelDtype
 
 _CHUNK = 1 << 20  # numbers converted at a time: the temporaries stay in the processor's cache
+_WINDOW = 1 << 17  # bytes: of one call Linux reads no more ahead than the device's window, which is that or more
 _MAX_THREADS = 8
 T = TypeVar("T")
 
@@ -150,7 +151,8 @@ class StoredTensor(Tensor):
     def ahead(self) -> None:
         if hasattr(os, "posix_fadvise"):
             with self.file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), self.start, self.nbytes, os.POSIX_FADV_WILLNEED)
+                for begin in range(self.start, self.start + self.nbytes, _WINDOW):
+                    os.posix_fadvise(stream.fileno(), begin, _WINDOW, os.POSIX_FADV_WILLNEED)
 
     @override
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:

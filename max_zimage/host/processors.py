@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,31 +29,64 @@ def share_of(processes: int) -> int:
 def keep_to(count: int) -> list[int]:
     """Keep this process, and all that it starts from now on, to processors that no other process has claimed.
 
+    Args:
+        count: How many; 0 claims none.
+
+    Returns:
+        Those that it has: all it had, where `claim` finds none.
+    """
+    taken = claim(count)
+    if not taken:
+        return _allowed()
+    for thread in os.listdir("/proc/self/task"):  # an affinity is a thread's, and passes to those that it starts
+        os.sched_setaffinity(int(thread), taken)
+    return taken
+
+
+def claim(count: int) -> list[int]:
+    """Claim processors that no other process has claimed, without keeping to them.
+
     They are free again when the process ends, however it does.
 
     Args:
         count: How many; 0 claims none.
 
     Returns:
-        Those that it has. Where fewer are free, where nothing can be written to the folder for temporary files, and
-        where a system has no such thing, it keeps all it had.
+        Which; none where as many are not free, where nothing can be written to the folder for temporary files, where
+        there are no more than these, and where a system has no such thing.
     """
     allowed = _allowed()
     if not 0 < count < len(allowed):
-        return allowed
+        return []
     try:
         taken = _taken(allowed, count, _folder())
     except OSError as error:
         _log.warning("processors are shared with other processes, which is slow: %s", error)
-        return allowed
+        return []
     if len(taken) < count:
         for handle in taken.values():
             os.close(handle)
-        return allowed
+        return []
     _held.extend(taken.values())
-    for thread in os.listdir("/proc/self/task"):  # an affinity is a thread's, and passes to those that it starts
-        os.sched_setaffinity(int(thread), taken)
     return list(taken)
+
+
+@contextmanager
+def starting_on(processors: Sequence[int]) -> Iterator[None]:
+    """Have what this thread starts keep to processors; the thread itself does, too, until this ends.
+
+    Args:
+        processors: Which; none changes nothing.
+    """
+    if not processors:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _taken(allowed: list[int], count: int, folder: Path) -> dict[int, int]:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,20 +52,21 @@ class Running:
     Args:
         opened: What it is made of.
         folder: Its own.
+        processors: That the worker keeps to; none for no limit.
 
     Attributes:
         state: What its routes share.
         lasting: Tasks that do not end by themselves but by a failure; empty before `start`.
     """
 
-    def __init__(self, opened: Opened, folder: ServerFolder) -> None:
+    def __init__(self, opened: Opened, folder: ServerFolder, processors: Sequence[int] = ()) -> None:
         self._opened, self._folder = opened, folder
         settings, prepared = opened.settings, opened.prepared
         self.state = assembled(settings, prepared, opened.store)
         if opened.enhancer is not None:
             self.state.enhancer = EnhancerDesk(opened.enhancer, waiting=settings.limits.queue)
         together = settings.pictures_together(on_host=prepared.devices[0].is_host)
-        self._keeper = Worker(prepared.config, self.state, together, folder)
+        self._keeper = Worker(prepared.config, self.state, together, folder, processors)
         self.lasting: list[asyncio.Task[Any]] = []
         self._others: list[asyncio.Task[Any]] = []
 

@@ -9,12 +9,13 @@ Reference: MAX serve/api_server.py (lifespan), serve/pipelines/model_worker.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import multiprocessing
 import os
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -32,6 +33,7 @@ from max.serve.worker_interface._zmq_queue import generate_zmq_ipc_path
 from max.serve.worker_interface.zmq_interface import ZmqModelWorkerInterface, ZmqModelWorkerProxy
 
 from max_zimage.host.lifeline import PARENT_VARIABLE
+from max_zimage.host.processors import starting_on
 from max_zimage.host.temporary import restore
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.zimage import ZImagePipeline
@@ -100,12 +102,14 @@ class Worker:
         state: The server's.
         pictures_together: Pictures of several requests that may share a batch.
         folder: For its sockets and files.
+        processors: That it keeps to; none for no limit.
     """
 
     config: PipelineConfig
     state: ServerState
     pictures_together: int
     folder: ServerFolder
+    processors: Sequence[int] = ()
 
     async def keep_running(self) -> None:
         """Start the worker, and again when it dies, if the settings say so.
@@ -156,23 +160,26 @@ class Worker:
         )
         make: Any = PixelGenerationPipeline  # the class by itself: a generic alias of it cannot be sent to the worker
         factory = functools.partial(make, pipeline_config=self.config, pipeline_model=ZImagePipeline)
-        async with (
-            start_telemetry_consumer(settings) as telemetry,
-            start_model_worker(
-                factory,
-                self.config,
-                settings,
-                telemetry,
-                model_worker_interface=Queues(self.folder.path),
-                zmq_endpoint_base=generate_zmq_ipc_path(),
-                memory_plan=None,
-            ) as proxy,
-        ):
-            self.state.was_ready, self._ready_since = True, time.monotonic()
-            self.state.metrics.worker_pid = next((child.pid for child in _processes()), None)
-            self.state.dispatcher.attach(proxy)
-            _log.info("ready")
-            await _ended()  # or the server ends, which cancels this
+        with contextlib.ExitStack() as beginning:
+            beginning.enter_context(starting_on(self.processors))
+            async with (
+                start_telemetry_consumer(settings) as telemetry,
+                start_model_worker(
+                    factory,
+                    self.config,
+                    settings,
+                    telemetry,
+                    model_worker_interface=Queues(self.folder.path),
+                    zmq_endpoint_base=generate_zmq_ipc_path(),
+                    memory_plan=None,
+                ) as proxy,
+            ):
+                beginning.close()
+                self.state.was_ready, self._ready_since = True, time.monotonic()
+                self.state.metrics.worker_pid = next((child.pid for child in _processes()), None)
+                self.state.dispatcher.attach(proxy)
+                _log.info("ready")
+                await _ended()  # or the server ends, which cancels this
 
 
 async def _ended() -> None:

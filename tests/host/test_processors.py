@@ -67,10 +67,22 @@ def test_each_has_its_own_until_it_is_killed(tmp_path: Path) -> None:
             each.kill()
 
 
+def test_what_is_started_meanwhile_keeps_to_them() -> None:
+    before = os.sched_getaffinity(0)
+    (one, *_) = sorted(before)
+    child = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+    with processors.starting_on([one]):
+        assert subprocess.check_output(child, text=True).split() == [str(one)]
+    assert os.sched_getaffinity(0) == before
+    with processors.starting_on([]):
+        assert os.sched_getaffinity(0) == before
+
+
 def test_no_limit_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     there = sorted(os.sched_getaffinity(0))
     assert processors.keep_to(0) == processors.keep_to(len(there)) == there
+    assert processors.claim(0) == processors.claim(len(there)) == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from max_zimage.host.processors import keep_to
+from max_zimage.host.processors import claim
 from max_zimage.serving.folder import ServerFolder
 from max_zimage.serving.http.app import make_app
 from max_zimage.serving.ray_serve.call import NOT_SERVING, Call
@@ -28,11 +28,13 @@ class Replica:
 
     Args:
         opening: Checks and returns what the server is made of; called here, where its device is.
+        processors: That its worker keeps to; none for no limit. What answers requests runs wherever there is room: a
+            processor that a worker computes on is not left to others for seconds.
     """
 
-    def __init__(self, opening: Callable[[], Opened]) -> None:
+    def __init__(self, opening: Callable[[], Opened], processors: Sequence[int] = ()) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._opening = opening
+        self._opening, self._processors = opening, processors
         self._running: Running | None = None
 
     async def start(self) -> None:
@@ -44,7 +46,7 @@ class Replica:
         opened = self._opening()
         self._folder = ServerFolder()
         use_folder(self._folder)
-        running = Running(opened, self._folder)
+        running = Running(opened, self._folder, self._processors)
         self._app: ASGIApp = make_app(running.state)
         running.start()
         while not running.is_ready:
@@ -138,8 +140,7 @@ class PictureReplica(Replica):
     """As Ray Serve makes and ends it."""
 
     async def __init__(self, opening: Callable[[], Opened], processors: int) -> None:  # type: ignore[misc]  # Ray awaits
-        super().__init__(opening)
-        keep_to(processors)  # the worker that is started inherits it
+        super().__init__(opening, claim(processors))
         await self.start()
 
     async def __del__(self) -> None:  # Ray calls and awaits it
