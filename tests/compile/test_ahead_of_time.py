@@ -243,10 +243,8 @@ streamed = ZImageStreamedTransformer(
 compiler.compile_together(list(streamed.step.graphs))
 for layer in ("text_encoder_layer", "text_encoder_cached_layer"):
     pipeline.text_encoder.layers._graphs(6, layer)  # the embedding, four layers and the norm
-both = [Accelerator(0), Accelerator(1)]
-which = transformer.config, transformer.encoding, both, transformer.weights
-how = {"plan": transformer.plan(), "groups": 1}
-meshed = [ZImageMeshedTransformer(*which, **how, is_padded=is_padded) for is_padded in (False, True)]
+which = transformer.config, transformer.encoding, [Accelerator(0), Accelerator(1)], transformer.weights
+meshed = [ZImageMeshedTransformer(*which, plan=transformer.plan(), groups=1, is_padded=x) for x in (False, True)]
 compiler.compile_together([meshed[0].model, meshed[1].model, meshed[0].first_block_graphs("noise_refiner")[0]])
 compiler.compile_together([pipeline.own_language.load()._head])
 vae = pipeline.vae
