@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from max.driver import (
@@ -100,11 +102,26 @@ def rows() -> Iterator[str]:
 
 
 def sent_by(mesh: Mesh) -> list[Sent]:
-    """What a step of the published transformer has devices send each other."""
+    """What a step of the published transformer has devices send each other.
+
+    Counted from three with one or two blocks of a kind: each further block sends what the second one does.
+    """
+    one, main, refiner = (sent_with(mesh, *layers) for layers in ((1, 1), (2, 1), (1, 2)))
+    shape = FULL_MODEL.transformer
+    further = {each: (shape.num_layers - 1) * (main[each] - one[each]) for each in main}
+    for each in refiner:
+        further[each] = further.get(each, 0) + (shape.num_refiner_layers - 1) * (refiner[each] - one[each])
+    return [replace(each, times=one[each] + times) for each, times in further.items()]
+
+
+def sent_with(mesh: Mesh, layers: int, refiners: int) -> Counter[Sent]:
+    """The same of one with so many main blocks and refiner blocks: each tensor, and how often."""
     name, together = "denoise_meshed", GraphModule()
-    module, types = made(name, FULL_MODEL, "bfloat16", DeviceRef.from_device(Accelerator()), mesh=mesh)
+    shape = replace(FULL_MODEL.transformer, num_layers=layers, num_refiner_layers=refiners)
+    specs = replace(FULL_MODEL, transformer=shape)
+    module, types = made(name, specs, "bfloat16", DeviceRef.from_device(Accelerator()), mesh=mesh)
     trace(module, types, name, together)
-    return sent_in(text_of(together), name)
+    return Counter({replace(each, times=1): each.times for each in sent_in(text_of(together), name)})
 
 
 def speedup(case: Case, sent: int, bandwidth: float) -> float:
