@@ -43,7 +43,9 @@ CASES = {
     "two guided, all unequal": Case(image_tokens=36, captions=(12, 75, 40, 97), batch=2, guidance=4.0),
     "three rows": Case(image_tokens=36, captions=(12, 75, 40), batch=3, guidance=0.0),
 }
-FAST = [Variant(2, 1, True), Variant(3, 1, True), Variant(4, 2, True)]
+FAST = [Variant(3, 1, True)]
+"""One mesh, which is what a minute compiles."""
+SMALLEST = [Variant(2, 1, True), Variant(4, 1, True), Variant(2, 2, True), Variant(4, 2, True)]
 SLOW = [
     *(Variant(devices, 1, is_padded) for devices in (2, 4) for is_padded in (False, True)),
     *(Variant(devices, 2, is_padded) for devices in (2, 4) for is_padded in (False, True)),
@@ -55,8 +57,11 @@ SLOW = [
 
 
 @cache
-def models(*, slow: bool) -> dict[str, Model]:
-    return compiled(SLOW) if slow else compiled_predicts(FAST, [3])
+def models(kind: str) -> dict[str, Model]:
+    """Of "fast", "smallest", "slow" tests, and of first-block caching, "cached"."""
+    if kind == "slow":
+        return compiled(SLOW)
+    return compiled_predicts({"fast": FAST, "smallest": SMALLEST, "cached": []}[kind], [3] if kind == "cached" else [])
 
 
 @cache
@@ -74,8 +79,8 @@ def cases_of(variants: Sequence[Variant]) -> list[ParameterSet]:
     ]
 
 
-def check(variant: Variant, name: str, record_property: RecordProperty, *, slow: bool) -> None:
-    found, given = models(slow=slow), arguments(CASES[name], spec=SPEC if slow else SMALL)
+def check(variant: Variant, name: str, record_property: RecordProperty, kind: str) -> None:
+    found, given = models(kind), arguments(CASES[name], spec=SPEC if kind == "slow" else SMALL)
     ours, plain = run(found[variant.name], given), run(found[PLAIN], given)
     errors = {key: max(relative_l2(*rows) for rows in zip(ours[key], plain[key], strict=True)) for key in plain}
     record_property("relative_l2", errors["velocity"])
@@ -86,18 +91,26 @@ def check(variant: Variant, name: str, record_property: RecordProperty, *, slow:
 def test_several_devices_compute_what_one_computes(
     variant: Variant, name: str, record_property: RecordProperty
 ) -> None:
-    check(variant, name, record_property, slow=False)
+    check(variant, name, record_property, "fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "name"), cases_of(SMALLEST))
+def test_other_meshes(variant: Variant, name: str, record_property: RecordProperty) -> None:
+    check(variant, name, record_property, "smallest")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "name"), cases_of(SLOW))
-def test_other_meshes(variant: Variant, name: str, record_property: RecordProperty) -> None:
-    check(variant, name, record_property, slow=True)
+def test_whole_steps(variant: Variant, name: str, record_property: RecordProperty) -> None:
+    """Guidance and update with them, and two main blocks."""
+    check(variant, name, record_property, "slow")
 
 
+@pytest.mark.slow
 def test_a_cache_decides_for_all_devices() -> None:
     """As numpy decides on the whole residual; what a device finds of its own part would decide otherwise."""
-    found, given = models(slow=False), arguments(CASES["image padding"], spec=SMALL)
+    found, given = models("cached"), arguments(CASES["image padding"], spec=SMALL)
     computed = walk(found[cached_name(3)], given, "noise_refiner", 0.0)
     assert [each.computed for each in computed] == [1, 1, 1]
     assert relative_l2(computed[0].velocity, run(found[PLAIN], given)["velocity"]) <= MESHED_L2
