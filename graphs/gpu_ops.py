@@ -1,5 +1,7 @@
 """The project's ops for a GPU by their Mojo names, one op per function; `graphs.ops` has those for a CPU.
 
+One of MAX's stands among them, for queries and keys of unequal number.
+
 Which one a graph may use is decided by `graphs.kernel_library.runs_on_nvidia` and by the widths that an op supports,
 which stand beside it. Everywhere else plain operations are used, the ops' twins: they define what is right. Tests run
 the ops on a CPU, where they take float32 too, in loops of the same arithmetic.
@@ -12,8 +14,11 @@ from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
 from max.graph import TensorType
+from max.nn.kernels import masked_flash_attention_gpu as _masked_flash_attention_gpu
 
 from max_zimage.graphs.kernel_library import results_of
+
+_masked_flash_attention = F.functional(_masked_flash_attention_gpu)
 
 
 def has_rotary_heads(head_dim: int) -> bool:
@@ -189,6 +194,22 @@ def wide_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         Like `query`.
     """
     return results_of("wide_attention", [query, key, value], [query.type], {"width": int(query.shape[2])})[0]
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """softmax(query keyᵀ · scale + mask) value with MAX's kernel; never put it on a CPU graph.
+
+    Args:
+        query: [items, queries, heads, head_dim].
+        key: [items, keys, heads, head_dim].
+        value: Like `key`.
+        mask: The same dtype, [items, queries, keys], in memory as it is.
+        scale: Factor of the scores.
+
+    Returns:
+        Like `query`.
+    """
+    return _masked_flash_attention(query, key, value, mask, scale)
 
 
 def host_row(number: int) -> Tensor:

@@ -26,6 +26,7 @@ from max.experimental.tensor import (
 )
 from max.graph import DeviceRef, Graph, TensorType, TensorValue
 from max.graph import Module as GraphModule
+from max.nn.comm import Signals
 
 from max_zimage.graphs.kernel_library import graph_with_kernels
 
@@ -74,6 +75,17 @@ def choose(
         return list(F.cond(predicate, types, then, otherwise))
     finally:
         context.subgraph_cache = shared
+
+
+def text_of(together: GraphModule) -> str:
+    """All graphs of a module, as MAX writes them."""
+    return str(together.mlir_module)
+
+
+def accelerators_of(module: Module[..., Any]) -> tuple[Device, ...]:
+    """The accelerators that a Module's parameters lie on, where these are several."""
+    found = dict.fromkeys(device for _, parameter in module.parameters for device in parameter.mesh.devices)
+    return tuple(found) if len(found) > 1 else ()
 
 
 class _WeightInPlace(_ExternalWeight):
@@ -125,6 +137,9 @@ def trace(
     layouts, structure = compilation._declared_layouts(tuple(input_types), {})
     types = [local for layout in layouts for local in layout.local_types]
     numbers: list[tuple[DType, Device | DeviceRef]] = [(each.dtype, each.device) for each in types]
-    numbers += [(parameter.dtype, parameter.device) for _, parameter in module.parameters]
-    graph = graph_with_kernels(name, types, numbers, together)
+    numbers += [(parameter.dtype, parameter.mesh.devices[0]) for _, parameter in module.parameters]
+    # What several accelerators send each other goes by buffers of their own, the last arguments.
+    places = [DeviceRef.from_device(device) for device in accelerators_of(module)]
+    signals = Signals(places).input_types() if places else []
+    graph = graph_with_kernels(name, [*types, *signals], numbers, together)
     return compilation.StagedGraph(declared, graph, layouts, structure, subgraph_cache={}).graph

@@ -15,6 +15,8 @@ from max.pipelines.modeling.types import PipelineTask
 from transformers import AutoConfig
 
 from max_zimage.checkpoint.model_index import PIPELINE_CLASSES
+from max_zimage.device.devices import device_name
+from max_zimage.device.mesh import mesh_names
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.zimage import ZImagePipeline
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
@@ -52,7 +54,7 @@ class ZImageArchConfig(ArchConfig):
         *,
         max_seq_len: int = DEFAULT_MAX_SEQUENCE_LENGTH,
     ) -> ZImageArchConfig:
-        """Check that the pipeline runs on one device.
+        """Check that the pipeline runs on one device, or the transformer on several GPUs.
 
         Args:
             pipeline_config: MAX's configuration.
@@ -63,11 +65,11 @@ class ZImageArchConfig(ArchConfig):
             The configuration.
 
         Raises:
-            ValueError: If several devices are asked for, or another length.
+            ValueError: If devices cannot compute together, or another length is asked for.
         """
         component = model_config or pipeline_config.models["transformer"]
         if len(component.device_specs) != 1:
-            raise ValueError(f"Z-Image runs on one device, got {len(component.device_specs)}; name one with --devices")
+            mesh_names([*map(device_name, component.device_specs)], "--devices")
         if max_seq_len != DEFAULT_MAX_SEQUENCE_LENGTH:
             raise ValueError(f"prompts have up to {DEFAULT_MAX_SEQUENCE_LENGTH} tokens when served, got {max_seq_len}")
         return cls(pipeline_config=pipeline_config)

@@ -18,6 +18,7 @@ __all__ = [
     "EXACT_TILES_SHARE",
     "FEATURES_L2",
     "GPU_FLOAT32_L2",
+    "MESHED_L2",
     "MIXED_ADAPTERS_L2",
     "PIXEL_SHARE",
     "RECORDED_L2",
@@ -45,6 +46,10 @@ PIXEL_SHARE = 0.999
 
 RECORDED_L2 = 1e-4
 """Relative L2 of final latents between processors: 2e-6 of noise after every step makes 2.3e-5 of some requests."""
+
+MESHED_L2 = 2e-6
+"""Relative L2 of a step on several devices beside the plain one: the same numbers, whose sums over keys run in another
+order and through another kernel of attention."""
 
 WALKED_L2 = 1e-5
 """Relative L2 of final latents beside a sampler's matrices in numpy: 4.7e-6 at most on an Intel Xeon, 5.4e-6 on an AMD

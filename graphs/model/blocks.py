@@ -90,10 +90,10 @@ class ModulatedBlock(Module[..., Tensor]):
             Like `x`.
         """
         scale_attention, gate_attention, scale_ffn, gate_ffn = (modulation[i] for i in range(4))
-        mixed = self.attention(_times(self.attention_norm1(x), scale_attention), rope, extent, *more)
-        x = x + _times(self.attention_norm2(mixed), gate_attention)
-        fed = self.fed(_times(self.ffn_norm1(x), scale_ffn), *more)
-        return x + _times(self.ffn_norm2(fed), gate_ffn)
+        mixed = self.attention(times(self.attention_norm1(x), scale_attention), rope, extent, *more)
+        x = x + times(self.attention_norm2(mixed), gate_attention)
+        fed = self.fed(times(self.ffn_norm1(x), scale_ffn), *more)
+        return x + times(self.ffn_norm2(fed), gate_ffn)
 
     def fed(self, x: Tensor, *more: Any) -> Tensor:
         """What the feed-forward layer makes of its input, whatever attention takes besides."""
@@ -224,7 +224,7 @@ class SwiGLU(Module[[Tensor], Tensor]):
         return self.w2(self.w13(x))
 
 
-def _times(x: Tensor, factor: Tensor) -> Tensor:
+def times(x: Tensor, factor: Tensor) -> Tensor:
     """[items, length, dim] times float32 [1 or items, dim], in float32 and back in x's dtype.
 
     The modulation keeps its precision, at no cost in a fused pass.

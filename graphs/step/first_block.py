@@ -89,15 +89,21 @@ class FirstBlockStep(Module[..., tuple[Tensor, Tensor, Tensor, Tensor]]):
 
     def input_types(self, dtype: DType, device: DeviceRef) -> tuple[TensorType, ...]:
         """Types of `forward`'s arguments."""
-        spec = self.spec
-        table = TensorType(DType.float32, [spec.num_blocks, 4, 1, spec.dim], device)
-        changed = IMAGE_PADDED if self.first == "noise_refiner" else TOKENS
-        return (
-            *predict_types(spec, dtype, device)._replace(modulation=table),
-            TensorType(DType.float32, [1], device),
-            TensorType(dtype, [ITEMS, changed, spec.dim], device),
-            TensorType(dtype, [ITEMS, IMAGE_TOKENS, spec.dim], device),
-        )
+        return first_block_types(self.spec, self.first, dtype, device)
+
+
+def first_block_types(
+    spec: TransformerSpec, first: FirstBlock, dtype: DType, device: DeviceRef
+) -> tuple[TensorType, ...]:
+    """Types of the arguments of `FirstBlockStep.forward`."""
+    table = TensorType(DType.float32, [spec.num_blocks, 4, 1, spec.dim], device)
+    changed = IMAGE_PADDED if first == "noise_refiner" else TOKENS
+    return (
+        *predict_types(spec, dtype, device)._replace(modulation=table),
+        TensorType(DType.float32, [1], device),
+        TensorType(dtype, [ITEMS, changed, spec.dim], device),
+        TensorType(dtype, [ITEMS, IMAGE_TOKENS, spec.dim], device),
+    )
 
 
 def is_similar(added: Tensor, previous: Tensor, threshold: Tensor, valid_length: Tensor) -> Tensor:

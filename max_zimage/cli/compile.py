@@ -25,6 +25,7 @@ from max_zimage.compile.ahead_of_time import (
     check_graphs,
     check_keep,
     check_listable,
+    check_mesh,
     check_symbols,
     check_target,
     compile_target,
@@ -63,7 +64,8 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         if arguments.symbols:
             check_symbols(target, arguments.list_kernels)
         specs, components = what_to_compile(arguments.model)
-        graphs = check_graphs(arguments.graphs, components)
+        mesh = check_mesh(arguments.device_count, arguments.split, target)
+        graphs = check_graphs(arguments.graphs, components, mesh)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"
@@ -71,7 +73,7 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         attention = check_attention(arguments.attention_backend, specs, target, dtype)
     ways = {"keep": arguments.keep, "list_kernels": arguments.list_kernels, "symbols": arguments.symbols}
     with shown_by(display()), stage(what, len(graphs)) as shown:
-        for report in compile_target(specs, target, dtype, graphs, **ways, attention=attention):
+        for report in compile_target(specs, target, dtype, graphs, **ways, attention=attention, mesh=mesh):
             reports.append(report)
             shown.advance(report.graph)
     if arguments.json:

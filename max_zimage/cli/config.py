@@ -37,6 +37,8 @@ _CANONICAL = {
     "max_memory": ("pipeline", "max_memory"),
     "cpu_offload": ("encoder", "cpu_offload"),
     "encoder_device": ("encoder", "device"),
+    "devices": ("pipeline", "devices"),
+    "split": ("pipeline", "split"),
     "dit_device": ("pipeline", "dit_device"),
     "vae_device": ("pipeline", "vae_device"),
 }

@@ -15,6 +15,8 @@ EXAMPLES: Mapping[str, str] = {
     "encoder_device": '"cpu"',
     "dit_device": '"cpu"',
     "vae_device": '"cpu"',
+    "devices": '"gpu:0,1"',
+    "split": '"tokens"',
     "placement": '"sequential"',
     "max_memory": '"8GiB"',
     "offload": "true",

@@ -14,7 +14,7 @@ _DRAWING = (
     "output", "source", "embeddings", "latents_in", "latents_out", "image", "show_prompt", "enhance_template"
 )  # fmt: skip
 
-_OTHERS = ("placement", "max_memory", "dit_device", "vae_device", "cpu_offload")
+_OTHERS = ("placement", "max_memory", "dit_device", "vae_device", "cpu_offload", "devices", "split")
 """Flags about where several components run."""
 
 

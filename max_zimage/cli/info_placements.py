@@ -133,7 +133,16 @@ def _sizes(arguments: argparse.Namespace) -> list[int]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what would have no effect."""
-    idle = ("max_memory", "encoder_device", "dit_device", "vae_device", "cpu_offload", "check_weights")
+    idle = (
+        "max_memory",
+        "encoder_device",
+        "dit_device",
+        "vae_device",
+        "cpu_offload",
+        "check_weights",
+        "devices",
+        "split",
+    )
     given = [f"--{name.replace('_', '-')}" for name in idle if getattr(arguments, name)]
     given += ["--weight-path"] if arguments.weight_path else []
     given += ["--device"] if arguments.device != "auto" else []

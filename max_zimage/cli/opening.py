@@ -38,8 +38,8 @@ def opened(arguments: argparse.Namespace, settings: ServerSettings) -> Opened:
         _check_folder(settings.lora_folder)
         from max_zimage import ZImagePipeline
         from max_zimage.pipeline.attention import VARIABLE as ATTENTION
-        from max_zimage.pipeline.placing import VARIABLE as PLAN
         from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
+        from max_zimage.pipeline.worker_plan import VARIABLE as PLAN
         from max_zimage.serving.capacity import with_capacity
         from max_zimage.serving.tracing import check
 

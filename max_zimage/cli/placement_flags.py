@@ -16,7 +16,7 @@ _DEVICES = {
     "dit_device": "where the transformer runs; --device if not given",
     "vae_device": "where the autoencoder runs; --device if not given",
 }
-_NAMES = ("placement", "max_memory", "encoder_device", *_DEVICES, "cpu_offload")
+_NAMES = ("placement", "max_memory", "encoder_device", *_DEVICES, "cpu_offload", "devices", "split")
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,18 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     add_encoder_device(group, "where the text encoder runs; --device if not given")
     for name, help in _DEVICES.items():
         group.add_argument(f"--{name.replace('_', '-')}", metavar="DEVICE", help=help)
+    group.add_argument(
+        "--devices",
+        metavar="GPUS",
+        help="two to eight GPUs that compute each picture together, such as gpu:0,1, in place of --device; each holds "
+        "the transformer, the first one everything",
+    )
+    group.add_argument(
+        "--split",
+        metavar="WHAT",
+        help="what they share: tokens of each picture, branches of guidance between two halves of them, or auto, "
+        "branches where the model's pictures are guided by default",
+    )
     group.add_argument("--cpu-offload", action="store_true", help="--placement sequential, where there is a GPU")
 
 

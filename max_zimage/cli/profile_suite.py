@@ -59,6 +59,8 @@ _PASSED_ON = (
     ("encoder_device", "--encoder-device"),
     ("dit_device", "--dit-device"),
     ("vae_device", "--vae-device"),
+    ("devices", "--devices"),
+    ("split", "--split"),
     ("config", "--config"),
     ("chosen_profile", "--profile"),
 )

@@ -18,10 +18,12 @@ from max_zimage.checkpoint.config import QWEN3_4B, ModelSpecs
 from max_zimage.compile.artifacts import check_writable
 from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
 from max_zimage.compile.jobs import Job, Report, done
-from max_zimage.compile.registry import AHEAD, GRAPHS
+from max_zimage.compile.registry import AHEAD, GRAPHS, MESHED, ONE, TWO, Mesh
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.device.mesh import groups_of
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape, LayerType
 from max_zimage.graphs.model.attention_backends import Backend, available
+from max_zimage.graphs.model.mesh_spec import MOST
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
 from max_zimage.sampling.schedule import ScheduleSpec
@@ -96,21 +98,48 @@ def check_target(name: str) -> str:
     return name
 
 
-def check_graphs(names: Sequence[str], components: Collection[ComponentName] = EVERY_COMPONENT) -> tuple[str, ...]:
+def check_graphs(
+    names: Sequence[str], components: Collection[ComponentName] = EVERY_COMPONENT, mesh: Mesh = ONE
+) -> tuple[str, ...]:
     """Return names of graphs in the order they are compiled; all of a model's if none is named.
 
     Args:
         names: Of graphs.
         components: That the model has.
+        mesh: That the transformer runs on, from `check_mesh`; its graphs come last.
 
     Raises:
         ValueError: If there is no such graph; names those there are.
     """
-    there = [name for name in AHEAD if GRAPHS[name].component in components]
+    shared = [] if mesh == ONE else [name for name in MESHED if mesh.groups == 1 or not GRAPHS[name].is_of_one_row]
+    every = (*AHEAD, *shared)
+    there = [name for name in every if GRAPHS[name].component in components]
     unknown = [name for name in names if name not in there]
     if unknown:
         raise ValueError(f"graphs must be among {', '.join(there)}, got {', '.join(map(repr, unknown))}")
     return tuple(name for name in there if not names or name in names)
+
+
+def check_mesh(devices: int, split: str | None, target: str) -> Mesh:
+    """Return how many devices the transformer runs on together.
+
+    Args:
+        devices: Of the target.
+        split: What they share, see `max_zimage.device.mesh`; None for tokens.
+        target: One of `TARGETS`.
+
+    Raises:
+        ValueError: If there cannot be so many, or the target is no GPU.
+    """
+    if devices == 1:
+        if split is not None:
+            raise ValueError("split says what several devices share; name their number with --device-count")
+        return ONE
+    if TARGETS[target] is None:
+        raise ValueError(f"several devices are GPUs, got target {target!r}; name one, such as cuda:sm_90a")
+    if not 2 <= devices <= MOST:
+        raise ValueError(f"device-count must be 1 to {MOST}, got {devices}")
+    return Mesh(devices, groups_of(split or "tokens", devices, is_guided=False))
 
 
 def check_keep(target: str) -> None:
@@ -198,6 +227,7 @@ def compile_target(
     list_kernels: bool = False,
     symbols: bool = False,
     attention: Backend | None = None,
+    mesh: Mesh = TWO,
 ) -> Generator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
@@ -212,6 +242,7 @@ def compile_target(
         list_kernels: Whether to list what the graphs launch instead, on a GPU: seconds in place of minutes.
         symbols: Whether to compile what is listed too, for the names in its machine code.
         attention: How attention is computed, from `check_attention`.
+        mesh: From `check_mesh`, of the graphs that run on several devices.
 
     Yields:
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
@@ -228,7 +259,9 @@ def compile_target(
     if keep:
         check_keep(target)
     ways = {"keep": keep, "list_kernels": list_kernels, "symbols": symbols}
-    first = Job(graph="", target=target, dtype=dtype, specs=specs, attention=attention, **ways)
+    first = Job(graph="", target=target, dtype=dtype, specs=specs, attention=attention, mesh=mesh, **ways)
     jobs = [replace(first, graph=graph) for graph in graphs]
-    for group in [jobs] if list_kernels and not symbols else [[job] for job in jobs]:
+    apart = [job for job in jobs if GRAPHS[job.graph].is_meshed]  # with a number of devices of their own
+    together = [job for job in jobs if job not in apart]
+    for group in [together, apart] if list_kernels and not symbols else [[job] for job in jobs]:
         yield from done(group)

@@ -27,6 +27,7 @@ from max_zimage.compile.device_graphs import DeviceGraphs
 from max_zimage.compile.modules import CompiledModule, GraphDefinition, module_of
 from max_zimage.compile.observer import observed
 from max_zimage.device.memory import give_back
+from max_zimage.device.signals import NO_SIGNALS, signals_of
 from max_zimage.host.processes import check_process
 
 _lock = threading.Lock()
@@ -47,6 +48,7 @@ class CompiledGraph:
         self.recall: Callable[[], None] | None = None
         self._definition: GraphDefinition | None = definition
         self._device, self._replayed = definition.device, definition.replayed
+        self._accelerators, self._signals = definition.accelerators, NO_SIGNALS
         self._on_host = [each.device.is_cpu() and not self._device.is_host for each in definition.input_types]
         self._module: CompiledModule | None = None
         self._model: Model | None = None
@@ -85,6 +87,8 @@ class CompiledGraph:
         self.device_graphs = None
         if model is not None and self._replayed and device_graphs.possible(self._device):
             self.device_graphs = DeviceGraphs(self.name, model, self._device, self._on_host)
+        if model is not None and self._accelerators:
+            self._signals = signals_of(self._accelerators)
         self._model, self._module, self._definition = model, module, None
 
     def release(self) -> None:
@@ -92,6 +96,7 @@ class CompiledGraph:
         if self.device_graphs is not None:
             self.device_graphs.give_up()
         self.device_graphs = self._model = None
+        self._signals = NO_SIGNALS
         if self._definition is not None:
             self._definition = replace(self._definition, weights={}, is_unbound=True)
 
@@ -115,7 +120,7 @@ class CompiledGraph:
         assert self._model is not None
         buffers = [*map(_buffer, inputs)]
         with Tracer(self.name):
-            return observed(self.name, buffers, lambda: self._run(buffers))
+            return observed(self.name, buffers, lambda: self._run([*buffers, *self._signals.buffers]))
 
     def _run(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """Once; or again, if it fails while recordings of device graphs hold memory that it may have wanted."""

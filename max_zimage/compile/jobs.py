@@ -20,6 +20,8 @@ from typing import IO
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile.cubins import Symbol
 from max_zimage.compile.launches import Launches
+from max_zimage.compile.registry import TWO, Mesh
+from max_zimage.compile.sent import Sent
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.model.attention_backends import Backend
 
@@ -40,6 +42,7 @@ class Job:
         list_kernels: Whether only the kernels that the graph launches are found, see `max_zimage.compile.kernel_lists`.
         symbols: Whether it is compiled besides, for the names in its machine code, see `max_zimage.compile.cubins`.
         attention: How it computes attention; None for what dtype and device choose.
+        mesh: What it is compiled for if it runs on several devices.
     """
 
     graph: str
@@ -50,6 +53,7 @@ class Job:
     list_kernels: bool = False
     symbols: bool = False
     attention: Backend | None = None
+    mesh: Mesh = TWO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class Report:
         peak_bytes: Most memory that the child had until then.
         kernels: What the graph launches, from `max_zimage.compile.kernel_lists`; None where it was compiled instead.
         symbols: The kernels of its machine code; None where they were not asked for.
+        sent: What it has devices send each other in a call, see `max_zimage.compile.sent`; none on one device.
         artifact: What was kept; None where nothing was to be.
         error: The first line of what went wrong; None where nothing did.
         log: Everything the child wrote; None where nothing went wrong.
@@ -78,6 +83,7 @@ class Report:
     peak_bytes: int
     kernels: Launches | None
     symbols: tuple[Symbol, ...] | None
+    sent: tuple[Sent, ...]
     artifact: Path | None
     error: str | None
     log: Path | None
@@ -161,6 +167,7 @@ def _report(graph: str, answer: str, status: int | None, log: Path) -> Report:
         peak_bytes=result.get("peak_bytes", 0),
         kernels=Launches.of(result["kernels"]) if result.get("kernels") else None,
         symbols=tuple(Symbol(**each) for each in result["symbols"]) if result.get("symbols") is not None else None,
+        sent=tuple(Sent.of(each) for each in result.get("sent", ())),
         artifact=Path(result["artifact"]) if result.get("artifact") else None,
         error=error,
         log=None if error is None else log,

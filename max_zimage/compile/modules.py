@@ -28,7 +28,7 @@ from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.turns import turn
 from max_zimage.graphs.cpu import InnerLoop, multiplying_by
 from max_zimage.graphs.kernel_library import compile_with_kernels
-from max_zimage.graphs.layers import trace
+from max_zimage.graphs.layers import accelerators_of, trace
 from max_zimage.host.folders import no_room, room_to_compile
 from max_zimage.host.temporary import make_sure
 
@@ -81,10 +81,15 @@ class GraphDefinition:
         return loop_of(self.module, self.device)
 
     @cached_property
+    def accelerators(self) -> tuple[Device, ...]:
+        """Those that it runs on, where these are several."""
+        return accelerators_of(self.module)
+
+    @cached_property
     def weights_in_place(self) -> bool:
-        """Whether the graph reads its weights where they lie on the device."""
+        """Whether the graph reads its weights where they lie on the device; not on several, where each has its own."""
         if self.is_unbound:
-            return bool(self.needs) and shared(self.device)
+            return bool(self.needs) and shared(self.device) and not self.accelerators
         return are_in_place(self.weights)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from max.experimental.nn import Module
 from max.graph import DeviceRef
@@ -27,6 +27,7 @@ from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.model.attention_backends import Backend
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.model.latents import PackLatents
+from max_zimage.graphs.model.mesh_spec import MeshSpec
 from max_zimage.graphs.model.vae import DecodeLatents, EncodeImage
 from max_zimage.graphs.step.advance import PrepareScheduler, SchedulerStep
 
@@ -101,8 +102,10 @@ GRAPHS: dict[str, Entry] = {
 }
 """Name -> graph, the quick ones first."""
 
-AHEAD = tuple(name for name, entry in GRAPHS.items() if entry.is_ahead)
+AHEAD = tuple(name for name, entry in GRAPHS.items() if entry.is_ahead and not entry.is_meshed)
 """What is compiled ahead of time."""
+MESHED = tuple(name for name, entry in GRAPHS.items() if entry.is_ahead and entry.is_meshed)
+"""What is compiled besides where the transformer runs on several devices."""
 
 
 def find_entry(name: str) -> Entry | None:
@@ -127,22 +130,48 @@ def entry_of(name: str) -> Entry:
     return entry
 
 
-def spec_of(name: str, specs: ModelSpecs) -> object:
-    """The spec of a graph's component."""
-    return getattr(specs, GRAPHS[name].component)
+class Mesh(NamedTuple):
+    """How many devices a graph that runs on several is made for, see `graphs.model.mesh_spec.MeshSpec`.
+
+    Attributes:
+        devices: The first so many.
+        groups: Of them.
+    """
+
+    devices: int
+    groups: int
+
+
+ONE = Mesh(devices=1, groups=1)
+"""Without graphs that run on several."""
+TWO = Mesh(devices=2, groups=1)
+"""Of graphs that are made for no mesh in particular."""
+
+
+def spec_of(name: str, specs: ModelSpecs, mesh: Mesh = TWO) -> object:
+    """The spec of a graph's component, for a mesh where it runs on one."""
+    spec = getattr(specs, GRAPHS[name].component)
+    if not GRAPHS[name].is_meshed:
+        return spec
+    return MeshSpec(transformer=spec, places=tuple(range(mesh.devices)), groups=mesh.groups)
 
 
 def made(
-    name: str, specs: ModelSpecs, model_dtype: ModelDtype, device: DeviceRef, attention: Backend | None = None
+    name: str,
+    specs: ModelSpecs,
+    model_dtype: ModelDtype,
+    device: DeviceRef,
+    attention: Backend | None = None,
+    mesh: Mesh = TWO,
 ) -> Made:
     """The Module of a graph of a model, and the types of its inputs; see `Entry.module`."""
-    return GRAPHS[name].module(spec_of(name, specs), model_dtype, device, attention=attention)
+    return GRAPHS[name].module(spec_of(name, specs, mesh), model_dtype, device, attention=attention)
 
 
-def key_of(name: str, specs: ModelSpecs, attention: Backend | None = None) -> object:
+def key_of(name: str, specs: ModelSpecs, attention: Backend | None = None, mesh: Mesh = TWO) -> object:
     """What a graph of a model is made from, see `Entry.key_of`; the autoencoder's attention is chosen by no one."""
     chosen = None if GRAPHS[name].component == "vae" else attention
-    return GRAPHS[name].key_of(spec_of(name, specs), chosen)
+    return GRAPHS[name].key_of(spec_of(name, specs, mesh), chosen)
 
 
 def count(counter: Counter, name: str, shapes: Sequence[tuple[int, ...]]) -> Work | None:

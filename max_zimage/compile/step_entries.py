@@ -12,6 +12,8 @@ from max_zimage.graphs.step.extrapolate import TaylorUpdate
 from max_zimage.graphs.step.first_block import FirstBlockStep
 from max_zimage.graphs.step.guided import GuidedUpdate
 from max_zimage.graphs.step.masked import KeepUnmasked
+from max_zimage.graphs.step.meshed import meshed_step
+from max_zimage.graphs.step.meshed_first_block import MeshedFirstBlockStep
 from max_zimage.graphs.step.paired import denoise_nag
 from max_zimage.graphs.step.positions import Positions
 from max_zimage.graphs.step.streamed import StreamedBlock, StreamedStart, streamed_end
@@ -38,6 +40,20 @@ STEPS: tuple[Entry, ...] = (
         count=partial(counting.count_denoise, is_paired=True),
         prefix=f"predict.{_STEP}",
         is_replayed=True,
+    ),
+    *(
+        Entry(
+            name=name,
+            component="transformer",
+            make=partial(meshed_step, is_padded=is_padded),
+            label=f"denoising steps, several GPUs{', rows of unequal length' if is_padded else ''}",
+            runs=f"on several GPUs{', with captions of unequal length in a batch' if is_padded else ''}: "
+            "once per evaluation",
+            count=counting.count_denoise,
+            prefix=f"predict.{_STEP}",
+            is_meshed=True,
+        )
+        for name, is_padded in (("denoise_meshed", False), ("denoise_meshed_padded", True))
     ),
     Entry(
         name="denoise_adapted",
@@ -84,6 +100,20 @@ STEPS: tuple[Entry, ...] = (
             runs="with first-block caching: once per evaluation and branch row",
             prefix=_STEP,
             is_ahead=block == "noise_refiner",
+        )
+        for block in ("noise_refiner", "layers")
+    ),
+    *(
+        Entry(
+            name=f"meshed_first_block_{block}",
+            component="transformer",
+            make=partial(MeshedFirstBlockStep, first=block),
+            label="steps, first block, several GPUs",
+            runs="on several GPUs that share tokens, with first-block caching: once per evaluation and branch row",
+            prefix=_STEP,
+            is_ahead=block == "noise_refiner",
+            is_meshed=True,
+            is_of_one_row=True,
         )
         for block in ("noise_refiner", "layers")
     ),

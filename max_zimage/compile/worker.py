@@ -37,10 +37,11 @@ from max_zimage.compile.device_weights import shared
 from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.jobs import Job
 from max_zimage.compile.kernel_lists import kernels_of
-from max_zimage.compile.registry import key_of, made
+from max_zimage.compile.registry import find_entry, key_of, made
+from max_zimage.compile.sent import sent_in
 from max_zimage.graphs.cpu import multiplying_by
 from max_zimage.graphs.kernel_library import compile_with_kernels
-from max_zimage.graphs.layers import trace
+from max_zimage.graphs.layers import accelerators_of, text_of, trace
 from max_zimage.host.folders import room_to_compile
 from max_zimage.host.lifeline import end_with_parent
 
@@ -52,7 +53,7 @@ def main() -> None:
     # MAX may print: whatever goes to stdout from here on belongs into the log, and the answers to the real stdout.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    device, cpu_seconds = _device(jobs[0].target), 0.0
+    device, cpu_seconds = _device(jobs[0].target, max(_devices_of(job) for job in jobs)), 0.0
     for job in jobs:
         result: dict[str, object] = {"error": None}
         try:
@@ -73,22 +74,25 @@ def main() -> None:
 def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
     """Compile a job; what is known so far is in the result if a later part fails."""
     begin = time.perf_counter()
-    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention)
-    in_place = shared(device) and any(True for _ in module.parameters)
-    spec = key_of(job.graph, job.specs, job.attention)
+    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention, job.mesh)
+    devices = list(accelerators_of(module)) or [device]
+    in_place = shared(device) and len(devices) == 1 and any(True for _ in module.parameters)
+    spec = key_of(job.graph, job.specs, job.attention, job.mesh)
     loop = loop_of(module, device)
     key = artifact_key(job.graph, spec, module, types, device, weights_in_place=in_place, loop=loop)
     known = kept_launches.find(job.graph, key) if job.list_kernels and not job.symbols else None
-    if known is not None:
+    if known is not None and len(devices) == 1:
         result |= {"kernels": asdict(known), "trace_seconds": 0.0, "seconds": time.perf_counter() - begin}
         return
-    session, together = InferenceSession(devices=[device]), GraphModule()
+    session, together = InferenceSession(devices=devices), GraphModule()
     with multiplying_by(loop):
         graph = trace(module, types, job.graph, together, weights_in_place=in_place)
+    if len(devices) > 1:
+        result["sent"] = [asdict(each) for each in sent_in(text_of(together), job.graph)]
     traced = time.perf_counter()
     result["trace_seconds"] = traced - begin
     if job.list_kernels:
-        launches = kernels_of(session, lambda: compile_with_kernels(session, together, [graph]))
+        launches = known or kernels_of(session, lambda: compile_with_kernels(session, together, [graph]))
         kept_launches.keep(job.graph, key, launches)
         result["kernels"] = asdict(launches)
         if job.symbols:
@@ -104,22 +108,28 @@ def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
 
 def _symbols(job: Job, device: Device) -> tuple[Symbol, ...]:
     """Compile a job to its end, without MAX's cache: from there kernels of other graphs come along."""
-    session, together = InferenceSession(devices=[device]), GraphModule()
-    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention)
+    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention, job.mesh)
+    session, together = InferenceSession(devices=list(accelerators_of(module)) or [device]), GraphModule()
     graph = trace(module, types, job.graph, together)
     with room_to_compile(max_cache=False), tempfile.NamedTemporaryFile(suffix=".mef") as file:
         compile_with_kernels(session, together, [graph]).export_mef(file.name)
         return symbols_in(Path(file.name).read_bytes())
 
 
-def _device(target: str) -> Device:
+def _devices_of(job: Job) -> int:
+    entry = find_entry(job.graph)
+    return job.mesh.devices if entry is not None and entry.is_meshed else 1
+
+
+def _device(target: str, count: int) -> Device:
+    """The first device of so many that are stood in for."""
     virtual = TARGETS[target]
     if virtual is None:
         return CPU()
     api, architecture = virtual
     set_virtual_device_api(api)
     set_virtual_device_target_arch(architecture)
-    set_virtual_device_count(1)
+    set_virtual_device_count(count)
     return Accelerator()
 
 

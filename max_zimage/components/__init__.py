@@ -1,6 +1,7 @@
 """The parts of the pipeline that own weights, one ComponentModel a file; each compiles its own graphs."""
 
 from max_zimage.components.base import ZImageComponent
+from max_zimage.components.meshed import ZImageMeshedTransformer
 from max_zimage.components.streamed import ZImageStreamedTransformer
 from max_zimage.components.text_encoder import NoTextEncoder, ZImageTextEncoderModel
 from max_zimage.components.transformer import ZImageTransformerModel
@@ -16,6 +17,7 @@ __all__ = [
     "NoTextEncoder",
     "Qwen3TextEncoderZImageModel",
     "ZImageComponent",
+    "ZImageMeshedTransformer",
     "ZImageStreamedTransformer",
     "ZImageTextEncoderModel",
     "ZImageTransformerModel",

@@ -35,6 +35,8 @@ class ZImageTransformerModel(ZImageComponent):
 
     model: CompiledGraph
     spec: TransformerSpec
+    _first_block = "first_block"
+    """Before the block, the name of the graph of a step with first-block caching."""
     _copies = 0
     """Of weights, beside the first one, where graphs do not share them."""
     _nbytes = 0
@@ -90,7 +92,10 @@ class ZImageTransformerModel(ZImageComponent):
         if block not in self._first_block_graphs:
             # One after the other: while the weights are away, a graph that has none cannot share a module with one
             # that waits for them.
-            self._first_block_graphs[block] = self._once_more(f"first_block_{block}"), _compiled(self.graph("guidance"))
+            self._first_block_graphs[block] = (
+                self._once_more(f"{self._first_block}_{block}"),
+                _compiled(self.graph("guidance")),
+            )
         return self._first_block_graphs[block]
 
     @cached_property

@@ -22,8 +22,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from max_zimage.device.memory import NotEnoughMemoryError
+from max_zimage.device.mesh import groups_of
 from max_zimage.device.offload import PLACES
-from max_zimage.device.plans import HOST, IN_TURNS, PLACEMENTS, STAGES, Change, Needs, Plan, Wish, weights_on
+from max_zimage.device.plans import (
+    HOST,
+    IN_TURNS,
+    PLACEMENTS,
+    STAGES,
+    Change,
+    Needs,
+    Plan,
+    Wish,
+    weights_on,
+    work_on,
+)
 from max_zimage.errors import RequestError
 from max_zimage.host.sizes import sized
 
@@ -55,14 +67,46 @@ def place(needs: Needs, memory: Mapping[str, int], wish: Wish, changes: Sequence
     raise NotEnoughMemoryError(_refusal(needs, memory, wish, wanted, _ways_out(needs, memory, wish, changes)))
 
 
+def everything_on(names: Sequence[str], groups: int = 1) -> Plan:
+    """All components on one device.
+
+    Args:
+        names: That device, or several that compute together, the one with all components first.
+        groups: In which several share branch rows.
+    """
+    mesh = tuple(names) if len(names) > 1 else ()
+    # Whoever sends requests decides about guidance, and a server draws those of several together.
+    return Plan(devices=dict.fromkeys(STAGES, names[0]), mesh=mesh, groups=groups, is_padded=bool(mesh))
+
+
+def grouped(wish: Wish, quantized: str, *, is_guided: bool) -> Wish:
+    """The wish with what its devices share, where that is left to the checkpoint.
+
+    Args:
+        wish: The wish.
+        quantized: Which weights are quantized in memory, in words; empty for none.
+        is_guided: Whether pictures have two branches by default.
+
+    Raises:
+        RequestError: If weights are quantized in memory, which is for one CPU.
+    """
+    if not wish.mesh:
+        return wish
+    if quantized:
+        message = "{field} {given} and devices exclude each other: weights quantized in memory are for one CPU; "
+        raise RequestError.of("quantize", f"{message}leave one of the two out", given=quantized)
+    groups = groups_of(wish.split, len(wish.mesh), is_guided=is_guided)
+    return replace(wish, groups=groups, is_padded=wish.is_padded or is_guided)
+
+
 def with_peaks(plan: Plan, needs: Needs) -> Plan:
     """The plan with the memory that it takes for what has these needs."""
     streams = plan.residency == "streamed" and plan.devices["transformer"] != HOST
-    peaks = dict.fromkeys([*plan.devices.values(), *([HOST] if streams else [])], 0)
+    peaks = dict.fromkeys([*plan.devices.values(), *plan.mesh, *([HOST] if streams else [])], 0)
     for stage in (name for name in STAGES if name in needs):
         for device in peaks:
             own = sum(weights_on(device, plan, name, needs[name]) for name in _there(plan, stage))
-            own += needs[stage].work if plan.devices[stage] == device else 0
+            own += work_on(device, plan, stage, needs[stage])
             peaks[device] = max(peaks[device], own)
     return replace(plan, peaks=peaks)
 
@@ -80,15 +124,16 @@ def _first(needs: Needs, memory: Mapping[str, int], wish: Wish) -> Plan | None:
 
 def _allowed(memory: Mapping[str, int], wish: Wish) -> dict[str, int]:
     """Bytes of each device that may be taken."""
-    allowed, main = dict(memory), wish.devices["transformer"]
-    if wish.max_memory is not None:
-        allowed[main] = min(allowed[main], wish.max_memory)
+    allowed = dict(memory)
+    for device in {wish.devices["transformer"], *wish.mesh} if wish.max_memory is not None else ():
+        allowed[device] = min(allowed[device], wish.max_memory or 0)
     return allowed
 
 
 def _candidates(needs: Needs, wish: Wish) -> Iterator[Plan]:
     """What may be done, the best first."""
-    plan = Plan(devices={name: wish.devices[name] for name in needs})
+    devices = {name: wish.devices[name] for name in needs}
+    plan = Plan(devices=devices, mesh=wish.mesh, groups=wish.groups, is_padded=wish.is_padded)
     if wish.placement in ("auto", "resident"):
         yield plan
     turns = replace(plan, residency="sequential")
@@ -133,7 +178,7 @@ def _there(plan: Plan, stage: str) -> list[str]:
 
 def _reason(plan: Plan, needs: Needs, tried: Sequence[Plan], allowed: Mapping[str, int], wish: Wish) -> str:
     """What is done, and why nothing that comes before it."""
-    where = {device: [name for name in STAGES if plan.devices.get(name) == device] for device in plan.peaks}
+    where = {device: [name for name in STAGES if _is_on(device, plan, name)] for device in plan.peaks}
     said = "; ".join(
         f"{_listed(names) or 'waiting blocks'} on {device}, about {sized(peak)} of {sized(allowed[device])}"
         for (device, names), peak in zip(where.items(), plan.peaks.values(), strict=True)
@@ -151,6 +196,10 @@ def _reason(plan: Plan, needs: Needs, tried: Sequence[Plan], allowed: Mapping[st
     return f"{how}: {said} (with all of them there it would be {sized(needed)})"
 
 
+def _is_on(device: str, plan: Plan, name: str) -> bool:
+    return plan.devices.get(name) == device or (name == "transformer" and device in plan.mesh)
+
+
 def _listed(names: Sequence[str]) -> str:
     words = [name.replace("_", " ") for name in names]
     return "".join(words) if len(words) < 2 else f"{', '.join(words[:-1])} and {words[-1]}"
@@ -159,25 +208,25 @@ def _listed(names: Sequence[str]) -> str:
 def _ways_out(needs: Needs, memory: Mapping[str, int], wish: Wish, changes: Sequence[Change]) -> list[str]:
     """The smallest changes that fit: of what is asked for, or else of how much may be taken."""
     ways = []
-    if wish.placement != "auto":
-        # Whatever is chosen, the same is drawn.
-        freed = replace(wish, placement="auto")
-        if (plan := _first(needs, memory, freed)) is not None:
-            ways.append(f'placement="{plan.residency if plan.devices == wish.devices else "auto"}"')
+    # Whatever is chosen, the same is drawn; on several devices everything stays.
+    freed = wish if wish.mesh else replace(wish, placement="auto")
+    if freed != wish and (plan := _first(needs, memory, freed)) is not None:
+        ways.append(f'placement="{plan.residency if plan.devices == wish.devices else "auto"}"')
     for change in changes if not ways else ():
-        if _first(change.needs, memory, replace(wish, placement="auto")) is not None:
+        if _first(change.needs, memory, freed) is not None:
             ways.append(change.words)
             break
-    if not ways and "text_encoder" in wish.named and wish.devices["text_encoder"] != HOST:
-        moved = replace(wish, placement="auto", devices={**wish.devices, "text_encoder": HOST})
+    is_kept = "text_encoder" in wish.named or wish.mesh  # else it has been tried elsewhere
+    if not ways and is_kept and "text_encoder" in needs and wish.devices["text_encoder"] != HOST:
+        moved = replace(freed, devices={**wish.devices, "text_encoder": HOST})
         if _first(needs, memory, moved) is not None:
             ways.append(f'encoder_device="{HOST}"')
     if wish.max_memory is not None:
-        main = wish.devices["transformer"]
+        limited = {wish.devices["transformer"], *wish.mesh}
         plans = [with_peaks(each, needs) for each in _candidates(needs, wish)]
         fits = [each for each in plans if all(peak <= memory[device] for device, peak in each.peaks.items())]
         if fits:
-            least = min(each.peaks[main] for each in fits)
+            least = min(max(each.peaks[device] for device in limited) for each in fits)
             ways.append(f"max_memory={_rounded_up(least)}")
     return ways
 

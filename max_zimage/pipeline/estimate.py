@@ -9,6 +9,7 @@ from max.driver import Device
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.device.dtypes import BYTES, ModelDtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
+from max_zimage.device.plans import Rows
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.model.vae import VaeSpec
@@ -173,6 +174,16 @@ def step_bytes(spec: TransformerSpec, *, items: int, tokens: int, dtype: ModelDt
     feed_forward = 3 * spec.ffn_dim * size
     attention = 3 * spec.dim * size + 4 * spec.dim * _FLOAT32
     return items * tokens * (2 * spec.dim * size + max(feed_forward, attention))
+
+
+def shared_rows(spec: TransformerSpec, *, items: int, tokens: int, dtype: ModelDtype) -> Rows:
+    """What the same step consists of where several devices share it; arguments of `step_bytes`.
+
+    Keys and values of all tokens are there twice: as they came, and put behind each other.
+    """
+    size = BYTES[dtype]
+    token = step_bytes(spec, items=1, tokens=1, dtype=dtype)
+    return Rows(items=items, tokens=tokens, token=token, gathered=2 * 2 * spec.dim * size, score=size)
 
 
 def text_bytes(spec: TextEncoderSpec, *, prompts: int, tokens: int, dtype: ModelDtype) -> int:

@@ -16,16 +16,23 @@ from max.pipelines.modeling.base.component_model import ComponentModel
 
 from max_zimage.checkpoint.locate import COMPONENTS, route_weight_files
 from max_zimage.compile.device_check import check_device
-from max_zimage.components import NoTextEncoder, ZImageComponent, ZImageStreamedTransformer
+from max_zimage.components import (
+    NoTextEncoder,
+    ZImageComponent,
+    ZImageMeshedTransformer,
+    ZImageStreamedTransformer,
+)
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
-from max_zimage.device.plans import HOST, Plan
+from max_zimage.device.plans import HOST, Need, Plan, weights_on
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.attention import Backend as Backend
 from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
-from max_zimage.pipeline.storages import VARIABLE, Quantize, storages_of, with_storages
+from max_zimage.pipeline.placing import device_of
+from max_zimage.pipeline.storages import VARIABLE, storages_of, with_storages
+from max_zimage.pipeline.storages import Quantize as Quantize
 from max_zimage.request.checks import whole_number
 
 PathName = str | os.PathLike[str]
@@ -94,6 +101,28 @@ def check_fit(sizes: Sequence[int], device: Device) -> None:
         check_device_memory(sum(sizes), device)
 
 
+def check_mesh(sizes: Mapping[str, int], plan: Plan, devices: Sequence[Device]) -> None:
+    """Compare what each device of a mesh is to hold with its memory, and the devices with each other.
+
+    Args:
+        sizes: Component -> bytes of its weights.
+        plan: Where they go.
+        devices: Those of `plan.mesh`.
+
+    Raises:
+        NotEnoughMemoryError: If they do not fit.
+        ValueError: If the devices are of several kinds: what runs on all of them is compiled for one.
+    """
+    there = [each for each in zip(plan.mesh, devices, strict=True) if not each[1].is_host]
+    kinds = {name: f"{device.api} {device.architecture_name}" for name, device in there}
+    if len({*kinds.values()}) > 1:
+        listed = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        raise ValueError(f"devices that compute together must be of one architecture: {listed}; name those that are")
+    for name, device in there:
+        needs = {part: Need(weights=size, work=0) for part, size in sizes.items()}
+        check_device_memory(sum(weights_on(name, plan, part, need) for part, need in needs.items()), device)
+
+
 def new_session(devices: list[Device]) -> InferenceSession:
     """Where graphs run.
 
@@ -101,7 +130,7 @@ def new_session(devices: list[Device]) -> InferenceSession:
         RuntimeError: If MAX cannot be used in this process because it is a fork.
     """
     check_process()
-    return InferenceSession(devices=devices)
+    return InferenceSession(devices=[*dict.fromkeys(devices)])
 
 
 def load_components(
@@ -130,6 +159,9 @@ def load_components(
     elif {*plan.devices.values()} != {HOST}:  # on the way to an accelerator weights pass through the host's memory
         whole = [size for name, size in sources.nbytes.items() if name != "transformer" or plan.residency != "streamed"]
         check_memory(max(whole), available_memory())
+    mesh = [devices["transformer"], *map(device_of, plan.mesh[1:])]
+    if plan.mesh:
+        check_mesh(sources.nbytes, plan, mesh)
     components: dict[str, ComponentModel] = {}
     sizes, sessions = sources.nbytes, {devices["transformer"]: session}
     for name, component in make.items():
@@ -142,10 +174,14 @@ def load_components(
         # Only the files' names: MAX would open them once more, as safetensors whatever they are.
         unread: dict[str, Any] = {"tensors": frozenset(), "tensors_to_file_idx": {}, "_st_file_handles": {}}
         weights, checked = SafetensorWeights(sources.files[name], **unread), sources.plans[name]
-        what = sources.configs[name], sources.dtypes[name], [device], weights
+        on = mesh if name == "transformer" else [device]
+        what = sources.configs[name], sources.dtypes[name], on, weights
         how: dict[str, Any] = {"session": sessions[device], "cache_config": cache_config, "plan": checked}
         if name == "transformer" and plan.residency == "streamed":
             component = ZImageStreamedTransformer
+        if name == "transformer" and plan.mesh:
+            component = ZImageMeshedTransformer
+            how |= {"groups": plan.groups, "is_padded": plan.is_padded}
         how |= {"is_away": plan.residency != "resident", "attention": sources.attention.get(name)}
         components[name] = made = component(*what, **how)
         made.nbytes_beside = sum(sizes[other] for other in plan.beside(name) if other in sizes)

@@ -29,7 +29,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.max_config import pipeline_config
-from max_zimage.pipeline.placing import devices_of, usual_cache_bytes, wish_of
+from max_zimage.pipeline.placing import devices_of, mesh_of, usual_cache_bytes, wish_of, with_groups
 from max_zimage.pipeline.storages import Quantize
 from max_zimage.request.checks import step_cache as checked_step_cache
 from max_zimage.request.request import GenerationRequest
@@ -120,13 +120,16 @@ def check_model(
     replaced = routed(paths, UNPREFIXED_COMPONENT)
     named_model = model if isinstance(model, str) else Path(model or embedded.PATH)
     directory = resolve_model(named_model, without=without, replaced=replaced)
-    described = (directory, wish.devices["transformer"], None if dtype == "auto" else dtype, flags_of(cache))
+    where = wish.mesh or (wish.devices["transformer"],)
+    described = (directory, where, None if dtype == "auto" else dtype, flags_of(cache))
     config = pipeline_config(*described)
     how = without, quantize, attention_backend
     found = sources_of(config, replaced, UNPREFIXED_COMPONENT, devices, DEFAULT_STEPS, *how)
     if paths:
         config = pipeline_config(*described, {name: files for name, files in found.files.items() if files[0] in paths})
     sources = found.with_step_cache(cache).with_streams(wish.placement == "streamed")
+    wish = with_groups(wish, sources)
+    sources = sources.with_mesh(wish.groups if wish.mesh else 0)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))
     if loras is not None:
@@ -138,6 +141,6 @@ def check_model(
             embeddings=sources.specs.text_encoder.vocab_size,
             positions=sources.limits.max_tokens,
         )
-    main = [devices["transformer"]]
+    main = mesh_of(wish, devices["transformer"])
     named = str(model or embedded.NAME), tuple(str(path) for path in paths)
     return CheckedModel(directory, config, main, paths, sources, tokenizer, wish, cache_bytes, named=named)

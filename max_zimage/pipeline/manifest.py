@@ -20,6 +20,7 @@ from max_zimage.compile.device_check import check_device as check_device
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.errors import CheckpointError, RequestError
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
+from max_zimage.request.cache_checks import check_shared
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
 from max_zimage.sampling.step_cache import FirstBlockCache, StepCache
@@ -79,6 +80,18 @@ class CheckpointManifest:
             message = "{field} {cache} and streamed blocks do not go together; take taylorseer, or another placement"
             raise RequestError.of("step_cache", message, cache=cache)
         return replace(self, limits=replace(self.limits, streams_blocks=streams_blocks))
+
+    def with_mesh(self, groups: int) -> CheckpointManifest:
+        """The same, whose requests are those that can be drawn on several devices, or all.
+
+        Args:
+            groups: Of devices; 0 for one device.
+
+        Raises:
+            RequestError: If the step cache of those that say nothing cannot.
+        """
+        check_shared(self.defaults.step_cache, groups)
+        return replace(self, limits=replace(self.limits, groups=groups))
 
     @property
     def quantize(self) -> str:

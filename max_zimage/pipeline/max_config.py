@@ -31,7 +31,7 @@ class PartConfig(MAXModelConfig):
 
 def pipeline_config(
     directory: Path,
-    device: str,
+    devices: Sequence[str],
     dtype: str | None,
     flags: Mapping[str, bool | int],
     weight_files: Mapping[str, Sequence[Path]] | None = None,
@@ -40,7 +40,7 @@ def pipeline_config(
 
     Args:
         directory: The checkpoint.
-        device: Where the transformer runs.
+        devices: Where the transformer runs; several compute together.
         dtype: MAX's word for the dtype of all parts; None leaves it to the device.
         flags: Of a step cache, as MAX names them.
         weight_files: Component -> its files in place of the checkpoint's own, so that a worker reads them, too.
@@ -49,7 +49,7 @@ def pipeline_config(
         CheckpointError: If `model_index.json` is not that of a pipeline that is implemented.
     """
     index = read_index(directory)
-    shared: dict[str, Any] = {"model_path": str(directory), "device_specs": [device_spec(device)]}
+    shared: dict[str, Any] = {"model_path": str(directory), "device_specs": [*map(device_spec, devices)]}
     if dtype is not None:
         shared["quantization_encoding"] = dtype
     files = {part: [path.resolve() for path in paths] for part, paths in (weight_files or {}).items()}

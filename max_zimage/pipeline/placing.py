@@ -5,7 +5,6 @@ Reference: `reference/weights.md` section 4.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,17 +15,18 @@ from max.driver import Device, load_devices
 from max_zimage import progress
 from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.config import ModelSpecs
-from max_zimage.device.devices import device_name, device_spec
+from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
-from max_zimage.device.placement import place
-from max_zimage.device.plans import HOST, STAGES, Change, Need, Needs, Plan, Streams, Wish, usable
+from max_zimage.device.placement import grouped, place
+from max_zimage.device.plans import HOST, Change, Need, Needs, Plan, Streams, Wish, usable
 from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.estimate import (
     can_stream,
     check_maps,
     decode_bytes,
     map_bytes,
+    shared_rows,
     step_bytes,
     text_bytes,
     tiling_of,
@@ -36,9 +36,6 @@ from max_zimage.pipeline.storages import with_storages
 from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
-
-VARIABLE = "MAX_ZIMAGE_PLAN"
-"""`Plan.to_json` of a server, for its worker, to which MAX hands no settings of ours."""
 
 _TEXTS = 512  # tokens of a prompt, at most unless more are asked for
 _CAPTION = 128  # tokens of a caption behind a picture's, as `estimate` has it
@@ -116,19 +113,22 @@ def needs_by_shape(
     """
     area = size.height, size.width
     tokens = padded(size.height * size.width // PIXELS_PER_TOKEN**2) + _CAPTION
+    step = {"items": size.pictures * size.branches, "tokens": tokens}
     decoder = {"pictures": size.pictures, "height": size.height, "width": size.width}
     work = {
         "text_encoder": text_bytes(
             specs.text_encoder, prompts=min(2, size.branches), tokens=_TEXTS, dtype=dtypes["text_encoder"]
         ),
-        "transformer": step_bytes(
-            specs.transformer, items=size.pictures * size.branches, tokens=tokens, dtype=dtypes["transformer"]
-        ),
+        "transformer": step_bytes(specs.transformer, **step, dtype=dtypes["transformer"]),
         "vae": decode_bytes(specs.vae, **decoder, dtype=dtypes["vae"], tiling=size.tiling)
         + (map_bytes(specs.vae, *area, dtypes["vae"], size.tiling) if vae_on_host else 0),
     }
-    blocks = {"transformer": streams} if size.streams else {}
-    return {name: Need(weights=nbytes, work=work[name], streams=blocks.get(name)) for name, nbytes in weights.items()}
+    found = {name: Need(weights=nbytes, work=work[name]) for name, nbytes in weights.items()}
+    if "transformer" in found:
+        shared = shared_rows(specs.transformer, **step, dtype=dtypes["transformer"])
+        more: Any = {"streams": streams if size.streams else None, "shared": shared}
+        found["transformer"] = replace(found["transformer"], **more)
+    return found
 
 
 def placed(sources: CheckpointManifest, wish: Wish, size: Size) -> Plan:
@@ -154,7 +154,7 @@ def placed_usually(sources: CheckpointManifest, wish: Wish) -> Plan:
     try:
         return placed(sources, wish, size)
     except NotEnoughMemoryError as error:
-        weights = {name: replace(each, work=0) for name, each in needs_of(sources, size).items()}
+        weights = {name: replace(each, work=0, shared=None) for name, each in needs_of(sources, size).items()}
         try:
             return place(weights, memory_of(wish), wish)
         except NotEnoughMemoryError:
@@ -166,7 +166,7 @@ def memory_of(wish: Wish) -> dict[str, int]:
 
     What something else will take is counted off.
     """
-    accelerators = {*wish.devices.values()} - {HOST}
+    accelerators = {*wish.devices.values(), *wish.mesh} - {HOST}
     there = {HOST: available_memory()} | {
         name: usable(int(device_of(name).stats["total_memory"])) for name in accelerators
     }
@@ -201,13 +201,14 @@ def devices_of(wish: Wish, dtype: str) -> dict[str, Device]:
     return devices
 
 
-def plan_for_worker(devices: list[Device]) -> Plan:
-    """What the server of this process has chosen, or else everything on the one device."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Plan.from_json(given)
-    name = device_name(devices[0])
-    return Plan(devices=dict.fromkeys(STAGES, name))
+def mesh_of(wish: Wish, main: Device) -> list[Device]:
+    """The devices that the transformer is to run on, its own first."""
+    return [main, *map(device_of, wish.mesh[1:])]
+
+
+def with_groups(wish: Wish, sources: CheckpointManifest) -> Wish:
+    """The wish with what its devices share; see `max_zimage.device.placement.grouped`."""
+    return grouped(wish, sources.quantize, is_guided=sources.defaults.guidance_scale > 0)
 
 
 def usual_cache_bytes(plan: Plan) -> int:

@@ -24,6 +24,7 @@ from max_zimage.pipeline.load_components import (
     DEFAULT_STEPS,
     UNPREFIXED_COMPONENT,
     PathName,
+    Quantize,
     load_components,
     new_session,
     routed,
@@ -31,9 +32,9 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.placing import device_of, placed_usually, plan_for_worker, tell
+from max_zimage.pipeline.placing import device_of, placed_usually, tell
 from max_zimage.pipeline.residency import Residency
-from max_zimage.pipeline.storages import Quantize
+from max_zimage.pipeline.worker_plan import plan_for_worker
 from max_zimage.request.configuration.values import PLACES
 from max_zimage.sampling.step_cache import StepCache
 from max_zimage.text.tokenizer import PromptTokenizer
@@ -104,7 +105,8 @@ class PretrainedMethods:
         self._plan, self._max_memory = plan or plan_for_worker(devices), max_memory
         names = self.unprefixed_weight_component, self._devices_of(devices), self.default_num_inference_steps
         found = sources or sources_of(config, routed(weight_paths, names[0]), *names)
-        self.sources = found.with_streams(self._plan.residency == "streamed")
+        found = found.with_streams(self._plan.residency == "streamed")
+        self.sources = found.with_mesh(self._plan.groups if self._plan.mesh else 0)
 
     def _load_sub_models(self, weight_paths: list[Path]) -> dict[str, ComponentModel]:
         make = cast("dict[str, type[ZImageComponent]]", self.components)
@@ -145,6 +147,8 @@ class PretrainedMethods:
         encoder_device: str | None = None,
         dit_device: str | None = None,
         vae_device: str | None = None,
+        devices: str | Sequence[str] | None = None,
+        split: str | None = None,
         torch_dtype: object = None,
         enhancer: Any = None,
         config: Config = None,
@@ -153,8 +157,7 @@ class PretrainedMethods:
         """Load a checkpoint and compile its graphs.
 
         Args:
-            model: A directory in the diffusers layout, or a hub id such as "Tongyi-MAI/Z-Image-Turbo"; None loads the
-                small model that the package contains.
+            model: A directory in the diffusers layout, or a hub id as "Tongyi-MAI/Z-Image-Turbo"; None: the embedded.
             device: "auto" (the first accelerator, or else the CPU), "cpu", "gpu" or "gpu:N".
             dtype: "auto" (bfloat16 on an accelerator, float32 on a CPU), "float32" or "bfloat16".
             weight_path: Weight files in place of the checkpoint's own, safetensors or GGUF. One that is in no folder
@@ -167,19 +170,18 @@ class PretrainedMethods:
                 variable MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says. See `graphs.model.attention_backends`.
             embedding_cache_bytes: Of kept text features; none if not given, 64 MiB where the text encoder may leave.
             loras: Adapters of calls that name none; see `set_loras`.
-            placement: "resident" (all components stay in memory), "sequential" (text encoder and transformer take
-                turns), "streamed" (and as many of the transformer's blocks stay as have room), or "auto", the first
-                that fits; where none does, it has the text encoder run on the CPU.
-            max_memory: Of the transformer's device, how much may be taken by weights and, as estimated, by what is
-                computed: bytes, or a size such as "8GiB". All there is if not given.
+            placement: What stays in memory: "resident", "sequential", "streamed" or "auto", the first that fits; see
+                `max_zimage.device.placement`.
+            max_memory: Of the transformer's device that may be taken, in bytes or as "8GiB"; all there is if not given.
             encoder_device: Where the text encoder runs; `device` if not given.
             dit_device: The same of the transformer, whose device decides on the dtype.
             vae_device: The same of the autoencoder.
+            devices: GPUs that compute each step together, as "gpu:0,1" or a list, in place of `device`.
+            split: What they share, "tokens", "branches" or "auto"; see docs/several-gpus.md, also for `devices`.
             torch_dtype: `dtype` as diffusers and llm-dit call it, such as torch.bfloat16 or "bfloat16".
-            enhancer: Who writes prompts out in calls with `enhance=True`, loaded on first use: a name, settings or an
-                object of `max_zimage.enhancer`; None for the one that goes with the checkpoint.
-            config: A configuration file, which says what arguments leave at their defaults and calls leave out; see
-                `max_zimage.request.configuration`. None, without a profile, reads none.
+            enhancer: Who writes prompts out in calls with `enhance=True`: a name, settings or an object of
+                `max_zimage.enhancer`; None for the one that goes with the checkpoint.
+            config: A configuration file, for what arguments and calls leave out: `max_zimage.request.configuration`.
             profile: Of that file, or of the one in the default place.
 
         Raises:

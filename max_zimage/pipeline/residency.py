@@ -89,7 +89,15 @@ class Residency:
             stages.check(self._sources, text_encoder, transformer, asked)
             return
         residency, devices = self.plan.residency, self.plan.devices
-        wish = Wish(placement=residency, devices=devices, named=frozenset(devices), max_memory=self._max_memory)
+        wish = Wish(
+            placement=residency,
+            devices=devices,
+            named=frozenset(devices),
+            mesh=self.plan.mesh,
+            groups=self.plan.groups,
+            is_padded=self.plan.is_padded,
+            max_memory=self._max_memory,
+        )
         memory = memory_of(wish)
         # What is there now is part of what is needed.
         memory[HOST] = available_memory() + self._nbytes_on(HOST)

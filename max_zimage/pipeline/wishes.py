@@ -5,10 +5,12 @@ Reference: `reference/weights.md` section 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from max_zimage.device.devices import device_name, device_spec
+from max_zimage.device.mesh import groups_of, mesh_names
 from max_zimage.device.plans import HOST, PLACEMENTS, STAGES, Wish
 from max_zimage.errors import RequestError
 from max_zimage.host.sizes import read_size
@@ -28,6 +30,9 @@ class Placing:
         dit_device: Of the transformer.
         vae_device: Of the autoencoder.
         cpu_offload: llm-dit's word for "sequential" on an accelerator.
+        devices: Several that the transformer is to run on together, as `max_zimage.device.mesh.mesh_names` reads them;
+            the first one has the other components, too, where nothing else is said.
+        split: What these share, "auto", "tokens" or "branches".
         is_offload_configured: Whether a configuration says that, which may be one for several machines: where all
             components run on the CPU it then has no effect, and is no mistake.
     """
@@ -39,6 +44,8 @@ class Placing:
     dit_device: str | None = None
     vae_device: str | None = None
     cpu_offload: bool = False
+    devices: str | Sequence[str] | None = None
+    split: str | None = None
     is_offload_configured: bool = False
 
     def read(self) -> Wish:
@@ -50,8 +57,10 @@ class Placing:
         problems: list[Any] = []
         given = {"encoder_device": self.encoder_device, "dit_device": self.dit_device, "vae_device": self.vae_device}
         named = {field: name for field, name in given.items() if name is not None}
-        found = {}
-        for field, name in {"device": self.device, **named}.items():
+        found: dict[str, str] = {}
+        mesh = self._mesh(problems)
+        main = {"device": mesh[0] if mesh else self.device}
+        for field, name in {**main, **named}.items():
             try:
                 found[field] = device_name(device_spec(name, field))
             except RequestError as error:
@@ -79,12 +88,35 @@ class Placing:
         kept = {"encoder_device": "text_encoder", "dit_device": "transformer", "vae_device": "vae"}
         asked = next(each for each in PLACEMENTS if each == self.placement)
         return Wish(
-            placement="sequential" if offloads else asked,
+            placement="sequential" if offloads else "resident" if mesh else asked,
+            mesh=mesh,
+            split=self.split or "auto",
             devices=dict(zip(STAGES, devices, strict=True)),
             named=frozenset(kept[field] for field in named),
             max_memory=limit,
             notes=(_IDLE_OFFLOAD,) if is_idle else (),
         )
+
+    def _mesh(self, problems: list[Any]) -> tuple[str, ...]:
+        """The devices that compute together; what is wrong with them goes to the problems."""
+        if self.devices is None:
+            if self.split is not None:
+                problems.append("split says what several devices share, and none are named; name them with devices")
+            return ()
+        alone = {
+            "device": self.device != "auto",
+            "dit_device": self.dit_device is not None,
+            f'placement="{self.placement}"': self.placement in ("sequential", "streamed"),
+            "cpu_offload": self.cpu_offload and not self.is_offload_configured,
+        }
+        problems += [f"devices and {name} exclude each other; leave one out" for name, given in alone.items() if given]
+        try:
+            names = mesh_names(self.devices)
+            groups_of(self.split or "auto", len(names), is_guided=False)
+        except RequestError as error:
+            problems += error.problems
+            return ()
+        return names
 
 
 def _bytes(given: int | str | None) -> int | None:

@@ -9,26 +9,27 @@ from typing import TypeVar
 from max_zimage.errors import Problem, RequestError, RequestWarning
 from max_zimage.request.facts import RequestFacts
 from max_zimage.request.guidance_checks import guidance_comes_on
+from max_zimage.request.limits import Limits
 from max_zimage.sampling import samplers
-from max_zimage.sampling.step_cache import FirstBlockCache, TaylorSeer
+from max_zimage.sampling.step_cache import FirstBlockCache, StepCache, TaylorSeer
 
 R = TypeVar("R", bound=RequestFacts)
 
 _OFF = "this request runs without it"
 
 
-def with_useful_cache(request: R, *, is_default: bool, streams_blocks: bool = False) -> R:
+def with_useful_cache(request: R, *, is_default: bool, limits: Limits | None = None) -> R:
     """The request, without a step cache that would do nothing.
 
     Args:
         request: The request.
         is_default: Whether the cache is one that the request did not ask for: then it is left out with a warning.
-        streams_blocks: Whether the transformer's blocks come one at a time.
+        limits: What the checkpoint can do, as it was loaded.
 
     Raises:
         RequestError: If it was asked for by name.
     """
-    found = _problem(request, streams_blocks=streams_blocks)
+    found = _problem(request, limits)
     if found is None:
         return request
     message, remedy, values = found
@@ -38,12 +39,34 @@ def with_useful_cache(request: R, *, is_default: bool, streams_blocks: bool = Fa
     return replace(request, step_cache=None)
 
 
-def _problem(request: RequestFacts, *, streams_blocks: bool) -> tuple[str, str, dict[str, object]] | None:
+def check_shared(cache: StepCache | None, groups: int) -> None:
+    """Refuse a step cache, of requests that say nothing of one, which several devices cannot share.
+
+    Args:
+        cache: The cache.
+        groups: Of devices; 0 for one device.
+
+    Raises:
+        RequestError: If it is first-block caching, and they share branches.
+    """
+    if groups > 1 and isinstance(cache, FirstBlockCache):
+        message = "{field} {cache} takes one branch at a time, which devices cannot share; take taylorseer, or "
+        message += 'split="tokens"'
+        raise RequestError.of("step_cache", message, cache=cache)
+
+
+def _problem(request: RequestFacts, limits: Limits | None) -> tuple[str, str, dict[str, object]] | None:
     """What is wrong with the cache, what to do, and the values of both; or None."""
     cache = request.step_cache
     if cache is None:
         return None
-    if streams_blocks and isinstance(cache, FirstBlockCache):
+    if limits is not None and limits.groups > 1 and isinstance(cache, FirstBlockCache):
+        return (
+            "{field} {cache} takes one branch at a time, and the devices share branches; ",
+            "set {field} to off or taylorseer, or have the devices share tokens alone",
+            {"cache": cache},
+        )
+    if limits is not None and limits.streams_blocks and isinstance(cache, FirstBlockCache):
         return (
             "{field} {cache} and streamed blocks do not go together: the first block decides within one graph about "
             "blocks that come one at a time; ",

@@ -36,6 +36,7 @@ class Limits:
         has_final_norm: Whether its files hold the norm behind them.
         lora_files: Where adapters may come from.
         streams_blocks: Whether the transformer's blocks come one at a time.
+        groups: Of devices on which the transformer runs; 0 where it runs on one.
     """
 
     max_height: int
@@ -51,6 +52,7 @@ class Limits:
     has_final_norm: bool = True
     lora_files: LoraFiles = field(default_factory=LoraFiles)
     streams_blocks: bool = False
+    groups: int = 0
 
     @property
     def default_tokens(self) -> int:

@@ -13,12 +13,13 @@ from max_zimage.request.nag_fields import NAG_SCALE, NagFields
 _DEFAULTS = {field.name: field.metadata["row"].default for field in dataclasses.fields(NagFields)}
 
 
-def check_nag(asked: RequestFacts, *, streams_blocks: bool) -> None:
+def check_nag(asked: RequestFacts, *, streams_blocks: bool, groups: int = 0) -> None:
     """Refuse what contradicts itself or would do nothing.
 
     Args:
         asked: The request.
         streams_blocks: Whether the transformer's blocks come one at a time, which have no guided attention.
+        groups: Of devices that compute together, which have none either; 0 for one device.
     """
     if not asked.nag_scale:
         changed = [name for name, value in _DEFAULTS.items() if getattr(asked, name) != value]
@@ -31,6 +32,9 @@ def check_nag(asked: RequestFacts, *, streams_blocks: bool) -> None:
         raise RequestError.of("nag_scale", message, given=asked.max_guidance)
     if streams_blocks:
         message = "{field} cannot go with streamed blocks, got {given:g}; set it to 0, or take another placement"
+        raise RequestError.of("nag_scale", message, given=asked.nag_scale)
+    if groups:
+        message = "{field} cannot go with several devices, got {given:g}; set it to 0, or take one device"
         raise RequestError.of("nag_scale", message, given=asked.nag_scale)
     if asked.slg_scale:
         message = "{field} and {name[slg_scale]} exclude each other, got {nag:g} and {slg:g}; set one of the two to 0"

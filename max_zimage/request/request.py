@@ -96,7 +96,7 @@ class GenerationRequest(RequestFacts):
         warn_of_small_picture(request)
         warn_of_kept_picture(request, request.picture_mask)
         is_default = arguments.get("step_cache") is None
-        return with_useful_cache(request, is_default=is_default, streams_blocks=limits.streams_blocks)
+        return with_useful_cache(request, is_default=is_default, limits=limits)
 
 
 def _warn_of_unused(request: GenerationRequest, negative_prompt: object) -> None:

@@ -34,7 +34,7 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
     check_passes(request)
     check_evaluations(request, request.steps_by_leg, limits.max_steps)
     check_guidance(request, limits.num_layers)
-    check_nag(request, streams_blocks=limits.streams_blocks)
+    check_nag(request, streams_blocks=limits.streams_blocks, groups=limits.groups)
     check_noise(request)
     check_layers(request)
     check_dype(request)

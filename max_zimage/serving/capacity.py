@@ -57,6 +57,9 @@ def with_capacity(settings: ServerSettings, prepared: CheckedModel, enhancer: En
 def _placed(settings: ServerSettings, prepared: CheckedModel) -> CheckedModel:
     for note in prepared.wish.notes:
         _log.info("%s", note)
+    if prepared.wish.mesh and settings.pictures_together(on_host=prepared.devices[0].is_host) > 1:
+        # Captions of several requests are of unequal length.
+        prepared = replace(prepared, wish=replace(prepared.wish, is_padded=True))
     plan = placed_usually(prepared.sources, prepared.wish)
     sources = prepared.sources.with_streams(plan.residency == "streamed")
     found = _fitting(settings, replace(prepared, sources=sources), plan)
@@ -136,7 +139,8 @@ def _allowed(prepared: CheckedModel, available: int | None) -> dict[str, int]:
         there = available_memory() if device.is_host else int(device.stats["total_memory"])
         available = max(0, there - wish.taken.get(main, 0))
     allowed = memory_of(wish) | ({} if available is None else {main: available})
-    return allowed | {main: min(allowed[main], wish.max_memory or allowed[main])}
+    limited = {main, *wish.mesh}
+    return allowed | {name: min(allowed[name], wish.max_memory or allowed[name]) for name in limited}
 
 
 def _needed(prepared: CheckedModel, pixels: int, pictures: int) -> dict[str, int]:

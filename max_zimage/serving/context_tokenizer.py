@@ -26,6 +26,8 @@ from max_zimage.errors import RequestError
 from max_zimage.images.read import MAX_PIXELS
 from max_zimage.pipeline.context import ZImageContext
 from max_zimage.pipeline.request_contexts import context_of_request, context_of_tokens
+from max_zimage.pipeline.worker_plan import groups_for_worker
+from max_zimage.request.cache_checks import check_shared
 from max_zimage.request.fields import ROWS
 from max_zimage.request.limits import DEFAULT_MAX_SEQUENCE_LENGTH
 from max_zimage.request.request import GenerationRequest
@@ -60,6 +62,7 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         default_num_inference_steps: int,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        groups: int | None = None,
     ) -> None:
         """Load the tokenizer and the checkpoint's limits; the arguments are those the registry passes.
 
@@ -72,9 +75,12 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
             default_num_inference_steps: Steps of checkpoints that are not distilled.
             revision: Revision of a hub id.
             trust_remote_code: Refused if true: no code of a checkpoint is ever run.
+            groups: In which the transformer's devices share branch rows, 0 for one device; what a server of MAX's is
+                told if not given.
 
         Raises:
-            ValueError: If the tokenizer or a configuration cannot be read, or the two do not fit together.
+            ValueError: If the tokenizer or a configuration cannot be read, the two do not fit together, or several
+                devices cannot do what is configured.
         """
         if trust_remote_code:
             raise ValueError("trust_remote_code has no use here: no code of a checkpoint is run; leave it out")
@@ -84,7 +90,10 @@ class ZImageTokenizer(PipelineTokenizer[ZImageContext, IdArray, OpenResponsesReq
         most = described.limits.max_tokens
         bound = most if max_length == DEFAULT_MAX_SEQUENCE_LENGTH else min(max_length, most)
         # Whoever sends a request may not name any file of this machine.
-        self.limits = replace(described.limits, max_tokens=bound).with_lora_folder(None)
+        if groups is None:
+            groups = groups_for_worker(len(pipeline_config.models["transformer"].device_specs))
+        check_shared(described.defaults.step_cache, groups)
+        self.limits = replace(described.limits, max_tokens=bound, groups=groups).with_lora_folder(None)
         self.defaults = described.defaults
         self._tokenizer = PromptTokenizer(
             resolve_model(model_path, revision) / subfolder,

@@ -29,6 +29,7 @@ def served_model(settings: ServerSettings, prepared: CheckedModel) -> ServedMode
         "tokenizer",
         max_length=DEFAULT_MAX_SEQUENCE_LENGTH,
         default_num_inference_steps=DEFAULT_STEPS,
+        groups=prepared.sources.limits.groups,
     )
     tokenizer.max_input_pixels = settings.limits.input_pixels
     # MAX's flags do not say all of a step cache, nor the configurations what the files hold.

@@ -42,7 +42,7 @@ WITHOUT_KEY: Mapping[str, str] = {
          "memory", "templates", "target", "graphs", "keep", "list_kernels", "symbols", "batch", "component", "tokens",
           "layers", "repeats", "warmup", "no_sync", "trace", "show_info", "tests", "sweep", "attention", "file",
           "format", "batch_pictures", "id_column", "ignore", "max_errors", "retry_failed", "shard_rows", "workers",
-          "ray", ), ONE_CALL
+          "ray", "device_count"), ONE_CALL
     ),
     **dict.fromkeys(("model_path", "quantization", "cache_size"), SPELLING),
     "lora": "[lora] paths and scales say it",

@@ -31,7 +31,7 @@ from max_zimage.compile.ahead_of_time import (
 )
 from max_zimage.compile.cubins import symbols_in
 from max_zimage.compile.jobs import _report
-from max_zimage.compile.registry import AHEAD
+from max_zimage.compile.registry import AHEAD, MESHED
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.embedded import PATH as EMBEDDED
 from tests.checkpoint.test_config import TEXT_ENCODER, TRANSFORMER, VAE
@@ -208,16 +208,15 @@ from types import SimpleNamespace
 from max.driver import Accelerator, set_virtual_device_api, set_virtual_device_count, set_virtual_device_target_arch
 set_virtual_device_api("cuda")
 set_virtual_device_target_arch("sm_90a")
-set_virtual_device_count(1)
+set_virtual_device_count(2)
 from max.graph import DeviceRef
 from max_zimage import FirstBlockCache, TaylorSeer, ZImagePipeline
-from max_zimage.compile import compiler
+from max_zimage.compile import compiler, registry
 from max_zimage.device import libraries
 from max_zimage.compile.artifacts import artifact_key
 from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.registry import AHEAD, made, spec_of
-from max_zimage.compile import registry
-from max_zimage.components import ZImageStreamedTransformer
+from max_zimage.components import ZImageMeshedTransformer, ZImageStreamedTransformer
 from max_zimage.compile.ahead_of_time import DIFFUSION_GEMMA
 from max_zimage.diffusion_gemma.config_file import DiffusionGemmaFile
 from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma
@@ -244,6 +243,9 @@ streamed = ZImageStreamedTransformer(
 compiler.compile_together(list(streamed.step.graphs))
 for layer in ("text_encoder_layer", "text_encoder_cached_layer"):
     pipeline.text_encoder.layers._graphs(6, layer)  # the embedding, four layers and the norm
+which = transformer.config, transformer.encoding, [Accelerator(0), Accelerator(1)], transformer.weights
+meshed = [ZImageMeshedTransformer(*which, plan=transformer.plan(), groups=1, is_padded=x) for x in (False, True)]
+compiler.compile_together([meshed[0].model, meshed[1].model, meshed[0].first_block_graphs("noise_refiner")[0]])
 compiler.compile_together([pipeline.own_language.load()._head])
 vae = pipeline.vae
 compiler.compile_together([vae.decode_tile, vae.encode_tile, vae.start_from_moments])
@@ -271,7 +273,7 @@ def test_a_pipeline_finds_what_is_kept(dtype: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     pipelines, workers = json.loads(done.stdout.splitlines()[-1])
-    assert set(pipelines) == set(AHEAD), "what components ask for, KEYS included, is not what is compiled ahead"
+    assert set(pipelines) == {*AHEAD, *MESHED}, "what components ask for, KEYS included, is not what is compiled ahead"
     assert workers == pipelines
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from max.driver import Accelerator, Buffer, Device, accelerator_api, accelerator_count
 from max.engine import Model
+from torch.nn.functional import scaled_dot_product_attention
 
 from max_zimage.device.libraries import check_libraries
 from max_zimage.sampling.positions import sequence_offsets
@@ -75,3 +76,27 @@ def test_ragged_attention(mix: tuple[int, int, Model], lengths: tuple[int, ...],
     for item, length in enumerate(lengths):  # rows beyond are the batch's padding, which is never read
         check(ours[item, :length], plain[item, :length], exact[item, :length])
     assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("widths", [(30, 128), (4, 64)], ids=["published", "narrow"])
+def test_attention_of_some_queries_over_all_keys(widths: tuple[int, int], device: Device) -> None:
+    """As several devices have it, on one: parts of odd lengths, the last keys of one row hidden."""
+    heads, head_dim = widths
+    model, generator = references.compile_part(heads, head_dim, device), torch.Generator().manual_seed(3)
+    for part, lengths in ((11, (32, 20)), (1376, (4128, 4097))):
+        tokens, items = lengths[0], len(lengths)
+        given = [torch.randn(items, each, heads, head_dim, generator=generator) for each in (part, tokens, tokens)]
+        beyond = torch.arange(tokens) >= torch.tensor(lengths)[:, None]
+        hidden = (beyond * -1e30)[:, None]
+        tensors = [each.to(torch.bfloat16).contiguous() for each in (*given, hidden)]
+        poison(device, (items, part, heads, head_dim), (items, part, heads, head_dim))
+        found = model.execute(*(Buffer.from_dlpack(each).to(device) for each in tensors))
+        for ours, mask in zip(found, (torch.zeros_like(tensors[3]), tensors[3]), strict=True):
+            plain, exact = (part_attention(tensors[:3], mask, dtype) for dtype in (torch.bfloat16, torch.float64))
+            check(references.downloaded(ours), plain, exact)
+
+
+def part_attention(given: list[torch.Tensor], mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    query, key, value = (each.to(dtype).transpose(1, 2) for each in given)
+    mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask.to(dtype)[:, None])
+    return mixed.transpose(1, 2)

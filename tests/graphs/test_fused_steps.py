@@ -16,9 +16,10 @@ from max_zimage.pipeline.batch import Captions, caption_arguments
 from max_zimage.pipeline.items import Items, make_items
 from max_zimage.pipeline.step_inputs import euler_step_inputs
 from max_zimage.sampling.positions import sequence_offsets
-from tests.references.diffusers_runs import Pair
+from tests.references.diffusers_runs import Pair, relative_l2
 from tests.references.fused_steps import compile_fused
-from tests.tolerances import TRANSFORMER_L2
+from tests.references.meshes import FUSED, PLAIN, Case, Variant, arguments, compiled_fused, run
+from tests.tolerances import MESHED_L2, TRANSFORMER_L2
 
 LENGTHS = (20, 50)
 """Tokens of the captions: rows of 32 and of 64."""
@@ -119,3 +120,44 @@ def test_offsets(lengths: tuple[int, ...], row: int, offsets: tuple[int, ...]) -
 def test_rows_that_do_not_fit(lengths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"rows of 64 tokens hold 1 to 64, got \["):
         sequence_offsets(lengths, 64)
+
+
+MESHES = [Variant(3, 1, False), Variant(3, 1, True), Variant(2, 2, False), Variant(4, 2, True)]
+CASES = {
+    "two pictures": Case(image_tokens=36, captions=(40, 60), batch=2, guidance=0.0),
+    "guided, unequal": Case(image_tokens=35, captions=(70, 9), batch=1, guidance=4.0),
+    "three rows": Case(image_tokens=36, captions=(12, 75, 40), batch=3, guidance=0.0),
+}
+
+
+@pytest.fixture(scope="module")
+def meshed() -> dict[str, Model]:
+    return compiled_fused(MESHES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", MESHES, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("name", CASES, ids=lambda name: name.replace(" ", "_").replace(",", ""))
+def test_several_devices(variant: Variant, name: str, meshed: dict[str, Model]) -> None:
+    """Beside the fused step of one device, with the table's rows read as it reads them; attention is a CPU's.
+
+    Rows of unequal length are for the graphs that tell them apart.
+    """
+    case = CASES[name]
+    if not (case.is_full or variant.is_padded):
+        pytest.skip("a graph for rows of equal length")
+    given = arguments(case, spec=FUSED)
+    ours, plain = run(meshed[variant.name], given), run(meshed[PLAIN], given)
+    for key in plain:
+        for pair in zip(ours[key], plain[key], strict=True):
+            assert relative_l2(*pair) <= MESHED_L2
+
+
+@pytest.mark.slow
+def test_several_devices_with_padding_that_is_attended(meshed: dict[str, Model]) -> None:
+    """The comparison above can fail."""
+    given = arguments(CASES["guided, unequal"], spec=FUSED)
+    right = run(meshed[PLAIN], given)["velocity"]
+    wrong = run(meshed[Variant(3, 1, False).name], given)["velocity"]
+    assert relative_l2(wrong[1], right[1]) > 1e-3
+    assert relative_l2(wrong[0], right[0]) <= MESHED_L2

@@ -20,10 +20,11 @@ from max_zimage.device.placement import place
 from max_zimage.device.plans import HOST, STAGES, Plan, Streams, Wish
 from max_zimage.errors import RequestError
 from max_zimage.pipeline import load_components, loading, placing, stages
-from max_zimage.pipeline.placing import Size, needs_of, plan_for_worker
+from max_zimage.pipeline.placing import Size, needs_of
 from max_zimage.pipeline.storages import VARIABLE as QUANTIZE
 from max_zimage.pipeline.storages import storages_of
 from max_zimage.pipeline.wishes import Placing
+from max_zimage.pipeline.worker_plan import VARIABLE, plan_for_worker
 from tests.references.diffusers_runs import Pair
 
 CARD = "gpu:0"
@@ -162,7 +163,7 @@ def test_info_and_generate_say_what_is_chosen(
 def test_what_a_server_has_chosen_reaches_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(devices=dict.fromkeys(STAGES, HOST), residency="sequential", decodes_alone=True, peaks={HOST: 5})
     assert plan_for_worker([CPU()]) == Plan(devices=dict.fromkeys(STAGES, HOST))
-    monkeypatch.setenv(placing.VARIABLE, plan.to_json())
+    monkeypatch.setenv(VARIABLE, plan.to_json())
     assert plan_for_worker([CPU()]) == plan
 
 
@@ -170,7 +171,7 @@ def test_a_server_chooses_for_its_largest_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: list[Plan] = []
-    monkeypatch.setenv(placing.VARIABLE, "")
+    monkeypatch.setenv(VARIABLE, "")
     monkeypatch.setenv(QUANTIZE, "")
 
     def run(opened: Any) -> int:

@@ -19,6 +19,7 @@ from max_zimage.graphs import gpu_ops
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import build, trace
 from max_zimage.graphs.model.attention import ragged_mixed
+from max_zimage.graphs.model.meshed_blocks import crossed
 from tests.references.kernels import normed, rotated
 
 EPSILON = 1e-5
@@ -159,6 +160,31 @@ class RaggedMix(Module[..., list[Tensor]]):
     def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
         token = TensorType(DType.bfloat16, ["items", "length", self.heads, self.head_dim], device)
         return (token, token, token, TensorType(DType.uint32, ["offsets"], device))
+
+
+class PartMix(Module[..., list[Tensor]]):
+    """Attention of some queries over all keys, as a device of several has it: without a mask, and with one."""
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        self.heads, self.head_dim = heads, head_dim
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> list[Tensor]:
+        """Both, [items, part, heads, head_dim] each."""
+        return [crossed(query, key, value, given, None) for given in (None, hidden)]
+
+    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+        """Types of `forward`'s arguments."""
+        shapes = [("items", length, self.heads, self.head_dim) for length in ("part", "tokens", "tokens")]
+        return tuple(TensorType(DType.bfloat16, shape, device) for shape in (*shapes, ("items", 1, "tokens")))
+
+
+def compile_part(heads: int, head_dim: int, device: Device) -> Model:
+    """`PartMix` on an accelerator."""
+    place, together = DeviceRef.from_device(device), GraphModule()
+    module = build(lambda: PartMix(heads, head_dim), DType.bfloat16, place)
+    graph = trace(module, module.input_types(place), "part_mix", together)
+    session = InferenceSession(devices=[device])
+    return session.init_all(compile_with_kernels(session, together, [graph]))["part_mix"]
 
 
 def compile_mix(heads: int, head_dim: int, device: Device) -> Model:

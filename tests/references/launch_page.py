@@ -27,7 +27,7 @@ def own_ops() -> list[str]:
 KINDS: Mapping[str, re.Pattern[str]] = {
     "own ops": re.compile(rf"\b({'|'.join(own_ops())})\b"),
     "products": re.compile(r"\bmatmul\b"),
-    "attention": re.compile(r"\bmha\."),
+    "attention": re.compile(r"\bmha\.|flash_attention"),
     "convolutions": re.compile(r"\bconv\b"),
 }
 """Kind of a launch -> what its line has; all others are the compiler's: elementwise passes, reductions, copies."""

@@ -20,7 +20,7 @@ from max_zimage.cli.compile import listing
 from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, compile_target
 from max_zimage.compile.cubins import symbol_lines
 from max_zimage.compile.launches import Launches, Part
-from max_zimage.compile.registry import AHEAD
+from max_zimage.compile.registry import AHEAD, MESHED, TWO
 from tests.paths import ROOT
 from tests.references import launch_page
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--symbols", action="store_true", help=f"of {PINNED}")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
-    graphs = check_graphs(options.graphs or (WITH_SYMBOLS if options.symbols else ()))
+    graphs = check_graphs(options.graphs or (WITH_SYMBOLS if options.symbols else ()), mesh=TWO)
     file = SYMBOLS if options.symbols else FILES[options.target]
     ways = {"list_kernels": True, "symbols": options.symbols}
     for report in () if options.page else compile_target(FULL_MODEL, options.target, "bfloat16", graphs, **ways):
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         symbols = "\n".join([f"# {report.graph}:", *symbol_lines(report.symbols or ())])
         texts = sections(file) | {report.graph: symbols if options.symbols else listing(report)}
         print(texts[report.graph].partition("\n")[0], flush=True)
-        file.write_text("\n\n".join(texts[graph] for graph in AHEAD if graph in texts) + "\n")
+        file.write_text("\n\n".join(texts[graph] for graph in (*AHEAD, *MESHED) if graph in texts) + "\n")
     PAGE.write_text(page())
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from max.driver import DeviceSpec
 from max.pipelines.context import PixelContext
 from max.pipelines.context.exceptions import InputError
 from max.pipelines.diffusion.config import DEFAULT_DENOISING_CACHE_CONFIG, DenoisingCacheConfig
@@ -25,6 +26,7 @@ from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.captions import tokens_of_request
 from max_zimage.pipeline.context import ZImageContext, request_of
+from max_zimage.pipeline.worker_plan import SPLIT_VARIABLE
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import WireError, sharing_key
 from max_zimage.sampling.schedule import ScheduleSpec, schedule
@@ -47,9 +49,10 @@ class Config:
         return self
 
 
-def load(folder: Path, **flags: Any) -> ZImageTokenizer:
+def load(folder: Path, devices: int = 1, **flags: Any) -> ZImageTokenizer:
     cache = DEFAULT_DENOISING_CACHE_CONFIG.model_copy(update=flags)
-    config: Any = Config(ModelManifest.from_model_path(str(folder)), cache)
+    specs: dict[str, Any] = {"device_specs": [*map(DeviceSpec.accelerator, range(devices))]} if devices > 1 else {}
+    config: Any = Config(ModelManifest.from_model_path(str(folder), **specs), cache)
     return ZImageTokenizer(
         str(folder), config, "tokenizer", max_length=512, default_num_inference_steps=50, trust_remote_code=False
     )
@@ -223,6 +226,24 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     (folder / "text_encoder" / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
     with pytest.raises(ValueError, match="ids up to 407 and the text encoder only 300 embeddings"):
         load(folder)
+
+
+def test_what_several_devices_cannot_draw_is_refused_before_the_worker_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nag = {"metadata": {"nag_scale": "5"}, "guidance_scale": 0.0}
+    cached = {"metadata": {"step_cache": "first_block"}, "steps": 8}
+    several = load(EMBEDDED, devices=2)
+    with pytest.raises(InputError, match="nag_scale cannot go with several devices, got 5"):
+        context(tokenizer=several, **nag)
+    made = context(tokenizer=several, **cached)
+    assert isinstance(made, ZImageContext)
+    assert made.step_cache is not None
+    monkeypatch.setenv(SPLIT_VARIABLE, "branches")
+    with pytest.raises(InputError, match="takes one branch at a time, and the devices share branches"):
+        context(tokenizer=load(EMBEDDED, devices=2), **cached)
+    with pytest.raises(ValueError, match=r'takes one branch at a time, .* or split="tokens"'):
+        load(EMBEDDED, devices=2, first_block_caching=True)
+    with pytest.raises(ValueError, match="MAX_ZIMAGE_SPLIT says what several devices share, got branches and one dev"):
+        load(EMBEDDED)
 
 
 def test_code_of_a_checkpoint_is_never_run() -> None:

@@ -70,6 +70,9 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
     ("pipeline", "torch_dtype", "dtype", (str,), values.dtype_of, "auto", "auto is bfloat16 on a GPU, or float32"),
     ("pipeline", "dit_device", "dit_device", (str,), None, "auto", "of the transformer; auto is that of the pipeline"),
     ("pipeline", "vae_device", "vae_device", (str,), None, "auto", "of the autoencoder; auto is that of the pipeline"),
+    ("pipeline", "devices", "devices", (str, list), None, "",
+     "GPUs that the transformer runs on together, as gpu:0,1 or a list, in place of device"),
+    ("pipeline", "split", "split", (str,), None, "auto", "what they share: tokens, branches of guidance, or auto"),
     ("pipeline", "placement", "placement", (str,), None, "auto",
      "resident (all components stay in memory), sequential (text encoder and transformer take turns), streamed (and "
      "the transformer's blocks come one after another) or auto"),

@@ -174,7 +174,7 @@ def _places(given: Mapping[str, Setting]) -> dict[str, Setting]:
     """Where components run, and which of them stay; a component's device that is auto says nothing."""
     devices = ("encoder_device", "dit_device", "vae_device")
     left = {name: given[name] for name in devices if name in given and given[name].value != "auto"}
-    left |= {name: given[name] for name in ("placement", "max_memory") if name in given}
+    left |= {name: given[name] for name in ("placement", "max_memory", "devices", "split") if name in given}
     spellings = ("offload", "offload_2", "offload_3", "offload_4")
     asked = [given[name] for name in spellings if name in given and given[name].value]
     return left | ({"cpu_offload": asked[0]} if asked else {})

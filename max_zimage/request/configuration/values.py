@@ -14,8 +14,14 @@ from max_zimage.request.tile_fields import VAE_TILINGS
 TOKENS_KEPT = 512 * 2560 * 2
 """Bytes that the features of a prompt of 512 tokens take in 16 bits: what an entry of llm-dit's cache stands for."""
 
-PLACES = ("placement", "max_memory", "cpu_offload", "encoder_device", "dit_device", "vae_device")
+PLACES = (
+    "placement", "max_memory", "cpu_offload", "encoder_device", "dit_device", "vae_device", "devices", "split"
+)  # fmt: skip
 """Arguments of loading that say where components run."""
+ALONE = ("device", "dit_device", "placement", "cpu_offload")
+"""Those that say it of one device, and exclude `devices`."""
+TOGETHER = ("devices", "split")
+"""Those that say it of several."""
 DTYPES = ("auto", "bfloat16", "float32")
 ATTENTION = ("auto", "max_zimage", "max", "plain")
 """Ways to compute attention, as `graphs.model.attention_backends` has them, and whatever the device has."""
