@@ -108,10 +108,14 @@ def sent_by(mesh: Mesh) -> list[Sent]:
     """
     one, main, refiner = (sent_with(mesh, *layers) for layers in ((1, 1), (2, 1), (1, 2)))
     shape = FULL_MODEL.transformer
-    further = {each: (shape.num_layers - 1) * (main[each] - one[each]) for each in main}
-    for each in refiner:
-        further[each] = further.get(each, 0) + (shape.num_refiner_layers - 1) * (refiner[each] - one[each])
-    return [replace(each, times=one[each] + times) for each, times in further.items()]
+    times = {
+        each: one[each]
+        + (shape.num_layers - 1) * (main[each] - one[each])
+        + (shape.num_refiner_layers - 1) * (refiner[each] - one[each])
+        for each in (one | main | refiner)
+    }
+    # What has a row for each block is as often less than never in the size of the first as it is in the others'.
+    return [replace(each, times=often) for each, often in times.items()]
 
 
 def sent_with(mesh: Mesh, layers: int, refiners: int) -> Counter[Sent]:

@@ -22,9 +22,9 @@ from max_zimage.graphs.model.rope import rotate
 class MeshedBlock(ModulatedBlock):
     """`ModulatedBlock`."""
 
-    def forward(  # type: ignore[override]  # tensors of several devices, and another extent
-        self, x: Tensor, rope: Tensor, hidden: Tensor | None, modulation: Tensor
-    ) -> Tensor:
+    attention: Attention | RaggedAttention
+
+    def forward(self, x: Tensor, rope: Tensor, hidden: Tensor | None, modulation: Tensor) -> Tensor:
         """One block; every device has its own.
 
         Args:
@@ -58,6 +58,8 @@ class MeshedBlock(ModulatedBlock):
 
 class MeshedFusedBlock(FusedBlock):
     """`FusedBlock`."""
+
+    attention: Attention | RaggedAttention
 
     def forward(  # type: ignore[override]  # tensors of several devices, and another extent
         self, x: Tensor, normed: Tensor, rope: Tensor, hidden: Tensor | None, modulation: Tensor, first: Tensor
