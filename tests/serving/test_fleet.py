@@ -149,7 +149,8 @@ def test_a_killed_replica_takes_only_what_it_drew(running: Running) -> None:
         assert running.draw(size="64x64", steps=1, seed=1).status_code == 200  # waits for the one that is left
         for name in names:
             running.fleet.server.client.delete(f"/v1/requests/{name}")
-        assert sorted(each.result().status_code for each in slow) == [499, 502]
+        (other,) = [answer for each in slow if (answer := each.result()) is not dead]
+        assert other.status_code in (200, 499)  # it goes on, and is done unless it took longer than that one
         assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
 
 
