@@ -160,11 +160,12 @@ COLUMNS = (*RESULT_COLUMNS, *(field.name for field in fields(Conditions)))
 """Of every CSV file."""
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """Time one call."""
+def seconds_of(call: Callable[[], object], together: int = 1) -> float:
+    """Time one call, or the mean of some that follow each other."""
     begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+    for _ in range(together):
+        call()
+    return (time.perf_counter() - begin) / together
 
 
 def interleave(
@@ -181,16 +182,11 @@ def interleave(
     Returns:
         A timing for each name.
     """
-
-    def turn_of(call: Callable[[], object]) -> None:
-        for _ in range(together):
-            call()
-
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmups + repeats):
         for name, call in calls.items():
             time.sleep(PAUSE_SECONDS)
-            taken = seconds_of(lambda: turn_of(call)) / together  # noqa: B023  (called at once)
+            taken = seconds_of(call, together)
             if turn >= warmups:
                 seconds[name].append(taken)
     return {name: Timing.of(taken) for name, taken in seconds.items()}
