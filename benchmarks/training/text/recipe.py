@@ -39,7 +39,7 @@ class TextPlan(Plan):
 PLANS = (
     TextPlan(steps=1500, batch=32, rate=2.5e-3, warmup=100, decay=0.37),
     TextPlan(steps=3500, batch=32, rate=2e-3, warmup=50, decay=0.6, likely=0.5),
-    TextPlan(steps=1500, batch=32, rate=1.5e-3, warmup=50, decay=0.8, likely=0.5, few=0.5, vague=0.5),
+    TextPlan(steps=3000, batch=32, rate=2e-3, warmup=50, decay=0.8, likely=0.5, few=0.5, vague=0.4),
 )
 """One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
