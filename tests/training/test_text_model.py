@@ -20,7 +20,7 @@ from benchmarks.training.text import recipe
 from benchmarks.training.text.card import EXAMPLES, write_card
 from benchmarks.training.text.data import POOL, WIDTHS, batch_of, prompt_ids, tokenizer_of
 from benchmarks.training.text.evaluation import KINDS, Kind, prompts_of, save, scored
-from benchmarks.training.text.loss import CANVASES, noised
+from benchmarks.training.text.loss import CANVASES, FEW, noised
 from benchmarks.training.text.model import CANVAS, new_model
 from benchmarks.training.text.prompts import random_pair
 from benchmarks.training.text.recipe import TextPlan
@@ -143,10 +143,31 @@ def test_likely_noise_is_words_of_captions() -> None:
     assert shares == pytest.approx([0.25, 0.25], abs=0.02)
 
 
+def test_a_share_of_the_canvases_has_little_noise() -> None:
+    """As much as `FEW` says: none of them is replaced as a whole."""
+    clean = torch.zeros(2000, CANVAS, dtype=torch.int64)
+    replaced = (noised(clean, 1000, torch.Generator().manual_seed(1), few=1.0) != 0).float()
+    assert replaced.mean(dim=(1, 2)).tolist() == pytest.approx([FEW * 2 / 3] * CANVASES, abs=0.02)
+    half = (noised(clean, 1000, torch.Generator().manual_seed(1), few=0.5) != 0).float()
+    assert half.mean(dim=(1, 2)).tolist() == pytest.approx([(1 + FEW) / 3] * CANVASES, abs=0.02)
+
+
+def test_vague_prompts_name_shapes_alone_or_nothing() -> None:
+    chance = np.random.default_rng(0)
+    for prompt, wish in [random_pair(chance, vague=1.0) for _ in range(200)]:
+        assert apart(wish)
+        assert [word for word in prompt.replace(",", "").split() if word != "and"] in (
+            [],
+            [look.shape for look in wish.objects],
+        )
+    empty = np.mean([random_pair(chance, vague=0.5)[0] == "" for _ in range(3000)])
+    assert 0.25 < empty < 0.29  # half of the half, and three of a hundred of the rest
+
+
 def test_a_short_training_leaves_a_checkpoint_that_transformers_reads(tmp_path: Path) -> None:
     plans = (
         TextPlan(steps=2, batch=4, rate=1e-3, warmup=1),
-        TextPlan(steps=1, batch=3, rate=1e-3, warmup=1, likely=0.5),
+        TextPlan(steps=1, batch=3, rate=1e-3, warmup=1, likely=0.5, few=0.5, vague=0.5),
     )
     checkpoint = recipe.train(tmp_path, plans)
     before = (checkpoint / "model.safetensors").read_bytes()

@@ -72,7 +72,11 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
 Nothing was taken from another model. Licence: Apache 2.0, as the project.
 """
 
-_NOISE = " In the last part, {share:.0%} of the replaced tokens are words of captions."
+_NOISE = " In the last {parts}, {share:.0%} of the replaced tokens are words of captions."
+_VAGUE = (
+    "\n- In the last part, {few:.0%} of the canvases have little noise, and {vague:.0%} of the prompts say nothing, or"
+    "\n  shapes alone: what words say of each other is learned there, such as that a ground is of another colour."
+)
 _PARTS = ", in {} parts, each of which begins with the average of the\n  weights that the one before ended with"
 
 EXAMPLES = ("red star", "blue circle green ring", "square below heart on black", "Big grey triangles.")
@@ -121,9 +125,16 @@ def write_card(checkpoint: Path, results: Path, plans: Sequence[TextPlan], capti
         batch=plans[0].batch,
         parts=_PARTS.format(len(plans)) if len(plans) > 1 else "",
         canvases=CANVASES,
-        noise=_NOISE.format(share=plans[-1].likely) if plans[-1].likely else "",
+        noise=_noise(plans),
     )
     (checkpoint / "README.md").write_text(card, encoding="utf-8")
+
+
+def _noise(plans: Sequence[TextPlan]) -> str:
+    """What parts of the training do otherwise."""
+    count, last = sum(plan.likely > 0 for plan in plans), plans[-1]
+    noise = _NOISE.format(parts="part" if count == 1 else f"{count} parts", share=last.likely) if count else ""
+    return noise + (_VAGUE.format(few=last.few, vague=last.vague) if last.few else "")
 
 
 def _parameters(file: Path) -> int:

@@ -58,28 +58,38 @@ def left_padded(rows: list[list[int]], pad: int, width: int | None = None) -> tu
     return ids, torch.tensor(list(map(len, rows)))
 
 
-def batch_of(tokenizer: PreTrainedTokenizerBase, batch: int, step: int, likely: float = 0.0) -> tuple[Tensor, ...]:
-    """What a step of the number given learns from, in the order of `loss.loss_of`; `likely` is that of its `noised`."""
-    pairs = _pool(tokenizer, batch, step // POOL)[step % POOL]
+def batch_of(
+    tokenizer: PreTrainedTokenizerBase,
+    batch: int,
+    step: int,
+    *,
+    likely: float = 0.0,
+    few: float = 0.0,
+    vague: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """What a step of the number given learns from, in the order of `loss.loss_of`; for shares see `recipe.TextPlan`."""
+    pairs = _pool(tokenizer, batch, step // POOL, vague)[step % POOL]
     prompts, captions = zip(*pairs, strict=True)
     width = next(width for width in WIDTHS if width >= max(map(len, prompts)))
     ids, lengths = left_padded(list(prompts), tokenizer.pad_token_id, width)
     clean = torch.tensor(captions)
     _, random = chance_of(_SEED, step)
-    return ids, lengths, clean, noised(clean, len(tokenizer), random, likely)
+    return ids, lengths, clean, noised(clean, len(tokenizer), random, likely=likely, few=few)
 
 
 @lru_cache(maxsize=1)
-def _pool(tokenizer: PreTrainedTokenizerBase, batch: int, number: int) -> list[list[tuple[list[int], list[int]]]]:
+def _pool(
+    tokenizer: PreTrainedTokenizerBase, batch: int, number: int, vague: float
+) -> list[list[tuple[list[int], list[int]]]]:
     """Prompts and captions of `POOL` steps: alike in length within a step, the steps in random order."""
     chance, _ = chance_of(_SEED, number)
-    pairs = sorted((_pair(tokenizer, chance) for _ in range(POOL * batch)), key=lambda pair: len(pair[0]))
+    pairs = sorted((_pair(tokenizer, chance, vague) for _ in range(POOL * batch)), key=lambda pair: len(pair[0]))
     return [pairs[place * batch : (place + 1) * batch] for place in chance.permutation(POOL)]
 
 
-def _pair(tokenizer: PreTrainedTokenizerBase, chance: np.random.Generator) -> tuple[list[int], list[int]]:
+def _pair(tokenizer: PreTrainedTokenizerBase, chance: np.random.Generator, vague: float) -> tuple[list[int], list[int]]:
     while True:
-        prompt, wish = random_pair(chance)
+        prompt, wish = random_pair(chance, vague)
         ids = prompt_ids(tokenizer, prompt)
         if len(ids) <= WIDTHS[-1]:
             break

@@ -18,9 +18,12 @@ from benchmarks.training.text.model import Denoiser
 
 CANVASES = 2
 """Of a caption, each with noise of its own; the last one is given the logits of a pass before."""
+FEW = 0.3
 
 
-def noised(captions: Tensor, vocabulary: int, random: torch.Generator, likely: float = 0.0) -> Tensor:
+def noised(
+    captions: Tensor, vocabulary: int, random: torch.Generator, *, likely: float = 0.0, few: float = 0.0
+) -> Tensor:
     """Canvases of captions, int64 [canvases, batch, canvas], with some tokens replaced.
 
     The levels of a step's canvases are spread evenly over what they are drawn from.
@@ -31,10 +34,13 @@ def noised(captions: Tensor, vocabulary: int, random: torch.Generator, likely: f
         random: Where from.
         likely: Share of the replaced tokens that come from captions: half of them from the same place of another one,
             half from any place of their own.
+        few: Share of the canvases that have but `FEW` of their level: what words say of each other is to be seen there.
     """
     count = CANVASES * len(captions)
     even = (torch.randperm(count, generator=random) + torch.rand(count, generator=random)) / count
     level = even.sqrt().view(CANVASES, -1, 1)
+    if few:
+        level = torch.where(torch.rand(level.shape, generator=random) < few, FEW * level, level)
     shape = (CANVASES, *captions.shape)
     replaced = torch.rand(shape, generator=random) < level
     other = torch.randint(vocabulary, shape, generator=random)

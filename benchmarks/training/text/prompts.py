@@ -20,10 +20,18 @@ _OPENINGS = ("a picture of ", "picture of ", "draw ", "show ")
 _ALL = {*COLORS, *SHAPES, *(word for words in _WORDS_FOR.values() for word in words)}
 
 
-def random_pair(chance: np.random.Generator) -> tuple[str, Wish]:
-    """A prompt of any kind, and a full wish that it may stand for."""
+def random_pair(chance: np.random.Generator, vague: float = 0.0) -> tuple[str, Wish]:
+    """A prompt of any kind, and a full wish that it may stand for.
+
+    Args:
+        chance: Where from.
+        vague: Share of prompts of which half are empty, and the others name shapes alone.
+    """
     objects = one_of(chance, (1, 2, 2))
     wish = random_wish(chance, objects)
+    if vague and chance.random() < vague:
+        shapes = [str(look.shape) for look in wish.objects]
+        return one_of(chance, ("", one_of(chance, (" ", ", ", " and ")).join(shapes))), wish
     if chance.random() < 0.03:
         return "", wish
     asked = said(wish) if chance.random() < 0.2 else partly(chance, wish)

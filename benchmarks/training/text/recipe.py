@@ -27,14 +27,19 @@ class TextPlan(Plan):
 
     Attributes:
         likely: Share of noise that is words of captions, see `noised`.
+        few: Share of canvases with little noise, see `noised`.
+        vague: Share of prompts that say next to nothing, see `random_pair`.
     """
 
     likely: float = 0.0
+    few: float = 0.0
+    vague: float = 0.0
 
 
 PLANS = (
     TextPlan(steps=1500, batch=32, rate=2.5e-3, warmup=100, decay=0.37),
     TextPlan(steps=3500, batch=32, rate=2e-3, warmup=50, decay=0.6, likely=0.5),
+    TextPlan(steps=3000, batch=32, rate=2e-3, warmup=50, decay=0.8, likely=0.5, few=0.5, vague=0.4),
 )
 """One after the other, each from the average of the weights that the one before ended with."""
 BY_ADAM = ("embed", "router")
@@ -83,7 +88,7 @@ def train(work: Path, plans: Sequence[TextPlan] = PLANS, threads: int = 1, *, is
 
 
 def _inputs(tokenizer: PreTrainedTokenizerBase, plan: TextPlan, before: int, step: int) -> tuple[Tensor, ...]:
-    return batch_of(tokenizer, plan.batch, before + step, plan.likely)
+    return batch_of(tokenizer, plan.batch, before + step, likely=plan.likely, few=plan.few, vague=plan.vague)
 
 
 def export(denoiser: Denoiser, checkpoint: Path) -> int:
