@@ -2,8 +2,8 @@
 
 The embedded model on a CPU. Adapters change all matrices of the noise refiner and the main layers. A call is from
 prompts to latents; set by set, each begins with its adapter added to the weights and the one before taken away. What is
-compiled is compiled before. Steps alone are the denoising, with text features and adapters there. Products are those of
-one block at the published widths.
+compiled is compiled before. Steps are the denoising with what comes once before it, captions and tables, and with adapters
+there. Products are those of one block at the published widths.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _calls(
 
 
 def _steps(pipeline: ZImagePipeline, side: int, steps: int, made: dict[int, list[Path]], repeats: int) -> Iterator[Row]:
-    """The denoising alone, of four rows: in the plain graph, and in the one with low-rank parts."""
+    """Captions and denoising of four rows: in the plain graph, and in the one with low-rank parts."""
     plain = inputs_of(pipeline, PictureSizes(side=side, steps=steps), {"prompt": PROMPTS, "guidance_scale": 0.0})
     specs, transformer = pipeline.sources.specs, pipeline.transformer
     given: dict[str, ZImageModelInputs] = {"in the weights": plain}

@@ -101,8 +101,11 @@ def check_mixing(settings: ServerSettings, prepared: CheckedModel) -> None:
     """
     if not settings.mix_loras:
         return
-    if settings.lora_folder is None:
+    defaults = prepared.sources.defaults
+    if settings.lora_folder is None and not defaults.loras:  # with some, requests may ask for none
         raise BadInput("--mix-loras would do nothing without --lora-folder; give that too, or leave it out")
+    if defaults.step_cache is not None:
+        raise BadInput("--mix-loras would do nothing where all requests have a step cache; leave out one of them")
     assert prepared.plan is not None
     if (device := prepared.plan.devices["transformer"]) != HOST:
         raise BadInput(f"--mix-loras is for a transformer on a CPU, and it goes to {device}; leave it out")

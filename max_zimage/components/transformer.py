@@ -20,6 +20,7 @@ from max_zimage.device.memory import check_device_memory
 from max_zimage.graphs.dims import FirstBlock
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.model.transformer import TransformerSpec
+from max_zimage.graphs.ops import packable
 from max_zimage.sampling.positions import RopeSpec
 
 
@@ -120,8 +121,9 @@ class ZImageTransformerModel(ZImageComponent):
 
     @property
     def mixes_adapters(self) -> bool:
-        """Whether pictures of a batch can have adapters of their own: on a CPU, with weights that are not quantized."""
-        return uses_cpu_kernels(self.dtype, self.device) and self.plan().kept_as is None
+        """Whether pictures of a batch can have adapters of their own: on a CPU, with packed weights as they are."""
+        is_packed = all(packable(inputs, self.dtype) for inputs in (self.spec.dim, self.spec.ffn_dim))
+        return uses_cpu_kernels(self.dtype, self.device) and is_packed and self.plan().kept_as is None
 
     def _once_more(self, name: str) -> CompiledGraph:
         """Another graph with the transformer in it, compiled: on an accelerator its weights take their memory again.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from max_zimage.pipeline.bound_adapters import COMPONENTS, BoundAdapters, checked_loras, opened
+from max_zimage.pipeline.encoding import Encodes, encode
 from max_zimage.pipeline.manifest import CheckpointManifest
 from max_zimage.pipeline.mixed_adapters import LoraSet
 from max_zimage.pipeline.parts import Parts
@@ -174,6 +175,13 @@ class AdapterMethods:
     def unload_lora_weights(self) -> None:
         """Forget all adapters."""
         self._use(NamedLoras())
+
+    def encode(
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None, **settings: Any
+    ) -> Any:
+        """See `max_zimage.pipeline.encoding.encode`; under the adapters of calls that name none."""
+        with self.adapters.using(self.sources.defaults.loras):  # not those of the call before
+            return encode(cast(Encodes, self), prompt, negative_prompt, **settings)
 
     def loras_by_prompt(self, loras: object) -> tuple[LoraSet, ...] | None:
         """See `max_zimage.pipeline.prompt_adapters.sets_of_call`."""

@@ -86,7 +86,7 @@ def why_apart(
     if not transformer.mixes_adapters:
         return "the transformer is on an accelerator, quantized or streamed"
     if request.step_cache is not None:
-        return "a step cache is asked for"
+        return "there is a step cache"
     if request.nag_scale:
         return "normalized attention guidance is asked for"
     if request.passes or request.progressive:

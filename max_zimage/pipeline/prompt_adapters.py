@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
+from types import NoneType
 from typing import Any
 
-from max_zimage.errors import RequestError
+import numpy as np
+
+from max_zimage.errors import Problem, RequestError
 from max_zimage.pipeline.batch import ZImageModelInputs
 from max_zimage.pipeline.bound_adapters import checked_loras
 from max_zimage.pipeline.carried import Carried
@@ -24,12 +28,21 @@ def sets_of_call(given: object, sources: CheckpointManifest) -> tuple[LoraSet, .
         sources: The checkpoint.
 
     Raises:
-        RequestError: If a file is not there or a scale is no number.
+        RequestError: If a file is not there or a scale is no number; all that is wrong is said together.
         AdapterError: If one does not fit.
     """
     if not isinstance(given, (list, tuple)) or not given or not all(map(_is_set, given)):
         return None
-    return tuple(checked_loras(each, sources, f"loras[{index}]") for index, each in enumerate(given))
+    sets: list[LoraSet] = []
+    problems: list[Problem] = []
+    for index, each in enumerate(given):
+        try:
+            sets.append(checked_loras(each, sources, f"loras[{index}]"))
+        except RequestError as error:
+            problems += error.problems
+    if problems:
+        raise RequestError(*problems)
+    return tuple(sets)
 
 
 class PromptAdapters:
@@ -83,5 +96,5 @@ def _is_set(given: Any) -> bool:
     """Whether this is a list of adapters, and not one that is written as a file and a scale."""
     if not isinstance(given, list):
         return False
-    is_pair = len(given) == 2 and isinstance(given[1], (int, float)) and not isinstance(given[1], bool)
-    return not is_pair
+    # A number, numpy's too, or what stands where one belongs; that is told of as a scale.
+    return not (len(given) == 2 and isinstance(given[1], (Real, np.bool_, NoneType)))

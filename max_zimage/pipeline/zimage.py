@@ -84,7 +84,6 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
 
     own_language = cached_property(own_of_pipeline)
     own_writer: Any = None  # the enhancer with it, which goes when the pipeline does
-    encode = encoding.encode
     from_pretrained_generator_only = classmethod(encoding.from_pretrained_generator_only)
     generate_from_embeddings = encoding.generate_from_embeddings
 
@@ -200,8 +199,8 @@ class ZImagePipeline(AdapterMethods, PretrainedMethods, DiffusionPipeline):
             NotEnoughMemoryError: If they do not fit into what is free. Raised before anything is computed.
             NotApplied: If its adapters cannot be added to the weights.
         """
-        sets = self.prompt_adapters(enhanced(self, request, enhancer), loras)
-        request = sets.request
+        sets = self.prompt_adapters(request, loras)
+        request = enhanced(self, sets.request, enhancer)
         self.residency.check(self.text_encoder, self.transformer, request)
         parts = self.tokenizer, self.text_encoder, self.transformer, self.vae
         with self.adapters.using(request.loras), stages.blaming(request.latents):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from max_zimage import ZImagePipeline
 from max_zimage.checkpoint.adapters import factors
+from max_zimage.enhancer.base import Enhancer
 from max_zimage.errors import AdapterError, RequestError
 from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Pair, relative_l2
@@ -41,6 +42,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def ours(embedded: Pair) -> Iterator[ZImagePipeline]:
     yield embedded.ours
     embedded.ours.set_loras()
+
+
+class NeverAsked(Enhancer):
+    """What is wrong with a call is said before anybody writes."""
+
+    name = "nobody"
+
+    def write(self, prompt: str, seed: int) -> str:
+        raise AssertionError(prompt)
 
 
 def draw(pipeline: ZImagePipeline, prompt: Any, **given: Any) -> Latents:
@@ -112,11 +122,15 @@ def test_what_cannot_be_mixed_is_said(ours: ZImagePipeline, files: dict[str, Pat
     assert "by more than a low-rank product" in refusal([[tmp_path / "dora.safetensors"], []])
     said = "high.safetensors changes layers.0.attention.to_k, whose rank comes to 97, where 96 is the most"
     assert said in refusal([[tmp_path / "high.safetensors"], []])
-    assert refusal(one, step_cache="first_block").startswith(f"{start}a step cache is asked for")
+    assert refusal(one, step_cache="first_block").startswith(f"{start}there is a step cache")
     assert refusal(one, nag_scale=2.0, guidance_scale=0.0, negative_prompt="x").startswith(f"{start}normalized")
     assert refusal(one, progressive=0.5).startswith(f"{start}passes are asked for")
     assert "has a list for each of 3 prompts, and there are 2; give as many" in refusal([[], [], []])
-    assert "loras[1][0]: " in refusal([[], ["nowhere.safetensors"]])
+    both = refusal([["gone.safetensors"], ["nowhere.safetensors"]])
+    assert "loras[0][0]: " in both
+    assert "loras[1][0]: " in both
+    with pytest.raises(RequestError, match="for each of 3 prompts"):
+        ours(PROMPTS[:2], loras=[[files["one"]], [], []], enhance=True, enhancer=NeverAsked(), **CALL)
 
 
 def test_sets_that_change_nothing_or_are_the_same(ours: ZImagePipeline, files: dict[str, Path]) -> None:
@@ -132,8 +146,12 @@ def test_sets_that_change_nothing_or_are_the_same(ours: ZImagePipeline, files: d
 
 
 def test_a_pair_is_no_list_of_adapters(ours: ZImagePipeline, files: dict[str, Path]) -> None:
-    pair = draw(ours, PROMPTS[0], seed=3, loras=[[str(files["one"]), 0.5]])
-    np.testing.assert_array_equal(pair, draw(ours, PROMPTS[0], seed=3, loras=[(files["one"], 0.5)]))
+    expected = draw(ours, PROMPTS[0], seed=3, loras=[(files["one"], 0.5)])
+    for scale in (0.5, np.float32(0.5)):
+        np.testing.assert_array_equal(draw(ours, PROMPTS[0], seed=3, loras=[[str(files["one"]), scale]]), expected)
+    for scale in (None, True):
+        with pytest.raises(RequestError, match="scale must be a finite number"):
+            draw(ours, PROMPTS[0], seed=3, loras=[[str(files["one"]), scale]])
 
 
 def test_a_file_that_is_gone(ours: ZImagePipeline, files: dict[str, Path], tmp_path: Path) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from max.pipelines.context.exceptions import InputError
 
 from max_zimage.checkpoint.adapters import factors
+from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.serving.worker.messages import read_failure
+from max_zimage.serving.worker.prompt_features import read_features
 from tests.references.diffusers_runs import Pair
 from tests.references.loras import STYLE, TEXT, write_adapter
 from tests.serving import test_context_tokenizer as contexts
+from tests.serving.test_features_served import given
 from tests.serving.test_step_scheduler import Worker, alone, assert_same
 
 
@@ -133,10 +137,57 @@ def test_what_does_not_fit_beside_the_weights_is_drawn_one_by_one(
     assert_same(mixing.pictures(asked[1]), alone(embedded.ours, "a blue ring", 6))
 
 
+def test_who_fits_the_first_stays_with_it(
+    mixing: Worker, embedded: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where adapters cannot be mixed, it is as if they never were: set by set, and not one by one."""
+    with monkeypatch.context() as full:
+        full.setattr(factors, "available_memory", lambda: 0)
+        names = ("other.safetensors", "other.safetensors", None, None)
+        asked = [mixing.ask("a red star", seed=seed, loras=name) for seed, name in enumerate(names)]
+        mixing.finish()
+    assert [mixing.steps(each)[-1][1] for each in asked] == [2, 2, 2, 2]
+    assert caplog.text.count("cannot be mixed") == 1
+    assert_same(mixing.pictures(asked[3]), alone(embedded.ours, "a red star", 3))
+
+
+def test_steps_need_memory_beside_adapters(
+    mixing: Worker, embedded: Pair, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise NotEnoughMemoryError("this picture needs 2 GB, 1 GB is available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedded.ours.residency, "check", full)
+        asked = [mixing.ask("a red star", loras="other.safetensors"), mixing.ask("a blue ring", seed=6)]
+        mixing.finish()
+    assert [mixing.steps(each)[-1][1] for each in asked] == [1, 1]
+    assert_same(mixing.pictures(asked[0]), alone(embedded.ours, "a red star", loras=[folder / "other.safetensors"]))
+
+
+def test_features_are_those_of_nobody_else(worker: Worker, embedded: Pair, folder: Path) -> None:
+    """Texts beside features, and features that are asked for, do not see the adapters of what was drawn before."""
+    ours, style = embedded.ours, [folder / "style.safetensors"]
+    features = ours.encode("a blue ring")
+    before = worker.ask("a red star", loras=named("style"))
+    plain = given(worker, features, "a blue ring", seed=6, negative_prompt="dark")
+    own = given(worker, features, "a blue ring", seed=7, negative_prompt="dark", loras=named("style"))
+    asked = worker.ask("a blue ring")
+    asked.encodes = [ours.tokenizer.template_digest, ours.tokenizer.digest]
+    worker.finish()
+    assert read_features(worker.told[asked.request_id][-1].result).digest == features.digest
+    assert_same(worker.pictures(before), alone(ours, "a red star", loras=style))
+    assert_same(worker.pictures(plain), alone(ours, "a blue ring", 6, negative_prompt="dark"))
+    drawn: Any = {"features": features, "negative_prompt": "dark", "guidance_scale": 2.0, "num_inference_steps": 3}
+    drawn |= {"height": 128, "width": 128, "seed": 7, "output_type": "np"}
+    assert_same(worker.pictures(own), list(np.asarray(ours(loras=style, **drawn))))
+    assert ours.encode("a blue ring").digest == features.digest
+
+
 @pytest.mark.parametrize("name", ["style.safetensors", "/style.safetensors", "../style.safetensors"])
 def test_who_names_no_folder_has_no_adapters(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """As MAX's own server, which has no flag for it: a request may name no file of the machine."""
     monkeypatch.chdir(folder)
-    for given in (name, f"{folder}/style.safetensors"):
+    for name_or_path in (name, f"{folder}/style.safetensors"):
         with pytest.raises(InputError, match="this server has no adapters"):
-            contexts.context("x", contexts.load(contexts.EMBEDDED), metadata={"loras": given})
+            contexts.context("x", contexts.load(contexts.EMBEDDED), metadata={"loras": name_or_path})

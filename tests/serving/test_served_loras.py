@@ -185,6 +185,10 @@ def test_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("flags", "says"),
     [
         ([], "--mix-loras would do nothing without --lora-folder"),
+        (
+            ["--lora-folder", ".", "--batch-pictures", "2", "--step-cache", "first_block"],
+            "--mix-loras would do nothing where all requests have a step cache",
+        ),
         (["--lora-folder", "."], "--mix-loras would do nothing where one picture is drawn at a time"),
         (
             ["--lora-folder", ".", "--batch-pictures", "4", "--quantize", "transformer=int8"],

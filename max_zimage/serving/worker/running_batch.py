@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from max.pipelines.modeling.types import RequestID
 
-from max_zimage.pipeline.context import ZImageContext
+from max_zimage.device.memory import NotEnoughMemoryError
+from max_zimage.pipeline.batch import ZImageModelInputs
+from max_zimage.pipeline.bound_adapters import NotApplied
+from max_zimage.pipeline.context import ZImageContext, asked_of
 from max_zimage.pipeline.not_finite import Flags
 from max_zimage.pipeline.prepare_contexts import inputs_of_contexts, own_adapters, pastes_of_context
 from max_zimage.pipeline.stages import decoded
@@ -32,6 +35,9 @@ class RunningBatch:
     Args:
         pipeline: Runs it.
         contexts: Requests that `max_zimage.pipeline.prepare_contexts.fit_together`.
+
+    Raises:
+        NotApplied: If their adapters cannot be had, or not together.
     """
 
     def __init__(self, pipeline: ZImagePipeline, contexts: Sequence[ZImageContext]) -> None:
@@ -42,7 +48,11 @@ class RunningBatch:
         spec = pipeline.sources.specs.schedule
         parts = pipeline.transformer, pipeline.vae, pipeline.text_encoder
         mixed = own_adapters(self.contexts, pipeline.sources.specs, pipeline.transformer)
+        # Now, since texts beside features are encoded on the way to the inputs: not under those of the batch before.
+        pipeline.adapters.bind(() if mixed else asked_of(self.contexts[0]).loras)
         inputs = inputs_of_contexts(self.contexts, spec, *parts, mixed)
+        if mixed:
+            self._check_memory(inputs)
         self._tiling = inputs.tiling
         pipeline.vae.expect(self._tiling, inputs.height, inputs.width)
         self._run = pipeline.denoising(inputs)
@@ -99,6 +109,18 @@ class RunningBatch:
     def rows_of(self, request: RequestID) -> list[int]:
         """The pictures of a request among those of the batch."""
         return next(self._rows(context) for context in self.contexts if context.request_id == request)
+
+    def _check_memory(self, inputs: ZImageModelInputs) -> None:
+        """Compare what the steps take with what is left beside adapters that are in no weight.
+
+        Raises:
+            NotApplied: If that does not suffice.
+        """
+        pipeline = self._pipeline
+        try:
+            pipeline.residency.check(pipeline.text_encoder, pipeline.transformer, inputs)
+        except NotEnoughMemoryError as error:
+            raise NotApplied(f"adapters beside the weights leave too little: {error}") from error
 
     def _took(self, stage: str, begin: float) -> None:
         """Count the time of a stage, or of a further part of it."""

@@ -180,23 +180,26 @@ class StepScheduler(OneShotScheduler[BaseContextType, PipelineInputsType, Pipeli
         self._running = self._begun(batch)
 
     def _begun(self, batch: list[ZImageContext]) -> RunningBatch:
-        """Begin a batch; where its different adapters cannot be had together, the first request goes alone."""
+        """Begin a batch; where its different adapters cannot be had together, that of the first request's alone."""
         model = cast(ZImagePipeline, self._model)
+        same = [context for context in batch if context.sharing == batch[0].sharing]
         try:
             return RunningBatch(model, batch)
         except NotApplied as error:
-            if all(context.sharing == batch[0].sharing for context in batch):
+            if len(same) == len(batch):
                 raise
-            _log.warning("request %s goes alone, for adapters cannot be mixed: %s", batch[0].request_id, error)
-        self._waiting = [*batch[1:], *self._waiting]
-        self._starting = batch[:1]
-        return RunningBatch(model, self._starting)
+            _log.warning("adapters cannot be mixed, so those of request %s come first: %s", batch[0].request_id, error)
+        self._waiting = [*(context for context in batch if context.sharing != batch[0].sharing), *self._waiting]
+        self._starting = same
+        return RunningBatch(model, same)
 
     def _encode(self, context: ZImageContext) -> None:
         """Answer a request that wants features of its texts and no picture."""
         begin = time.monotonic()
         try:
-            output = encoded_output(cast(ZImagePipeline, self._model), context)
+            model = cast(ZImagePipeline, self._model)
+            with model.adapters.using(asked_of(context).loras):  # not those of the batch before
+                output = encoded_output(model, context)
         except NotFiniteError as error:
             _log.error("request %s: %s", context.request_id, error)
             self._end(context, Failure(code=CODE, message=str(error)))
