@@ -1,9 +1,9 @@
 """Four pictures under different adapters: together, each row with low-rank products of its own, and set by set.
 
 The embedded model on a CPU. Adapters change all matrices of the noise refiner and the main layers. A call is from
-prompts to latents; set by set, each begins with its adapter added to the weights and the one before taken away. What is
-compiled is compiled before. Steps are the denoising with what comes once before it, captions and tables, and with adapters
-there. Products are those of one block at the published widths.
+prompts to latents; set by set, each begins with its adapter added to the weights and the one before taken away. What
+is compiled is compiled before. Steps are the denoising with what comes once before it, captions and tables, and with
+adapters there. Products are those of one block at the published widths.
 """
 
 from __future__ import annotations
