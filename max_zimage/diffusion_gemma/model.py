@@ -6,6 +6,8 @@ documentation; the cache is one value that a step passes to the next, and not pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from max.driver import Buffer, Device
 from max.dtype import DType
@@ -80,13 +82,17 @@ class DiffusionGemmaForBlockDiffusionModel:
         self.vision_model, self.language_model = self.load_model(session)
 
     def load_model(self, session: InferenceSession) -> tuple[None, CompiledGraph]:
+        """`load_graphs`, as MAX documents it: None in place of a vision model, and the graph that reads prompts."""
+        return None, self.load_graphs(session)["gemma_read"]
+
+    def load_graphs(self, session: InferenceSession) -> Mapping[str, CompiledGraph]:
         """Load the weights and compile the graphs, or find them on disk.
 
         Args:
             session: Where they run.
 
         Returns:
-            None in place of a vision model, and the graph that reads prompts.
+            Name -> graph: `gemma_read` reads prompts, `gemma_denoise` is `decoder_model`.
 
         Raises:
             ValueError: If the device lacks a library or memory, or a variable of the environment has no meaning.
@@ -98,7 +104,7 @@ class DiffusionGemmaForBlockDiffusionModel:
         self.steps = CompiledDiffusionGemma(file, weights, device=self.device, dtype=dtype, session=session)
         self.steps.compile()
         self.decoder_model = self.steps.graphs["gemma_denoise"]
-        return None, self.steps.graphs["gemma_read"]
+        return self.steps.graphs
 
     def encode(self, ids: Ids, lengths: Ids) -> GemmaCache:
         """Read prompts; see `max_zimage.diffusion_gemma.steps.DiffusionSteps.encode`."""

@@ -94,6 +94,18 @@ def command(address: str, folder: Path, cwd: Path, workers: int) -> subprocess.P
         )
 
 
+def test_a_few_rows_on_a_cluster_of_this_machine(embedded: Pair, tmp_path: Path) -> None:
+    """The least that Ray does: it starts, an actor draws what one process draws, and nothing is left."""
+    file, folder = write_lines(tmp_path / "a.jsonl", rows_of(4)), tmp_path / "out"
+    with command("local", folder, tmp_path, 1) as process:
+        try:
+            assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+        finally:
+            process.kill()
+    assert digests(folder) == digests(plain(embedded, file, tmp_path / "plain"))
+    assert not [each for each in results(folder) if each["error"]]
+
+
 @pytest.mark.slow
 def test_a_small_job_on_one_node(embedded: Pair, tmp_path: Path) -> None:
     """The same bytes as where one process draws, though the actor that drew ends amid the job."""

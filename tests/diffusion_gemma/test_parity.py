@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from max_zimage import embedded
 from max_zimage.diffusion_gemma.model_graphs import GemmaCache
 from max_zimage.diffusion_gemma.steps import CanvasLook, Ids
 from max_zimage.graphs.diffusion_gemma.stack import kinds
@@ -151,6 +152,14 @@ def test_keys_values_and_logits(usual: Both) -> None:
     lengths = [[window - 1], [window], [window + 1], [3 * window], [1, window, 2 * window], [3 * window, window // 2]]
     for each in lengths:
         check_stages(usual, each)
+
+
+def test_the_trained_one() -> None:
+    """Its weights are no noise: norms, routers and scales as training left them."""
+    both = opened(embedded.TEXT_PATH)
+    window = both.ours.spec.sliding_window
+    for each in ([window + 1], [1, window, 2 * window]):
+        check_stages(both, each)
 
 
 def test_a_row_is_what_it_is_alone(usual: Both) -> None:
