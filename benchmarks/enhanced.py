@@ -1,6 +1,6 @@
 """Pictures of short prompts, with the embedded enhancer and without: how often they show what was asked for.
 
-    python -m benchmarks.enhanced --count 60
+    python -m benchmarks.enhanced
 
 Prompts are those of `benchmarks.training.text.evaluation`, always the same; a program reads colours, shapes, sizes and
 places back. What was not said may be anything.
@@ -9,15 +9,18 @@ places back. What was not said may be anything.
 from __future__ import annotations
 
 import argparse
+import csv
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.measure import RESULTS, Conditions
 from benchmarks.training.text.evaluation import KINDS, prompts_of
 from benchmarks.training.text.wishes import Look, Wish
 from max_zimage import ZImagePipeline
@@ -27,6 +30,8 @@ from tests.references.scenes import SIZES, SeenObject, recognize_all, render
 SAME_SIZE = 1.18
 """How much wider or narrower than painted: sizes with different words are a factor of 1.37 or more apart."""
 ASKED = {"height": 128, "width": 128, "num_inference_steps": 8, "guidance_scale": 2.0}
+FILE = RESULTS / "enhanced.csv"
+_COUNTS = ("prompts", "enhanced", "plain")
 _ALONG = {"to the left of": 0, "above": 1}
 
 
@@ -98,21 +103,47 @@ def measured(count: int) -> list[Share]:
 
 
 def told(share: Share) -> str:
-    """A row of the table."""
+    """A row of the table in docs/enhance.md."""
     parts = [f"{100 * each / share.prompts:.1f} %" for each in (share.enhanced, share.plain)]
     return f"| {share.kind} | {share.prompts} | {parts[0]} | {parts[1]} | {share.seconds:.2f} |"
 
 
+def together(shares: Sequence[Share]) -> Share:
+    """All kinds as one."""
+    prompts, enhanced, plain = (
+        sum(getattr(each, name) for each in shares) for name in ("prompts", "enhanced", "plain")
+    )
+    seconds = sum(each.seconds * each.prompts for each in shares) / prompts
+    return Share(kind="all", prompts=prompts, enhanced=enhanced, plain=plain, seconds=seconds)
+
+
+def save(shares: Sequence[Share], file: Path = FILE) -> None:
+    """Write them, with what computed them, as CSV."""
+    around = {name: getattr(Conditions.now(), name) for name in ("cpu", "date", "commit", "max")}
+    with file.open("w", newline="", encoding="utf-8") as target:
+        lines = [asdict(each) | {"seconds": f"{each.seconds:.3g}"} | around for each in shares]
+        writer = csv.DictWriter(target, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def kept(file: Path = FILE) -> list[Share]:
+    """What was written."""
+    with file.open(newline="", encoding="utf-8") as source:
+        return [
+            Share(kind=line["kind"], seconds=float(line["seconds"]), **{name: int(line[name]) for name in _COUNTS})
+            for line in csv.DictReader(source)
+        ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=60, help="prompts of each kind")
+    parser.add_argument("--count", type=int, default=100, help="prompts of each kind (default 100)")
     count = parser.parse_args().count
     print("| prompts | how many | written out | as given | seconds a prompt |\n|---|---|---|---|---|")
     found = measured(count)
-    total = sum(each.prompts for each in found)
-    sums = [sum(getattr(each, name) for each in found) for name in ("enhanced", "plain")]
-    seconds = sum(each.seconds for each in found) / len(found)
-    print(told(Share(kind="all", prompts=total, enhanced=sums[0], plain=sums[1], seconds=seconds)))
+    save(found)
+    print(told(together(found)))
 
 
 if __name__ == "__main__":
