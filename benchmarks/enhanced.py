@@ -110,9 +110,7 @@ def told(share: Share) -> str:
 
 def together(shares: Sequence[Share]) -> Share:
     """All kinds as one."""
-    prompts, enhanced, plain = (
-        sum(getattr(each, name) for each in shares) for name in ("prompts", "enhanced", "plain")
-    )
+    prompts, enhanced, plain = (sum(getattr(each, name) for each in shares) for name in _COUNTS)
     seconds = sum(each.seconds * each.prompts for each in shares) / prompts
     return Share(kind="all", prompts=prompts, enhanced=enhanced, plain=plain, seconds=seconds)
 

@@ -191,12 +191,8 @@ def test_the_readme_and_the_pages_show_the_committed_results(capsys: pytest.Capt
     assert report.main(["--check"]) == 0, capsys.readouterr()
     shown = {page: report.marked_parts(page.read_text(encoding="utf-8")) for page in report.default_pages()}
     # Those of the text model stand in its card, and of its pictures in the page of enhancers.
-    parts = {path.stem for path in measure.RESULTS.glob("*.csv")} - {
-        "gpu",
-        "embedded_model_gpu",
-        "text_model",
-        "enhanced",
-    }
+    apart = {"gpu", "embedded_model_gpu", "text_model", "enhanced"}
+    parts = {path.stem for path in measure.RESULTS.glob("*.csv")} - apart
     results = shown.pop(measure.ROOT / "docs" / "results.md")
     elsewhere = {part for page in shown.values() for part in page}
     assert sorted(results) == sorted(parts - elsewhere)

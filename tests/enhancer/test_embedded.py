@@ -9,8 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
+from benchmarks import enhanced
 from max_zimage.enhancer.base import Enhancer
 from max_zimage.enhancer.opening import open_enhancer
+from tests.paths import ROOT
 from tests.references.diffusers_runs import Pair
 from tests.references.scenes import recognize
 from tests.serving.test_chat import openai_client, run
@@ -31,6 +33,13 @@ def test_a_caption_keeps_what_was_asked_for(enhancer: Enhancer) -> None:
     assert all(f"a {' '.join(LOOKS)} on a" in each.text.replace("large ", "").replace("small ", "") for each in found)
     assert len({each.text for each in found}) > 1
     assert enhancer.enhance("red star", seed=0) == found[0]
+
+
+def test_the_page_says_what_was_measured() -> None:
+    shares = enhanced.kept()
+    page = (ROOT / "docs" / "enhance.md").read_text(encoding="utf-8")
+    for each in (*shares, enhanced.together(shares)):
+        assert enhanced.told(each) in page
 
 
 def test_its_picture_shows_it(enhancer: Enhancer, embedded: Pair) -> None:
