@@ -115,6 +115,16 @@ def test_the_first_one_has_the_other_components() -> None:
     assert (wish.mesh, wish.placement, wish.split, wish.asks) == (("gpu:2", "gpu:1"), "resident", "auto", True)
 
 
+@pytest.mark.usefixtures("eight")
+def test_a_configured_offload_gives_way() -> None:
+    """On several devices nothing takes turns, whoever says so; a file for several machines may say it all the same."""
+    wish = Placing(devices="gpu:0,1", cpu_offload=True, is_offload_configured=True).read()
+    assert (wish.placement, wish.mesh) == ("resident", ("gpu:0", "gpu:1"))
+    assert wish.notes == (
+        "cpu_offload is configured and has no effect here, where several devices hold all of their weights",
+    )
+
+
 MESH = ("gpu:0", "gpu:1", "gpu:2", "gpu:3")
 ROWS = Rows(items=3, tokens=4225, token=1000, gathered=100, score=2)
 SHARED = {**BF16, "transformer": replace(BF16["transformer"], shared=ROWS)}
@@ -228,8 +238,12 @@ def test_without_several_devices_nothing_is_counted_for_them() -> None:
 
 def test_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAX_ZIMAGE_PLAN", raising=False)
-    assert plan_for_worker([CPU()]).is_plain
-    assert plan_for_worker([CPU(), CPU()]).groups == 1
+    for value in (None, ""):
+        monkeypatch.delenv(SPLIT_VARIABLE, raising=False)
+        if value is not None:
+            monkeypatch.setenv(SPLIT_VARIABLE, value)
+        assert plan_for_worker([CPU()]).is_plain
+        assert plan_for_worker([CPU(), CPU()]).groups == 1
     monkeypatch.setenv(SPLIT_VARIABLE, "branches")
     found = plan_for_worker([CPU(), CPU()])
     assert (found.mesh, found.groups, found.is_padded) == ((HOST, HOST), 2, True)
