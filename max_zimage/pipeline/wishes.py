@@ -103,7 +103,7 @@ class Placing:
     def _mesh(self, problems: list[Any]) -> tuple[str, ...]:
         """The devices that compute together; what is wrong with them goes to the problems."""
         if self.devices is None:
-            if self.split is not None:
+            if self.split not in (None, "auto"):
                 problems.append("split says what several devices share, and none are named; name them with devices")
             return ()
         alone = {

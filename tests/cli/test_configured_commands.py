@@ -79,6 +79,16 @@ def test_placement_and_offload_are_one_setting(config: Path) -> None:
         assert options.get("cpu_offload") is (left == "auto")  # which is where an argument says nothing
 
 
+def test_a_placement_that_several_devices_have_leaves_them_there(config: Path) -> None:
+    text = '[pipeline]\ndevices = "gpu:0,1"\nsplit = "tokens"'
+    for placement in ("resident", "auto"):
+        found = configured(config, text, "generate", "x", "--placement", placement)
+        assert (found.devices, found.split, found.placement) == ("gpu:0,1", "tokens", placement)
+    for flags in (("--placement", "streamed"), ("--device", "gpu:1"), ("--cpu-offload",)):
+        found = configured(config, text, "generate", "x", *flags)
+        assert (found.devices, found.split) == (None, None)
+
+
 def test_offload_of_a_file_is_no_mistake_on_a_machine_without_a_gpu(
     config: Path, run: Run, loaded: list[CheckedModel]
 ) -> None:

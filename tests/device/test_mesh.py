@@ -62,7 +62,7 @@ def test_names(given: Any, names: tuple[str, ...]) -> None:
         ("0,1", "devices must be"),
         ([], "devices must name 2 to 8 devices, got 0"),
         ([0, 1], 'devices must be a text such as "gpu:0,1" or a list of names such as ["gpu:0", "gpu:1"], got [0, 1]'),
-        (2, "or a list of names such as [\"gpu:0\", \"gpu:1\"], got 2"),
+        (2, 'or a list of names such as ["gpu:0", "gpu:1"], got 2'),
     ],
 )
 def test_bad_names(given: Any, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,11 +136,20 @@ def test_requests_that_one_device_alone_can_draw() -> None:
         prepared(2, quantize="transformer=int8")
 
 
-def test_what_devices_share_by_default() -> None:
+def test_what_devices_share_by_default(tmp_path: Path) -> None:
     """The embedded model guides, unless a configuration says otherwise: rows of unequal length are to be expected."""
     assert (prepared(2).wish.groups, prepared(2).wish.is_padded) == (2, True)
     assert prepared(3).wish.groups == 1
     assert prepared(2, split="tokens").wish.groups == 1
+    file = tmp_path / "config.toml"
+    for scale, groups in (("0", 1), ("4.0", 2), ("[0, 0, 4.0]", 2)):
+        file.write_text(f"[generation]\nnum_inference_steps = 3\nguidance_scale = {scale}\n")
+        found = prepared(2, config=file)
+        assert (found.wish.groups, found.wish.is_padded) == (groups, groups == 2)
+        assert found.sources.limits.groups == groups
+    # Which goes with first-block caching, as branches do not.
+    file.write_text('[generation]\nguidance_scale = 0\nstep_cache = "first_block"\n')
+    assert prepared(2, config=file).wish.groups == 1
 
 
 def test_an_argument_comes_before_the_configuration(tmp_path: Any) -> None:
@@ -148,9 +158,27 @@ def test_an_argument_comes_before_the_configuration(tmp_path: Any) -> None:
     with simulated_mesh(), warnings.catch_warnings():
         assert ZImagePipeline.prepare(config=file).wish.mesh == ("cpu",) * 3
         assert ZImagePipeline.prepare(config=file, device="cpu").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, placement="sequential").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, placement="resident").wish.mesh == ("cpu",) * 3
         file.write_text('[pipeline]\ndevice = "cpu"\nplacement = "sequential"\n')
         found = ZImagePipeline.prepare(config=file, devices=["cpu", "cpu"]).wish
         assert (found.mesh, found.placement) == (("cpu", "cpu"), "resident")
+
+
+def test_what_is_configured_as_if_nothing_were_said(tmp_path: Path) -> None:
+    """The defaults of the page of keys, and what a profile takes back of another one."""
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[pipeline]\ndevice = "cpu"\ndevices = ""\nsplit = "auto"\nmax_memory = ""\n'
+        '[several.pipeline]\ndevice = "auto"\ndevices = ["cpu", "cpu", "cpu"]\nsplit = "tokens"\n'
+    )
+    with simulated_mesh():
+        assert ZImagePipeline.prepare(config=file, split="auto").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, profile="several").wish.mesh == ("cpu",) * 3
+        both = '[default.pipeline]\ndevices = "cpu,cpu"\nsplit = "tokens"\n'
+        file.write_text(f'{both}[one.pipeline]\ndevices = []\nsplit = "auto"\n')
+        assert ZImagePipeline.prepare(config=file, profile="one").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, split="auto").wish.groups == 1  # left to the file
 
 
 def test_flags_are_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
