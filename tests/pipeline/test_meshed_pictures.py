@@ -16,6 +16,7 @@ from max_zimage import FirstBlockCache, ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.components import meshed as meshed_components
 from max_zimage.components.meshed import ZImageMeshedTransformer
+from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.device.mesh import simulated_mesh
 from max_zimage.errors import RequestError
 from max_zimage.request.request import GenerationRequest
@@ -106,6 +107,19 @@ def test_one_copy_of_the_weights_on_each_gpu(fails: bool, monkeypatch: pytest.Mo
     assert events == ["unbind denoise_meshed", "compile denoise_meshed_padded", *["bind"][: int(fails)]]
     assert (component.is_padded, component.model) == ((False, before) if fails else (True, after))
     assert component._graphs == [component.model]
+
+
+@pytest.mark.parametrize(("beside", "small"), [((0, 0), None), ((1, 0), "gpu:0"), ((0, 1), "gpu:1")])
+def test_another_copy_is_checked_beside_what_lies_on_each_gpu(beside: tuple[int, int], small: str | None) -> None:
+    component, room = ZImageMeshedTransformer.__new__(ZImageMeshedTransformer), {"total_memory": 20}
+    gpus = [SimpleNamespace(is_host=False, stats=room, label="gpu", id=number) for number in range(2)]
+    own: dict[str, Any] = {"devices": gpus, "device": gpus[0], "is_here": True, "_weights": None, "_nbytes": 10}
+    own |= {"nbytes_beside": beside[0], "nbytes_beside_each": beside, "provide": dict}
+    own |= {"graph": lambda name, weights: name, "compile": lambda graph: None}
+    vars(component).update(own)
+    with pytest.raises(NotEnoughMemoryError, match=f"on {small}") if small else nullcontext():
+        component._once_more("meshed_first_block_layers")
+    assert component._copies == (0 if small else 1)
 
 
 @pytest.mark.slow
