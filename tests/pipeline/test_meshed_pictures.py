@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -193,6 +194,19 @@ def test_what_is_configured_as_if_nothing_were_said(tmp_path: Path) -> None:
         file.write_text(f'{both}[one.pipeline]\ndevices = []\nsplit = "auto"\n')
         assert ZImagePipeline.prepare(config=file, profile="one").wish.mesh == ()
         assert ZImagePipeline.prepare(config=file, split="auto").wish.groups == 1  # left to the file
+
+
+def test_info_judges_all_devices_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the plan: the weights and the work of one device say nothing of several."""
+    facts = []
+    with simulated_mesh():
+        for more in ([], ["--max-memory", "1MiB"]):
+            assert main(["info", "--json", "--devices", "cpu,cpu", *more]) == 0
+            facts.append(json.loads(capsys.readouterr().out))
+        assert main(["info", "--devices", "cpu,cpu"]) == 0
+    assert "on cpu, cpu together it fits" in " ".join(capsys.readouterr().out.split())
+    assert [each["memory"]["fits"] for each in facts] == [each["placement"]["fits"] for each in facts] == [True, False]
+    assert facts[0]["placement"]["mesh"] == ["cpu", "cpu"]
 
 
 def test_flags_are_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
