@@ -15,7 +15,9 @@ from rich.table import Table
 
 from max_zimage import embedded
 from max_zimage.checkpoint.config import ModelSpecs, model_specs
+from max_zimage.checkpoint.defaults import usual_guidance
 from max_zimage.checkpoint.locate import CONFIG_FILES, read_config, resolve_model
+from max_zimage.checkpoint.model_index import GENERATION_DEFAULTS, read_index
 from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking
 from max_zimage.cli.options import model_path
@@ -37,7 +39,9 @@ from max_zimage.compile.jobs import Report
 from max_zimage.compile.launches import lines
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.diffusion_gemma.config_file import is_diffusion_gemma, read_file
+from max_zimage.pipeline.configured import configured_guidance
 from max_zimage.progress import shown_by, stage
+from max_zimage.request.configuration.configuration import Configuration
 from max_zimage.version import __version__
 
 PUBLISHED = "the published models"
@@ -64,7 +68,8 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         if arguments.symbols:
             check_symbols(target, arguments.list_kernels)
         specs, components = what_to_compile(arguments.model)
-        mesh = check_mesh(arguments.device_count, arguments.split, target)
+        guided = is_guided(arguments.model, specs, arguments.configuration)
+        mesh = check_mesh(arguments.device_count, arguments.split, target, is_guided=guided)
         graphs = check_graphs(arguments.graphs, components, mesh)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
@@ -105,9 +110,27 @@ def specs_of(model: str | None) -> ModelSpecs:
     """
     if model is None:
         return FULL_MODEL
-    named = model_path(model)
-    directory = resolve_model(embedded.PATH if named is None else named)
+    directory = _folder(model)
     return model_specs(**{name: read_config(directory, name) for name in CONFIG_FILES})
+
+
+def is_guided(model: str | None, specs: ModelSpecs, configuration: Configuration) -> bool:
+    """Whether a model's pictures are guided by default, as a pipeline of the same configuration finds it.
+
+    Args:
+        model: None for the published models, of which Z-Image-Turbo stands for all.
+        specs: Its shapes and schedule, from `specs_of`.
+        configuration: What is configured.
+
+    Raises:
+        CheckpointError: If the model's index cannot be read.
+    """
+    configured = configured_guidance(configuration)
+    if configured is not None:
+        return configured > 0
+    if model is None or is_diffusion_gemma(Path(model)):
+        return usual_guidance(specs.schedule) > 0
+    return usual_guidance(specs.schedule, read_index(_folder(model)).get(GENERATION_DEFAULTS)) > 0
 
 
 def listing(report: Report) -> str:
@@ -116,6 +139,11 @@ def listing(report: Report) -> str:
         return f"# {report.graph}: {report.error}\n# everything it wrote: {report.log}"
     symbols = [] if report.symbols is None else list(symbol_lines(report.symbols))
     return "\n".join([*lines(report.graph, report.kernels), *symbols])
+
+
+def _folder(model: str) -> Path:
+    named = model_path(model)
+    return resolve_model(embedded.PATH if named is None else named)
 
 
 def _json(arguments: argparse.Namespace, target: str, dtype: str, reports: list[Report]) -> str:
