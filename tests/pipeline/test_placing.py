@@ -224,8 +224,9 @@ def test_a_mesh_is_told_what_lies_beside_it_on_each_device(embedded: Pair, monke
     class Meshed(StandIn):
         nbytes_beside_each: tuple[int, ...]
 
-    for name, stand_in in (("ZImageMeshedTransformer", Meshed), ("device_of", str), ("InferenceSession", list)):
-        monkeypatch.setattr(load_components, name, stand_in)
+    monkeypatch.setattr(load_components, "ZImageMeshedTransformer", Meshed)
+    monkeypatch.setattr(load_components, "InferenceSession", lambda devices: devices)
+    monkeypatch.setattr(load_components, "device_of", str)
     monkeypatch.setattr(load_components, "check_mesh", lambda *_: None)
     where = cast(Any, {"text_encoder": "gpu:1", "transformer": CARD, "vae": CARD})
     plan = Plan(devices=where, mesh=(CARD, "gpu:1", "gpu:2"))
