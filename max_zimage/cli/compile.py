@@ -68,7 +68,7 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         if arguments.symbols:
             check_symbols(target, arguments.list_kernels)
         specs, components = what_to_compile(arguments.model)
-        guided = is_guided(arguments.model, specs, arguments.configuration)
+        guided = arguments.device_count > 1 and is_guided(arguments.model, specs, arguments.configuration)
         mesh = check_mesh(arguments.device_count, arguments.split, target, is_guided=guided)
         graphs = check_graphs(arguments.graphs, components, mesh)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
