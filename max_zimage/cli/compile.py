@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import cast
 
 from rich import box
 from rich.table import Table
 
-from max_zimage import embedded
-from max_zimage.checkpoint.config import ModelSpecs, model_specs
-from max_zimage.checkpoint.defaults import usual_guidance
-from max_zimage.checkpoint.locate import CONFIG_FILES, read_config, resolve_model
-from max_zimage.checkpoint.model_index import GENERATION_DEFAULTS, read_index
 from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking
-from max_zimage.cli.options import model_path
+from max_zimage.cli.model_shapes import PUBLISHED, is_guided, what_to_compile
 from max_zimage.compile.ahead_of_time import (
-    FULL_MODEL,
     check_attention,
     check_graphs,
     check_keep,
@@ -34,17 +26,11 @@ from max_zimage.compile.ahead_of_time import (
     default_dtype,
 )
 from max_zimage.compile.cubins import symbol_lines
-from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
 from max_zimage.compile.jobs import Report
 from max_zimage.compile.launches import lines
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.diffusion_gemma.config_file import is_diffusion_gemma, read_file
-from max_zimage.pipeline.configured import configured_guidance
 from max_zimage.progress import shown_by, stage
-from max_zimage.request.configuration.configuration import Configuration
 from max_zimage.version import __version__
-
-PUBLISHED = "the published models"
 
 
 def compile_graphs(arguments: argparse.Namespace) -> int:
@@ -90,60 +76,12 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
     return 1 if any(report.error is not None for report in reports) else 0
 
 
-def what_to_compile(model: str | None) -> tuple[ModelSpecs, Sequence[ComponentName]]:
-    """Shapes of a checkpoint and the components that it has; a DiffusionGemma has but one, and Z-Image the others.
-
-    Raises:
-        ValueError: See `specs_of`.
-    """
-    if model is not None and is_diffusion_gemma(Path(model)):
-        return replace(FULL_MODEL, diffusion_gemma=read_file(Path(model)).spec), ("diffusion_gemma",)
-    pictures = [each for each in EVERY_COMPONENT if each != "diffusion_gemma"]
-    return specs_of(model), EVERY_COMPONENT if model is None else pictures
-
-
-def specs_of(model: str | None) -> ModelSpecs:
-    """Shapes of a checkpoint, from its configuration alone; those of the published models if none is named.
-
-    Raises:
-        ValueError: If there is no such model, or its configuration is not one that the graphs compute.
-    """
-    if model is None:
-        return FULL_MODEL
-    directory = _folder(model)
-    return model_specs(**{name: read_config(directory, name) for name in CONFIG_FILES})
-
-
-def is_guided(model: str | None, specs: ModelSpecs, configuration: Configuration) -> bool:
-    """Whether a model's pictures are guided by default, as a pipeline of the same configuration finds it.
-
-    Args:
-        model: None for the published models, of which Z-Image-Turbo stands for all.
-        specs: Its shapes and schedule, from `specs_of`.
-        configuration: What is configured.
-
-    Raises:
-        CheckpointError: If the model's index cannot be read.
-    """
-    configured = configured_guidance(configuration)
-    if configured is not None:
-        return configured > 0
-    if model is None or is_diffusion_gemma(Path(model)):
-        return usual_guidance(specs.schedule) > 0
-    return usual_guidance(specs.schedule, read_index(_folder(model)).get(GENERATION_DEFAULTS)) > 0
-
-
 def listing(report: Report) -> str:
     """A graph's launches as text and the kernels of its machine code, or why there are none."""
     if report.kernels is None or report.error is not None:
         return f"# {report.graph}: {report.error}\n# everything it wrote: {report.log}"
     symbols = [] if report.symbols is None else list(symbol_lines(report.symbols))
     return "\n".join([*lines(report.graph, report.kernels), *symbols])
-
-
-def _folder(model: str) -> Path:
-    named = model_path(model)
-    return resolve_model(embedded.PATH if named is None else named)
 
 
 def _json(arguments: argparse.Namespace, target: str, dtype: str, reports: list[Report]) -> str:
