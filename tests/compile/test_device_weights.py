@@ -130,7 +130,7 @@ def test_memory_of_a_second_copy_is_counted(kind: str, embedded: Pair, monkeypat
         spec=transformer.spec, dtype=transformer.dtype, device_ref=transformer.device_ref, nbytes_beside=beside,
         device=gpu_with(2 * nbytes + beside), _nbytes=nbytes, _first_block_graphs={}, provide=dict,
         _weights={} if kind == "shared" else None, graph=lambda name, *_: name, again_bytes=0, _copies=0, is_here=True,
-        compile=lambda graph: None,
+        compile=lambda graph: None, _first_block="first_block",
     )  # fmt: skip
     fake._once_more = lambda name: ZImageTransformerModel._once_more(cast(Any, fake), name)
     monkeypatch.setattr("max_zimage.components.transformer.wait_for", lambda graphs: None)
