@@ -14,6 +14,7 @@ from max_zimage.sampling.step_cache import StepCache
 from max_zimage.strict_json import plain, shown
 
 _DISTILLED_SHIFT = 3.0
+_GUIDANCE = 5.0
 _SIZE = "vae/config.json: sample_size (1024 where none is given) cannot be drawn:"
 
 
@@ -44,8 +45,8 @@ def request_defaults(
         ConfigError: If a default is unknown, or none that a request could ask for.
     """
     rules = {name: ROWS[name].kind for name in ("height", "width", "num_inference_steps", "guidance_scale")}
-    steps, guidance = (8, 0.0) if schedule.shift == _DISTILLED_SHIFT else (steps, 5.0)
-    values: dict[str, int | float] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    steps = 8 if schedule.shift == _DISTILLED_SHIFT else steps
+    values: dict[str, int | float] = {"num_inference_steps": steps, "guidance_scale": usual_guidance(schedule)}
     problems, given = [], _named(named)
     if unknown := [f"{plain(name)} = {shown(value)}" for name, value in given.items() if name not in rules]:
         problems.append(_blamed(f"may hold {', '.join(rules)}, got {', '.join(unknown)}; take it out"))
@@ -76,6 +77,13 @@ def request_defaults(
         sampler=schedule.sampler,
         sigma_shape=schedule.shape,
     )
+
+
+def usual_guidance(schedule: ScheduleSpec, named: object = None) -> float:
+    """The guidance scale of `request_defaults`, where nothing else of a checkpoint is known; arguments are the same."""
+    usual = 0.0 if schedule.shift == _DISTILLED_SHIFT else _GUIDANCE
+    given = _named(named).get("guidance_scale", usual)
+    return float(given) if isinstance(given, (int, float)) else usual
 
 
 def _named(named: object) -> Mapping[str, object]:

@@ -51,6 +51,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
     Raises:
         ValueError: If anything is wrong with what is asked for as a whole.
     """
+    _check_one_device(arguments)
     source = Source(arguments.file, arguments.id_column)
     survey = source.survey()
     if survey.is_openai:
@@ -83,6 +84,21 @@ def job_of(arguments: argparse.Namespace) -> Job:
         retry_failed=arguments.retry_failed,
         settings=settings_of(arguments, model, defaults),
     )
+
+
+def _check_one_device(arguments: argparse.Namespace) -> None:
+    """Refuse several devices on a cluster, whose actors have a GPU each, see no other and draw pictures of their own.
+
+    Raises:
+        ValueError: If they are named.
+    """
+    named = arguments.devices or arguments.split
+    if arguments.ray is not None and named:
+        flag = f"--{'devices' if arguments.devices else 'split'} {named if isinstance(named, str) else ','.join(named)}"
+        raise ValueError(
+            f"{flag} and --ray exclude each other: of a cluster each GPU draws by itself; leave one out, or give "
+            "--device auto where a configuration names them"
+        )
 
 
 def _check_openai(arguments: argparse.Namespace) -> None:

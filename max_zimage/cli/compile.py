@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import cast
 
 from rich import box
 from rich.table import Table
 
-from max_zimage import embedded
-from max_zimage.checkpoint.config import ModelSpecs, model_specs
-from max_zimage.checkpoint.locate import CONFIG_FILES, read_config, resolve_model
 from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking
-from max_zimage.cli.options import model_path
+from max_zimage.cli.model_shapes import PUBLISHED, is_guided, what_to_compile
 from max_zimage.compile.ahead_of_time import (
-    FULL_MODEL,
     check_attention,
     check_graphs,
     check_keep,
@@ -32,15 +26,11 @@ from max_zimage.compile.ahead_of_time import (
     default_dtype,
 )
 from max_zimage.compile.cubins import symbol_lines
-from max_zimage.compile.entry import EVERY_COMPONENT, ComponentName
 from max_zimage.compile.jobs import Report
 from max_zimage.compile.launches import lines
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.diffusion_gemma.config_file import is_diffusion_gemma, read_file
 from max_zimage.progress import shown_by, stage
 from max_zimage.version import __version__
-
-PUBLISHED = "the published models"
 
 
 def compile_graphs(arguments: argparse.Namespace) -> int:
@@ -64,7 +54,8 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         if arguments.symbols:
             check_symbols(target, arguments.list_kernels)
         specs, components = what_to_compile(arguments.model)
-        mesh = check_mesh(arguments.device_count, arguments.split, target)
+        guided = arguments.device_count > 1 and is_guided(arguments.model, specs, arguments.configuration)
+        mesh = check_mesh(arguments.device_count, arguments.split, target, is_guided=guided)
         graphs = check_graphs(arguments.graphs, components, mesh)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
@@ -83,31 +74,6 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
     else:
         _print_table(reports, f"{arguments.model or PUBLISHED} in {dtype} for {target}, MAX {version('modular')}")
     return 1 if any(report.error is not None for report in reports) else 0
-
-
-def what_to_compile(model: str | None) -> tuple[ModelSpecs, Sequence[ComponentName]]:
-    """Shapes of a checkpoint and the components that it has; a DiffusionGemma has but one, and Z-Image the others.
-
-    Raises:
-        ValueError: See `specs_of`.
-    """
-    if model is not None and is_diffusion_gemma(Path(model)):
-        return replace(FULL_MODEL, diffusion_gemma=read_file(Path(model)).spec), ("diffusion_gemma",)
-    pictures = [each for each in EVERY_COMPONENT if each != "diffusion_gemma"]
-    return specs_of(model), EVERY_COMPONENT if model is None else pictures
-
-
-def specs_of(model: str | None) -> ModelSpecs:
-    """Shapes of a checkpoint, from its configuration alone; those of the published models if none is named.
-
-    Raises:
-        ValueError: If there is no such model, or its configuration is not one that the graphs compute.
-    """
-    if model is None:
-        return FULL_MODEL
-    named = model_path(model)
-    directory = resolve_model(embedded.PATH if named is None else named)
-    return model_specs(**{name: read_config(directory, name) for name in CONFIG_FILES})
 
 
 def listing(report: Report) -> str:

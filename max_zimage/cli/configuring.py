@@ -18,7 +18,7 @@ from max_zimage.cli.server_keys import server_keys
 from max_zimage.errors import RequestError
 from max_zimage.request.configuration.configuration import Configuration, read_configuration
 from max_zimage.request.configuration.settling import Setting
-from max_zimage.request.configuration.values import ALONE, PLACES, QUANTIZATIONS, TOGETHER, TOKENS_KEPT
+from max_zimage.request.configuration.values import PLACES, QUANTIZATIONS, TOKENS_KEPT, giving_way
 
 STARTS = {
     "model": "model",
@@ -116,9 +116,8 @@ def _taken(
             start = {name: setting for name, setting in start.items() if name in names}
     if any(name in given for name in _ONE_SETTING):
         start = {name: setting for name, setting in start.items() if name not in _ONE_SETTING}
-    for one, other in ((ALONE, TOGETHER), (TOGETHER, ALONE)):
-        if any(name in given for name in one):
-            start = {name: setting for name, setting in start.items() if name not in other}
+    gone = giving_way({name: value for name, value in vars(arguments).items() if name in given})
+    start = {name: setting for name, setting in start.items() if name not in gone}
     encodes = arguments.command == "encode" or getattr(arguments, "encoder_only", False)
     if encodes and "device" in given:  # there is but one component, and a flag comes first
         start.pop("encoder_device", None)

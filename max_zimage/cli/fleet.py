@@ -74,18 +74,47 @@ def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSe
             "several replicas need a store for pictures by URL and requests by id, which any of them may be asked for; "
             "give --state-store file:///shared/state, or another that all of them reach"
         )
-    usual = {"cpu": 0.0, "auto": None}.get(settings.device, 1.0)  # None for what the cluster has
-    gpus = given.get("replica_gpus", usual)
-    if settings.device == "cpu" and gpus:
-        raise BadInput(f"--replica-gpus {gpus:g} would be idle with --device cpu; leave one of them out")
     return FleetSettings(
         address=arguments.ray,
         replicas=replicas,
         max_replicas=most,
         encoders=given.get("encoders", 0),
         cpus=given.get("replica_cpus"),
-        gpus=gpus,
+        gpus=_gpus(given.get("replica_gpus"), settings.device, arguments.devices),
     )
+
+
+def _gpus(given: float | None, device: str, devices: str | Sequence[str] | None) -> float | None:
+    """How many GPUs Ray gives to each replica; None for one where the cluster has any.
+
+    Args:
+        given: How many are asked for.
+        device: Of each.
+        devices: Or several that compute together.
+
+    Raises:
+        BadInput: If they are idle, or fewer than a replica would name.
+    """
+    if not devices:
+        usual = {"cpu": 0.0, "auto": None}.get(device, 1.0)
+        if device == "cpu" and given:
+            raise BadInput(f"--replica-gpus {given:g} would be idle with --device cpu; leave one of them out")
+        return usual if given is None else given
+    from max_zimage.device.mesh import numbers_of
+
+    with checking():
+        numbers = numbers_of(devices)
+    gpus = len(numbers) if given is None else given
+    # Ray shows a replica its own GPUs alone, and these are numbered anew.
+    needed = max([len(numbers), *(number + 1 for number in numbers)])
+    if gpus < needed:
+        named = devices if isinstance(devices, str) else ",".join(devices)
+        way = ", or number the devices from 0" if needed > len(numbers) else ""
+        raise BadInput(
+            f"--devices {named} names more than the {gpus:g} that Ray gives to each replica, where they are numbered "
+            f"from 0; give --replica-gpus {needed}{way}"
+        )
+    return float(gpus)
 
 
 def serve_fleet(arguments: argparse.Namespace, settings: ServerSettings, fleet: FleetSettings) -> int:

@@ -44,7 +44,8 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
         "--replica-gpus",
         type=share,
         metavar="X",
-        help="GPUs that Ray gives to each; 1 if not given, and 0 with --device cpu or where the cluster has none",
+        help="GPUs that Ray gives to each; if not given 1, as many as --devices names, and 0 with --device cpu or "
+        "where the cluster has none",
     )
 
 

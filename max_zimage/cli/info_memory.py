@@ -27,6 +27,9 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
     activations = activation_bytes(sources.specs, height=height, width=width, branches=2 if guided else 1, dtype=dtype)
     device = prepared.devices[0]
     available = available_memory() if device.is_host else int(device.stats["free_memory"])
+    fits = weights + activations <= available
+    if prepared.wish.mesh:  # which share the work, and have signals besides: more than one device's sum says
+        fits = placement_facts(prepared, height, width)["fits"]
     return {
         "device": device.label + (f":{device.id}" if not device.is_host else ""),
         "height": height,
@@ -35,7 +38,7 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
         "weights_bytes": weights,
         "activations_bytes_about": activations,
         "available_bytes": available,
-        "fits": weights + activations <= available,
+        "fits": fits,
         "large_decode": large_decode_bytes(sources.specs.vae, sources.dtypes["vae"]),
     }
 
@@ -51,6 +54,7 @@ def placement_facts(prepared: CheckedModel, height: int, width: int) -> dict[str
     return {
         "fits": True,
         "devices": dict(plan.devices),
+        "mesh": list(plan.mesh),
         "residency": plan.residency,
         "stay": plan.stay,
         "words": plan.why,

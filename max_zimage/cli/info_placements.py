@@ -16,10 +16,10 @@ from max_zimage.checkpoint.blocks import streams_of
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.checkpoint.derived import derived_plans
 from max_zimage.checkpoint.plan import LoadPlan
-from max_zimage.cli.compile import PUBLISHED, specs_of
 from max_zimage.cli.console import table_console
 from max_zimage.cli.errors import checking
 from max_zimage.cli.info_storages import print_storages, storage_facts
+from max_zimage.cli.model_shapes import PUBLISHED, specs_of
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.device.placement import place

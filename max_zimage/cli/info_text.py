@@ -48,10 +48,12 @@ def print_facts(facts: dict[str, Any]) -> None:
         f"at most: {limits['max_width']}x{limits['max_height']} pixels, {limits['max_tokens']} tokens, "
         f"{limits['max_steps']} steps"
     )
+    mesh = facts["placement"].get("mesh")
     console.print(
         f"memory on {memory['device']}: {_size(memory['weights_bytes'])} of weights and about "
         f"{_size(memory['activations_bytes_about'])} more for {memory['width']}x{memory['height']} pixels "
         f"{'with' if memory['guided'] else 'without'} guidance; {_size(memory['available_bytes'])} are free: "
+        + (f"on {', '.join(mesh)} together " if mesh else "")
         + ("it fits" if memory["fits"] else "it does not fit")
     )
     console.print(f"placement: {facts['placement']['words']}")

@@ -208,7 +208,8 @@ def _add_compile(commands: argparse._SubParsersAction[Parser], shared: Parser) -
     parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="some of the graphs only")
     count = "GPUs only: that the transformer runs on together; its graphs for several are compiled, too"
     parser.add_argument("--device-count", type=int, default=1, metavar="N", help=count)
-    parser.add_argument("--split", choices=("tokens", "branches"), help="with --device-count: what the devices share")
+    split = "with --device-count: what the devices share; if not given, what they do when the model draws"
+    parser.add_argument("--split", choices=("tokens", "branches"), help=split)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--keep", action="store_true", help="GPUs only: keep the graphs in MAX_ZIMAGE_CACHE")
     instead.add_argument("--list-kernels", action="store_true", help="GPUs only: list the launches, compile nothing")

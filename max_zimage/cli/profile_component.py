@@ -8,8 +8,8 @@ from collections.abc import Callable
 from max.driver import load_devices
 from max.engine import InferenceSession
 
-from max_zimage.cli.compile import PUBLISHED, specs_of
 from max_zimage.cli.info import conditions
+from max_zimage.cli.model_shapes import PUBLISHED, specs_of
 from max_zimage.cli.placement_flags import wanted_places
 from max_zimage.compile.compiler import wait_for
 from max_zimage.device.devices import device_spec

@@ -12,10 +12,10 @@ from max.driver import Device, load_devices
 from max.dtype import DType
 
 from max_zimage import embedded
-from max_zimage.cli.compile import specs_of
 from max_zimage.cli.console import table_console
 from max_zimage.cli.info import versions
 from max_zimage.cli.info_devices import devices
+from max_zimage.cli.model_shapes import specs_of
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels

@@ -17,9 +17,9 @@ from rich import box
 from rich.table import Table
 
 from max_zimage import embedded
-from max_zimage.cli.compile import specs_of
 from max_zimage.cli.console import display, table_console
 from max_zimage.cli.info import conditions
+from max_zimage.cli.model_shapes import specs_of
 from max_zimage.cli.profile_picture import checked_picture
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype

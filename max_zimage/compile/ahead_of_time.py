@@ -120,13 +120,14 @@ def check_graphs(
     return tuple(name for name in there if not names or name in names)
 
 
-def check_mesh(devices: int, split: str | None, target: str) -> Mesh:
+def check_mesh(devices: int, split: str | None, target: str, *, is_guided: bool = False) -> Mesh:
     """Return how many devices the transformer runs on together.
 
     Args:
         devices: Of the target.
-        split: What they share, see `max_zimage.device.mesh`; None for tokens.
+        split: What they share, see `max_zimage.device.mesh`; None is auto there.
         target: One of `TARGETS`.
+        is_guided: Whether pictures have two branches by default.
 
     Raises:
         ValueError: If there cannot be so many, or the target is no GPU.
@@ -139,7 +140,7 @@ def check_mesh(devices: int, split: str | None, target: str) -> Mesh:
         raise ValueError(f"several devices are GPUs, got target {target!r}; name one, such as cuda:sm_90a")
     if not 2 <= devices <= MOST:
         raise ValueError(f"device-count must be 1 to {MOST}, got {devices}")
-    return Mesh(devices, groups_of(split or "tokens", devices, is_guided=False))
+    return Mesh(devices, groups_of(split or "auto", devices, is_guided=is_guided))
 
 
 def check_keep(target: str) -> None:

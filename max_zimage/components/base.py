@@ -26,7 +26,7 @@ from max_zimage.compile.compiler import CompiledGraph, bind, unbind, wait_for
 from max_zimage.compile.device_weights import OnDevice, shared
 from max_zimage.compile.graphs import Backend, define
 from max_zimage.compile.registry import entry_of
-from max_zimage.device.dtypes import DTYPES, ModelDtype
+from max_zimage.device.dtypes import encoding_dtype
 from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
 from max_zimage.graphs.model.text_encoder import TextEncoderSpec
 from max_zimage.graphs.model.transformer import TransformerSpec
@@ -91,7 +91,7 @@ class ZImageComponent(ComponentModel):
         self._graphs: list[CompiledGraph] = []  # those that have weights
         self._weights: Mapping[str, Buffer] | None = None
         super().__init__(config, encoding, devices, weights, cache_config=cache_config)
-        self.dtype_name = _dtype_name(encoding)
+        self.dtype_name = encoding_dtype(encoding)
         self.device = devices[0]
         self.session = session if session is not None else InferenceSession(devices=devices)
         self.load_model()
@@ -153,6 +153,11 @@ class ZImageComponent(ComponentModel):
         return define(*what, **place, storage=self.plan().kept_as, attention=self.attention)
 
     @property
+    def shares_weights(self) -> bool:
+        """Whether all of its graphs read one copy of the weights, where that lies on an accelerator."""
+        return shared(self.device)
+
+    @property
     def kept_weights(self) -> Mapping[str, Buffer]:
         """The weights that `provide` keeps, as graphs are given them; none where it keeps none."""
         return self._weights or {}
@@ -168,7 +173,7 @@ class ZImageComponent(ComponentModel):
         if self._weights is not None:
             return self._weights
         weights = self.placed(self.all_weights())
-        if self.device.is_host or shared(self.device) or self.keeps_weights:
+        if self.device.is_host or self.shares_weights or self.keeps_weights:
             self._weights = weights
         return weights
 
@@ -289,12 +294,4 @@ class ZImageComponent(ComponentModel):
 
     def placed(self, weights: dict[str, Buffer]) -> Mapping[str, Buffer]:
         """Weights as graphs are given them: in host memory, or on the device where they are to share them."""
-        return OnDevice(weights, self.device) if shared(self.device) else weights
-
-
-def _dtype_name(encoding: str) -> ModelDtype:
-    for dtype in DTYPES:
-        if encoding == dtype:
-            return dtype
-    allowed = " or ".join(DTYPES)
-    raise ValueError(f"encoding must be {allowed}, got {encoding}; quantized weights are decoded to one of these")
+        return OnDevice(weights, self.device) if self.shares_weights else weights

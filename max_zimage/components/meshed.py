@@ -35,6 +35,8 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         model: One evaluation and update, `graphs.step.meshed.meshed_step`.
     """
 
+    nbytes_beside_each: tuple[int, ...] = ()
+    """What `nbytes_beside` is of the first device, of each."""
     _first_block = "meshed_first_block"
 
     def __init__(self, *args: Any, groups: int, is_padded: bool, **kwargs: Any) -> None:
@@ -68,8 +70,9 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         return self._step
 
     def _once_more(self, name: str) -> CompiledGraph:
-        for other in self.devices[1:] if self.is_here and not self.device.is_host else ():
-            check_device_memory(self.again_bytes + 2 * self._nbytes, other)
+        others = zip(self.devices[1:], self.nbytes_beside_each[1:], strict=True)
+        for other, beside in others if self.is_here and not self.device.is_host else ():
+            check_device_memory(beside + self.again_bytes + 2 * self._nbytes, other)
         return super()._once_more(name)
 
     def _step(self, *inputs: Buffer | Tensor) -> list[Buffer]:
@@ -108,9 +111,10 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         how: dict[str, Any] = {"session": self.session, "device": self.device, "attention": self.attention}
         return define(entry, self.mesh, self.dtype_name, given, **how)
 
-    def placed(self, weights: dict[str, Buffer]) -> Mapping[str, Buffer]:
-        """In host memory: each device has copies of its own."""
-        return weights
+    @property
+    def shares_weights(self) -> bool:
+        """No: each device has copies of its own, made from host memory, whatever is said of one device."""
+        return False
 
     @property
     def nag(self) -> CompiledGraph:

@@ -35,6 +35,19 @@ def model_dtype(name: str, device: Device) -> ModelDtype:
     raise ValueError(f'dtype must be "auto", {" or ".join(repr(dtype) for dtype in DTYPES)}, got {name!r}')
 
 
+def encoding_dtype(encoding: str) -> ModelDtype:
+    """The dtype that MAX's encoding of weights names.
+
+    Raises:
+        ValueError: If it is none that a model runs in.
+    """
+    for dtype in DTYPES:
+        if encoding == dtype:
+            return dtype
+    allowed = " or ".join(DTYPES)
+    raise ValueError(f"encoding must be {allowed}, got {encoding}; quantized weights are decoded to one of these")
+
+
 def bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Round to bfloat16, to the nearest and ties to even.
 

@@ -40,10 +40,10 @@ def mesh_names(given: str | Sequence[str], field: str = "devices") -> tuple[str,
         Their names, such as "gpu:0" and "gpu:1"; the first one has what is computed on one device.
 
     Raises:
-        RequestError: If one is unknown or not there, one is named twice, they are too few or too many, or a CPU is
-            among them.
+        RequestError: If they are no names, one is unknown or not there, one is named twice, they are too few or too
+            many, or a CPU is among them.
     """
-    named = [each.strip() for each in (given.split(",") if isinstance(given, str) else given)]
+    named = _written(given, field)
     names = [device_name(device_spec(name, field)) for name in _with_kinds(named)]
     if "cpu" in names and not (_simulated.get() and {*names} == {"cpu"}):
         message = "{field} are GPUs that compute together, got {given}; a CPU is one device: name it with device alone"
@@ -55,6 +55,20 @@ def mesh_names(given: str | Sequence[str], field: str = "devices") -> tuple[str,
         message = "{field} must name 2 to {most} devices, got {count}; for one take device"
         raise RequestError.of(field, message, most=MOST, count=len(names))
     return tuple(names)
+
+
+def numbers_of(given: str | Sequence[str], field: str = "devices") -> tuple[int, ...]:
+    """The numbers of several GPUs, which may be those of another machine: it is the one to say whether they are there.
+
+    Args:
+        given: See `mesh_names`.
+        field: What was set to it, for the error.
+
+    Raises:
+        RequestError: If they are no names.
+    """
+    numbers = [name.partition(":")[2] or "0" for name in _with_kinds(_written(given, field))]
+    return tuple(int(number) for number in numbers if number.isdecimal())
 
 
 def groups_of(split: str, count: int, *, is_guided: bool, field: str = "split") -> int:
@@ -76,6 +90,16 @@ def groups_of(split: str, count: int, *, is_guided: bool, field: str = "split") 
         message = "{field} branches halves the devices, got {count}; name one more or one less, or take tokens"
         raise RequestError.of(field, message, count=count)
     return 2 if split == "branches" or (split == "auto" and is_guided and count % 2 == 0) else 1
+
+
+def _written(given: object, field: str) -> list[str]:
+    """The names, apart; numbers such as [0, 1] are none, for they say no kind."""
+    if isinstance(given, str):
+        return [each.strip() for each in given.split(",")]
+    if isinstance(given, Sequence) and all(isinstance(each, str) for each in given):
+        return [each.strip() for each in given]
+    message = '{field} must be a text such as "gpu:0,1" or a list of names such as ["gpu:0", "gpu:1"], got {given}'
+    raise RequestError.of(field, message, given=repr(given))
 
 
 def _with_kinds(names: Sequence[str]) -> Iterator[str]:

@@ -177,11 +177,6 @@ class Plan:
             return ()
         return tuple(name for name in IN_TURNS if name != component)
 
-    def beside(self, component: str) -> list[str]:
-        """The components whose weights are on its device while its own are."""
-        gone = {component, *self.others_of(component)}
-        return [name for name, device in self.devices.items() if name not in gone and device == self.devices[component]]
-
     def to_json(self) -> str:
         """For another process."""
         return json.dumps(asdict(self))
@@ -216,6 +211,20 @@ def weights_on(device: str, plan: Plan, name: str, need: Need) -> int:
     if own:
         return need.streams.there(plan.stay) + (need.streams.passing if device == HOST else 0)
     return need.streams.waiting(plan.stay) if device == HOST else 0
+
+
+def weights_beside(device: str, plan: Plan, name: str, sizes: Mapping[str, int]) -> int:
+    """Bytes on a device beside a component's weights: those of others, and what devices of a mesh tell each other.
+
+    Args:
+        device: One that the component runs on.
+        plan: Where components go.
+        name: The component.
+        sizes: Component -> bytes of its weights; without those that are not loaded.
+    """
+    gone = plan.others_of(name)
+    beside = {each: Need(weights=0 if each == name else size, work=0) for each, size in sizes.items()}
+    return sum(weights_on(device, plan, each, need) for each, need in beside.items() if each not in gone)
 
 
 def work_on(device: str, plan: Plan, name: str, need: Need) -> int:

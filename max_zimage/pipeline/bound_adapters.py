@@ -17,7 +17,6 @@ from typing import NoReturn
 from max_zimage.checkpoint.adapters import Adapter, added, open_adapter
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.checkpoint.transforms.base import Transform
-from max_zimage.compile.device_weights import shared
 from max_zimage.components import ZImageComponent
 from max_zimage.device.dtypes import BYTES
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory, check_device_memory
@@ -220,5 +219,5 @@ def check_rebinding(component: ZImageComponent, transforms: Sequence[Transform],
             f"other weights need {sized(needed)} beside those that are there, {sized(available)} are available; free "
             "memory"
         )
-    if changed and shared(component.device):
+    if changed and component.shares_weights:
         check_device_memory(sum(sources.nbytes.values()) + whole, component.device)

@@ -14,7 +14,7 @@ from max_zimage.enhancer.settings import EnhancerSettings
 from max_zimage.errors import RequestError, Wording
 from max_zimage.request.configuration.configuration import Configuration, read_configuration
 from max_zimage.request.configuration.profiles import ConfigurationError
-from max_zimage.request.configuration.values import ALONE, TOGETHER, dtype_of
+from max_zimage.request.configuration.values import dtype_of, giving_way
 from max_zimage.request.configured import OF_CHECKPOINT
 from max_zimage.request.feature_settings import SETTINGS
 from max_zimage.request.limits import Limits, RequestDefaults
@@ -37,7 +37,7 @@ _LEFT: dict[str, tuple[object, ...]] = {
     "step_cache": (None,),
     "placement": ("auto", None), "max_memory": (None,), "cpu_offload": (False, None),
     "encoder_device": (None,), "dit_device": (None,), "vae_device": (None,), "enhancer": (None,),
-    "devices": (None,), "split": (None,),
+    "devices": (None,), "split": ("auto", None),
 }  # fmt: skip
 """Arguments of loading -> values by which they are left to what is configured."""
 
@@ -98,15 +98,22 @@ def with_options(model: Any, options: Mapping[str, Any], configuration: Configur
     free = [name for name in _LEFT if name in found and is_left(name, found[name])]
     if not {*_ONE_SETTING} & found.keys() <= {*free}:  # two ways to say one thing, of which an argument comes first
         free = [name for name in free if name not in _ONE_SETTING]
-    for one, other in ((ALONE, TOGETHER), (TOGETHER, ALONE)):  # likewise, one device or several
-        if any(name in found and not is_left(name, found[name]) for name in one):
-            free = [name for name in free if name not in other]
+    said = {name: value for name, value in found.items() if name in _LEFT and not is_left(name, value)}
+    free = [name for name in free if name not in giving_way(said)]  # likewise, one device or several
     found |= {name: start[name] for name in free if name in start}
     if "enhancer" in free and "enhancer" in start:  # checked now, though it may never be asked
         found["enhancer"] = EnhancerSettings.of(start["enhancer"])
     if "cpu_offload" in free and "cpu_offload" in start:
         found["is_offload_configured"] = True
     return start.get("model") if model is None else model, found
+
+
+def configured_guidance(configuration: Configuration) -> float | None:
+    """How far guidance goes where a request says nothing, at most; None where that is left to the checkpoint."""
+    given = configuration.fields.get("guidance_scale")
+    if given is None:
+        return None
+    return float(max(given) if isinstance(given, (list, tuple)) else given)
 
 
 def configured_defaults(defaults: RequestDefaults, limits: Limits, configuration: Configuration) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from max_zimage.components import (
     ZImageStreamedTransformer,
 )
 from max_zimage.device.memory import available_memory, check_device_memory, check_memory
-from max_zimage.device.plans import HOST, Need, Plan, weights_on
+from max_zimage.device.plans import HOST, Need, Plan, weights_beside, weights_on
 from max_zimage.graphs.linear import Storage
 from max_zimage.host.processes import check_process
 from max_zimage.pipeline.attention import Backend as Backend
@@ -184,5 +184,7 @@ def load_components(
             how |= {"groups": plan.groups, "is_padded": plan.is_padded}
         how |= {"is_away": plan.residency != "resident", "attention": sources.attention.get(name)}
         components[name] = made = component(*what, **how)
-        made.nbytes_beside = sum(sizes[other] for other in plan.beside(name) if other in sizes)
+        made.nbytes_beside = weights_beside(plan.devices[name], plan, name, sizes)
+        if isinstance(made, ZImageMeshedTransformer):
+            made.nbytes_beside_each = tuple(weights_beside(each, plan, name, sizes) for each in plan.mesh)
     return components

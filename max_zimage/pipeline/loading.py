@@ -103,12 +103,14 @@ def check_model(
     embedding_cache_bytes: int | None = None,
     generator_only: bool = False,
     loras: Sequence[Any] | None = None,
+    guidance_scale: float | None = None,
     placing: Mapping[str, Any],
 ) -> CheckedModel:
     """Find and check all that loading would load, reading configurations, headers and the tokenizer only.
 
     Arguments and errors are those of `ZImagePipeline.from_pretrained`, memory apart; with `generator_only` the text
     encoder and the tokenizer are left alone, and their files need not be there. What `Placing` has is in `placing`.
+    By `guidance_scale`, where a configuration has one in place of the checkpoint's, it is chosen what devices share.
     """
     cache_bytes = None if embedding_cache_bytes is None else checked_cache_bytes(embedding_cache_bytes)
     without = ("text_encoder", "tokenizer") if generator_only else ()
@@ -128,7 +130,7 @@ def check_model(
     if paths:
         config = pipeline_config(*described, {name: files for name, files in found.files.items() if files[0] in paths})
     sources = found.with_step_cache(cache).with_streams(wish.placement == "streamed")
-    wish = with_groups(wish, sources)
+    wish = with_groups(wish, sources, guidance_scale)
     sources = sources.with_mesh(wish.groups if wish.mesh else 0)
     if templates_dir is not None:
         sources = sources.with_templates(Path(templates_dir))

@@ -206,9 +206,16 @@ def mesh_of(wish: Wish, main: Device) -> list[Device]:
     return [main, *map(device_of, wish.mesh[1:])]
 
 
-def with_groups(wish: Wish, sources: CheckpointManifest) -> Wish:
-    """The wish with what its devices share; see `max_zimage.device.placement.grouped`."""
-    return grouped(wish, sources.quantize, is_guided=sources.defaults.guidance_scale > 0)
+def with_groups(wish: Wish, sources: CheckpointManifest, guidance_scale: float | None = None) -> Wish:
+    """The wish with what its devices share; see `max_zimage.device.placement.grouped`.
+
+    Args:
+        wish: The wish.
+        sources: The checkpoint.
+        guidance_scale: Of requests that say nothing; None for the checkpoint's.
+    """
+    scale = sources.defaults.guidance_scale if guidance_scale is None else guidance_scale
+    return grouped(wish, sources.quantize, is_guided=scale > 0)
 
 
 def usual_cache_bytes(plan: Plan) -> int:

@@ -17,6 +17,7 @@ from max_zimage.pipeline.configured import (
     Config,
     configuration_of,
     configured_defaults,
+    configured_guidance,
     with_options,
     with_torch_dtype,
 )
@@ -203,6 +204,7 @@ class PretrainedMethods:
         if configuration is not None:
             rest = dict.fromkeys((*PLACES, *ARGUMENTS))
             model, given = with_options(model, rest | given, configuration)
+            given["guidance_scale"] = configured_guidance(configuration)
         placing = {name: given.pop(name, None) for name in ("device", *PLACES, "is_offload_configured")}
         said = {name: value for name, value in placing.items() if value is not None}
         enhancer = given.pop("enhancer", None)

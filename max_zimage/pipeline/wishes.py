@@ -15,7 +15,9 @@ from max_zimage.device.plans import HOST, PLACEMENTS, STAGES, Wish
 from max_zimage.errors import RequestError
 from max_zimage.host.sizes import read_size
 
-_IDLE_OFFLOAD = "cpu_offload is configured and has no effect here, where all components run on the CPU"
+_IDLE_OFFLOAD = "cpu_offload is configured and has no effect here, where "
+_IDLE_ON_HOST = f"{_IDLE_OFFLOAD}all components run on the CPU"
+_IDLE_ON_MESH = f"{_IDLE_OFFLOAD}several devices hold all of their weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class Placing:
             the first one has the other components, too, where nothing else is said.
         split: What these share, "auto", "tokens" or "branches".
         is_offload_configured: Whether a configuration says that, which may be one for several machines: where all
-            components run on the CPU it then has no effect, and is no mistake.
+            components run on the CPU, or several devices share the transformer, it then has no effect, and is no
+            mistake.
     """
 
     device: str = "auto"
@@ -74,7 +77,7 @@ class Placing:
             problems.append(f"max_memory {error}")
         devices = [found.get(field, found.get("device", HOST)) for field in given]
         on_host = {*devices} == {HOST}
-        is_idle = self.cpu_offload and self.is_offload_configured and on_host
+        is_idle = self.cpu_offload and self.is_offload_configured and (on_host or bool(mesh))
         offloads = self.cpu_offload and not is_idle
         if offloads and on_host and not problems:
             problems.append(
@@ -94,13 +97,13 @@ class Placing:
             devices=dict(zip(STAGES, devices, strict=True)),
             named=frozenset(kept[field] for field in named),
             max_memory=limit,
-            notes=(_IDLE_OFFLOAD,) if is_idle else (),
+            notes=(_IDLE_ON_MESH if mesh else _IDLE_ON_HOST,) if is_idle else (),
         )
 
     def _mesh(self, problems: list[Any]) -> tuple[str, ...]:
         """The devices that compute together; what is wrong with them goes to the problems."""
         if self.devices is None:
-            if self.split is not None:
+            if self.split not in (None, "auto"):
                 problems.append("split says what several devices share, and none are named; name them with devices")
             return ()
         alone = {

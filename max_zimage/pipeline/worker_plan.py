@@ -39,7 +39,7 @@ def groups_for_worker(count: int) -> int:
     if given := os.environ.get(VARIABLE):
         plan = Plan.from_json(given)
         return plan.groups if plan.mesh else 0
-    split = os.environ.get(SPLIT_VARIABLE)
+    split = os.environ.get(SPLIT_VARIABLE) or None  # an empty one is unset, as shells and compose files write it
     # A word that there is not is said first, whatever the number of devices.
     groups = groups_of(split or "auto", 2 if count == 1 else count, is_guided=False, field=SPLIT_VARIABLE)
     if count > 1:

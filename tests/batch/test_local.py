@@ -149,13 +149,21 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     file = write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "prompts": "y"}])
 
-    def said(*words: str) -> str:
-        output: Any = ("--output", str(tmp_path / "out"), "--device", "cpu")
+    def said(*words: str, device: str | None = "cpu") -> str:
+        output: Any = ("--output", str(tmp_path / "out"), *(["--device", device] if device else []))
         assert main(["batch", *words, *output]) == 2
         return capsys.readouterr().err
 
     assert "prompts is no field of a request, the nearest is prompt" in said(str(file))
     assert "cannot be read as jsonl: No such file" in said(str(tmp_path / "none.jsonl"))
+    for flags in (("--devices", "gpu:0,1"), ("--split", "tokens")):
+        told = f"{' '.join(flags)} and --ray exclude each other: of a cluster each GPU draws by itself; leave one out"
+        assert told in said(str(file), "--ray", "auto", *flags)
+    config = tmp_path / "config.toml"
+    config.write_text('[pipeline]\ndevices = ["gpu:0", "gpu:1"]\n')
+    with_file = (str(tmp_path / "none.jsonl"), "--ray", "auto", "--config", str(config))
+    assert "--devices gpu:0,gpu:1 and --ray exclude each other" in said(*with_file, device=None)
+    assert "cannot be read as jsonl: No such file" in said(*with_file, device="auto")
     assert "--ignore colour: " in said(str(file), "--ignore", "prompts", "--ignore", "colour")
     assert "has no column key" in said(str(file), "--id-column", "key")
     body = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "x"}}

@@ -15,9 +15,11 @@ from max_zimage.cli import profile as profile_command
 from max_zimage.cli.configuring import configure
 from max_zimage.cli.encoder_only import as_encode
 from max_zimage.cli.errors import BadInput
+from max_zimage.cli.fleet import fleet_of
 from max_zimage.cli.given import command_of, given_by
 from max_zimage.cli.main import _parser
 from max_zimage.cli.placement_flags import wanted_places
+from max_zimage.cli.server_settings import settings_of
 from max_zimage.errors import RequestError
 from max_zimage.pipeline import encoder as encoder_module
 from max_zimage.pipeline.configured import with_options
@@ -77,6 +79,38 @@ def test_placement_and_offload_are_one_setting(config: Path) -> None:
         options = with_options(None, {"cpu_offload": False, **argument}, with_file)[1]
         assert options["placement"] == left
         assert options.get("cpu_offload") is (left == "auto")  # which is where an argument says nothing
+
+
+def test_a_placement_that_several_devices_have_leaves_them_there(config: Path) -> None:
+    text = '[pipeline]\ndevices = "gpu:0,1"\nsplit = "tokens"'
+    for placement in ("resident", "auto"):
+        found = configured(config, text, "generate", "x", "--placement", placement)
+        assert (found.devices, found.split, found.placement) == ("gpu:0,1", "tokens", placement)
+    for flags in (("--placement", "streamed"), ("--device", "gpu:1"), ("--cpu-offload",)):
+        found = configured(config, text, "generate", "x", *flags)
+        assert (found.devices, found.split) == (None, None)
+
+
+def test_a_replica_has_the_gpus_that_it_names(config: Path) -> None:
+    """Ray shows it no others, and numbers them anew."""
+    text = '[pipeline]\ndevices = ["gpu:0", "gpu:1", "gpu:2"]'
+
+    def gpus(text: str, *words: str) -> float | None:
+        arguments = configured(config, text, "serve", "--ray", "local", *words)
+        found = fleet_of(arguments, settings_of(arguments))
+        assert found is not None
+        return found.gpus
+
+    assert [gpus("", *words) for words in ((), ("--device", "gpu"), ("--device", "cpu"))] == [None, 1.0, 0.0]
+    assert [gpus("", "--devices", names) for names in ("gpu:0,1", "gpu:0,gpu:1", "gpu,1")] == [2.0] * 3
+    assert (gpus(text), gpus(text, "--device", "gpu")) == (3.0, 1.0)
+    assert gpus("", "--devices", "gpu:2,3", "--replica-gpus", "4") == 4.0
+    with pytest.raises(BadInput, match=r"--devices gpu:0,1 names more than the 1 that Ray .* --replica-gpus 2$"):
+        gpus("", "--devices", "gpu:0,1", "--replica-gpus", "1")
+    with pytest.raises(BadInput, match=r"than the 2 .* give --replica-gpus 4, or number the devices from 0$"):
+        gpus("", "--devices", "gpu:2,3")
+    with pytest.raises(BadInput, match="devices must be a text such as"):
+        gpus("[pipeline]\ndevices = [0, 1]")
 
 
 def test_offload_of_a_file_is_no_mistake_on_a_machine_without_a_gpu(

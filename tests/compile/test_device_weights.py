@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from max.driver import CPU, Buffer, Device
 
 from max_zimage.compile import device_weights
 from max_zimage.compile.artifacts import artifact_key
-from max_zimage.compile.device_weights import OnDevice, are_in_place, shared
+from max_zimage.compile.device_weights import VARIABLE, OnDevice, are_in_place, shared
 from max_zimage.compile.graphs import Prefixed
-from max_zimage.components import ZImageTransformerModel
+from max_zimage.components import ZImageMeshedTransformer, ZImageTransformerModel
 from max_zimage.device.memory import NotEnoughMemoryError
+from max_zimage.pipeline.bound_adapters import check_rebinding
 from max_zimage.pipeline.estimate import check_picture
 from tests.compile.test_device_graphs import NVIDIA
 from tests.references.diffusers_runs import Pair
@@ -128,7 +130,7 @@ def test_memory_of_a_second_copy_is_counted(kind: str, embedded: Pair, monkeypat
         spec=transformer.spec, dtype=transformer.dtype, device_ref=transformer.device_ref, nbytes_beside=beside,
         device=gpu_with(2 * nbytes + beside), _nbytes=nbytes, _first_block_graphs={}, provide=dict,
         _weights={} if kind == "shared" else None, graph=lambda name, *_: name, again_bytes=0, _copies=0, is_here=True,
-        compile=lambda graph: None,
+        compile=lambda graph: None, _first_block="first_block",
     )  # fmt: skip
     fake._once_more = lambda name: ZImageTransformerModel._once_more(cast(Any, fake), name)
     monkeypatch.setattr("max_zimage.components.transformer.wait_for", lambda graphs: None)
@@ -147,6 +149,30 @@ def test_memory_of_a_second_copy_is_counted(kind: str, embedded: Pair, monkeypat
             cast(Any, ZImageTransformerModel.nag).func(fake)
     fake.again_bytes = cast(property, ZImageTransformerModel.again_bytes).fget(fake)  # type: ignore[misc]
     assert fake.again_bytes == (0 if kind == "shared" else nbytes)
+
+
+class Recipe(NamedTuple):
+    shape: tuple[int, ...]
+
+
+@pytest.mark.parametrize(("kind", "shares"), [(ZImageTransformerModel, True), (ZImageMeshedTransformer, False)])
+def test_weights_that_several_devices_copy_are_counted(
+    kind: type[ZImageTransformerModel], shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is said of weights on one device, each of several has copies, and gives them up for others."""
+    monkeypatch.setenv(VARIABLE, "shared")
+    component, weights = kind.__new__(kind), {"a": Buffer.from_numpy(np.zeros(2, np.float32))}
+    now, then = (SimpleNamespace(recipes=recipes, nbytes=lambda _: 10) for recipes in ([], [Recipe((4,))]))
+    own: dict[str, Any] = {"device": gpu_with(100), "is_here": True, "_weights": None, "dtype_name": "bfloat16"}
+    own |= {"all_weights": lambda: weights, "plan": lambda: now, "planned": lambda _: then, "_copies": 1, "_nbytes": 5}
+    vars(component).update(own)
+    assert component.shares_weights == shares
+    provided = component.provide()
+    assert isinstance(provided, OnDevice) == shares
+    assert component.kept_weights is provided if shares else component.kept_weights == {}
+    assert component.again_bytes == (0 if shares else 5)
+    with pytest.raises(NotEnoughMemoryError, match="on gpu:0") if shares else nullcontext():
+        check_rebinding(component, (), cast(Any, SimpleNamespace(nbytes={"transformer": 95})))
 
 
 def stored(transformer: ZImageTransformerModel) -> list[Buffer]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from max.graph import DeviceRef
 
+from max_zimage import ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL, check_graphs, check_mesh, compile_target, with_layers
-from max_zimage.compile.registry import AHEAD, MESHED, TWO, made
+from max_zimage.compile.registry import AHEAD, MESHED, TWO, Mesh, made
 from max_zimage.compile.sent import Sent, nbytes_by_device, sent_in, sizes_of
+from max_zimage.device.mesh import simulated_mesh
 from tests.paths import ROOT
 from tests.references.launches import PINNED
 
@@ -68,6 +72,38 @@ def test_graphs_for_several_devices_come_with_their_number() -> None:
     assert check_graphs((), mesh=TWO) == (*AHEAD, *MESHED)
     with pytest.raises(ValueError, match=r"graphs must be among pack, .*, encode, .*, got 'denoise_meshed'"):
         check_graphs(("denoise_meshed",))
+
+
+@pytest.mark.parametrize(
+    ("words", "groups"),
+    [
+        ((), 1),  # Z-Image-Turbo
+        (("--model", "tiny-zimage"), 2),
+        (("--model", "tiny-zimage", "--split", "tokens"), 1),
+        (("--model", "tiny-zimage", "--config", "unguided.toml"), 1),
+        (("--config", "guided.toml"), 2),
+    ],
+)
+def test_devices_share_what_they_share_when_it_is_drawn(
+    words: tuple[str, ...], groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs for others would be compiled, kept and never found."""
+    monkeypatch.chdir(tmp_path)
+    for name, scale in (("guided", 4.0), ("unguided", 0.0)):
+        Path(f"{name}.toml").write_text(f"[generation]\nguidance_scale = {scale}\n")
+    found: list[Mesh] = []
+
+    def compile_target(*_: Any, mesh: Mesh, **__: Any) -> list[Any]:
+        found.append(mesh)
+        return []
+
+    monkeypatch.setattr("max_zimage.cli.compile.compile_target", compile_target)
+    assert main(["compile", "--target", PINNED, "--device-count", "2", *words]) == 0
+    assert found == [Mesh(2, groups)]
+    if "--split" not in words and words:  # as when it is drawn
+        with simulated_mesh():
+            config = words[-1] if words[-2] == "--config" else None
+            assert ZImagePipeline.prepare(devices=["cpu", "cpu"], config=config).wish.groups == groups
 
 
 def test_graphs_of_one_row_are_none_of_two_groups() -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Model
 
 from max_zimage.checkpoint.config import ModelSpecs
-from max_zimage.cli.compile import specs_of
+from max_zimage.cli.model_shapes import specs_of
 from max_zimage.compile import work
 from max_zimage.compile.ahead_of_time import FULL_MODEL, with_layers
 from max_zimage.compile.counting import Counter

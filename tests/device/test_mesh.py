@@ -61,6 +61,8 @@ def test_names(given: Any, names: tuple[str, ...]) -> None:
         ("gpu:0,", 'devices must be "auto", "cpu", "gpu" or "gpu:N", got \'\''),
         ("0,1", "devices must be"),
         ([], "devices must name 2 to 8 devices, got 0"),
+        ([0, 1], 'devices must be a text such as "gpu:0,1" or a list of names such as ["gpu:0", "gpu:1"], got [0, 1]'),
+        (2, 'or a list of names such as ["gpu:0", "gpu:1"], got 2'),
     ],
 )
 def test_bad_names(given: Any, message: str) -> None:
@@ -111,6 +113,16 @@ def test_the_first_one_has_the_other_components() -> None:
     wish = Placing(devices="gpu:2,1", encoder_device="cpu").read()
     assert wish.devices == {"text_encoder": HOST, "transformer": "gpu:2", "vae": "gpu:2"}
     assert (wish.mesh, wish.placement, wish.split, wish.asks) == (("gpu:2", "gpu:1"), "resident", "auto", True)
+
+
+@pytest.mark.usefixtures("eight")
+def test_a_configured_offload_gives_way() -> None:
+    """On several devices nothing takes turns, whoever says so; a file for several machines may say it all the same."""
+    wish = Placing(devices="gpu:0,1", cpu_offload=True, is_offload_configured=True).read()
+    assert (wish.placement, wish.mesh) == ("resident", ("gpu:0", "gpu:1"))
+    assert wish.notes == (
+        "cpu_offload is configured and has no effect here, where several devices hold all of their weights",
+    )
 
 
 MESH = ("gpu:0", "gpu:1", "gpu:2", "gpu:3")
@@ -226,8 +238,12 @@ def test_without_several_devices_nothing_is_counted_for_them() -> None:
 
 def test_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAX_ZIMAGE_PLAN", raising=False)
-    assert plan_for_worker([CPU()]).is_plain
-    assert plan_for_worker([CPU(), CPU()]).groups == 1
+    for value in (None, ""):
+        monkeypatch.delenv(SPLIT_VARIABLE, raising=False)
+        if value is not None:
+            monkeypatch.setenv(SPLIT_VARIABLE, value)
+        assert plan_for_worker([CPU()]).is_plain
+        assert plan_for_worker([CPU(), CPU()]).groups == 1
     monkeypatch.setenv(SPLIT_VARIABLE, "branches")
     found = plan_for_worker([CPU(), CPU()])
     assert (found.mesh, found.groups, found.is_padded) == ((HOST, HOST), 2, True)

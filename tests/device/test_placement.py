@@ -13,7 +13,7 @@ import pytest
 
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.device.placement import place, with_peaks
-from max_zimage.device.plans import HOST, RESERVED, STAGES, Change, Need, Plan, Streams, Wish, usable
+from max_zimage.device.plans import HOST, RESERVED, STAGES, Change, Need, Plan, Streams, Wish, usable, weights_beside
 from max_zimage.errors import RequestError
 
 CARD = "gpu:0"
@@ -245,10 +245,11 @@ def test_who_leaves_for_whom() -> None:
         "transformer": ("text_encoder",),
         "vae": (),
     }
-    assert plan.beside("transformer") == ["vae"]
-    assert replace(plan, residency="resident").beside("transformer") == ["text_encoder", "vae"]
+    sizes = {"text_encoder": 100, "transformer": 10, "vae": 1}
+    assert weights_beside(CARD, plan, "transformer", sizes) == 1
+    assert weights_beside(CARD, replace(plan, residency="resident"), "transformer", sizes) == 101
     apart: dict[str, Any] = {**plan.devices, "vae": HOST}
-    assert replace(plan, residency="resident", devices=apart).beside("transformer") == ["text_encoder"]
+    assert weights_beside(CARD, replace(plan, residency="resident", devices=apart), "transformer", sizes) == 100
 
 
 def test_blocks_that_cannot_be_streamed_are_said() -> None:

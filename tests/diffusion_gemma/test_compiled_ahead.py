@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from max_zimage.cli.compile import what_to_compile
+from max_zimage.cli.model_shapes import what_to_compile
 from max_zimage.compile.ahead_of_time import DIFFUSION_GEMMA, FULL_MODEL, check_graphs
 from max_zimage.compile.entry import EVERY_COMPONENT
 from max_zimage.compile.registry import AHEAD

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ from max_zimage import FirstBlockCache, ZImagePipeline
 from max_zimage.cli.main import main
 from max_zimage.components import meshed as meshed_components
 from max_zimage.components.meshed import ZImageMeshedTransformer
+from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.device.mesh import simulated_mesh
 from max_zimage.errors import RequestError
 from max_zimage.request.request import GenerationRequest
@@ -107,6 +110,19 @@ def test_one_copy_of_the_weights_on_each_gpu(fails: bool, monkeypatch: pytest.Mo
     assert component._graphs == [component.model]
 
 
+@pytest.mark.parametrize(("beside", "small"), [((0, 0), None), ((1, 0), "gpu:0"), ((0, 1), "gpu:1")])
+def test_another_copy_is_checked_beside_what_lies_on_each_gpu(beside: tuple[int, int], small: str | None) -> None:
+    component, room = ZImageMeshedTransformer.__new__(ZImageMeshedTransformer), {"total_memory": 20}
+    gpus = [SimpleNamespace(is_host=False, stats=room, label="gpu", id=number) for number in range(2)]
+    own: dict[str, Any] = {"devices": gpus, "device": gpus[0], "is_here": True, "_weights": None, "_nbytes": 10}
+    own |= {"nbytes_beside": beside[0], "nbytes_beside_each": beside, "provide": dict}
+    own |= {"graph": lambda name, weights: name, "compile": lambda graph: None}
+    vars(component).update(own)
+    with pytest.raises(NotEnoughMemoryError, match=f"on {small}") if small else nullcontext():
+        component._once_more("meshed_first_block_layers")
+    assert component._copies == (0 if small else 1)
+
+
 @pytest.mark.slow
 def test_branches_on_two_devices(embedded: Pair) -> None:
     pipeline = ZImagePipeline.from_prepared(prepared(2, split="branches"))
@@ -135,11 +151,20 @@ def test_requests_that_one_device_alone_can_draw() -> None:
         prepared(2, quantize="transformer=int8")
 
 
-def test_what_devices_share_by_default() -> None:
+def test_what_devices_share_by_default(tmp_path: Path) -> None:
     """The embedded model guides, unless a configuration says otherwise: rows of unequal length are to be expected."""
     assert (prepared(2).wish.groups, prepared(2).wish.is_padded) == (2, True)
     assert prepared(3).wish.groups == 1
     assert prepared(2, split="tokens").wish.groups == 1
+    file = tmp_path / "config.toml"
+    for scale, groups in (("0", 1), ("4.0", 2), ("[0, 0, 4.0]", 2)):
+        file.write_text(f"[generation]\nnum_inference_steps = 3\nguidance_scale = {scale}\n")
+        found = prepared(2, config=file)
+        assert (found.wish.groups, found.wish.is_padded) == (groups, groups == 2)
+        assert found.sources.limits.groups == groups
+    # Which goes with first-block caching, as branches do not.
+    file.write_text('[generation]\nguidance_scale = 0\nstep_cache = "first_block"\n')
+    assert prepared(2, config=file).wish.groups == 1
 
 
 def test_an_argument_comes_before_the_configuration(tmp_path: Any) -> None:
@@ -148,9 +173,40 @@ def test_an_argument_comes_before_the_configuration(tmp_path: Any) -> None:
     with simulated_mesh(), warnings.catch_warnings():
         assert ZImagePipeline.prepare(config=file).wish.mesh == ("cpu",) * 3
         assert ZImagePipeline.prepare(config=file, device="cpu").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, placement="sequential").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, placement="resident").wish.mesh == ("cpu",) * 3
         file.write_text('[pipeline]\ndevice = "cpu"\nplacement = "sequential"\n')
         found = ZImagePipeline.prepare(config=file, devices=["cpu", "cpu"]).wish
         assert (found.mesh, found.placement) == (("cpu", "cpu"), "resident")
+
+
+def test_what_is_configured_as_if_nothing_were_said(tmp_path: Path) -> None:
+    """The defaults of the page of keys, and what a profile takes back of another one."""
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[pipeline]\ndevice = "cpu"\ndevices = ""\nsplit = "auto"\nmax_memory = ""\n'
+        '[several.pipeline]\ndevice = "auto"\ndevices = ["cpu", "cpu", "cpu"]\nsplit = "tokens"\n'
+    )
+    with simulated_mesh():
+        assert ZImagePipeline.prepare(config=file, split="auto").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, profile="several").wish.mesh == ("cpu",) * 3
+        both = '[default.pipeline]\ndevices = "cpu,cpu"\nsplit = "tokens"\n'
+        file.write_text(f'{both}[one.pipeline]\ndevices = []\nsplit = "auto"\n')
+        assert ZImagePipeline.prepare(config=file, profile="one").wish.mesh == ()
+        assert ZImagePipeline.prepare(config=file, split="auto").wish.groups == 1  # left to the file
+
+
+def test_info_judges_all_devices_together(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the plan: the weights and the work of one device say nothing of several."""
+    facts = []
+    with simulated_mesh():
+        for more in ([], ["--max-memory", "1MiB"]):
+            assert main(["info", "--json", "--devices", "cpu,cpu", *more]) == 0
+            facts.append(json.loads(capsys.readouterr().out))
+        assert main(["info", "--devices", "cpu,cpu"]) == 0
+    assert "on cpu, cpu together it fits" in " ".join(capsys.readouterr().out.split())
+    assert [each["memory"]["fits"] for each in facts] == [each["placement"]["fits"] for each in facts] == [True, False]
+    assert facts[0]["placement"]["mesh"] == ["cpu", "cpu"]
 
 
 def test_flags_are_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.device import devices
 from max_zimage.device.placement import place
-from max_zimage.device.plans import HOST, STAGES, Plan, Streams, Wish
+from max_zimage.device.plans import HOST, SIGNALS, STAGES, Plan, Streams, Wish
 from max_zimage.errors import RequestError
 from max_zimage.pipeline import load_components, loading, placing, stages
 from max_zimage.pipeline.placing import Size, needs_of
@@ -218,6 +218,24 @@ def test_each_component_is_loaded_for_its_device(
     assert {name: each.device for name, each in made.items()} == where
     assert {(each.dtype, each.is_away) for each in made.values()} == {("float32", residency == "sequential")}
     assert [each.nbytes_beside for each in made.values()] == [0, nbytes["vae"], nbytes["transformer"]]
+
+
+def test_a_mesh_is_told_what_lies_beside_it_on_each_device(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meshed(StandIn):
+        nbytes_beside_each: tuple[int, ...]
+
+    monkeypatch.setattr(load_components, "ZImageMeshedTransformer", Meshed)
+    monkeypatch.setattr(load_components, "InferenceSession", lambda devices: devices)
+    monkeypatch.setattr(load_components, "device_of", str)
+    monkeypatch.setattr(load_components, "check_mesh", lambda *_: None)
+    where = cast(Any, {"text_encoder": "gpu:1", "transformer": CARD, "vae": CARD})
+    plan = Plan(devices=where, mesh=(CARD, "gpu:1", "gpu:2"))
+    make, nbytes = cast(Any, dict.fromkeys(STAGES, StandIn)), embedded.ours.sources.nbytes
+    made: Any = load_components.load_components(make, embedded.ours.sources, plan, where, cast(Any, "main"), None)
+    text, transformer, vae = (nbytes[name] for name in STAGES)
+    assert made["transformer"].nbytes_beside_each == (vae + SIGNALS, text + SIGNALS, SIGNALS)
+    beside = [made[name].nbytes_beside for name in STAGES]
+    assert beside == [transformer + SIGNALS, vae + SIGNALS, transformer + SIGNALS]
 
 
 def test_features_and_latents_move_to_where_they_are_used(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
 
-from max_zimage.cli.compile import specs_of
+from max_zimage.cli.model_shapes import specs_of
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.compile.compiler import CompiledGraph, wait_for
 from max_zimage.device.devices import download

@@ -69,6 +69,8 @@ STARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("pipeline", "device"): {"device": "cpu"},
     ("pipeline", "dit_device"): {"dit_device": "cpu"},
     ("pipeline", "vae_device"): {"vae_device": "cpu"},
+    ("pipeline", "devices"): {"devices": "gpu:0,1"},
+    ("pipeline", "split"): {"split": "tokens"},
     ("pipeline", "placement"): {"placement": "sequential"},
     ("pipeline", "max_memory"): {"max_memory": "8GiB"},
     ("pipeline", "enable_model_cpu_offload"): {"cpu_offload": True},

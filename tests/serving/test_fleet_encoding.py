@@ -11,9 +11,29 @@ import pytest
 ray_exceptions = pytest.importorskip("ray.exceptions")
 from ray.serve.exceptions import BackPressureError  # noqa: E402
 
+from max_zimage.serving.ray_serve import deployment  # noqa: E402
 from max_zimage.serving.ray_serve.encoding import Encoding  # noqa: E402
+from max_zimage.serving.ray_serve.settings import FleetSettings  # noqa: E402
+from max_zimage.serving.settings import ServerSettings  # noqa: E402
 from tests.serving.test_fleet_gateway import DEAD, Handle, ask, code, ok  # noqa: E402
 from tests.serving.test_fleet_gateway import _no_pause as _no_pause  # noqa: E402
+
+
+@pytest.mark.parametrize(("gpus", "of_encoder"), [(2.0, 1.0), (0.5, 0.5), (0.0, 0.0)])
+def test_an_encoder_has_one_gpu_at_most(gpus: float, of_encoder: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where replicas have several, which compute pictures together."""
+    given: list[Any] = []
+    encoders = deployment._encoders
+
+    def noted(count: int, device: Any) -> Any:
+        given.append(device["num_gpus"])
+        return encoders(count, device)
+
+    monkeypatch.setattr(deployment, "_encoders", noted)
+    monkeypatch.setattr(deployment.ray, "cluster_resources", dict)
+    fleet = FleetSettings(address="auto", encoders=1, gpus=gpus)
+    deployment.application(ServerSettings(name="x"), fleet, print, print, {})
+    assert given == [of_encoder]
 
 
 class Encoders:

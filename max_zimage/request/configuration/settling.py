@@ -19,6 +19,8 @@ from max_zimage.request.limits import Limits
 ANY = Limits(max_height=2**24, max_width=2**24, max_tokens=2**24, latent_channels=16, caption_dim=2560, num_layers=1000)
 """Limits of no checkpoint: what is left to check is what holds for all of them."""
 _ENTRIES = 100  # prompts that llm-dit keeps
+_UNSAID: Mapping[str, tuple[object, ...]] = {"devices": ("", []), "split": ("auto",), "max_memory": ("",)}
+"""Values that say nothing: a profile has them where it takes back what another one says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,10 +173,11 @@ def started(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Sett
 
 
 def _places(given: Mapping[str, Setting]) -> dict[str, Setting]:
-    """Where components run, and which of them stay; a component's device that is auto says nothing."""
+    """Where components run, and which of them stay; a component's device that is auto says nothing, see `_UNSAID`."""
     devices = ("encoder_device", "dit_device", "vae_device")
     left = {name: given[name] for name in devices if name in given and given[name].value != "auto"}
-    left |= {name: given[name] for name in ("placement", "max_memory", "devices", "split") if name in given}
+    others = [name for name in ("placement", "max_memory", "devices", "split") if name in given]
+    left |= {name: given[name] for name in others if given[name].value not in _UNSAID.get(name, ())}
     spellings = ("offload", "offload_2", "offload_3", "offload_4")
     asked = [given[name] for name in spellings if name in given and given[name].value]
     return left | ({"cpu_offload": asked[0]} if asked else {})

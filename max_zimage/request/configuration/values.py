@@ -5,6 +5,7 @@ Reference: reference/generation.md section 11.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from max_zimage.host.sizes import read_size
@@ -22,6 +23,8 @@ ALONE = ("device", "dit_device", "placement", "cpu_offload")
 """Those that say it of one device, and exclude `devices`."""
 TOGETHER = ("devices", "split")
 """Those that say it of several."""
+_OF_SEVERAL = ("auto", "resident")
+"""Placements that several devices have, too."""
 DTYPES = ("auto", "bfloat16", "float32")
 ATTENTION = ("auto", "max_zimage", "max", "plain")
 """Ways to compute attention, as `graphs.model.attention_backends` has them, and whatever the device has."""
@@ -29,6 +32,22 @@ OTHER_ATTENTION = ("flash_attn_2", "flash_attn_3", "sage", "xformers", "sdpa")
 """llm-dit's, which are PyTorch's and have no meaning here: auto."""
 QUANTIZATIONS = {"none": "", "4bit": "q4", "8bit": "int8", "int8_dynamic": "int8"}
 """llm-dit's names of quantized text encoders -> how weights are kept here."""
+
+
+def giving_way(given: Mapping[str, object]) -> frozenset[str]:
+    """Arguments of loading that are left aside where they are configured: of one device beside several, or the reverse.
+
+    >>> sorted(giving_way({"placement": "streamed"}))
+    ['devices', 'split']
+    >>> sorted(giving_way({"placement": "resident"}))
+    []
+
+    Args:
+        given: What is said elsewhere, which comes before what is configured.
+    """
+    names = {name for name, value in given.items() if name != "placement" or value not in _OF_SEVERAL}
+    sides = ((ALONE, TOGETHER), (TOGETHER, ALONE))
+    return frozenset(name for one, other in sides if names & {*one} for name in other)
 
 
 def dtype_of(value: object) -> str:

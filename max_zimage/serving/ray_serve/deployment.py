@@ -97,7 +97,8 @@ def application(
         max_constructor_retry_count=_CONSTRUCTED,
         request_router_config=RequestRouterConfig(**routing),
     )
-    encoders = _encoders(fleet.encoders, device).bind(opening_encoder, own) if fleet.encoders else None
+    encoding = device | {"num_gpus": min(gpus, 1)}  # a text encoder alone runs on one device
+    encoders = _encoders(fleet.encoders, encoding).bind(opening_encoder, own) if fleet.encoders else None
     gateway = _deployment(GatewayReplica).options(
         name=GATEWAY,
         ray_actor_options={"num_cpus": 0},

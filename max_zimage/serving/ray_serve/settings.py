@@ -16,7 +16,8 @@ class FleetSettings:
         encoders: Replicas of the text encoder alone; 0 for none.
         cpus: Processors that each replica has for itself where it has no GPU, as far as there are free ones, and that
             Ray counts. None for an even share of them on a Ray of its own, and for one elsewhere, that Ray only counts.
-        gpus: That Ray gives to each replica; 0 for one on the CPU, None for one where the cluster has any.
+        gpus: That Ray gives to each replica, and of them at most one to each encoder; 0 for one on the CPU, None for
+            one where the cluster has any.
     """
 
     address: str
