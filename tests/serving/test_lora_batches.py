@@ -168,14 +168,14 @@ def test_steps_need_memory_beside_adapters(
 def test_features_are_those_of_nobody_else(worker: Worker, embedded: Pair, folder: Path) -> None:
     """Texts beside features, and features that are asked for, do not see the adapters of what was drawn before."""
     ours, style = embedded.ours, [folder / "style.safetensors"]
-    features = ours.encode("a blue ring")
+    features, both = ours.encode("a blue ring"), ours.encode("a blue ring", negative_prompt="dark")
     before = worker.ask("a red star", loras=named("style"))
     plain = given(worker, features, "a blue ring", seed=6, negative_prompt="dark")
     own = given(worker, features, "a blue ring", seed=7, negative_prompt="dark", loras=named("style"))
-    asked = worker.ask("a blue ring")
+    asked = worker.ask("a blue ring", negative_prompt="dark")
     asked.encodes = [ours.tokenizer.template_digest, ours.tokenizer.digest]
     worker.finish()
-    assert read_features(worker.told[asked.request_id][-1].result).digest == features.digest
+    assert read_features(worker.told[asked.request_id][-1].result).digest == both.digest
     assert_same(worker.pictures(before), alone(ours, "a red star", loras=style))
     assert_same(worker.pictures(plain), alone(ours, "a blue ring", 6, negative_prompt="dark"))
     drawn: Any = {"features": features, "negative_prompt": "dark", "guidance_scale": 2.0, "num_inference_steps": 3}
