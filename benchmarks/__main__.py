@@ -39,7 +39,6 @@ PARTS = {
     "fleet": "two replicas on Ray Serve under open-loop load, memory, and one of them killed",
 }
 _OF_SIZES = (
-    "storages",
     "additions",
     "tiles",
     "adapters",
@@ -84,6 +83,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the checkpoint that is loaded (loading); all if not given",
     )
     parser.add_argument("--seconds", type=float, metavar="S", help="of each load (fleet); 300 if not given")
+    parser.add_argument(
+        "--lpips", type=Path, metavar="FILE", help="torchvision's weights of AlexNet, for LPIPS (storages)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
@@ -107,6 +109,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import fleet
 
         return fleet.rows(fleet.QUICK if options.quick else fleet.FULL, options.repeats, options.seconds)
+    if part == "storages":
+        from benchmarks import storages
+
+        return storages.rows(storages.QUICK if options.quick else storages.FULL, options.lpips)
     if part == "jobs":
         from benchmarks import jobs
 
