@@ -28,6 +28,7 @@ PARTS = {
     "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
     "mixed_adapters": "pictures under different adapters, together and set by set; low-rank products by themselves",
     "storages": "quantized weights of the embedded model: pictures beside those of whole ones, and memory",
+    "storage_errors": "each storage's error of weights, of the embedded transformer and of a block of the real width",
     "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
     "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
@@ -39,6 +40,7 @@ PARTS = {
     "fleet": "two replicas on Ray Serve under open-loop load, memory, and one of them killed",
 }
 _OF_SIZES = (
+    "storage_errors",
     "additions",
     "tiles",
     "adapters",
