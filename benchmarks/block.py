@@ -177,7 +177,7 @@ def engine_inputs(
         upload_as(inputs.tokens.numpy(), dtype, CPU()),
         upload(rope.numpy(), CPU()),
         upload(np.array([shape.tokens], np.uint32), CPU()),
-        upload(modulation.detach().numpy(), CPU()),
+        upload(modulation.detach().numpy()[:, np.newaxis], CPU()),
     )
 
 
@@ -192,19 +192,12 @@ def compiled_block(
         dtype: Of what is not quantized.
         storage: How matrices are kept; None for whole weights.
     """
-    device, model = DeviceRef.CPU(), DType[dtype]
-    types = (
-        TensorType(model, [ITEMS, "length", shape.dim], device),
-        TensorType(DType.float32, [ITEMS, "length", shape.head_dim // 2, 2], device),
-        TensorType(DType.uint32, [ITEMS], device),
-        TensorType(DType.float32, [4, shape.dim], device),
-    )
     weights: dict[str, Buffer] = {}
     for name, array in engine_weights(block).items():
         packing = PACKINGS.get(name)
         codes = codes_of(storage, array.shape[1]) if storage and packing in ("panels", "gated") else None
         if codes is None or packing is None:
-            weights[name] = weight_buffer(array, model, packing)
+            weights[name] = weight_buffer(array, DType[dtype], packing)
         else:
             weights[name], weights[scales_of(name)] = quantized(array, packing, codes)
 
@@ -212,7 +205,18 @@ def compiled_block(
         with stored_as(storage):
             return ModulatedBlock(shape)
 
-    return compiled(make, dtype, types, weights)
+    return compiled(make, dtype, input_types(shape, dtype), weights)
+
+
+def input_types(shape: Shape, dtype: ModelDtype) -> tuple[TensorType, ...]:
+    """Of `ModulatedBlock`'s arguments; one modulation serves all items."""
+    device = DeviceRef.CPU()
+    return (
+        TensorType(DType[dtype], [ITEMS, "length", shape.dim], device),
+        TensorType(DType.float32, [ITEMS, "length", shape.head_dim // 2, 2], device),
+        TensorType(DType.uint32, [ITEMS], device),
+        TensorType(DType.float32, [4, 1, shape.dim], device),
+    )
 
 
 def engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:
