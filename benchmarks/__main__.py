@@ -28,6 +28,7 @@ PARTS = {
     "adapters": "LoRA at the published sizes: opening a file, and a block loaded with one",
     "mixed_adapters": "pictures under different adapters, together and set by set; low-rank products by themselves",
     "storages": "quantized weights of the embedded model: pictures beside those of whole ones, and memory",
+    "storage_errors": "each storage's error of weights, of the embedded transformer and of a block of the real width",
     "published_size": "the published size on this processor, with random weights that a variable names",
     "start": "cold and warm start, and peak memory",
     "loading": "loading weights of the published shapes: seconds, and the peak of memory beside its bound",
@@ -39,7 +40,7 @@ PARTS = {
     "fleet": "two replicas on Ray Serve under open-loop load, memory, and one of them killed",
 }
 _OF_SIZES = (
-    "storages",
+    "storage_errors",
     "additions",
     "tiles",
     "adapters",
@@ -84,6 +85,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the checkpoint that is loaded (loading); all if not given",
     )
     parser.add_argument("--seconds", type=float, metavar="S", help="of each load (fleet); 300 if not given")
+    parser.add_argument(
+        "--lpips", type=Path, metavar="FILE", help="torchvision's weights of AlexNet, for LPIPS (storages)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the CSV files go")
     options = parser.parse_args(arguments)
     unknown = [part for part in options.parts if part not in PARTS]
@@ -107,6 +111,10 @@ def _measure(part: str, options: argparse.Namespace, roofs: dict[str, float]) ->
         from benchmarks import fleet
 
         return fleet.rows(fleet.QUICK if options.quick else fleet.FULL, options.repeats, options.seconds)
+    if part == "storages":
+        from benchmarks import storages
+
+        return storages.rows(storages.QUICK if options.quick else storages.FULL, options.lpips)
     if part == "jobs":
         from benchmarks import jobs
 

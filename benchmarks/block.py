@@ -23,11 +23,14 @@ from benchmarks.compiling import CompiledModule, compiled
 from benchmarks.machine import TORCH_DTYPES, as_torch
 from benchmarks.measure import Row, interleave, max_abs, relative_l2
 from max_zimage.checkpoint.layout import weight_buffer
+from max_zimage.checkpoint.load import scales_of
 from max_zimage.checkpoint.names import TRANSFORMER
+from max_zimage.checkpoint.quantized import quantized
 from max_zimage.compile import work
 from max_zimage.device.devices import upload, upload_as
 from max_zimage.device.dtypes import DTYPES, ModelDtype
 from max_zimage.graphs.dims import ITEMS
+from max_zimage.graphs.linear import Storage, codes_of, stored_as
 from max_zimage.graphs.model.blocks import ModulatedBlock
 from tests.references.engine_weights import apart
 
@@ -174,21 +177,46 @@ def engine_inputs(
         upload_as(inputs.tokens.numpy(), dtype, CPU()),
         upload(rope.numpy(), CPU()),
         upload(np.array([shape.tokens], np.uint32), CPU()),
-        upload(modulation.detach().numpy(), CPU()),
+        upload(modulation.detach().numpy()[:, np.newaxis], CPU()),
     )
 
 
-def compiled_block(shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtype) -> CompiledModule:
-    """Our block with the same weights and, as in the pipeline, any number of tokens."""
-    device, model = DeviceRef.CPU(), DType[dtype]
-    types = (
-        TensorType(model, [ITEMS, "length", shape.dim], device),
+def compiled_block(
+    shape: Shape, block: ZImageTransformerBlock, dtype: ModelDtype, storage: Storage | None = None
+) -> CompiledModule:
+    """Our block with the same weights and, as in the pipeline, any number of tokens.
+
+    Args:
+        shape: Of the block.
+        block: Whose weights it has.
+        dtype: Of what is not quantized.
+        storage: How matrices are kept; None for whole weights.
+    """
+    weights: dict[str, Buffer] = {}
+    for name, array in engine_weights(block).items():
+        packing = PACKINGS.get(name)
+        codes = codes_of(storage, array.shape[1]) if storage and packing in ("panels", "gated") else None
+        if codes is None or packing is None:
+            weights[name] = weight_buffer(array, DType[dtype], packing)
+        else:
+            weights[name], weights[scales_of(name)] = quantized(array, packing, codes)
+
+    def make() -> ModulatedBlock:
+        with stored_as(storage):
+            return ModulatedBlock(shape)
+
+    return compiled(make, dtype, input_types(shape, dtype), weights)
+
+
+def input_types(shape: Shape, dtype: ModelDtype) -> tuple[TensorType, ...]:
+    """Of `ModulatedBlock`'s arguments; one modulation serves all items."""
+    device = DeviceRef.CPU()
+    return (
+        TensorType(DType[dtype], [ITEMS, "length", shape.dim], device),
         TensorType(DType.float32, [ITEMS, "length", shape.head_dim // 2, 2], device),
         TensorType(DType.uint32, [ITEMS], device),
-        TensorType(DType.float32, [4, shape.dim], device),
+        TensorType(DType.float32, [4, 1, shape.dim], device),
     )
-    weights = {name: weight_buffer(array, model, PACKINGS.get(name)) for name, array in engine_weights(block).items()}
-    return compiled(lambda: ModulatedBlock(shape), dtype, types, weights)
 
 
 def engine_weights(block: ZImageTransformerBlock) -> dict[str, np.ndarray]:

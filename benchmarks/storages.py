@@ -1,9 +1,17 @@
-"""What quantized weights are worth: pictures of the embedded model beside those of whole weights, and their memory."""
+"""What quantized weights are worth: pictures of the embedded model beside those of whole weights, and their memory.
+
+Beside the storages in memory stands a file of the transformer in Q8_0, which is decoded when it is loaded: it is what
+eight bits mean to most people.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +19,9 @@ import numpy as np
 from benchmarks.measure import Row
 from benchmarks.quality.cases import Prompt, scene_prompts
 from benchmarks.quality.draws import Drawn
-from benchmarks.quality.scores import Sample, Scorer
+from benchmarks.quality.scores import Lpips, Sample, Scorer
 from benchmarks.quality.scores import rows as as_rows
-from max_zimage import ZImagePipeline
+from max_zimage import ZImagePipeline, convert
 
 STORAGES = (
     "text_encoder=int8",
@@ -24,26 +32,61 @@ STORAGES = (
     "text_encoder=q4,transformer=int8",
 )
 WHOLE = "whole weights"
+FILE = "transformer in Q8_0"
 FULL, QUICK = 32, 2
 """Pictures of each."""
 CALL: dict[str, Any] = {"height": 128, "width": 128, "num_inference_steps": 8, "guidance_scale": 2.0}
 
 
-def rows(pictures: int, repeats: int) -> list[Row]:
-    """Draw the same pictures with each storage; one picture of a prompt, whatever the repeats are."""
-    del repeats
-    prompts, expected = scene_prompts(pictures), dict[Prompt, Drawn]()
-    samples: list[Sample] = []
-    nbytes = {}
-    for storage in ("", *STORAGES):
-        pipeline = ZImagePipeline.from_pretrained(device="cpu", quantize=storage)
-        nbytes[storage or WHOLE] = sum(pipeline.sources.nbytes.values()) / 2**20
+def rows(pictures: int, lpips: Path | None) -> list[Row]:
+    """Draw the same pictures with each storage; one picture of a prompt.
+
+    Args:
+        pictures: Of each storage.
+        lpips: As `--lpips` of `make quality`.
+
+    Raises:
+        ValueError: If that file has not AlexNet's weights, or the package is not there.
+    """
+    scorer = Scorer(lpips=None if lpips is None else Lpips(lpips))
+    with tempfile.TemporaryDirectory() as folder:
+        return drawn_by(ways(Path(folder), STORAGES), scene_prompts(pictures), scorer)
+
+
+def ways(folder: Path, storages: Sequence[str]) -> dict[str, Callable[[], ZImagePipeline]]:
+    """What is compared -> what loads it; whole weights come first.
+
+    Args:
+        folder: Where the file in Q8_0 is written.
+        storages: In memory.
+    """
+    file = folder / "transformer.gguf"
+    convert(None, file, layout="gguf", type="q8_0", components=("transformer",))
+    load = partial(ZImagePipeline.from_pretrained, device="cpu")
+    given: dict[str, dict[str, Any]] = {WHOLE: {}, FILE: {"weight_path": file}}
+    given |= {storage: {"quantize": storage} for storage in storages}
+    return {name: partial(load, **{"quantize": ""} | each) for name, each in given.items()}
+
+
+def drawn_by(
+    loaders: Mapping[str, Callable[[], ZImagePipeline]], prompts: Sequence[Prompt], scorer: Scorer
+) -> list[Row]:
+    """A row for each storage.
+
+    Args:
+        loaders: From `ways`; all are compared with the first.
+        prompts: What is drawn.
+        scorer: Compares pictures.
+    """
+    expected, nbytes, samples = dict[Prompt, Drawn](), dict[str, float](), list[Sample]()
+    for name, load in loaders.items():
+        pipeline = load()
+        nbytes[name] = sum(pipeline.sources.nbytes.values()) / 2**20
         _draw(pipeline, prompts[0])  # what comes once
         for prompt in prompts:
             drawn = _draw(pipeline, prompt)
             whole = expected.setdefault(prompt, drawn)
-            name = storage or WHOLE
-            samples.append(Scorer().sample("quantized weights", name, "128x128", prompt, drawn, whole.pixels))
+            samples.append(scorer.sample("quantized weights", name, "128x128", prompt, drawn, whole.pixels))
     measured = as_rows(samples, "float32")
     return [replace(row, peak_mib=nbytes[row.variant], reference=row.variant == WHOLE) for row in measured]
 

@@ -27,6 +27,7 @@ class Stored:
         dtype: Of what is not quantized.
         kept_as: How matrices are, in memory.
         matrix: Bytes of a weight of a matrix, in files; None where `dtype` or `kept_as` says it.
+        row: Bytes beside each row of a matrix, in files. A scale or two for a whole matrix are left out.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stored:
     dtype: ModelDtype = "bfloat16"
     kept_as: Storage | None = None
     matrix: float | None = None
+    row: int = 0
 
 
 STORED = (
@@ -41,10 +43,20 @@ STORED = (
     Stored(name="bfloat16", place="memory"),
     Stored(name="int8", place="memory of a CPU", kept_as="int8"),
     Stored(name="q4", place="memory of a CPU", kept_as="q4"),
-    Stored(name="fp8", place="files", matrix=1),
     Stored(name="Q8_0", place="files", matrix=34 / 32),
+    Stored(name="mxfp8", place="files", matrix=1 + 1 / 32),
+    Stored(name="int8 by row", place="files", matrix=1, row=4),
+    Stored(name="fp8", place="files", matrix=1),
+    Stored(name="Q6_K", place="files", matrix=210 / 256),
+    Stored(name="Q5_K", place="files", matrix=176 / 256),
+    Stored(name="Q5_0", place="files", matrix=22 / 32),
+    Stored(name="Q4_K", place="files", matrix=144 / 256),
     Stored(name="Q4_0", place="files", matrix=18 / 32),
+    Stored(name="nvfp4", place="files", matrix=1 / 2 + 1 / 16),
+    Stored(name="nf4", place="files", matrix=1 / 2 + 4 / 64),
+    Stored(name="Q3_K", place="files", matrix=110 / 256),
 )
+"""In memory, then in files, the largest first."""
 
 
 def derived_plans(specs: ModelSpecs) -> dict[str, LoadPlan]:
@@ -80,7 +92,8 @@ def _bytes(plan: LoadPlan, stored: Stored) -> int:
     marked, plain = replace(plan, kept_as="int8"), replace(plan, kept_as=None)
     matrices = [each for each in plan.recipes if marked.codes(each) is not None]
     inside = sum(plain.nbytes_of(each, stored.dtype) for each in matrices)
-    return plain.nbytes(stored.dtype) - inside + round(inside / 2 * stored.matrix)
+    beside = stored.row * sum(each.shape[0] for each in matrices)
+    return plain.nbytes(stored.dtype) - inside + round(inside / 2 * stored.matrix) + beside
 
 
 def _plan(names: ParameterTable) -> LoadPlan:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from max.dtype import DType
+from max.graph import DeviceRef, StaticDim
 
-from benchmarks import end_to_end, loading, resolutions, waterfall
+from benchmarks import block, end_to_end, loading, resolutions, waterfall
 from benchmarks.drawing import EAGER, OURS, PLAIN, Scene, diffusers_draw, load_diffusers, our_draw, our_pipelines
 from benchmarks.measure import Timing, max_abs, speedup
 from benchmarks.resolutions import FULL, Fit
 from max_zimage import ZImagePipeline
+from max_zimage.graphs.layers import build
+from max_zimage.graphs.model.blocks import ModulatedBlock
 from tests.benchmarks.test_bench import row
 
 TOKENS = [320, 1088, 2368, 4160]
@@ -59,6 +63,20 @@ def test_rows_say_how_their_time_divides() -> None:
     assert noted[1].note.startswith("fit 0.16 s: constant 0.0%, linear 100.0%, quadratic 0.0%")
     counted = shapes["1024"].attention_gflop / shapes["1024"].gflop
     assert noted[-1].note.endswith(f"of the operations linear {1 - counted:.1%}, quadratic {counted:.1%}")
+
+
+def test_a_block_is_given_what_the_engines_takes() -> None:
+    """Traced, not compiled: sides that do not fit are found here."""
+    shape, cpu = block.QUICK, DeviceRef.CPU()
+    types = block.input_types(shape, "float32")
+    build(lambda: ModulatedBlock(shape), DType.float32, cpu).trace(*types, name="block")
+    given = block.engine_inputs(shape, block.random_block(shape), block.random_inputs(shape), "float32")
+    for buffer, wanted in zip(given, types, strict=True):
+        assert buffer.dtype == wanted.dtype
+        sides = [int(side) if isinstance(side, StaticDim) else None for side in wanted.shape]
+        assert [have if want is None else want for have, want in zip(buffer.shape, sides, strict=True)] == [
+            *buffer.shape
+        ]
 
 
 @pytest.mark.slow

@@ -22,11 +22,16 @@ def test_sizes_of_the_published_model() -> None:
         ("float32", "transformer"): 24.62, ("bfloat16", "transformer"): 12.31, ("fp8", "transformer"): 6.29,
         ("Q8_0", "transformer"): 6.67, ("Q4_0", "transformer"): 3.66, ("bfloat16", "text_encoder"): 7.84,
         ("fp8", "text_encoder"): 4.31, ("Q8_0", "text_encoder"): 4.53, ("bfloat16", "vae"): 0.168,
+        ("int8 by row", "transformer"): 6.30, ("mxfp8", "transformer"): 6.48, ("Q6_K", "transformer"): 5.21,
+        ("Q5_K", "transformer"): 4.41, ("Q5_0", "transformer"): 4.41, ("Q4_K", "transformer"): 3.66,
+        ("nvfp4", "transformer"): 3.66, ("nf4", "transformer"): 3.66, ("Q3_K", "transformer"): 2.86,
         # By hand: codes of 1.03125 and 0.625 bytes for the matrices of blocks, 2 for everything else.
         ("int8", "transformer"): 6.48, ("q4", "text_encoder"): 2.99,
     }  # fmt: skip
     assert {key: found[key[0]][key[1]] / 1e9 for key in expected} == pytest.approx(expected, abs=0.006)
     assert "vae" not in found["int8"]
+    rows = found["int8 by row"]["transformer"] - found["fp8"]["transformer"]
+    assert rows == 4 * 34 * (4 * 3840 + 2 * 10240 + 3840)  # a scale for each output of 34 blocks' matrices
 
 
 def test_shapes_of_a_configuration_are_those_of_the_files_and_of_the_graphs() -> None:

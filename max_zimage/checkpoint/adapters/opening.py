@@ -22,6 +22,7 @@ from max_zimage.checkpoint.adapters.spelling import BIAS, REFUSED, SUFFIXES, is_
 from max_zimage.checkpoint.adapters.values import finite, numbers
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.checkpoint.formats import open_source
+from max_zimage.checkpoint.formats.gguf_kinds import LORA
 from max_zimage.checkpoint.tensors import Files, StoredTensor
 from max_zimage.errors import AdapterError
 from max_zimage.host.words import counted
@@ -68,7 +69,10 @@ def _files(path: Path) -> tuple[Path, Path | None]:
 
 @lru_cache(maxsize=64)
 def _opened(weights: Path, config: Path | None, stamps: tuple[Stamp, ...], specs: ModelSpecs) -> Adapter:
-    tensors = {name: each for name, each in open_source([weights]).tensors.items() if isinstance(each, StoredTensor)}
+    source = open_source([weights])
+    if is_adapter(source.tensors) and "GGUF" in source.containers:  # under the names of safetensors, without a mark
+        raise AdapterError(f"{weights} is {LORA}")
+    tensors = {name: each for name, each in source.tensors.items() if isinstance(each, StoredTensor)}
     if not is_adapter(tensors):
         raise AdapterError(f"{weights} is no LoRA: {what_else(tensors, specs)}")
     reading = _Reading(weights, specs, _configurations(weights, config))

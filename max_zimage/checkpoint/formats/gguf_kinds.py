@@ -13,6 +13,8 @@ _OTHER_IMAGE_MODELS = frozenset(
 )
 _LANGUAGE_MODEL = re.compile(r"token_embd\.|blk\.\d+\.")
 _ENCODER = "qwen3"
+LORA = "a LoRA in GGUF, which is not supported; use it as safetensors"
+"""What such a file is, behind its name."""
 
 
 def check_kind(file: Path, metadata: Mapping[str, object], names: Sequence[str]) -> None:
@@ -41,7 +43,7 @@ def _refused(metadata: Mapping[str, object], names: Sequence[str]) -> str | None
             "`llama-gguf-split --merge FIRST_PART WHOLE`"
         )
     if kind == "adapter" or any(name.endswith((".lora_a", ".lora_b")) for name in names):
-        return "a LoRA in GGUF, which is not supported; use it as safetensors"
+        return LORA
     if kind == "mmproj" or architecture == "clip" or any(name.startswith(("v.blk.", "mm.")) for name in names):
         return (
             "an mmproj file, the part of a language model that sees pictures, which Z-Image has no use for; give the "

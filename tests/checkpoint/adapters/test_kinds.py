@@ -58,6 +58,14 @@ def test_low_rank(extra: StateDict, factor: float, chunk: int, tmp_path: Path) -
     near(found, weight(name) + SCALE * lora.deltas(factor)[WIDE])
 
 
+def test_a_rank_above_the_sides_of_the_matrix(chunk: int, tmp_path: Path) -> None:
+    """Larger than need be, and legal; alpha is divided by the rank that the file has."""
+    lora = factors(rank=300, modules=(QUERY,))
+    parts = {"lora_A.weight": lora.down[QUERY], "lora_B.weight": lora.up[QUERY], "alpha": torch.tensor(75.0)}
+    found = rows_of(f"{QUERY}.weight", (opened(tmp_path, QUERY, parts), SCALE))
+    near(found, weight(f"{QUERY}.weight") + SCALE * lora.deltas(0.25)[QUERY])
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64]
 )

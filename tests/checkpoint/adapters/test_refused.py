@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from max_zimage.checkpoint.formats import open_source
 from max_zimage.checkpoint.plan import plan
 from max_zimage.embedded import PATH
 from max_zimage.errors import CheckpointError
+from tests.references import gguf_files
 from tests.references.adapters import FILES, opened, random, rows_of, specs, written
+from tests.references.gguf_files import Kind
 from tests.references.tiny import StateDict
 
 QUERY = "layers.0.attention.to_q"
@@ -186,6 +189,23 @@ def test_files_of_no_use(case: str, tmp_path: Path) -> None:
     make(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=message):
         open_adapter(tmp_path / "a.safetensors", specs())
+
+
+GGUF: dict[str, tuple[StateDict, Kind, dict[str, Any]]] = {
+    "said": ({"blk.0.attn_q.weight": random(2, 32)}, Kind.F32, {"metadata": {"general.type": "adapter"}}),
+    "llama.cpp's names": ({"layers.0.attention.to_q.weight.lora_a": random(4, 256)}, Kind.F32, {}),
+    "names of safetensors": (GOOD, Kind.F32, {}),
+    "names of safetensors, quantized": ({f"{QUERY}.lora_A.weight": random(4, 256)}, Kind.Q8_0, {}),
+}
+
+
+@pytest.mark.parametrize("case", GGUF)
+def test_adapters_in_gguf(case: str, tmp_path: Path) -> None:
+    """Told by what the file says of itself, or by the names of its tensors."""
+    tensors, kind, beside = GGUF[case]
+    gguf_files.write(tmp_path / "a.gguf", tensors, kind, **beside)
+    with pytest.raises(CheckpointError, match=r"a\.gguf is a LoRA in GGUF, which is not supported; use it as safeten"):
+        open_adapter(tmp_path / "a.gguf", specs())
 
 
 def test_an_alpha_of_nothing_is_noted(tmp_path: Path) -> None:
