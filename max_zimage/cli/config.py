@@ -14,6 +14,7 @@ from max_zimage.cli.config_example import example_text
 from max_zimage.cli.configuring import OF_PICTURE, STARTS, configure, read
 from max_zimage.cli.errors import checking
 from max_zimage.cli.given import command_of, given_by
+from max_zimage.cli.other_flags import keyed
 from max_zimage.cli.server_keys import server_keys
 from max_zimage.request.configuration.configuration import Configuration, default_file
 from max_zimage.request.configuration.key import Key
@@ -43,6 +44,8 @@ _CANONICAL = {
     "vae_device": ("pipeline", "vae_device"),
 }
 """Argument of loading -> the key under which it is shown."""
+_ENHANCER = {"model": "enhancer", "template": "enhancer_template"}
+"""Key -> the flag of a server that says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,7 @@ def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[
     """
     serve = command_of(parser(), "serve")
     flags: Mapping[str, Any] = {}
+    of_keys: Mapping[str, object] = {}
     saved: Mapping[str, Any] = {}
     if words:
         named = [*(["--config", arguments.config] if arguments.config else [])]
@@ -88,10 +92,10 @@ def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[
         command = parser().parse_args([*words, *named])
         given = given_by(parser(), [*words, *named])
         configure(command, given, serve)  # tells what does not go together
-        flags = {name: getattr(command, name) for name in given}
+        flags, of_keys = {name: getattr(command, name) for name in given}, keyed(command)
         arguments.config, arguments.chosen_profile = command.config, command.chosen_profile
         saved = {} if flags.get("source") is None else _parameters(flags["source"], flags)
-    configuration = read(arguments, serve)
+    configuration = read(arguments, serve, of_keys)
     lines = list(_lines(configuration, flags, saved))
     if arguments.json:
         print(json.dumps(_facts(configuration, lines), default=str))
@@ -131,8 +135,17 @@ def _lines(configuration: Configuration, flags: Mapping[str, Any], saved: Mappin
                 settled.fields.get(key),
                 each.default or None,
             )
+        elif section == "enhancer":
+            said = _said_of(each, configuration)
+            yield _line(section, key, flags, _ENHANCER.get(key, ""), (None, None), said, each.default or None)
         elif each.way == "server":
             yield _line(section, key, flags, key, (None, None), settled.server.get(key), each.default or None)
+
+
+def _said_of(key: Key, configuration: Configuration) -> Setting | None:
+    """What is said of a key's target, by whichever of its spellings."""
+    said = configuration.settled.said.items()
+    return next((each for place, each in said if configuration.keys[place].target == key.target), None)
 
 
 def _line(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.model_flags import DEFAULT_CACHE
-from max_zimage.cli.other_flags import answer
+from max_zimage.cli.other_flags import answer, keyed
 from max_zimage.cli.server_keys import server_keys
 from max_zimage.errors import RequestError
 from max_zimage.request.configuration.configuration import Configuration, read_configuration
@@ -67,7 +67,7 @@ def configure(arguments: argparse.Namespace, given: Collection[str], serve: argp
     """
     lines = answer(arguments)
     _join(arguments, given)
-    configuration = read(arguments, serve)
+    configuration = read(arguments, serve, keyed(arguments))
     lines += configuration.settled.notes
     if not getattr(arguments, "quiet", False):
         for line in lines:
@@ -125,14 +125,22 @@ def _taken(
     return start
 
 
-def read(arguments: argparse.Namespace, serve: argparse.ArgumentParser) -> Configuration:
+def read(
+    arguments: argparse.Namespace, serve: argparse.ArgumentParser, flags: Mapping[str, object] | None = None
+) -> Configuration:
     """The configuration that flags and environment name.
+
+    Args:
+        arguments: Have --config and --profile.
+        serve: The parser of `max-zimage serve`.
+        flags: Of keys -> their values, from `keyed`.
 
     Raises:
         BadInput: With all that is wrong.
     """
+    names = arguments.config, arguments.chosen_profile
     with checking():
-        return read_configuration(arguments.config, arguments.chosen_profile, server=server_keys(serve))
+        return read_configuration(*names, server=server_keys(serve), flags=flags or {})
 
 
 def _serve(arguments: argparse.Namespace, given: Collection[str], configuration: Configuration) -> None:
