@@ -76,7 +76,9 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 
 def _add_suite(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_argument_group("tests in place of parts")
-    suite.add_argument("--show-info", action="store_true", help="versions, devices and what computes; measure nothing")
+    suite.add_argument(
+        "--show-info", action="store_true", help="versions, devices and what is in force; measure nothing"
+    )
     suite.add_argument("--tests", metavar="LIST", help="encode, generate or tests by name, as encode_short")
     suite.add_argument(
         "--sweep", nargs="?", const="all", metavar="LIST", help="the tests in configurations, each loaded afresh"

@@ -114,6 +114,41 @@ def test_what_there_is(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"attention: {used}: " in out
 
 
+def test_what_is_in_force(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the commands that draw take it, from wherever it is said."""
+    Path("config.toml").write_text(
+        '[pipeline]\nplacement = "sequential"\n[generation]\nstep_cache = "first_block"\nheight = 64\n'
+        '[small.pipeline]\nmax_memory = "8GiB"\n'
+    )
+    monkeypatch.setenv("MAX_ZIMAGE_PYTORCH_EMBEDDING_CACHE", "2MiB")
+    flags = ("--config", "config.toml", "--profile", "small", "--quantization", "8bit", "--steps", "8")
+    code, out, err = run("--show-info", "--json", *flags)
+    assert code == 0, err
+    facts = json.loads(out)
+    found = facts["configuration"]
+    assert (found["file"], found["profile"], found["model"]) == ("config.toml", "small", "tiny-zimage")
+    assert (found["placement"], found["max_memory"], found["embedding_cache"]) == ("sequential", 2**33, 2**21)
+    assert found["components"] == dict.fromkeys(("text_encoder", "transformer", "vae"), "cpu")
+    assert found["step_cache"].startswith("first_block")
+    assert found["quantize"] == "text_encoder=int8"
+    said = {f"[{each['section']}] {each['key']}": (each["value"], each["origin"]) for each in facts["settings"]}
+    assert said["[pipeline] placement"] == ("sequential", "config.toml line 2: [pipeline] placement")
+    assert said["[pipeline] max_memory"] == ("8GiB", "config.toml line 7: [pipeline] max_memory")
+    assert said["[pytorch] embedding_cache"] == (2**21, "MAX_ZIMAGE_PYTORCH_EMBEDDING_CACHE")
+    assert said["[generation] step_cache"] == ("first_block", "config.toml line 4: [generation] step_cache")
+    assert said["[generation] num_inference_steps"] == (8, "flag --steps")
+    assert said["[] quantize"] == ("text_encoder=int8", "flag --quantize")
+    assert said["[encoder] device"] == ("auto", "default")
+    assert "[generation] width" not in said  # which nobody says
+    code, out, err = run("--show-info", *flags, "--placement", "resident")
+    assert code == 0, err
+    assert "  [pipeline] placement: resident (flag --placement)\n" in out
+    assert "  components: text_encoder cpu, transformer cpu, vae cpu\n" in out
+    code, out, err = run("--show-info", "--max-memory", "1MiB")
+    assert code == 0, err
+    assert "  placement: none\n" in out
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "test": (("--tests", "encod"), "'encod' is no test; did you mean encode?"),
     "configuration": (("--sweep", "fp8"), "--sweep: 'fp8': there are all"),
