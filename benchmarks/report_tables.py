@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks import quality_table
+from benchmarks import quality_table, sweep_table
 from benchmarks.measure import RESULT_COLUMNS
 
 Line = dict[str, str]
@@ -27,6 +27,8 @@ COMMANDS: Mapping[str, str] = {
     "embedded_model": 'make embedded-model ARGS="evaluate max_zimage/assets/tiny-zimage"',
 }
 """How parts are measured that are not `make bench`'s."""
+_OWN: Mapping[str, Callable[[Sequence[Line]], str]] = {"quality": quality_table.table, "sweep": sweep_table.table}
+"""Parts with a table of another form."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf")
 
 
@@ -91,8 +93,8 @@ def section(name: str, lines: Sequence[Line], *, results: str = "benchmarks/resu
     """What stands between the markers of a part or a summary; folders are as its page names them in links."""
     if name in SUMMARIES:
         return _summary(SUMMARIES[name], lines, results)
-    if name == "quality":
-        return f"\n{quality_table.table(lines)}\n\n{conditions(name, lines, results)}\n\n"
+    if name in _OWN:
+        return f"\n{_OWN[name](lines)}\n\n{conditions(name, lines, results)}\n\n"
     shown = [line for line in lines if line["case"].startswith(SHOWN.get(name, ("",)))]
     plot = f"\n![{PLOTS[name]}]({os.path.normpath(f'{plots}/{name}.png')})\n" if name in PLOTS else ""
     return f"\n{table(shown)}\n\n{conditions(name, shown, results)}\n{plot}\n"
