@@ -74,6 +74,8 @@ STARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("pipeline", "vae_device"): {"vae_device": "cpu"},
     ("pipeline", "placement"): {"placement": "sequential"},
     ("pipeline", "max_memory"): {"max_memory": "8GiB"},
+    ("pipeline", "devices"): {"devices": "gpu:0,1"},
+    ("pipeline", "split"): {"split": "tokens"},
     ("pipeline", "enable_model_cpu_offload"): {"cpu_offload": True},
     ("pipeline", "enable_sequential_cpu_offload"): {"cpu_offload": True},
     ("optimization", "cpu_offload"): {"cpu_offload": True},
