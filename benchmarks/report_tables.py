@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks import quality_table, storage_table
+from benchmarks import quality_table, storage_table, sweep_table
 from benchmarks.measure import RESULT_COLUMNS
 
 Line = dict[str, str]
@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
 TABLES: Mapping[str, Callable[[Sequence[Line]], str]] = {
     "quality": quality_table.table,
     "storage_errors": storage_table.table,
+    "sweep": sweep_table.table,
 }
 """Parts whose tables are not a row for each line."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import ROOT, Row, Timing
-from max_zimage.cli.profile_suite import BASELINE
+from max_zimage.cli.sweep_configurations import BASELINE
 
 CASES = {"encode_medium": "a prompt encoded", "full_generation": "a picture drawn"}
 """Test of the profiler -> what a row says of it."""

@@ -22,6 +22,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
         "tests/serving/test_capabilities.py",
         "tests/serving/test_comfyui_node.py",
         "tests/serving/test_enhanced_served.py",
+        "tests/serving/test_every_route.py",
         "tests/serving/test_features_served.py",
         "tests/serving/test_llm_dit.py",
         "tests/serving/test_openai_fields.py",

@@ -30,8 +30,7 @@ def _tables(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield "built are refused where they ask for it, and left aside with a line where they only say how.\n"
     yield "| key | what is said |\n|---|---|"
     for key in (each for each in keys.values() if each.way in ("idle", "absent") or each.others):
-        said = key.sentence or f"[{key.section}] is left aside: {key.help}"
-        yield f"| `{key.spelled}` | {cell(said)} |"
+        yield f"| `{key.spelled}` | {cell(key.sentence)} |"
     yield "\n## Flags that are answered\n"
     yield "| flag | what becomes of it | what is said |\n|---|---|---|"
     yield from (f"| `{flag}` | {fate} | {cell(said)} |" for flag, fate, said in OTHERS)
@@ -40,7 +39,7 @@ def _tables(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _row(key: Key) -> str:
     usual = f"`{key.default}`" if key.default else ""
-    flag = FLAGS.names.get(key.target, "") if key.way == "field" else ""
+    flag = FLAGS.names.get(key.target, "") if key.way == "field" else key.flag
     flag = "--" + key.target.replace("_", "-") if key.way == "server" else flag
     cells = (f"`{key.name}`", f"`{example_of(key)}`", usual, cell(key.help), f"`{flag}`" if flag else "")
     return "| " + " | ".join(cells) + " |"

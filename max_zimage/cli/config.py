@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from max_zimage.cli.config_example import example_text
-from max_zimage.cli.configuring import OF_PICTURE, STARTS, configure, read
+from max_zimage.cli.configuring import OF_PICTURE, SPELLINGS, STARTS, configure, read
 from max_zimage.cli.errors import checking
 from max_zimage.cli.given import command_of, given_by
+from max_zimage.cli.other_flags import keyed
 from max_zimage.cli.server_keys import server_keys
 from max_zimage.request.configuration.configuration import Configuration, default_file
 from max_zimage.request.configuration.key import Key
@@ -22,7 +24,7 @@ from max_zimage.request.configuration.settling import Setting
 from max_zimage.request.fields import ROWS
 from max_zimage.request.other_tools import OtherParameters, read_any
 
-_CANONICAL = {
+CANONICAL = {
     "model": ("", "model_path"),
     "templates_dir": ("", "templates_dir"),
     "weight_path": ("", "weight_path"),
@@ -43,6 +45,8 @@ _CANONICAL = {
     "vae_device": ("pipeline", "vae_device"),
 }
 """Argument of loading -> the key under which it is shown."""
+_ENHANCER = {"model": "enhancer", "template": "enhancer_template"}
+"""Key -> the flag of a server that says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,7 @@ def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[
     """
     serve = command_of(parser(), "serve")
     flags: Mapping[str, Any] = {}
+    of_keys: Mapping[str, object] = {}
     saved: Mapping[str, Any] = {}
     if words:
         named = [*(["--config", arguments.config] if arguments.config else [])]
@@ -88,11 +93,11 @@ def show(arguments: argparse.Namespace, words: Sequence[str], parser: Callable[[
         command = parser().parse_args([*words, *named])
         given = given_by(parser(), [*words, *named])
         configure(command, given, serve)  # tells what does not go together
-        flags = {name: getattr(command, name) for name in given}
+        flags, of_keys = values_given(command), keyed(command)
         arguments.config, arguments.chosen_profile = command.config, command.chosen_profile
         saved = {} if flags.get("source") is None else _parameters(flags["source"], flags)
-    configuration = read(arguments, serve)
-    lines = list(_lines(configuration, flags, saved))
+    configuration = read(arguments, serve, of_keys)
+    lines = list(in_force(configuration, flags, saved))
     if arguments.json:
         print(json.dumps(_facts(configuration, lines), default=str))
         return 0
@@ -111,9 +116,24 @@ def _parameters(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {name: getattr(found, "weight_paths" if name == "weight_path" else name) for name in OF_PICTURE}
 
 
-def _lines(configuration: Configuration, flags: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[Shown]:
+def values_given(command: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of a configured command say, each by its usual spelling."""
+    names = {SPELLINGS.get(name, name) for name in command.given}
+    return {name: getattr(command, name) for name in names}
+
+
+def in_force(
+    configuration: Configuration, flags: Mapping[str, Any], saved: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Shown]:
+    """What is in force and where it was said, key by key.
+
+    Args:
+        configuration: The file and the environment.
+        flags: From `values_given`.
+        saved: What the picture of --from says, by the names of a request's fields.
+    """
     settled, source = configuration.settled, flags.get("source")
-    for name, (section, key) in _CANONICAL.items():
+    for name, (section, key) in CANONICAL.items():
         flag = STARTS.get(name, "lora")
         known = saved.get(flag) if flag in OF_PICTURE else None
         usual = configuration.keys[section, key].default or None
@@ -131,8 +151,17 @@ def _lines(configuration: Configuration, flags: Mapping[str, Any], saved: Mappin
                 settled.fields.get(key),
                 each.default or None,
             )
+        elif section == "enhancer":
+            said = _said_of(each, configuration)
+            yield _line(section, key, flags, _ENHANCER.get(key, ""), (None, None), said, each.default or None)
         elif each.way == "server":
             yield _line(section, key, flags, key, (None, None), settled.server.get(key), each.default or None)
+
+
+def _said_of(key: Key, configuration: Configuration) -> Setting | None:
+    """What is said of a key's target, by whichever of its spellings."""
+    said = configuration.settled.said.items()
+    return next((each for place, each in said if configuration.keys[place].target == key.target), None)
 
 
 def _line(
@@ -171,13 +200,16 @@ def _print(configuration: Configuration, lines: Sequence[Shown]) -> None:
         if line.section != section:
             section = line.section
             print(f"\n[{section}]" if section else "")
-        value = "-" if line.value is None else _written(line.value)
+        value = written(line.value)
         print(f"{line.key:24} {value:28} {line.origin}")
     for note in configuration.settled.notes:
         print(f"max-zimage: {note}", file=sys.stderr)
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
+    """A value as people read it; "-" where the checkpoint decides."""
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, (int, float, str)) else json.dumps(value, default=str)

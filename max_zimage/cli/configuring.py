@@ -13,7 +13,7 @@ from pathlib import Path
 
 from max_zimage.cli.errors import BadInput, checking
 from max_zimage.cli.model_flags import DEFAULT_CACHE
-from max_zimage.cli.other_flags import answer
+from max_zimage.cli.other_flags import answer, keyed
 from max_zimage.cli.server_keys import server_keys
 from max_zimage.errors import RequestError
 from max_zimage.request.configuration.configuration import Configuration, read_configuration
@@ -33,7 +33,7 @@ STARTS = {
     **{name: name for name in PLACES},
 }
 """Argument of loading -> where argparse leaves its flag."""
-_SPELLINGS = {"quantization": "quantize", "model_path": "model", "cache_size": "embedding_cache"}
+SPELLINGS = {"quantization": "quantize", "model_path": "model", "cache_size": "embedding_cache"}
 OF_PICTURE = frozenset({"model", "dtype", "weight_path", "quantize", "attention_backend"})
 """Those that a picture of --from says, too."""
 _ONE_SETTING = ("placement", "cpu_offload")
@@ -43,7 +43,6 @@ _TAKEN: tuple[tuple[str, frozenset[str]], ...] = (
     ("component", frozenset({"device", "dtype"})),
     ("memory", frozenset({"model", "dtype", "placement", "quantize"})),
     ("attention", frozenset({"model", "device", "dtype"})),
-    ("show_info", frozenset({"device", "dtype", "quantize", "attention_backend"})),
     ("sweep", frozenset(STARTS) - {"dtype", "quantize", "embedding_cache_bytes", "attention_backend"}),
     ("encoder_only", _ENCODING),
     ("latents_out", frozenset(STARTS) - {"no_metadata"}),
@@ -58,7 +57,7 @@ def configure(arguments: argparse.Namespace, given: Collection[str], serve: argp
     """Answer flags that are llm-dit's alone, read the configuration, and put it beneath the flags.
 
     Args:
-        arguments: All of them; gets `configuration`, in which is left what is no flag of the command.
+        arguments: All of them; gets `configuration`, in which is left what is no flag of the command, and `given`.
         given: Those that were given.
         serve: The parser of `max-zimage serve`, whose flags are keys.
 
@@ -66,8 +65,9 @@ def configure(arguments: argparse.Namespace, given: Collection[str], serve: argp
         BadInput: With all that is wrong with the file and the environment, or with these flags.
     """
     lines = answer(arguments)
+    arguments.given = frozenset(given)
     _join(arguments, given)
-    configuration = read(arguments, serve)
+    configuration = read(arguments, serve, keyed(arguments))
     lines += configuration.settled.notes
     if not getattr(arguments, "quiet", False):
         for line in lines:
@@ -75,7 +75,7 @@ def configure(arguments: argparse.Namespace, given: Collection[str], serve: argp
     source = getattr(arguments, "source", None)
     repeats = source is not None and not is_of_another_tool(source)
     start = _taken(arguments, given, configuration.settled.start)
-    taken = {*given} | {name for spelling, name in _SPELLINGS.items() if spelling in given}
+    taken = {*given} | {name for spelling, name in SPELLINGS.items() if spelling in given}
     for name, destination in STARTS.items():
         if name == "cpu_offload" or not hasattr(arguments, destination):
             continue  # what is loaded takes it from the configuration
@@ -124,14 +124,22 @@ def _taken(
     return start
 
 
-def read(arguments: argparse.Namespace, serve: argparse.ArgumentParser) -> Configuration:
+def read(
+    arguments: argparse.Namespace, serve: argparse.ArgumentParser, flags: Mapping[str, object] | None = None
+) -> Configuration:
     """The configuration that flags and environment name.
+
+    Args:
+        arguments: Have --config and --profile.
+        serve: The parser of `max-zimage serve`.
+        flags: Of keys -> their values, from `keyed`.
 
     Raises:
         BadInput: With all that is wrong.
     """
+    names = arguments.config, arguments.chosen_profile
     with checking():
-        return read_configuration(arguments.config, arguments.chosen_profile, server=server_keys(serve))
+        return read_configuration(*names, server=server_keys(serve), flags=flags or {})
 
 
 def _serve(arguments: argparse.Namespace, given: Collection[str], configuration: Configuration) -> None:

@@ -8,6 +8,7 @@ from max_zimage.cli.common import DEFAULT_PROMPT
 from max_zimage.cli.encode_flags import TEXT_FIELDS
 from max_zimage.cli.errors import BadInput
 from max_zimage.cli.field_flags import given_fields
+from max_zimage.cli.other_flags import keyed
 from max_zimage.request.fields import FLAGS
 
 _DRAWING = (
@@ -26,10 +27,11 @@ def as_encode(arguments: argparse.Namespace) -> argparse.Namespace:
     """
     if arguments.save_embeddings is None:
         raise BadInput("--encoder-only saves the features of a prompt; name their file with --save-embeddings FILE")
-    drawing = [name for name in _DRAWING if getattr(arguments, name) is not None]
+    given = [name for name in _DRAWING if getattr(arguments, name) is not None]
+    drawing = ["--from" if name == "source" else f"--{name.replace('_', '-')}" for name in given]
+    drawing += keyed(arguments)
     if drawing:
-        flag = "--from" if drawing[0] == "source" else f"--{drawing[0].replace('_', '-')}"
-        raise BadInput(f"{flag} is about a picture, and --encoder-only draws none; leave one of them out")
+        raise BadInput(f"{drawing[0]} is about a picture, and --encoder-only draws none; leave one of them out")
     others = [f"--{name.replace('_', '-')}" for name in _OTHERS if getattr(arguments, name)]
     if others:
         raise BadInput(f"{', '.join(others)}: --encoder-only loads the text encoder alone; leave one of the two out")

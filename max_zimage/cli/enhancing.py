@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import BadInput, checking, warn
+from max_zimage.cli.other_flags import keyed
 from max_zimage.enhancer.apply import applied, prompt_check
 from max_zimage.enhancer.base import Enhancer
 from max_zimage.enhancer.opening import forget, open_enhancer, settings_of
@@ -43,9 +44,7 @@ def written_out(
     """
     if not request.enhance:
         idle = {"--show-prompt": arguments.show_prompt, "--enhance-template": arguments.enhance_template}
-        for flag, value in idle.items():
-            if value is not None:
-                raise BadInput(f"{flag} would do nothing without --enhance; give that too, or leave it out")
+        refuse_idle(arguments, "--enhance", idle)
         return request
     named = arguments.enhance if isinstance(arguments.enhance, str) else None
     with checking(), shown_by(display(quiet=arguments.quiet, note=_NOTE)):
@@ -60,6 +59,22 @@ def written_out(
     if not arguments.quiet and done.request.original_prompts:
         print(f"max-zimage: the prompt is {done.request.prompts[0]!r}", file=sys.stderr)
     return done.request
+
+
+def refuse_idle(arguments: argparse.Namespace, wanted: str, idle: dict[str, object]) -> None:
+    """Refuse flags that say how prompts are written out, where none is.
+
+    Args:
+        arguments: Of the command; may have more of them, for keys of the configuration.
+        wanted: The flag that would have them written out.
+        idle: Flags -> their values, None where they are not given.
+
+    Raises:
+        BadInput: If one is given.
+    """
+    for flag, value in (idle | keyed(arguments)).items():
+        if value is not None:
+            raise BadInput(f"{flag} would do nothing without {wanted}; give that too, or leave it out")
 
 
 def opened(prepared: CheckedModel, named: str | None, template: str | None) -> Enhancer:

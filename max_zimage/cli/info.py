@@ -19,7 +19,7 @@ from max_zimage.checkpoint.weight_check import Damage, check_weights
 from max_zimage.cli.console import display
 from max_zimage.cli.errors import checking, quiet_libraries
 from max_zimage.cli.info_devices import devices
-from max_zimage.cli.info_memory import memory_facts, placement_facts
+from max_zimage.cli.info_memory import memory_facts, placement_facts, usual_size
 from max_zimage.cli.info_model import model_facts
 from max_zimage.cli.info_text import print_facts
 from max_zimage.cli.options import model_path
@@ -62,7 +62,7 @@ def info(arguments: argparse.Namespace) -> int:
             "devices": devices(),
             "model": model_facts(arguments.model or embedded.NAME, prepared),
             "memory": (memory := memory_facts(prepared, arguments.height, arguments.width)),
-            "placement": placement_facts(prepared, memory["height"], memory["width"]),
+            "placement": placement_facts(prepared, usual_size(prepared, memory["height"], memory["width"])),
         }
     damaged = _check(prepared, facts, quiet=arguments.json) if arguments.check_weights else ()
     if arguments.json:

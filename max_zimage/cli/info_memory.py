@@ -43,12 +43,15 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
     }
 
 
-def placement_facts(prepared: CheckedModel, height: int, width: int) -> dict[str, Any]:
-    """What would be done on this machine with a checkpoint, for its usual picture of a size."""
-    sources = prepared.sources
-    size = Size(height=height, width=width, branches=2 if sources.defaults.guidance_scale > 0 else 1)
+def usual_size(prepared: CheckedModel, height: int, width: int) -> Size:
+    """That of a checkpoint's usual picture of a size, guided where it guides by default."""
+    return Size(height=height, width=width, branches=2 if prepared.sources.defaults.guidance_scale > 0 else 1)
+
+
+def placement_facts(prepared: CheckedModel, size: Size) -> dict[str, Any]:
+    """What would be done on this machine with a checkpoint, for a picture of a size."""
     try:
-        plan = placed(sources, prepared.wish, size)
+        plan = placed(prepared.sources, prepared.wish, size)
     except NotEnoughMemoryError as error:
         return {"fits": False, "words": str(error)}
     return {

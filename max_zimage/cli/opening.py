@@ -75,12 +75,11 @@ def _enhancer(prepared: CheckedModel, arguments: argparse.Namespace) -> Enhancer
     Raises:
         ValueError: If there is no such enhancer, or only its template is named.
     """
-    from max_zimage.cli.enhancing import opened
+    from max_zimage.cli.enhancing import opened, refuse_idle
 
     configured = prepared.enhancer is not None and prepared.enhancer.model is not None
     if arguments.enhancer is None and not configured:
-        if arguments.enhancer_template is not None:
-            raise BadInput("--enhancer-template would do nothing without --enhancer; give that too, or leave it out")
+        refuse_idle(arguments, "--enhancer", {"--enhancer-template": arguments.enhancer_template})
         if prepared.sources.defaults.configured.get("enhance"):
             raise BadInput("[generation] enhance asks for an enhancer; give --enhancer too, or leave it out")
         return None

@@ -13,9 +13,12 @@ from max_zimage.cli.errors import BadInput
 from max_zimage.request.configuration.absent import ABSENT, QWEN_IMAGE
 from max_zimage.request.configuration.idle import ATTENTION as ATTENTION_LINE
 from max_zimage.request.configuration.idle import IDLE, said_of
+from max_zimage.request.configuration.keys import keys_of
 from max_zimage.request.configuration.values import OTHER_ATTENTION
 
 ENCODER_SERVER = "`serve` answers /v1/prompt-features beside pictures; there is no server of the text encoder alone"
+NO_ENHANCER = "prompts are written out by generate, batch and serve, see docs/enhance.md; leave it out"
+ENHANCING = ("generate", "batch", "serve")
 EMPTY_THOUGHTS = "an empty block of thoughts is not written here; give --thinking-content, or leave it out"
 
 OTHERS: tuple[tuple[str, str, str], ...] = (
@@ -32,6 +35,11 @@ OTHERS: tuple[tuple[str, str, str], ...] = (
 """Flag, what becomes of it, what is said: all of them, for docs/config.md and its test."""
 
 
+_API_URL = "--rewriter-api-url"
+KEYED = tuple(key for key in keys_of().values() if key.flag)
+"""Keys of the configuration with flags of their own, llm-dit's of its rewriter."""
+
+
 def add_others(parser: argparse.ArgumentParser) -> None:
     """Add them all to a command."""
     for each in IDLE:
@@ -40,6 +48,9 @@ def add_others(parser: argparse.ArgumentParser) -> None:
     for part in ABSENT:
         for flag in part.flags:
             _hidden(parser, flag, nargs="?", const=True)
+    for key in KEYED:
+        (kind,) = key.types
+        _hidden(parser, key.flag, **({"action": "store_true"} if kind is bool else {"type": kind}))
     _hidden(parser, "--model-type", choices=("zimage", "qwenimage"))
     _hidden(parser, "--force-think-block", action="store_true")
 
@@ -63,11 +74,29 @@ def answer(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
+def keyed(arguments: argparse.Namespace) -> dict[str, object]:
+    """Flags of keys that are given -> their values.
+
+    Args:
+        arguments: Of a command.
+
+    Raises:
+        BadInput: If an enhancer is named in two ways.
+    """
+    named = next((name for name in ("enhance", "enhancer") if isinstance(_plain(arguments, name), str)), None)
+    if named and _plain(arguments, named) and _value(arguments, _API_URL) is not None:
+        raise BadInput(f"--{named} {_plain(arguments, named)} and {_API_URL} both name an enhancer; leave one out")
+    found = {key.flag: _value(arguments, key.flag) for key in KEYED}
+    return {flag: value for flag, value in found.items() if value is not None}
+
+
 def _refused(arguments: argparse.Namespace) -> Iterator[str]:
     for part in ABSENT:
         for flag in part.flags:
             if _value(arguments, flag) is not None:
                 yield f"{flag}: {part.sentence}"
+    if arguments.command not in ENHANCING:
+        yield from (f"{flag}: {NO_ENHANCER}" for flag in keyed(arguments))
     if _value(arguments, "--model-type") == "qwenimage":
         yield f"--model-type qwenimage: {QWEN_IMAGE}"
     if _value(arguments, "--force-think-block") and not getattr(arguments, "thinking_content", None):
@@ -78,7 +107,7 @@ def _refused(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _hidden(parser: argparse.ArgumentParser, flag: str, **options: object) -> None:
     if options.get("action") == "store_true":
-        options["default"] = None if flag == "--force-think-block" else False
+        options["default"] = None
     parser.add_argument(flag, dest=_name(flag), help=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
 
 
@@ -86,5 +115,9 @@ def _name(flag: str) -> str:
     return "other_" + flag.removeprefix("--").replace("-", "_")
 
 
+def _plain(arguments: argparse.Namespace, name: str) -> object:
+    return getattr(arguments, name, None)
+
+
 def _value(arguments: argparse.Namespace, flag: str) -> object:
-    return getattr(arguments, _name(flag), None)
+    return _plain(arguments, _name(flag))

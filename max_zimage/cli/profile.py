@@ -109,8 +109,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
     for alone in ("show_info", "attention"):
         if alone in instead and len(instead) > 1:
             raise ValueError(f"--{alone.replace('_', '-')} is alone; leave --{instead[-1]} out")
-    if (arguments.show_info or arguments.attention) and wanted_places(arguments):
-        raise ValueError(f"where components run has no meaning with --{instead[0].replace('_', '-')}; leave it out")
+    if arguments.attention and wanted_places(arguments):
+        raise ValueError("where components run has no meaning with --attention; leave it out")
     others = {"--component": name, "--trace": arguments.trace, "--no-sync": arguments.no_sync}
     if idle_flags := [flag for flag, value in others.items() if instead and value]:
         raise ValueError(f"{' and '.join(idle_flags)}: no meaning with --{instead[0].replace('_', '-')}; leave it out")

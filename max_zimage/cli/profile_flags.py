@@ -10,6 +10,7 @@ from max_zimage.cli.field_flags import add_flag
 from max_zimage.cli.model_flags import add_cache, add_configuration, add_running
 from max_zimage.cli.other_flags import add_others
 from max_zimage.cli.placement_flags import add_placement
+from max_zimage.cli.sweep_configurations import ALL, DEVICES
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 
@@ -76,10 +77,24 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 
 def _add_suite(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_argument_group("tests in place of parts")
-    suite.add_argument("--show-info", action="store_true", help="versions, devices and what computes; measure nothing")
+    suite.add_argument(
+        "--show-info", action="store_true", help="versions, devices and what is in force; measure nothing"
+    )
     suite.add_argument("--tests", metavar="LIST", help="encode, generate or tests by name, as encode_short")
     suite.add_argument(
-        "--sweep", nargs="?", const="all", metavar="LIST", help="the tests in configurations, each loaded afresh"
+        "--sweep",
+        nargs="?",
+        const=ALL,
+        action="append",
+        metavar="LIST",
+        help="the tests in configurations, each loaded afresh; all of them if none is named",
+    )
+    suite.add_argument(
+        "--sweep-devices",
+        dest="sweep",
+        action="append_const",
+        const=DEVICES,
+        help="--sweep over where components run, and which of them stay in memory",
     )
     help = "the ways to compute attention, beside the plain one; --tokens of them"
     suite.add_argument("--attention", action="store_true", help=help)

@@ -24,11 +24,8 @@ from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.step_cache import format_step_cache
 
 
-def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest, dict[str, Any]]:
-    """Check a model, a request and their memory.
-
-    Returns:
-        Both, and what a measurement of them is made of and on.
+def asked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest]:
+    """Check a model and a request, but not whether there is memory for them.
 
     Raises:
         ValueError: If anything is wrong with them.
@@ -44,7 +41,7 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
         config=arguments.configuration,
         **placement_options(arguments),
     )
-    sources, device = prepared.sources, prepared.devices[0]
+    sources = prepared.sources
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         request = GenerationRequest.create(
@@ -56,6 +53,20 @@ def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, Genera
             output_type="np",
         )
     tokens_of_request(request, prepared.tokenizer, sources.limits)
+    return prepared, request
+
+
+def checked_picture(arguments: argparse.Namespace) -> tuple[CheckedModel, GenerationRequest, dict[str, Any]]:
+    """Check a model, a request and their memory.
+
+    Returns:
+        Both, and what a measurement of them is made of and on.
+
+    Raises:
+        ValueError: If anything is wrong with them.
+    """
+    prepared, request = asked_picture(arguments)
+    sources, device = prepared.sources, prepared.devices[0]
     dtype = sources.dtypes["transformer"]
     prepared = placed_for(prepared, request)
     said = {

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from max_zimage.cli.console import display, table_console
 from max_zimage.cli.info import conditions
 from max_zimage.cli.model_shapes import specs_of
 from max_zimage.cli.profile_picture import checked_picture
+from max_zimage.cli.sweep_configurations import CONFIGURATIONS, configurations_of
 from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import model_dtype
 from max_zimage.pipeline.zimage import ZImagePipeline
@@ -28,21 +29,6 @@ from max_zimage.profiling.attention_paths import AttentionShape, compare
 from max_zimage.profiling.peak_memory import meter
 from max_zimage.profiling.suite import ENCODE, GENERATE, named_tests, run_tests
 from max_zimage.progress import shown_by
-
-BASELINE = "baseline"
-CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
-    BASELINE: (),
-    "float32": ("--dtype", "float32"),
-    "bfloat16": ("--dtype", "bfloat16"),
-    "first_block": ("--step-cache", "first_block"),
-    "taylorseer": ("--step-cache", "taylorseer"),
-    "embedding_cache": ("--embedding-cache", str(2**28)),
-    "int8": ("--quantize", "transformer=int8,text_encoder=int8"),
-    "q4": ("--quantize", "transformer=q4,text_encoder=q4"),
-    "attention_max": ("--attention-backend", "max"),
-    "attention_plain": ("--attention-backend", "plain"),
-}
-"""Configuration -> the flags of `profile --tests` that make it; what a device cannot do fails with its reason."""
 
 _MIB = 2**20
 _TOKENS = 1056
@@ -65,18 +51,6 @@ _PASSED_ON = (
     ("chosen_profile", "--profile"),
 )
 """What every configuration has in common; of a file each reads what its own flags do not say."""
-
-
-def configurations_of(text: str) -> tuple[str, ...]:
-    """Read a list of configurations; "all" is every one, and the baseline is always the first.
-
-    Raises:
-        ValueError: With the names that are none.
-    """
-    names = list(CONFIGURATIONS) if text == "all" else [each.strip() for each in text.split(",")]
-    if unknown := [name for name in names if name not in CONFIGURATIONS]:
-        raise ValueError(f"--sweep: {', '.join(map(repr, unknown))}: there are all, {', '.join(CONFIGURATIONS)}")
-    return BASELINE, *(name for name in CONFIGURATIONS if name in names and name != BASELINE)
 
 
 def tests(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +119,9 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If anything is wrong with what is asked for.
     """
-    names = configurations_of(arguments.sweep)
+    names = configurations_of(
+        arguments.sweep, on_accelerator=_is_on_accelerator(arguments), fixed=_fixed(arguments.given)
+    )
     wanted = ",".join(named_tests(arguments.tests or f"{ENCODE},{GENERATE}"))
     given = {"--dtype": arguments.dtype, "--quantize": arguments.quantize, "--step-cache": arguments.step_cache}
     given |= {"--embedding-cache": arguments.embedding_cache or None}
@@ -164,6 +140,21 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
         print(f"max-zimage: {name} ({len(rows) + 1} of {len(names)})", file=sys.stderr)
         rows.append({"configuration": name, "flags": list(CONFIGURATIONS[name])} | _child(common, CONFIGURATIONS[name]))
     return {"sweep": [row | _compared(row, rows[0]) for row in rows]}
+
+
+def _is_on_accelerator(arguments: argparse.Namespace) -> bool:
+    """Whether the transformer is to run on one."""
+    if arguments.devices is not None:
+        return True
+    (device,) = load_devices([device_spec(arguments.dit_device or arguments.device)])
+    return not device.is_host
+
+
+def _fixed(given: Collection[str]) -> dict[str, str]:
+    """Flag of a configuration -> the flag of the command that says it of all."""
+    says = {"devices": "--placement", "cpu_offload": "--placement", "placement": "--placement"}
+    says |= {"encoder_device": "--encoder-device"}
+    return {flag: f"--{name.replace('_', '-')}" for name, flag in says.items() if name in given}
 
 
 def _flag(flag: str, value: object) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import sweep
-from benchmarks.measure import speedup
+from benchmarks import report, sweep, sweep_table
+from benchmarks.measure import RESULTS, speedup
 
 
 def facts(name: str, encode: list[float], draw: list[float] | None) -> dict[str, Any]:
@@ -43,3 +43,24 @@ def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Done, "__init__", lambda self, command, **_: setattr(self, "stdout", ""))
     with pytest.raises(RuntimeError, match="the profiler ended with 1:\nno room"):
         sweep.rows(sweep.QUICK, 1)
+
+
+def test_the_table_has_parts_and_total_abreast() -> None:
+    lines = [
+        {"case": case, "variant": name, "median_s": seconds, "peak_mib": "5", "note": note}
+        for case, figures in zip(sweep.CASES.values(), (("0.25", "0.5", "1"), ("1.75", "0.5", "")), strict=True)
+        for name, seconds, note in zip(("baseline", "int8", "q4"), figures, ("", "", "a|b"), strict=True)
+    ]
+    heading, rule, *rows = sweep_table.table(lines).splitlines()
+    assert heading == "| configuration | encoding, s | drawing, s | total, s | speed | MiB | note |"
+    assert rule.count("---:") == 5
+    assert rows == [
+        "| baseline | 0.250 | 1.75 | 2.00 | 1.00x | 5 |  |",
+        "| int8 | 0.500 | 0.500 | 1.00 | 2.00x | 5 |  |",
+        "| q4 | 1.00 |  |  |  | 5 | a\\|b |",
+    ]
+    with pytest.raises(ValueError, match=r"sweep.csv has no q4 under \[.a picture drawn.\]; measure it: make bench"):
+        sweep_table.table(lines[:-1])
+    said = report.section("sweep", report.lines_of(RESULTS, "sweep"))
+    assert said.splitlines()[1] == heading
+    assert "medians of n = " in said

@@ -141,7 +141,7 @@ def test_values_of_a_file_are_not_refused_as_flags(config: Path) -> None:
     memory = configured(config, EVERYTHING, "info", "--memory", "16GiB")
     info_placements._check(memory)
     assert (memory.dtype, memory.placement, memory.device, memory.weight_path) == ("float32", "sequential", "auto", [])
-    for flags in (("--attention",), ("--show-info",), ("--component", "vae")):
+    for flags in (("--attention",), ("--component", "vae")):
         found = configured(config, EVERYTHING, "profile", *flags)
         profile_command.check_flags(found)
         assert (found.dtype, found.device, wanted_places(found)) == ("float32", "cpu", False)
@@ -155,9 +155,11 @@ def test_values_of_a_file_are_not_refused_as_flags(config: Path) -> None:
             configured(config, "", "generate", "x", "--encoder-only", "--save-embeddings", "a.safetensors",
                        "--placement", "auto", "--cpu-offload")
         )  # fmt: skip
-    for flag in ("--show-info", "--attention"):
-        with pytest.raises(ValueError, match=f"where components run has no meaning with {flag}"):
-            profile_command.check_flags(configured(config, "", "profile", flag, "--placement", "auto"))
+    with pytest.raises(ValueError, match="where components run has no meaning with --attention"):
+        profile_command.check_flags(configured(config, "", "profile", "--attention", "--placement", "auto"))
+    shown = configured(config, EVERYTHING, "profile", "--show-info")
+    profile_command.check_flags(shown)
+    assert (shown.quantize, shown.placement, shown.max_memory) == ("text_encoder=int8", "sequential", "8GiB")
 
 
 def test_a_sweep_hands_on_where_components_run(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from max_zimage import ZImagePipeline
 from max_zimage.cli import profile_suite
-from max_zimage.cli.profile_suite import CONFIGURATIONS, configurations_of
+from max_zimage.cli.sweep_configurations import CONFIGURATIONS, configurations_of
 from max_zimage.profiling.suite import GROUPS, named_tests
 from tests.profiling.test_profile import Profiled, loaded, run
 
@@ -28,10 +28,29 @@ def test_names() -> None:
         named_tests("encod_short")
     with pytest.raises(ValueError, match=r"generate_text is no test here: the text encoder's .*cuda_sync is no"):
         named_tests("generate_text,cuda_sync")
-    assert configurations_of("all") == tuple(CONFIGURATIONS)
-    assert configurations_of("q4,int8") == ("baseline", "int8", "q4")
-    with pytest.raises(ValueError, match="--sweep: 'fp8': there are all, baseline"):
-        configurations_of("fp8,int8")
+
+
+def test_configurations() -> None:
+    """On a CPU alone a text encoder has one place, and streaming its own memory's blocks spares nothing."""
+    places = ("resident", "sequential", "streamed", "cpu_encoder", "gpu_encoder")
+    assert configurations_of(["all"], on_accelerator=True) == tuple(CONFIGURATIONS)
+    on_host = configurations_of(["all"], on_accelerator=False)
+    assert on_host == tuple(name for name in CONFIGURATIONS if name not in places or name == "sequential")
+    assert configurations_of(["devices"], on_accelerator=True) == ("baseline", *places)
+    assert configurations_of(["devices", "q4"], on_accelerator=False) == ("baseline", "q4", "sequential")
+    assert configurations_of(["q4, int8"], on_accelerator=False) == ("baseline", "int8", "q4")
+    assert configurations_of(["cuda_encoder,cpu_encoder"], on_accelerator=True) == ("baseline", *places[3:])
+    assert configurations_of(["streamed"], on_accelerator=False) == ("baseline", "streamed")
+    fixed = {"--placement": "--cpu-offload"}
+    assert configurations_of(["all"], on_accelerator=False, fixed=fixed) == on_host[:-1]
+    for asked, message in (
+        ("fp8,int8", "--sweep: 'fp8': there are all, devices, baseline"),
+        ("cuda_encoder", "--sweep: gpu_encoder: all components run on the CPU here; leave it out"),
+        ("int8,sequential", "--cpu-offload: a sweep sets it in sequential; leave one of them out"),
+        ("devices", "--cpu-offload: a sweep sets it in sequential"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            configurations_of([asked], on_accelerator=False, fixed=fixed)
 
 
 def test_tests(run: Profiled, loaded: ZImagePipeline) -> None:
@@ -93,6 +112,10 @@ def test_a_sweep_compares(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all({"--prompt=-5 stars", "--steps=2", "--height=64", "--json"} <= set(command) for command in asked)
     code, out, err = run("--sweep", "int8", *QUICK)
     assert (code, "2.00" in out, "speedup" in out) == (0, True, True)
+    asked.clear()
+    code, out, err = run("--sweep-devices", "--sweep", "int8", *QUICK, "--device", "cpu", "--json")
+    assert [row["configuration"] for row in json.loads(out)["sweep"]] == ["baseline", "int8", "sequential"]
+    assert asked[-1][-2:] == ["--placement", "sequential"]
 
 
 def test_what_there_is(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +137,46 @@ def test_what_there_is(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"attention: {used}: " in out
 
 
+def test_what_is_in_force(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the commands that draw take it, from wherever it is said."""
+    Path("config.toml").write_text(
+        '[pipeline]\nplacement = "sequential"\n[generation]\nstep_cache = "first_block"\nheight = 64\n'
+        '[small.pipeline]\nmax_memory = "8GiB"\n'
+    )
+    monkeypatch.setenv("MAX_ZIMAGE_PYTORCH_EMBEDDING_CACHE", "2MiB")
+    flags = ("--config", "config.toml", "--profile", "small", "--quantization", "8bit", "--steps", "8")
+    code, out, err = run("--show-info", "--json", *flags)
+    assert code == 0, err
+    facts = json.loads(out)
+    found = facts["configuration"]
+    assert (found["file"], found["profile"], found["model"]) == ("config.toml", "small", "tiny-zimage")
+    assert (found["placement"], found["max_memory"], found["embedding_cache"]) == ("sequential", 2**33, 2**21)
+    assert found["components"] == dict.fromkeys(("text_encoder", "transformer", "vae"), "cpu")
+    assert found["step_cache"].startswith("first_block")
+    assert found["quantize"] == "text_encoder=int8"
+    said = {f"[{each['section']}] {each['key']}": (each["value"], each["origin"]) for each in facts["settings"]}
+    assert said["[pipeline] placement"] == ("sequential", "config.toml line 2: [pipeline] placement")
+    assert said["[pipeline] max_memory"] == ("8GiB", "config.toml line 7: [pipeline] max_memory")
+    assert said["[pytorch] embedding_cache"] == (2**21, "MAX_ZIMAGE_PYTORCH_EMBEDDING_CACHE")
+    assert said["[generation] step_cache"] == ("first_block", "config.toml line 4: [generation] step_cache")
+    assert said["[generation] num_inference_steps"] == (8, "flag --steps")
+    assert said["[] quantize"] == ("text_encoder=int8", "flag --quantize")
+    assert said["[encoder] device"] == ("auto", "default")
+    assert "[generation] width" not in said  # which nobody says
+    code, out, err = run("--show-info", *flags, "--placement", "resident")
+    assert code == 0, err
+    assert "  [pipeline] placement: resident (flag --placement)\n" in out
+    assert "  components: text_encoder cpu, transformer cpu, vae cpu\n" in out
+    code, out, err = run("--show-info", "--max-memory", "1MiB")
+    assert code == 0, err
+    assert "  placement: none\n" in out
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "test": (("--tests", "encod"), "'encod' is no test; did you mean encode?"),
     "configuration": (("--sweep", "fp8"), "--sweep: 'fp8': there are all"),
+    "encoder": (("--sweep", "cpu_encoder", "--device", "cpu"), "cpu_encoder: all components run on the CPU here"),
+    "placed": (("--sweep-devices", "--placement", "resident"), "--placement: a sweep sets it in"),
     "both": (("--show-info", "--tests", "encode"), "--show-info is alone"),
     "component": (("--tests", "encode", "--component", "vae"), "--component: no meaning with --tests; leave it out"),
     "trace": (("--sweep", "int8", "--trace", "x.json"), "--trace: no meaning with --sweep"),

@@ -50,6 +50,9 @@ NEEDED = {
     ("generation", "enhance_seed"): "enhance = true",
     ("generation", "upscale"): 'passes = "0.5x4,1.0x4:0.5"',
     ("lora", "scales"): 'paths = ["a.safetensors"]',
+    ("rewriter", "use_api"): 'api_url = "http://mac:8080"',
+    ("rewriter", "api_url"): "use_api = true",
+    ("rewriter", "api_model"): 'use_api = true\napi_url = "http://mac:8080"',
 }
 """Keys that mean something beside another one of their section -> that one."""
 
@@ -90,6 +93,14 @@ STARTS: dict[tuple[str, str], dict[str, Any]] = {
     ("enhancer", "temperature"): {"enhancer": {"temperature": 0.3}},
     ("enhancer", "top_p"): {"enhancer": {"top_p": 0.9}},
     ("enhancer", "top_k"): {"enhancer": {"top_k": 40}},
+    ("rewriter", "use_api"): {"enhancer": {"model": "http://mac:8080/v1"}},
+    ("rewriter", "api_url"): {"enhancer": {"model": "http://localhost:8080/v1"}},
+    ("rewriter", "api_model"): {"enhancer": {"model": "http://mac:8080/v1", "api_model": "qwen3-32b"}},
+    ("rewriter", "timeout"): {"enhancer": {"seconds": 30.0}},
+    ("rewriter", "max_tokens"): {"enhancer": {"max_tokens": 300}},
+    ("rewriter", "temperature"): {"enhancer": {"temperature": 0.3}},
+    ("rewriter", "top_p"): {"enhancer": {"top_p": 0.9}},
+    ("rewriter", "top_k"): {"enhancer": {"top_k": 40}},
     ("lora", "paths"): {"loras": [("style.safetensors", 1.0)]},
     ("lora", "scales"): {"loras": [("a.safetensors", 0.8)]},
 }
@@ -141,7 +152,7 @@ def test_keys_without_a_meaning_are_answered(key: Key, read: Read) -> None:
         assert read(text_of(key.section, f"{key.name} = {off}")).settled.notes == ()
         return
     (note,) = [each for each in read(text_of(key.section, f"{key.name} = {on}")).settled.notes if "waits" not in each]
-    assert note == (key.sentence or f"[{key.section}] is left aside: {key.help}")
+    assert note == key.sentence
     assert key.off is None or "has no effect on MAX: " in note
 
 

@@ -183,3 +183,35 @@ def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (found.file, found.fields) == (place, {"height": 96})
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         read_configuration(tmp_path / "none.toml", environment=environment)
+
+
+def test_the_rewriters_address_waits_for_use_api(read: Read) -> None:
+    """llm-dit asks an API only where use_api is true, and writes with the text encoder's own model elsewhere."""
+    api = 'api_url = "http://mac:8080/"\napi_model = "Qwen3-4B"\ntemperature = 1\n'
+    for text in ("", "use_api = false\n"):
+        found = read(f"[rewriter]\n{api}{text}")
+        assert found.start == {"enhancer": {"temperature": 1}}
+        assert [each.partition(": ")[2] for each in found.settled.notes] == [
+            f"[rewriter] {name} waits: [rewriter] use_api is not true" for name in ("api_url", "api_model")
+        ]
+    on = {"model": "http://mac:8080/v1", "api_model": "Qwen3-4B", "temperature": 1}
+    found = read(f"[rewriter]\n{api}[api.rewriter]\nuse_api = true", "api")
+    assert (found.start, found.settled.notes) == ({"enhancer": on}, ())
+    # What waits stands above nothing.
+    below = read(f'[enhancer]\nmodel = "embedded"\n[big.rewriter]\n{api}', "big")
+    assert below.start == {"enhancer": {"model": "embedded", "temperature": 1}}
+    above = read(f"[rewriter]\nuse_api = true\n{api}", MAX_ZIMAGE_ENHANCER_MODEL="embedded")
+    assert above.start["enhancer"]["model"] == "embedded"
+    for text, message in (
+        ("[rewriter]\nuse_api = true", "use_api asks for an API and there is none; give [rewriter] api_url"),
+        ("[rewriter]\ntop_k = 3\n[enhancer]\ntop_k = 3", "are one setting; leave one out"),
+        ('[rewriter]\nuse_api = true\napi_url = "mac:8080"', "api_url must be an http(s) address, got 'mac:8080'"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            read(text)
+        assert message in str(caught.value)
+    assert read("[rewriter]\nmin_p = 0.1\nvl_enabled = true").settled.notes == (
+        "[rewriter] min_p is left aside: an enhancer draws words by temperature, top_p and top_k alone; leave it out",
+        "[rewriter] vl_enabled is left aside: prompts are written out from text alone, not from pictures (VL); "
+        "leave it out",
+    )

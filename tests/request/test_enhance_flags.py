@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from max_zimage.cli import enhancing
+from max_zimage.cli import enhancing, opening
+from max_zimage.cli.errors import BadInput
 from max_zimage.request.metadata import read_parameters
 from tests.references.chat_stub import ChatStub, chat_stub, completion
 from tests.request.conftest import Repeat
@@ -103,6 +106,39 @@ def test_on_a_terminal_it_may_be_edited(
     assert (kept.prompt, kept.original_prompt, kept.enhanced_by) == (line, "a star", by)
 
 
+def test_llm_dits_flags_of_its_rewriter(
+    stub: ChatStub, loads_nothing: Repeat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from max_zimage.cli.main import main
+
+    monkeypatch.setenv("MAX_ZIMAGE_ENHANCER_MODEL", "http://nobody.invalid/v1")  # below which flags do not stand
+    monkeypatch.setenv("MAX_ZIMAGE_REWRITER_TOP_P", "0.5")
+    flags = ["--rewriter-use-api", "--rewriter-api-url", stub.url.removesuffix("/v1"), "--rewriter-api-model", "second"]
+    flags += ["--rewriter-temperature", "0", "--rewriter-max-tokens", "33", "--rewriter-timeout", "9"]
+    assert main(["generate", "a star", "--enhance", "--show-prompt", *flags]) == 0
+    assert capsys.readouterr().out == "a star on silk\n"
+    (asked,) = stub.asked
+    assert [asked[name] for name in ("model", "temperature", "top_p", "max_tokens")] == ["second", 0, 0.5, 33]
+    assert main(["config", "show", "--json", "generate", "a star", "--enhance", *flags]) == 0
+    shown = {
+        each["key"]: each for each in json.loads(capsys.readouterr().out)["settings"] if each["section"] == "enhancer"
+    }
+    assert (shown["seconds"]["value"], shown["seconds"]["origin"]) == (9, "flag --rewriter-timeout")
+    assert (shown["top_p"]["value"], shown["top_p"]["origin"]) == (0.5, "MAX_ZIMAGE_REWRITER_TOP_P")
+    assert (shown["model"]["value"], shown["top_k"]["origin"]) == (stub.url, "default")
+    assert main(["info", "--rewriter-top-k", "3"]) == 2
+    assert "--rewriter-top-k: prompts are written out by generate, batch and serve" in capsys.readouterr().err
+
+
+def test_a_server_without_an_enhancer_refuses_what_says_how_it_writes() -> None:
+    from max_zimage.cli.main import _parser
+
+    nobody: Any = SimpleNamespace(enhancer=None)
+    for words in (("--enhancer-template", "x.md"), ("--rewriter-top-k", "3")):
+        with pytest.raises(BadInput, match=f"^{words[0]} would do nothing without --enhancer; give that too"):
+            opening._enhancer(nobody, _parser().parse_args(["serve", *words]))
+
+
 def test_what_is_configured_is_checked_though_nobody_asks(
     loads_nothing: Repeat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,12 +153,27 @@ def test_what_is_configured_is_checked_though_nobody_asks(
         (("--show-prompt",), "--show-prompt would do nothing without --enhance; give that too, or leave it out"),
         (("--enhance-template", "x.md"), "--enhance-template would do nothing without --enhance"),
         (("--enhance-seed", "3"), "--enhance-seed would do nothing without --enhance; leave it out"),
+        (("--rewriter-temperature", "0"), "--rewriter-temperature would do nothing without --enhance; give that too"),
+        (("--enhance", "--rewriter-use-api"), "flag --rewriter-use-api asks for an API and there is none; give [rewr"),
+        (("--enhance", "--rewriter-top-p", "2"), "enhancer: top_p must be above 0 and at most 1, got 2.0"),
+        (
+            ("--enhance", "--rewriter-use-api", "--rewriter-api-url", "mac"),
+            "--rewriter-api-url must be an http(s) addr",
+        ),
+        (
+            ("--enhance", "encoder", "--rewriter-api-url", "http://mac"),
+            "--enhance encoder and --rewriter-api-url both name an enhancer; leave one out",
+        ),
         (("--enhance", "a red star"), "there is no enhancer 'a red star'"),
         (("--enhance", ""), "--enhance is empty; give it a value, or leave it out"),
         (("--enhance", "http://me@host"), "address holds a name or a key"),
         (("--enhance", "http://host/v1", "--enhance-template", "x.md"), "x.md is missing"),
         (("--encoder-only", "--save-embeddings", "x.safetensors", "--show-prompt"), "--show-prompt is about a picture"),
         (("--encoder-only", "--save-embeddings", "x.safetensors", "--enhance"), "--enhance: of a picture"),
+        (
+            ("--encoder-only", "--save-embeddings", "x.safetensors", "--rewriter-top-k", "3"),
+            "--rewriter-top-k is about a picture",
+        ),
     ],
 )
 def test_flags_that_do_not_do(flags: tuple[str, ...], message: str, loads_nothing: Repeat) -> None:

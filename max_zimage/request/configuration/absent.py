@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 FMTT = "guidance by a reward model (FMTT) wants gradients through the decoder, and is not built; leave it out"
 VL = "conditioning on pictures through a vision model (VL) is not built; --image begins with a picture"
-REWRITER = "prompts are written out by --enhance and what [enhancer] says, see docs/enhance.md"
+DRAWN = "an enhancer draws words by temperature, top_p and top_k alone; leave it out"
+SEEN = "prompts are written out from text alone, not from pictures (VL); leave it out"
 QWEN_IMAGE = "Qwen-Image is another model and not built; this draws with Z-Image and Z-Image-Turbo"
 REMOTE = "a text encoder elsewhere is used by files: `max-zimage encode` there, `generate --embeddings` here"
 ENCODER_PATH = "files of the text encoder are named by --weight-path FOLDER/text_encoder/FILE, or lie in the checkpoint"
@@ -50,19 +51,17 @@ ABSENT = (
         ),
     ),
     Absent(
-        sentence=REWRITER,
+        sentence=DRAWN,
         section="rewriter",
-        asking=(("use_api", (False,)), ("preload_vl", (False,))),
-        others=(
-            "api_url", "api_model", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "max_tokens",
-            "vl_enabled", "vl_api_model", "timeout",
-        ),
-        flags=(
-            "--rewriter-use-api", "--rewriter-api-url", "--rewriter-api-model", "--rewriter-temperature",
-            "--rewriter-top-p", "--rewriter-top-k", "--rewriter-min-p", "--rewriter-presence-penalty",
-            "--rewriter-max-tokens", "--rewriter-no-vl", "--rewriter-preload-vl", "--rewriter-vl-api-model",
-            "--rewriter-timeout",
-        ),
+        others=("min_p", "presence_penalty"),
+        flags=("--rewriter-min-p", "--rewriter-presence-penalty"),
+    ),
+    Absent(
+        sentence=SEEN,
+        section="rewriter",
+        asking=(("preload_vl", (False,)),),
+        others=("vl_enabled", "vl_api_model"),
+        flags=("--rewriter-no-vl", "--rewriter-preload-vl", "--rewriter-vl-api-model"),
     ),
     Absent(
         sentence=VL,

@@ -14,6 +14,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from max_zimage.request.configuration.environment import of_environment
@@ -71,6 +72,7 @@ def read_configuration(
     *,
     server: Mapping[str, Key] | None = None,
     environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] = MappingProxyType({}),
 ) -> Configuration:
     """Read the file and the environment.
 
@@ -79,6 +81,7 @@ def read_configuration(
         profile: Of the file; None is `[default]`, which may be missing.
         server: Keys of `[server]`, by name; None leaves that section aside.
         environment: In place of the process's.
+        flags: Of keys -> their values, which stand above all else.
 
     Raises:
         ConfigurationError: With all that is wrong.
@@ -91,7 +94,9 @@ def read_configuration(
             raise ConfigurationError(f"there is no profile {profile!r}: no file is named, and {path} is not there")
         path = None
     layers: list[list[Said]] = [] if path is None else read_profile(path, profile, keys, problems)
-    settled = settle([*layers, list(of_environment(environment, keys, problems))], problems)
+    by_flag = {key.flag: key for key in keys.values() if key.flag}
+    given = [Said(key=by_flag[flag], value=value, origin=f"flag {flag}") for flag, value in flags.items()]
+    settled = settle([*layers, list(of_environment(environment, keys, problems)), given], problems)
     if problems:
         text = problems[0] if len(problems) == 1 else "\n- ".join([f"{len(problems)} things are wrong:", *problems])
         raise ConfigurationError(text)

@@ -12,7 +12,10 @@ ATTENTION = "attention is MAX's, or the project's own kernel; attention_backend 
 SCHEDULE = "there is one scheduler; sampler and sigma_shape choose its parts"
 THINKING = "a think block stands where thinking_content has one, as in llm-dit"
 NO_CODE = "no code that lies beside a checkpoint is run"
-STATIC_SHIFT = "the shift of a schedule does not follow the picture's size; shift sets it"
+CHECKPOINT_SHIFT = (
+    "whether the shift grows with the picture, and between which ends, is the checkpoint's (use_dynamic_shifting of "
+    "its scheduler); shift sets one for all sizes"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,8 @@ IDLE = (
     Idle(keys=(("pytorch", "use_custom_scheduler"),), line=SCHEDULE, flag="--use-custom-scheduler"),
     Idle(keys=(("encoder", "trust_remote_code"),), line=NO_CODE),
     Idle(keys=(("generation", "enable_thinking"),), line=THINKING, off=True, flag="--enable-thinking"),
-    Idle(keys=(("dype", "base_shift"),), line=STATIC_SHIFT, type=float, off=0.5, flag="--dype-base-shift"),
-    Idle(keys=(("dype", "max_shift"),), line=STATIC_SHIFT, type=float, off=1.15, flag="--dype-max-shift"),
+    Idle(keys=(("dype", "base_shift"),), line=CHECKPOINT_SHIFT, type=float, off=0.5, flag="--dype-base-shift"),
+    Idle(keys=(("dype", "max_shift"),), line=CHECKPOINT_SHIFT, type=float, off=1.15, flag="--dype-max-shift"),
 )
 
 

@@ -26,9 +26,11 @@ class Key:
         types: Of its value in TOML; empty where the field decides.
         default: What stands where it is left out, in words.
         convert: What the target gets for a value; None for the value itself. May raise ValueError.
-        off: "idle" and "absent": values that ask for nothing.
+        off: "idle" and "absent": values that ask for nothing; None where any is left aside.
         sentence: The same: what is said of others.
         others: Values of another way that are llm-dit's, and have no meaning here: they are answered with `sentence`.
+        waits_for: Another key of the section; unless that says true, this one says nothing.
+        flag: On the command line, where that is this key's and no field's or server's.
     """
 
     section: str
@@ -42,6 +44,8 @@ class Key:
     off: tuple[object, ...] | None = ()
     sentence: str = ""
     others: tuple[str, ...] = ()
+    waits_for: str = ""
+    flag: str = ""
 
     @property
     def spelled(self) -> str:

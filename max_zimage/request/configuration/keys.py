@@ -31,6 +31,8 @@ SECTIONS = (
     "enhancer", "rewriter", "vl", "qwen_image", "server",
 )  # fmt: skip
 
+_IN_PARTS = ("rewriter",)
+"""Sections of which some keys mean something here and others are left aside, so that each is named."""
 SWITCHED = ("slg", "dype")
 """Sections whose other keys wait until `enabled` is true."""
 
@@ -105,16 +107,27 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
     ("enhancer", "temperature", "enhancer_temperature", (float,), None, "0.6", "of encoder and APIs; 0 is greedy"),
     ("enhancer", "top_p", "enhancer_top_p", (float,), None, "0.95", "share of the probability that they draw from"),
     ("enhancer", "top_k", "enhancer_top_k", (int,), None, "20", "tokens that encoder draws from; 0 for all"),
+    ("rewriter", "use_api", "rewriter_use_api", (bool,), None, "false", "whether api_url and api_model count"),
+    ("rewriter", "api_url", "enhancer_model", (str,), values.api_of, "",
+     "the same as [enhancer] model, without the /v1 of its path; waits for use_api"),
+    ("rewriter", "api_model", "enhancer_api_model", (str,), None, "",
+     "the same as [enhancer] api_model; waits for use_api"),
+    ("rewriter", "timeout", "enhancer_seconds", (float,), None, "60", "the same as [enhancer] seconds"),
+    ("rewriter", "max_tokens", "enhancer_max_tokens", (int,), None, "512", "the same as [enhancer] max_tokens"),
+    ("rewriter", "temperature", "enhancer_temperature", (float,), None, "0.6", "the same as [enhancer] temperature"),
+    ("rewriter", "top_p", "enhancer_top_p", (float,), None, "0.95", "the same as [enhancer] top_p"),
+    ("rewriter", "top_k", "enhancer_top_k", (int,), None, "20", "the same as [enhancer] top_k"),
 )  # fmt: skip
 """Section, key, setting, types, conversion, default, help."""
 
-_OTHERS: Mapping[str, Mapping[str, Any]] = {
-    "attention_backend": {
+_MORE: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("pytorch", "attention_backend"): {
         "others": values.OTHER_ATTENTION,
         "sentence": said_of(f"[pytorch] attention_backend as {' or '.join(values.OTHER_ATTENTION)}", ATTENTION),
-    }
+    },
+    **{("rewriter", name): {"waits_for": "use_api"} for name in ("api_url", "api_model")},
 }
-"""Key -> values of it that are llm-dit's alone, and what is said of them."""
+"""Section, key -> what else there is to know of it: values that are llm-dit's alone, a key that it waits for."""
 
 
 def keys_of(server: Mapping[str, Key] | None = None) -> dict[tuple[str, str], Key]:
@@ -131,9 +144,10 @@ def keys_of(server: Mapping[str, Key] | None = None) -> dict[tuple[str, str], Ke
 
 def _all_keys() -> Iterator[Key]:
     for section, name, target, types, convert, default, help in _START:
+        flag = f"--rewriter-{name.replace('_', '-')}" if section == "rewriter" else ""
         yield Key(
             section=section, name=name, way="start", target=target, types=types, convert=convert, default=default,
-            help=help, **_OTHERS.get(name, {}),
+            help=help, flag=flag, **_MORE.get((section, name), {}),
         )  # fmt: skip
     for name, row in ROWS.items():
         if name not in PER_PICTURE and row.flag is not None:
@@ -156,7 +170,9 @@ def _all_keys() -> Iterator[Key]:
                 section=part.section, name=name, way="absent", off=off, sentence=part.sentence, help=part.sentence
             )
         for name in part.others or ():
-            yield Key(section=part.section, name=name, way="absent", off=None, help=part.sentence)
+            of = f"[{part.section}]{f' {name}' if part.section in _IN_PARTS else ''}"
+            aside = f"{of} is left aside: {part.sentence}"
+            yield Key(section=part.section, name=name, way="absent", off=None, sentence=aside, help=part.sentence)
 
 
 def _of_field(section: str, name: str, field: str, **more: Any) -> Key:

@@ -48,7 +48,8 @@ class Said:
     @property
     def name(self) -> str:
         """What messages call it."""
-        return self.origin if self.key.variable in self.origin else f"{self.origin}: {self.key.spelled}"
+        names_it = self.key.variable in self.origin or self.origin == f"flag {self.key.flag}"
+        return self.origin if names_it else f"{self.origin}: {self.key.spelled}"
 
 
 def read_profile(file: Path, profile: str | None, keys: Keys, problems: list[str]) -> list[list[Said]]:

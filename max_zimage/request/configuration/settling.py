@@ -67,7 +67,7 @@ def settle(layers: Sequence[Iterable[Said]], problems: list[str]) -> Settled:
     found: dict[str, Said] = {}
     values: dict[str, Setting] = {}
     notes: list[str] = []
-    for layer in layers:
+    for layer in _awake(layers, notes):
         here: dict[str, Said] = {}
         for said in layer:
             target = f"{said.key.section}.{said.key.name}" if said.key.way in ("idle", "absent") else said.key.target
@@ -95,6 +95,21 @@ def settle(layers: Sequence[Iterable[Said]], problems: list[str]) -> Settled:
     )
 
 
+def _awake(layers: Sequence[Iterable[Said]], notes: list[str]) -> list[list[Said]]:
+    """All that does not wait for a key that no place has as true; of the others a line is said."""
+    kept = [list(layer) for layer in layers]
+    said = {(each.key.section, each.key.name): each.value for layer in kept for each in layer}
+    for number, layer in enumerate(kept):
+        waiting = [each for each in layer if each.key.waits_for and said.get(_awaited(each)) is not True]
+        notes += [f"{each.name} waits: [{each.key.section}] {each.key.waits_for} is not true" for each in waiting]
+        kept[number] = [each for each in layer if each not in waiting]
+    return kept
+
+
+def _awaited(said: Said) -> tuple[str, str]:
+    return said.key.section, said.key.waits_for
+
+
 def _checked(key: Key, value: object, notes: list[str]) -> Any:
     """A value as its target takes it.
 
@@ -103,11 +118,9 @@ def _checked(key: Key, value: object, notes: list[str]) -> Any:
     """
     key.check_type(value)
     if key.way in ("idle", "absent"):
-        if key.off is None:
-            notes.append(f"[{key.section}] is left aside: {key.help}")
-        elif value not in key.off and key.way == "absent":
+        if key.off is not None and value not in key.off and key.way == "absent":
             raise ValueError(f"asks for what there is not: {key.sentence}")
-        elif value not in key.off:
+        if key.off is None or value not in key.off:
             notes.append(key.sentence)
         return value
     if value in key.others:
@@ -168,7 +181,7 @@ def started(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Sett
         )
     elif other is not None:
         left["dtype"] = other
-    left |= _storages(given) | _cache(given) | _loras(given, problems) | _enhancer(given)
+    left |= _storages(given) | _cache(given) | _loras(given, problems) | _enhancer(given, problems)
     return left
 
 
@@ -206,10 +219,13 @@ def _cache(given: Mapping[str, Setting]) -> dict[str, Setting]:
     return {"embedding_cache_bytes": Setting(value=value, origin=wanted.origin, name=wanted.name)}
 
 
-def _enhancer(given: Mapping[str, Setting]) -> dict[str, Setting]:
+def _enhancer(given: Mapping[str, Setting], problems: list[str]) -> dict[str, Setting]:
     """What is said of the enhancer, by the names of `max_zimage.enhancer.settings.EnhancerSettings`."""
     said = {name.removeprefix("enhancer_"): each for name, each in given.items() if name.startswith("enhancer_")}
     said = {name: each for name, each in said.items() if each.value != ""}
+    by_api = given.get("rewriter_use_api")
+    if by_api is not None and by_api.value and "model" not in said:
+        problems.append(f"{by_api.name} asks for an API and there is none; give [rewriter] api_url, or leave it out")
     if not said:
         return {}
     first = next(iter(said.values()))

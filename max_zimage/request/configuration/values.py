@@ -165,6 +165,21 @@ def path_of(value: object) -> str:
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
+def api_of(value: object) -> str:
+    """The address of an API as OpenAI's clients write it; llm-dit puts the /v1 behind what it is given.
+
+    >>> api_of("http://mac:8080"), api_of("http://mac:8080/v1/")
+    ('http://mac:8080/v1', 'http://mac:8080/v1')
+
+    Raises:
+        ValueError: If it is no address.
+    """
+    text = str(value).rstrip("/")
+    if text and not text.lower().startswith(("http://", "https://")):
+        raise ValueError(f"must be an http(s) address, got {shown(value)}")
+    return text if not text or text.endswith("/v1") else f"{text}/v1"
+
+
 def scales_of(value: object) -> list[float]:
     """A list of numbers.
 
