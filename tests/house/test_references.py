@@ -41,6 +41,7 @@ CHOICES = (
     *("blend", "exact", "lanczos", "bicubic", "torch"),
 )
 REPORT = re.compile(r"[\w.-]+/[\w.-]+#\d+")
+HEADING = "# What each feature is compared with"
 POINTS = 6
 EACH = 5
 
@@ -54,7 +55,7 @@ def cells(page: str, heading: str) -> list[list[str]]:
 
 
 def first_cells() -> str:
-    return "\n".join(row[0] for row in cells("references.md", "# What each feature is compared with"))
+    return "\n".join(row[0] for row in cells("references.md", HEADING))
 
 
 @pytest.mark.parametrize("name", sorted({*CHOICES, *ROWS} - set(ELSEWHERE)))
@@ -64,13 +65,21 @@ def test_every_name_has_a_reference(name: str) -> None:
 
 def test_every_row_says_how_near_and_which_test_holds_it() -> None:
     named = ""
-    for what, reference, difference, test in cells("references.md", "# What each feature is compared with"):
+    for what, reference, difference, test in cells("references.md", HEADING):
         assert reference, what
         assert re.search(r"\d|equal", difference), f"{what}: no number"
         named = test if "the same" not in test else named + test
         files = re.findall(r"`(tests/[\w/]+\.py)`", named)
         assert files, what
         assert [file for file in files if not (ROOT / file).is_file()] == [], what
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_says_what_it_is_compared_with_and_what_is_a_bound(sampler: str) -> None:
+    """Runs are compared with numpy, and of an update no difference is recorded."""
+    (row,) = [row for row in cells("references.md", HEADING) if f"[`{sampler}`]" in row[0]]
+    assert row[1].startswith("numpy")
+    assert re.fullmatch(r"run \d\.\de-6, update within 1e-6", row[2])
 
 
 def test_a_row_that_is_missing_is_missed() -> None:
