@@ -66,7 +66,7 @@ docs: $(VENV)/.test ## the site of docs/ with the API from the docstrings, stric
 profile: $(VENV)/.runtime ## where the seconds of a picture go; a component alone with ARGS="--component vae"
 	max-zimage profile $(ARGS)
 
-quality: $(VENV)/.test ## what step caches save, and what it does to the pictures
+quality: $(VENV)/.test ## what step caches save, and what it does to the pictures; samplers, guidance, tiles with ARGS=requests
 	python -m benchmarks.quality $(ARGS)
 
 embedded-model: $(VENV)/.test ## train it from nothing with ARGS="train DIR", 1.5 hours; score one with ARGS="evaluate MODEL"

@@ -23,7 +23,7 @@ SHOWN: Mapping[str, tuple[str, ...]] = {"end_to_end": ("prompt to picture", "tor
 COMMANDS: Mapping[str, str] = {
     "quality": "make quality",
     "fleet_plan": "python -m benchmarks.fleet_model",
-    "quality-requests": "python -m benchmarks.quality.requests",
+    "quality-requests": "make quality ARGS=requests",
     "embedded_model": 'make embedded-model ARGS="evaluate max_zimage/assets/tiny-zimage"',
 }
 """How parts are measured that are not `make bench`'s."""

@@ -1,5 +1,7 @@
 """The quality table of step caches: `python -m benchmarks.quality [--quick] [--resume] [--steps N ...]`.
 
+With `requests` as the first word: that of samplers, guidance, passes and tiles, see `benchmarks.quality.requests`.
+
 Without a model: the embedded one, whose pictures can be checked, beside diffusers' hooks and cache-dit. With --model
 any checkpoint: `--model PATH --output DIR --height 1024 --width 1024 --prompts FILE --steps 50 --guidance 4`. Nothing
 is downloaded.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -35,8 +38,13 @@ QUICK_PROMPTS = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write and plot; 0 if the table is complete, 130 if it was interrupted."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["requests"]:
+        from benchmarks.quality import requests
+
+        return requests.main(given[1:])
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     prompts = _checked(parser, options)
     # Imported when the arguments are right: torch, diffusers and MAX take ten seconds.
     from benchmarks.quality import scores

@@ -1,9 +1,9 @@
-"""What samplers, sigma shapes, guidance variants and passes are worth: `python -m benchmarks.quality.requests`.
+"""What samplers, guidance, passes and tiles are worth: `python -m benchmarks.quality requests [--only PART ...]`.
 
 Pictures of the embedded model by the same noise: how near each is to where the steps lead, which is Euler's picture of
-100 steps under the same guidance (of 20 where they are large), and whether it shows what was asked for. Samplers that
-draw noise lead elsewhere: of those the second says more than the first, and so it does of passes, which begin with the
-noise of a smaller picture.
+100 steps under the same guidance (of 20 where they are large, and beside tiles, which only decode), and whether it
+shows what was asked for. Samplers that draw noise lead elsewhere: of those the second says more than the first, and so
+it does of passes, which begin with the noise of a smaller picture, and of what goes away from a negative prompt.
 """
 
 from __future__ import annotations
@@ -60,6 +60,26 @@ SIZED: Mapping[str, Fields] = {
     "passes 0.75,1.0:0.5, bicubic": {"passes": "0.75,1.0:0.5", "upscale": "bicubic"},
 }
 """The same. The model was trained with sides of 96 and 128: a half of 64 it has not seen, nor anything above 128."""
+OTHER_SCENE = {"negative_prompt": "a green ring on a gray background"}
+ATTENDED: Mapping[str, Fields] = {
+    "no guidance": {},
+    "nag_scale 3": {"nag_scale": 3.0},
+    "nag_scale 5": {"nag_scale": 5.0},
+    "nag_scale 5, nag_sigma_end 0.75": {"nag_scale": 5.0, "nag_sigma_end": 0.75},
+    "nag_scale 3, negative prompt": {"nag_scale": 3.0, **OTHER_SCENE},
+    "nag_scale 5, negative prompt": {"nag_scale": 5.0, **OTHER_SCENE},
+}
+"""The same, guidance 0; without a negative prompt it goes away from the empty one."""
+
+
+def tiled(size: int, overlaps: Sequence[int]) -> Mapping[str, Fields]:
+    """The same, in tiles of so many pixels, both ways."""
+    blended = {"vae_tiling": "blend", "vae_tile_size": size}
+    return {
+        "whole": {},
+        **{f"blend {size} / {overlap}": {**blended, "vae_tile_overlap": overlap} for overlap in overlaps},
+        f"exact {size}": {"vae_tiling": "exact", "vae_tile_size": size},
+    }
 
 
 @dataclass(frozen=True)
@@ -88,21 +108,25 @@ PARTS = {
     "sizes, 128 pixels": Part(SIZED, (8, 20), 2.0),
     "sizes, 192 pixels": Part(SIZED, (20,), 2.0, side=192, leads_to=20),
     "sizes, 256 pixels": Part(SIZED, (20,), 2.0, side=256, leads_to=20),
+    "normalized attention": Part(ATTENDED, (8, 20), 0.0),
+    "tiles, 128 pixels": Part(tiled(64, (16, 32)), (20,), 2.0, leads_to=20),
+    "tiles, 256 pixels": Part(tiled(128, (16, 32)), (20,), 2.0, side=256, leads_to=20),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality requests", description=__doc__)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"pictures of each row; {PROMPTS} if not given")
     parser.add_argument(
         "--only", choices=PARTS, action="append", help="a part alone, the others' rows stay; may be given several times"
     )
     parser.add_argument("--untimed", action="store_true", help="leave out seconds, where other work runs beside")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where the table goes")
     options = parser.parse_args(arguments)
     pipeline, conditions = ZImagePipeline.from_pretrained(device="cpu"), Conditions.now()
     samples: list[Sample] = []
-    file, begin = RESULTS / "quality-requests.csv", time.perf_counter()
+    file, begin = options.output / "quality-requests.csv", time.perf_counter()
     for name in options.only or PARTS:
         for number, prompt in enumerate(scene_prompts(options.prompts), 1):
             samples += _measured(pipeline, name, PARTS[name], prompt)

@@ -1,6 +1,7 @@
 """The denoising loop of latents of one size, a step at a time; `max_zimage.pipeline.run` drives it.
 
-Between the first step and the last nothing but compiled graphs touches a tensor: no transfer, no synchronization.
+Between the first step and the last nothing but compiled graphs touches a tensor: no transfer, no synchronization. The
+one exception is noise of samplers that draw some, see `max_zimage.pipeline.step_noise`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Denoising:
         kept = inputs.guidance.kept(spec.num_refiner_layers, spec.num_layers)
         self._tables = make_tables(inputs, *transformer.modulation_table(plan.timesteps, kept), transformer.device)
         self._rows = self._rows_of_branches()
-        self._noise = StepNoise(inputs)
+        self._noise = StepNoise(inputs, transformer.device)
         self._keeping = keeping_of(transformer, inputs.masked, inputs.schedule.sigmas, pack)
         self._positions = StepPositions(transformer, inputs)
         self._history = Buffer.zeros((plan.slots, *map(int, latents.shape)), DType.float32, transformer.device)
@@ -93,12 +94,13 @@ class Denoising:
         with Tracer(f"step {self.step + 1}"):
             for index in plan.of_step(self.step):
                 self._before, self._sigma = self.latents, plan.sigmas[index]
-                self._noise.fill(self._history, index)
+                self._noise.fill(self._history)
                 items, captions = self._rows[self._inputs.guidance.active(index)]
                 items = self._positions.of(items, index)
                 inputs = step_inputs(self._tables, index, items, captions, self.latents, self._history)
                 result = self._stepper(index, inputs)
                 self.latents, self._history, self._prediction = result[:3]
+                self._noise.draw(index + 1)
             if self._keeping is not None:
                 self.latents = self._keeping(self.step, self.latents)
         self.step += 1

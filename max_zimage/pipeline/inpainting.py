@@ -4,8 +4,9 @@ The mask of a latent is the pixel at its corner, and 128 is where repainting beg
 pixels, and says how long a latent is kept: until the noise level is that share of the one that the run began with, so
 that 0 is kept to the end and 1 is repainted from the start.
 
-Reference: diffusers pipelines/z_image/pipeline_z_image_inpaint.py; for soft masks, ComfyUI
-comfy_extras/nodes_differential_diffusion.py.
+Reference: diffusers pipelines/z_image/pipeline_z_image_inpaint.py. Soft masks have none: the idea is that of ComfyUI
+comfy_extras/nodes_differential_diffusion.py, which masks around each call of the model by the level's place between the
+first and the last one.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.docs import sheets
+from benchmarks.report import marked_parts
 from max_zimage.request.dype_fields import DYPE_METHODS
 from max_zimage.request.fields import ROWS
 from max_zimage.request.guidance_fields import VARIANTS
@@ -40,6 +41,7 @@ CHOICES = (
     *("blend", "exact", "lanczos", "bicubic", "torch"),
 )
 REPORT = re.compile(r"[\w.-]+/[\w.-]+#\d+")
+HEADING = "# What each feature is compared with"
 POINTS = 6
 EACH = 5
 
@@ -53,7 +55,7 @@ def cells(page: str, heading: str) -> list[list[str]]:
 
 
 def first_cells() -> str:
-    return "\n".join(row[0] for row in cells("references.md", "# What each feature is compared with"))
+    return "\n".join(row[0] for row in cells("references.md", HEADING))
 
 
 @pytest.mark.parametrize("name", sorted({*CHOICES, *ROWS} - set(ELSEWHERE)))
@@ -63,13 +65,21 @@ def test_every_name_has_a_reference(name: str) -> None:
 
 def test_every_row_says_how_near_and_which_test_holds_it() -> None:
     named = ""
-    for what, reference, difference, test in cells("references.md", "# What each feature is compared with"):
+    for what, reference, difference, test in cells("references.md", HEADING):
         assert reference, what
         assert re.search(r"\d|equal", difference), f"{what}: no number"
         named = test if "the same" not in test else named + test
         files = re.findall(r"`(tests/[\w/]+\.py)`", named)
         assert files, what
         assert [file for file in files if not (ROOT / file).is_file()] == [], what
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_says_what_it_is_compared_with_and_what_is_a_bound(sampler: str) -> None:
+    """Runs are compared with numpy, and of an update no difference is recorded."""
+    (row,) = [row for row in cells("references.md", HEADING) if f"[`{sampler}`]" in row[0]]
+    assert row[1].startswith("numpy")
+    assert re.fullmatch(r"run \d\.\de-6, update within 1e-6", row[2])
 
 
 def test_a_row_that_is_missing_is_missed() -> None:
@@ -81,10 +91,12 @@ def test_a_row_that_is_missing_is_missed() -> None:
 
 
 def test_what_each_costs_is_there() -> None:
+    """As it was measured: that the table is its CSV file's, `python -m benchmarks.report --check` says."""
     rows = {row[1] for row in cells("references.md", "## What they cost in a step")}
     others = {"guidance_interval 0 to 0.5", "cfg_zero_star", "apg", "guidance_rescale", "slg", "nag_scale"}
-    others |= {"dype", "progressive 0.5", "mask_image", "Euler"}
+    others |= {"nag_scale, nag_sigma_end 0.75", "dype", "progressive 0.5", "mask_image", "soft_mask", "Euler"}
     assert (set(SAMPLERS) - {"euler"} | others) - rows == set()
+    assert marked_parts((ROOT / "docs" / "references.md").read_text(encoding="utf-8")) == ["additions"]
 
 
 def test_pages_show_the_commands_of_their_pictures() -> None:

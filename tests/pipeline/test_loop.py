@@ -1,77 +1,27 @@
 """The denoising loop is one compiled call a step: no eager tensor op, no transfer, nothing else that waits.
 
-The loop is what happens between the first call of the step's graph and the call of the decoder.
+The loop is what happens between the first call of the step's graph and the call of the decoder; what samplers, guidance
+and the like add to it is in `test_loop_additions.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from max.driver import Buffer
 from max.experimental import functional as F
-from max.experimental.realization_context import EagerRealizationContext, set_default_realization_context
 from max.experimental.tensor import Tensor
 
 from max_zimage import ZImagePipeline
 from max_zimage.compile import compiler
-from max_zimage.compile.compiler import CompiledGraph
 from max_zimage.pipeline import denoising, run
 from max_zimage.pipeline.callbacks import StepCallback
 from tests.references.diffusers_runs import Pair
+from tests.references.watched_loop import watched_loop
 
 STEPS = 5
-TRANSFERS = ["to", "to_numpy", "from_numpy", "copy", "inplace_copy_from", "item", "contiguous", "__dlpack__"]
-"""What a Buffer can do that moves data or waits for it."""
-
-
-class RefusedContext(EagerRealizationContext):
-    """Where an operation on Tensors outside a graph would be computed."""
-
-    async def realize_all(self) -> list[Tensor]:
-        raise AssertionError("an eager tensor op ran in the denoising loop")
-
-
-@contextmanager
-def watched_loop(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Refuse, in the loop, eager ops and transfers; yields the names of all compiled graphs that are called."""
-    called: list[str] = []
-    run = CompiledGraph.__call__
-    guard = pytest.MonkeyPatch()
-    contexts: list[Any] = []
-
-    def refused(name: str) -> Callable[..., None]:
-        def transfer(*arguments: object, **named: object) -> None:
-            raise AssertionError(f"Buffer.{name} was called in the denoising loop")
-
-        return transfer
-
-    def begin() -> None:
-        contexts.append(set_default_realization_context(RefusedContext))
-        contexts[-1].__enter__()
-        for name in TRANSFERS:
-            guard.setattr(Buffer, name, refused(name))
-
-    def end() -> None:
-        guard.undo()
-        while contexts:
-            contexts.pop().__exit__(None, None, None)
-
-    def counted(graph: CompiledGraph, *inputs: Buffer) -> list[Buffer]:
-        if graph.name == "denoise" and "denoise" not in called:
-            begin()
-        if graph.name == "decode":
-            end()
-        called.append(graph.name)
-        return run(graph, *inputs)
-
-    patch.setattr(CompiledGraph, "__call__", counted)
-    try:
-        yield called
-    finally:
-        end()
 
 
 def draw(pair: Pair, callback: StepCallback | None = None) -> None:
@@ -83,9 +33,9 @@ def draw(pair: Pair, callback: StepCallback | None = None) -> None:
 
 
 def test_a_step_is_one_compiled_call(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    with watched_loop(monkeypatch) as called:
+    with watched_loop(monkeypatch) as watched:
         draw(embedded)
-    assert called == ["text_encoder", "conditioning", "pack", "modulation", *["denoise"] * STEPS, "decode"]
+    assert watched.called == ["text_encoder", "conditioning", "pack", "modulation", *["denoise"] * STEPS, "decode"]
 
 
 def planted_op(pipeline: ZImagePipeline, latents: Buffer) -> None:
@@ -100,12 +50,17 @@ def planted_copy(pipeline: ZImagePipeline, latents: Buffer) -> None:
     latents.to(pipeline.device)
 
 
+def planted_wait(pipeline: ZImagePipeline, latents: Buffer) -> None:
+    pipeline.device.synchronize()
+
+
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
         (planted_op, "an eager tensor op ran"),
         (planted_transfer, r"Buffer\.to_numpy was called"),
         (planted_copy, r"Buffer\.to was called"),
+        (planted_wait, r"Device\.synchronize was called"),
     ],
 )
 def test_what_is_planted_in_the_loop_is_caught(
@@ -123,9 +78,9 @@ def test_what_is_planted_in_the_loop_is_caught(
 
 
 def test_only_a_callback_brings_latents_to_the_host(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    with watched_loop(monkeypatch) as called, pytest.raises(AssertionError, match=r"Buffer\.to was called"):
+    with watched_loop(monkeypatch) as watched, pytest.raises(AssertionError, match=r"Buffer\.to was called"):
         draw(embedded, lambda pipeline, step, timestep, values: None)
-    assert called[-1] == "denoise"
+    assert watched.called[-1] == "denoise"
 
 
 def test_the_trace_names_every_stage(embedded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
