@@ -149,9 +149,9 @@ def test_a_pair_is_no_list_of_adapters(ours: ZImagePipeline, files: dict[str, Pa
     expected = draw(ours, PROMPTS[0], seed=3, loras=[(files["one"], 0.5)])
     for scale in (0.5, np.float32(0.5)):
         np.testing.assert_array_equal(draw(ours, PROMPTS[0], seed=3, loras=[[str(files["one"]), scale]]), expected)
-    for scale in (None, True):
+    for other in (None, True):
         with pytest.raises(RequestError, match="scale must be a finite number"):
-            draw(ours, PROMPTS[0], seed=3, loras=[[str(files["one"]), scale]])
+            draw(ours, PROMPTS[0], seed=3, loras=[[str(files["one"]), other]])
 
 
 def test_a_file_that_is_gone(ours: ZImagePipeline, files: dict[str, Path], tmp_path: Path) -> None:
