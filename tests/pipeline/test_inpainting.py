@@ -20,6 +20,7 @@ from max_zimage.sampling.names import SAMPLERS
 from tests.references.diffusers_runs import Pair, relative_l2
 from tests.references.engine_runs import inputs_of
 from tests.references.noises import initial_noise, posterior_noise
+from tests.tolerances import BFLOAT16_RATIO
 
 SEED = 17
 PROMPT = "a green circle on a black background"
@@ -87,6 +88,29 @@ def test_latents_are_those_of_diffusers(
     kept = np.broadcast_to(latent_mask(mask, 8, soft=False) == 0, expected.shape)
     alone = embedded.ours.vae.encode(*encoding(embedded, image)).to_numpy()
     np.testing.assert_array_equal(np.asarray(ours)[kept], alone[kept])  # to the bit
+
+
+@pytest.mark.slow  # as the other tests in bfloat16: its graphs take minutes to compile
+@pytest.mark.parametrize("case", ["pure noise, guided", "half way"])
+def test_in_bfloat16_it_is_as_near_as_the_reference(
+    case: str,
+    embedded: Pair,
+    embedded_bfloat16: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """And keeps what its own encoder makes of the image, to the bit."""
+    arguments, size, shape = CASES[case]
+    image, mask = picture(*size), shape(*size)
+    exact, rounded = (theirs(pair, monkeypatch, image, mask, **arguments) for pair in (embedded, embedded_bfloat16))
+    asked = {"image": image, "mask_image": mask, "seed": SEED, "output_type": "latent", **arguments}
+    ours = np.asarray(embedded_bfloat16.ours(PROMPT, **asked))
+    usual, error = relative_l2(rounded, exact), relative_l2(ours, exact)
+    record_property("bfloat16_ratio", error / usual)
+    assert error <= BFLOAT16_RATIO * usual
+    kept = np.broadcast_to(latent_mask(mask, 8, soft=False) == 0, exact.shape)
+    alone = embedded_bfloat16.ours.vae.encode(*encoding(embedded_bfloat16, image)).to_numpy()
+    np.testing.assert_array_equal(ours[kept], alone[kept])
 
 
 def encoding(pair: Pair, image: np.ndarray) -> tuple[Any, Any]:

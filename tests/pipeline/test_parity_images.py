@@ -14,7 +14,7 @@ import pytest
 
 from tests.recording import RecordProperty
 from tests.references.diffusers_runs import Call, Pair, Run, relative_l2
-from tests.tolerances import PIXEL_SHARE
+from tests.tolerances import PIXEL_SHARE, SAMPLED_L2
 
 CALLS = {
     "defaults": Call(steps=8),
@@ -58,6 +58,8 @@ CALLS = {
     "sigmas": Call(sigmas=(1.0, 0.7, 0.45, 0.1)),
     "features": Call(feature_rows=(20, 45), negative_feature_rows=(50, 8)),
 }
+GUIDANCE = [name for name in CALLS if name.startswith(("guidance", "normalization", "truncation"))]
+"""Of which the latents of the embedded model are held to a bound, too."""
 INTERESTING = [
     "80x112",
     "caption of 1",
@@ -88,8 +90,11 @@ def test_pixels(model: str, name: str, request: pytest.FixtureRequest, record_pr
     ours, theirs = pair.run_ours(CALLS[name]), pair.run_theirs(CALLS[name])
     assert ours.pixels.shape == theirs.pixels.shape
     near, equal = pixel_shares(ours, theirs)
+    error = relative_l2(ours.latents[-1], theirs.latents[-1])
     record_property("share_equal", equal)
-    record_property("latents_relative_l2", relative_l2(ours.latents[-1], theirs.latents[-1]))
+    record_property("latents_relative_l2", error)
+    if model == "embedded" and name in GUIDANCE:
+        assert error <= SAMPLED_L2
     assert near >= PIXEL_SHARE, f"{near:.5f} within one level, {equal:.5f} equal"
 
 

@@ -6,11 +6,13 @@ They share the graphs of the session's embedded model: another sampler or branch
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
 from max_zimage.compile import modules
 from max_zimage.device.devices import download
@@ -38,16 +40,21 @@ from tests.references.step_caches import unpacked
 from tests.references.without_layers import without_layers
 from tests.tolerances import BFLOAT16_RATIO, WALKED_L2
 
+LENGTHS = {
+    f"{steps} steps{guided}": Call(prompts=(33,), steps=steps, guidance=3.0 if guided else 0.0, height=64, width=64)
+    for steps in (8, 9, 20, 50)
+    for guided in ("", ", guided")
+}
 CALLS = {
     "no guidance": Call(prompts=(33,), steps=6, guidance=0.0),
     "guidance": Call(prompts=(30, 65), negatives=(20, 40), steps=5, guidance=3.0, height=80, width=112),
-    "8 steps": Call(prompts=(33,), steps=8, guidance=0.0, height=64, width=64),
-    "9 steps": Call(prompts=(33,), steps=9, guidance=3.0, height=64, width=64),
-    "20 steps": Call(prompts=(33,), steps=20, guidance=3.0, height=64, width=64),
-    "50 steps": Call(prompts=(33,), steps=50, guidance=0.0, height=64, width=64),
     "guidance that ends": Call(prompts=(12,), negatives=("",), steps=6, guidance=2.0, cfg_truncation=0.4),
+    **LENGTHS,
 }
-ALL, REMEMBERING = ("guidance", "8 steps", "9 steps"), ("unipc", "er_sde", "dpmpp_2m_sde")
+ALL = ("guidance", "8 steps", "9 steps, guided")
+REMEMBERING = ("unipc", "er_sde", "dpmpp_2m_sde")
+OF_THESE = ("no guidance", "20 steps, guided", "50 steps", "guidance that ends")
+"""Samplers whose errors could add up, and further calls that every run of the tests has for them."""
 SKIPPED = (1, 2)
 
 
@@ -91,11 +98,15 @@ def theirs(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False
     return latents
 
 
-@pytest.mark.parametrize(
-    ("sampler", "call"),
-    # Long runs only of those whose errors could add up; the others' matrices are compared at all these lengths.
-    [(sampler, call) for sampler in SAMPLERS for call in CALLS if call in ALL or sampler in REMEMBERING],
-)
+def cases() -> Iterator[ParameterSet]:
+    """All lengths of all samplers; most of them are slow, since their matrices are compared at all lengths anyway."""
+    for sampler, call in product(SAMPLERS, CALLS):
+        usual = call in ALL or (sampler in REMEMBERING and call in OF_THESE)
+        if usual or call in LENGTHS:
+            yield pytest.param(sampler, call, marks=() if usual else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("sampler", "call"), cases())
 def test_a_run_under_a_sampler(sampler: str, call: str, embedded: Pair, record_property: RecordProperty) -> None:
     before = copy.copy(modules.counts)
     error = relative_l2(ours(embedded, CALLS[call], sampler), theirs(embedded, CALLS[call], sampler))
@@ -110,7 +121,7 @@ def test_in_bfloat16_a_run_is_as_near_as_the_reference(
     sampler: str, embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty
 ) -> None:
     """Latents and the sampler's sums are float32 in both."""
-    call = CALLS["9 steps"]
+    call = CALLS["9 steps, guided"]
     exact = theirs(embedded, call, sampler)
     usual = relative_l2(theirs(embedded_bfloat16, call, sampler), exact)
     error = relative_l2(ours(embedded_bfloat16, call, sampler), exact)
