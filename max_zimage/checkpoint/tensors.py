@@ -151,8 +151,9 @@ class StoredTensor(Tensor):
     def ahead(self) -> None:
         if hasattr(os, "posix_fadvise"):
             with self.file.open("rb") as stream:
-                for begin in range(self.start, self.start + self.nbytes, _WINDOW):
-                    os.posix_fadvise(stream.fileno(), begin, _WINDOW, os.POSIX_FADV_WILLNEED)
+                end = self.start + self.nbytes
+                for begin in range(self.start, end, _WINDOW):
+                    os.posix_fadvise(stream.fileno(), begin, min(_WINDOW, end - begin), os.POSIX_FADV_WILLNEED)
 
     @override
     def in_place(self, dtype: ModelDtype, files: Files) -> Buffer | None:

@@ -27,4 +27,17 @@ def test_the_next_parameter_is_read_while_one_is_packed(monkeypatch: pytest.Monk
     parts = [part for each in checked.recipes[1:] for part in each.parts]
     stored = {(part.start, part.nbytes) for part in parts if isinstance(part, StoredTensor)}
     assert len(stored) == len(parts) > 20
-    assert asked == stored
+    assert max(count for _, count in asked) <= 128 * 1024  # more than that may be left out by the system
+    assert joined(asked) == joined(stored)
+
+
+def joined(ranges: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges that touch or overlap as one."""
+    found: list[tuple[int, int]] = []
+    for start, count in sorted(ranges):
+        if found and start <= sum(found[-1]):
+            first, length = found[-1]
+            found[-1] = (first, max(length, start + count - first))
+        else:
+            found.append((start, count))
+    return found
