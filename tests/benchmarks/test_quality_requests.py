@@ -33,6 +33,7 @@ def test_every_kind_of_request_has_a_part() -> None:
     assert {"negative_prompt" in way for _, way in attended} == {False, True}
 
 
+@pytest.mark.slow
 def test_a_part_is_drawn_beside_the_rows_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
