@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
-from gguf import quants
+from gguf import GGMLQuantizationType, quants
 
 from benchmarks.block import FULL as BLOCK
 from benchmarks.block import QUICK as SMALL_BLOCK
@@ -32,7 +32,6 @@ from max_zimage.graphs.linear import Codes, Storage, codes_of
 from max_zimage.request.request import GenerationRequest
 from tests.references import code_products
 from tests.references.engine_runs import OpenTransformer, inputs_of
-from tests.references.gguf_files import Kind
 from tests.references.quantized import FORMATS
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
@@ -62,7 +61,8 @@ def _decode(name: str, values: torch.Tensor) -> torch.Tensor:
     if name == "bfloat16":
         return values.bfloat16().float()
     if name not in WRITTEN:
-        numbers = quants.dequantize(quants.quantize(values.numpy(), Kind[name]), Kind[name])
+        kind = GGMLQuantizationType[name]
+        numbers = quants.dequantize(quants.quantize(values.numpy(), kind), kind)
         return torch.from_numpy(np.float32(numbers).reshape(values.shape))
     count = len(values) if name in _UNDIVIDED else max(1, _SLICE // values.shape[1])
     return torch.cat([FORMATS[WRITTEN[name]].write(part)[1] for part in values.split(count)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from benchmarks import report, storage_errors, storage_table, storages
 from benchmarks.measure import Row
@@ -18,7 +19,6 @@ from max_zimage.checkpoint.tensors import Files
 from max_zimage.checkpoint.transforms import transformed
 from tests.benchmarks.test_bench_report import write as write_rows
 from tests.references import gguf_files
-from tests.references.gguf_files import Kind
 from tests.references.quantized import FORMATS, write
 
 
@@ -57,7 +57,7 @@ def test_decoding_is_the_loaders(name: str, tmp_path: Path, monkeypatch: pytest.
     if name in WRITTEN:
         write(FORMATS[WRITTEN[name]], {tensor: values}, tmp_path / "w")
     else:
-        gguf_files.write(tmp_path / "w", {tensor: values}, Kind[name])
+        gguf_files.write(tmp_path / "w", {tensor: values}, GGMLQuantizationType[name])
     loaded = transformed(open_source([tmp_path / "w"]), ()).tensors[tensor].rows(0, 40, Files())
     np.testing.assert_array_equal(FILES[name](values).numpy(), loaded)
 
