@@ -29,7 +29,7 @@ def memory_facts(prepared: CheckedModel, height: int | None, width: int | None) 
     available = available_memory() if device.is_host else int(device.stats["free_memory"])
     fits = weights + activations <= available
     if prepared.wish.mesh:  # which share the work, and have signals besides: more than one device's sum says
-        fits = placement_facts(prepared, height, width)["fits"]
+        fits = placement_facts(prepared, usual_size(prepared, height, width))["fits"]
     return {
         "device": device.label + (f":{device.id}" if not device.is_host else ""),
         "height": height,

@@ -30,7 +30,7 @@ def test_an_encoder_has_one_gpu_at_most(gpus: float, of_encoder: float, monkeypa
         return encoders(count, device)
 
     monkeypatch.setattr(deployment, "_encoders", noted)
-    monkeypatch.setattr(deployment.ray, "cluster_resources", dict)
+    monkeypatch.setattr("ray.cluster_resources", dict)
     fleet = FleetSettings(address="auto", encoders=1, gpus=gpus)
     deployment.application(ServerSettings(name="x"), fleet, print, print, {})
     assert given == [of_encoder]
