@@ -36,7 +36,7 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
     """
 
     nbytes_beside_each: tuple[int, ...] = ()
-    """What `nbytes_beside` is of the first device, of each."""
+    """What `nbytes_beside` is of the first device, of each; empty for nothing."""
     _first_block = "meshed_first_block"
 
     def __init__(self, *args: Any, groups: int, is_padded: bool, **kwargs: Any) -> None:
@@ -70,7 +70,8 @@ class ZImageMeshedTransformer(ZImageTransformerModel):
         return self._step
 
     def _once_more(self, name: str) -> CompiledGraph:
-        others = zip(self.devices[1:], self.nbytes_beside_each[1:], strict=True)
+        each = self.nbytes_beside_each or (0,) * len(self.devices)  # nothing, where a component stands alone
+        others = zip(self.devices[1:], each[1:], strict=True)
         for other, beside in others if self.is_here and not self.device.is_host else ():
             check_device_memory(beside + self.again_bytes + 2 * self._nbytes, other)
         return super()._once_more(name)
