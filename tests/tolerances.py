@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from max_zimage.diagnosis.tolerances import (
     BFLOAT16_RATIO,
     FEATURES_L2,
@@ -51,9 +53,11 @@ MESHED_L2 = 2e-6
 """Relative L2 of a step on several devices beside the plain one: the same numbers, whose sums over keys run in another
 order and through another kernel of attention."""
 
-WALKED_L2 = 1e-5
+_CPU = Path("/proc/cpuinfo")
+_HAS_LONG_VECTORS = not _CPU.exists() or "avx512f" in _CPU.read_text(encoding="utf-8")
+WALKED_L2 = 1e-5 if _HAS_LONG_VECTORS else 2e-5
 """Relative L2 of final latents beside a sampler's matrices in numpy: 4.7e-6 at most on an Intel Xeon, 5.4e-6 on an AMD
-EPYC, of a sampler that remembers, under guidance."""
+EPYC, 1.4e-5 on one without AVX-512, where sums run in another order; of a sampler that remembers, under guidance."""
 
 SAMPLED_L2 = 5e-6
 """Relative L2 of final latents under a sampler: a few evaluations, each as near as `TRANSFORMER_L2`."""
