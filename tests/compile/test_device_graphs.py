@@ -221,7 +221,9 @@ def test_where_it_has_no_effect_that_is_said_once(notes: list[str], monkeypatch:
 @pytest.mark.parametrize(("device", "replayed"), [(NVIDIA, True), (NVIDIA, False), (AMD, True), (CPU(), True)])
 def test_graphs_that_may_be_replayed_are_on_nvidia(device: Device, replayed: bool) -> None:
     places = [SimpleNamespace(device=SimpleNamespace(is_cpu=lambda value=value: value)) for value in (False, True)]
-    given: dict[str, Any] = {"module": None, "session": None, "spec": None, "weights": {}, "input_types": tuple(places)}
+    module = SimpleNamespace(parameters=())
+    given: dict[str, Any] = {"module": module, "session": None, "spec": None, "weights": {}}
+    given["input_types"] = tuple(places)
     graph = CompiledGraph(GraphDefinition(name="small", device=device, replayed=replayed, **given))
     graph.finish(cast(Any, StrictModel(Scaled(), (False, True))))
     assert (graph.device_graphs is not None) is (replayed and device is NVIDIA)
