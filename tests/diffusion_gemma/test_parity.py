@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
@@ -199,6 +200,7 @@ def test_a_cache_is_not_changed(usual: Both) -> None:
         np.testing.assert_array_equal(more.to_numpy()[:, :, :, :6], old)
 
 
+@pytest.mark.slow
 def test_heads_that_fill_no_vector(odd: Path) -> None:
     """No op of a CPU takes them: products of matrices attend."""
     both = opened(odd)

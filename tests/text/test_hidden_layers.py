@@ -61,7 +61,7 @@ def blended(states: list[Floats], hidden_layer: HiddenLayer) -> Floats:
     return np.sum([weight / total * states[layer] for layer, weight in hidden_layer], axis=0)
 
 
-@pytest.mark.parametrize("model", ["embedded", "tiny64"])
+@pytest.mark.parametrize("model", ["embedded", pytest.param("tiny64", marks=pytest.mark.slow)])
 def test_states_and_sums_are_those_of_transformers(
     model: str, request: pytest.FixtureRequest, record_property: RecordProperty
 ) -> None:
@@ -74,6 +74,7 @@ def test_states_and_sums_are_those_of_transformers(
     assert max(errors) <= FEATURES_L2
 
 
+@pytest.mark.slow
 def test_in_bfloat16_they_are_as_near_as_torchs(
     embedded: Pair, embedded_bfloat16: Pair, record_property: RecordProperty
 ) -> None:
