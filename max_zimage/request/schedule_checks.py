@@ -11,7 +11,7 @@ from dataclasses import replace
 from max_zimage.errors import RequestError
 from max_zimage.request.fields import RequestFields
 from max_zimage.sampling import samplers
-from max_zimage.sampling.names import DEFAULT_SHAPE
+from max_zimage.sampling.names import DEFAULT_SHAPE, STRETCHED, UNSHIFTED
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step, schedule, smallest_strength
 
 TOKEN_SIDE = 16
@@ -70,6 +70,24 @@ def _blamed(spec: ScheduleSpec, asked: RequestFields) -> str:
     if asked.dynamic_shift:
         return "dynamic_shift"
     return "num_inference_steps" if asked.shift is None and not spec.is_dynamic else "shift"
+
+
+def check_shift(asked: RequestFields) -> None:
+    """Refuse what a request says of the shift if it contradicts itself, or would do nothing under its shape."""
+    if asked.dynamic_shift and asked.shift is not None:
+        message = (
+            "{field} grows with the picture, and {name[shift]} {shift:g} is one shift for all sizes; leave one out"
+        )
+        raise RequestError.of("dynamic_shift", message, shift=asked.shift)
+    if asked.dynamic_shift and asked.sigma_shape in UNSHIFTED:
+        message = "{field} would do nothing: {name[sigma_shape]} {shape} is not shifted; take another, or leave it out"
+        raise RequestError.of("dynamic_shift", message, shape=asked.sigma_shape)
+    if asked.shift_terminal is not None and asked.sigma_shape not in STRETCHED:
+        message = (
+            "{field} would do nothing: {name[sigma_shape]} {shape} has a last level of its own; take one of {known}"
+        )
+        values = {"shape": asked.sigma_shape, "known": ", ".join(STRETCHED)}
+        raise RequestError.of("shift_terminal", message + ", or leave it out", **values)
 
 
 def check_evaluations(asked: RequestFields, legs: Sequence[int], most: int) -> None:

@@ -9,7 +9,7 @@ from max_zimage.sampling.names import DEFAULT_SHAPE, STRETCHED, UNSHIFTED
 
 
 def excluded(said: Mapping[str, Any], beneath: Mapping[str, Any]) -> set[str]:
-    """Fields beneath a request that what it says of shift and shape leaves no room for; see `shift_checks`.
+    """Fields beneath a request that what it says of shift and shape leaves no room for; see `check_shift`.
 
     >>> sorted(excluded({"dynamic_shift": True}, {"shift": 3.0, "sigma_shape": "bong_tangent"}))
     ['shift', 'sigma_shape']

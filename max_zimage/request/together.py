@@ -17,8 +17,7 @@ from max_zimage.request.mask_checks import check_mask
 from max_zimage.request.nag_checks import check_nag
 from max_zimage.request.noise_checks import check_noise
 from max_zimage.request.passes_checks import check_passes
-from max_zimage.request.schedule_checks import check_evaluations, has_a_step
-from max_zimage.request.shift_checks import check_shift
+from max_zimage.request.schedule_checks import check_evaluations, check_shift, has_a_step
 from max_zimage.request.tile_checks import check_tiles
 
 

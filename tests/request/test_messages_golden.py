@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from max_zimage.request.fields import FLAGS
 from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.serving.http.api_names import IMAGES, RESPONSES, refused
 from tests.request.test_prompt_features import BAD_REQUESTS
+from tests.request.test_repeat import encoded
 from tests.request.test_request import BAD, LIMITS, features, make
+from tests.request.test_shift_fields import BAD_SHIFTS
 
 GOLDEN = Path(__file__).parent / "messages.txt"
 SPEC = ScheduleSpec(shift=3.0, num_train_timesteps=1000)
@@ -31,18 +32,13 @@ MASK = np.zeros((128, 96), np.uint8)
 DAMAGED = b"\x89PNG\r\n\x1a\n"
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, format=kind, **options)
-    return content.getvalue()
-
-
 def frames() -> list[Image.Image]:
     return [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 255)]
 
 
 REQUESTS: list[dict[str, Any]] = [
     *(arguments for arguments, _, _ in BAD),
+    *(arguments for arguments, _, _ in BAD_SHIFTS),
     *({"prompt": None, "guidance_scale": 0.0} | arguments for arguments, _, _ in BAD_REQUESTS),
     {"guidance_scale": 1e-45},
     {"guidance_scale": 10**400},
@@ -55,12 +51,6 @@ REQUESTS: list[dict[str, Any]] = [
     {"sampler": "dpmpp_sde", "step_cache": "taylorseer", "num_inference_steps": 30},
     {"sigma_shape": "cubic"},
     {"sigma_shape": "karras", "sigmas": [1.0, 0.5]},
-    {"dynamic_shift": 1},
-    {"dynamic_shift": True, "shift": 3},
-    {"dynamic_shift": True, "sigma_shape": "bong_tangent"},
-    {"shift_terminal": 0},
-    {"shift_terminal": 1},
-    {"shift_terminal": 0.1, "sigma_shape": "simple"},
     {"mask_image": MASK},
     {"outpaint": [16, 0, 0, 0]},
     {"image": START, "outpaint": [16, 0, 0]},
