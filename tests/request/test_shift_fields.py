@@ -111,6 +111,13 @@ def test_every_shape_that_is_shifted_takes_the_grown_shift(shape: str) -> None:
     assert np.abs(grown.sigmas - ours(CONFIG, {}, **size).sigmas).max() > 1e-6
 
 
+@pytest.mark.parametrize("asked", [{"dynamic_shift": True}, {"shift_terminal": 0.1}, {"shift": 2.0}, {}])
+def test_position_extrapolation_leaves_the_shift_alone(asked: dict[str, Any]) -> None:
+    size: dict[str, Any] = {"height": 2048, "width": 1024}
+    plain, large = ours(CONFIG, asked, **size), ours(CONFIG, asked, **size, dype="vision_yarn")
+    np.testing.assert_array_equal(plain.sigmas, large.sigmas)
+
+
 def test_every_pass_has_the_shift_of_its_size() -> None:
     request = make(
         height=1024, width=1024, passes="0.5x4,1.0x4:1.0,1.0x4:1.0:shift=2", dynamic_shift=True, guidance_scale=0
