@@ -124,6 +124,9 @@ def test_every_pass_has_the_shift_of_its_size() -> None:
     )
     shifts = [leg.plan.shift for leg in legs_of(request, schedule_spec(CONFIG))]
     assert shifts == [pytest.approx(math.exp(calculate_shift(1024))), pytest.approx(math.exp(1.15)), 2.0]
+    halved = make(height=1024, width=1024, progressive=0.5, dynamic_shift=True, guidance_scale=0)
+    shifts = [leg.plan.shift for leg in legs_of(halved, schedule_spec(CONFIG))]
+    assert shifts == [pytest.approx(math.exp(1.15))] * 2
 
 
 BAD_SHIFTS: list[tuple[dict[str, Any], str, str]] = [
