@@ -146,7 +146,7 @@ class Planner:
         legs_of(request, spec)
         self.prepared.facts_of(request)
         alike = replace(request, enhance=False, enhance_seed=None)  # of words, written before any picture is drawn
-        return sharing_key(alike, request.schedule(spec).sigmas)
+        return sharing_key(alike, request.schedule(spec))
 
 
 def seed_of(id: str) -> int:

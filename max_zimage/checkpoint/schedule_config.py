@@ -6,21 +6,23 @@ that grows with the picture takes those of pipelines/z_image/pipeline_z_image.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from max_zimage.checkpoint.config_reader import Config, Reader
+from max_zimage.sampling.dynamic_shift import DynamicShift
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
-from max_zimage.sampling.schedule import DynamicShift, ScheduleSpec
+from max_zimage.sampling.schedule import ScheduleSpec
 
+_ENDS = DynamicShift()
 _DEFAULTS: Mapping[str, object] = {
     "use_dynamic_shifting": False,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "time_shift_type": "exponential",
+    "base_image_seq_len": _ENDS.base_tokens,
+    "max_image_seq_len": _ENDS.max_tokens,
+    "base_shift": _ENDS.base,
+    "max_shift": _ENDS.max,
+    "time_shift_type": _ENDS.kind,
     "shift_terminal": None,
     "stochastic_sampling": False,
     "use_karras_sigmas": False,
@@ -42,12 +44,13 @@ def schedule_spec(config: Config) -> ScheduleSpec:
     terminal = read.within("shift_terminal", 0.0, 1.0) if config.get("shift_terminal") else None  # 0 is none
     read.known.add("shift_terminal")
     shape, sampler = _shape(read), "euler_stochastic" if read.switch("stochastic_sampling") else DEFAULT_SAMPLER
-    dynamic = _dynamic_shift(read)
+    dynamic, is_dynamic = _dynamic_shift(read), read.switch("use_dynamic_shifting")
     return read.build(
         lambda: ScheduleSpec(
             shift=shift,
             num_train_timesteps=train,
-            dynamic=dynamic(),
+            dynamic=dynamic,
+            is_dynamic=is_dynamic,
             terminal=terminal,
             shape=shape,
             sampler=sampler,
@@ -55,19 +58,13 @@ def schedule_spec(config: Config) -> ScheduleSpec:
     )
 
 
-def _dynamic_shift(read: Reader) -> Callable[[], DynamicShift | None]:
+def _dynamic_shift(read: Reader) -> DynamicShift:
+    """The ends of a shift by the picture's size, which a request may ask for where the checkpoint does not."""
     tokens = read.count("base_image_seq_len"), read.count("max_image_seq_len")
     ends = read.number("base_shift"), read.number("max_shift")
     is_linear = read.one_of("time_shift_type", ("exponential", "linear")) == "linear"
-    is_on = read.switch("use_dynamic_shifting")
     kind: Literal["exponential", "linear"] = "linear" if is_linear else "exponential"
-
-    def make() -> DynamicShift | None:
-        if not is_on:
-            return None
-        return DynamicShift(base_tokens=tokens[0], max_tokens=tokens[1], base=ends[0], max=ends[1], kind=kind)
-
-    return make
+    return DynamicShift(base_tokens=tokens[0], max_tokens=tokens[1], base=ends[0], max=ends[1], kind=kind)
 
 
 def _shape(read: Reader) -> str:

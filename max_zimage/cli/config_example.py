@@ -50,6 +50,8 @@ EXAMPLES: Mapping[str, str] = {
     "sigmas": "[1.0, 0.7, 0.4]",
     "sigma_shape": '"beta"',
     "shift": "3.0",
+    "dynamic_shift": "false",
+    "shift_terminal": "0.1",
     "sampler": '"heun"',
     "guidance_scale": "4.0",
     "cfg_normalization": "1.0",

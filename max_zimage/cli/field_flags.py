@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from max_zimage.request.fields import ROWS
-from max_zimage.request.kinds import Kind
+from max_zimage.request.kinds import Kind, Switch
 from max_zimage.request.row import Group, Row
 
 _BELOW_ZERO = re.compile(r"-\d[\d.,:eE+-]*")
@@ -35,6 +35,8 @@ def add_flag(parser: _Adds, name: str, help: str | None = None) -> None:
     options: dict[str, Any] = {"help": help or row.flag.help}
     if row.kind.plain is bool and row.flag.metavar:  # on with a word behind it, or without
         options |= {"nargs": "?", "const": True, "metavar": row.flag.metavar}
+    elif isinstance(row.kind, Switch) and row.kind.is_left_to_checkpoint:  # --no-... says no where it says yes
+        options |= {"action": argparse.BooleanOptionalAction}
     elif row.kind.plain is bool:
         options |= {"action": "store_true", "default": None}  # None: not given, and a picture of --from may say it
     else:
@@ -87,4 +89,4 @@ def given_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 def flag_value(arguments: argparse.Namespace, row: Row) -> Any:
     """What a field's flag was given; None if it was not, or if there is none."""
     value = None if row.flag is None else getattr(arguments, row.flag.destination, None)
-    return True if row.kind.plain is bool and value is not None else value
+    return value is not False if row.kind.plain is bool and value is not None else value

@@ -7,6 +7,7 @@ from typing import Any
 
 from max_zimage.request.feature_settings import SETTINGS
 from max_zimage.request.seed_uses import draws_more
+from max_zimage.request.shift_uses import excluded
 from max_zimage.sampling.names import DEFAULT_SAMPLER
 
 _SLG = ("slg_layers", "slg_start", "slg_stop")
@@ -32,7 +33,7 @@ def without_replaced(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 
 
 def _gone(kept: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
-    gone: set[str] = set()
+    gone = excluded(given, kept)
     if "num_inference_steps" in given or "sigma_shape" in given:
         gone |= {"sigmas"}  # levels that were given one by one
     if "sigmas" in given:

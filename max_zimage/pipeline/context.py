@@ -124,5 +124,5 @@ def schedule_of(context: PixelContext, spec: ScheduleSpec) -> Schedule:
         sigmas=levels,
         timesteps=np.asarray(context.timesteps, np.float32),
         deltas=np.diff(levels),
-        shift=spec.shift if spec.dynamic is None else spec.dynamic.shift(tokens),
+        shift=spec.shift_of(tokens),
     )

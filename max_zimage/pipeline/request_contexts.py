@@ -110,7 +110,7 @@ def context_of_tokens(
         features=given.positive if given else None,
         negative_features=given.negative if given else None,
         request=to_text(settled),
-        sharing=sharing_key(asked, plan.sigmas),
+        sharing=sharing_key(asked, plan),
         all_steps=sum(leg.plan.num_steps for leg in legs),
         **more,
     )

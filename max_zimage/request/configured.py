@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from max_zimage.request.seed_uses import draws_more
+from max_zimage.request.shift_uses import excluded
 
 OF_CHECKPOINT = ("height", "width", "num_inference_steps", "sampler", "sigma_shape", "guidance_scale")
 """Fields that a checkpoint has defaults of; a list of guidance scales is none of those."""
@@ -66,7 +67,7 @@ def _switched_off(said: Mapping[str, Any], configured: Mapping[str, Any]) -> set
 
 def _replaced(said: Mapping[str, Any], configured: Mapping[str, Any]) -> set[str]:
     """What goes where the request chooses another way."""
-    gone: set[str] = set()
+    gone = excluded(said, configured)
     if "guidance_variant" in said:
         others = {"apg": set(_APG), "cfg_zero_star": {"zero_init"}}
         gone |= set().union(*(names for variant, names in others.items() if variant != said["guidance_variant"]))

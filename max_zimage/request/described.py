@@ -15,6 +15,7 @@ from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.list_kinds import Levels, Margins, NumberOrMany, Pair, Wholes
 from max_zimage.request.lora_fields import Loras
 from max_zimage.request.row import Of, Row
+from max_zimage.request.shift_fields import Inner
 from max_zimage.sampling.step_cache import METHODS, OFF
 
 _SIDE = 16
@@ -28,8 +29,9 @@ def schema_of(kind: Kind, limits: Limits) -> dict[str, Any]:
         limits: Of the checkpoint.
 
     Returns:
-        JSON Schema: type, enum, minimum, exclusiveMinimum, maximum, multipleOf, items, minItems, maxItems; beside it
-        "usual", the usual values of a number in words, and "words", beginnings of a text that stand for something.
+        JSON Schema: type, enum, minimum, exclusiveMinimum, maximum, exclusiveMaximum, multipleOf, items, minItems,
+        maxItems; true and false are an enum where to say neither is a third. Beside it "usual", the usual values of a
+        number in words, and "words", beginnings of a text that stand for something.
     """
     if isinstance(kind, Side):
         most = kind.limit if isinstance(kind.limit, int) else getattr(limits, kind.limit)
@@ -37,6 +39,8 @@ def schema_of(kind: Kind, limits: Limits) -> dict[str, Any]:
     if isinstance(kind, Whole):
         most = kind.high if isinstance(kind.high, int) else getattr(limits, kind.high)
         return {"type": "integer", "minimum": kind.low, "maximum": most}
+    if isinstance(kind, Inner):
+        return {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
     if isinstance(kind, Number):
         return _number(kind)
     if isinstance(kind, Choice):
@@ -52,7 +56,9 @@ def schema_of(kind: Kind, limits: Limits) -> dict[str, Any]:
         return {"type": "array", "items": {"type": "object", "properties": parts}}
     if isinstance(kind, Array):
         return {"type": "string", "format": "binary"}
-    return {"type": "boolean" if isinstance(kind, Switch) else "string"}
+    if isinstance(kind, Switch):
+        return {"type": "boolean"} | ({"enum": [True, False]} if kind.is_left_to_checkpoint else {})
+    return {"type": "string"}
 
 
 def default_of(row: Row, limits: Limits, defaults: RequestDefaults) -> Any:

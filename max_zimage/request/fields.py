@@ -28,9 +28,10 @@ from max_zimage.request.kinds import (
 from max_zimage.request.list_kinds import Levels, NumberOrMany
 from max_zimage.request.noise_fields import NoiseFields
 from max_zimage.request.row import Flag, Images, Kept, Of, Responses, Row, row, rows_of
+from max_zimage.request.shift_fields import ShiftFields
 from max_zimage.request.text_fields import TEMPLATE, TextFields
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE, SAMPLERS, SIGMA_SHAPES
-from max_zimage.sampling.ranges import MAX_SEED, MAX_SHIFT, MIN_SHIFT
+from max_zimage.sampling.ranges import MAX_SEED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,7 +54,6 @@ class PictureFields:
         num_inference_steps: Steps of the schedule, each one evaluation of the model under most samplers.
         sigmas: Noise levels before the shift, without the final 0; None spaces them by `sigma_shape`.
         sigma_shape: How the noise levels are spread over the steps.
-        shift: Takes the place of the checkpoint's shift.
         sampler: How a step is taken.
         guidance_scale: Guidance is on above 0: prediction = positive + scale * (positive - negative). A tuple has one
             scale for each step.
@@ -158,14 +158,6 @@ class PictureFields:
         kept=Kept("str", since=4, before=DEFAULT_SHAPE),
         shared="levels",
     )
-    shift: float | None = row(
-        Number(above=True, low=MIN_SHIFT, high=MAX_SHIFT, usual="1 to 10"),
-        flag=Flag("--shift", "X", "in place of the shift of the checkpoint's schedule", "fine tuning"),
-        images=Images("shift", "In place of the schedule's shift."),
-        responses=Responses("flow_shift"),
-        kept=Kept("float | None"),
-        shared="levels",
-    )
     sampler: str = row(
         Choice(words=SAMPLERS),
         default=Of("sampler"),
@@ -266,7 +258,7 @@ class PictureFields:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RequestFields(FeatureFields, TextFields, NoiseFields, GuidanceFields, PictureFields):
+class RequestFields(FeatureFields, TextFields, NoiseFields, GuidanceFields, ShiftFields, PictureFields):
     """What `max_zimage.request.request.GenerationRequest` holds. Attributes: see its bases."""
 
 

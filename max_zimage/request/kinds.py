@@ -172,10 +172,15 @@ class Number(Kind):
 
 @dataclass(frozen=True, kw_only=True)
 class Switch(Kind):
-    """True or false."""
+    """True or false.
+
+    Attributes:
+        is_left_to_checkpoint: Whether the checkpoint decides where neither is said; else that is false.
+    """
 
     plain: ClassVar[type] = bool
     fallback: ClassVar[Any] = False
+    is_left_to_checkpoint: bool = False
 
     @override
     def check(self, name: str, value: object, limits: Limits) -> bool:

@@ -6,11 +6,12 @@ Sigmas, shift, steps and strength are each right by themselves in `max_zimage.re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from max_zimage.errors import RequestError
 from max_zimage.request.fields import RequestFields
 from max_zimage.sampling import samplers
-from max_zimage.sampling.names import DEFAULT_SHAPE
+from max_zimage.sampling.names import DEFAULT_SHAPE, STRETCHED, UNSHIFTED
 from max_zimage.sampling.schedule import Schedule, ScheduleSpec, first_step, schedule, smallest_strength
 
 TOKEN_SIDE = 16
@@ -37,11 +38,56 @@ def checked_schedule(spec: ScheduleSpec, asked: RequestFields) -> Schedule:
     levels, tokens = asked.sigmas, (asked.height // TOKEN_SIDE) * (asked.width // TOKEN_SIDE)
     steps = None if levels else asked.num_inference_steps
     try:
-        return schedule(spec, steps=steps, sigmas=levels, shift=asked.shift, shape=asked.sigma_shape, tokens=tokens)
+        own = _spec_of(spec, asked)
+        found = schedule(own, steps=steps, sigmas=levels, shift=asked.shift, shape=asked.sigma_shape, tokens=tokens)
     except ValueError as error:
-        name = "num_inference_steps" if asked.shift is None and spec.dynamic is None else "shift"
-        name = "sigmas" if levels else "sigma_shape" if asked.sigma_shape != DEFAULT_SHAPE else name
-        raise RequestError.of(name, "{field}: {reason}", reason=error) from error
+        raise RequestError.of(_blamed(spec, asked), "{field}: {reason}", reason=error) from error
+    if asked.shift_terminal is not None and found.num_steps == 1 and found.sigmas[0] == 1:
+        message = "{field} {given} is a level between 1 and 0, and there is one step from 1 to 0; "
+        raise RequestError.of(
+            "shift_terminal", message + "ask for more steps, or leave it out", given=asked.shift_terminal
+        )
+    return found
+
+
+def _spec_of(spec: ScheduleSpec, asked: RequestFields) -> ScheduleSpec:
+    """The checkpoint's schedule, with what the request has in its place."""
+    return replace(
+        spec,
+        is_dynamic=spec.is_dynamic if asked.dynamic_shift is None else asked.dynamic_shift,
+        terminal=spec.terminal if asked.shift_terminal is None else asked.shift_terminal,
+    )
+
+
+def _blamed(spec: ScheduleSpec, asked: RequestFields) -> str:
+    """The field that a schedule without a length is due to."""
+    if asked.sigmas:
+        return "sigmas"
+    if asked.sigma_shape != DEFAULT_SHAPE:
+        return "sigma_shape"
+    if asked.shift_terminal is not None:
+        return "shift_terminal"
+    if asked.dynamic_shift:
+        return "dynamic_shift"
+    return "num_inference_steps" if asked.shift is None and not spec.is_dynamic else "shift"
+
+
+def check_shift(asked: RequestFields) -> None:
+    """Refuse what a request says of the shift if it contradicts itself, or would do nothing under its shape."""
+    if asked.dynamic_shift and asked.shift is not None:
+        message = (
+            "{field} grows with the picture, and {name[shift]} {shift:g} is one shift for all sizes; leave one out"
+        )
+        raise RequestError.of("dynamic_shift", message, shift=asked.shift)
+    if asked.dynamic_shift and asked.sigma_shape in UNSHIFTED:
+        message = "{field} would do nothing: {name[sigma_shape]} {shape} is not shifted; take another, or leave it out"
+        raise RequestError.of("dynamic_shift", message, shape=asked.sigma_shape)
+    if asked.shift_terminal is not None and asked.sigma_shape not in STRETCHED:
+        message = (
+            "{field} would do nothing: {name[sigma_shape]} {shape} has a last level of its own; take one of {known}"
+        )
+        values = {"shape": asked.sigma_shape, "known": ", ".join(STRETCHED)}
+        raise RequestError.of("shift_terminal", message + ", or leave it out", **values)
 
 
 def check_evaluations(asked: RequestFields, legs: Sequence[int], most: int) -> None:

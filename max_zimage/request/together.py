@@ -17,7 +17,7 @@ from max_zimage.request.mask_checks import check_mask
 from max_zimage.request.nag_checks import check_nag
 from max_zimage.request.noise_checks import check_noise
 from max_zimage.request.passes_checks import check_passes
-from max_zimage.request.schedule_checks import check_evaluations, has_a_step
+from max_zimage.request.schedule_checks import check_evaluations, check_shift, has_a_step
 from max_zimage.request.tile_checks import check_tiles
 
 
@@ -32,6 +32,7 @@ def check_together(request: RequestFacts, limits: Limits, resize: Any) -> None:
         start_images.check_size(request.image, request.outpaint, request.height, request.width, resize)
     check_mask(request)
     check_passes(request)
+    check_shift(request)
     check_evaluations(request, request.steps_by_leg, limits.max_steps)
     check_guidance(request, limits.num_layers)
     check_nag(request, streams_blocks=limits.streams_blocks, groups=limits.groups)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from max_zimage.errors import Item, RequestError
-from max_zimage.request.checks import ranged, shown, whole_number
+from max_zimage.request.checks import number, ranged, shown, whole_number
 from max_zimage.sampling.other_names import sampler_of, shape_of
 from max_zimage.sampling.ranges import MAX_SEED
 
@@ -60,6 +60,14 @@ def switch(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise RequestError.of(name, "{field} must be true or false, got {given}", given=shown(value))
     return bool(value)
+
+
+def inner(name: str, value: object) -> float:
+    """Return a number above 0 and below 1."""
+    found = number(name, value, above=True)
+    if found >= 1:
+        raise RequestError.of(name, "{field} must be above 0 and below 1, got {given}", given=found)
+    return found
 
 
 def pair(name: str, value: object) -> tuple[float, ...]:

@@ -11,13 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from max_zimage.request.fields import ROWS
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.row import Row
-from max_zimage.sampling.names import UNSHIFTED
+from max_zimage.sampling.schedule import Schedule
 
 
 class WireError(ValueError):
@@ -75,20 +72,19 @@ def of_text(text: str, **arrays: Any) -> GenerationRequest:
     return of_wire(fields, **arrays)
 
 
-def sharing_key(request: GenerationRequest, sigmas: npt.NDArray[np.float32]) -> str:
+def sharing_key(request: GenerationRequest, plan: Schedule) -> str:
     """What requests must have in common to share a batch, as text that is compared as a whole.
 
     Args:
         request: One of them.
-        sigmas: float32 [steps + 1], the noise levels that come of its steps, shift, strength and so on.
+        plan: Its schedule: the noise levels that come of its steps, shift, strength and so on.
     """
     rows = [row for row in ROWS.values() if row.shared == "value"]
     shared = {row.argument: row.kind.encode(getattr(request, row.attribute)) for row in rows}
     shared["is_masked"] = request.is_masked
     shared["has_features"] = request.features is not None  # a batch has texts, or features
-    if request.sigma_shape in UNSHIFTED:  # samplers that begin below 1 go by the shift, which these levels do not show
-        shared["shift"] = request.shift
-    return json.dumps([np.asarray(sigmas, np.float32).tobytes().hex(), shared])
+    shared["shift"] = plan.shift  # samplers that begin below 1 go by it, and not all levels show it
+    return json.dumps([plan.sigmas.tobytes().hex(), shared])
 
 
 def without_loras(key: str) -> str:

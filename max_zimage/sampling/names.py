@@ -12,11 +12,11 @@ SAMPLERS: tuple[str, ...] = tuple(
 """All samplers there are: a file each in `max_zimage/sampling/samplers/`."""
 
 DEFAULT_SHAPE = "linear"
+STRETCHED = (DEFAULT_SHAPE, "karras", "exponential", "beta")
+"""diffusers' ways to spread noise levels over the steps; a last level (`shift_terminal`) stretches these alone."""
+
 SIGMA_SHAPES: tuple[str, ...] = (
-    DEFAULT_SHAPE,
-    "karras",
-    "exponential",
-    "beta",
+    *STRETCHED,
     "simple",
     "normal",
     "sgm_uniform",
@@ -29,7 +29,7 @@ SIGMA_SHAPES: tuple[str, ...] = (
     "comfy_karras",
     "comfy_exponential",
 )
-"""All ways to spread noise levels over the steps; see `max_zimage.sampling.shapes`."""
+"""All ways there are; see `max_zimage.sampling.shapes`."""
 
 UNSHIFTED = frozenset({"linear_quadratic", "bong_tangent"})
 """Those whose levels no shift moves."""

@@ -6,63 +6,18 @@ and `FlowMatchEulerDiscreteScheduler.set_timesteps`; shapes that diffusers has n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from max_zimage.sampling.dynamic_shift import DynamicShift
 from max_zimage.sampling.names import DEFAULT_SAMPLER, DEFAULT_SHAPE
 from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
 from max_zimage.sampling.shapes import SCALES_NOISE, shaped
 
 FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicShift:
-    """A shift that grows with the picture: mu is linear in its tokens, and the shift e^mu or mu itself.
-
-    Attributes:
-        base_tokens: Image tokens that have `base`.
-        max_tokens: Image tokens that have `max`.
-        base: mu there.
-        max: mu there.
-        kind: "exponential" for e^mu, "linear" for mu.
-
-    Reference: diffusers pipelines/z_image/pipeline_z_image.py, calculate_shift.
-    """
-
-    base_tokens: int
-    max_tokens: int
-    base: float
-    max: float
-    kind: Literal["exponential", "linear"]
-
-    def __post_init__(self) -> None:
-        """Refuse two ends at one place."""
-        if self.base_tokens == self.max_tokens:
-            raise ValueError(f"base_image_seq_len and max_image_seq_len must differ, got {self.max_tokens} for both")
-
-    def shift(self, tokens: int) -> float:
-        """The shift of a picture of so many image tokens.
-
-        Raises:
-            ValueError: If it is not in the range of shifts.
-        """
-        slope = (self.max - self.base) / (self.max_tokens - self.base_tokens)
-        mu = tokens * slope + (self.base - slope * self.base_tokens)
-        found = mu
-        if self.kind == "exponential":
-            found = math.exp(mu) if mu < math.log(MAX_SHIFT) + 1 else math.inf
-        if not MIN_SHIFT <= found <= MAX_SHIFT:
-            raise ValueError(
-                f"the checkpoint's dynamic shift for {tokens} image tokens is {found:g}, and must be from {MIN_SHIFT} "
-                f"to {MAX_SHIFT:g}; give a shift"
-            )
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +27,8 @@ class ScheduleSpec:
     Attributes:
         shift: Static time shift; 3.0 for the distilled checkpoints, 6.0 for the base model.
         num_train_timesteps: Scale between a sigma and the scheduler's timestep, 1000.
-        dynamic: Takes the place of `shift`, by the picture's size; or None.
+        dynamic: The ends of a shift by the picture's size.
+        is_dynamic: Whether that takes the place of `shift`.
         terminal: The last level before 0, to which shifted levels are stretched; or None.
         shape: The sigma shape where a request names none.
         sampler: The sampler where a request names none.
@@ -80,7 +36,8 @@ class ScheduleSpec:
 
     shift: float
     num_train_timesteps: int
-    dynamic: DynamicShift | None = None
+    dynamic: DynamicShift = field(default_factory=DynamicShift)
+    is_dynamic: bool = False
     terminal: float | None = None
     shape: str = DEFAULT_SHAPE
     sampler: str = DEFAULT_SAMPLER
@@ -95,6 +52,16 @@ class ScheduleSpec:
             )
         if self.num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be at least 1, got {self.num_train_timesteps}")
+        if self.is_dynamic:
+            self.dynamic.check()
+
+    def shift_of(self, tokens: int) -> float:
+        """The shift of a picture of so many image tokens, where a request names none.
+
+        Raises:
+            ValueError: If it grows out of the range of shifts.
+        """
+        return self.dynamic.shift(tokens) if self.is_dynamic else self.shift
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -287,11 +254,10 @@ def schedule(
 
 def _shifted_by(spec: ScheduleSpec, start: FloatArray, shift: float | None, tokens: int) -> tuple[FloatArray, float]:
     """Levels after a request's or the checkpoint's shift, which is the second value."""
-    if shift is not None or spec.dynamic is None:
-        factor = spec.shift if shift is None else shift
+    factor = spec.shift_of(tokens) if shift is None else shift
+    if shift is not None or not spec.is_dynamic:
         levels = shifted(start, factor)
     else:
-        factor = spec.dynamic.shift(tokens)
         # The same as a static shift's, in the order of operations that the reference has here.
         levels = np.float32(factor) / (np.float32(factor) + (np.float32(1) / start - np.float32(1)))
     rest = np.float32(1) - levels

@@ -58,6 +58,7 @@ def drawn(random: np.random.Generator) -> dict[str, Any]:
         return NUMBERS[random.integers(len(NUMBERS))]
 
     some: dict[str, Any] = {name: one() for name in ("shift", "guidance_scale", "cfg_normalization", "cfg_truncation")}
+    some["shift_terminal"] = one()
     some["num_inference_steps"] = int(random.choice([1, 2, 7, 8, 999, 1000]))
     if random.random() < 0.5:
         some |= {"image": PICTURE, "strength": one()}
@@ -99,7 +100,8 @@ def _check_or_refused(request: GenerationRequest, spec: ScheduleSpec) -> None:
     try:
         check(request, spec)
     except RequestError as error:
-        assert str(error).startswith("sigmas: sigmas must fall at every step in float32 after the shift")
+        falls = "sigmas: sigmas must fall at every step in float32 after the shift"
+        assert str(error).startswith((falls, f"shift_terminal {request.shift_terminal} is a level between 1 and 0"))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 8, 9, 50, 100, 999, 1000])

@@ -144,6 +144,8 @@ LEFT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("sigmas = [1.0, 0.5]", {"passes": "0.5x4,1.0x4:0.5"}, {"sigmas": None}),
     ("sigmas = [1.0, 0.5]", {"sigmas": [1.0, 0.6, 0.3]}, {"sigmas": (1.0, 0.6, 0.3), "num_inference_steps": 3}),
     ("num_inference_steps = 7", {"sigmas": [1.0, 0.5]}, {"sigmas": (1.0, 0.5), "num_inference_steps": 2}),
+    ("dynamic_shift = true", {"shift": 2.0}, {"dynamic_shift": None, "shift": 2.0}),
+    ("shift = 2.0\nshift_terminal = 0.1", {"dynamic_shift": True}, {"dynamic_shift": True, "shift": None}),
     ('sigma_shape = "karras"', {"sigmas": [1.0, 0.5]}, {"sigmas": (1.0, 0.5), "sigma_shape": "linear"}),
     ('passes = "0.5x4,1.0x4:0.5"', {"sigmas": [1.0, 0.5]}, {"passes": None, "sigmas": (1.0, 0.5)}),
     (

@@ -209,7 +209,7 @@ class TestTravel:
 
         def key(**arguments: Any) -> str:
             request = make(**arguments)
-            return wire.sharing_key(request, request.schedule(spec).sigmas)
+            return wire.sharing_key(request, request.schedule(spec))
 
         style = [("style.safetensors", 0.5)]
         assert key(loras=style) == key(loras=[(folder / "style.safetensors", 0.5)])

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from max_zimage.request.fields import FLAGS
 from max_zimage.sampling.schedule import ScheduleSpec
 from max_zimage.serving.http.api_names import IMAGES, RESPONSES, refused
 from tests.request.test_prompt_features import BAD_REQUESTS
+from tests.request.test_repeat import encoded
 from tests.request.test_request import BAD, LIMITS, features, make
+from tests.request.test_shift_fields import BAD_SHIFTS
 
 GOLDEN = Path(__file__).parent / "messages.txt"
 SPEC = ScheduleSpec(shift=3.0, num_train_timesteps=1000)
@@ -31,18 +32,13 @@ MASK = np.zeros((128, 96), np.uint8)
 DAMAGED = b"\x89PNG\r\n\x1a\n"
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, format=kind, **options)
-    return content.getvalue()
-
-
 def frames() -> list[Image.Image]:
     return [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 255)]
 
 
 REQUESTS: list[dict[str, Any]] = [
     *(arguments for arguments, _, _ in BAD),
+    *(arguments for arguments, _, _ in BAD_SHIFTS),
     *({"prompt": None, "guidance_scale": 0.0} | arguments for arguments, _, _ in BAD_REQUESTS),
     {"guidance_scale": 1e-45},
     {"guidance_scale": 10**400},
@@ -228,6 +224,8 @@ REQUESTS: list[dict[str, Any]] = [
 OTHERS: list[Callable[[], object]] = [
     lambda: make(sigmas=[1.0, 1.0 - 1e-7], shift=100).schedule(SPEC),
     lambda: make(sigmas=[0.5, 2e-38], shift=0.01).schedule(SPEC),
+    lambda: make(num_inference_steps=1, shift_terminal=0.1).schedule(SPEC),
+    lambda: make(height=4096, width=4096, dynamic_shift=True).schedule(SPEC),
     lambda: make(nag_scale=5, nag_sigma_end=0.9, guidance_scale=0, sigmas=[0.6, 0.3], shift=1).schedule(SPEC),
     lambda: check_token_count(600, 512, "the prompt", 1504, "prompt"),
     lambda: check_token_count(1505, 512, "the negative prompt", 1504, "negative_prompt"),

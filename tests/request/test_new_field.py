@@ -38,7 +38,7 @@ def make(**arguments):
     return GenerationRequest.create(limits=limits, defaults=defaults, prompt="x", seed=1, **arguments)
 
 def key(request):
-    return wire.sharing_key(request, request.schedule(spec).sigmas)
+    return wire.sharing_key(request, request.schedule(spec))
 
 flags = given_fields(_parser().parse_args(["generate", "x", "--sigma-exponent", "1.5"]))
 body = given(GENERATION.model_validate({"prompt": "x", "sigma_exponent": 1.5}))

@@ -25,6 +25,7 @@ from tests.tolerances import PIXEL_SHARE
 
 PROMPT = "a green circle on a black background"
 STAR = {"guidance_variant": "cfg_zero_star", "slg": "true", "slg_layers": "0-1,3", "guidance_interval": "0 0.5"}
+STAR |= {"sigma_shape": "beta57", "dynamic_shift": "false"}
 
 
 def start(height: int = 96, width: int = 64) -> Image.Image:
@@ -71,8 +72,8 @@ def keep(path: Path, answer: Any) -> None:
         },
         {"passes": [{"scale": 0.5, "steps": 3}, {"scale": 1.0, "steps": 4, "strength": 0.6}], "size": "64x96"},
         {"passes": "0.5,1:0.4:shift=2", "steps": 3, "upscale": "bicubic", "guidance_scale": 2.0, "size": "96x96"},
-        {"steps": 5, "progressive": 0.5, "size": "64x96"},
         {"steps": 9, "shift": 5.5, "step_cache": "taylorseer:cache_interval=3,warmup_steps=2"},
+        {"steps": 5, "size": "64x96", "progressive": 0.5, "dynamic_shift": True, "shift_terminal": 0.2},
         {"steps": 8, "step_cache": "first_block:threshold=0.5", "guidance_scale": 0.0, "hidden_layer": -4},
         {"steps": 2, "hidden_layer": {"-2": 0.7, "-4": 0.4}, "negative_prompt": "blue", "guidance_scale": 2.0},
         {"steps": 3, "size": "64x144", "dype": "vision_yarn", "dype_base_resolution": 64, "dype_start_sigma": 0.7},
@@ -137,8 +138,8 @@ def test_responses(image: Image.Image | None, server: Server, repeat: Repeat, tm
     body: dict[str, Any] = {"model": "tiny-zimage", "input": [{"role": "user", "content": content}], "seed": 3}
     body["metadata"] = {"step_cache": "taylorseer:cache_interval=2,warmup_steps=1"} if image else dict(STAR)
     if image is not None:
-        body["metadata"] |= {"mask_image": data_url(mask), "soft_mask": "true"}
-    body["metadata"] |= {"sampler": "euler_ancestral", "sigma_shape": "beta57", "hidden_layer": "-2:0.5,-3:0.5"}
+        body["metadata"] |= {"mask_image": data_url(mask), "soft_mask": "true", "shift_terminal": "0.1"}
+    body["metadata"] |= {"sampler": "euler_ancestral", "hidden_layer": "-2:0.5,-3:0.5"}
     answer = server.post("/v1/responses", provider_options={"image": options}, **body)
     assert answer.status_code == 200, answer.text
     (tmp_path / "a.png").write_bytes(base64.b64decode(answer.json()["output"][0]["content"][0]["image_data"]))

@@ -64,6 +64,8 @@ ARGUMENTS = st.fixed_dictionaries(
         "num_inference_steps": st.integers(1, 1000),
         "sigmas": LEVELS,
         "shift": st.floats(MIN_SHIFT, MAX_SHIFT),
+        "dynamic_shift": st.booleans(),
+        "shift_terminal": st.floats(0, 1, exclude_min=True, exclude_max=True),
         "guidance_scale": st.floats(0, MAX_GUIDANCE),
         "cfg_normalization": st.booleans() | st.floats(0, 1e30),
         "cfg_truncation": st.floats(0, allow_infinity=False),
@@ -147,7 +149,7 @@ def test_whole_numbers_of_other_writers_are_floats() -> None:
 
 def key(**arguments: Any) -> str:
     request = make(**arguments)
-    return wire.sharing_key(request, request.schedule(SPEC).sigmas)
+    return wire.sharing_key(request, request.schedule(SPEC))
 
 
 def test_requests_share_a_batch_where_every_step_is_the_same() -> None:

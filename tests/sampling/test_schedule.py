@@ -12,9 +12,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
 
 from max_zimage.sampling import samplers
+from max_zimage.sampling.dynamic_shift import DynamicShift
 from max_zimage.sampling.guidance import cfg
 from max_zimage.sampling.schedule import (
-    DynamicShift,
     Schedule,
     ScheduleSpec,
     default_sigmas,
@@ -132,23 +132,23 @@ def test_shapes_of_diffusers_equal_its_own(shape: str, steps: int) -> None:
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
 @pytest.mark.parametrize("tokens", [16, 256, 1024, 4096, 16384])
 def test_a_shift_that_grows_with_the_picture_is_that_of_diffusers(tokens: int, kind: Any) -> None:
-    dynamic = DynamicShift(base_tokens=256, max_tokens=4096, base=0.5, max=1.15, kind=kind)
+    dynamic = DynamicShift(kind=kind)
     theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind, shift=3.0)
     theirs.set_timesteps(sigmas=get_default_z_image_sigmas(9), mu=calculate_shift(tokens))
-    ours = schedule(replace(SPEC, dynamic=dynamic), steps=9, tokens=tokens)
-    np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=2e-7)
+    ours = schedule(replace(SPEC, dynamic=dynamic, is_dynamic=True), steps=9, tokens=tokens)
+    np.testing.assert_array_equal(ours.sigmas, theirs.sigmas.numpy())
     # A shift of the request's own is a static one.
-    assert_same(
-        schedule(replace(SPEC, dynamic=dynamic), steps=9, shift=3.0, tokens=tokens), of(schedule(SPEC, steps=9))
-    )
+    grown = replace(SPEC, dynamic=dynamic, is_dynamic=True)
+    assert_same(schedule(grown, steps=9, shift=3.0, tokens=tokens), of(schedule(SPEC, steps=9)))
 
 
 def test_a_shift_that_grows_out_of_its_range_is_refused() -> None:
-    dynamic = DynamicShift(base_tokens=256, max_tokens=4096, base=0.5, max=9.0, kind="exponential")
-    with pytest.raises(ValueError, match=r"dynamic shift for 4096 image tokens is inf, .*; give a shift"):
-        schedule(replace(SPEC, dynamic=dynamic), steps=4, tokens=4096)
+    dynamic = DynamicShift(max=9.0)
+    with pytest.raises(ValueError, match=r"dynamic shift for 4096 image tokens is inf, .*; give a shift in its place"):
+        schedule(replace(SPEC, dynamic=dynamic, is_dynamic=True), steps=4, tokens=4096)
     with pytest.raises(ValueError, match="must differ, got 256 for both"):
-        DynamicShift(base_tokens=256, max_tokens=256, base=0.5, max=1.15, kind="linear")
+        replace(SPEC, dynamic=DynamicShift(max_tokens=256), is_dynamic=True)
+    assert replace(SPEC, dynamic=DynamicShift(max_tokens=256)).shift_of(4096) == 3, "of ends that nobody asks for"
 
 
 @pytest.mark.parametrize("shape", ["linear", "karras"])
@@ -157,7 +157,7 @@ def test_levels_are_stretched_to_a_last_one(shape: str) -> None:
     theirs = FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1, **flags)
     theirs.set_timesteps(sigmas=get_default_z_image_sigmas(8))
     ours = schedule(replace(SPEC, terminal=0.1), steps=8, shape=shape)
-    np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=2e-7)
+    np.testing.assert_array_equal(ours.sigmas, theirs.sigmas.numpy())
     assert ours.sigmas[-2] == pytest.approx(0.1)
     assert schedule(replace(SPEC, terminal=0.1), steps=1).sigmas.tolist() == [1, 0]  # nothing lies between
 

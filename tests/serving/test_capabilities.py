@@ -99,6 +99,7 @@ def test_ranges_end_where_the_checks_do(found: dict[str, Any], server: Server) -
         step = schema.get("multipleOf", 1) if schema["type"] == "integer" else 0.01
         beyond = [schema["minimum"] - step] if "minimum" in schema else [schema["exclusiveMinimum"]]
         beyond += [schema["maximum"] + step] if "maximum" in schema else []
+        beyond += [schema["exclusiveMaximum"]] if "exclusiveMaximum" in schema else []
         for value in beyond:
             answer = server.draw(**{**NEEDS.get(name, {}), name: value, **_streamed(name)})
             assert (answer.status_code, error_of(answer)["param"]) == (400, name), (name, value, answer.text)

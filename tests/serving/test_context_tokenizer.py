@@ -25,7 +25,7 @@ from max.pipelines.request.open_responses import OpenResponsesRequestBody
 from max_zimage.embedded import PATH as EMBEDDED
 from max_zimage.errors import RequestError
 from max_zimage.pipeline.captions import tokens_of_request
-from max_zimage.pipeline.context import ZImageContext, request_of
+from max_zimage.pipeline.context import ZImageContext, request_of, schedule_of
 from max_zimage.pipeline.worker_plan import SPLIT_VARIABLE
 from max_zimage.request.request import GenerationRequest
 from max_zimage.request.wire import WireError, sharing_key
@@ -215,7 +215,7 @@ def test_the_request_itself_reaches_the_worker() -> None:
     sent = msgpack_numpy_decoder(ZImageContext)(msgpack_numpy_encoder()(made))
     received = request_of(sent)
     assert_equal(received, replace(asked, image=asked.start_image))
-    assert sent.sharing == sharing_key(asked, made.sigmas)
+    assert sent.sharing == sharing_key(asked, schedule_of(made, embedded().specs.schedule))
     with pytest.raises(WireError, match="it is no JSON"):
         request_of(ZImageContext(tokens=made.tokens))
 

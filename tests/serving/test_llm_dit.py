@@ -175,6 +175,8 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("generate", {"fmtt_scale": 1.0}, "fmtt_scale", "fmtt_scale: is guidance by another model's reward"),
     ("generate", {"vl_alpha": 0.3}, "vl_alpha", "is conditioning by a vision model"),
     ("generate", {"negative_prompt": "y"}, "negative_prompt", "/v1/images/generations has it"),
+    ("generate", {"dynamic_shift": True}, "dynamic_shift", "/v1/images/generations has it"),
+    ("generate", {"shift_terminal": 0.1}, "shift_terminal", "/v1/images/generations has it"),
     ("generate", {"steps": "9"}, "steps", "steps: input should be a valid integer, got '9'"),
     ("generate", {"width": 100}, "width", "width must be a multiple of 16, got 100"),
     ("generate", {"long_prompt_mode": "cut"}, "long_prompt_mode", "long_prompt_mode must be one of"),

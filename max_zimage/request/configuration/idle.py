@@ -13,8 +13,8 @@ SCHEDULE = "there is one scheduler; sampler and sigma_shape choose its parts"
 THINKING = "a think block stands where thinking_content has one, as in llm-dit"
 NO_CODE = "no code that lies beside a checkpoint is run"
 CHECKPOINT_SHIFT = (
-    "whether the shift grows with the picture, and between which ends, is the checkpoint's (use_dynamic_shifting of "
-    "its scheduler); shift sets one for all sizes"
+    "between which ends a shift grows is the checkpoint's (base_shift and max_shift of its scheduler); dynamic_shift "
+    "says whether it grows with the picture, shift sets one for all sizes"
 )
 
 

@@ -69,6 +69,7 @@ _ELSEWHERE = MappingProxyType(
         _VISION,
     )
     | dict.fromkeys(("negative_prompt", "sampler", "sigma_shape", "loras", "n", "step_cache"), _SEVERAL)
+    | dict.fromkeys(("dynamic_shift", "shift_terminal"), _SEVERAL)
     | {
         "image": "is no field of llm-dit's /api/generate; /v1/images/edits takes images",
         "strength": "is no field of llm-dit's /api/generate; /v1/images/edits takes images",

@@ -171,6 +171,8 @@ def test_what_the_server_describes_can_be_asked_for(here: Visit, tmp_path: Path)
     page.fill("#find", "")
     page.select_option("#guidance_variant", "cfg_zero_star")
     page.check("#zero_init")
+    page.select_option("#dynamic_shift", "false")
+    page.fill("#shift_terminal", "0.2")
     page.fill("#guidance_interval", "0, 0.8")
     page.fill("#slg_scale", "2.5")
     page.fill("#slg_layers", "1, 3")
@@ -180,12 +182,13 @@ def test_what_the_server_describes_can_be_asked_for(here: Visit, tmp_path: Path)
     kept = read_parameters(tmp_path / "a.webp")
     wanted: dict[str, Any] = {"sampler": "dpmpp_2m", "guidance_variant": "cfg_zero_star", "zero_init": True}
     wanted |= {"guidance_interval": (0.0, 0.8), "slg_scale": 2.5, "slg_layers": (1, 3), "guidance_scale": 2.0}
+    wanted |= {"dynamic_shift": False, "shift_terminal": 0.2}
     assert {name: getattr(kept, name) for name in wanted} == wanted
     assert [(each["name"], each["scale"]) for each in kept.loras] == [("style.safetensors", 0.5)]
     assert kept.system_prompt
     page.click("#reset")
     expect(page.locator("#advanced-count")).to_be_empty()
-    assert page.input_value("#sampler") == "euler"
+    assert (page.input_value("#sampler"), page.input_value("#dynamic_shift")) == ("euler", "")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ const TITLES = {
   tile: "Tiled autoencoder",
   text: "How the prompt is read",
   layer: "Hidden layer",
+  shift: "Sampling",
   noise: "Noise and variations",
   "": "The file",
 };
@@ -35,7 +36,7 @@ export class Field {
     this.error = el("p", { className: "error", id: `${this.name}-error`, hidden: true });
     this.input.setAttribute("aria-describedby", `${help.id} ${this.error.id}`);
     const label = el("label", { for: this.input.id }, this.name.replaceAll("_", " ").replace(ACRONYMS, (word) => word.toUpperCase()));
-    const isSwitch = this.schema.type === "boolean";
+    const isSwitch = this.#isSwitch;
     this.element = el(
       "div",
       { className: isSwitch ? "field generic switch" : "field generic", dataset: { field: this.name } },
@@ -53,7 +54,7 @@ export class Field {
   /** What a request says; undefined where it is what the server does anyway. */
   get value() {
     const { schema, input } = this;
-    if (schema.type === "boolean") return input.checked === Boolean(this.usual) ? undefined : input.checked;
+    if (this.#isSwitch) return input.checked === Boolean(this.usual) ? undefined : input.checked;
     if (input.validity.badInput) throw new FieldError(this.name, `${this.name} must be a number`);
     const text = input.value.trim();
     if (text === "") return undefined;
@@ -71,7 +72,7 @@ export class Field {
 
   set(value) {
     const shown = value ?? this.usual;
-    if (this.schema.type === "boolean") this.input.checked = Boolean(shown);
+    if (this.#isSwitch) this.input.checked = Boolean(shown);
     else if (shown === null || shown === undefined) this.input.value = "";
     else this.input.value = Array.isArray(shown) ? shown.join(", ") : typeof shown === "object" ? JSON.stringify(shown) : shown;
     this.show();
@@ -82,8 +83,14 @@ export class Field {
     this.element.classList.toggle("changed", this.isChanged);
   }
 
+  /** Whether it is on or off; where an enum has both words, saying neither is a third. */
+  get #isSwitch() {
+    return this.schema.type === "boolean" && !this.schema.enum;
+  }
+
   #parsed(text) {
     const { schema, name } = this;
+    if (schema.type === "boolean") return text === "true";
     if (schema.type === "integer" && Math.abs(Number(text)) > Number.MAX_SAFE_INTEGER) throw new FieldError(name, `${name} must be at most ${Number.MAX_SAFE_INTEGER} in a browser`);
     if (schema.type === "integer" || (schema.type === "number" && !schema.many)) return Number(text);
     if (schema.many || schema.type === "array") {
@@ -101,10 +108,10 @@ export class Field {
       const none = this.usual === null ? [el("option", { value: "" }, "–")] : [];
       return el("select", { id, name }, ...none, ...schema.enum.map((word) => el("option", { value: word }, word)));
     }
-    if (schema.type === "boolean") return el("input", { type: "checkbox", id, name, role: "switch" });
+    if (this.#isSwitch) return el("input", { type: "checkbox", id, name, role: "switch" });
     if (schema.type === "integer" || (schema.type === "number" && !schema.many)) {
       const step = schema.multipleOf ?? (schema.type === "integer" ? 1 : "any");
-      const range = { min: schema.minimum ?? schema.exclusiveMinimum, max: schema.maximum, step };
+      const range = { min: schema.minimum ?? schema.exclusiveMinimum, max: schema.maximum ?? schema.exclusiveMaximum, step };
       return el("input", { type: "number", id, name, inputMode: "decimal", placeholder: "as usual", ...range });
     }
     if (this.described.section === "text" && schema.type === "string") return el("textarea", { id, name, rows: 2 });
@@ -116,7 +123,8 @@ export class Field {
     const low = schema.minimum ?? schema.exclusiveMinimum;
     const range = schema.maximum !== undefined && low !== undefined && schema.type !== "array" && schema.maximum <= Number.MAX_SAFE_INTEGER;
     const parts = [this.described.help];
-    if (schema.usual) parts.push(`Usual: ${schema.usual}.`);
+    if ("exclusiveMaximum" in schema) parts.push(`Above ${low} and below ${schema.exclusiveMaximum}.`);
+    else if (schema.usual) parts.push(`Usual: ${schema.usual}.`);
     else if (range) parts.push(`${"exclusiveMinimum" in schema ? "Above " : "From "}${low} to ${schema.maximum}.`);
     return parts.join(" ");
   }
