@@ -55,7 +55,7 @@ class ShiftFields:
         ),
         images=Images("dynamic_shift", "Whether the shift grows with the picture; the checkpoint's if not given."),
         responses=Responses("dynamic_shift", place="metadata", param="metadata"),
-        kept=Kept("bool | None", since=5),
+        kept=Kept("bool | None", since=6),
         shared="value",
     )
     shift_terminal: float | None = row(
@@ -65,6 +65,6 @@ class ShiftFields:
         ),
         images=Images("shift_terminal", "Last noise level before 0, to which the shifted ones are stretched."),
         responses=Responses("shift_terminal", place="metadata", param="metadata"),
-        kept=Kept("float | None", since=5),
+        kept=Kept("float | None", since=6),
         shared="levels",
     )
