@@ -36,6 +36,7 @@ EXAMPLES: Mapping[str, str] = {
     "replicas": "2",
     "max_replicas": "8",
     "encoders": "1",
+    "max_encoders": "4",
     "replica_cpus": "2.0",
     "replica_gpus": "0.5",
     "cache_size": "100",

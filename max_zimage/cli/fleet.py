@@ -29,6 +29,7 @@ _FLAGS = {
     "replicas": "--replicas",
     "max_replicas": "--max-replicas",
     "encoders": "--encoders",
+    "max_encoders": "--max-encoders",
     "replica_cpus": "--replica-cpus",
     "replica_gpus": "--replica-gpus",
 }
@@ -69,6 +70,10 @@ def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSe
     most = given.get("max_replicas", replicas)
     if most < replicas:
         raise BadInput(f"--max-replicas {most} is below --replicas {replicas}; give at least as many")
+    encoders = given.get("encoders", int("max_encoders" in given))
+    most_encoders = given.get("max_encoders", encoders)
+    if most_encoders < encoders:
+        raise BadInput(f"--max-encoders {most_encoders} is below --encoders {encoders}; give at least as many")
     if most > 1 and settings.state_store == MEMORY:
         raise BadInput(
             "several replicas need a store for pictures by URL and requests by id, which any of them may be asked for; "
@@ -78,7 +83,8 @@ def fleet_of(arguments: argparse.Namespace, settings: ServerSettings) -> FleetSe
         address=arguments.ray,
         replicas=replicas,
         max_replicas=most,
-        encoders=given.get("encoders", 0),
+        encoders=encoders,
+        max_encoders=most_encoders,
         cpus=given.get("replica_cpus"),
         gpus=_gpus(given.get("replica_gpus"), settings.device, arguments.devices),
     )

@@ -31,7 +31,13 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
         "--encoders",
         type=at_least_one,
         metavar="N",
-        help="processes that encode prompts for all servers; each does for itself if not given",
+        help="processes that encode prompts for all servers, at least; each does for itself if not given",
+    )
+    fleet.add_argument(
+        "--max-encoders",
+        type=at_least_one,
+        metavar="N",
+        help="such processes, as many as prompts ask for; as many as at least if not given",
     )
     fleet.add_argument(
         "--replica-cpus",

@@ -204,7 +204,7 @@ def fleet(*words: str) -> tuple[ServerSettings, FleetSettings | None]:
 VALUES: dict[str, Any] = {"api_key_file": "key", "lora_folder": ".", "allow_host": ["example.org"]}
 VALUES |= {"cors_origin": ["https://example.org"], "served_model_name": "star", "host": "::1"}
 VALUES |= {"trusted_proxy": ["10.0.0.0/8"], "state_store": "file:///shared/state", "ray": "local"}
-OF_A_FLEET = ("replicas", "max_replicas", "encoders", "replica_cpus", "replica_gpus")
+OF_A_FLEET = ("replicas", "max_replicas", "encoders", "max_encoders", "replica_cpus", "replica_gpus")
 
 
 @pytest.mark.parametrize("name", server_keys(command_of(_parser(), "serve")))

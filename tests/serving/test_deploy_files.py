@@ -182,5 +182,10 @@ def test_ray_serve_reads_its_file_and_finds_what_it_names() -> None:
     assert {each.name for each in found.deployments} == {deployment.GATEWAY, deployment.PICTURES, deployment.ENCODERS}
     assert FLEET["http_options"]["host"] == arguments.host
     assert FLEET["http_options"]["request_timeout_s"] > ServerLimits.seconds + gateway.GRACE
-    scaling = next(each for each in found.deployments if each.name == deployment.PICTURES).autoscaling_config
-    assert (scaling["min_replicas"], scaling["max_replicas"]) == (arguments.replicas, arguments.max_replicas)
+    scaling = {each.name: each.autoscaling_config for each in found.deployments}
+    counts = {
+        deployment.PICTURES: (arguments.replicas, arguments.max_replicas),
+        deployment.ENCODERS: (arguments.encoders, arguments.max_encoders),
+    }
+    for name, (fewest, most) in counts.items():
+        assert (scaling[name]["min_replicas"], scaling[name]["max_replicas"]) == (fewest, most)

@@ -25,15 +25,48 @@ def test_an_encoder_has_one_gpu_at_most(gpus: float, of_encoder: float, monkeypa
     given: list[Any] = []
     encoders = deployment._encoders
 
-    def noted(count: int, device: Any) -> Any:
+    def noted(fleet: FleetSettings, device: Any) -> Any:
         given.append(device["num_gpus"])
-        return encoders(count, device)
+        return encoders(fleet, device)
 
     monkeypatch.setattr(deployment, "_encoders", noted)
     monkeypatch.setattr("ray.cluster_resources", dict)
     fleet = FleetSettings(address="auto", encoders=1, gpus=gpus)
     deployment.application(ServerSettings(name="x"), fleet, print, print, {})
     assert given == [of_encoder]
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_encoders_and_replicas_scale_apart(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, dict[str, Any]] = {}
+
+    class Noted:
+        """A deployment, of which is kept how many replicas it was to have."""
+
+        def __init__(self, replica: type) -> None:
+            self.options(name=replica.__name__)
+
+        def options(self, **given: Any) -> Noted:
+            told[given["name"]] = given
+            return self
+
+        def bind(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(deployment, "_deployment", Noted)
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    fleet = FleetSettings(address="auto", replicas=2, max_replicas=2 * most, encoders=1, max_encoders=most)
+    deployment.application(ServerSettings(name="x", batch_pictures=4), fleet, print, print, {})
+    pictures, encoders = told[deployment.PICTURES], told[deployment.ENCODERS]
+    if most == 1:
+        assert (pictures["num_replicas"], encoders["num_replicas"]) == (2, 1)
+        return
+    found = [each["autoscaling_config"] for each in (pictures, encoders)]
+    assert [(each.min_replicas, each.max_replicas, each.target_ongoing_requests) for each in found] == [
+        (2, 6, 8),
+        (1, 3, 2),
+    ]
+    assert encoders["max_queued_requests"] == 3 * deployment._PROMPTS
+    assert fleet.most == 9
 
 
 class Encoders:

@@ -106,10 +106,9 @@ STORE = ("--state-store", "file:///nowhere/state")
         (("--replicas", "2"), "--replicas would do nothing without --ray"),
         (("--encoders", "1"), "--encoders would do nothing without --ray"),
         (("--ray", "local", "--replicas", "2"), "several replicas need a store"),
-        (
-            ("--ray", "local", "--replicas", "2", "--max-replicas", "1", *STORE),
-            "--max-replicas 1 is below --replicas 2",
-        ),
+        (("--ray", "local", "--replicas", "2", "--max-replicas", "1", *STORE), "--max-replicas 1 is below"),
+        (("--max-encoders", "2"), "--max-encoders would do nothing without --ray"),
+        (("--ray", "local", "--encoders", "3", "--max-encoders", "2"), "--max-encoders 2 is below --encoders 3"),
         (("--ray", "local", "--device", "cpu", "--replica-gpus", "1"), "--replica-gpus 1 would be idle"),
         (("--ray", "local", "--replica-cpus", "-1"), "must be 0 or more, got -1"),
         (("/nowhere", "--ray", "local"), "/nowhere"),

@@ -28,6 +28,7 @@ _ROOM = 16  # requests above those that may wait and be drawn: such as ask how f
 _LOOK = 2.0  # seconds between two looks at a replica's health, of which Ray wants three bad ones
 _TOLD = 1.0  # seconds after which the router hears whether a replica serves
 _LAST_WORDS = 10.0  # seconds above those in which a replica finishes what it draws
+_ENCODED = 2  # prompts at each encoder, on average, beyond which there are to be more encoders
 _PROMPTS = 16  # at a gateway that wait for each encoder; replicas encode what comes above
 _COME_AGAIN = 2.0  # seconds
 _CONSTRUCTED = 3  # times that a replica is tried to be started before the deployment is given up
@@ -86,7 +87,8 @@ def application(
     }
     pictures = _deployment(PictureReplica).options(
         name=PICTURES,
-        **_count(fleet, together),
+        # A batch is being drawn and the next one is there: more than that waits for another replica.
+        **_count(fleet.replicas, fleet.max_replicas, 2 * together),
         ray_actor_options=device,
         # The server refuses by itself what it has no room for, and says when to come again; Ray's bound is above.
         max_ongoing_requests=room + _ROOM,
@@ -98,7 +100,7 @@ def application(
         request_router_config=RequestRouterConfig(**routing),
     )
     encoding = device | {"num_gpus": min(gpus, 1)}  # a text encoder alone runs on one device
-    encoders = _encoders(fleet.encoders, encoding).bind(opening_encoder, own) if fleet.encoders else None
+    encoders = _encoders(fleet, encoding).bind(opening_encoder, own) if fleet.encoders else None
     gateway = _deployment(GatewayReplica).options(
         name=GATEWAY,
         ray_actor_options={"num_cpus": 0},
@@ -116,18 +118,18 @@ def _processors(fleet: FleetSettings) -> int:
     """How many a replica without a GPU is kept to; 0 for no limit."""
     if fleet.cpus is not None:
         return int(fleet.cpus)
-    return share_of(fleet.max_replicas + fleet.encoders) if fleet.address == LOCAL else 0
+    return share_of(fleet.most) if fleet.address == LOCAL else 0
 
 
-def _encoders(count: int, device: Mapping[str, Any]) -> Any:
+def _encoders(fleet: FleetSettings, device: Mapping[str, Any]) -> Any:
     from max_zimage.serving.ray_serve.encoder import EncoderReplica
 
     return _deployment(EncoderReplica).options(
         name=ENCODERS,
-        num_replicas=count,
+        **_count(fleet.encoders, fleet.max_encoders, _ENCODED),
         ray_actor_options=device,
-        max_ongoing_requests=4,
-        max_queued_requests=_PROMPTS * count,
+        max_ongoing_requests=2 * _ENCODED,
+        max_queued_requests=_PROMPTS * max(fleet.encoders, fleet.max_encoders),
         health_check_period_s=_LOOK,
         max_constructor_retry_count=_CONSTRUCTED,
     )
@@ -137,12 +139,9 @@ def _deployment(replica: type) -> Any:
     return serve.deployment(replica)  # to a type checker a decorator
 
 
-def _count(fleet: FleetSettings, together: int) -> Mapping[str, Any]:
-    """How many replicas: a number, or what their queues ask for."""
-    if fleet.max_replicas == fleet.replicas:
-        return {"num_replicas": fleet.replicas}
-    # A batch is being drawn and the next one is there: more than that waits for another replica.
-    scaling = AutoscalingConfig(
-        min_replicas=fleet.replicas, max_replicas=fleet.max_replicas, target_ongoing_requests=2 * together
-    )
+def _count(fewest: int, most: int, each: float) -> Mapping[str, Any]:
+    """How many replicas: a number, or what their queues ask for, which is so many requests for each."""
+    if most <= fewest:
+        return {"num_replicas": fewest}
+    scaling = AutoscalingConfig(min_replicas=fewest, max_replicas=most, target_ongoing_requests=each)
     return {"autoscaling_config": scaling}

@@ -69,7 +69,7 @@ def cluster(fleet: FleetSettings) -> Iterator[None]:
     Raises:
         ConnectionError: If there is no such cluster.
     """
-    counted = int((fleet.max_replicas + fleet.encoders) * fleet.counted + 1)
+    counted = int(fleet.most * fleet.counted + 1)
     with ray_cluster(ray, fleet.address, processors=counted, object_bytes=_OBJECTS):
         yield
 
