@@ -64,9 +64,12 @@ def switch(name: str, value: object) -> bool:
 
 def inner(name: str, value: object) -> float:
     """Return a number above 0 and below 1."""
-    found = number(name, value, above=True)
-    if found >= 1:
-        raise RequestError.of(name, "{field} must be above 0 and below 1, got {given}", given=found)
+    try:
+        found = number(name, value)
+    except RequestError:  # it would say another range
+        found = 0.0
+    if not 0 < found < 1:
+        raise RequestError.of(name, "{field} must be a number above 0 and below 1, got {given}", given=shown(value))
     return found
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 from max_zimage.sampling.ranges import MAX_SHIFT, MIN_SHIFT
 
+_LARGEST_EXPONENT = 700.0  # of a double; e^700 is far beyond any shift
+
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicShift:
@@ -47,9 +49,7 @@ class DynamicShift:
         """
         slope = (self.max - self.base) / (self.max_tokens - self.base_tokens)
         mu = tokens * slope + (self.base - slope * self.base_tokens)
-        found = mu
-        if self.kind == "exponential":
-            found = math.exp(mu) if mu < math.log(MAX_SHIFT) + 1 else math.inf
+        found = math.exp(min(mu, _LARGEST_EXPONENT)) if self.kind == "exponential" else mu
         if not MIN_SHIFT <= found <= MAX_SHIFT:
             raise ValueError(
                 f"the dynamic shift for {tokens} image tokens is {found:g}, and must be from {MIN_SHIFT} to "

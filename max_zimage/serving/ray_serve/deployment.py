@@ -126,10 +126,10 @@ def _encoders(fleet: FleetSettings, device: Mapping[str, Any]) -> Any:
 
     return _deployment(EncoderReplica).options(
         name=ENCODERS,
-        **_count(fleet.encoders, fleet.max_encoders, _ENCODED),
+        **_count(fleet.encoders, fleet.most_encoders, _ENCODED),
         ray_actor_options=device,
         max_ongoing_requests=2 * _ENCODED,
-        max_queued_requests=_PROMPTS * max(fleet.encoders, fleet.max_encoders),
+        max_queued_requests=_PROMPTS * fleet.most_encoders,
         health_check_period_s=_LOOK,
         max_constructor_retry_count=_CONSTRUCTED,
     )
@@ -141,7 +141,7 @@ def _deployment(replica: type) -> Any:
 
 def _count(fewest: int, most: int, each: float) -> Mapping[str, Any]:
     """How many replicas: a number, or what their queues ask for, which is so many requests for each."""
-    if most <= fewest:
+    if most == fewest:
         return {"num_replicas": fewest}
     scaling = AutoscalingConfig(min_replicas=fewest, max_replicas=most, target_ongoing_requests=each)
     return {"autoscaling_config": scaling}

@@ -30,9 +30,14 @@ class FleetSettings:
     gpus: float | None = None
 
     @property
+    def most_encoders(self) -> int:
+        """Encoders, at most."""
+        return max(self.encoders, self.max_encoders) if self.encoders else 0
+
+    @property
     def most(self) -> int:
         """Replicas and encoders together, at most."""
-        return self.max_replicas + max(self.encoders, self.max_encoders)
+        return self.max_replicas + self.most_encoders
 
     @property
     def counted(self) -> float:
