@@ -72,7 +72,7 @@ quality: $(VENV)/.test ## what step caches save, and what it does to the picture
 embedded-model: $(VENV)/.test ## train it from nothing with ARGS="train DIR", 1.5 hours; score one with ARGS="evaluate MODEL"
 	python -m benchmarks.training $(ARGS)
 
-text-model: $(VENV)/.test ## train the text model with ARGS="train DIR", 67 minutes of a core; score one with ARGS="evaluate MODEL"
+text-model: $(VENV)/.test ## train the text model with ARGS="train DIR", under an hour; score one with ARGS="evaluate MODEL"
 	python -m benchmarks.training.text $(ARGS)
 
 size: $(VENV)/.runtime ## lines a file and a function

@@ -65,7 +65,7 @@ In the project's source, `make text-model ARGS="train DIR"` makes one like it, f
   every token replaced, with that probability, by any of the vocabulary; cross-entropy at all places, on the last canvas
   with the logits of a pass before.{noise}
 - Beside it, with the same weight, the encoder learns the next token of the caption.
-- Products in bfloat16, all else in float32.
+- Products in bfloat16 where the processor has them, all else in float32.
 - Matrices by Muon, embeddings, routers, experts and vectors by AdamW; learning rates that stay and then fall to
   nothing; running averages of all weights.
 

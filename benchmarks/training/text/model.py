@@ -17,7 +17,7 @@ from transformers.models.diffusion_gemma.configuration_diffusion_gemma import (
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaForBlockDiffusion
 from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
-from benchmarks.training.text.stack import PRODUCTS, Sight, Stack, gate, root_mean_square
+from benchmarks.training.text.stack import Sight, Stack, gate, products, root_mean_square
 
 CANVAS = 16
 """Tokens of a canvas: the longest caption has 14, and one more ends it."""
@@ -94,7 +94,7 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         model: DiffusionGemmaForBlockDiffusion,
-        dtype: torch.dtype = PRODUCTS,
+        dtype: torch.dtype | None = None,
         *,
         is_compiled: bool = False,
     ) -> None:
@@ -102,12 +102,13 @@ class Denoiser(nn.Module):
 
         Args:
             model: Whose parameters are trained.
-            dtype: Of matrix products.
+            dtype: Of matrix products; that of `products` if not given.
             is_compiled: See `Stack`.
         """
         super().__init__()
         self.model = model
-        self._stack, self._dtype = Stack(dtype, is_compiled=is_compiled), dtype
+        self._dtype = dtype or products()
+        self._stack = Stack(self._dtype, is_compiled=is_compiled)
 
     def forward(
         self, prompts: Tensor, lengths: Tensor, caption: Tensor | None, canvases: Sequence[tuple[Tensor, Tensor | None]]

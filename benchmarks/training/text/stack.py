@@ -2,7 +2,7 @@
 
 transformers runs encoder and decoder one after the other. They share their weights, so that one pass over the tokens of
 both, in which a mask says who sees whom, computes the same with half as many operations of twice as many rows. Products
-are in bfloat16, everything else in float32; what lies between the products is compiled.
+are in bfloat16 where the processor has them, everything else in float32; what lies between the products is compiled.
 
 Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py.
 """
@@ -18,8 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PRODUCTS = torch.bfloat16
-"""Of matrix products in training."""
+
+def products() -> torch.dtype:
+    """Of matrix products in training: bfloat16 where the CPU has them, else float32, which is faster than emulation."""
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
+
 
 
 @dataclass(frozen=True, kw_only=True)
