@@ -78,8 +78,9 @@ def test_bfloat16_changes_the_loss_little(tmp_path: Path) -> None:
     """Of a batch such as training has, with the shipped model: routers of a fresh one choose anew at every rounding."""
     tokenizer = tokenizer_of(tmp_path)
     model = DiffusionGemmaForBlockDiffusion.from_pretrained(embedded.TEXT_PATH, dtype=torch.float32)
+    kinds = torch.float32, torch.bfloat16
     with torch.no_grad():
-        found = [loss_of(Denoiser(model, kind), *batch_of(tokenizer, 16, 3)) for kind in (torch.float32, torch.bfloat16)]
+        found = [loss_of(Denoiser(model, kind), *batch_of(tokenizer, 16, 3)) for kind in kinds]
     for wanted, ours in zip(*found, strict=True):
         assert float(ours) == pytest.approx(float(wanted), rel=0.05)
 

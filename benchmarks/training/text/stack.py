@@ -25,7 +25,6 @@ def products() -> torch.dtype:
     return torch.bfloat16 if any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else torch.float32
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Sight:
     """Where tokens are and what they see, for layers of one kind.
