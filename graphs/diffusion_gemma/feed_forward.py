@@ -4,8 +4,11 @@
     router:  softmax(proj(unit norm(x) · scale / √hidden_size)), the largest, divided by their sum, times a scale each
     experts: sum of weight · down(gelu(gate x) · (up x)) over those chosen
 
-The experts that are chosen are computed: by MAX's grouped products on an NVIDIA GPU, on a CPU by an op of `kernels`.
-Elsewhere all are computed, and those that are not chosen weigh nothing: exact, and what the others are compared with.
+On a CPU the experts that are chosen are computed, by an op of `kernels`. Elsewhere all are, in two plain products, and
+what was not chosen weighs nothing: exact, and what the op is compared with. MAX 26.7 has grouped products for GPUs, which
+compute the chosen alone, but its compiler gives those for Hopper up ("Coord is not a value type"). All experts of a
+canvas of the published model are 16 times the chosen ones' operations; but its tokens choose nearly all of the 128
+between them, so that the weights, which take longest to read, are read either way.
 
 Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py, DiffusionGemmaText4MLP,
 DiffusionGemmaTextRouter and DiffusionGemmaTextExperts.
@@ -16,16 +19,11 @@ from __future__ import annotations
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.nn import Module
-from max.experimental.nn.common_layers.functional_kernels import (
-    grouped_matmul_ragged,
-    moe_create_indices,
-    moe_finalize,
-)
 from max.experimental.tensor import Tensor, defaults
 
 from max_zimage.graphs import text_ops
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
-from max_zimage.graphs.kernel_library import is_nvidia, uses_cpu_kernels
+from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.linear import gelu_gated, gelu_linear, linear
 from max_zimage.graphs.model.cached_attention import unit_norm
 
@@ -81,22 +79,19 @@ def chosen(scores: Tensor, scales: Tensor, each: int) -> tuple[Tensor, Tensor]:
     return chances / F.sum(chances, axis=-1) * factors, found
 
 
-def experts(spec: DiffusionGemmaSpec) -> DenseExperts | GroupedExperts | ChosenExperts:
+def experts(spec: DiffusionGemmaSpec) -> DenseExperts | ChosenExperts:
     """A layer (x, scores, scales) -> like x, for the dtype and device that parameters are declared in."""
     dtype, mesh = defaults()
-    device = mesh.devices[0]
-    if uses_cpu_kernels(dtype, device):
-        return ChosenExperts(spec)
-    return GroupedExperts(spec) if is_nvidia(device) else DenseExperts(spec)
+    return ChosenExperts(spec) if uses_cpu_kernels(dtype, mesh.devices[0]) else DenseExperts(spec)
 
 
 class DenseExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
     """Every expert on every token, and what the router did not choose weighs nothing."""
 
     def __init__(self, spec: DiffusionGemmaSpec) -> None:
-        self.count, self.each = spec.num_experts, spec.experts_per_token
-        self.gate_up_proj = Tensor.zeros([self.count, 2 * spec.expert_size, spec.hidden_size])
-        self.down_proj = Tensor.zeros([self.count, spec.hidden_size, spec.expert_size])
+        self.each = spec.experts_per_token
+        self.gate_up_proj = Tensor.zeros([spec.num_experts, 2 * spec.expert_size, spec.hidden_size])
+        self.down_proj = Tensor.zeros([spec.num_experts, spec.hidden_size, spec.expert_size])
 
     def forward(self, x: Tensor, scores: Tensor, scales: Tensor) -> Tensor:
         """Weigh all experts.
@@ -113,16 +108,21 @@ class DenseExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
 
     @staticmethod
     def mixed(x: Tensor, weights: Tensor, found: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        """All experts of given weights on `x`; see `chosen` for weights and which experts were found."""
+        """All experts of given weights on `x`; see `chosen` for weights and which experts were found.
+
+        The first product has the experts' matrices below each other, the second beside each other: it sums over them.
+        """
         rows, length, width = x.shape
-        count = int(gate_up.shape[0])
+        tokens, (count, both, _), size = rows * length, map(int, gate_up.shape), int(down.shape[-1])
         every = F.constant([*range(count)], DType.int64, device=x.device)
         is_chosen = (F.unsqueeze(found, -1) == every).cast(DType.float32)  # [rows, length, chosen, experts]
-        spread = F.squeeze(F.sum(is_chosen * F.unsqueeze(weights, -1), axis=2), 2)  # [rows, length, experts]
-        inside = gelu_gated(F.reshape(x, [1, rows * length, width]) @ F.permute(gate_up, [0, 2, 1]))
-        outside = inside @ F.permute(down, [0, 2, 1])  # [experts, rows · length, hidden_size]
-        shares = F.permute(F.reshape(spread, [rows * length, count, 1]), [1, 0, 2])
-        return F.reshape(F.sum(outside.cast(DType.float32) * shares, axis=0).cast(x.dtype), [rows, length, width])
+        spread = F.sum(is_chosen * F.unsqueeze(weights, -1), axis=2)
+        shares = F.reshape(spread, [tokens, count, 1])
+        below = F.reshape(gate_up, [count * both, width])
+        inside = gelu_gated(F.reshape(F.reshape(x, [tokens, width]) @ below.T, [tokens, count, both]))
+        weighed = F.reshape((inside.cast(DType.float32) * shares).cast(x.dtype), [tokens, count * size])
+        beside = F.reshape(F.permute(down, [1, 0, 2]), [int(down.shape[1]), count * size])
+        return F.reshape(weighed @ beside.T, [rows, length, width])
 
 
 class ChosenExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
@@ -139,29 +139,3 @@ class ChosenExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
         each, width = self.spec.experts_per_token, self.spec.expert_size
         both = self.gate_up_proj, self.down_proj
         return text_ops.experts(x, scores, scales.cast(DType.float32), *both, each=each, width=width)
-
-
-class GroupedExperts(Module[[Tensor, Tensor, Tensor], Tensor]):
-    """The experts that are chosen, each on all of its tokens at once; on a GPU only.
-
-    Reference: max.experimental.nn.common_layers.moe, MoE.
-    """
-
-    def __init__(self, spec: DiffusionGemmaSpec) -> None:
-        self.count, self.each = spec.num_experts, spec.experts_per_token
-        self.gate_up_proj = Tensor.zeros([self.count, 2 * spec.expert_size, spec.hidden_size])
-        self.down_proj = Tensor.zeros([self.count, spec.hidden_size, spec.expert_size])
-
-    def forward(self, x: Tensor, scores: Tensor, scales: Tensor) -> Tensor:
-        """The same as `DenseExperts`."""
-        rows, length, width = x.shape
-        tokens = rows * length
-        weights, found = chosen(scores, scales, self.each)
-        order, starts, restore, ids, usage = moe_create_indices(
-            F.reshape(found, [tokens * self.each]).cast(DType.int32), self.count
-        )
-        sent = F.gather(F.reshape(x, [tokens, width]), (order // self.each).cast(DType.int32), axis=0)
-        inside = gelu_gated(grouped_matmul_ragged(sent, self.gate_up_proj, starts, ids, usage))
-        outside = grouped_matmul_ragged(inside, self.down_proj, starts, ids, usage)
-        mixed = moe_finalize(outside, restore, F.reshape(weights, [tokens, self.each]), x.dtype)
-        return F.reshape(mixed, [rows, length, width])
