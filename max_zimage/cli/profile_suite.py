@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -166,7 +167,8 @@ def _flag(flag: str, value: object) -> list[str]:
 
 def _child(common: Sequence[str], flags: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "max_zimage", "profile", *common, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The variables that Python knows: a running MAX sets PYTHONEXECUTABLE besides, to the first python3 on PATH.
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
     try:
         return dict(json.loads(done.stdout))
     except ValueError:

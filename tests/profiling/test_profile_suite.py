@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,3 +206,16 @@ def test_nothing_is_overwritten(run: Profiled) -> None:
     code, _, err = run("--tests", "encode", "-o", "x.json")
     assert (code, "--output x.json exists and is not overwritten" in err) == (2, True)
     assert Path("x.json").read_text() == "precious"
+
+
+def test_a_child_has_the_variables_that_python_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not those that a running MAX sets behind its back: PYTHONEXECUTABLE may be another Python's."""
+    seen: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **others: object) -> SimpleNamespace:
+        seen.append(env)
+        return SimpleNamespace(stdout="{}", stderr="")
+
+    monkeypatch.setattr(profile_suite.subprocess, "run", run)
+    assert profile_suite._child([], []) == {}
+    assert seen == [dict(os.environ)]
