@@ -5,10 +5,10 @@
     experts: sum of weight · down(gelu(gate x) · (up x)) over those chosen
 
 On a CPU the experts that are chosen are computed, by an op of `kernels`. Elsewhere all are, in two plain products, and
-what was not chosen weighs nothing: exact, and what the op is compared with. MAX 26.7 has grouped products for GPUs, which
-compute the chosen alone, but its compiler gives those for Hopper up ("Coord is not a value type"). All experts of a
-canvas of the published model are 16 times the chosen ones' operations; but its tokens choose nearly all of the 128
-between them, so that the weights, which take longest to read, are read either way.
+what was not chosen weighs nothing: exact, and what the op is compared with. MAX 26.7 has grouped products for GPUs,
+which compute the chosen alone, but its compiler gives those for Hopper up ("Coord is not a value type"). All experts
+of a canvas of the published model are 16 times the chosen ones' operations; but its tokens choose nearly all of the
+128 between them, so that the weights, which take longest to read, are read either way.
 
 Reference: transformers models/diffusion_gemma/modeling_diffusion_gemma.py, DiffusionGemmaText4MLP,
 DiffusionGemmaTextRouter and DiffusionGemmaTextExperts.
