@@ -216,6 +216,6 @@ def test_a_child_has_the_variables_that_python_knows(monkeypatch: pytest.MonkeyP
         seen.append(env)
         return SimpleNamespace(stdout="{}", stderr="")
 
-    monkeypatch.setattr(profile_suite.subprocess, "run", run)
+    monkeypatch.setattr("max_zimage.cli.profile_suite.subprocess.run", run)
     assert profile_suite._child([], []) == {}
     assert seen == [dict(os.environ)]
