@@ -6,10 +6,9 @@ the ops are is in `graphs.ops`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from max.graph import DeviceRef, Dim, Graph, Module, TensorType, Type
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 """Folder of the Mojo sources: beside `graphs`, in a checkout and in a wheel."""
 
+_package: list[Path] = []
+_bring: Callable[[Callable[[], Path]], Path] = lambda compile: compile()  # noqa: E731  replaced by `bring_package_by`
 _own_kernels: ContextVar[bool] = ContextVar("_own_kernels", default=True)
 
 
@@ -118,19 +119,28 @@ def results_of(
 
 
 def libraries() -> list[Path]:
-    """`kernels`, compiled once a process, and again if its file in the folder for temporary ones is swept away."""
-    found = _declared().extensions
-    if not all(path.exists() for path in found):
-        _declared.cache_clear()
-        found = _declared().extensions
-    return list(found)
+    """`kernels` as a package, brought once a process, and again if its file is swept away from where it lies."""
+    if not all(path.exists() for path in _package):
+        _package.clear()
+    if not _package:
+        _package.append(_bring(_compiled))
+    return list(_package)
 
 
-@cache
-def _declared() -> custom.CustomOp:
+def bring_package_by(bring: Callable[[Callable[[], Path]], Path]) -> None:
+    """Have the package come from elsewhere than from compiling it in every process.
+
+    Args:
+        bring: Is given what compiles it, and returns where it is.
+    """
+    global _bring
+    _bring = bring
+
+
+def _compiled() -> Path:
     """One op stands for all: to declare it is MAX's public way to compile the package that it is in."""
     items, length, inputs, panels, width = custom.Symbols("items", "length", "inputs", "panels", "width")
-    return custom.declare(
+    declared = custom.declare(
         "max_zimage.linear",
         inputs={
             "x": custom.TemplateType(DType.float32, [items, length, inputs]),
@@ -140,3 +150,5 @@ def _declared() -> custom.CustomOp:
         parameters={"widened": False},
         custom_extensions=[KERNELS],
     )
+    (package,) = declared.extensions
+    return package

@@ -2,7 +2,7 @@
 
 import sys
 
-from max_zimage.cli.main import main
+from max_zimage.cli.main import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

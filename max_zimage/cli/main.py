@@ -43,9 +43,23 @@ from max_zimage.cli.given import command_of, given_by, split
 from max_zimage.cli.parser import Parser
 from max_zimage.cli.unknown import said
 from max_zimage.host.lifeline import end_with_named_parent
+from max_zimage.host.without_torch import leave_out, leave_out_if_told
 from max_zimage.version import __version__
 
-end_with_named_parent()  # a server's worker imports this module long before it is told what it is
+# A server's worker imports this module long before it is told what it is, and before MAX.
+end_with_named_parent()
+leave_out_if_told()
+
+
+def start() -> int:
+    """Run the command line in a process that is there for it.
+
+    Returns:
+        The exit code.
+    """
+    if sys.argv[1:2] != ["verify"]:  # which looks for it
+        leave_out()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ class Entry:
         label: What people call it in a profile.
         runs: When it runs, for the documentation.
         count: Counts the work of one call.
-        is_keyed: Whether the spec decides what is compiled, beside the types.
+        is_keyed: Whether the spec decides what is compiled, beside the types; if not, all models share it.
         is_float32: Whether it is float32 whatever the model's dtype.
         prefix: What stands before the component's names of its parameters.
         is_replayed: See `max_zimage.compile.compiler.GraphDefinition`.

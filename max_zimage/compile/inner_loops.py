@@ -30,9 +30,10 @@ from max.graph import DeviceRef
 from max.graph import Module as GraphModule
 
 from max_zimage.compile.artifacts import scratch, sources_digest
+from max_zimage.compile.kept_kernels import kept_package
 from max_zimage.graphs import cpu
 from max_zimage.graphs.cpu import InnerLoop, multiplying_by
-from max_zimage.graphs.kernel_library import compile_with_kernels
+from max_zimage.graphs.kernel_library import bring_package_by, compile_with_kernels
 from max_zimage.graphs.layers import build, trace
 from max_zimage.graphs.product import Product
 from max_zimage.host.folders import artifact_folder, room_to_compile
@@ -47,6 +48,8 @@ _ROWS, _INPUTS, _OUTPUTS = 96, 2048, 1024  # 0.4 GFLOP; the weight's 4 MB come f
 _CALLS = 9
 _GAIN = 0.95  # share of the other's time that widening has to be below
 _deciding = threading.Lock()
+
+bring_package_by(kept_package)  # whoever traces a graph asks here first
 
 
 @dataclass(frozen=True, kw_only=True)

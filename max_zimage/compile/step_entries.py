@@ -124,6 +124,7 @@ STEPS: tuple[Entry, ...] = (
         label="guidance",
         runs="with first-block caching: once per evaluation and picture",
         count=counting.count_elementwise,
+        is_keyed=False,
         is_float32=True,
     ),
     Entry(
@@ -133,6 +134,7 @@ STEPS: tuple[Entry, ...] = (
         label="guidance variant",
         runs="with a guidance variant or rescaling: once per guided evaluation",
         count=counting.count_elementwise,
+        is_keyed=False,
         is_float32=True,
     ),
     Entry(
@@ -142,6 +144,7 @@ STEPS: tuple[Entry, ...] = (
         label="inpainting",
         runs="with a mask: once before the first step and after each",
         count=counting.count_elementwise,
+        is_keyed=False,
         is_float32=True,
     ),
     Entry(
@@ -151,6 +154,7 @@ STEPS: tuple[Entry, ...] = (
         label="rotary tables",
         runs="with DyPE, in pictures beyond its base resolution: once per evaluation",
         count=counting.count_positions,
+        is_keyed=False,
         is_float32=True,
     ),
     Entry(
@@ -160,6 +164,7 @@ STEPS: tuple[Entry, ...] = (
         label="Taylor differences",
         runs="with TaylorSeer: after each computed evaluation",
         count=counting.count_taylor_update,
+        is_keyed=False,
         is_float32=True,
     ),
     Entry(
@@ -169,6 +174,7 @@ STEPS: tuple[Entry, ...] = (
         label="steps, extrapolated",
         runs="with TaylorSeer: in each extrapolated evaluation",
         count=counting.count_elementwise,
+        is_keyed=False,
         is_float32=True,
     ),
 )

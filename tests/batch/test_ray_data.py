@@ -99,7 +99,7 @@ def test_a_few_rows_on_a_cluster_of_this_machine(embedded: Pair, tmp_path: Path)
     file, folder = write_lines(tmp_path / "a.jsonl", rows_of(4)), tmp_path / "out"
     with command("local", folder, tmp_path, 1) as process:
         try:
-            assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+            assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
         finally:
             process.kill()
     assert digests(folder) == digests(plain(embedded, file, tmp_path / "plain"))
@@ -116,7 +116,7 @@ def test_a_small_job_on_one_node(embedded: Pair, tmp_path: Path) -> None:
             wait_for(lambda: drawn(folder) >= 2, process, tmp_path / "log")
             (actor,) = actors()
             actor.kill()
-            assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+            assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
         finally:
             process.kill()
     assert digests(folder) == digests(plain(embedded, file, tmp_path / "plain"))

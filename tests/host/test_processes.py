@@ -66,7 +66,7 @@ if child == 0:
     os._exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=900)
 
 
 def test_the_process_itself_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

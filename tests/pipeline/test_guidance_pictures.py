@@ -129,18 +129,25 @@ def theirs(pair: Pair, case: Case, sampler: str = "euler") -> FloatArray:
     return latents
 
 
+@pytest.fixture
+def pair(name: str, request: pytest.FixtureRequest) -> Pair:
+    """The tiny model, a tenth of the work, but for cases that leave out layers it does not have."""
+    chosen: Pair = request.getfixturevalue("embedded" if CASES[name].skipped[0] else "tiny64")
+    return chosen
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_run(name: str, embedded: Pair, record_property: RecordProperty) -> None:
-    error = relative_l2(ours(embedded, CASES[name]), theirs(embedded, CASES[name]))
+def test_a_run(name: str, pair: Pair, record_property: RecordProperty) -> None:
+    error = relative_l2(ours(pair, CASES[name]), theirs(pair, CASES[name]))
     record_property("relative_l2", error)
     assert error <= SAMPLED_L2
 
 
 @pytest.mark.parametrize("name", ["zero star", "apg with momentum", "skipped layers of one's own"])
-def test_a_run_under_a_sampler_of_two_evaluations(name: str, embedded: Pair) -> None:
+def test_a_run_under_a_sampler_of_two_evaluations(name: str, pair: Pair) -> None:
     """Windows count steps; momentum and what is remembered go by evaluations."""
-    expected = theirs(embedded, CASES[name], "heun")
-    assert relative_l2(ours(embedded, CASES[name], sampler="heun"), expected) <= SAMPLED_L2
+    expected = theirs(pair, CASES[name], "heun")
+    assert relative_l2(ours(pair, CASES[name], sampler="heun"), expected) <= SAMPLED_L2
 
 
 def test_another_variant_compiles_nothing(embedded: Pair) -> None:

@@ -24,6 +24,7 @@ KEY = "correct-horse"
 SLOW: dict[str, Any] = {"size": "512x512", "steps": 100}
 """A request that takes half a minute on two cores: nothing waits for its end."""
 START_SECONDS = 1200  # a cold compile on two cores, of the encoder too
+ANSWER_SECONDS = 900  # the first request for something compiles it, beside other tests
 STOP_SECONDS = 40
 
 
@@ -81,7 +82,7 @@ class Server:
                 preexec_fn=_end_with_tests,
             )
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=300)
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=ANSWER_SECONDS)
 
     def __enter__(self) -> Server:
         self.begin()

@@ -43,7 +43,7 @@ def client(flags: list[str]) -> Iterator[httpx.Client]:
     with cluster(FleetSettings(address="local", replicas=2, max_replicas=4, encoders=1)):
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         serve.run(fleet_command.app({"flags": flags}), name=NAME, route_prefix="/")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as made:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=900) as made:
             yield made
         serve.shutdown()
 

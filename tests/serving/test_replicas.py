@@ -59,7 +59,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         for each in servers:
             each.wait_until_ready()
         balancer = stack.enter_context(Balancer([each.url for each in servers]))
-        proxy = httpx.Client(base_url=balancer.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=300)
+        proxy = httpx.Client(base_url=balancer.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=900)
         yield Fleet(servers[0], servers[1], stack.enter_context(proxy), spans)
 
 
