@@ -40,7 +40,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     if _own := _there[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) :: _of]:
         os.sched_setaffinity(0, _own)
 
-pytest_plugins = ["tests.compile_share"]
+pytest_plugins = ["tests.compile_share", "tests.time_limit"]
 
 
 def load_pair(directory: Path, dtype: str = "float32") -> Pair:

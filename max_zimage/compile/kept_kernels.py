@@ -20,7 +20,8 @@ from pathlib import Path
 from max_zimage.compile.artifacts import sources_digest
 from max_zimage.host.folders import artifact_folder
 
-_PREFIX = "kernels-"
+PREFIX = "kernels-"
+"""What names of their folders begin with."""
 _SCRATCH_PREFIX = ".max_zimage-kernels-"
 _SCRATCH_SECONDS = 3600.0  # by when whoever began a folder has ended
 _KEPT = 4  # one is 0.5 MB
@@ -43,7 +44,7 @@ def kept_package(compile: Callable[[], Path]) -> Path:
 
 
 def _name() -> str:
-    return _PREFIX + hashlib.sha256(f"{version('max')} {sources_digest()}".encode()).hexdigest()[:32]
+    return PREFIX + hashlib.sha256(f"{version('max')} {sources_digest()}".encode()).hexdigest()[:32]
 
 
 def _find(folder: Path) -> Path | None:
@@ -76,7 +77,7 @@ def _keep(made: Path, folder: Path) -> None:
 
 
 def _no_longer_used(folder: Path) -> Iterator[Path]:
-    ages = {path: time.time() - path.stat().st_mtime for path in folder.glob(f"{_PREFIX}*.*") if path.is_dir()}
+    ages = {path: time.time() - path.stat().st_mtime for path in folder.glob(f"{PREFIX}*.*") if path.is_dir()}
     yield from sorted(ages, key=lambda path: ages[path])[_KEPT:]
     for path in folder.glob(f"{_SCRATCH_PREFIX}*"):
         if time.time() - path.stat().st_mtime > _SCRATCH_SECONDS:

@@ -1,6 +1,7 @@
 """The folders that the engine and MAX write to, and how to do without them: nothing that is kept is worth a picture.
 
-compiled graphs      MAX_ZIMAGE_CACHE, or max_zimage in the user's cache folder; without it, compiled at every start
+compiled graphs      MAX_ZIMAGE_CACHE, or max_zimage in the user's cache folder; without it, compiled at every start;
+                     and the compiled package of kernels; without it, compiled in every process that traces graphs
 MAX's own cache      where MAX finds a place; without it, graphs compile a little slower
 kernels to compile   the folder for temporary files, or another one that has room; nothing compiles without it
 """

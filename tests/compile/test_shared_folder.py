@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 
+from max_zimage.compile.kept_kernels import PREFIX
 from max_zimage.compile.turns import FILE
 from tests.fuzzers.artifacts import DAMAGES
 from tests.paths import ROOT
@@ -90,8 +91,9 @@ def test_processes_that_start_cold_together_compile_once(tmp_path: Path) -> None
     }
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names[0] == FILE
-    assert len(names) == 2
-    assert names[1].endswith(".mef")
+    assert len(names) == 3
+    assert names[1].startswith(PREFIX)  # their package
+    assert names[2].endswith(".mef")
 
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root can write anywhere")

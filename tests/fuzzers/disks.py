@@ -24,6 +24,7 @@ from PIL import Image
 from max_zimage.cli import saving
 from max_zimage.compile import artifacts
 from max_zimage.compile.compiler import compile_graph
+from max_zimage.compile.kept_kernels import PREFIX
 from max_zimage.compile.turns import FILE
 from max_zimage.device.devices import download, upload
 from max_zimage.graphs.layers import build
@@ -91,7 +92,7 @@ def _keep(tally: Tally, what: str, session: InferenceSession, limit: int, kept: 
     tally.tried += 1
     with _limited(limit):
         got = _packed(session)
-    files = [path for path in kept.iterdir() if path.name != FILE]
+    files = [path for path in kept.iterdir() if path.name != FILE and not path.name.startswith(PREFIX)]
     whole = [path for path in files if artifacts.find(path.name.rsplit(".", 2)[0]) == path]
     if np.array_equal(got, expected) and files == whole and len(files) <= 1:
         tally.right += 1

@@ -285,3 +285,11 @@ def test_requests_that_wait_together_share_steps(server: Server, pipeline: ZImag
         alone = np.asarray(pipeline("a blue ring", num_inference_steps=4, seed=seed, output_type="np"))[0]
         served = pixels(answer.json()["data"][0]["b64_json"])
         assert np.mean(np.abs(served.astype(int) - alone) <= 1) > 0.999
+
+
+def test_pytorch_is_left_out_where_it_is_installed(server: Server) -> None:
+    """This server would find it, other than those of other tests."""
+    processes = server.processes()
+    assert len(processes) >= 2
+    for process in processes:
+        assert "libtorch" not in Path(f"/proc/{process}/maps").read_text()
