@@ -1,7 +1,8 @@
 """The command and the processes it starts do without PyTorch where that is installed.
 
 Nothing in them uses it. MAX's tokenizers import transformers, though, which imports PyTorch with all that belongs to it
-wherever it finds it: 11.5 s of a slow processor and 540 MB for a process, 4.3 s and 240 MB without. Whoever has diffusers has PyTorch. In Python it is left alone: a program may want it, and asks for it itself.
+wherever it finds it: 11.5 s of a slow processor and 540 MB for a process, 4.3 s and 240 MB without. Whoever has
+diffusers has PyTorch. In Python it is left alone: a program may want it, and asks for it itself.
 """
 
 from __future__ import annotations
