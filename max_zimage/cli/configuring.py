@@ -159,7 +159,7 @@ def _join(arguments: argparse.Namespace, given: Collection[str]) -> None:
     """
     if getattr(arguments, "model_path", None) is not None:
         if arguments.model is not None:
-            raise BadInput("MODEL and --model-path name the same; leave one out")
+            raise BadInput("MODEL and --model name the same; leave one out")
         arguments.model = arguments.model_path
     storage = QUANTIZATIONS.get(getattr(arguments, "quantization", None) or "none")
     if storage:

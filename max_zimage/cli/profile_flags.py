@@ -51,7 +51,8 @@ def add_profile(commands: argparse._SubParsersAction[Any], shared: argparse.Argu
     _add_suite(parser)
     running = parser.add_argument_group("the model")
     running.add_argument("--weight-path", action="append", metavar="FILE", default=[], help="in place of its weights")
-    running.add_argument("--model-path", metavar="MODEL", help="the model, as llm-dit names it")
+    help = "MODEL, as other commands and llm-dit name it"
+    running.add_argument("--model", "--model-path", dest="model_path", metavar="MODEL", help=help)
     add_running(running)
     add_cache(running, 0)
     add_placement(parser)

@@ -38,7 +38,8 @@ def add_serve(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--served-model-name", metavar="NAME", help="what requests call it; its own name if not given")
     parser.add_argument("--host", default=ServerSettings.host, help="address to listen on; 127.0.0.1 if not given")
     parser.add_argument("--port", type=int, default=ServerSettings.port, help="8000 if not given")
-    parser.add_argument("--model-path", metavar="MODEL", help="the model, as llm-dit names it")
+    help = "MODEL, as other commands and llm-dit name it"
+    parser.add_argument("--model", "--model-path", dest="model_path", metavar="MODEL", help=help)
     parser.add_argument(
         "--weight-path", action="append", metavar="FILE", default=[], help="in place of the model's weights; repeatable"
     )

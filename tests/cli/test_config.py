@@ -231,6 +231,7 @@ def test_the_start_of_a_server(tmp_path: Path) -> None:
     found = served("--config", str(file))
     assert (found.model, found.name, found.step_cache, found.embedding_cache_bytes) == ("a/b", "b", "taylorseer", 2**20)
     assert served("c/d", "--config", str(file)).model == served("--model-path", "c/d").model == "c/d"
+    assert served("--model", "c/d").model == "c/d"
     assert served("--cache-size", "4").embedding_cache_bytes == 4 * 512 * 2560 * 2
 
 
