@@ -1,7 +1,7 @@
 """Where the machine is so slow that a run would be stopped, what has not begun in time is left out, and said to be.
 
 A run that is stopped says nothing of what it has found. On a machine of the usual speed all tests are through long
-before: `tests.scheduling` has what takes longest begin first, and this leaves out the last and least.
+before. `tests.scheduling` has most tests run before those that take long, so that these few are what is left out.
 """
 
 from __future__ import annotations

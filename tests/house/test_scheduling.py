@@ -46,13 +46,14 @@ def test_what_is_named_is_there() -> None:
     assert TOGETHER.keys() <= SECONDS.keys()
 
 
-def test_long_ones_come_first_and_groups_stay_whole() -> None:
+def test_the_longest_come_first_long_ones_last_and_groups_stay_whole() -> None:
     """What a process is given at once, by xdist's own scheduling."""
     page, alone = TOGETHER["the page"], "tests/batch/test_local.py"
     tests = ["tests/a.py::one", f"{page[0]}::one", f"{alone}::one", "tests/b.py::one", f"{page[1]}::two"]
     tests += [f"{page[0]}::three[x::y]", "tests/a.py::two"]
     tests.sort(key=place_of)
-    assert [each.partition("::")[0] for each in tests[:4]] == [page[0], page[1], page[0], alone]
+    files = [each.partition("::")[0] for each in tests]
+    assert files == [page[0], page[1], page[0], "tests/a.py", "tests/b.py", "tests/a.py", alone]
 
     class Node:
         shutting_down = False
@@ -76,4 +77,4 @@ def test_long_ones_come_first_and_groups_stay_whole() -> None:
     scheduling.schedule()
     first, second = ([tests[index] for index in node.given] for node in nodes)
     assert first == tests[:3]
-    assert second == [f"{alone}::one", "tests/a.py::one", "tests/a.py::two"]
+    assert second == ["tests/a.py::one", "tests/a.py::two", "tests/b.py::one"]
