@@ -76,7 +76,7 @@ def test_it_names_its_command_licence_and_needs(wheel: zipfile.ZipFile) -> None:
     (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
     scripts = ConfigParser()
     scripts.read_string(wheel.read(entry_points).decode())
-    assert dict(scripts["console_scripts"]) == {"max-zimage": "max_zimage.cli.main:main"}
+    assert dict(scripts["console_scripts"]) == {"max-zimage": "max_zimage.cli.main:start"}
     info = Path(entry_points).parent.as_posix()
     assert wheel.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     metadata = wheel.read(f"{info}/METADATA").decode()
