@@ -1,7 +1,7 @@
 """The project's Mojo sources, compiled into a package once a machine instead of once a process.
 
-MAX compiles them anew in every process that traces a graph, which takes 8 to 15 s of a processor. The package is kept
-where compiled graphs are, in a folder named by what decides its contents and by the digest of its bytes; its own name
+MAX compiles them anew in every process that traces a graph, 11 to 15 s of a slow processor. The package is kept where
+compiled graphs are, in a folder named by what decides its contents and by the digest of its bytes; its own name
 is inside it, and MAX takes it under no other.
 """
 

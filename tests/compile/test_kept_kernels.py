@@ -78,7 +78,7 @@ def test_where_nothing_can_be_kept_it_is_compiled(
 
 def test_graphs_are_given_what_was_kept(folder: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And again where a sweep has taken its file away."""
-    assert inner_loops  # which has brought it
+    assert kernel_library._bring is kept_package, inner_loops.__name__
     monkeypatch.setattr(kernel_library, "_package", [])
     monkeypatch.setattr(kernel_library, "_compiled", lambda: made)
     assert kernel_library.libraries() == [made]

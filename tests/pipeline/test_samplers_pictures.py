@@ -100,17 +100,25 @@ def theirs(pair: Pair, call: Call, sampler: str = "euler", *, skip: bool = False
 
 
 def cases() -> Iterator[ParameterSet]:
-    """All lengths of all samplers; most of them are slow, since their matrices are compared at all lengths anyway."""
+    """All lengths of all samplers; most of them are slow, since their matrices are compared at all lengths anyway.
+
+    So are those of the embedded model, where the tiny one has the same.
+    """
     for sampler, call in product(SAMPLERS, CALLS):
         usual = call in ALL or (sampler in REMEMBERING and call in OF_THESE)
+        if usual:
+            yield pytest.param(sampler, call, "tiny64")
         if usual or call in LENGTHS:
-            yield pytest.param(sampler, call, marks=() if usual else pytest.mark.slow)
+            yield pytest.param(sampler, call, "embedded", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("sampler", "call"), cases())
-def test_a_run_under_a_sampler(sampler: str, call: str, tiny64: Pair, record_property: RecordProperty) -> None:
+@pytest.mark.parametrize(("sampler", "call", "model"), cases())
+def test_a_run_under_a_sampler(
+    sampler: str, call: str, model: str, request: pytest.FixtureRequest, record_property: RecordProperty
+) -> None:
+    pair: Pair = request.getfixturevalue(model)
     before = copy.copy(modules.counts)
-    error = relative_l2(ours(tiny64, CALLS[call], sampler), theirs(tiny64, CALLS[call], sampler))
+    error = relative_l2(ours(pair, CALLS[call], sampler), theirs(pair, CALLS[call], sampler))
     record_property("relative_l2", error)
     assert error <= WALKED_L2
     assert modules.counts == before  # another sampler is another table
