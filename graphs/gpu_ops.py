@@ -16,7 +16,7 @@ from max.experimental.tensor import Tensor
 from max.graph import TensorType
 from max.nn.kernels import masked_flash_attention_gpu as _masked_flash_attention_gpu
 
-from max_zimage.graphs.kernel_library import results_of
+from max_zimage.graphs.kernel_library import own, results_of
 
 _masked_flash_attention = F.functional(_masked_flash_attention_gpu)
 
@@ -143,6 +143,21 @@ def swiglu(both: Tensor, outputs: int) -> Tensor:
     """
     result = TensorType(both.dtype, [*both.shape[:2], outputs], both.device)
     return results_of("swiglu", [both], [result], {"outputs": outputs})[0]
+
+
+def widened(codes: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """Codes times the scale of their output, for the product of x with them; the twin is in `graphs.linear`.
+
+    Args:
+        codes: int8 [inputs, outputs].
+        scales: float32 [outputs].
+        x: [items, length, inputs]. It is not read; without it MAX would widen all weights when it loads the graph, and
+            keep them so.
+
+    Returns:
+        Like `codes` in the dtype of x, rounded once.
+    """
+    return own("widened", [codes, scales, x], x, codes.shape, {"outputs": int(codes.shape[1])})
 
 
 GROUP_SLABS = 256

@@ -55,6 +55,11 @@ def is_nvidia(device: Device | DeviceRef) -> bool:
     return not host and accelerator_api() == "cuda"
 
 
+def own_kernels() -> bool:
+    """Whether graphs use ops of `kernels` at all: those for any device."""
+    return _own_kernels.get()
+
+
 def graph_with_kernels(
     name: str, input_types: Sequence[Type[Any]], numbers: Iterable[tuple[DType, Device | DeviceRef]], module: Module
 ) -> Graph:
@@ -73,8 +78,8 @@ def graph_with_kernels(
 
 
 def _may_use(dtype: DType, device: Device | DeviceRef) -> bool:
-    # Weights of this dtype are quantized ones.
-    return dtype == DType.uint8 or uses_cpu_kernels(dtype, device) or runs_on_nvidia(dtype, device)
+    # Weights of these dtypes are quantized ones.
+    return dtype in (DType.uint8, DType.int8) or uses_cpu_kernels(dtype, device) or runs_on_nvidia(dtype, device)
 
 
 def compile_with_kernels(session: InferenceSession, module: Module, graphs: Iterable[Graph]) -> CompiledModel:

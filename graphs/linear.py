@@ -1,8 +1,9 @@
-"""Matrix products with weights: plain, packed for the kernels of a CPU, or quantized there.
+"""Matrix products with weights: plain, packed for the kernels of a CPU, or quantized.
 
 `linear` and `gated_linear` choose by the dtype and device that parameters are declared in, and by their widths. The
 plain layers define what the packed ones compute; these round once, after all that is fused. Quantized weights are whole
-numbers times a scale, `x` is rounded the same way, and what is summed of both is exact within a group of inputs.
+numbers times a scale. On a CPU `x` is rounded the same way, and what is summed of both is exact within a group of
+inputs; on an accelerator weights are widened to its dtype in front of each product, and `x` stays as it is.
 
 Reference: diffusers models/transformers/transformer_z_image.py, FeedForward (SwiGLU).
 """
@@ -20,10 +21,10 @@ from max.experimental.nn import Embedding, Linear, Module
 from max.experimental.tensor import Tensor, defaults
 
 from max_zimage.graphs import code_ops, gpu_ops, ops, text_ops
-from max_zimage.graphs.kernel_library import runs_on_nvidia, uses_cpu_kernels
+from max_zimage.graphs.kernel_library import own_kernels, runs_on_nvidia, uses_cpu_kernels
 
-Storage = Literal["int8", "q4"]
-"""How quantized weights are kept: codes of eight bits, or of four."""
+Storage = Literal["int8", "q4", "int8_rows"]
+"""How quantized weights are kept: codes of eight bits, or of four, for a CPU; of eight bits for an accelerator."""
 
 
 class Codes(NamedTuple):
@@ -32,10 +33,12 @@ class Codes(NamedTuple):
     Attributes:
         bits: Of a code.
         group: Neighbouring inputs that share a scale.
+        is_packed: Whether codes are packed for the kernels of a CPU; if not, the group is all inputs of an output.
     """
 
     bits: int
     group: int
+    is_packed: bool = True
 
 
 _GROUPS: Mapping[Storage, tuple[int, tuple[int, ...]]] = {"int8": (8, (128, 64, 32)), "q4": (4, (32,))}
@@ -45,7 +48,7 @@ _stored: ContextVar[Storage | None] = ContextVar("_stored", default=None)
 
 @contextmanager
 def stored_as(storage: Storage | None) -> Iterator[None]:
-    """Have layers that are made inside keep their matrices quantized, on a CPU and where they have no bias.
+    """Have layers that are made inside keep their matrices quantized, where they have no bias.
 
     Those with a bias lie at the ends of the networks; they are few, small, and feel rounding most.
     """
@@ -58,25 +61,31 @@ def stored_as(storage: Storage | None) -> Iterator[None]:
 
 def codes_of(storage: Storage, inputs: int) -> Codes | None:
     """How a matrix of so many inputs is quantized; None if they are no whole groups: then it is not."""
+    if storage == "int8_rows":
+        return Codes(8, inputs, is_packed=False)
     bits, groups = _GROUPS[storage]
     return next((Codes(bits, group) for group in groups if inputs % group == 0), None)
 
 
 def linear(
     inputs: int, outputs: int, *, bias: bool = False
-) -> Linear | PackedLinear | PackedBiasedLinear | QuantizedLinear:
+) -> Linear | PackedLinear | PackedBiasedLinear | QuantizedLinear | WidenedLinear:
     """A layer [..., inputs] -> [..., outputs]."""
     if not bias and (codes := _codes(inputs)) is not None:
-        return QuantizedLinear(inputs, outputs, codes)
+        return QuantizedLinear(inputs, outputs, codes) if codes.is_packed else WidenedLinear(inputs, outputs)
     if not _packed(inputs):
         return Linear(inputs, outputs, bias=bias)
     return PackedBiasedLinear(inputs, outputs) if bias else PackedLinear(inputs, outputs)
 
 
-def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear | QuantizedLinear:
+def gated_linear(inputs: int, outputs: int) -> GatedLinear | PackedGatedLinear | QuantizedLinear | WidenedGatedLinear:
     """A layer [items, length, inputs] -> [items, length, outputs]: silu(x gateᵀ) · (x upᵀ)."""
     if (codes := _codes(inputs)) is not None:
-        return QuantizedLinear(inputs, outputs, codes, gated=True)
+        return (
+            QuantizedLinear(inputs, outputs, codes, gated=True)
+            if codes.is_packed
+            else WidenedGatedLinear(inputs, outputs)
+        )
     return PackedGatedLinear(inputs, outputs) if _packed(inputs) else GatedLinear(inputs, outputs)
 
 
@@ -94,11 +103,34 @@ class GatedLinear(Module[[Tensor], Tensor]):
 
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
-        both = x @ self.weight.T
-        if runs_on_nvidia(both.dtype, both.device) and gpu_ops.has_swiglu(self.outputs):
-            return gpu_ops.swiglu(both, self.outputs)
-        gate, up = F.split(both, [self.outputs] * 2, axis=-1)
-        return F.silu(gate) * up
+        return _swiglu(x @ self.weight.T, self.outputs)
+
+
+class WidenedLinear(Module[[Tensor], Tensor]):
+    """x weight, where the weight is codes with a scale for each output.
+
+    It is [inputs, outputs]: MAX would turn what is made in front of a product in a pass of its own.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.weight = Tensor.zeros([inputs, outputs], dtype=DType.int8)
+        self.scales = Tensor.zeros([outputs], dtype=DType.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return x @ widened(self.weight, self.scales, x)
+
+
+class WidenedGatedLinear(WidenedLinear):
+    """`GatedLinear`, where the weight is codes: all gates before their ups."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, 2 * outputs)
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[items, length, inputs] -> [items, length, outputs]."""
+        return _swiglu(super().forward(x), self.outputs)
 
 
 class PackedLinear(Module[[Tensor], Tensor]):
@@ -177,7 +209,7 @@ class QuantizedLinear(Module[[Tensor], Tensor]):
 
     def forward(self, x: Tensor) -> Tensor:
         """[items, length, inputs] -> [items, length, outputs]."""
-        bits, group = self.codes
+        bits, group = self.codes.bits, self.codes.group
         return code_ops.quantized_linear(
             x, self.weight, self.scales, self.outputs, bits=bits, group=group, gated=self.gated
         )
@@ -185,7 +217,7 @@ class QuantizedLinear(Module[[Tensor], Tensor]):
 
 def embedding(rows: int, width: int) -> Embedding | NarrowEmbedding:
     """A layer int [items, length] -> [items, length, width]."""
-    return Embedding(rows, dim=width) if _storage() is None else NarrowEmbedding(rows, width)
+    return Embedding(rows, dim=width) if _stored.get() is None else NarrowEmbedding(rows, width)
 
 
 class NarrowEmbedding(Module[[Tensor], Tensor]):
@@ -200,13 +232,30 @@ class NarrowEmbedding(Module[[Tensor], Tensor]):
         return F.gather(self.weight, ids, axis=0).cast(self.dtype)
 
 
+def _swiglu(both: Tensor, outputs: int) -> Tensor:
+    """silu(gate) · up of the two halves of the last axis."""
+    if runs_on_nvidia(both.dtype, both.device) and gpu_ops.has_swiglu(outputs):
+        return gpu_ops.swiglu(both, outputs)
+    gate, up = F.split(both, [outputs] * 2, axis=-1)
+    return F.silu(gate) * up
+
+
+def widened(codes: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """Codes times the scale of their output, in the dtype of x: what weights are that were decoded at loading.
+
+    Args:
+        codes: int8 [inputs, outputs].
+        scales: float32 [outputs].
+        x: What is multiplied by it, [..., inputs].
+    """
+    if own_kernels():
+        return gpu_ops.widened(codes, scales, x if x.rank == 3 else F.unsqueeze(x, 0))
+    return (codes.cast(DType.float32) * scales).cast(x.dtype)
+
+
 def _codes(inputs: int) -> Codes | None:
-    storage = _storage()
+    storage = _stored.get()
     return None if storage is None else codes_of(storage, inputs)
-
-
-def _storage() -> Storage | None:
-    return _stored.get() if defaults()[1].devices[0].is_host else None
 
 
 def _panels(inputs: int, outputs: int) -> Tensor:

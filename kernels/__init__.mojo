@@ -12,6 +12,7 @@ from .gpu_group_norm import GroupNormApplied
 from .gpu_heads import RotaryHeads
 from .gpu_norms import GatedNorms, ScaledNorm
 from .gpu_wide_attention import WideAttention
+from .gpu_widened import Widened
 from .group_norm import GroupNorm
 from .likeliest import Likeliest
 from .linear import GatedLinear, GeluLinear, Linear

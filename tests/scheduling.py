@@ -45,6 +45,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
         "tests/graphs/test_text_attention.py",
         "tests/graphs/test_text_ops.py",
         "tests/graphs/test_widened.py",
+        "tests/graphs/test_widened_weights.py",
     ),
     # `served` of tests/serving/page/conftest.py, and its browser
     "the page": (

@@ -23,7 +23,7 @@ class Stored:
 
     Attributes:
         name: What people call it.
-        place: In memory on any device or on a CPU, or in files that are decoded when they are loaded.
+        place: In memory on any device or on a CPU or a GPU, or in files that are decoded when they are loaded.
         dtype: Of what is not quantized.
         kept_as: How matrices are, in memory.
         matrix: Bytes of a weight of a matrix, in files; None where `dtype` or `kept_as` says it.
@@ -31,7 +31,7 @@ class Stored:
     """
 
     name: str
-    place: Literal["memory", "memory of a CPU", "files"]
+    place: Literal["memory", "memory of a CPU", "memory of a GPU", "files"]
     dtype: ModelDtype = "bfloat16"
     kept_as: Storage | None = None
     matrix: float | None = None
@@ -42,6 +42,7 @@ STORED = (
     Stored(name="float32", place="memory", dtype="float32"),
     Stored(name="bfloat16", place="memory"),
     Stored(name="int8", place="memory of a CPU", kept_as="int8"),
+    Stored(name="int8 (GPU)", place="memory of a GPU", kept_as="int8_rows"),
     Stored(name="q4", place="memory of a CPU", kept_as="q4"),
     Stored(name="Q8_0", place="files", matrix=34 / 32),
     Stored(name="mxfp8", place="files", matrix=1 + 1 / 32),

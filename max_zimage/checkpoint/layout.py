@@ -111,15 +111,24 @@ def apart(weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
         weights: A transformer's, in host memory.
 
     Returns:
-        "….attention.qk.weight" [2 dim, dim] and "….attention.v.weight" [dim, dim] of every block: views.
+        "….attention.qk.weight" [2 dim, dim] and "….attention.v.weight" [dim, dim] of every block: views. Quantized ones
+        are turned, and copies, with "….scales" beside them.
     """
     parts = {}
     for name, whole in weights.items():
-        stem, found, _ = name.rpartition(".qkv.weight")
+        stem, found, kind = name.rpartition(".qkv.")
         if found:
-            values = int(whole.shape[0]) // 3 * 2
-            parts[f"{stem}.qk.weight"], parts[f"{stem}.v.weight"] = whole[:values, :], whole[values:, :]
+            values = max(int(side) for side in whole.shape) // 3 * 2
+            for part, outputs in (("qk", slice(0, values)), ("v", slice(values, None))):
+                parts[f"{stem}.{part}.{kind}"] = _outputs(whole, outputs)
     return parts
+
+
+def _outputs(whole: Buffer, outputs: slice) -> Buffer:
+    """Some outputs of a matrix, of a quantized one, or of its scales."""
+    if whole.dtype == DType.int8:
+        return Buffer.from_numpy(np.ascontiguousarray(whole.to_numpy()[:, outputs]))
+    return whole[outputs, :] if len(whole.shape) == 2 else whole[outputs]
 
 
 def modulated_norms(weights: Mapping[str, Buffer], spec: TransformerSpec) -> Buffer:

@@ -1,9 +1,11 @@
-"""Matrices as codes of eight or four bits with scales, rounded from what the files hold, and packed for the kernels.
+"""Matrices as codes of eight or four bits with scales, rounded from what the files hold.
 
-    float32 rows -> groups of neighbouring inputs -> scale of each group -> codes -> panels of 32 outputs
+    float32 rows -> groups of neighbouring inputs -> scale of each group -> codes -> panels of 32 outputs, or turned
 
 A scale of eight bits is the largest magnitude over 127; of four bits it is what makes the largest magnitude -8, as the
-GGUF type Q4_0 has it. `graphs.code_ops.quantized_shapes` says what is stored where.
+GGUF type Q4_0 has it. On a CPU codes are packed for the kernels, and `graphs.code_ops.quantized_shapes` says what is
+stored where; for an accelerator a group is all inputs of an output, and the matrix is turned, see
+`graphs.linear.WidenedLinear`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from max_zimage.graphs.ops import PANEL, gated_rows
 
 CodeArray = npt.NDArray[np.uint8]
 
+_TURNED = 256  # outputs that a thread turns at a time
+
 
 def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffer, Buffer]:
     """Round a matrix to codes.
@@ -34,9 +38,12 @@ def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffe
         codes: How; its group divides the inputs.
 
     Returns:
-        uint8 and float32, in the shapes of `graphs.code_ops.quantized_shapes`. A group with a number that is not finite
-        has a scale that is none either.
+        uint8 and float32, in the shapes of `graphs.code_ops.quantized_shapes`, or where they are not packed int8
+        [inputs, outputs] and float32 [outputs]. A group with a number that is not finite has a scale that is none
+        either.
     """
+    if not codes.is_packed:
+        return _turned(values, codes)
     outputs, inputs = values.shape
     rows = gated_rows(outputs // 2) if packing == "gated" else outputs
     weight_shape, scales_shape = quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
@@ -52,6 +59,22 @@ def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffe
     return (
         Buffer.from_numpy(packed.reshape(-1)).view(DType.uint8, weight_shape),
         Buffer.from_numpy(scales.reshape(-1)).view(DType.float32, scales_shape),
+    )
+
+
+def _turned(values: FloatArray, codes: Codes) -> tuple[Buffer, Buffer]:
+    outputs, inputs = values.shape
+    turned, scales = np.empty((inputs, outputs), np.uint8), np.empty(outputs, np.float32)
+
+    def fill(begin: int) -> None:
+        rows = slice(begin, begin + _TURNED)
+        found, (scales[rows],) = _rounded(values[rows], codes)
+        turned[:, rows] = found.T ^ np.uint8(128)  # from codes around 128 to numbers around 0
+
+    at_once(fill, range(0, outputs, _TURNED))
+    return (
+        Buffer.from_numpy(turned.reshape(-1)).view(DType.int8, turned.shape),
+        Buffer.from_numpy(scales),
     )
 
 

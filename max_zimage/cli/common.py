@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-QUANTIZE_HELP = "transformer=int8,text_encoder=q4 or one of them: weights rounded to 8 or 4 bits, on a CPU"
+QUANTIZE_HELP = "transformer=int8,text_encoder=q4 or one of them: weights in 8 bits, or on a CPU in 4"
 DEFAULT_PROMPT = "a red star on a blue background"
 """Drawn where neither a prompt nor a picture to repeat is given."""
 

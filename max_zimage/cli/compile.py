@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import cast
+from typing import Any, cast
 
 from rich import box
 from rich.table import Table
@@ -15,6 +15,7 @@ from max_zimage.cli.console import display, table_console
 from max_zimage.cli.errors import checking
 from max_zimage.cli.model_shapes import PUBLISHED, is_guided, what_to_compile
 from max_zimage.compile.ahead_of_time import (
+    TARGETS,
     check_attention,
     check_graphs,
     check_keep,
@@ -29,6 +30,7 @@ from max_zimage.compile.cubins import symbol_lines
 from max_zimage.compile.jobs import Report
 from max_zimage.compile.launches import lines
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.pipeline.storages import storages_for
 from max_zimage.progress import shown_by, stage
 from max_zimage.version import __version__
 
@@ -57,6 +59,9 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         guided = arguments.device_count > 1 and is_guided(arguments.model, specs, arguments.configuration)
         mesh = check_mesh(arguments.device_count, arguments.split, target, is_guided=guided)
         graphs = check_graphs(arguments.graphs, components, mesh)
+        storages = storages_for(arguments.quantize, target, TARGETS[target] is None)
+        if storages and arguments.device_count > 1:
+            raise ValueError("quantize is for one device; leave it or --device-count out")
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"
@@ -64,7 +69,8 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         attention = check_attention(arguments.attention_backend, specs, target, dtype)
     ways = {"keep": arguments.keep, "list_kernels": arguments.list_kernels, "symbols": arguments.symbols}
     with shown_by(display()), stage(what, len(graphs)) as shown:
-        for report in compile_target(specs, target, dtype, graphs, **ways, attention=attention, mesh=mesh):
+        how: dict[str, Any] = {"attention": attention, "mesh": mesh, "storages": storages}
+        for report in compile_target(specs, target, dtype, graphs, **ways, **how):
             reports.append(report)
             shown.advance(report.graph)
     if arguments.json:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from max.driver import CPU
 from rich import box
 from rich.table import Table
 
@@ -26,7 +25,7 @@ from max_zimage.device.placement import place
 from max_zimage.device.plans import HOST, PLACEMENTS, STAGES, Need, Needs, Wish, usable
 from max_zimage.host.sizes import read_size, sized
 from max_zimage.pipeline.placing import Size, needs_by_shape
-from max_zimage.pipeline.storages import storages_of
+from max_zimage.pipeline.storages import named_storages, storage_on
 
 COMMON = ("24GiB", "16GiB", "12GiB", "8GiB", "4GiB")
 """Sizes of GPUs."""
@@ -52,10 +51,13 @@ def list_placements(arguments: argparse.Namespace) -> int:
         specs = specs_of(arguments.model)
         dtype: ModelDtype = "float32" if arguments.dtype == "float32" else "bfloat16"
         height, width = (_SIDE if side is None else side for side in (arguments.height, arguments.width))
-        storages = storages_of(arguments.quantize, CPU())
-        plans = {name: replace(each, kept_as=storages.get(name)) for name, each in derived_plans(specs).items()}
+        named = named_storages(arguments.quantize)
+        storages = {name: storage_on(each, False) for name, each in named.items()}
+        on_host = [name for name, each in storages.items() if each is None]
+        kept = {name: storages.get(name) or storage_on(named[name], True) for name in named}
+        plans = {name: replace(each, kept_as=kept.get(name)) for name, each in derived_plans(specs).items()}
         needs = card_needs(specs, plans, dtype, height=height, width=width)
-        found = [chosen(needs, size, arguments.placement or "auto", storages) for size in sizes]
+        found = [chosen(needs, size, arguments.placement or "auto", on_host) for size in sizes]
     facts = {
         "model": arguments.model or PUBLISHED,
         "dtype": dtype,
@@ -63,7 +65,8 @@ def list_placements(arguments: argparse.Namespace) -> int:
         "width": width,
         "derived": True,
         "components": {name: asdict(each) for name, each in needs.items()},
-        "quantize": storages,
+        "quantize": named,
+        "on_host": on_host,
         "storages": storage_facts(plans),
         "placements": found,
     }
@@ -160,7 +163,11 @@ def _print(facts: Mapping[str, Any]) -> None:
     console = table_console()
     title = f"{facts['model']} in {facts['dtype']}, a guided picture of {facts['width']}x{facts['height']} pixels"
     if facts["quantize"]:
-        title += "; on the CPU " + ", ".join(f"{name} in {storage}" for name, storage in facts["quantize"].items())
+        ways = [
+            f"{name} in {storage}" + (" on the CPU" if name in facts["on_host"] else "")
+            for name, storage in facts["quantize"].items()
+        ]
+        title += f"; {', '.join(ways)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("component", "weights", "work, about"):
         table.add_column(heading, justify="left" if heading == "component" else "right")

@@ -34,7 +34,7 @@ from max_zimage.cli.command_flags import (
 )
 from max_zimage.cli.commands import run as _run
 from max_zimage.cli.commands import show
-from max_zimage.cli.common import DEFAULT_PROMPT, at_least_one
+from max_zimage.cli.common import DEFAULT_PROMPT, QUANTIZE_HELP, at_least_one
 from max_zimage.cli.completion import script
 from max_zimage.cli.errors import BadInput, check_texts, error_line
 from max_zimage.cli.examples import add_examples
@@ -198,7 +198,7 @@ def _add_info(commands: argparse._SubParsersAction[Parser], shared: Parser) -> N
         nargs="*",
         metavar="SIZE",
         help="where components would go on GPUs of these sizes, such as 16GiB; of 24 to 4 GiB if none is named. Of the "
-        "published models if --model is not given, with what --quantize names on the CPU",
+        "published models if --model is not given; what --quantize has in 4 bits is on the CPU",
     )
     parser.add_argument("--templates", action="store_true", help="list the prompt templates, and nothing else")
     parser.add_argument("--templates-dir", metavar="DIR", help="templates of your own, before the shipped ones")
@@ -219,6 +219,7 @@ def _add_compile(commands: argparse._SubParsersAction[Parser], shared: Parser) -
     parser.add_argument("--model", "--model-path", metavar="MODEL", help=help)
     parser.add_argument("--dtype", "--torch-dtype", choices=DTYPES, default="auto")
     add_attention(parser)
+    parser.add_argument("--quantize", metavar="WHAT", help=QUANTIZE_HELP)
     parser.add_argument("--graphs", nargs="+", default=[], metavar="NAME", help="some of the graphs only")
     count = "GPUs only: that the transformer runs on together; its graphs for several are compiled, too"
     parser.add_argument("--device-count", type=int, default=1, metavar="N", help=count)

@@ -8,7 +8,7 @@ only the end of a process gives back: hence the children, one a compiled graph; 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from max.dtype import DType
@@ -22,6 +22,7 @@ from max_zimage.compile.registry import AHEAD, GRAPHS, MESHED, ONE, TWO, Mesh
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.device.mesh import groups_of
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec, LayerShape, LayerType
+from max_zimage.graphs.linear import Storage
 from max_zimage.graphs.model.attention_backends import Backend, available
 from max_zimage.graphs.model.mesh_spec import MOST
 from max_zimage.graphs.model.transformer import TransformerSpec
@@ -229,6 +230,7 @@ def compile_target(
     symbols: bool = False,
     attention: Backend | None = None,
     mesh: Mesh = TWO,
+    storages: Mapping[str, Storage] | None = None,
 ) -> Generator[Report]:
     """Compile graphs one after the other, each in a process of its own, as the pipeline does on an accelerator.
 
@@ -244,6 +246,7 @@ def compile_target(
         symbols: Whether to compile what is listed too, for the names in its machine code.
         attention: How attention is computed, from `check_attention`.
         mesh: From `check_mesh`, of the graphs that run on several devices.
+        storages: From `check_storages`: how matrices are kept.
 
     Yields:
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.
@@ -260,7 +263,16 @@ def compile_target(
     if keep:
         check_keep(target)
     ways = {"keep": keep, "list_kernels": list_kernels, "symbols": symbols}
-    first = Job(graph="", target=target, dtype=dtype, specs=specs, attention=attention, mesh=mesh, **ways)
+    first = Job(
+        graph="",
+        target=target,
+        dtype=dtype,
+        specs=specs,
+        attention=attention,
+        mesh=mesh,
+        storages=storages or {},
+        **ways,
+    )
     jobs = [replace(first, graph=graph) for graph in graphs]
     apart = [job for job in jobs if GRAPHS[job.graph].is_meshed]  # with a number of devices of their own
     together = [job for job in jobs if job not in apart]

@@ -15,7 +15,8 @@ from max_zimage.compile.counting import Counter, Shapes
 from max_zimage.compile.work import Work
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.layers import build
-from max_zimage.graphs.linear import Storage, stored_as
+from max_zimage.graphs.linear import Storage as Storage
+from max_zimage.graphs.linear import stored_as
 from max_zimage.graphs.model.attention_backends import Backend, attending_with
 
 ComponentName = Literal["text_encoder", "transformer", "vae", "diffusion_gemma"]

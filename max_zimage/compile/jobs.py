@@ -12,8 +12,8 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from max_zimage.compile.launches import Launches
 from max_zimage.compile.registry import TWO, Mesh
 from max_zimage.compile.sent import Sent
 from max_zimage.device.dtypes import ModelDtype
+from max_zimage.graphs.linear import Storage
 from max_zimage.graphs.model.attention_backends import Backend
 
 WORKER = ("-m", "max_zimage.compile.worker")
@@ -43,6 +44,7 @@ class Job:
         symbols: Whether it is compiled besides, for the names in its machine code, see `max_zimage.compile.cubins`.
         attention: How it computes attention; None for what dtype and device choose.
         mesh: What it is compiled for if it runs on several devices.
+        storages: Component -> how its matrices are kept; those that are not named, in the dtype.
     """
 
     graph: str
@@ -54,6 +56,7 @@ class Job:
     symbols: bool = False
     attention: Backend | None = None
     mesh: Mesh = TWO
+    storages: Mapping[str, Storage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from max.graph import DeviceRef
 from max_zimage.checkpoint.config import ModelSpecs
 from max_zimage.compile import counting
 from max_zimage.compile.counting import Counter
-from max_zimage.compile.entry import Entry, Made
+from max_zimage.compile.entry import Entry, Storage
+from max_zimage.compile.entry import Made as Made
 from max_zimage.compile.gemma_entries import GEMMA
 from max_zimage.compile.step_entries import STEPS
 from max_zimage.compile.text_entries import TEXT
@@ -163,9 +164,12 @@ def made(
     device: DeviceRef,
     attention: Backend | None = None,
     mesh: Mesh = TWO,
+    storages: Mapping[str, Storage] | None = None,
 ) -> Made:
     """The Module of a graph of a model, and the types of its inputs; see `Entry.module`."""
-    return GRAPHS[name].module(spec_of(name, specs, mesh), model_dtype, device, attention=attention)
+    entry = GRAPHS[name]
+    storage = (storages or {}).get(entry.component)
+    return entry.module(spec_of(name, specs, mesh), model_dtype, device, storage, attention)
 
 
 def key_of(name: str, specs: ModelSpecs, attention: Backend | None = None, mesh: Mesh = TWO) -> object:

@@ -37,7 +37,7 @@ from max_zimage.compile.device_weights import shared
 from max_zimage.compile.inner_loops import loop_of
 from max_zimage.compile.jobs import Job
 from max_zimage.compile.kernel_lists import kernels_of
-from max_zimage.compile.registry import find_entry, key_of, made
+from max_zimage.compile.registry import Made, find_entry, key_of, made
 from max_zimage.compile.sent import sent_in
 from max_zimage.graphs.cpu import multiplying_by
 from max_zimage.graphs.kernel_library import compile_with_kernels
@@ -74,7 +74,7 @@ def main() -> None:
 def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
     """Compile a job; what is known so far is in the result if a later part fails."""
     begin = time.perf_counter()
-    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention, job.mesh)
+    module, types = _made(job, device)
     devices = list(accelerators_of(module)) or [device]
     in_place = shared(device) and len(devices) == 1 and any(True for _ in module.parameters)
     spec = key_of(job.graph, job.specs, job.attention, job.mesh)
@@ -106,9 +106,14 @@ def _compile(job: Job, device: Device, result: dict[str, object]) -> None:
         result["artifact"] = str(write(compiled, artifact_name([job.graph], [key])))
 
 
+def _made(job: Job, device: Device) -> Made:
+    place = DeviceRef.from_device(device)
+    return made(job.graph, job.specs, job.dtype, place, job.attention, job.mesh, job.storages)
+
+
 def _symbols(job: Job, device: Device) -> tuple[Symbol, ...]:
     """Compile a job to its end, without MAX's cache: from there kernels of other graphs come along."""
-    module, types = made(job.graph, job.specs, job.dtype, DeviceRef.from_device(device), job.attention, job.mesh)
+    module, types = _made(job, device)
     session, together = InferenceSession(devices=list(accelerators_of(module)) or [device]), GraphModule()
     graph = trace(module, types, job.graph, together)
     with room_to_compile(max_cache=False), tempfile.NamedTemporaryFile(suffix=".mef") as file:

@@ -88,12 +88,12 @@ def grouped(wish: Wish, quantized: str, *, is_guided: bool) -> Wish:
         is_guided: Whether pictures have two branches by default.
 
     Raises:
-        RequestError: If weights are quantized in memory, which is for one CPU.
+        RequestError: If weights are quantized in memory, which is for one device.
     """
     if not wish.mesh:
         return wish
     if quantized:
-        message = "{field} {given} and devices exclude each other: weights quantized in memory are for one CPU; "
+        message = "{field} {given} and devices exclude each other: weights quantized in memory are for one device; "
         raise RequestError.of("quantize", f"{message}leave one of the two out", given=quantized)
     groups = groups_of(wish.split, len(wish.mesh), is_guided=is_guided)
     return replace(wish, groups=groups, is_padded=wish.is_padded or is_guided)

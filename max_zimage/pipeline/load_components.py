@@ -31,7 +31,7 @@ from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.placing import device_of
-from max_zimage.pipeline.storages import VARIABLE, storages_of, with_storages
+from max_zimage.pipeline.storages import VARIABLE, storages_of
 from max_zimage.pipeline.storages import Quantize as Quantize
 from max_zimage.request.checks import whole_number
 
@@ -63,7 +63,7 @@ def sources_of(
     for device in devices.values():
         check_device(device)
     found = find_sources(config, replaced, unprefixed, devices["transformer"], default_steps, without)
-    return with_attention(with_storages(found, storages), attention, devices)
+    return with_attention(found.with_storages(storages), attention, devices)
 
 
 def asked_storages(quantize: Quantize, devices: Device | Mapping[str, Device]) -> dict[str, Storage]:

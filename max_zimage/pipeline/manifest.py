@@ -20,6 +20,7 @@ from max_zimage.compile.device_check import check_device as check_device
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.errors import CheckpointError, RequestError
 from max_zimage.graphs.model.text_encoder import HIDDEN_LAYER, TextEncoderSpec
+from max_zimage.pipeline.storages import Storage, said
 from max_zimage.request.cache_checks import check_shared
 from max_zimage.request.limits import Limits, RequestDefaults
 from max_zimage.request.templates import Templates
@@ -93,10 +94,16 @@ class CheckpointManifest:
         check_shared(self.defaults.step_cache, groups)
         return replace(self, limits=replace(self.limits, groups=groups))
 
+    def with_storages(self, storages: Mapping[str, Storage]) -> CheckpointManifest:
+        """The same, with matrices of some components quantized when they are loaded."""
+        return replace(
+            self, plans={name: replace(each, kept_as=storages.get(name)) for name, each in self.plans.items()}
+        )
+
     @property
     def quantize(self) -> str:
         """Which components have quantized matrices, as a user says it, such as "transformer=int8"; empty for none."""
-        return ",".join(f"{name}={each.kept_as}" for name, each in self.plans.items() if each.kept_as)
+        return ",".join(f"{name}={said(each.kept_as)}" for name, each in self.plans.items() if each.kept_as)
 
     @property
     def attention_backend(self) -> str:

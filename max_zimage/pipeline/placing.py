@@ -19,7 +19,7 @@ from max_zimage.device.devices import device_spec
 from max_zimage.device.dtypes import ModelDtype, model_dtype
 from max_zimage.device.memory import NotEnoughMemoryError, available_memory
 from max_zimage.device.placement import grouped, place
-from max_zimage.device.plans import HOST, Change, Need, Needs, Plan, Streams, Wish, usable
+from max_zimage.device.plans import HOST, Change, Need, Plan, Streams, Wish, usable
 from max_zimage.images.tiles import WHOLE, Tiling
 from max_zimage.pipeline.estimate import (
     can_stream,
@@ -32,14 +32,20 @@ from max_zimage.pipeline.estimate import (
     tiling_of,
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.storages import with_storages
+from max_zimage.pipeline.storages import storage_on
 from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
 
 _TEXTS = 512  # tokens of a prompt, at most unless more are asked for
 _CAPTION = 128  # tokens of a caption behind a picture's, as `estimate` has it
-_STORAGES = ({"text_encoder": "q4"}, {"transformer": "int8"}, {"transformer": "int8", "text_encoder": "q4"})
+_QUANTIZED = (
+    {"text_encoder": "q4"},
+    {"transformer": "int8"},
+    {"transformer": "int8", "text_encoder": "int8"},
+    {"transformer": "int8", "text_encoder": "q4"},
+)
+"""What could be quantized, beginning with what changes pictures least."""
 _KEPT = 64 * 2**20
 
 
@@ -234,12 +240,12 @@ def _changes(sources: CheckpointManifest, wish: Wish, size: Size, on_host: bool)
         if min(height, width) > 0:
             smaller = needs_of(sources, replace(size, height=height, width=width, pictures=1), on_host)
             changes.append(Change(f"{width}x{height} pixels", smaller))
-    for storages in () if sources.quantize else _STORAGES:
-        if all(name in sources.plans and wish.devices[name] == HOST for name in storages):
-            words = ",".join(f"{name}={storage}" for name, storage in storages.items())
-            changes.append(Change(f'quantize="{words}"', _quantized(sources, storages, size, on_host)))
+    for named in () if sources.quantize or wish.mesh else _QUANTIZED:
+        if not named.keys() <= sources.plans.keys():
+            continue
+        storages = {name: storage_on(each, wish.devices[name] == HOST) for name, each in named.items()}
+        there = {name: each for name, each in storages.items() if each is not None}
+        if there.keys() == named.keys():
+            words = ",".join(f"{name}={each}" for name, each in named.items())
+            changes.append(Change(f'quantize="{words}"', needs_of(sources.with_storages(there), size, on_host)))
     return changes
-
-
-def _quantized(sources: CheckpointManifest, storages: Mapping[str, Any], size: Size, on_host: bool) -> Needs:
-    return needs_of(with_storages(sources, storages), size, on_host)

@@ -165,7 +165,7 @@ class PretrainedMethods:
                 named text_encoder, transformer or vae goes to every component that it holds, or to the transformer.
             step_cache: What calls use that name none, `FirstBlockCache`, `TaylorSeer` or one in words.
             templates_dir: Templates that calls may name, before the shipped ones; see `max_zimage.request.templates`.
-            quantize: Component -> "int8" or "q4", for a CPU, or the same as "transformer=int8,text_encoder=q4": their
+            quantize: Component -> "int8", or for a CPU "q4", or the same as "transformer=int8,text_encoder=q4": their
                 matrices are rounded when they are loaded. None is what the variable MAX_ZIMAGE_QUANTIZE says.
             attention_backend: How attention is computed, "max_zimage", "max", "plain" or "auto"; None is what the
                 variable MAX_ZIMAGE_PYTORCH_ATTENTION_BACKEND says. See `graphs.model.attention_backends`.

@@ -1,21 +1,23 @@
-"""Which components keep quantized weights, from what a user says: `transformer=int8,text_encoder=q4`."""
+"""Which components keep quantized weights, from what a user says: `transformer=int8,text_encoder=q4`.
+
+What people call int8 has a scale for each group of inputs on a CPU, where it is multiplied as whole numbers, and one
+for each output on an accelerator.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import get_args
 
 from max.driver import Device
 
-from max_zimage.graphs.linear import Storage
-from max_zimage.pipeline.manifest import CheckpointManifest
+from max_zimage.graphs.linear import Storage as Storage
 
 VARIABLE = "MAX_ZIMAGE_QUANTIZE"
 """What is quantized where nothing else is said."""
 COMPONENTS = ("text_encoder", "transformer")
-STORAGES: tuple[Storage, ...] = get_args(Storage)
-"""How they may keep them."""
+STORAGES: Mapping[str, Storage | None] = {"int8": "int8_rows", "q4": None}
+"""How they may keep them on a CPU -> what it is on an accelerator; None where it is for a CPU alone."""
 
 Quantize = str | Mapping[str, str] | None
 
@@ -31,35 +33,73 @@ def storages_of(quantize: Quantize, devices: Device | Mapping[str, Device]) -> d
         Component -> storage.
 
     Raises:
-        ValueError: If there is no such component or storage, one is named twice, or one that does not run on a CPU.
+        ValueError: If there is no such component or storage, one is named twice, or a storage is not for where its
+            component runs.
+    """
+    found = {}
+    for component, named in named_storages(quantize).items():
+        device = devices[component] if isinstance(devices, Mapping) else devices
+        flag = {"text_encoder": "encoder_device", "transformer": "dit_device"}[component]
+        elsewhere = f"device {device.label}", f", or device cpu, or {flag} cpu"
+        found[component] = _storage(component, named, device.is_host, *elsewhere)
+    return found
+
+
+def storages_for(quantize: Quantize, target: str, is_host: bool) -> dict[str, Storage]:
+    """Read what graphs are to be quantized that are compiled for a target.
+
+    Args:
+        quantize: As `storages_of` takes it.
+        target: Its name.
+        is_host: Whether it is a CPU.
+
+    Returns:
+        Component -> storage.
+
+    Raises:
+        ValueError: As `storages_of` does.
+    """
+    named = named_storages(quantize)
+    return {name: _storage(name, each, is_host, f"target {target}", ", or target cpu") for name, each in named.items()}
+
+
+def named_storages(quantize: Quantize) -> dict[str, str]:
+    """Read the same, wherever components will run: component -> what people call the storage.
+
+    Raises:
+        ValueError: If there is no such component or storage, or one is named twice.
     """
     given = _pairs(quantize) if isinstance(quantize, str) else list((quantize or {}).items())
-    found: dict[str, Storage] = {}
+    found: dict[str, str] = {}
     for component, named in given:
-        storage = next((each for each in STORAGES if each == named), None)
-        if component not in COMPONENTS or storage is None:
+        if component not in COMPONENTS or named not in STORAGES:
             raise ValueError(
                 f"quantize takes COMPONENT=STORAGE with a component of {', '.join(COMPONENTS)} and a storage of "
                 f"{', '.join(STORAGES)}, got {component}={named}"
             )
         if component in found:
             raise ValueError(f"quantize names {component} twice; name it once")
-        found[component] = storage
-    for component in found:
-        device = devices[component] if isinstance(devices, Mapping) else devices
-        if not device.is_host:
-            place = {"text_encoder": "encoder_device", "transformer": "dit_device"}[component]
-            raise ValueError(
-                f"quantize is for a CPU, got device {device.label} for {component}={found[component]}; leave it out, "
-                f"or use device cpu, or {place} cpu"
-            )
+        found[component] = named
     return found
 
 
-def with_storages(sources: CheckpointManifest, storages: Mapping[str, Storage]) -> CheckpointManifest:
-    """The same checkpoint, with matrices of some components quantized when they are loaded."""
-    plans = {name: replace(each, kept_as=storages.get(name)) for name, each in sources.plans.items()}
-    return replace(sources, plans=plans)
+def storage_on(named: str, on_host: bool) -> Storage | None:
+    """What a storage is on a CPU or on an accelerator; None if it is not for that."""
+    return next(each for each in get_args(Storage) if each == named) if on_host else STORAGES[named]
+
+
+def _storage(component: str, named: str, is_host: bool, place: str, remedy: str) -> Storage:
+    if (storage := storage_on(named, is_host)) is not None:
+        return storage
+    there = " or ".join(name for name in STORAGES if storage_on(name, False))
+    raise ValueError(
+        f"quantize {named} is for a CPU, got {place} for {component}={named}; use {component}={there}{remedy}"
+    )
+
+
+def said(storage: Storage) -> str:
+    """What people call a storage."""
+    return next((named for named, elsewhere in STORAGES.items() if storage == elsewhere), storage)
 
 
 def _pairs(words: str) -> list[tuple[str, str]]:

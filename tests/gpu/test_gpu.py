@@ -96,6 +96,18 @@ def test_final_latents_in_bfloat16(name: str, float32: Pair, bfloat16: Pair, rec
     assert ratio <= BFLOAT16_RATIO
 
 
+def test_weights_in_eight_bits(bfloat16: Pair, record_property: RecordProperty) -> None:
+    quantize = "transformer=int8,text_encoder=int8"
+    pipeline = ZImagePipeline.from_pretrained(device="gpu", dtype="bfloat16", quantize=quantize)
+    asked: dict[str, Any] = {"guidance_scale": 2.0, "seed": 7, "output_type": "np"}
+    drawn: list[Any] = [each("a red star on a blue background", **asked) for each in (pipeline, bfloat16.ours)]
+    narrow, whole = (each[0] for each in drawn)
+    error = float(np.mean((narrow.astype(float) - whole.astype(float)) ** 2))
+    record_property("psnr_db", 10 * np.log10(255**2 / error))
+    assert 0 < error < 65  # 30 dB
+    assert recognize(narrow)[0] == "red"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_picture_shows_what_was_asked_for(dtype: str, request: pytest.FixtureRequest) -> None:
     pipeline: ZImagePipeline = request.getfixturevalue(dtype).ours

@@ -15,7 +15,7 @@ from max_zimage.device.libraries import check_libraries
 from max_zimage.sampling.positions import sequence_offsets
 from tests.references import gpu_ops as references
 from tests.references import kernels
-from tests.references.gpu_ops import NAMES, PUBLISHED, Widths, expected, inputs, poison
+from tests.references.gpu_ops import NAMES, PUBLISHED, WidenedWeight, Widths, expected, inputs, poison
 from tests.references.op_modules import check
 
 pytestmark = [
@@ -100,3 +100,13 @@ def part_attention(given: list[torch.Tensor], mask: torch.Tensor, dtype: torch.d
     query, key, value = (each.to(dtype).transpose(1, 2) for each in given)
     mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask.to(dtype)[:, None])
     return mixed.transpose(1, 2)
+
+
+def test_a_widened_weight(device: Device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = WidenedWeight.shape
+    codes = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
+    scales = torch.rand(columns, generator=generator) * 1e-3
+    given = torch.zeros(1, 1, rows, dtype=torch.bfloat16), codes, scales
+    (wide,) = references.run(references.compiled(WidenedWeight, device), given, device)
+    assert torch.equal(wide, (codes.float() * scales).to(torch.bfloat16).double())

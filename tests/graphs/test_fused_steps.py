@@ -89,6 +89,17 @@ def test_a_step(fused: dict[str, Model], plain: ZImageTransformerModel, items: I
         assert place == 1 or distance(mine, right) < TRANSFORMER_L2  # Euler has no history
 
 
+@pytest.mark.slow
+def test_weights_in_eight_bits(plain: ZImageTransformerModel, items: Items) -> None:
+    """Widened in front of each product they make what decoded ones make, and not what whole ones do."""
+    narrow, decoded = compile_fused(plain, in_eight_bits=True), compile_fused(plain, decoded=True)
+    inputs = step_inputs(tables(decoded, plain)[0], items, plain)
+    ours, theirs = narrow["denoise"].execute(*inputs), decoded["denoise"].execute(*inputs)
+    for place in (0, 2, 3):
+        assert distance(ours[place], theirs[place]) < TRANSFORMER_L2
+    assert distance(ours[3], plain.model(*step_inputs(tables(decoded, plain)[1], items, plain))[3]) > 1e-3
+
+
 def test_padding_that_is_attended_is_seen(fused: dict[str, Model], plain: ZImageTransformerModel, items: Items) -> None:
     """The comparison above can fail: with a row as one sequence the shorter item's velocity is another."""
     inputs = step_inputs(tables(fused, plain)[0], items, plain)

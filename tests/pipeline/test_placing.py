@@ -90,12 +90,18 @@ def test_names_of_devices_and_what_the_user_named(monkeypatch: pytest.MonkeyPatc
         Placing(dit_device="gpu:7").read()
 
 
-def test_quantized_weights_are_for_components_on_a_cpu() -> None:
+def test_storages_go_by_where_components_run() -> None:
     gpu = cast(Device, SimpleNamespace(is_host=False, label="gpu"))
     places = {"text_encoder": CPU(), "transformer": gpu}
+    found = storages_of("text_encoder=int8,transformer=int8", places)
+    assert found == {"text_encoder": "int8", "transformer": "int8_rows"}
     assert storages_of("text_encoder=q4", places) == {"text_encoder": "q4"}
-    with pytest.raises(ValueError, match=r"got device gpu for transformer=int8; leave it out, .* or dit_device cpu"):
-        storages_of("text_encoder=q4,transformer=int8", places)
+    message = r"quantize q4 is for a CPU, got device gpu for transformer=q4; use transformer=int8, .* or dit_device cpu"
+    with pytest.raises(ValueError, match=message):
+        storages_of("text_encoder=q4,transformer=q4", places)
+    # In words it is what was asked for, so that another process reads the same.
+    sources = ZImagePipeline.prepare(device="cpu").sources
+    assert sources.with_storages(found).quantize == "text_encoder=int8,transformer=int8"
 
 
 def test_needs_of_the_published_model_are_those_of_the_reference() -> None:

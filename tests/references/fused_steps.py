@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,13 +21,14 @@ from max.graph import DeviceRef
 from max.graph import Module as GraphModule
 
 from max_zimage.checkpoint.layout import apart, modulated_norms, weight_buffer
-from max_zimage.checkpoint.load import load
+from max_zimage.checkpoint.load import load, scales_of
 from max_zimage.checkpoint.names import Packing
 from max_zimage.components import ZImageTransformerModel
 from max_zimage.device.devices import download
 from max_zimage.graphs import ops
 from max_zimage.graphs.kernel_library import compile_with_kernels
 from max_zimage.graphs.layers import build, trace
+from max_zimage.graphs.linear import Storage, stored_as
 from max_zimage.graphs.model import attention, blocks
 from max_zimage.graphs.model.conditioning import CaptionConditioning, ModulationTable
 from max_zimage.graphs.step.compose import denoise_step
@@ -35,10 +37,18 @@ from max_zimage.graphs.step.predict import Predict
 HOST = DeviceRef.CPU()
 
 
-def compile_fused(plain: ZImageTransformerModel) -> dict[str, Model]:
-    """Conditioning, modulation and denoise with the weights of a transformer on a CPU."""
+def compile_fused(
+    plain: ZImageTransformerModel, *, in_eight_bits: bool = False, decoded: bool = False
+) -> dict[str, Model]:
+    """Conditioning, modulation and denoise with the weights of a transformer on a CPU.
+
+    Args:
+        plain: Has them.
+        in_eight_bits: Whether the graphs keep them so.
+        decoded: Whether they are those that are kept so, decoded before.
+    """
     spec, dtype, together = plain.spec, DType.float32, GraphModule()
-    with as_on_nvidia():
+    with as_on_nvidia(), stored_as("int8_rows" if in_eight_bits else None):
         captions = build(lambda: CaptionConditioning(spec), dtype, HOST)
         table = build(lambda: ModulationTable(spec), dtype, HOST)
         step = build(lambda: denoise_step(spec), dtype, HOST)
@@ -53,7 +63,10 @@ def compile_fused(plain: ZImageTransformerModel) -> dict[str, Model]:
         ]
     session = InferenceSession(devices=[CPU()])
     compiled = compile_with_kernels(session, together, graphs)
-    return session.init_all(compiled, weights_registry=dict(_weights(plain)))
+    weights = whole_weights(plain, "int8_rows" if in_eight_bits or decoded else None)
+    if decoded:
+        weights = {name: _decoded(weights, name) for name in weights if not name.endswith(".scales")}
+    return session.init_all(compiled, weights_registry=_named(weights))
 
 
 @contextmanager
@@ -87,11 +100,24 @@ def _mixed(query: Tensor, key: Tensor, value: Tensor, valid_length: Tensor) -> T
     return ops.attention(F.concat([query, key, value], axis=2), valid_length, heads=int(query.shape[2]))
 
 
-def _weights(plain: ZImageTransformerModel) -> Mapping[str, Buffer]:
-    """The transformer's, under all names that the graphs know them by, packed for a CPU."""
-    whole = load(plain.plan(), "float32")
-    whole |= {**apart(whole), "norms": modulated_norms(whole, plain.spec)}
-    packed = {name: weight_buffer(download(data).copy(), DType.float32, _packing(name)) for name, data in whole.items()}
+def whole_weights(plain: ZImageTransformerModel, storage: Storage | None) -> dict[str, Buffer]:
+    """The transformer's, as they are loaded for a GPU."""
+    whole = load(replace(plain.plan(), kept_as=storage), "float32")
+    return whole | {**apart(whole), "norms": modulated_norms(whole, plain.spec)}
+
+
+def _decoded(weights: Mapping[str, Buffer], name: str) -> Buffer:
+    if weights[name].dtype != DType.int8:
+        return weights[name]
+    return Buffer.from_numpy((download(weights[name]) * download(weights[scales_of(name)])).T.copy())
+
+
+def _named(weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
+    """Weights under all names that the graphs know them by; what is not quantized is packed for a CPU."""
+    packed = {
+        name: data if data.dtype == DType.int8 else weight_buffer(download(data).copy(), DType.float32, _packing(name))
+        for name, data in weights.items()
+    }
     return {**packed, **{f"predict.transformer.{name}": data for name, data in packed.items()}}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,10 +90,32 @@ class AllOps(Module[..., list[Tensor]]):
         )
 
 
+class WidenedWeight(Module[..., list[Tensor]]):
+    """A matrix of the published widths in eight bits, as a product takes it."""
+
+    shape = (3840, 20480)
+
+    def forward(self, x: Tensor, codes: Tensor, scales: Tensor) -> list[Tensor]:
+        return [gpu_ops.widened(codes, scales, x)]
+
+    def input_types(self, device: DeviceRef) -> tuple[TensorType, ...]:
+        inputs, outputs = self.shape
+        return (
+            TensorType(DType.bfloat16, ["items", "length", inputs], device),
+            TensorType(DType.int8, [inputs, outputs], device),
+            TensorType(DType.float32, [outputs], device),
+        )
+
+
 def compile_all(widths: Widths, device: Device) -> Model:
-    """The graph on a device."""
+    """The graph of every op on a device."""
+    return compiled(lambda: AllOps(widths), device)
+
+
+def compiled(make: Callable[[], AllOps | WidenedWeight], device: Device) -> Model:
+    """A graph on a device."""
     place, together = DeviceRef.from_device(device), GraphModule()
-    module = build(lambda: AllOps(widths), DType.bfloat16, place)
+    module = build(make, DType.bfloat16, place)
     graph = trace(module, module.input_types(place), "gpu_ops", together)
     session = InferenceSession(devices=[device])
     return session.init_all(compile_with_kernels(session, together, [graph]))["gpu_ops"]

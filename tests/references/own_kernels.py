@@ -31,18 +31,18 @@ def main(file: str) -> None:
     from max_zimage.graphs.kernel_library import compile_with_kernels
     from max_zimage.graphs.layers import build, trace
     from max_zimage.graphs.model.blocks import SwiGLU
-    from tests.references.gpu_ops import PUBLISHED, AllOps
+    from tests.references.gpu_ops import PUBLISHED, AllOps, WidenedWeight
     from tests.references.gpu_pictures import NORMS, Attention, Norm
 
     device = Accelerator()
     place, dtype = DeviceRef.from_device(device), DType.bfloat16
     product = build(lambda: SwiGLU(256, 682), dtype, place)
-    block, norm, attention = AllOps(PUBLISHED), Norm(*NORMS["16"]), Attention(512)
+    alone = AllOps(PUBLISHED), WidenedWeight(), Norm(*NORMS["16"]), Attention(512)
     tokens = [TensorType(dtype, ["items", "length", 256], place)]
     together = Module()
     graphs = [
         trace(product, tokens, "product", together),
-        *(trace(each, each.input_types(place), type(each).__name__, together) for each in (block, norm, attention)),
+        *(trace(each, each.input_types(place), type(each).__name__, together) for each in alone),
     ]
     compile_with_kernels(InferenceSession(devices=[device]), together, graphs).export_mef(file)
     sys.stdout.flush()

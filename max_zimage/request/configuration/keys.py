@@ -59,7 +59,7 @@ _SPELLINGS = (
 _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None, str, str], ...] = (
     ("", "model_path", "model", (str,), values.path_of, "", "a directory or a hub id; the embedded model if empty"),
     ("", "templates_dir", "templates_dir", (str,), values.path_of, "", "templates of your own, before the shipped"),
-    ("", "quantize", "quantize", (str,), None, "", "weights rounded on a CPU, as transformer=int8,text_encoder=q4"),
+    ("", "quantize", "quantize", (str,), None, "", "weights in fewer bits, as transformer=int8,text_encoder=q4"),
     ("", "weight_path", "weight_path", (str, list), values.paths_of, "[]", "files in place of the model's own"),
     ("encoder", "device", "encoder_device", (str,), None, "auto", "of the text encoder; auto is that of the pipeline"),
     ("encoder", "cpu_offload", "offload", (bool,), None, "false", "placement sequential, where there is a GPU"),
