@@ -88,6 +88,11 @@ class LoadPlan:
         """What a parameter that is not quantized has in a model of this dtype; see `graphs.linear.NarrowEmbedding`."""
         return "bfloat16" if self.kept_as is not None and recipe.engine == EMBEDDING else dtype
 
+    def widened_bytes(self, dtype: ModelDtype) -> int:
+        """Memory of the largest matrix that is widened in front of its product; 0 where none is."""
+        codes = [(each, self.codes(each)) for each in self.recipes]
+        return max((prod(each.shape) * BYTES[dtype] for each, how in codes if how and not how.is_packed), default=0)
+
     @cached_property
     def _biased(self) -> frozenset[str]:
         return frozenset(each.engine.removesuffix(".bias") for each in self.recipes if each.engine.endswith(".bias"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, cast
@@ -29,8 +30,9 @@ from max_zimage.compile.ahead_of_time import (
 from max_zimage.compile.cubins import symbol_lines
 from max_zimage.compile.jobs import Report
 from max_zimage.compile.launches import lines
+from max_zimage.compile.registry import GRAPHS
 from max_zimage.device.dtypes import ModelDtype
-from max_zimage.pipeline.storages import storages_for
+from max_zimage.pipeline.storages import Storage, named_storages, storage_on
 from max_zimage.progress import shown_by, stage
 from max_zimage.version import __version__
 
@@ -59,9 +61,7 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
         guided = arguments.device_count > 1 and is_guided(arguments.model, specs, arguments.configuration)
         mesh = check_mesh(arguments.device_count, arguments.split, target, is_guided=guided)
         graphs = check_graphs(arguments.graphs, components, mesh)
-        storages = storages_for(arguments.quantize, target, TARGETS[target] is None)
-        if storages and arguments.device_count > 1:
-            raise ValueError("quantize is for one device; leave it or --device-count out")
+        graphs, storages = _stored(arguments, graphs)
     dtype = default_dtype(target) if arguments.dtype == "auto" else cast(ModelDtype, arguments.dtype)
     reports = []
     what = f"{'Listing' if arguments.list_kernels else 'Compiling'} for {target}"
@@ -80,6 +80,28 @@ def compile_graphs(arguments: argparse.Namespace) -> int:
     else:
         _print_table(reports, f"{arguments.model or PUBLISHED} in {dtype} for {target}, MAX {version('modular')}")
     return 1 if any(report.error is not None for report in reports) else 0
+
+
+def _stored(arguments: argparse.Namespace, graphs: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, Storage]]:
+    """Graphs that run on the target, and how their matrices are kept: what is in a storage for a CPU runs there.
+
+    Raises:
+        ValueError: If a graph is named that does not run there, or several devices are to share what is quantized.
+    """
+    named, is_host = named_storages(arguments.quantize), TARGETS[arguments.target] is None
+    if named and arguments.device_count > 1:
+        raise ValueError("quantize is for one device; leave it or --device-count out")
+    found = {name: storage_on(each, is_host) for name, each in named.items()}
+    away = [graph for graph in graphs if found.get(GRAPHS[graph].component, "") is None]
+    parts = " and ".join(f"{name} in {named[name]}" for name, storage in found.items() if storage is None)
+    if away and arguments.graphs:
+        raise ValueError(
+            f"{parts} is for a CPU, got target {arguments.target} for {', '.join(away)}; use int8, or leave them out"
+        )
+    if away:
+        print(f"left out: {', '.join(away)}; {parts} runs on a CPU", file=sys.stderr)
+    kept = {name: storage for name, storage in found.items() if storage is not None}
+    return tuple(graph for graph in graphs if graph not in away), kept
 
 
 def listing(report: Report) -> str:

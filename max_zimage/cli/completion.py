@@ -19,7 +19,12 @@ _WORDS = {
     "--device": ("auto", "cpu", "gpu", "gpu:0", "gpu:1"),
     "--target": ("cpu", "cuda:sm_90a", "cuda:sm_100a", "hip:gfx942"),
     "--step-cache": ("first_block", "taylorseer"),
-    "--quantize": ("int8", "q4", "transformer=int8", "text_encoder=q4", "transformer=int8,text_encoder=q4"),
+    "--quantize": (
+        "transformer=int8",
+        "text_encoder=q4",
+        "transformer=int8,text_encoder=int8",
+        "transformer=int8,text_encoder=q4",
+    ),
 }
 """Values that a flag may have among others."""
 

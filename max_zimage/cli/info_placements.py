@@ -89,7 +89,9 @@ def card_needs(
     weights = {name: each.nbytes(dtype) for name, each in plans.items()}
     dtypes: dict[str, ModelDtype] = dict.fromkeys(STAGES, dtype)
     streams = streams_of(plans["transformer"], dtype, specs.transformer)
-    return needs_by_shape(specs, dtypes, weights, Size(height=height, width=width, branches=2), False, streams)
+    widened = {name: each.widened_bytes(dtype) for name, each in plans.items()}
+    size = Size(height=height, width=width, branches=2)
+    return needs_by_shape(specs, dtypes, weights, size, False, streams, widened)
 
 
 def chosen(needs: Needs, memory: int, placement: str = "auto", on_host: Collection[str] = ()) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def chosen(needs: Needs, memory: int, placement: str = "auto", on_host: Collecti
         needs: What the components take.
         memory: Bytes of the GPU.
         placement: As it is asked for.
-        on_host: Components that run on the CPU: those that are quantized.
+        on_host: Components that run on the CPU: those in a storage that is for one.
     """
     devices = {name: HOST if name in on_host else _CARD for name in STAGES}
     wish = Wish(

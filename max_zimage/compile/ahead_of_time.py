@@ -246,7 +246,7 @@ def compile_target(
         symbols: Whether to compile what is listed too, for the names in its machine code.
         attention: How attention is computed, from `check_attention`.
         mesh: From `check_mesh`, of the graphs that run on several devices.
-        storages: From `check_storages`: how matrices are kept.
+        storages: Component -> how its matrices are kept, from `max_zimage.pipeline.storages.storage_on`.
 
     Yields:
         One report a graph, failed or not. The next graph is compiled when the next report is asked for.

@@ -9,7 +9,6 @@ needs, are read from the files when they are asked for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -138,16 +137,16 @@ class EncoderLayers:
         missing = {name for own in names.values() for name in own if name not in kept}
         nbytes = 0
         if not component.device.is_host:
-            numbers = sum(math.prod(each.shape) for each in checked.recipes if each.engine in missing)
-            nbytes = numbers * component.dtype.size_in_bytes
+            new = [each for each in checked.recipes if each.engine in missing]
+            nbytes = sum(checked.nbytes_of(each, component.dtype_name) for each in new)
             there = component.nbytes_beside + component.plan().nbytes(component.dtype_name) + self.nbytes
             check_device_memory(there + nbytes, component.device)
         graphs = {}
         for graph, place in stages:
             own = names[place]
-            new = component.placed(component.load_weights([name for name in own if name in missing], checked))
+            loaded = component.placed(component.load_weights([name for name in own if name in missing], checked))
             inside = _GRAPHS[place][1] if place in _GRAPHS else "layer"
-            weights = {name: kept[name] if name in kept else new[name] for name in own}
+            weights = {name: kept[name] if name in kept else loaded[name] for name in own}
             inner = {f"{inside}{name.removeprefix(place)}": data for name, data in weights.items()}
             graphs[graph, place] = component.define(graph, inner)
         return graphs, nbytes

@@ -79,22 +79,15 @@ def everything_on(names: Sequence[str], groups: int = 1) -> Plan:
     return Plan(devices=dict.fromkeys(STAGES, names[0]), mesh=mesh, groups=groups, is_padded=bool(mesh))
 
 
-def grouped(wish: Wish, quantized: str, *, is_guided: bool) -> Wish:
+def grouped(wish: Wish, *, is_guided: bool) -> Wish:
     """The wish with what its devices share, where that is left to the checkpoint.
 
     Args:
         wish: The wish.
-        quantized: Which weights are quantized in memory, in words; empty for none.
         is_guided: Whether pictures have two branches by default.
-
-    Raises:
-        RequestError: If weights are quantized in memory, which is for one device.
     """
     if not wish.mesh:
         return wish
-    if quantized:
-        message = "{field} {given} and devices exclude each other: weights quantized in memory are for one device; "
-        raise RequestError.of("quantize", f"{message}leave one of the two out", given=quantized)
     groups = groups_of(wish.split, len(wish.mesh), is_guided=is_guided)
     return replace(wish, groups=groups, is_padded=wish.is_padded or is_guided)
 

@@ -173,7 +173,7 @@ def check_encoder(
     devices = load_devices([device_spec(device)])
     chosen, cache_bytes = model_dtype(dtype, devices[0]), checked_cache_bytes(embedding_cache_bytes)
     check_device(devices[0])
-    storages = asked_storages(quantize, devices[0])
+    storages = asked_storages(quantize, devices[0], ("text_encoder",))
     given = [weight_path] if isinstance(weight_path, (str, os.PathLike)) else weight_path
     replaced = ("text_encoder",) if given else ()
     named = model if isinstance(model, str) else Path(model or embedded.PATH)

@@ -17,6 +17,7 @@ from max_zimage.enhancer.settings import EnhancerError
 from max_zimage.errors import RequestWarning
 from max_zimage.pipeline.loading import CheckedModel
 from max_zimage.pipeline.own_language import CheckpointLanguage
+from max_zimage.pipeline.placing import device_of
 from max_zimage.request.request import GenerationRequest
 
 __all__ = ["EnhancerError", "Wanted", "enhanced", "is_embedded", "own_of_checked", "own_of_pipeline", "writer_of"]
@@ -79,7 +80,7 @@ def own_of_checked(checked: CheckedModel) -> OwnModel | None:
     """The same of a checkpoint of which nothing is loaded."""
     if "text_encoder" not in checked.sources.plans:
         return None
-    return CheckpointLanguage(checked.sources, checked.tokenizer, checked.devices)
+    return CheckpointLanguage(checked.sources, checked.tokenizer, [device_of(checked.wish.devices["text_encoder"])])
 
 
 def is_embedded(model: str) -> bool:

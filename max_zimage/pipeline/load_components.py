@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
 from max_zimage.pipeline.placing import device_of
+from max_zimage.pipeline.storages import COMPONENTS as STORED
 from max_zimage.pipeline.storages import VARIABLE, storages_of
 from max_zimage.pipeline.storages import Quantize as Quantize
 from max_zimage.request.checks import whole_number
@@ -66,9 +67,11 @@ def sources_of(
     return with_attention(found.with_storages(storages), attention, devices)
 
 
-def asked_storages(quantize: Quantize, devices: Device | Mapping[str, Device]) -> dict[str, Storage]:
+def asked_storages(
+    quantize: Quantize, devices: Device | Mapping[str, Device], only: Collection[str] = STORED
+) -> dict[str, Storage]:
     """What is to be quantized; see `storages_of`. None is what the variable says."""
-    return storages_of(os.environ.get(VARIABLE) if quantize is None else quantize, devices)
+    return storages_of(os.environ.get(VARIABLE) if quantize is None else quantize, devices, only)
 
 
 def checked_cache_bytes(given: int | None) -> int:

@@ -89,16 +89,18 @@ class CheckpointManifest:
             groups: Of devices; 0 for one device.
 
         Raises:
-            RequestError: If the step cache of those that say nothing cannot.
+            RequestError: If the step cache of those that say nothing cannot, or weights are quantized in memory.
         """
+        if groups and self.quantize:
+            message = "{field} {given} and devices exclude each other: weights quantized in memory are for one device; "
+            raise RequestError.of("quantize", f"{message}leave one of the two out", given=self.quantize)
         check_shared(self.defaults.step_cache, groups)
         return replace(self, limits=replace(self.limits, groups=groups))
 
     def with_storages(self, storages: Mapping[str, Storage]) -> CheckpointManifest:
         """The same, with matrices of some components quantized when they are loaded."""
-        return replace(
-            self, plans={name: replace(each, kept_as=storages.get(name)) for name, each in self.plans.items()}
-        )
+        plans = {name: replace(each, kept_as=storages.get(name)) for name, each in self.plans.items()}
+        return replace(self, plans=plans)
 
     @property
     def quantize(self) -> str:

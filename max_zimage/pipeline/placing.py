@@ -32,7 +32,7 @@ from max_zimage.pipeline.estimate import (
     tiling_of,
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.storages import storage_on
+from max_zimage.pipeline.storages import said, storage_on
 from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
@@ -96,7 +96,8 @@ class Size:
 def needs_of(sources: CheckpointManifest, size: Size, vae_on_host: bool = True) -> dict[str, Need]:
     """What the components of a checkpoint take for pictures of a size; see `needs_by_shape`."""
     streams = streams_of(sources.plans["transformer"], sources.dtypes["transformer"], sources.specs.transformer)
-    return needs_by_shape(sources.specs, sources.dtypes, sources.nbytes, size, vae_on_host, streams)
+    widened = {name: each.widened_bytes(sources.dtypes[name]) for name, each in sources.plans.items()}
+    return needs_by_shape(sources.specs, sources.dtypes, sources.nbytes, size, vae_on_host, streams, widened)
 
 
 def needs_by_shape(
@@ -106,6 +107,7 @@ def needs_by_shape(
     size: Size,
     vae_on_host: bool,
     streams: Streams,
+    widened: Mapping[str, int] | None = None,
 ) -> dict[str, Need]:
     """What components take; of their work estimates, as in `max_zimage.pipeline.estimate`.
 
@@ -116,6 +118,7 @@ def needs_by_shape(
         size: The pictures.
         vae_on_host: Whether the autoencoder's device is the host, where exact tiles keep what layers make of a picture.
         streams: How the transformer's weights fall into blocks.
+        widened: Component -> bytes of the largest matrix that is widened in front of its product.
     """
     area = size.height, size.width
     tokens = padded(size.height * size.width // PIXELS_PER_TOKEN**2) + _CAPTION
@@ -129,7 +132,8 @@ def needs_by_shape(
         "vae": decode_bytes(specs.vae, **decoder, dtype=dtypes["vae"], tiling=size.tiling)
         + (map_bytes(specs.vae, *area, dtypes["vae"], size.tiling) if vae_on_host else 0),
     }
-    found = {name: Need(weights=nbytes, work=work[name]) for name, nbytes in weights.items()}
+    beside = widened or {}
+    found = {name: Need(weights=nbytes, work=work[name] + beside.get(name, 0)) for name, nbytes in weights.items()}
     if "transformer" in found:
         shared = shared_rows(specs.transformer, **step, dtype=dtypes["transformer"])
         more: Any = {"streams": streams if size.streams else None, "shared": shared}
@@ -165,6 +169,13 @@ def placed_usually(sources: CheckpointManifest, wish: Wish) -> Plan:
             return place(weights, memory_of(wish), wish)
         except NotEnoughMemoryError:
             raise error from None
+
+
+def as_placed(sources: CheckpointManifest, plan: Plan) -> CheckpointManifest:
+    """The checkpoint quantized as where its components run has it: some may have gone to the CPU since it was read."""
+    kept = {name: each.kept_as for name, each in sources.plans.items() if each.kept_as}
+    found = {name: storage_on(said(storage), plan.devices[name] == HOST) for name, storage in kept.items()}
+    return sources.with_storages({name: storage for name, storage in found.items() if storage is not None})
 
 
 def memory_of(wish: Wish) -> dict[str, int]:
@@ -221,7 +232,7 @@ def with_groups(wish: Wish, sources: CheckpointManifest, guidance_scale: float |
         guidance_scale: Of requests that say nothing; None for the checkpoint's.
     """
     scale = sources.defaults.guidance_scale if guidance_scale is None else guidance_scale
-    return grouped(wish, sources.quantize, is_guided=scale > 0)
+    return grouped(wish, is_guided=scale > 0)
 
 
 def usual_cache_bytes(plan: Plan) -> int:

@@ -33,7 +33,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.placing import device_of, placed_usually, tell
+from max_zimage.pipeline.placing import as_placed, device_of, placed_usually, tell
 from max_zimage.pipeline.residency import Residency
 from max_zimage.pipeline.worker_plan import plan_for_worker
 from max_zimage.request.configuration.values import PLACES
@@ -225,6 +225,8 @@ class PretrainedMethods:
         """
         if prepared.plan is None:
             prepared = replace(prepared, plan=placed_usually(prepared.sources, prepared.wish))
+        assert prepared.plan is not None
+        prepared = replace(prepared, sources=as_placed(prepared.sources, prepared.plan))
         tell(prepared.wish)
         session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
         where = (prepared.config, session, prepared.devices, prepared.weight_paths)

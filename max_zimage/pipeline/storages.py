@@ -6,7 +6,7 @@ for each output on an accelerator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import get_args
 
 from max.driver import Device
@@ -22,12 +22,15 @@ STORAGES: Mapping[str, Storage | None] = {"int8": "int8_rows", "q4": None}
 Quantize = str | Mapping[str, str] | None
 
 
-def storages_of(quantize: Quantize, devices: Device | Mapping[str, Device]) -> dict[str, Storage]:
+def storages_of(
+    quantize: Quantize, devices: Device | Mapping[str, Device], only: Collection[str] = COMPONENTS
+) -> dict[str, Storage]:
     """Read what is to be quantized.
 
     Args:
         quantize: Component -> storage, or the same in words; None, or nothing in it, for no component.
         devices: Component -> where it runs; or where all run.
+        only: Components that run; what is said of others is not looked at further.
 
     Returns:
         Component -> storage.
@@ -37,30 +40,19 @@ def storages_of(quantize: Quantize, devices: Device | Mapping[str, Device]) -> d
             component runs.
     """
     found = {}
-    for component, named in named_storages(quantize).items():
+    wanted = {name: each for name, each in named_storages(quantize).items() if name in only}
+    for component, named in wanted.items():
         device = devices[component] if isinstance(devices, Mapping) else devices
-        flag = {"text_encoder": "encoder_device", "transformer": "dit_device"}[component]
-        elsewhere = f"device {device.label}", f", or device cpu, or {flag} cpu"
-        found[component] = _storage(component, named, device.is_host, *elsewhere)
+        storage = storage_on(named, device.is_host)
+        if storage is None:
+            flag = {"text_encoder": "encoder_device", "transformer": "dit_device"}[component]
+            there = " or ".join(name for name in STORAGES if storage_on(name, False))
+            raise ValueError(
+                f"quantize {named} is for a CPU, got device {device.label} for {component}={named}; "
+                f"use {component}={there}, or device cpu, or {flag} cpu"
+            )
+        found[component] = storage
     return found
-
-
-def storages_for(quantize: Quantize, target: str, is_host: bool) -> dict[str, Storage]:
-    """Read what graphs are to be quantized that are compiled for a target.
-
-    Args:
-        quantize: As `storages_of` takes it.
-        target: Its name.
-        is_host: Whether it is a CPU.
-
-    Returns:
-        Component -> storage.
-
-    Raises:
-        ValueError: As `storages_of` does.
-    """
-    named = named_storages(quantize)
-    return {name: _storage(name, each, is_host, f"target {target}", ", or target cpu") for name, each in named.items()}
 
 
 def named_storages(quantize: Quantize) -> dict[str, str]:
@@ -72,7 +64,7 @@ def named_storages(quantize: Quantize) -> dict[str, str]:
     given = _pairs(quantize) if isinstance(quantize, str) else list((quantize or {}).items())
     found: dict[str, str] = {}
     for component, named in given:
-        if component not in COMPONENTS or named not in STORAGES:
+        if component not in COMPONENTS or named not in [*STORAGES]:
             raise ValueError(
                 f"quantize takes COMPONENT=STORAGE with a component of {', '.join(COMPONENTS)} and a storage of "
                 f"{', '.join(STORAGES)}, got {component}={named}"
@@ -86,15 +78,6 @@ def named_storages(quantize: Quantize) -> dict[str, str]:
 def storage_on(named: str, on_host: bool) -> Storage | None:
     """What a storage is on a CPU or on an accelerator; None if it is not for that."""
     return next(each for each in get_args(Storage) if each == named) if on_host else STORAGES[named]
-
-
-def _storage(component: str, named: str, is_host: bool, place: str, remedy: str) -> Storage:
-    if (storage := storage_on(named, is_host)) is not None:
-        return storage
-    there = " or ".join(name for name in STORAGES if storage_on(name, False))
-    raise ValueError(
-        f"quantize {named} is for a CPU, got {place} for {component}={named}; use {component}={there}{remedy}"
-    )
 
 
 def said(storage: Storage) -> str:

@@ -13,9 +13,11 @@ from max.dtype import DType
 from max.graph import DeviceRef
 
 from max_zimage import ZImagePipeline
+from max_zimage.checkpoint.derived import derived_plans
 from max_zimage.checkpoint.layout import apart
 from max_zimage.checkpoint.load import load, loaded_names, scales_of
 from max_zimage.checkpoint.plan import LoadPlan
+from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.compile.registry import made
 from max_zimage.pipeline.manifest import CheckpointManifest
 
@@ -56,6 +58,13 @@ def test_every_matrix_is_codes_and_scales(component: str, sources: CheckpointMan
         assert np.abs(steps).max() < 0.5001  # rounded to the nearest
         assert np.abs(codes.to_numpy().astype(int)).max() == 127
     assert narrow.nbytes("float32") == sum(each.num_elements * each.dtype.size_in_bytes for each in after.values())
+
+
+def test_memory_of_what_is_widened() -> None:
+    """The largest matrix of a block of the published model; none where codes are multiplied as they are."""
+    whole = derived_plans(FULL_MODEL)["transformer"]
+    found = {each: replace(whole, kept_as=each).widened_bytes("bfloat16") for each in (None, "int8", "int8_rows")}
+    assert found == {None: 0, "int8": 0, "int8_rows": 2 * 3840 * 2 * 10240}
 
 
 def test_what_has_a_bias_stays_whole(sources: CheckpointManifest) -> None:

@@ -10,6 +10,8 @@ import pytest
 from max_zimage.cli.compile import listing
 from max_zimage.cli.main import main
 from max_zimage.compile.ahead_of_time import FULL_MODEL, compile_target
+from max_zimage.compile.jobs import Report
+from max_zimage.compile.registry import GRAPHS
 
 
 @pytest.mark.targets
@@ -35,7 +37,10 @@ def test_a_pass_in_front_of_each_product() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--quantize", "transformer=q4"), "quantize q4 is for a CPU, got target cuda:sm_90a for transformer=q4; use"),
+        (
+            ("--quantize", "transformer=q4", "--graphs", "decode", "denoise"),
+            "transformer in q4 is for a CPU, got target cuda:sm_90a for denoise; use int8, or leave them out",
+        ),
         (("--quantize", "transformer=int3"), "a storage of int8, q4, got transformer=int3"),
         (("--quantize", "transformer=int8", "--device-count", "2"), "quantize is for one device; leave it or"),
     ],
@@ -43,3 +48,21 @@ def test_a_pass_in_front_of_each_product() -> None:
 def test_what_cannot_be_compiled(given: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "--target", "cuda:sm_90a", *given]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_runs_on_a_cpu_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A configured storage does not stop the command."""
+    asked: list[Any] = []
+
+    def compiled(*given: Any, **ways: Any) -> list[Report]:
+        asked.append((given[3], ways["storages"]))
+        return []
+
+    monkeypatch.setattr("max_zimage.cli.compile.compile_target", compiled)
+    monkeypatch.setenv("MAX_ZIMAGE_QUANTIZE", "transformer=int8,text_encoder=q4")
+    assert main(["compile", "--target", "cuda:sm_90a", "--keep"]) == 0
+    assert "left out: text_encoder" in capsys.readouterr().err
+    ((graphs, storages),) = asked
+    assert {"denoise", "decode"} < {*graphs}
+    assert not [graph for graph in graphs if GRAPHS[graph].component == "text_encoder"]
+    assert storages == {"transformer": "int8_rows"}

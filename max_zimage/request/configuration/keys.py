@@ -65,7 +65,7 @@ _START: tuple[tuple[str, str, str, tuple[type, ...], Callable[[Any], Any] | None
     ("encoder", "cpu_offload", "offload", (bool,), None, "false", "placement sequential, where there is a GPU"),
     ("encoder", "torch_dtype", "encoder_dtype", (str,), values.dtype_of, "auto", "that of the pipeline"),
     ("encoder", "quantization", "encoder_storage", (str,), values.storage_of, "none",
-     "of the text encoder on a CPU: none, 8bit, int8_dynamic or int8; 4bit or q4"),
+     "of the text encoder: none, 8bit, int8_dynamic or int8; on a CPU 4bit or q4"),
     ("encoder", "load_in_8bit", "encoder_storage_8", (bool,), lambda on: "int8" if on else "", "false", "8bit"),
     ("encoder", "load_in_4bit", "encoder_storage_4", (bool,), lambda on: "q4" if on else "", "false", "4bit"),
     ("pipeline", "device", "device", (str,), None, "auto", "auto, cpu, gpu or gpu:N"),
