@@ -1,7 +1,7 @@
 """What quantized weights are worth: pictures of the embedded model beside those of whole weights, and their memory.
 
 Beside the storages in memory stands a file of the transformer in Q8_0, which is decoded when it is loaded: it is what
-eight bits mean to most people.
+eight bits mean to most people. What a GPU keeps in eight bits is drawn from the same weights, decoded before.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.measure import Row
 from benchmarks.quality.cases import Prompt, scene_prompts
 from benchmarks.quality.draws import Drawn
 from benchmarks.quality.scores import Lpips, Sample, Scorer
 from benchmarks.quality.scores import rows as as_rows
+from benchmarks.storage_errors import FILES
 from max_zimage import ZImagePipeline, convert
+from max_zimage.graphs.linear import Storage
+from max_zimage.pipeline.manifest import CheckpointManifest
 
 STORAGES = (
     "text_encoder=int8",
@@ -33,6 +38,7 @@ STORAGES = (
 )
 WHOLE = "whole weights"
 FILE = "transformer in Q8_0"
+OF_A_GPU = "int8 of a GPU, both components"
 FULL, QUICK = 32, 2
 """Pictures of each."""
 CALL: dict[str, Any] = {"height": 128, "width": 128, "num_inference_steps": 8, "guidance_scale": 2.0}
@@ -57,15 +63,40 @@ def ways(folder: Path, storages: Sequence[str]) -> dict[str, Callable[[], ZImage
     """What is compared -> what loads it; whole weights come first.
 
     Args:
-        folder: Where the file in Q8_0 is written.
+        folder: Where files of weights are written.
         storages: In memory.
     """
     file = folder / "transformer.gguf"
     convert(None, file, layout="gguf", type="q8_0", components=("transformer",))
     load = partial(ZImagePipeline.from_pretrained, device="cpu")
-    given: dict[str, dict[str, Any]] = {WHOLE: {}, FILE: {"weight_path": file}}
+    decoded = [_decoded(component, folder) for component in ("transformer", "text_encoder")]
+    given: dict[str, dict[str, Any]] = {
+        WHOLE: {},
+        FILE: {"weight_path": file},
+        OF_A_GPU: {"weight_path": decoded},
+    }
     given |= {storage: {"quantize": storage} for storage in storages}
     return {name: partial(load, **{"quantize": ""} | each) for name, each in given.items()}
+
+
+def _decoded(component: str, folder: Path) -> Path:
+    """The embedded model's weights in float32, matrices as a GPU has them that keeps them in eight bits."""
+    plan = replace(ZImagePipeline.prepare(device="cpu").sources.plans[component], kept_as="int8_rows")
+    narrow = {part.name for each in plan.recipes if plan.codes(each) is not None for part in each.parts}
+    rounded, weights = FILES["int8 by row"], dict[str, torch.Tensor]()
+    for file in plan.files:
+        for name, values in load_file(file).items():
+            weights[name] = rounded(values.float()) if name in narrow else values.float()
+    path = folder / component / "decoded.safetensors"
+    path.parent.mkdir()
+    save_file(weights, path)
+    return path
+
+
+def _nbytes(name: str, sources: CheckpointManifest) -> int:
+    """Memory of the weights; where they were decoded, of what they were."""
+    both: dict[str, Storage] = {"transformer": "int8_rows", "text_encoder": "int8_rows"}
+    return sum((sources.with_storages(both) if name == OF_A_GPU else sources).nbytes.values())
 
 
 def drawn_by(
@@ -81,7 +112,7 @@ def drawn_by(
     expected, nbytes, samples = dict[Prompt, Drawn](), dict[str, float](), list[Sample]()
     for name, load in loaders.items():
         pipeline = load()
-        nbytes[name] = sum(pipeline.sources.nbytes.values()) / 2**20
+        nbytes[name] = _nbytes(name, pipeline.sources) / 2**20
         _draw(pipeline, prompts[0])  # what comes once
         for prompt in prompts:
             drawn = _draw(pipeline, prompt)

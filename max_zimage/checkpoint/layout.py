@@ -104,20 +104,24 @@ def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packin
     return Buffer.from_numpy(np.ascontiguousarray(rounded).reshape(-1)).view(dtype, values.shape)
 
 
-def apart(weights: Mapping[str, Buffer]) -> dict[str, Buffer]:
+def apart(weights: dict[str, Buffer], *, instead: bool = False) -> dict[str, Buffer]:
     """Matrices of queries and keys, and of values, out of those that hold all three; see `graphs.model.blocks`.
 
     Args:
         weights: A transformer's, in host memory.
+        instead: Whether nobody wants those that hold all three: quantized ones are taken out as soon as there are
+            copies, so that there never are two of more than one.
 
     Returns:
         "….attention.qk.weight" [2 dim, dim] and "….attention.v.weight" [dim, dim] of every block: views. Quantized ones
         are turned, and copies, with "….scales" beside them.
     """
     parts = {}
-    for name, whole in weights.items():
+    for name in [*weights]:
         stem, found, kind = name.rpartition(".qkv.")
         if found:
+            taken_out = instead and weights[name].dtype == DType.int8
+            whole = weights.pop(name) if taken_out else weights[name]
             values = max(int(side) for side in whole.shape) // 3 * 2
             for part, outputs in (("qk", slice(0, values)), ("v", slice(values, None))):
                 parts[f"{stem}.{part}.{kind}"] = _outputs(whole, outputs)

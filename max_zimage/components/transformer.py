@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
+from max.experimental.tensor import default_device, default_dtype
 
 from max_zimage.checkpoint.config import transformer_spec
 from max_zimage.checkpoint.expand import ParameterTable, transformer_names
@@ -19,6 +20,7 @@ from max_zimage.device.devices import upload
 from max_zimage.device.memory import check_device_memory
 from max_zimage.graphs.dims import FirstBlock
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
+from max_zimage.graphs.model.blocks import attends_ragged
 from max_zimage.graphs.model.transformer import TransformerSpec
 from max_zimage.graphs.ops import packable
 from max_zimage.sampling.positions import RopeSpec
@@ -65,7 +67,10 @@ class ZImageTransformerModel(ZImageComponent):
         weights = self.load_weights()
         if self.device.is_host:
             return weights
-        return {**weights, **apart(weights), "norms": modulated_norms(weights, self.spec)}
+        norms = modulated_norms(weights, self.spec)
+        with default_dtype(self.dtype), default_device(self.device_ref):
+            parts = apart(weights, instead=attends_ragged(self.spec))
+        return {**weights, **parts, "norms": norms}
 
     @property
     def step(self) -> Callable[..., list[Buffer]]:

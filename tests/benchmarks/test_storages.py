@@ -22,20 +22,25 @@ from tests.references import gguf_files
 from tests.references.quantized import FORMATS, write
 
 
-def test_a_file_in_q8_0_stands_beside_whole_weights(tmp_path: Path) -> None:
-    """Its weights are moved, take the memory of whole ones, and are scored by what is given."""
+def test_files_stand_beside_whole_weights(tmp_path: Path) -> None:
+    """Their weights are moved, and are scored by what is given; in Q8_0 they take the memory of whole ones."""
     loaders = storages.ways(tmp_path, storages.STORAGES)
-    assert list(loaders) == [storages.WHOLE, storages.FILE, *storages.STORAGES]
-    two = {name: loaders[name] for name in (storages.WHOLE, storages.FILE)}
+    assert list(loaders) == [storages.WHOLE, storages.FILE, storages.OF_A_GPU, *storages.STORAGES]
+    three = {name: loaders[name] for name in (storages.WHOLE, storages.FILE, storages.OF_A_GPU)}
     scorer = Scorer(lpips=lambda one, other: float(np.abs(one - other.astype(float)).mean()))
-    whole, file = storages.drawn_by(two, scene_prompts(1), scorer)
-    assert (whole.variant, file.variant) == tuple(two)
+    whole, file, decoded = storages.drawn_by(three, scene_prompts(1), scorer)
+    assert (whole.variant, file.variant, decoded.variant) == tuple(three)
     assert (whole.psnr_db, whole.quality.lpips, whole.reference) == (float("inf"), 0, True)
     assert file.psnr_db is not None
     assert 45 < file.psnr_db < 80
     assert file.quality.lpips is not None
     assert 0 < file.quality.lpips < 1
     assert file.peak_mib == whole.peak_mib
+    assert decoded.psnr_db is not None
+    assert 40 < decoded.psnr_db < file.psnr_db
+    assert decoded.peak_mib is not None
+    assert whole.peak_mib is not None
+    assert decoded.peak_mib < 0.7 * whole.peak_mib
 
 
 def test_errors_of_weights_are_those_of_a_survey() -> None:

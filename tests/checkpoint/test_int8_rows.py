@@ -80,7 +80,9 @@ def test_queries_and_keys_come_apart_from_values(sources: CheckpointManifest) ->
     """As the blocks of an NVIDIA GPU take them: the same numbers, of codes and of scales."""
     _, narrow = plans(sources, "transformer")
     weights = load(narrow, "bfloat16")
-    parts = apart(weights)
+    parts, left = apart(weights), {**weights}
+    assert apart(left, instead=True).keys() == parts.keys()
+    assert {name for name in weights if name not in left} == {name for name in weights if name.endswith(".qkv.weight")}
     stem = "layers.1.attention"
     joined = np.concatenate([decoded(parts, f"{stem}.{part}.weight") for part in ("qk", "v")])
     np.testing.assert_array_equal(joined, decoded(weights, f"{stem}.qkv.weight"))
