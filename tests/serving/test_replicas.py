@@ -46,6 +46,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     (folder / "key").write_text(KEY)
     flags = ["--api-key-file", str(folder / "key"), "--state-store", f"file://{folder}/state"]
     flags += ["--trusted-proxy", "127.0.0.1", "--allow-host", PUBLIC]
+    flags += ["--shutdown-seconds", "600"]  # on a busy machine a picture takes longer than the usual 30
     with ExitStack() as stack:
         spans = stack.enter_context(Collector())
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": spans.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
