@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.pictures import UNKNOWN, Quality
+from benchmarks.processor import processor_and_instructions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -121,7 +122,7 @@ class Conditions:
         gpu, driver = _gpu_and_driver()
         return cls(
             date=time.strftime("%Y-%m-%d"),
-            cpu=_cpu_model(),
+            cpu=processor_and_instructions(),
             cores=os.cpu_count() or 1,
             gpu=gpu,
             driver=driver,
@@ -273,13 +274,6 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return ""
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _gpu_and_driver() -> tuple[str, str]:

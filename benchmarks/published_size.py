@@ -44,7 +44,7 @@ begin = time.perf_counter()
 from max_zimage import ZImagePipeline
 from max_zimage.compile.modules import counts
 misses = lambda: counts["misses"]
-pipe = ZImagePipeline.from_pretrained(DIRECTORY, device="cpu", dtype=DTYPE, quantize=QUANTIZE)
+pipe = ZImagePipeline.from_pretrained(DIRECTORY, device="cpu", dtype=DTYPE, quantize=QUANTIZE, placement=PLACEMENT)
 """
 _DIFFUSERS = """
 import json, time
@@ -69,13 +69,16 @@ model.generate_image({PROMPT!r}, height={SIDE}, width={SIDE}, sample_steps=STEPS
                      progress_callback=told)
 {_TOLD}"""
 BOTH = "transformer=int8,text_encoder=int8"
-VARIANTS: Mapping[str, tuple[str, str, str]] = {
-    "diffusers": (_DIFFUSERS, "bfloat16", ""),
-    "ours": (_OURS, "bfloat16", ""),
-    "ours, int8": (_OURS, "float32", BOTH),
-    "ours, int8, text encoder q4": (_OURS, "float32", "transformer=int8,text_encoder=q4"),
+VARIANTS: Mapping[str, tuple[str, str, str, str]] = {
+    "diffusers": (_DIFFUSERS, "bfloat16", "", ""),
+    "ours": (_OURS, "bfloat16", "", "resident"),
+    "ours, in turns": (_OURS, "bfloat16", "", "sequential"),
+    "ours, streamed": (_OURS, "bfloat16", "", "streamed"),
+    "ours, int8": (_OURS, "float32", BOTH, "resident"),
+    "ours, int8, text encoder q4": (_OURS, "float32", "transformer=int8,text_encoder=q4", "resident"),
+    "ours, int8, in turns": (_OURS, "float32", BOTH, "sequential"),
 }
-"""Name -> code that loads, dtype, what is quantized."""
+"""Name -> code that loads, dtype, what is quantized, placement."""
 
 
 def rows(*, quick: bool) -> list[Row]:
@@ -96,8 +99,9 @@ def rows(*, quick: bool) -> list[Row]:
             "write one with python -m benchmarks.make_checkpoint DIR --turbo"
         )
     found: list[Row] = []
-    for name, (load, dtype, quantize) in VARIANTS.items():
+    for name, (load, dtype, quantize, placement) in VARIANTS.items():
         code = load.replace("DTYPE", repr(dtype)).replace("QUANTIZE", repr(quantize)) + _DRAW
+        code = code.replace("PLACEMENT", repr(placement))
         found += _rows(name, f"{quantize.replace('=', ' ')} {dtype}".strip(), _measured(code, directory))
     if (python := os.environ.get(OTHER_PYTHON)) and not quick:
         with tempfile.TemporaryDirectory(prefix="stable-diffusion.cpp-", dir=directory.parent) as folder:

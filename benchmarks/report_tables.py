@@ -24,9 +24,11 @@ COMMANDS: Mapping[str, str] = {
     "quality": "make quality",
     "fleet_plan": "python -m benchmarks.fleet_model",
     "quality-requests": "make quality ARGS=requests",
+    "kernels-avx2": "make bench ARGS=kernels",
+    "published_size-avx2": "make bench ARGS=published_size",
     "embedded_model": 'make embedded-model ARGS="evaluate max_zimage/assets/tiny-zimage"',
 }
-"""How parts are measured that are not `make bench`'s."""
+"""How parts are measured that are not `make bench`'s, or are rows of a further processor."""
 TABLES: Mapping[str, Callable[[Sequence[Line]], str]] = {
     "quality": quality_table.table,
     "storage_errors": storage_table.table,

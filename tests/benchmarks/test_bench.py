@@ -11,9 +11,11 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import measure, operations
+from benchmarks import processor as naming
 from benchmarks.attention import FULL as FULL_ATTENTION
 from benchmarks.measure import COLUMNS, Conditions, Row, Timing
 from benchmarks.start import run
+from max_zimage.host.processor import processor
 
 
 def conditions() -> Conditions:
@@ -173,3 +175,17 @@ def test_a_part_runs_and_writes_its_file(tmp_path: Path, capsys: pytest.CaptureF
     assert (built_in["case"], built_in["median_s"]) == ("MAX's built-in pipeline", "")
     assert "No main model configured" in built_in["note"]
     assert "| ours |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"avx2", "avx512f", "avx512_bf16", "amx_bf16"}, " (AMX)"),
+        ({"avx2", "avx512f", "avx512_bf16"}, " (AVX-512 BF16)"),
+        ({"avx2", "fma"}, " (AVX2)"),
+        (set(), ""),
+    ],
+)
+def test_results_name_the_widest_instructions(flags: set[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(naming, "instructions", lambda: frozenset(flags))
+    assert naming.processor_and_instructions() == processor() + said
