@@ -23,6 +23,8 @@ from max_zimage.errors import CheckpointError
 from max_zimage.graphs.diffusion_gemma.spec import DiffusionGemmaSpec
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
 
+_GRAPHS = 2  # of an encoding and of a denoising step
+
 
 def find_files(directory: Path) -> list[Path]:
     """The weight files of a checkpoint: `model.safetensors`, or the shards that its index names.
@@ -66,7 +68,8 @@ def weights_of(directory: Path, device: str) -> dict[str, int]:
     """
     (there,) = load_devices([device_spec(device)])
     checked = plan_weights(read_file(directory).spec, find_files(directory))
-    return {device_name(there): _copies(there) * checked.nbytes(model_dtype("auto", there))}
+    dtype = model_dtype("auto", there)
+    return {device_name(there): _copies(there) * checked.nbytes(dtype) + _turned(checked, dtype, there)}
 
 
 def load_weights(checked: LoadPlan, dtype: ModelDtype, device: Device) -> Mapping[str, Buffer]:
@@ -75,29 +78,38 @@ def load_weights(checked: LoadPlan, dtype: ModelDtype, device: Device) -> Mappin
     Raises:
         NotEnoughMemoryError: If it does not fit; before anything is loaded.
     """
-    check_fit(checked.nbytes(dtype), device)
+    check_fit(checked.nbytes(dtype), device, _turned(checked, dtype, device))
     found = load(checked, dtype, to_pack=uses_cpu_kernels(DType[dtype], device))
     return OnDevice(found, device) if shared(device) else found
 
 
-def check_fit(nbytes: int, device: Device) -> None:
+def check_fit(nbytes: int, device: Device, beside: int = 0) -> None:
     """Compare weights with the memory there is.
 
     Args:
         nbytes: Of all of them. They pass through host memory wherever they go.
         device: Where they go.
+        beside: Bytes that graphs on an accelerator make of them.
 
     Raises:
         NotEnoughMemoryError: If they do not fit.
     """
     check_memory(nbytes, available_memory())
     if not device.is_host:
-        check_device_memory(_copies(device) * nbytes, device)
+        check_device_memory(_copies(device) * nbytes + beside, device)
 
 
 def _copies(device: Device) -> int:
     """Of the weights there: on an accelerator each of the two graphs has its own, unless they share one."""
-    return 1 if device.is_host or shared(device) else 2
+    return 1 if device.is_host or shared(device) else _GRAPHS
+
+
+def _turned(checked: LoadPlan, dtype: ModelDtype, device: Device) -> int:
+    """Bytes of the experts' second products, which each graph on an accelerator turns when it is loaded, and keeps."""
+    if device.is_host:
+        return 0
+    turned = (each for each in checked.recipes if each.engine.endswith(".experts.down_proj"))
+    return _GRAPHS * sum(checked.nbytes_of(each, dtype) for each in turned)
 
 
 __all__ = ["check_fit", "find_files", "load_weights", "model_dtype", "plan_weights", "weights_of"]

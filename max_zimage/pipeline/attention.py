@@ -38,12 +38,14 @@ def with_attention(sources: CheckpointManifest, wish: str | None, devices: Mappi
     Raises:
         ValueError: If there is no such way on a component's device; names those there are.
     """
+    said = _said(wish)
     found = {
-        each: backend_of(wish, spec_of(each, sources.specs), sources.dtypes[each], devices[each])
+        each: backend_of(said, spec_of(each, sources.specs), sources.dtypes[each], devices[each])
         for each in COMPONENTS
         if each in sources.plans
     }
-    return replace(sources, attention={component: chosen for component, chosen in found.items() if chosen})
+    chosen = {component: backend for component, backend in found.items() if backend}
+    return replace(sources, attention=chosen, attention_wish=said)
 
 
 def backend_of(
@@ -61,9 +63,8 @@ def backend_of(
         ValueError: If there is none of this name here.
     """
     there = available(DType[dtype], device, (spec.head_dim,))
-    said = (os.environ.get(VARIABLE) if name is None else name) or "auto"
     try:
-        known = attention_of(said)
+        known = attention_of(_said(name) or "auto")
     except ValueError as error:
         raise ValueError(f"attention_backend {error}") from error
     if known in ("auto", there[0]):
@@ -91,6 +92,11 @@ def named_attention(said: str) -> str:
     except ValueError:
         return ""
     return "" if known == "auto" else known
+
+
+def _said(wish: str | None) -> str:
+    """A wish, or where there is none what the variable says; empty for nothing."""
+    return os.environ.get(VARIABLE, "") if wish is None else wish
 
 
 def spec_of(component: str, specs: ModelSpecs) -> TextEncoderSpec | TransformerSpec:

@@ -30,7 +30,7 @@ from max_zimage.pipeline.attention import Backend as Backend
 from max_zimage.pipeline.attention import backend_of as backend_of
 from max_zimage.pipeline.attention import with_attention
 from max_zimage.pipeline.manifest import CheckpointManifest, find_sources
-from max_zimage.pipeline.placing import device_of
+from max_zimage.pipeline.placing import device_of as device_of
 from max_zimage.pipeline.storages import COMPONENTS as STORED
 from max_zimage.pipeline.storages import VARIABLE, storages_of
 from max_zimage.pipeline.storages import Quantize as Quantize

@@ -41,6 +41,7 @@ class CheckpointManifest:
         defaults: What a request gets that says nothing.
         attention: Component -> how its graphs compute attention; None, as where it is not named, for what dtype and
             device choose.
+        attention_wish: What a user said of it; empty for nothing.
     """
 
     specs: ModelSpecs
@@ -51,6 +52,7 @@ class CheckpointManifest:
     plans: Mapping[str, LoadPlan]
     defaults: RequestDefaults
     attention: Mapping[str, str | None] = field(default_factory=dict)
+    attention_wish: str = ""
 
     def with_defaults(self, **changed: Any) -> CheckpointManifest:
         """The same, with other defaults for requests that say nothing: attributes of `RequestDefaults`."""

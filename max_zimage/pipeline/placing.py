@@ -32,7 +32,7 @@ from max_zimage.pipeline.estimate import (
     tiling_of,
 )
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.storages import said, storage_on
+from max_zimage.pipeline.storages import storage_on
 from max_zimage.pipeline.wishes import Placing
 from max_zimage.request.request import GenerationRequest
 from max_zimage.sampling.positions import PIXELS_PER_TOKEN, padded
@@ -169,13 +169,6 @@ def placed_usually(sources: CheckpointManifest, wish: Wish) -> Plan:
             return place(weights, memory_of(wish), wish)
         except NotEnoughMemoryError:
             raise error from None
-
-
-def as_placed(sources: CheckpointManifest, plan: Plan) -> CheckpointManifest:
-    """The checkpoint quantized as where its components run has it: some may have gone to the CPU since it was read."""
-    kept = {name: each.kept_as for name, each in sources.plans.items() if each.kept_as}
-    found = {name: storage_on(said(storage), plan.devices[name] == HOST) for name, storage in kept.items()}
-    return sources.with_storages({name: storage for name, storage in found.items() if storage is not None})
 
 
 def memory_of(wish: Wish) -> dict[str, int]:

@@ -26,6 +26,7 @@ from max_zimage.pipeline.load_components import (
     UNPREFIXED_COMPONENT,
     PathName,
     Quantize,
+    device_of,
     load_components,
     new_session,
     routed,
@@ -33,7 +34,7 @@ from max_zimage.pipeline.load_components import (
 )
 from max_zimage.pipeline.loading import CheckedModel, check_model
 from max_zimage.pipeline.manifest import CheckpointManifest
-from max_zimage.pipeline.placing import as_placed, device_of, placed_usually, tell
+from max_zimage.pipeline.moved import placed_to_load
 from max_zimage.pipeline.residency import Residency
 from max_zimage.pipeline.worker_plan import plan_for_worker
 from max_zimage.request.configuration.values import PLACES
@@ -223,11 +224,7 @@ class PretrainedMethods:
             NotEnoughMemoryError: If the weights do not fit. Raised before anything is loaded.
             RuntimeError: If MAX cannot compile a graph, or cannot be used in this process because it is a fork.
         """
-        if prepared.plan is None:
-            prepared = replace(prepared, plan=placed_usually(prepared.sources, prepared.wish))
-        assert prepared.plan is not None
-        prepared = replace(prepared, sources=as_placed(prepared.sources, prepared.plan))
-        tell(prepared.wish)
+        prepared = placed_to_load(prepared)
         session, cache = new_session(prepared.devices), prepared.config.runtime.denoising_cache
         where = (prepared.config, session, prepared.devices, prepared.weight_paths)
         make: Any = cls

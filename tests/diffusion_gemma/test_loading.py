@@ -13,8 +13,10 @@ from max.driver import CPU, Buffer, Device
 from max_zimage.compile import device_graphs, device_weights
 from max_zimage.device.memory import NotEnoughMemoryError
 from max_zimage.diffusion_gemma import weights
+from max_zimage.diffusion_gemma.config_file import read_file
 from max_zimage.diffusion_gemma.model import DiffusionGemmaForBlockDiffusionModel
 from max_zimage.diffusion_gemma.model_graphs import CompiledDiffusionGemma
+from max_zimage.embedded import TEXT_PATH
 
 GPU = cast(Device, SimpleNamespace(is_host=False, api="cuda", label="gpu", id=0, stats={"total_memory": 3 * 2**30}))
 
@@ -50,5 +52,21 @@ def test_two_graphs_have_a_copy_each_on_an_accelerator(monkeypatch: pytest.Monke
     weights.check_fit(2**30, GPU)
     with pytest.raises(NotEnoughMemoryError, match=r"need 4.0 GiB, 3.0 GiB are available on gpu:0"):
         weights.check_fit(2 * 2**30, GPU)
+    with pytest.raises(NotEnoughMemoryError, match=r"need 3.5 GiB, 3.0 GiB are available on gpu:0"):
+        weights.check_fit(2**30, GPU, 3 * 2**29)
     monkeypatch.setenv(device_weights.VARIABLE, "shared")
     weights.check_fit(2 * 2**30, GPU)
+
+
+def test_each_graph_on_an_accelerator_turns_the_experts_second_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(device_weights.VARIABLE, raising=False)
+    there = iter((CPU(), GPU))
+    monkeypatch.setattr(weights, "load_devices", lambda specs: (next(there),))
+    monkeypatch.setattr(weights, "device_spec", lambda name: name)
+    monkeypatch.setattr(weights, "model_dtype", lambda name, device: "bfloat16")
+    (on_host,) = weights.weights_of(TEXT_PATH, "cpu").values()
+    (on_card,) = weights.weights_of(TEXT_PATH, "gpu").values()
+    spec = read_file(TEXT_PATH).spec
+    second = len(spec.layer_types) * spec.num_experts * spec.hidden_size * spec.expert_size * 2
+    assert second > 0
+    assert on_card == 2 * on_host + 2 * second

@@ -107,16 +107,6 @@ def test_storages_go_by_where_components_run() -> None:
         quantized.with_mesh(2)
 
 
-def test_storages_are_those_of_where_components_came_to_run() -> None:
-    """`auto` may have moved one to the CPU after the checkpoint was read."""
-    sources = ZImagePipeline.prepare(device="cpu").sources
-    quantized = sources.with_storages({"text_encoder": "int8_rows", "transformer": "int8_rows"})
-    plan = Plan(devices={"text_encoder": "cpu", "transformer": CARD, "vae": CARD})
-    kept = {name: each.kept_as for name, each in placing.as_placed(quantized, plan).plans.items()}
-    assert kept == {"text_encoder": "int8", "transformer": "int8_rows", "vae": None}
-    assert placing.as_placed(sources, plan) == sources
-
-
 def test_needs_of_the_published_model_are_those_of_the_reference() -> None:
     """Section 4.1's table, in GB: step with and without guidance, decode, the text encoder at 512 tokens."""
     dtypes: Any = dict.fromkeys(STAGES, "bfloat16")
