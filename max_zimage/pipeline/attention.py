@@ -45,7 +45,7 @@ def with_attention(sources: CheckpointManifest, wish: str | None, devices: Mappi
         if each in sources.plans
     }
     chosen = {component: backend for component, backend in found.items() if backend}
-    return replace(sources, attention=chosen, attention_wish=said)
+    return replace(sources, attention=chosen, attention_wish=named_attention(said))
 
 
 def backend_of(

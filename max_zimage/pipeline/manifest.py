@@ -41,7 +41,7 @@ class CheckpointManifest:
         defaults: What a request gets that says nothing.
         attention: Component -> how its graphs compute attention; None, as where it is not named, for what dtype and
             device choose.
-        attention_wish: What a user said of it; empty for nothing.
+        attention_wish: The one that a user named; empty for none.
     """
 
     specs: ModelSpecs
