@@ -24,7 +24,6 @@ COMMANDS: Mapping[str, str] = {
     "quality": "make quality",
     "fleet_plan": "python -m benchmarks.fleet_model",
     "quality-requests": "make quality ARGS=requests",
-    "kernels-avx2": "make bench ARGS=kernels",
     "published_size-avx2": "make bench ARGS=published_size",
     "embedded_model": 'make embedded-model ARGS="evaluate max_zimage/assets/tiny-zimage"',
 }
