@@ -17,7 +17,7 @@ from max.driver import CPU
 from max.dtype import DType
 from max.experimental import functional as F
 from max.experimental.tensor import Tensor
-from max.graph import Dim
+from max.graph import Dim, StaticDim
 from max.nn.attention.mask_config import MHAMaskVariant
 from max.nn.kernels import flash_attention_gpu as _flash_attention_gpu
 from max.nn.kernels import flash_attention_ragged_gpu as _flash_attention_ragged_gpu
@@ -27,6 +27,7 @@ from max_zimage.graphs.kernel_library import own
 
 PANEL = 32
 """Outputs side by side in a packed weight: as many sums as the kernels keep in two vector registers."""
+_STEP = 32  # inputs of a tile's row
 
 _flash_attention_gpu_functional = F.functional(_flash_attention_gpu)
 _flash_attention_ragged_gpu_functional = F.functional(_flash_attention_ragged_gpu)
@@ -64,7 +65,7 @@ def linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return own("linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
+    return _product("linear", x, weight, outputs)
 
 
 def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -78,7 +79,7 @@ def gated_linear(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     Returns:
         The same dtype, [items, length, outputs].
     """
-    return own("gated_linear", [x, weight], x, [*x.shape[:2], outputs], widened(x.dtype))
+    return _product("gated_linear", x, weight, outputs)
 
 
 def supports_head_dim(head_dim: int) -> bool:
@@ -191,6 +192,16 @@ def convolution(
         "residual": shortcut is not None,
     }
     return own("convolution", [x, norm_or_nothing, weight, bias, shortcut_or_nothing], x, shape, parameters)
+
+
+def _product(name: str, x: Tensor, weight: Tensor, outputs: int) -> Tensor:
+    """A layer, in tiles where that is the way and its inputs are whole rows of tiles."""
+    inputs: Dim = x.shape[2]
+    shape: list[Dim | int] = [*x.shape[:2], outputs]
+    in_tiles = x.dtype == DType.bfloat16 and inner_loop() == "tiles"
+    if in_tiles and isinstance(inputs, StaticDim) and int(inputs) % _STEP == 0:
+        return own(f"tile_{name}", [x, weight], x, shape)
+    return own(name, [x, weight], x, shape, widened(x.dtype))
 
 
 def _attention(inputs: Sequence[Tensor], *, heads: int, causal: bool, rotary: bool) -> Tensor:

@@ -19,3 +19,4 @@ from .linear import GatedLinear, GeluLinear, Linear
 from .quantized import QuantizedLinear
 from .sandwich import AddedNorms, JoinedNorms
 from .table import TableLogits, TableMeans
+from .tile_linear import TileGatedLinear, TileLinear

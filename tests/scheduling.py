@@ -44,6 +44,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
         "tests/graphs/test_quantized.py",
         "tests/graphs/test_text_attention.py",
         "tests/graphs/test_text_ops.py",
+        "tests/graphs/test_tiles.py",
         "tests/graphs/test_widened.py",
         "tests/graphs/test_widened_weights.py",
     ),

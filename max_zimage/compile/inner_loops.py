@@ -3,9 +3,10 @@
     MAX_ZIMAGE_INNER_LOOP, or what was measured here before, or a measurement
 
 A processor that multiplies pairs of bfloat16 numbers need not do so faster than it multiplies float32: the instruction
-has half the rate of float32's on some. One product is compiled in both ways, which takes seconds, and both are called
-in turn for some milliseconds. What came of it holds for the processor's name, its instructions and the kernels'
-sources, so that all starts draw the same. Where both take nearly as long it is pairs, whose rows are half as large.
+has half the rate of float32's on some. One product is compiled in each way that the processor has, which takes seconds,
+and all are called in turn for some milliseconds. What came of it holds for the processor's name, its instructions and
+the kernels' sources, so that all starts draw the same. Where others take nearly as long it is pairs, whose rows take
+half the memory. A way whose product is not the others' is left out: no machine with tiles has been at hand to try them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 from max.driver import CPU, Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession
@@ -32,7 +34,7 @@ from max.graph import Module as GraphModule
 from max_zimage.compile.artifacts import scratch, sources_digest
 from max_zimage.compile.kept_kernels import kept_package
 from max_zimage.graphs import cpu
-from max_zimage.graphs.cpu import InnerLoop, multiplying_by
+from max_zimage.graphs.cpu import NEEDS, InnerLoop, multiplying_by
 from max_zimage.graphs.kernel_library import bring_package_by, compile_with_kernels
 from max_zimage.graphs.layers import build, trace
 from max_zimage.graphs.product import Product
@@ -41,12 +43,13 @@ from max_zimage.host.processor import processor
 from max_zimage.progress import note
 
 VARIABLE = "MAX_ZIMAGE_INNER_LOOP"
-"""`pairs` or `widened`; what is measured if it is not set."""
+"""`pairs`, `widened` or `tiles`; what is measured if it is not set."""
 LOOPS: tuple[InnerLoop, ...] = get_args(InnerLoop)
 
 _ROWS, _INPUTS, _OUTPUTS = 96, 2048, 1024  # 0.4 GFLOP; the weight's 4 MB come from a cache that cores share, or memory
 _CALLS = 9
-_GAIN = 0.95  # share of the other's time that widening has to be below
+_GAIN = 0.95  # share of the time of pairs that another way has to be below
+_ALIKE = 0.02  # of the largest number, of which both are rounded to eight bits
 _deciding = threading.Lock()
 
 bring_package_by(kept_package)  # whoever traces a graph asks here first
@@ -57,14 +60,12 @@ class Measured:
     """What a measurement came to.
 
     Attributes:
-        loop: The faster way.
-        pairs: Seconds of the fastest call.
-        widened: The same of the other way.
+        loop: The fastest way.
+        seconds: Of the shortest call in each; nothing where none could be measured.
     """
 
     loop: InnerLoop
-    pairs: float
-    widened: float
+    seconds: Mapping[InnerLoop, float]
 
 
 def given() -> InnerLoop | None:
@@ -80,11 +81,12 @@ def given() -> InnerLoop | None:
         if value == loop and loop in there:
             return loop
     if value in LOOPS:
+        need = next(NEEDS[loop] for loop in LOOPS if loop == value)
         raise ValueError(
-            f"{VARIABLE} is {value}, and this processor has no instruction for it (avx512_bf16); unset it: it "
-            f"multiplies in the other way, {' or '.join(there)}"
+            f"{VARIABLE} is {value}, and this processor has no instruction for it ({need}), or Linux does not lend it; "
+            f"unset it: what is there is {' or '.join(there)}"
         )
-    raise ValueError(f"{VARIABLE} must be {' or '.join(LOOPS)}, or not be set, got {value!r}")
+    raise ValueError(f"{VARIABLE} must be {', '.join(LOOPS[:-1])} or {LOOPS[-1]}, or not be set, got {value!r}")
 
 
 def loop_of(module: Module[..., Any], device: Device) -> InnerLoop:
@@ -99,7 +101,7 @@ def loop_of(module: Module[..., Any], device: Device) -> InnerLoop:
     """
     has_choice = device.is_host and any(parameter.dtype == DType.bfloat16 for _, parameter in module.parameters)
     if not has_choice or len(cpu.inner_loops()) == 1:
-        return "pairs"
+        return "pairs"  # the kernels widen where the processor has no instruction for them
     with _deciding:
         return given() or decided().loop
 
@@ -113,7 +115,7 @@ def decided() -> Measured:
         measured = _chosen(_seconds())
     except Exception as error:  # whatever MAX's compiler says: the graph that is wanted may compile all the same
         note(f"which inner loop is faster here could not be measured, pairs are taken: {error}")
-        return Measured(loop="pairs", pairs=0.0, widened=0.0)
+        return Measured(loop="pairs", seconds={})
     return _keep(measured)
 
 
@@ -123,8 +125,8 @@ def kept() -> Measured | None:
         return None
     try:
         found = json.loads(file.read_text())
-        loop = next(each for each in LOOPS if each == found["loop"])
-        return Measured(loop=loop, pairs=float(found["pairs"]), widened=float(found["widened"]))
+        seconds = {loop: float(found["seconds"][loop]) for loop in LOOPS if loop in found["seconds"]}
+        return Measured(loop=next(loop for loop in seconds if loop == found["loop"]), seconds=seconds)
     except (OSError, ValueError, LookupError, TypeError, StopIteration):
         return None
 
@@ -140,23 +142,36 @@ def described() -> str:
     if len(cpu.inner_loops()) == 1:
         return "widened, for the processor has no AVX-512 BF16"
     if (found := kept()) is None:
-        return "pairs or widened, measured when the first bfloat16 graph is made"
-    return f"{found.loop}, as measured: pairs {1e3 * found.pairs:.2f} ms, widened {1e3 * found.widened:.2f} ms"
+        return f"{' or '.join(cpu.inner_loops())}, measured when the first bfloat16 graph is made"
+    each = ", ".join(f"{loop} {1e3 * seconds:.2f} ms" for loop, seconds in found.seconds.items())
+    return f"{found.loop}, as measured: {each}"
 
 
 def _seconds() -> dict[InnerLoop, float]:
-    """The shortest call of one product, in each way."""
+    """The shortest call of one product, in each way whose product is right."""
     session, together, product = InferenceSession(devices=[CPU()]), GraphModule(), Product(_ROWS, _INPUTS, _OUTPUTS)
-    traced = []
-    for loop in LOOPS:
+    traced, loops = [], cpu.inner_loops()
+    for loop in loops:
         with multiplying_by(loop):
             module = build(lambda: product, DType.bfloat16, DeviceRef.CPU())
             types = module.input_types(DType.bfloat16, DeviceRef.CPU())
             traced.append(trace(module, types, f"product_{loop}", together))
     with room_to_compile():
         models = session.init_all(compile_with_kernels(session, together, traced), weights_registry={})
-    inputs = [_ones(tuple(int(side) for side in each.shape)) for each in types]
-    return fastest({loop: partial(models[f"product_{loop}"].execute, *inputs) for loop in LOOPS}, _CALLS)
+    inputs = [_numbers(tuple(int(side) for side in each.shape)) for each in types]
+    calls = {loop: partial(models[f"product_{loop}"].execute, *inputs) for loop in loops}
+    right = alike({loop: _as_float32(call()[0]) for loop, call in calls.items()})
+    return fastest({loop: calls[loop] for loop in right}, _CALLS)
+
+
+def alike(products: Mapping[InnerLoop, npt.NDArray[np.float32]]) -> list[InnerLoop]:
+    """Ways whose product is the first one's, but for rounding."""
+    first = next(iter(products.values()))
+    allowed = _ALIKE * np.abs(first).max()
+    right = [loop for loop, product in products.items() if np.abs(product - first).max() <= allowed]
+    for loop in products.keys() - right:
+        note(f"{loop} multiplies wrongly on this processor and is left out; please report it with the processor's name")
+    return right
 
 
 def fastest(calls: Mapping[InnerLoop, Callable[[], object]], count: int) -> dict[InnerLoop, float]:
@@ -177,12 +192,20 @@ def fastest(calls: Mapping[InnerLoop, Callable[[], object]], count: int) -> dict
 
 
 def _chosen(seconds: Mapping[InnerLoop, float]) -> Measured:
-    pairs, widened = seconds["pairs"], seconds["widened"]
-    return Measured(loop="widened" if widened < _GAIN * pairs else "pairs", pairs=pairs, widened=widened)
+    usual: InnerLoop = "pairs" if "pairs" in seconds else "widened"
+    loop = min(seconds, key=lambda each: seconds[each])
+    return Measured(loop=loop if seconds[loop] < _GAIN * seconds[usual] else usual, seconds=seconds)
 
 
-def _ones(shape: tuple[int, ...]) -> Buffer:
-    return Buffer.from_numpy(np.full(shape, 0x3F80, np.uint16)).view(DType.bfloat16, shape)
+def _numbers(shape: tuple[int, ...]) -> Buffer:
+    """bfloat16 numbers of both signs, 1 to 2 large."""
+    drawn = np.random.default_rng(0).integers(0x3F80, 0x4000, shape, np.uint16)
+    return Buffer.from_numpy(drawn ^ (drawn << 15)).view(DType.bfloat16, shape)
+
+
+def _as_float32(result: Buffer) -> npt.NDArray[np.float32]:
+    bits = result.view(DType.uint16, result.shape).to_numpy().astype(np.uint32)
+    return (bits << 16).view(np.float32)
 
 
 def _file() -> Path | None:

@@ -26,7 +26,7 @@ from tests.references.diffusers_runs import Call, Pair, relative_l2
 from tests.tolerances import BFLOAT16_RATIO
 
 BOTH: tuple[InnerLoop, ...] = ("pairs", "widened")
-has_both = pytest.mark.skipif(cpu.inner_loops() != BOTH, reason="the processor has no AVX-512 BF16")
+ALL: tuple[InnerLoop, ...] = (*BOTH, "tiles")
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     decided.cache_clear()
 
 
-def takes(monkeypatch: pytest.MonkeyPatch, pairs: float, widened: float) -> list[int]:
+def takes(monkeypatch: pytest.MonkeyPatch, pairs: float, widened: float, tiles: float | None = None) -> list[int]:
     """Have a measurement come to this; counts how often one is made."""
     made: list[int] = []
 
     def seconds() -> dict[InnerLoop, float]:
         made.append(1)
-        return {"pairs": pairs, "widened": widened}
+        return {"pairs": pairs, "widened": widened, **({} if tiles is None else {"tiles": tiles})}
 
     monkeypatch.setattr(inner_loops, "_seconds", seconds)
     return made
@@ -58,7 +58,7 @@ def test_the_faster_one_is_taken_and_kept(
 ) -> None:
     made = takes(monkeypatch, 1.0, widened)
     assert described() == "pairs or widened, measured when the first bfloat16 graph is made"
-    assert decided() == Measured(loop=loop, pairs=1.0, widened=widened)  # type: ignore[arg-type]
+    assert decided() == Measured(loop=loop, seconds={"pairs": 1.0, "widened": widened})  # type: ignore[arg-type]
     (file,) = folder.glob("inner-loop-*.json")
     assert json.loads(file.read_text())["loop"] == loop
     decided.cache_clear()  # another process
@@ -68,7 +68,54 @@ def test_the_faster_one_is_taken_and_kept(
     assert described() == f"{loop}, as measured: pairs 1000.00 ms, widened {1e3 * widened:.2f} ms"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"loop": "both", "pairs": 1, "widened": 1}', '{"loop": "pairs"}'])
+@pytest.mark.parametrize(
+    ("seconds", "loop"),
+    [
+        ((1.0, 0.9, 0.2), "tiles"),
+        ((1.0, 0.2, 0.9), "widened"),
+        ((1.0, 0.96, 0.97), "pairs"),
+    ],
+)
+def test_of_three_the_fastest(
+    seconds: tuple[float, float, float], loop: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "inner_loops", lambda: ALL)
+    takes(monkeypatch, *seconds)
+    assert described() == "pairs or widened or tiles, measured when the first bfloat16 graph is made"
+    assert decided().loop == loop
+    decided.cache_clear()  # another process
+    assert decided() == Measured(loop=loop, seconds=dict(zip(ALL, seconds, strict=True)))
+    each = ", ".join(f"{name} {1e3 * one:.2f} ms" for name, one in zip(ALL, seconds, strict=True))
+    assert described() == f"{loop}, as measured: {each}"
+
+
+def test_without_pairs_another_one_is_taken_for_as_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner_loops, "_seconds", lambda: {"widened": 1.0, "tiles": 0.96})
+    assert decided().loop == "widened"
+
+
+def test_a_product_that_is_wrong_is_left_out(notes: list[str]) -> None:
+    right = np.linspace(-100, 100, 96, dtype=np.float32).reshape(8, 12)
+    nearly = right + np.float32(0.5)
+    assert inner_loops.alike({"pairs": right, "widened": nearly, "tiles": right}) == list(ALL)
+    assert notes == []
+    for wrong in (right.T.reshape(8, 12), right * np.nan, np.zeros_like(right)):
+        assert inner_loops.alike({"pairs": right, "widened": nearly, "tiles": wrong}) == list(BOTH)
+        assert notes.pop().startswith("tiles multiplies wrongly on this processor and is left out")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"loop": "both", "seconds": {"pairs": 1, "widened": 1}}',
+        '{"loop": "pairs"}',
+        '{"loop": "tiles", "seconds": {"pairs": 1, "widened": 1}}',
+        '{"loop": "pairs", "seconds": [1, 2]}',
+    ],
+)
 def test_a_damaged_file_is_measured_anew(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     takes(monkeypatch, 1.0, 0.5)
     decided()
@@ -83,7 +130,7 @@ def test_a_damaged_file_is_measured_anew(text: str, folder: Path, monkeypatch: p
 def test_of_two_processes_the_first_is_right(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile() -> dict[InnerLoop, float]:
         takes(monkeypatch, 1.0, 0.5)
-        inner_loops._keep(Measured(loop="widened", pairs=1.0, widened=0.5))
+        inner_loops._keep(Measured(loop="widened", seconds={"pairs": 1.0, "widened": 0.5}))
         return {"pairs": 1.0, "widened": 2.0}
 
     monkeypatch.setattr(inner_loops, "_seconds", meanwhile)
@@ -108,9 +155,10 @@ def test_without_a_folder_or_a_measurement(folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("value", "there", "says"),
     [
-        ("vnni", BOTH, "MAX_ZIMAGE_INNER_LOOP must be pairs or widened, or not be set, got 'vnni'"),
+        ("vnni", BOTH, "MAX_ZIMAGE_INNER_LOOP must be pairs, widened or tiles, or not be set, got 'vnni'"),
         ("", BOTH, "or not be set, got ''"),
-        ("pairs", ("widened",), "is pairs, and this processor has no instruction for it (avx512_bf16); unset it"),
+        ("pairs", ("widened",), "is pairs, and this processor has no instruction for it (avx512_bf16), or Linux does"),
+        ("tiles", BOTH, "is tiles, and this processor has no instruction for it (amx_bf16), or Linux does not"),
     ],
 )
 def test_a_variable_without_meaning(
@@ -145,6 +193,29 @@ def test_what_a_graph_is_known_by(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert described() == "widened, for the processor has no AVX-512 BF16"
 
 
+@pytest.mark.parametrize(
+    ("flags", "lends", "expected"),
+    [
+        ("avx2", True, ("widened",)),
+        ("avx512_bf16", True, BOTH),
+        ("avx512_bf16 amx_tile amx_bf16", True, ALL),
+        ("avx512_bf16 amx_tile amx_bf16", False, BOTH),
+        ("amx_tile amx_bf16", True, ("widened", "tiles")),
+    ],
+)
+def test_what_a_processor_has(
+    flags: str, lends: bool, expected: tuple[InnerLoop, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "instructions", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(cpu, "_may_use_tiles", lambda: lends)
+    assert cpu.inner_loops.__wrapped__() == expected
+
+
+def test_linux_lends_tiles_where_there_are_some() -> None:
+    """It says no without an error where the processor has none, or another system is asked."""
+    assert not cpu._may_use_tiles() or "amx_tile" in cpu.instructions()
+
+
 def test_calls_are_timed_in_turn() -> None:
     order: list[str] = []
 
@@ -156,20 +227,21 @@ def test_calls_are_timed_in_turn() -> None:
     assert all(seconds > 0 for seconds in found.values())
 
 
-@has_both
-def test_a_measurement(folder: Path) -> None:
+def test_a_measurement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels do without what the processor has not, so that all ways can be measured everywhere."""
+    monkeypatch.setattr(cpu, "inner_loops", lambda: ALL)
     found = inner_loops._seconds()
-    assert set(found) == set(BOTH)
+    assert set(found) == set(ALL)
     # 0.4 GFLOP: between what no processor reaches and what a loop without vectors takes.
     assert all(1e-5 < seconds < 1 for seconds in found.values())
 
 
-@has_both
 @pytest.mark.slow  # the transformer is compiled once more
-@pytest.mark.parametrize("loop", BOTH)
-def test_pictures_of_both_are_as_near_as_the_reference(
+@pytest.mark.parametrize("loop", ALL)
+def test_pictures_of_each_are_as_near_as_the_reference(
     loop: str, embedded: Pair, embedded_bfloat16: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cpu, "inner_loops", lambda: ALL)
     monkeypatch.setenv(VARIABLE, loop)
     call = Call()
     exact = embedded.run_theirs(call).latents[-1]
