@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,17 +11,19 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 
 from max_zimage.checkpoint.names import Packing
-from max_zimage.checkpoint.numbers import Bits
+from max_zimage.checkpoint.numbers import Bits, Read, rows_of
 from max_zimage.checkpoint.tensors import at_once
-from max_zimage.device.dtypes import bfloat16_bits
+from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 from max_zimage.graphs.kernel_library import uses_cpu_kernels
 from max_zimage.graphs.model.transformer import TransformerSpec
-from max_zimage.graphs.ops import packable, packed_shape
+from max_zimage.graphs.ops import PANEL, packable
 
 _UNIT = np.dtype(np.uint32)
 """What the kernels read at a time: one float32 number, or two of bfloat16."""
-_PIECE = 1 << 22
-"""Bytes that a thread orders at a time, about."""
+_PIECE = 1 << 20
+"""Bytes that a thread orders at a time, about: what the second-level cache of a core holds."""
+_HEADS = 4
+"""Panels with whole heads, of 64 or 128 outputs: others are read for each piece that has a part of them."""
 
 
 def deinterleave_pairs(rows: Bits, heads: int, head_dim: int) -> None:
@@ -57,37 +60,60 @@ def packed(values: Bits, packing: Packing) -> Buffer:
         [panels, units, 32 numbers a unit], see `graphs.ops.packed_shape`; of several matrices [matrices, panels, units,
         numbers], and for "taps" [panels, taps, units, numbers].
     """
-    dtype = DType.float32 if values.dtype == np.float32 else DType.bfloat16
-    ordered = np.stack([_ordered(each, packing) for each in values]) if values.ndim == 3 else _ordered(values, packing)
+    if packing == "taps":
+        height, width, inputs, outputs = values.shape
+        taps = [rows_of(tap.T) for tap in values.reshape(height * width, inputs, outputs)]
+        return _buffer(_ordered(taps, (outputs, inputs), packing, values.dtype))
+    if values.ndim == 3:
+        each = [_ordered([rows_of(matrix)], matrix.shape, packing, values.dtype)[:, 0] for matrix in values]
+        return _buffer(np.stack(each))
+    return _buffer(_ordered([rows_of(values)], values.shape, packing, values.dtype)[:, 0])
+
+
+def packed_rows(read: Read, shape: tuple[int, ...], packing: Packing, dtype: ModelDtype) -> Buffer:
+    """`packed`, of a matrix that is nowhere in one piece: its rows are asked for a few at a time.
+
+    Args:
+        read: Gives them in the dtype.
+        shape: Of the matrix, [outputs, inputs].
+        packing: "panels" or "gated".
+        dtype: The numbers'.
+    """
+    kind = np.dtype(np.float32 if dtype == "float32" else np.uint16)
+    return _buffer(_ordered([read], shape, packing, kind)[:, 0])
+
+
+def _buffer(ordered: npt.NDArray[Any]) -> Buffer:
+    dtype = DType.float32 if ordered.dtype == np.float32 else DType.bfloat16
     return Buffer.from_numpy(ordered.reshape(-1)).view(dtype, ordered.shape)
 
 
-def _ordered(values: Bits, packing: Packing) -> Bits:
-    """One matrix, or one convolution, as `packed` has it."""
-    dtype = DType.float32 if values.dtype == np.float32 else DType.bfloat16
-    per_unit = _UNIT.itemsize // values.itemsize
-    # [tap, part, output, input], of which the outputs of all parts stand in one panel
-    parts = values[np.newaxis].reshape(1, 2 if packing == "gated" else 1, -1, values.shape[-1])
-    if packing == "taps":
-        height, width, inputs, outputs = values.shape
-        parts = values.reshape(height * width, 1, inputs, outputs).transpose(0, 1, 3, 2)
-    taps, halves, outputs, inputs = parts.shape
-    share = packed_shape(inputs, outputs, dtype)[2] // per_unit // halves  # outputs of a panel from one part
-    panels, units = -(-outputs // share), -(-inputs // per_unit)
-    missing = (panels * share - outputs, units * per_unit - inputs)
-    # Nothing is missing from the matrices of the published models, the largest of which is not to be copied twice.
-    filled = np.pad(parts, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1]))) if any(missing) else parts
-    whole = np.ascontiguousarray(filled).view(_UNIT).reshape(taps, halves, panels, share, units)
-    ordered = np.empty((panels, taps, units, halves, share), _UNIT)
+def _ordered(taps: Sequence[Read], shape: tuple[int, ...], packing: Packing, kind: np.dtype[Any]) -> Bits:
+    """Matrices of one shape, side by side: [panels, taps, units, numbers of a unit].
 
-    step = max(1, _PIECE * panels // ordered.nbytes)
+    A piece is read, and written in its order, while it is in a processor's cache.
+    """
+    per_unit, halves = _UNIT.itemsize // kind.itemsize, 2 if packing == "gated" else 1
+    share, outputs, inputs = PANEL // halves, shape[0] // halves, shape[1]  # of one half: outputs of a panel, and all
+    panels, units = -(-outputs // share), -(-inputs // per_unit)
+    ordered = np.empty((panels, len(taps), units, halves, share), _UNIT)
+    step = max(1, _PIECE // (PANEL * units * _UNIT.itemsize))
+    step -= step % _HEADS if step > _HEADS else 0
 
     def order(begin: int) -> None:
-        ordered[begin : begin + step] = whole[:, :, begin : begin + step].transpose(2, 0, 4, 1, 3)
+        end = min(begin + step, panels)
+        for tap, read in enumerate(taps):
+            for half in range(halves):
+                before = half * outputs
+                rows = read(before + begin * share, before + min(end * share, outputs))
+                missing = ((end - begin) * share - len(rows), units * per_unit - inputs)
+                filled = np.pad(rows, [(0, each) for each in missing]) if any(missing) else rows
+                whole = np.ascontiguousarray(filled).view(_UNIT).reshape(end - begin, share, units)
+                ordered[begin:end, tap, :, half] = whole.transpose(0, 2, 1)
 
     at_once(order, range(0, panels, step))
-    shape = (panels, *((taps,) if packing == "taps" else ()), units, halves * share * per_unit)
-    return ordered.view(values.dtype).reshape(shape)
+    numbers: Bits = ordered.view(kind).reshape(panels, len(taps), units, PANEL * per_unit)
+    return numbers
 
 
 def weight_buffer(values: npt.NDArray[np.float32], dtype: DType, packing: Packing | None) -> Buffer:

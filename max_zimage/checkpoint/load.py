@@ -1,7 +1,8 @@
 """Weights into the buffers that the graphs take, under the graphs' names: rounded once, stacked, reordered, packed.
 
 Loading maps the files: a tensor that is used as it stands stays in the map, and any other is written once into its own
-buffer while the pages it came from are given back, so that a component is never in memory twice.
+buffer while the pages it came from are given back, so that a component is never in memory twice. A matrix that is
+packed, or rounded to codes, is read a few rows at a time by all cores, and is whole in no other order.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
 
-from max_zimage.checkpoint.layout import deinterleave_pairs, packed, packs
-from max_zimage.checkpoint.numbers import Bits
+from max_zimage.checkpoint.layout import deinterleave_pairs, packed, packed_rows, packs
+from max_zimage.checkpoint.numbers import Bits, Read
 from max_zimage.checkpoint.plan import LoadPlan, ParameterRecipe
-from max_zimage.checkpoint.quantized import quantized
-from max_zimage.checkpoint.tensors import Files, Tensor
+from max_zimage.checkpoint.quantized import quantized, quantized_rows
+from max_zimage.checkpoint.tensors import Files, StoredTensor, Tensor
 from max_zimage.device.dtypes import ModelDtype
 from max_zimage.graphs.linear import Codes
 
@@ -76,9 +77,11 @@ def loaded_names(checked: LoadPlan) -> list[str]:
 
 
 def _quantized(recipe: ParameterRecipe, codes: Codes, files: Files) -> tuple[Buffer, Buffer]:
+    assert recipe.packing is not None
+    if _is_matrix_of_files(recipe):
+        return quantized_rows(_rows_of(recipe, files, "float32"), recipe.shape, recipe.packing, codes)
     values = _stack(recipe.parts, files, "float32").view(np.float32).reshape(recipe.shape)
     deinterleave_pairs(values, recipe.rotary_heads, recipe.head_dim)
-    assert recipe.packing is not None
     return quantized(values, recipe.packing, codes)
 
 
@@ -89,6 +92,8 @@ def _as_stored(recipe: ParameterRecipe) -> ParameterRecipe:
 
 def _made(recipe: ParameterRecipe, files: Files, dtype: ModelDtype, to_pack: bool) -> Buffer:
     packing = recipe.packing if to_pack and packs(recipe.packing, recipe.shape, DType[dtype]) else None
+    if packing is not None and _is_matrix_of_files(recipe):
+        return packed_rows(_rows_of(recipe, files, dtype), recipe.shape, packing, dtype)
     in_place = recipe.layout != "conv" and not recipe.rotary_heads and packing is None
     if in_place and len(recipe.parts) == 1 and (there := recipe.parts[0].in_place(dtype, files)) is not None:
         return there.view(DType[dtype], recipe.shape)
@@ -104,6 +109,38 @@ def _made(recipe: ParameterRecipe, files: Files, dtype: ModelDtype, to_pack: boo
     if packing:
         return packed(values.reshape(recipe.shape), packing)
     return Buffer.from_numpy(values.reshape(-1)).view(DType[dtype], recipe.shape)
+
+
+def _is_matrix_of_files(recipe: ParameterRecipe) -> bool:
+    """Whether its rows are read a few at a time as well as all at once; what is decoded first may take longer so."""
+    stored = all(isinstance(part, StoredTensor) for part in recipe.parts)
+    return stored and len(recipe.shape) == 2 and recipe.layout != "conv"
+
+
+def _rows_of(recipe: ParameterRecipe, files: Files, dtype: ModelDtype) -> Read:
+    """What reads a matrix from the files a few rows at a time, its pairs brought apart."""
+    inputs, turned = recipe.shape[1], recipe.rotary_heads * recipe.head_dim
+    for part in recipe.parts:
+        _ = files[part.file]  # mapped once, before threads look for it
+
+    def read(begin: int, end: int) -> Bits:
+        # Pairs are apart in whole heads alone.
+        first = begin // recipe.head_dim * recipe.head_dim if begin < turned else begin
+        last = -(-end // recipe.head_dim) * recipe.head_dim if end < turned else end
+        shape = (last - first, inputs)
+        values: Bits = np.empty(shape, np.float32) if dtype == "float32" else np.empty(shape, np.uint16)
+        start = 0
+        for part in recipe.parts:
+            above, below = max(first, start), min(last, start + part.size // inputs)
+            if above < below and isinstance(part, StoredTensor):
+                there = values[above - first : below - first].reshape(-1)
+                part.fill_part((above - start) * inputs, there, files)
+            start += part.size // inputs
+        if first < turned:
+            deinterleave_pairs(values, (min(last, turned) - first) // recipe.head_dim, recipe.head_dim)
+        return values[begin - first : end - first]
+
+    return read
 
 
 def _stack(parts: Sequence[Tensor], files: Files, dtype: ModelDtype) -> Bits:

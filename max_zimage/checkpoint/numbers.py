@@ -15,6 +15,13 @@ from max_zimage.device.dtypes import ModelDtype, bfloat16_bits
 FloatArray = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.uint16] | FloatArray
 """Numbers of float32, or the bits of bfloat16: what the model has its weights in."""
+Read = Callable[[int, int], Bits]
+"""Rows of a matrix, from one to another that is not among them; several threads ask for some at once."""
+
+
+def rows_of(matrix: Bits) -> Read:
+    """Rows of a matrix that is in memory."""
+    return lambda begin, end: matrix[begin:end]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,13 @@ stored where; for an accelerator a group is all inputs of an output, and the mat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from max.driver import Buffer
 from max.dtype import DType
 
 from max_zimage.checkpoint.names import Packing
-from max_zimage.checkpoint.numbers import FloatArray
+from max_zimage.checkpoint.numbers import FloatArray, Read, rows_of
 from max_zimage.checkpoint.tensors import at_once
 from max_zimage.graphs.code_ops import quantized_shapes
 from max_zimage.graphs.linear import Codes
@@ -27,6 +25,7 @@ from max_zimage.graphs.ops import PANEL, gated_rows
 CodeArray = npt.NDArray[np.uint8]
 
 _TURNED = 256  # outputs that a thread turns at a time
+_PANELS = 4  # that a thread rounds at a time: whole heads, which can only be read so
 
 
 def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffer, Buffer]:
@@ -42,33 +41,47 @@ def quantized(values: FloatArray, packing: Packing, codes: Codes) -> tuple[Buffe
         [inputs, outputs] and float32 [outputs]. A group with a number that is not finite has a scale that is none
         either.
     """
+    return quantized_rows(rows_of(values), values.shape, packing, codes)
+
+
+def quantized_rows(read: Read, shape: tuple[int, ...], packing: Packing, codes: Codes) -> tuple[Buffer, Buffer]:
+    """`quantized`, of a matrix that is nowhere in one piece: its rows are asked for a few at a time.
+
+    Args:
+        read: Gives them in float32.
+        shape: Of the matrix, [outputs, inputs].
+        packing: As of `quantized`.
+        codes: The same.
+    """
     if not codes.is_packed:
-        return _turned(values, codes)
-    outputs, inputs = values.shape
+        return _turned(read, shape, codes)
+    outputs, inputs = shape
     rows = gated_rows(outputs // 2) if packing == "gated" else outputs
     weight_shape, scales_shape = quantized_shapes(inputs, rows, bits=codes.bits, group=codes.group)
     packed, scales = np.empty(weight_shape, np.uint8), np.empty(scales_shape, np.float32)
 
-    halves = np.split(values, 2) if packing == "gated" else [values]
+    halves = 2 if packing == "gated" else 1
 
-    def fill(panel: int) -> None:
-        found, scales[panel] = _rounded(_rows_of(panel, halves), codes)
-        packed[panel] = _units(found, codes.bits)
+    def fill(begin: int) -> None:
+        end = min(begin + _PANELS, len(packed))
+        for panel, rows in enumerate(_rows_of(begin, end, read, outputs // halves, halves), begin):
+            found, scales[panel] = _rounded(rows, codes)
+            packed[panel] = _units(found, codes.bits)
 
-    at_once(fill, range(len(packed)))
+    at_once(fill, range(0, len(packed), _PANELS))
     return (
         Buffer.from_numpy(packed.reshape(-1)).view(DType.uint8, weight_shape),
         Buffer.from_numpy(scales.reshape(-1)).view(DType.float32, scales_shape),
     )
 
 
-def _turned(values: FloatArray, codes: Codes) -> tuple[Buffer, Buffer]:
-    outputs, inputs = values.shape
+def _turned(read: Read, shape: tuple[int, ...], codes: Codes) -> tuple[Buffer, Buffer]:
+    outputs, inputs = shape
     turned, scales = np.empty((inputs, outputs), np.uint8), np.empty(outputs, np.float32)
 
     def fill(begin: int) -> None:
-        rows = slice(begin, begin + _TURNED)
-        found, (scales[rows],) = _rounded(values[rows], codes)
+        rows = slice(begin, min(begin + _TURNED, outputs))
+        found, (scales[rows],) = _rounded(_floats(read, rows.start, rows.stop), codes)
         turned[:, rows] = found.T ^ np.uint8(128)  # from codes around 128 to numbers around 0
 
     at_once(fill, range(0, outputs, _TURNED))
@@ -78,14 +91,19 @@ def _turned(values: FloatArray, codes: Codes) -> tuple[Buffer, Buffer]:
     )
 
 
-def _rows_of(panel: int, halves: Sequence[FloatArray]) -> FloatArray:
-    """The rows of a panel, as many of each half; zeros where there are none."""
-    share = PANEL // len(halves)
-    parts = [half[panel * share : (panel + 1) * share] for half in halves]
-    missing = share - len(parts[0])
-    if missing:
+def _rows_of(begin: int, end: int, read: Read, outputs: int, halves: int) -> FloatArray:
+    """Rows of some panels [panels, 32, inputs], as many of each half, which has so many; zeros where there are none."""
+    share, first = PANEL // halves, begin * PANEL // halves
+    last = min(end * share, outputs)
+    parts = [_floats(read, half * outputs + first, half * outputs + last) for half in range(halves)]
+    if missing := end * share - last:
         parts = [np.pad(part, ((0, missing), (0, 0))) for part in parts]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    panels = [part.reshape(end - begin, share, -1) for part in parts]
+    return np.concatenate(panels, axis=1) if halves > 1 else panels[0]
+
+
+def _floats(read: Read, begin: int, end: int) -> FloatArray:
+    return read(begin, end).view(np.float32)
 
 
 def _rounded(rows: FloatArray, codes: Codes) -> tuple[CodeArray, FloatArray]:

@@ -139,13 +139,13 @@ class StoredTensor(Tensor):
     def rows(self, begin: int, end: int, files: Files) -> FloatArray:
         width = self.size // (self.shape[0] if self.shape else 1)
         values = np.empty((end - begin) * width, np.float32)
-        self._convert(begin * width, values, files)
+        self.fill_part(begin * width, values, files)
         return values.reshape(end - begin, *self.shape[1:])
 
     @override
     def fill(self, target: Bits, files: Files) -> None:
         for begin in range(0, self.size, _CHUNK):
-            self._convert(begin, target[begin : begin + _CHUNK], files)
+            self.fill_part(begin, target[begin : begin + _CHUNK], files)
 
     @override
     def ahead(self) -> None:
@@ -172,8 +172,14 @@ class StoredTensor(Tensor):
         _give_back(source, start, count * kind.itemsize)
         return values.reshape(end - begin, *self.shape[1:])
 
-    def _convert(self, begin: int, target: Bits, files: Files) -> None:
-        """Fill the target with as many numbers, from one of them on."""
+    def fill_part(self, begin: int, target: Bits, files: Files) -> None:
+        """Write as many numbers as the target takes, rounded once.
+
+        Args:
+            begin: The first of them.
+            target: Of the model's dtype, [numbers].
+            files: Where they are read from.
+        """
         stored, source = READ[self.dtype], files[self.file]
         start = self.start + begin * stored.raw.itemsize
         stored.convert(np.frombuffer(source, stored.raw, target.size, start), target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,10 @@ from max_zimage.checkpoint.derived import derived_plans
 from max_zimage.checkpoint.layout import apart
 from max_zimage.checkpoint.load import load, loaded_names, scales_of
 from max_zimage.checkpoint.plan import LoadPlan
+from max_zimage.checkpoint.quantized import quantized
 from max_zimage.compile.ahead_of_time import FULL_MODEL
 from max_zimage.compile.registry import made
+from max_zimage.graphs.linear import Storage
 from max_zimage.pipeline.manifest import CheckpointManifest
 
 Loaded = Mapping[str, Buffer]
@@ -58,6 +61,22 @@ def test_every_matrix_is_codes_and_scales(component: str, sources: CheckpointMan
         assert np.abs(steps).max() < 0.5001  # rounded to the nearest
         assert np.abs(codes.to_numpy().astype(int)).max() == 127
     assert narrow.nbytes("float32") == sum(each.num_elements * each.dtype.size_in_bytes for each in after.values())
+
+
+@pytest.mark.parametrize("storage", get_args(Storage))
+@pytest.mark.parametrize("component", ["text_encoder", "transformer"])
+def test_rows_are_rounded_as_they_are_read(component: str, storage: Storage, sources: CheckpointManifest) -> None:
+    """As the whole matrix is, its pairs apart, gates above ups."""
+    whole = sources.plans[component]
+    narrow = replace(whole, kept_as=storage)
+    before, after, packings = load(whole, "float32"), load(narrow, "float32"), set[str | None]()
+    for each in narrow.recipes:
+        if (codes := narrow.codes(each)) is not None and each.packing is not None:
+            packings.add(each.packing)
+            expected = quantized(before[each.engine].to_numpy(), each.packing, codes)
+            for ours, theirs in zip((after[each.engine], after[scales_of(each.engine)]), expected, strict=True):
+                np.testing.assert_array_equal(ours.to_numpy(), theirs.to_numpy())
+    assert packings == {"panels", "gated"}
 
 
 def test_memory_of_what_is_widened() -> None:

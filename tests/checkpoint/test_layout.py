@@ -12,6 +12,7 @@ from max.dtype import DType
 from max.experimental.nn import Linear
 from max.graph import DeviceRef
 
+from max_zimage.checkpoint import layout
 from max_zimage.checkpoint.config import model_specs
 from max_zimage.checkpoint.expand import text_encoder_names, transformer_names, vae_names
 from max_zimage.checkpoint.formats import open_source
@@ -84,11 +85,13 @@ def unpacked(panels: torch.Tensor, shape: list[int], gated: bool) -> torch.Tenso
     return matrix
 
 
+@pytest.mark.parametrize("piece", [1, layout._PIECE])  # a panel at a time, which cuts heads; and the whole
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("component", ROWS)
 def test_what_has_a_packing_is_packed_where_it_fits(
-    plans: dict[str, LoadPlan], component: str, dtype: ModelDtype
+    plans: dict[str, LoadPlan], component: str, dtype: ModelDtype, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(layout, "_PIECE", piece)
     packings = {row.engine.partition("}.")[2] or row.engine: row.packing for row in ROWS[component]}
     plain, packed = (load(plans[component], dtype, to_pack=choice) for choice in (False, True))
     assert plain.keys() == packed.keys()
