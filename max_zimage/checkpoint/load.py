@@ -79,7 +79,7 @@ def loaded_names(checked: LoadPlan) -> list[str]:
 def _quantized(recipe: ParameterRecipe, codes: Codes, files: Files) -> tuple[Buffer, Buffer]:
     assert recipe.packing is not None
     if _is_matrix_of_files(recipe):
-        return quantized_rows(_rows_of(recipe, files, "float32"), recipe.shape, recipe.packing, codes)
+        return quantized_rows(_reader(recipe, files, "float32"), recipe.shape, recipe.packing, codes)
     values = _stack(recipe.parts, files, "float32").view(np.float32).reshape(recipe.shape)
     deinterleave_pairs(values, recipe.rotary_heads, recipe.head_dim)
     return quantized(values, recipe.packing, codes)
@@ -93,7 +93,7 @@ def _as_stored(recipe: ParameterRecipe) -> ParameterRecipe:
 def _made(recipe: ParameterRecipe, files: Files, dtype: ModelDtype, to_pack: bool) -> Buffer:
     packing = recipe.packing if to_pack and packs(recipe.packing, recipe.shape, DType[dtype]) else None
     if packing is not None and _is_matrix_of_files(recipe):
-        return packed_rows(_rows_of(recipe, files, dtype), recipe.shape, packing, dtype)
+        return packed_rows(_reader(recipe, files, dtype), recipe.shape, packing, dtype)
     in_place = recipe.layout != "conv" and not recipe.rotary_heads and packing is None
     if in_place and len(recipe.parts) == 1 and (there := recipe.parts[0].in_place(dtype, files)) is not None:
         return there.view(DType[dtype], recipe.shape)
@@ -117,7 +117,7 @@ def _is_matrix_of_files(recipe: ParameterRecipe) -> bool:
     return stored and len(recipe.shape) == 2 and recipe.layout != "conv"
 
 
-def _rows_of(recipe: ParameterRecipe, files: Files, dtype: ModelDtype) -> Read:
+def _reader(recipe: ParameterRecipe, files: Files, dtype: ModelDtype) -> Read:
     """What reads a matrix from the files a few rows at a time, its pairs brought apart."""
     inputs, turned = recipe.shape[1], recipe.rotary_heads * recipe.head_dim
     for part in recipe.parts:

@@ -64,7 +64,7 @@ def quantized_rows(read: Read, shape: tuple[int, ...], packing: Packing, codes: 
 
     def fill(begin: int) -> None:
         end = min(begin + _PANELS, len(packed))
-        for panel, rows in enumerate(_rows_of(begin, end, read, outputs // halves, halves), begin):
+        for panel, rows in enumerate(_panels_of(begin, end, read, outputs // halves, halves), begin):
             found, scales[panel] = _rounded(rows, codes)
             packed[panel] = _units(found, codes.bits)
 
@@ -91,7 +91,7 @@ def _turned(read: Read, shape: tuple[int, ...], codes: Codes) -> tuple[Buffer, B
     )
 
 
-def _rows_of(begin: int, end: int, read: Read, outputs: int, halves: int) -> FloatArray:
+def _panels_of(begin: int, end: int, read: Read, outputs: int, halves: int) -> FloatArray:
     """Rows of some panels [panels, 32, inputs], as many of each half, which has so many; zeros where there are none."""
     share, first = PANEL // halves, begin * PANEL // halves
     last = min(end * share, outputs)
